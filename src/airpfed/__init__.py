@@ -1,0 +1,1 @@
+"""AirPFed-LoRA: personalised, multi-task federated LoRA fine-tuning of LLMs over the air."""

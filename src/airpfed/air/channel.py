@@ -1,0 +1,30 @@
+"""Small-scale fading: one channel a coherence block."""
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from airpfed.streams import stream
+
+
+def rayleigh(gain: Float[Tensor, " K"], antennas: int, rng: torch.Generator) -> Complex[Tensor, "{antennas} K"]:
+    """Draw one block of flat fading, h_k ~ CN(0, gain_k I_M).
+
+    gain: mean power gain per device, linear. Returns h, constant over the block; E||h_k||^2 = M gain_k.
+    """
+    h = torch.randn(antennas, len(gain), dtype=torch.complex128, generator=rng)
+    return h * gain.sqrt()
+
+
+def estimated(
+    gain: Float[Tensor, " K"], antennas: int, csi_error: float, seed: int, t: int, blocks: range
+) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
+    """Channel estimates and true channels of a round's coherence blocks, h = estimate + error.
+
+    estimate ~ CN(0, (1 - csi_error) gain), error ~ CN(0, csi_error gain), independent (the MMSE estimate's statistics).
+    Random: block i of round t has streams of its own, so it is the same channel whichever slot sees it.
+    """
+    estimate = [rayleigh((1 - csi_error) * gain, antennas, stream(seed, "fading", t, block)) for block in blocks]
+    error = [rayleigh(csi_error * gain, antennas, stream(seed, "csi error", t, block)) for block in blocks]
+    known = torch.stack(estimate)
+    return known, known + torch.stack(error)

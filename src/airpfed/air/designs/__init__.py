@@ -1,0 +1,1 @@
+"""Transceiver designs, one file each, batched over coherence blocks."""

@@ -1,0 +1,64 @@
+"""Least mean squared error: transmit factors eliminated in closed form, receivers by continuation or acceleration."""
+
+import torch
+from jaxtyping import Complex
+from torch import Tensor
+
+from airpfed.air.designs.alternation import accelerate, devices
+from airpfed.air.designs.hinge import continuation, point, real_maps, receiver
+from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.unit import Unit, dominant_beam, heard, normalise, restore
+from airpfed.air.slot import Slot, Transceiver, gains, keep_better
+
+START = 10.0
+"""First noise level of the continuation, in units of the typical channel power per antenna."""
+
+STEPS = 60
+
+
+def mmse(slot: Slot) -> Transceiver:
+    """The least sum_i alpha_i MSE_i over receivers and |b_k|^2 <= P_k, to a local optimum; shrinks, hence biased.
+
+    One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from the start
+    that `uniform_forcing` gives. Never worse than `uniform_forcing`, block by block.
+    """
+    forcing = uniform_forcing(slot)
+    unit = normalise(slot)
+    found = concurrent(unit, forcing) if len(slot.weights) > 1 else single(unit)
+    return keep_better(slot, forcing, found)
+
+
+def single(unit: Unit) -> Transceiver:
+    """One target: Gauss-Newton with continuation, CSI error as noise at full power, then polished."""
+    h, w = unit.h, torch.where(heard(unit.h), unit.weights[0], 0.0)
+    noise = unit.noise + unit.csi.sum(-1)
+    maps = real_maps(h)
+    at, steps = continuation(maps, w, noise, point(maps, dominant_beam(h, w)), START)
+    m = receiver(at)[..., None]
+    if bool((unit.csi > 0).any()):
+        m, more = accelerate(unit, m, STEPS)
+        steps += more
+    return restore(unit, m, devices(unit, m), steps)
+
+
+def concurrent(unit: Unit, forcing: Transceiver) -> Transceiver:
+    """Several targets: accelerated alternation from uniform forcing."""
+    m, steps = accelerate(unit, adopt(unit, forcing), STEPS)
+    return restore(unit, m, devices(unit, m), steps)
+
+
+def adopt(unit: Unit, transceiver: Transceiver) -> Complex[Tensor, "B D T"]:
+    """A slot's receivers in the unit problem's coordinates, the inverse of `restore`."""
+    receiver = transceiver.receiver if unit.basis is None else unit.basis.mH @ transceiver.receiver
+    return receiver * unit.scale.sqrt()[:, None, None] / unit.norm
+
+
+def debias(slot: Slot, transceiver: Transceiver) -> Transceiver:
+    """Each receiver over its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2, g_ik = m_i^H h_k b_k.
+
+    Afterwards the weighted mean gain is 1; device by device it still is not. A receiver that hears nothing stays.
+    """
+    square = slot.weights.square().sum(-1)
+    mean = (gains(slot.h, transceiver) * slot.weights).sum(-1) / torch.where(square > 0, square, 1.0)
+    mean = torch.where(mean.abs() > 1e-12, mean, 1.0)
+    return Transceiver(transceiver.receiver / mean.conj()[:, None, :], transceiver.transmit, transceiver.iterations)

@@ -1,0 +1,74 @@
+"""One slot of the air: what a transceiver design is given, what it returns, and what its result costs."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The design problem of B coherence blocks at once: y = sum_k h_k b_k x_k + z, E|x_k|^2 = 1, z ~ CN(0, noise I_M).
+
+    h: channel estimates, linear amplitude, complex128, h[..., k] the channel of device k.
+    weights: w_ik >= 0, 0 where target i does not want device k. importance: alpha_i >= 0, weight of target i's error.
+    power: P_k in watts, |b_k|^2 <= P_k. noise: sigma2 in watts per complex symbol and antenna, 0 switches it off.
+    csi_variance: variance of the estimation error per antenna of device k, 0 where the estimate is perfect.
+    """
+
+    h: Complex[Tensor, "B M K"]
+    weights: Float[Tensor, "T K"]
+    importance: Float[Tensor, " T"]
+    power: Float[Tensor, " K"]
+    noise: float
+    csi_variance: Float[Tensor, " K"]
+
+
+@dataclass(frozen=True)
+class Transceiver:
+    """Receivers m_i, of which m_i^H y estimates target i, and transmit factors b_k; `iterations` the design took."""
+
+    receiver: Complex[Tensor, "B M T"]
+    transmit: Complex[Tensor, "B K"]
+    iterations: int
+
+
+def gains(h: Complex[Tensor, "B M K"], transceiver: Transceiver) -> Complex[Tensor, "B T K"]:
+    """The scalar that target i hears device k through: m_i^H h_k b_k, for any channel h, estimated or true."""
+    return transceiver.receiver.mH @ h * transceiver.transmit[:, None, :]
+
+
+def mse(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B T"]:
+    """Mean squared error of each target's sum for i.i.d. symbols of unit power, over symbols, noise and CSI error.
+
+    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_j csi_j |b_j|^2) ||m_i||^2.
+    """
+    mismatch = (gains(slot.h, transceiver) - slot.weights).abs().square().sum(-1)
+    disturbance = slot.noise + transceiver.transmit.abs().square() @ slot.csi_variance
+    return mismatch + disturbance[:, None] * transceiver.receiver.abs().square().sum(1)
+
+
+def objective(slot: Slot, transceiver: Transceiver) -> Float[Tensor, " B"]:
+    """What a design minimises: sum_i importance_i MSE_i."""
+    return mse(slot, transceiver) @ slot.importance
+
+
+def silent(slot: Slot) -> Transceiver:
+    """The transceiver that sends and hears nothing; its MSE_i is sum_k w_ik^2, the reference of every NMSE."""
+    blocks, antennas, devices = slot.h.shape
+    return Transceiver(
+        torch.zeros(blocks, antennas, len(slot.weights), dtype=slot.h.dtype, device=slot.h.device),
+        torch.zeros(blocks, devices, dtype=slot.h.dtype, device=slot.h.device),
+        0,
+    )
+
+
+def keep_better(slot: Slot, first: Transceiver, second: Transceiver) -> Transceiver:
+    """Block by block the transceiver of smaller objective, `first` on a tie; iterations add up."""
+    swap = objective(slot, second) < objective(slot, first)
+    return Transceiver(
+        torch.where(swap[:, None, None], second.receiver, first.receiver),
+        torch.where(swap[:, None], second.transmit, first.transmit),
+        first.iterations + second.iterations,
+    )

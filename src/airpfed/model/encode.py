@@ -1,0 +1,76 @@
+"""Prompts and answers as token ids, and batches of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from airpfed.errors import UserError
+
+IGNORED = -100
+"""Target of a position that no loss reads."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample: what the model reads, and what its last len(targets) positions should predict.
+
+    classify: one target, the label word's token (causal LM) or the class index (classifier). generate: the completion's
+    tokens and the end token; ids then hold all but the last of them after the prompt.
+    """
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded samples. mask is False on padding; targets are IGNORED where a sample has fewer."""
+
+    ids: Int[Tensor, "rows t"]
+    mask: Bool[Tensor, "rows t"]
+    targets: Int[Tensor, "rows last"]
+
+
+def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> tuple[int, ...]:
+    """Token ids of a prompt, at most `limit`: of a longer one the middle goes, so that instruction and cue both stay."""
+    ids = tuple(tokenizer(prompt).input_ids)
+    tail = limit // 3
+    return ids if len(ids) <= limit else ids[: limit - tail] + ids[-tail:]
+
+
+def completion(tokenizer: Any, prompt: str, answer: str, limit: int) -> Encoded:
+    """A prompt with the answer that should follow it and the end token; the prompt makes room for the answer."""
+    answer_ids = (*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id)[: limit // 2]
+    ids = prompt_ids(tokenizer, prompt, limit - len(answer_ids) + 1)
+    return Encoded(ids + answer_ids[:-1], answer_ids)
+
+
+def label_tokens(tokenizer: Any, words: Sequence[str], where: str) -> tuple[int, ...]:
+    """The first token of each label word; UserError where two words share one (a position can only tell tokens apart)."""
+    firsts = [tokenizer(word, add_special_tokens=False).input_ids[:1] for word in words]
+    seen: dict[int, str] = {}
+    for word, first in zip(words, firsts, strict=True):
+        if not first or first[0] in seen:
+            other = f"and {seen[first[0]]!r} start with the same token" if first else "has no token"
+            raise UserError(f"{where}: label word {word!r} {other}; words should differ in their first token")
+        seen[first[0]] = word
+    return tuple(first[0] for first in firsts)
+
+
+def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
+    """Pad samples to the longest of them; targets always end at the last column."""
+    width = max(len(sample.ids) for sample in samples)
+    last = max(len(sample.targets) for sample in samples)
+    ids = torch.full((len(samples), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(samples), width, dtype=torch.bool)
+    targets = torch.full((len(samples), last), IGNORED, dtype=torch.long)
+    for row, sample in enumerate(samples):
+        columns = slice(width - len(sample.ids), width) if left else slice(0, len(sample.ids))
+        ids[row, columns] = torch.tensor(sample.ids)
+        mask[row, columns] = True
+        targets[row, last - len(sample.targets) :] = torch.tensor(sample.targets)
+    return Batch(ids, mask, targets)

@@ -1,0 +1,142 @@
+"""Named tensors <-> flat vectors: the only place that knows which parameters travel, and in which order.
+
+Within a scope all A factors come first, then all B factors, then head weights; within a kind, blocks and then layers in
+sorted order. So each kind is one contiguous slice (a normaliser group), and a task with fewer classes than the widest
+head uses a prefix of the vector.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from airpfed.model.adapters import SCOPES, Block, Scope
+
+Vectors = dict[Scope, Tensor]
+"""Scope -> (copies, d_scope): one copy of `global` and `frozen`, N of `task`, K of `device`."""
+
+Factors = dict[str, Tensor]
+"""`LAYER.A` (K, R, Q), `LAYER.B` (K, L, R), `LAYER.head` (K, C, H + 1): what the model's layers use."""
+
+KINDS = ("A", "B", "head")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of one block in the vector of its scope: columns start..stop."""
+
+    layer: str
+    kind: str
+    block: int
+    shape: tuple[int, int]
+    scope: Scope
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """End of the tensor's columns."""
+        return self.start + self.shape[0] * self.shape[1]
+
+    @property
+    def key(self) -> str:
+        """Name of the factor it is a part of."""
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of all entries, and the length of each task's vector (shorter where its head is narrower)."""
+
+    entries: tuple[Entry, ...]
+    task_lengths: tuple[int, ...]
+
+    def size(self, scope: Scope) -> int:
+        """d of a scope; for `task` that of the widest head."""
+        return max((entry.stop for entry in self.entries if entry.scope == scope), default=0)
+
+    def groups(self, scope: Scope) -> tuple[tuple[int, int], ...]:
+        """Columns of each normaliser group of a scope: A factors, B factors, head."""
+        found = []
+        for kind in KINDS:
+            spans = [(e.start, e.stop) for e in self.entries if e.scope == scope and e.kind == kind]
+            if spans:
+                found.append((spans[0][0], spans[-1][1]))
+        return tuple(found)
+
+
+def layout(
+    layers: Mapping[str, tuple[int, int]],
+    blocks: Iterable[Block],
+    heads: Mapping[str, tuple[int, int]],
+    classes: Iterable[int],
+) -> Layout:
+    """The layout of a model.
+
+    layers: name -> (L, Q) of each adapted linear layer. heads: name -> (C, H + 1) of each trained linear layer of the
+    task head, always of scope `task`, the one whose rows are classes last. classes: C_n of each task.
+    """
+    tensors: list[tuple[str, str, int, tuple[int, int], Scope]] = []
+    for number, block in enumerate(blocks):
+        for name in sorted(layers):
+            out, width = layers[name]
+            tensors.append((name, "A", number, (block.rank, width), block.a))
+            tensors.append((name, "B", number, (out, block.rank), block.b))
+    tensors += [(name, "head", 0, shape, "task") for name, shape in heads.items()]
+    ends: dict[Scope, int] = dict.fromkeys(SCOPES, 0)
+    entries: list[Entry] = []
+    for kind in KINDS:
+        for name, own, number, shape, scope in tensors:
+            if own == kind:
+                entries.append(Entry(name, kind, number, shape, scope, ends[scope]))
+                ends[scope] = entries[-1].stop
+    widest, row = list(heads.values())[-1] if heads else (0, 0)
+    return Layout(tuple(entries), tuple(ends["task"] - max(widest - c, 0) * row for c in classes))
+
+
+def copies(scope: Scope, tasks: int, devices: int) -> int:
+    """How many versions of a scope's vector there are."""
+    return {"global": 1, "frozen": 1, "task": tasks, "device": devices}[scope]
+
+
+def gather(vectors: Vectors, layout: Layout, task_of: Int[Tensor, " K"], device: Int[Tensor, " K"]) -> Factors:
+    """The factors of K devices, each a tensor with K as its leading axis; blocks lie side by side along the rank."""
+    row = {"global": torch.zeros_like(task_of), "frozen": torch.zeros_like(task_of), "task": task_of, "device": device}
+    parts: dict[str, list[Tensor]] = {}
+    for entry in layout.entries:
+        columns = vectors[entry.scope][:, entry.start : entry.stop]
+        parts.setdefault(entry.key, []).append(columns[row[entry.scope]].reshape(-1, *entry.shape))
+    return {key: torch.cat(tensors, dim=1 if key.endswith(".A") else 2) for key, tensors in parts.items()}
+
+
+def flatten(factors: Factors, layout: Layout) -> Vectors:
+    """The factors (or their gradients) of K devices as one (K, d_scope) matrix per scope: the inverse of `gather`."""
+    seen: dict[str, int] = {}
+    parts: dict[Scope, list[Tensor]] = {scope: [] for scope in SCOPES}
+    for entry in layout.entries:
+        dim, rank = (1, entry.shape[0]) if entry.kind == "A" else (2, entry.shape[1])
+        start = seen.get(entry.key, 0)
+        seen[entry.key] = start + rank
+        parts[entry.scope].append(factors[entry.key].narrow(dim, start, rank).flatten(1))
+    rows = next(iter(factors.values()))
+    return {s: torch.cat(p, dim=1) if p else rows.new_zeros(rows.shape[0], 0) for s, p in parts.items()}
+
+
+def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torch.Generator) -> Vectors:
+    """Fresh adapters: B = 0, A uniform in +-1/sqrt(Q) (as PEFT's Kaiming start), heads as the model came.
+
+    One row per scope, float32: every task and device starts from the same values. A layer's A is drawn whole and then cut
+    into blocks, so that all methods of one total rank start from the same A.
+    """
+    values = {s: torch.zeros(1, layout.size(s)) for s in SCOPES}
+    downs = [entry for entry in layout.entries if entry.kind == "A"]
+    for layer in sorted({entry.layer for entry in downs}):
+        parts = [entry for entry in downs if entry.layer == layer]
+        width = parts[0].shape[1]
+        whole = torch.empty(sum(e.shape[0] for e in parts), width).uniform_(-(width**-0.5), width**-0.5, generator=rng)
+        for entry, rows in zip(parts, whole.split([e.shape[0] for e in parts]), strict=True):
+            values[entry.scope][0, entry.start : entry.stop] = rows.flatten()
+    for entry in (e for e in layout.entries if e.kind == "head"):
+        values["task"][0, entry.start : entry.stop] = heads[entry.layer].flatten()
+    return values

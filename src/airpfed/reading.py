@@ -1,0 +1,186 @@
+"""TOML and `--set` to `Settings`, with errors of one line: the key, its value, what would be right."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+
+from airpfed.errors import UserError
+from airpfed.settings import Settings, TaskSettings
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
+    """The settings of a file, changed by `section.key=value` overrides; raises UserError with a line a problem.
+
+    A task's key is `tasks.NAME.key`, or `tasks.*.key` for every task. Data and model paths in the file are relative to
+    the file.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a directory; a settings file (TOML) is needed") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    tree.pop("expected", None)
+    settings = parse(tree, str(path))
+    return _anchor(settings, path.parent)
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Settings:
+    """A parsed tree as settings; `where` names the file in messages."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        # A list whose members are wrong is also reported as too short: the members say it better.
+        items = [e for e in error.errors() if e["type"] != "too_short" or e["loc"] != ("tasks",)] or error.errors()
+        lines = list(dict.fromkeys(_line(item, tree) for item in items))
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def write(settings: Settings, path: Path) -> None:
+    """Write the resolved settings as TOML; `read` gives them back."""
+    path.write_text(tomlkit.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+
+
+def _anchor(settings: Settings, folder: Path) -> Settings:
+    """Names of files that exist beside the settings file, made absolute, so that a run does not depend on the cwd."""
+
+    def anchored(name: str) -> str:
+        return str((folder / name).resolve()) if name and (folder / name).exists() else name
+
+    tasks = tuple(t.model_copy(update={"source": anchored(t.source or t.name)}) for t in settings.tasks)
+    model = settings.model.model_copy(update={"base": anchored(settings.model.base)})
+    return settings.model_copy(update={"tasks": tasks, "model": model})
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value` into the tree."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2:
+        raise UserError(f"--set {override}: should be section.key=value, e.g. --set radio.snr_db=10")
+    for target in _targets(tree, keys, override):
+        target[keys[-1]] = _value(text.strip())
+
+
+def _targets(tree: dict[str, Any], keys: Sequence[str], override: str) -> list[dict[str, Any]]:
+    if keys[0] == "tasks" and len(keys) >= 3:
+        name = ".".join(keys[1:-1])
+        tasks = [task for task in tree.get("tasks", []) if name in ("*", task.get("name"))]
+        if not tasks:
+            known = [str(task.get("name")) for task in tree.get("tasks", [])]
+            raise UserError(f"--set {override}: no task {name!r}{nearest(name, known)}")
+        return tasks
+    target = tree
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {override}: {key} is not a section")
+    return [target]
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string, so that quotes may be left away."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the nearest known name, or the known names where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+
+
+def _line(item: Any, tree: Mapping[str, Any]) -> str:
+    """One pydantic error as one line."""
+    keys, model, leaf = _locate(item["loc"])
+    name = _spell(keys, tree)
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown key{nearest(str(keys[-1]), model.model_fields)}"
+    if item["type"] == "missing":
+        return f"{name}: missing; {_meaning(model, leaf)}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if item["type"] == "value_error":
+        return f"{name + ': ' if name else ''}{message}"
+    right = _right(model, leaf) or message
+    return f"{name} = {_show(item['input'])}: {right}"
+
+
+def _locate(loc: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
+    """Keys of the settings file in an error's location (pydantic adds the members of a union), model and field."""
+    model: type[BaseModel] = Settings
+    keys: list[Any] = []
+    leaf = ""
+    for part in loc:
+        keys.append(part)
+        if isinstance(part, int):
+            continue
+        leaf = part
+        field = model.model_fields.get(part)
+        inner = _section(field.annotation) if field else None
+        if inner is None:
+            break
+        model = inner
+    return keys, model, leaf
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return TaskSettings if TaskSettings in get_args(annotation) else None
+
+
+def _spell(keys: Sequence[Any], tree: Mapping[str, Any]) -> str:
+    """Keys as the user writes them; a task by its name where it has one."""
+    if len(keys) > 1 and keys[0] == "tasks":
+        task = tree["tasks"][keys[1]] if isinstance(tree.get("tasks"), list) else {}
+        name = task.get("name", keys[1]) if isinstance(task, dict) else keys[1]
+        keys = ["tasks", name, *keys[2:]]
+    return ".".join(str(key) for key in keys)
+
+
+def _meaning(model: type[BaseModel], leaf: str) -> str:
+    field = model.model_fields.get(leaf)
+    return field.description if field and field.description else "at least one [[tasks]] table is needed"
+
+
+def _right(model: type[BaseModel], leaf: str) -> str:
+    """What a field accepts, in words, from its own declaration."""
+    field = model.model_fields.get(leaf)
+    schema = model.model_json_schema()["properties"].get(leaf, {}) if field else {}
+    return f"should be {accepts(schema)} ({_meaning(model, leaf)})" if schema else ""
+
+
+def accepts(schema: Mapping[str, Any]) -> str:
+    """A JSON schema of one key in words: type, choices and range."""
+    if "anyOf" in schema:
+        return " or ".join(accepts(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(f'"{choice}"' for choice in schema["enum"])
+    if "const" in schema:
+        return f'"{schema["const"]}"'
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
+             "array": "a list", "object": "a table", "null": "absent"}  # fmt: skip
+    bounds = {"minimum": "at least {}", "exclusiveMinimum": "greater than {}", "maximum": "at most {}",
+              "exclusiveMaximum": "less than {}", "pattern": "matching {}", "minItems": "of at least {}"}  # fmt: skip
+    kind = words.get(str(schema.get("type")), "a table")
+    limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
+    return " ".join([kind, " and ".join(limits)]).strip()
+
+
+def _show(value: Any) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Report: records and summary to one self-contained page."""

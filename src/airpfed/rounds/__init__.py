@@ -1,0 +1,1 @@
+"""Rounds: state, step, the loop, the checkpoint."""

@@ -1,0 +1,104 @@
+"""Everything that moves, on disk: safetensors for tensors, JSON for the rest, never pickle.
+
+A checkpoint is a tensor file named by its round and `latest.json`, which names that file and its sha256 and is replaced
+atomically after the file is safely on disk. A crash at any instant leaves the old checkpoint or the new one.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from airpfed.errors import UserError
+from airpfed.record import write_json
+from airpfed.rounds.state import State
+
+LATEST = "latest.json"
+
+
+def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
+    """All tensors of a tree of dataclasses, named by their path."""
+    found: dict[str, Tensor] = {}
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        if is_dataclass(inner):
+            found |= tensors_of(inner, f"{prefix}{item.name}.")
+        elif isinstance(inner, Tensor):
+            found[prefix + item.name] = inner.contiguous()
+    return found
+
+
+def rebuilt(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """`like` with its tensors replaced by those of the same path; UserError where a shape differs."""
+    parts: dict[str, Any] = {}
+    for item in fields(like):
+        inner = getattr(like, item.name)
+        name = prefix + item.name
+        if is_dataclass(inner):
+            parts[item.name] = rebuilt(inner, tensors, name + ".")
+        elif isinstance(inner, Tensor):
+            if name not in tensors or tensors[name].shape != inner.shape:
+                raise UserError(f"checkpoint: {name} does not fit this experiment's settings")
+            parts[item.name] = tensors[name]
+        else:
+            parts[item.name] = inner
+    return type(like)(**parts)
+
+
+def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
+    """Save a state. Random streams are functions of (seed, name, round), so seed and round are their positions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"round-{state.round:06d}.safetensors"
+    data = save(tensors_of(state))
+    _durable(folder / name, data)
+    written: dict[str, object] = {
+        "file": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "round": state.round,
+        "seed": seed,
+        "fingerprint": fingerprint,
+    }
+    write_json(folder / LATEST, written)
+    for old in folder.glob("round-*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def read(folder: Path, like: State, fingerprint: str) -> State:
+    """The saved state; `like` gives structure and shapes. UserError if there is none, it is damaged, or of other settings."""
+    try:
+        latest = json.loads((folder / LATEST).read_text(encoding="utf-8"))
+        data = (folder / latest["file"]).read_bytes()
+    except (FileNotFoundError, KeyError, ValueError):
+        raise UserError(f"{folder}: no checkpoint here to resume from; run without --resume") from None
+    if hashlib.sha256(data).hexdigest() != latest["sha256"]:
+        raise UserError(f"{folder / latest['file']}: damaged (its sha256 differs); restore it or run without --resume")
+    if latest["fingerprint"] != fingerprint:
+        raise UserError(f"{folder}: this checkpoint is of other settings, data or base model; use another --out")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise UserError(f"{folder / latest['file']}: not a safetensors file: {error}") from None
+    state: State = rebuilt(like, tensors)
+    return State(int(latest["round"]), state.server, state.devices, state.frozen)
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is a checkpoint."""
+    return (folder / LATEST).is_file()
+
+
+def _durable(path: Path, data: bytes) -> None:
+    """Write and push to the disk before anything points at it."""
+    spare = path.with_name(f".{path.name}.part")
+    with spare.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    spare.replace(path)

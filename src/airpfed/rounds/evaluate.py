@@ -1,0 +1,79 @@
+"""Each task's model on its dev or test split; device scope counts by each device's share of the task's data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from airpfed.devices.evaluate import classify, complete
+from airpfed.devices.fleet import Fleet
+from airpfed.model.encode import Encoded
+from airpfed.model.vector import Factors, Vectors, gather
+from airpfed.tasks.sample import Kind
+from airpfed.tasks.score import accuracy, balanced_accuracy, exact_match
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples to be answered: prompts as token ids, and the right answers (class indices, or texts)."""
+
+    prompts: tuple[Encoded, ...]
+    classes: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """What evaluation needs of a task. choices: label tokens (causal LM) or class indices, in the order of classes."""
+
+    name: str
+    kind: Kind
+    choices: tuple[int, ...]
+    max_new_tokens: int
+    dev: Split
+    test: Split
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return "accuracy" if self.kind == "classify" else "exact_match"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric in 0..1; balanced: mean recall over classes (classify only)."""
+
+    value: float
+    balanced: float | None
+
+
+def score(fleet: Fleet, factors: Factors | None, task: TaskView, which: Literal["dev", "test"]) -> Score:
+    """One model's score on a split; factors None is the untouched base model."""
+    split = task.dev if which == "dev" else task.test
+    if task.kind == "generate":
+        texts = complete(fleet, factors, [sample.ids for sample in split.prompts], task.max_new_tokens)
+        return Score(exact_match(texts, split.texts), None)
+    answers = classify(fleet, factors, f"{which} {task.name}", split.prompts, task.choices)
+    return Score(accuracy(answers, split.classes), balanced_accuracy(answers, split.classes))
+
+
+def score_task(fleet: Fleet, vectors: Vectors, number: int, task: TaskView, which: Literal["dev", "test"]) -> Score:
+    """The task's model: one for all its devices, or (device scope) the D_k-weighted mean over the devices' models."""
+    devices = (fleet.task_of == number).nonzero().flatten()
+    if vectors["device"].shape[1] == 0:
+        devices = devices[:1]
+    scores = [score(fleet, model_of(fleet, vectors, number, int(k)), task, which) for k in devices]
+    weights = [len(fleet.shards[int(k)]) for k in devices]
+    balanced = None if scores[0].balanced is None else _mean([s.balanced or 0.0 for s in scores], weights)
+    return Score(_mean([s.value for s in scores], weights), balanced)
+
+
+def model_of(fleet: Fleet, vectors: Vectors, task: int, device: int) -> Factors:
+    """The factors of one model (K = 1): a task's, with a device's own parts."""
+    factors = gather(vectors, fleet.layout, torch.tensor([task]), torch.tensor([device]))
+    return {key: tensor.to(fleet.backbone.device) for key, tensor in factors.items()}
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -1,0 +1,157 @@
+"""The loop of a run, on one page."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from airpfed import record
+from airpfed.devices.fleet import Fleet, batches, gradients
+from airpfed.record import Ledger, RoundRecord, Summary, TaskSummary
+from airpfed.rounds import checkpoint
+from airpfed.rounds.evaluate import Score, TaskView, score, score_task
+from airpfed.rounds.state import Optimizer, State, vectors
+from airpfed.rounds.step import Link, step
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs, as objects and plain values. fingerprint: of settings, data and base model."""
+
+    method: str
+    fleet: Fleet
+    tasks: tuple[TaskView, ...]
+    link: Link
+    initial: State
+    optimizer: Optimizer
+    lr: float
+    rounds: int
+    batch_size: int
+    local_steps: int
+    local_lr: float
+    chunk: int
+    eval_every: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state a run ended in, its summary, and whether all rounds are done."""
+
+    state: State
+    summary: Summary
+    completed: bool
+
+
+Watch = Callable[[RoundRecord], None]
+
+
+def play(
+    experiment: Experiment, out: Path, resume: bool, watch: Watch, stop: Callable[[], bool], say: Callable[[str], None]
+) -> Outcome:
+    """Run all rounds that are missing, or up to the round in which `stop` turns true; everything is kept in `out`.
+
+    After every round its record is on disk, then its checkpoint: a run that is killed anywhere and resumed ends in the
+    same state, bit for bit (same machine and threads). Raises OSError if the disk fails; the last checkpoint is then good.
+    """
+    saved = out / "checkpoint"
+    resumed = resume and checkpoint.exists(saved)
+    state = checkpoint.read(saved, experiment.initial, experiment.fingerprint) if resumed else experiment.initial
+    records = [row for row in record.load(out / "records.jsonl") if row.round <= state.round] if resumed else []
+    record.rewrite(out / "records.jsonl", records)
+    if not resumed:
+        checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
+    say("scoring the untouched model on the test splits")
+    base = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
+    while state.round < experiment.rounds and not stop():
+        state, row = play_round(experiment, state)
+        record.append(out / "records.jsonl", row)
+        checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
+        records.append(row)
+        watch(row)
+    completed = state.round >= experiment.rounds
+    if completed:
+        say("scoring the tasks' models on the test splits")
+    final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
+    return Outcome(state, summarise(experiment, records, base, final, completed), completed)
+
+
+def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord]:
+    """One round: batches, gradients, uplink and update, evaluation where it is due; the next state and its record."""
+    seconds: dict[str, float] = {}
+    fleet = experiment.fleet
+    with timed(seconds, "gradients"):
+        plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
+        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+    with timed(seconds, "air"):
+        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, experiment.lr)
+    with timed(seconds, "evaluate"):
+        due = experiment.eval_every and state.round % experiment.eval_every == 0
+        tasks = [(n, task) for n, task in enumerate(experiment.tasks) if due and task.dev.prompts]
+        reached = {task.name: score_task(fleet, vectors(state), n, task, "dev").value for n, task in tasks}
+    return state, RoundRecord(
+        round=state.round,
+        loss=task_losses(experiment, loss, present),
+        accuracy=reached,
+        mse=received.mse,
+        pi=received.pi,
+        pi_claimed=received.pi_claimed,
+        absent=(~present).nonzero().flatten().tolist(),
+        ledger=received.ledger,
+        seconds=seconds,
+    )
+
+
+def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[str, float]:
+    """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present; tasks with none are left out."""
+    samples = torch.tensor([float(len(shard)) for shard in experiment.fleet.shards])
+    losses = {}
+    for n, task in enumerate(experiment.tasks):
+        weight = samples * present * (experiment.fleet.task_of == n)
+        if weight.sum() > 0:
+            losses[task.name] = float((weight * loss.nan_to_num() / weight.sum()).sum())
+    return losses
+
+
+def summarise(
+    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: list[Score], completed: bool
+) -> Summary:
+    """The summary of the rounds so far."""
+    rows = {
+        task.name: TaskSummary(
+            metric=task.metric,
+            base=before.value,
+            final=after.value,
+            base_balanced=before.balanced,
+            final_balanced=after.balanced,
+            samples=len(task.test.prompts),
+        )
+        for task, before, after in zip(experiment.tasks, base, final, strict=True)
+    }
+    pis = [row.pi for row in records if row.pi is not None]
+    phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in ("gradients", "air", "evaluate")}
+    return Summary(
+        method=experiment.method,
+        rounds=len(records),
+        tasks=rows,
+        average=sum(row.final for row in rows.values()) / len(rows),
+        average_base=sum(row.base for row in rows.values()) / len(rows),
+        pi_mean=sum(pis) / len(pis) if pis else None,
+        ledger=reduce(lambda a, b: a + b, [row.ledger for row in records], Ledger()),
+        seconds=phases,
+        exit="completed" if completed else "interrupted",
+    )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Put the wall-clock seconds of the block under `phase`."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,99 @@
+"""What moves during a run: parameters with their optimiser moments, and where each device is in its data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from airpfed.model.adapters import Scope
+from airpfed.model.vector import Layout, Vectors, copies
+
+Optimizer = Literal["adam", "sgd"]
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-12
+"""Far below the usual 1e-8: root mean squares of LoRA gradients can be smaller than that."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Parameters of one scope, one row per copy, with Adam's moments and the number of updates of each copy."""
+
+    value: Float[Tensor, "copies d"]
+    first: Float[Tensor, "copies d"]
+    second: Float[Tensor, "copies d"]
+    updates: Int[Tensor, " copies"]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What servers hold: the shared parameters and each task's. Nothing that must not leave a device is a field here."""
+
+    shared: Moving
+    personal: Moving
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What devices hold, one row a device: parameters that are never sent, and samples drawn so far."""
+
+    own: Moving
+    cursors: Int[Tensor, " K"]
+
+
+@dataclass(frozen=True)
+class State:
+    """A run after `round` rounds. frozen: parameters that never move (one row)."""
+
+    round: int
+    server: ServerState
+    devices: DeviceState
+    frozen: Float[Tensor, "1 d"]
+
+
+def start(initial: Vectors, layout: Layout, tasks: int, devices: int) -> State:
+    """Round 0: every copy of a scope starts from the same values."""
+
+    def moving(scope: Scope) -> Moving:
+        rows = copies(scope, tasks, devices)
+        value = initial[scope].repeat(rows, 1)
+        return Moving(value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(rows, dtype=torch.long))
+
+    own = DeviceState(moving("device"), torch.zeros(devices, dtype=torch.long))
+    return State(0, ServerState(moving("global"), moving("task")), own, initial["frozen"])
+
+
+def vectors(state: State) -> Vectors:
+    """The current parameters of every scope."""
+    server, own = state.server, state.devices.own
+    return {"global": server.shared.value, "task": server.personal.value, "device": own.value, "frozen": state.frozen}
+
+
+def update(
+    moving: Moving, gradient: Float[Tensor, "copies d"], moves: Bool[Tensor, " copies"], optimizer: Optimizer, lr: float
+) -> Moving:
+    """One step of the copies in `moves`; the others stay exactly as they are.
+
+    sgd: W - lr g. adam: Kingma and Ba 2015, bias-corrected, on whatever gradient was received.
+    """
+    if optimizer == "sgd":
+        after = Moving(moving.value - lr * gradient, moving.first, moving.second, moving.updates + 1)
+    else:
+        updates = moving.updates + 1
+        first = BETAS[0] * moving.first + (1 - BETAS[0]) * gradient
+        second = BETAS[1] * moving.second + (1 - BETAS[1]) * gradient.square()
+        mean = first / (1 - BETAS[0] ** updates)[:, None]
+        spread = (second / (1 - BETAS[1] ** updates)[:, None]).sqrt()
+        after = Moving(moving.value - lr * mean / (spread + EPSILON), first, second, updates)
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(moves.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+    return Moving(
+        chosen(after.value, moving.value),
+        chosen(after.first, moving.first),
+        chosen(after.second, moving.second),
+        chosen(after.updates, moving.updates),
+    )

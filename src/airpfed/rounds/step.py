@@ -1,0 +1,45 @@
+"""One round, gradients in, state out: the piece that the simulator and a real federation share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from airpfed.air.uplink import Received
+from airpfed.model.vector import Vectors
+from airpfed.rounds.state import DeviceState, Optimizer, ServerState, State, update
+
+Link = Callable[[int, Tensor, Tensor, Tensor], Received]
+"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K)) -> what the servers receive."""
+
+
+def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
+    """Devices whose whole gradient is finite: the others are absent from the round."""
+    return torch.stack([g.isfinite().all(1) for g in gradients.values()]).all(0)
+
+
+def step(
+    state: State, gradients: Vectors, cursors: Tensor, link: Link, optimizer: Optimizer, lr: float
+) -> tuple[State, Received, Bool[Tensor, " K"]]:
+    """Play round `state.round + 1`: devices send, servers update; pure but for the streams that `link` draws from.
+
+    gradients: scope -> (K, d_scope), one row a device; cursors: the devices' places in their data after this round. A
+    device without a finite gradient neither sends nor updates its own parameters. Returns the next state, what was
+    received, and which devices were present.
+    """
+    present = finite(gradients)
+    t = state.round + 1
+    received = link(t, gradients["global"], gradients["task"], present)
+    anyone = present.any().reshape(1)
+    server = ServerState(
+        update(state.server.shared, received.shared[None, :], anyone, optimizer, lr),
+        update(state.server.personal, received.personal, received.heard, optimizer, lr),
+    )
+    own = update(state.devices.own, _clean(gradients["device"], present), present, optimizer, lr)
+    return replace(state, round=t, server=server, devices=DeviceState(own, cursors)), received, present
+
+
+def _clean(gradient: Float[Tensor, "K d"], present: Bool[Tensor, " K"]) -> Float[Tensor, "K d"]:
+    return torch.where(present[:, None], gradient, 0.0)

@@ -1,0 +1,176 @@
+"""The settings of one experiment: one frozen tree, read from TOML, with units in the names.
+
+Every key stands here with its meaning, its unit and its default; the reference page is generated from this file. Nothing
+below `build.py` sees these classes: the mathematics receives plain values.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+Indices = Annotated[tuple[int, ...], Field(strict=False)]
+
+Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
+Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, typed strictly, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    """The frozen base model."""
+
+    base: str = Field(
+        "smollm2-135m", description="catalogue name (`airpfed tasks`), hub name, local directory or .gguf file"
+    )
+    kind: Literal["auto", "causal", "classifier"] = Field(
+        "auto", description="causal LM or sequence classifier; auto reads the base model's config"
+    )
+    max_tokens: int = Field(48, ge=4, description="tokens a sample is cut to (the middle of a longer prompt goes)")
+
+
+class AdapterSettings(Section):
+    """Adapter blocks: which method's table of scopes, which ranks, where."""
+
+    method: Method = Field("airpfed", description="row of the table of scopes")
+    rank_shared: int = Field(4, ge=0, description="R_s, rank of the shared s-adapter")
+    rank_personal: int = Field(4, ge=0, description="R_p, rank of the personal p-adapter")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
+    target_modules: Words = Field(
+        ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), min_length=1, description="names of the nn.Linear modules"
+    )
+    layers: Annotated[str, Field(pattern=r"^(all|last-[1-9][0-9]*)$")] | Indices = Field(
+        "all", description='"all", "last-10" (the ten nearest the output), or a list of layer indices'
+    )
+
+    @model_validator(mode="after")
+    def _some_rank(self) -> Self:
+        if self.rank_shared + self.rank_personal == 0:
+            raise ValueError("rank_shared + rank_personal = 0: the total rank should be at least 1")
+        return self
+
+
+class TaskSettings(Section):
+    """One task: where its samples come from, how they become prompts, how they are split over its devices."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$", description="name of the task in all outputs")
+    source: str = Field("", description="catalogue name, .csv/.jsonl/.parquet file, or hf:OWNER/NAME; default: the name")
+    kind: Literal["auto", "classify", "generate"] = Field(
+        "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
+    )
+    prompt: str = Field("", description='template such as "{text}\\nLabel:"; default: the catalogue\'s, or "{TEXT}\\nLabel:"')
+    text: str = Field("text", description="column with the text")
+    label: str = Field("label", description="column with the class (classify) or the completion (generate)")
+    labels: dict[str, str] = Field({}, description='class -> label word for a causal LM; default: " " + the class name')
+    devices: int = Field(4, ge=1, description="devices that hold this task's training data (split = column: at most)")
+    samples_per_device: int = Field(40, ge=1, description="training samples of a device (mean, where sizes are log-normal)")
+    dev_samples: int = Field(50, ge=0, description="samples of the dev split, evaluated during the run")
+    test_samples: int = Field(250, ge=1, description="samples of the test split, evaluated before and after the run")
+    split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
+    dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet label skew")
+    device_column: str = Field("", description="column that names a sample's device, for split = column")
+    sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
+    sizes_sigma: float = Field(0.5, ge=0, description="sigma of the log-normal sizes")
+    max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
+    max_new_tokens: int = Field(32, ge=1, description="greedy decoding stops after so many tokens (generate)")
+
+    @model_validator(mode="after")
+    def _column_is_named(self) -> Self:
+        if self.split == "column" and not self.device_column:
+            raise ValueError('split = "column" needs device_column: the name of the column that names the device')
+        return self
+
+
+class DeviceSettings(Section):
+    """What a device does in a round."""
+
+    batch_size: int = Field(4, ge=1, description="samples a local step")
+    local_steps: int = Field(1, ge=1, description="E; with E > 1 the pseudo-gradient is sent")
+    local_lr: float = Field(1e-3, gt=0, description="learning rate of local steps (E > 1 only)")
+    memory_gb: float = Field(4.0, gt=0, description="memory for the activations of devices computed together, GB")
+
+
+class ServerSettings(Section):
+    """The update on the received gradients."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
+    lr: float = Field(2e-3, gt=0, description="learning rate eta")
+    rounds: int = Field(35, ge=1, description="T, number of rounds")
+
+
+class RadioSettings(Section):
+    """The air between devices and servers."""
+
+    design: Design = Field("uniform_forcing", description="transceiver design")
+    topology: Literal["single_cell"] = Field("single_cell", description="one M-antenna station serves all tasks")
+    access: Literal["concurrent", "tdma"] = Field("tdma", description="p-slots: all tasks at once, or one after another")
+    channel: Literal["rayleigh"] = Field("rayleigh", description="small-scale fading")
+    antennas: int = Field(16, ge=1, description="M, receive antennas")
+    carrier_hz: float = Field(3.5e9, gt=0, description="carrier frequency, Hz")
+    bandwidth_hz: float = Field(20e6, gt=0, description="bandwidth, Hz")
+    subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
+    power_dbm: float = Field(20.0, description="transmit power limit of a device, dBm, mean over a slot")
+    noise_dbm: float | Literal["thermal", "off"] = Field(
+        "thermal", description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none'
+    )
+    noise_figure_db: float = Field(7.0, ge=0, description='noise figure of the receiver, dB, for noise_dbm = "thermal"')
+    snr_db: float | None = Field(
+        None, description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say"
+    )
+    coherence_symbols: int = Field(20_000, ge=1, description="complex channel uses that see one channel")
+    normalizer: Literal["common", "per_device"] = Field(
+        "per_device", description="one sigma_t for all (the paper's), or mean and variance per device and tensor group"
+    )
+    packing: Literal["iq", "real"] = Field("iq", description="two real entries a channel use, or one")
+    energy: Literal["per_slot"] = Field("per_slot", description="the power limit holds in every slot")
+    csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
+    truncation: float | Literal["best"] = Field(
+        "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
+    )
+    debias: bool = Field(False, description="mmse: divide by the mean effective gain")
+    cell_radius_m: float = Field(200.0, gt=0, description="devices are dropped uniformly in a disc of this radius, m")
+    min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the station, m")
+    path_loss_exponent: float = Field(3.0, gt=0, description="log-distance exponent beyond 1 m of free space")
+
+    @model_validator(mode="after")
+    def _ring_has_room(self) -> Self:
+        if self.min_distance_m >= self.cell_radius_m:
+            raise ValueError(
+                f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
+            )
+        if self.truncation != "best" and not 0 <= self.truncation <= 1:
+            raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
+        return self
+
+
+class RunSettings(Section):
+    """Seed, evaluation, machine."""
+
+    seed: int = Field(0, ge=0, description="seed of every random stream")
+    eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch chooses")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto: a GPU if there is one")
+
+
+class Settings(Section):
+    """One experiment."""
+
+    model: ModelSettings = ModelSettings()
+    adapters: AdapterSettings = AdapterSettings()
+    tasks: Annotated[tuple[TaskSettings, ...], Field(strict=False, min_length=1)]
+    devices: DeviceSettings = DeviceSettings()
+    server: ServerSettings = ServerSettings()
+    radio: RadioSettings = RadioSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        return self

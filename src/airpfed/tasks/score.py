@@ -1,0 +1,25 @@
+"""Metrics of predictions, each in 0..1. All raise ValueError on no predictions and on unequal lengths."""
+
+from collections.abc import Sequence
+
+
+def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Share of predictions that are the label."""
+    return _mean([guess == label for guess, label in zip(predicted, labels, strict=True)])
+
+
+def balanced_accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Mean over the classes that occur in `labels` of the share of that class that is predicted right."""
+    pairs = list(zip(predicted, labels, strict=True))
+    return _mean([_mean([guess == label for guess, label in pairs if label == one]) for one in sorted(set(labels))])
+
+
+def exact_match(predicted: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of texts that equal the answer, white space at both ends aside."""
+    return _mean([guess.strip() == answer.strip() for guess, answer in zip(predicted, answers, strict=True)])
+
+
+def _mean(values: Sequence[bool] | Sequence[float]) -> float:
+    if not values:
+        raise ValueError("no predictions to score")
+    return sum(values) / len(values)

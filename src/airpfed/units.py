@@ -1,0 +1,29 @@
+"""Decibels at the edge, linear SI inside: the only place that converts."""
+
+import math
+
+SPEED_OF_LIGHT = 299_792_458.0
+"""Metres per second."""
+
+THERMAL_DBM_PER_HZ = -174.0
+"""Thermal noise density at 290 K, dBm per hertz."""
+
+
+def from_db(decibels: float) -> float:
+    """A power ratio in decibels as a linear ratio."""
+    return float(10.0 ** (decibels / 10.0))
+
+
+def to_db(ratio: float) -> float:
+    """A linear power ratio in decibels; 0 gives -inf."""
+    return 10.0 * math.log10(ratio) if ratio > 0 else -math.inf
+
+
+def dbm_to_watts(dbm: float) -> float:
+    """A power in dBm as watts."""
+    return from_db(dbm - 30.0)
+
+
+def thermal_noise_watts(bandwidth_hz: float, noise_figure_db: float) -> float:
+    """Receiver noise power in watts over a bandwidth: k T B (290 K) times the noise figure."""
+    return dbm_to_watts(THERMAL_DBM_PER_HZ + noise_figure_db) * bandwidth_hz

@@ -1,0 +1,27 @@
+"""Truncated inversion on a fixed beam: the best threshold is the best, a fixed one is obeyed."""
+
+import pytest
+import torch
+
+from airpfed.air.designs.channel_inversion import channel_inversion
+from airpfed.air.slot import gains, objective
+
+
+@pytest.mark.parametrize("csi", [0.0, 0.1])
+@pytest.mark.parametrize("snr_db", [-10.0, 10.0, 30.0])
+def test_no_threshold_beats_the_one_found(make_slot, snr_db, csi):
+    slot = make_slot(6, 4, 12, 1, snr_db, csi=csi)
+    best = objective(slot, channel_inversion(slot))
+    for truncation in torch.logspace(-4, 0, 60).tolist():
+        assert (best <= objective(slot, channel_inversion(slot, truncation)) * (1 + 1e-9)).all()
+
+
+def test_threshold_zero_inverts_every_channel(make_slot):
+    slot = make_slot(6, 4, 12)
+    ratio = gains(slot.h, channel_inversion(slot, 0.0))[:, 0] / slot.weights[0]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+def test_threshold_one_leaves_the_best_device(make_slot):
+    transmit = channel_inversion(make_slot(6, 4, 12), 1.0).transmit
+    assert ((transmit != 0).sum(-1) == 1).all()
