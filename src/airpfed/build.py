@@ -90,15 +90,16 @@ def machine(device: str) -> str:
     return device
 
 
-def experiment(settings: Settings) -> Experiment:
-    """Everything a run needs, from its settings."""
+def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
+    """Everything a run needs, from its settings and its tasks."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    tasks = load_tasks(settings)
     base = load_backbone(settings, tasks)
     words = [label_tokens(base, task) for task in tasks]
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
-    blocks = adapters.blocks_of(settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal)
+    blocks = adapters.blocks_of(
+        settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
+    )
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
     order = vector.layout(base.sites, blocks, shapes, classes)
     owners = [(n, shard) for n, task in enumerate(tasks) for shard in task.train]
@@ -194,8 +195,8 @@ def noise_watts(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -
 def chunk_size(settings: Settings, fleet: Fleet) -> int:
     """Devices computed together so that activations and factors stay within `devices.memory_gb`.
 
-    A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's factors
-    are held about four times (values, gradients, sums).
+    A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
+    factors are held about four times (values, gradients, sums).
     """
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)

@@ -1,6 +1,7 @@
 """What a run writes down: a record a round, a summary at the end, each with its types and units.
 
-The reference page is generated from this file. Records are JSON lines; a line cut short by a crash is dropped on reading.
+The reference page is generated from this file. Records are JSON lines; a line cut short by a crash is dropped on
+reading.
 """
 
 import json
@@ -24,7 +25,9 @@ class SlotError(Row):
 
     claimed: float = Field(description="what the receiver can compute before the round: estimates, symbol powers")
     measured: float = Field(description="||Ghat - G||^2 / (sigma^2 d) of the round")
-    bias: float = Field(description="||E Ghat - G||^2 / (sigma^2 d) over noise and scrambling; given gradients, channels")
+    bias: float = Field(
+        description="||E Ghat - G||^2 / (sigma^2 d) over noise and scrambling; given gradients, channels"
+    )
     variance: float = Field(description="E||Ghat - E Ghat||^2 / (sigma^2 d) over noise and scrambling")
     silence: float = Field(description="MSE if nothing were sent (divide by it for the NMSE), i.i.d. symbols")
     scale: float = Field(description="sum of sigma_g^2 d_g over normaliser groups: times measured, the squared error")

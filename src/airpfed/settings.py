@@ -1,7 +1,7 @@
 """The settings of one experiment: one frozen tree, read from TOML, with units in the names.
 
-Every key stands here with its meaning, its unit and its default; the reference page is generated from this file. Nothing
-below `build.py` sees these classes: the mathematics receives plain values.
+Every key stands here with its meaning, its unit and its default; the reference page is generated from this file.
+Nothing below `build.py` sees these classes: the mathematics receives plain values.
 """
 
 from typing import Annotated, Literal, Self
@@ -41,7 +41,9 @@ class AdapterSettings(Section):
     rank_personal: int = Field(4, ge=0, description="R_p, rank of the personal p-adapter")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
     target_modules: Words = Field(
-        ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), min_length=1, description="names of the nn.Linear modules"
+        ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the nn.Linear modules",
     )
     layers: Annotated[str, Field(pattern=r"^(all|last-[1-9][0-9]*)$")] | Indices = Field(
         "all", description='"all", "last-10" (the ten nearest the output), or a list of layer indices'
@@ -58,16 +60,24 @@ class TaskSettings(Section):
     """One task: where its samples come from, how they become prompts, how they are split over its devices."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$", description="name of the task in all outputs")
-    source: str = Field("", description="catalogue name, .csv/.jsonl/.parquet file, or hf:OWNER/NAME; default: the name")
+    source: str = Field(
+        "", description="catalogue name, .csv/.jsonl/.parquet file, or hf:OWNER/NAME; default: the name"
+    )
     kind: Literal["auto", "classify", "generate"] = Field(
         "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
     )
-    prompt: str = Field("", description='template such as "{text}\\nLabel:"; default: the catalogue\'s, or "{TEXT}\\nLabel:"')
-    text: str = Field("text", description="column with the text")
+    prompt: str = Field(
+        "", description='template such as "{text}\\nLabel:"; default: the catalogue\'s, or the text and "Label:"'
+    )
+    text: str = Field("text", description="column with the text, for the default prompt")
     label: str = Field("label", description="column with the class (classify) or the completion (generate)")
     labels: dict[str, str] = Field({}, description='class -> label word for a causal LM; default: " " + the class name')
-    devices: int = Field(4, ge=1, description="devices that hold this task's training data (split = column: at most)")
-    samples_per_device: int = Field(40, ge=1, description="training samples of a device (mean, where sizes are log-normal)")
+    devices: int = Field(
+        4, ge=0, description="devices that hold this task's training data; 0: one per value of device_column"
+    )
+    samples_per_device: int = Field(
+        40, ge=1, description="training samples of a device (mean, where sizes are log-normal)"
+    )
     dev_samples: int = Field(50, ge=0, description="samples of the dev split, evaluated during the run")
     test_samples: int = Field(250, ge=1, description="samples of the test split, evaluated before and after the run")
     split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
@@ -82,6 +92,8 @@ class TaskSettings(Section):
     def _column_is_named(self) -> Self:
         if self.split == "column" and not self.device_column:
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
+        if self.devices == 0 and self.split != "column":
+            raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
         return self
 
 
@@ -107,7 +119,9 @@ class RadioSettings(Section):
 
     design: Design = Field("uniform_forcing", description="transceiver design")
     topology: Literal["single_cell"] = Field("single_cell", description="one M-antenna station serves all tasks")
-    access: Literal["concurrent", "tdma"] = Field("tdma", description="p-slots: all tasks at once, or one after another")
+    access: Literal["concurrent", "tdma"] = Field(
+        "tdma", description="p-slots: all tasks at once, or one after another"
+    )
     channel: Literal["rayleigh"] = Field("rayleigh", description="small-scale fading")
     antennas: int = Field(16, ge=1, description="M, receive antennas")
     carrier_hz: float = Field(3.5e9, gt=0, description="carrier frequency, Hz")
@@ -115,7 +129,8 @@ class RadioSettings(Section):
     subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
     power_dbm: float = Field(20.0, description="transmit power limit of a device, dBm, mean over a slot")
     noise_dbm: float | Literal["thermal", "off"] = Field(
-        "thermal", description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none'
+        "thermal",
+        description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none',
     )
     noise_figure_db: float = Field(7.0, ge=0, description='noise figure of the receiver, dB, for noise_dbm = "thermal"')
     snr_db: float | None = Field(
@@ -153,7 +168,9 @@ class RunSettings(Section):
     seed: int = Field(0, ge=0, description="seed of every random stream")
     eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch chooses")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; auto: a GPU if there is one"
+    )
 
 
 class Settings(Section):

@@ -20,7 +20,10 @@ MAX_BITS_PER_USE = 8.0
 def digital_rate(
     gain: Float[Tensor, " K"], power: Float[Tensor, " K"], noise: float, antennas: int, bandwidth_hz: float
 ) -> Float[Tensor, " K"]:
-    """Bits per second of each device alone on the band, maximum-ratio receiver: B log2(1 + M P g / (gap sigma2)), capped."""
+    """Bits per second of each device alone on the band, maximum-ratio receiver.
+
+    B log2(1 + M P g / (gap sigma2)), capped.
+    """
     snr = antennas * power * gain / (RATE_GAP * noise) if noise > 0 else torch.full_like(gain, math.inf)
     return bandwidth_hz * torch.log2(1 + snr).clamp(max=MAX_BITS_PER_USE)
 
@@ -42,8 +45,8 @@ def entry(
 ) -> Ledger:
     """One round's ledger.
 
-    slot_uses: channel uses of each slot, each filled up to whole OFDM symbols. side_scalars: scalars each device sends on
-    the digital link at `rate` bits/s, one device after another. joules: energy radiated per device.
+    slot_uses: channel uses of each slot, each filled up to whole OFDM symbols. side_scalars: scalars each device
+    sends on the digital link at `rate` bits/s, one device after another. joules: energy radiated per device.
     """
     symbols = sum(math.ceil(uses / subcarriers) for uses in [*slot_uses, pilot_uses])
     side_seconds = float((side_scalars * BITS_PER_SCALAR / rate).sum())

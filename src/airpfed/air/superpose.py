@@ -1,7 +1,8 @@
 """The over-the-air sum: what each receiver hears when all devices of a slot transmit at once.
 
-The physics is three lines (`antenna_by_antenna`): channels times transmitted symbols plus noise at every antenna, then a
-receiver vector. The fast path (`collapsed`) uses one scalar gain per device and receiver instead; a test holds both equal.
+The physics is three lines (`antenna_by_antenna`): channels times transmitted symbols plus noise at every antenna,
+then a receiver vector. The fast path (`collapsed`) uses one scalar gain per device and receiver instead; a test
+holds both equal.
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ def collapsed(
 ) -> Heard:
     """The same through one gain per device and receiver: sum_k gain_ik x_k + m_i^H z.
 
-    group_of: which receiver wants device k. signs: +-1 per task and use; a task's devices multiply by their sign and its
-    receiver multiplies it away, so other tasks' parts have zero mean.
+    group_of: which receiver wants device k. signs: +-1 per task and use; a task's devices multiply by their sign and
+    its receiver multiplies it away, so other tasks' parts have zero mean.
     """
     targets = gain.shape[0]
     parts = torch.stack([gain[:, group_of == j] @ x[group_of == j] for j in range(targets)], dim=1)
@@ -62,4 +63,5 @@ def receiver_noise(
     values, vectors = torch.linalg.eigh(m.mH @ m)
     root = vectors * values.clamp(min=0).sqrt()
     z = torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)
-    return noise**0.5 * (root @ z)
+    heard: Tensor = noise**0.5 * (root @ z)
+    return heard

@@ -1,7 +1,8 @@
 """One round's uplink: here a gradient becomes a radio signal.
 
 normalise -> pack -> design per coherence block -> superpose in the channel -> unpack -> denormalise, slot after slot:
-first the s-slot (all devices, one receiver), then the p-slots (`tdma`: one a task; `concurrent`: one, a receiver a task).
+first the s-slot (all devices, one receiver), then the p-slots (`tdma`: one a task; `concurrent`: one, a receiver a
+task).
 """
 
 from collections.abc import Callable, Sequence
@@ -96,7 +97,8 @@ class Job:
 class Sums:
     """A slot's outcome: the sums, the error of each target in parts (energies), and its cost.
 
-    claimed, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per device of the slot.
+    claimed, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per device of the
+    slot.
     """
 
     sums: Float[Tensor, "T d"]
@@ -259,8 +261,8 @@ def claim(
 ) -> Float[Tensor, "B T"]:
     """MSE per real entry that the receiver expects: its estimates, the actual symbol powers, i.i.d. symbols.
 
-    sum_k p_k |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_j |b_j|^2) ||m_i||^2; under real packing only the real part of
-    the first term counts, and noise and CSI error come halved in `slot`.
+    sum_k p_k |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_j |b_j|^2) ||m_i||^2; under real packing only the real
+    part of the first term counts, and noise and CSI error come halved in `slot`.
     """
     mismatch = gains(slot.h, transceiver) - slot.weights
     squared = mismatch.real.square() if packing == "real" else mismatch.abs().square()
@@ -303,9 +305,12 @@ def _error(sums: Sums, row: int) -> SlotError:
 
 
 def combined(air: Air, mse: MeanSquaredErrors, d_s: int, key: str) -> float | None:
-    """Pi: MSEs weighted by the shares of d, tasks by D_n/D (shares of R where there is no head); None if nothing was sent."""
+    """Pi: MSEs weighted by the shares of d, tasks by D_n/D (shares of R where there is no head).
+
+    None if nothing was sent.
+    """
     share = {n: float(air.samples[air.task_of == n].sum() / air.samples.sum()) for n in range(len(air.lengths))}
-    terms = [(d_s, getattr(mse.s, key))] if mse.s else []
+    terms: list[tuple[float, float]] = [(d_s, getattr(mse.s, key))] if mse.s else []
     for n, name in enumerate(air.task_names):
         if name in mse.p:
             terms.append((share[n] * air.lengths[n], getattr(mse.p[name], key)))
@@ -329,5 +334,3 @@ def _ledger(air: Air, jobs: list[Job], done: list[Sums], d_s: int) -> Ledger:
     rate = ledger.digital_rate(air.gain, air.power, air.noise, air.antennas, air.bandwidth_hz)
     downlink = d_s + sum(air.lengths)
     return ledger.entry(uses, pilots, joules, scalars, rate, downlink, air.bandwidth_hz, air.subcarriers)
-
-

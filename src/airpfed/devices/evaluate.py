@@ -19,10 +19,9 @@ ROWS = 32
 def classify(
     fleet: Fleet, factors: Factors | None, shelf: str, samples: Sequence[Encoded], choices: Sequence[int]
 ) -> list[int]:
-    """Index of the best of `choices` (label tokens, or classes) for each sample; `factors` are those of one model (K = 1),
-    None for the base model.
+    """Index of the best of `choices` (label tokens, or classes) for each sample.
 
-    shelf: name under which the prefix cache keeps these samples.
+    factors: of one model (K = 1); None is the base model. shelf: name under which the prefix cache keeps these samples.
     """
     answers: list[int] = []
     for rows in _by_length(samples):
@@ -61,12 +60,12 @@ def complete(
     texts: list[str] = []
     for rows in _by_length(samples):
         batch = collate([samples[i] for i in rows], tokenizer.pad_token_id, left=True)
-        fields: dict[str, Any] = {k: v for k, v in inputs(backbone, batch.ids, batch.mask).items() if k != "position_ids"}
+        fields: dict[str, Any] = {
+            k: v for k, v in inputs(backbone, batch.ids, batch.mask).items() if k != "position_ids"
+        }
         fields |= {"use_cache": True, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
         with torch.no_grad(), adapted(backbone, factors):
             out = backbone.model.generate(**fields, max_new_tokens=max_new_tokens)
         texts += tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)
     order = [i for rows in _by_length(samples) for i in rows]
     return [text for _, text in sorted(zip(order, texts, strict=True))]
-
-

@@ -20,7 +20,8 @@ from airpfed.streams import stream
 class Fleet:
     """K devices over one backbone.
 
-    shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head (classifier).
+    shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head
+    (classifier).
     """
 
     backbone: Backbone
@@ -33,7 +34,10 @@ class Fleet:
 
 
 def draw(fleet: Fleet, device: int, cursor: int, count: int) -> list[int]:
-    """Indices of a device's next `count` samples: each epoch is a fresh permutation, fixed by seed, device and epoch."""
+    """Indices of a device's next `count` samples.
+
+    Each epoch is a fresh permutation, fixed by seed, device and epoch.
+    """
     size = len(fleet.shards[device])
     return [_order(fleet.seed, device, p // size, size)[p % size] for p in range(cursor, cursor + count)]
 
@@ -44,10 +48,14 @@ def _order(seed: int, device: int, epoch: int, size: int) -> list[int]:
 
 
 def batches(fleet: Fleet, cursors: Int[Tensor, " K"], batch: int, steps: int) -> tuple[list[list[list[int]]], Tensor]:
-    """Sample indices of each device for each local step, and the cursors after them; small shards give small batches."""
+    """Sample indices of each device for each local step, and the cursors after them.
+
+    Small shards give small batches.
+    """
     counts = [min(batch, len(shard)) for shard in fleet.shards]
     plan = [
-        [draw(fleet, k, int(cursors[k]) + step * count, count) for step in range(steps)] for k, count in enumerate(counts)
+        [draw(fleet, k, int(cursors[k]) + step * count, count) for step in range(steps)]
+        for k, count in enumerate(counts)
     ]
     return plan, cursors + steps * torch.tensor(counts)
 
@@ -58,8 +66,8 @@ def gradients(
     """Each device's gradient of its own loss at its own parameters, and that loss (nats, of the first local step).
 
     plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
-    (E local_lr) comes back instead. At most `chunk` devices are computed together, never of two tasks: samples of one task
-    are of like length, so little padding is computed. Returns scope -> (K, d_scope).
+    (E local_lr) comes back instead. At most `chunk` devices are computed together, never of two tasks: samples of
+    one task are of like length, so little padding is computed. Returns scope -> (K, d_scope).
     """
     parts = [_chunk(fleet, vectors, plan, devices, local_lr) for devices in _chunks(fleet.task_of.tolist(), chunk)]
     scopes = parts[0][0].keys()
@@ -101,7 +109,7 @@ def _chunk(
 def loss_gradient(
     fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, " K"], Factors]:
-    """Losses of some devices on the given samples and the gradient of each in its own factors: one forward, one backward.
+    """Losses of some devices on the given samples and each one's gradient in its own factors, in one backward pass.
 
     Since no device's loss reads another's factors, the gradient of the sum of losses is every device's own gradient.
     """

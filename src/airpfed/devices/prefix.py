@@ -9,8 +9,9 @@ from airpfed.model.backbone import Backbone, prefix_output
 from airpfed.model.encode import Encoded, collate
 
 PAGE = 16
-"""Samples computed together: neighbours in length, so that little padding is computed. A page is fixed by its shelf alone,
-so a kept value never depends on the batch that asked for it."""
+"""Samples computed together: neighbours in length, so that little padding is computed.
+
+A page is fixed by its shelf alone, so a kept value never depends on the batch that asked for it."""
 
 
 class PrefixCache:

@@ -47,8 +47,8 @@ class Kept(nn.Module):
 class Backbone:
     """A base model with adapters attached.
 
-    sites: name -> (L, Q) of each adapted linear layer; heads: name -> initial (C, H + 1) weight of each head layer (none
-    for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes.
+    sites: name -> (L, Q) of each adapted linear layer; heads: name -> initial (C, H + 1) weight of each head layer
+    (none for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes.
     """
 
     model: Any
@@ -62,11 +62,13 @@ class Backbone:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """Carries the prefix's output out of a forward pass that need not go on."""
 
 
-def load(base: str, kind: str, classes: int, device: str, rng: torch.Generator) -> tuple[Any, Any, str, bool, list[str]]:
+def load(
+    base: str, kind: str, classes: int, device: str, rng: torch.Generator
+) -> tuple[Any, Any, str, bool, list[str]]:
     """Model, tokenizer, folder, causal or not, and the names of the layers that are new (the task head).
 
     A classifier gets `classes` outputs (the widest task's). New layers are drawn from `rng`, by the model's own rule.
@@ -77,7 +79,7 @@ def load(base: str, kind: str, classes: int, device: str, rng: torch.Generator) 
     causal = catalog.is_causal(folder) if kind == "auto" else kind == "causal"
     extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), catalog.quiet():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
         try:
             model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
@@ -87,25 +89,10 @@ def load(base: str, kind: str, classes: int, device: str, rng: torch.Generator) 
     fresh = {key.rpartition(".")[0] for key in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]}
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval().to(device), tokenizer, folder, causal, [] if causal else sorted(fresh)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars or notices of transformers while a model is loaded; errors still raise."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def attach(
@@ -113,8 +100,8 @@ def attach(
 ) -> tuple[dict[str, StackedLoRA | StackedHead], tuple[Kept, ...]]:
     """Put adapters on the named linear layers and heads in place of the new ones; returns both and the prefix.
 
-    layers: "all", "last-n", or indices into the model's list of transformer layers. Raises UserError where a module name
-    or a layer is not there.
+    layers: "all", "last-n", or indices into the model's list of transformer layers. Raises UserError where a module
+    name or a layer is not there.
     """
     stack_name, stack = _layer_stack(model)
     chosen = _chosen(layers, len(stack))
@@ -136,9 +123,10 @@ def attach(
     for name, module in found.items():
         model.set_submodule(name, module)
     lowest = min(at[name] for name in found if name in at)
-    for index in range(lowest):
-        stack[index] = Kept(stack[index])
-    return found, tuple(stack[index] for index in range(lowest))
+    prefix = tuple(Kept(stack[index]) for index in range(lowest))
+    for index, kept in enumerate(prefix):
+        stack[index] = kept
+    return found, prefix
 
 
 def _layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
@@ -185,7 +173,10 @@ def head_weight(linear: nn.Linear) -> Float[Tensor, "C H"]:
 
 @contextmanager
 def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
-    """The model with the factors of K devices in its layers; rows of a batch then come device by device. None: the base."""
+    """The model with the factors of K devices in its layers; rows of a batch then come device by device.
+
+    None: the base.
+    """
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
         if isinstance(layer, StackedLoRA):
@@ -250,13 +241,13 @@ def prefix_output(
     top = backbone.prefix[-1]
 
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-        raise _Reached(output if isinstance(output, Tensor) else output[0])
+        raise _ReachedError(output if isinstance(output, Tensor) else output[0])
 
     handle = top.layer.register_forward_hook(stop)
     try:
         with torch.no_grad():
             backbone.model(**inputs(backbone, ids, mask))
-    except _Reached as reached:
+    except _ReachedError as reached:
         hidden: Tensor = reached.args[0]
         return hidden
     finally:

@@ -1,9 +1,10 @@
 """Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
 
 import json
-import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def converted(gguf: Path, name: str) -> Path:
         made = Path(spare) / "model"
         _convert(gguf, made)
         try:
-            os.replace(made, home)
+            made.replace(home)
         except OSError:
             if not home.is_dir():
                 raise
@@ -104,8 +105,8 @@ def is_causal(folder: str) -> bool:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
         raise UserError(
-            f'model.base = "{folder}": not a catalogue name ({", ".join(MODELS)}), a local directory or a model that the '
-            f"Hugging Face hub gave: {first_line(error)}"
+            f'model.base = "{folder}": not a catalogue name ({", ".join(MODELS)}), not a local directory, '
+            f"and the Hugging Face hub gave no such model: {first_line(error)}"
         ) from None
     names: list[str] = config.architectures or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
@@ -130,3 +131,19 @@ def identity(folder: str) -> str:
             digest.update(str(file.stat().st_size).encode())
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars or notices of transformers while a model is loaded; errors still raise."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

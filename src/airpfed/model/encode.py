@@ -36,7 +36,10 @@ class Batch:
 
 
 def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> tuple[int, ...]:
-    """Token ids of a prompt, at most `limit`: of a longer one the middle goes, so that instruction and cue both stay."""
+    """Token ids of a prompt, at most `limit`.
+
+    Of a longer one the middle goes, so that instruction and cue both stay.
+    """
     ids = tuple(tokenizer(prompt).input_ids)
     tail = limit // 3
     return ids if len(ids) <= limit else ids[: limit - tail] + ids[-tail:]
@@ -50,7 +53,10 @@ def completion(tokenizer: Any, prompt: str, answer: str, limit: int) -> Encoded:
 
 
 def label_tokens(tokenizer: Any, words: Sequence[str], where: str) -> tuple[int, ...]:
-    """The first token of each label word; UserError where two words share one (a position can only tell tokens apart)."""
+    """The first token of each label word.
+
+    UserError where two words share one (a position can only tell tokens apart).
+    """
     firsts = [tokenizer(word, add_special_tokens=False).input_ids[:1] for word in words]
     seen: dict[int, str] = {}
     for word, first in zip(words, firsts, strict=True):

@@ -126,8 +126,8 @@ def flatten(factors: Factors, layout: Layout) -> Vectors:
 def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torch.Generator) -> Vectors:
     """Fresh adapters: B = 0, A uniform in +-1/sqrt(Q) (as PEFT's Kaiming start), heads as the model came.
 
-    One row per scope, float32: every task and device starts from the same values. A layer's A is drawn whole and then cut
-    into blocks, so that all methods of one total rank start from the same A.
+    One row per scope, float32: every task and device starts from the same values. A layer's A is drawn whole and
+    then cut into blocks, so that all methods of one total rank start from the same A.
     """
     values = {s: torch.zeros(1, layout.size(s)) for s in SCOPES}
     downs = [entry for entry in layout.entries if entry.kind == "A"]
@@ -135,7 +135,8 @@ def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torc
         parts = [entry for entry in downs if entry.layer == layer]
         width = parts[0].shape[1]
         whole = torch.empty(sum(e.shape[0] for e in parts), width).uniform_(-(width**-0.5), width**-0.5, generator=rng)
-        for entry, rows in zip(parts, whole.split([e.shape[0] for e in parts]), strict=True):
+        for entry in parts:
+            rows, whole = whole[: entry.shape[0]], whole[entry.shape[0] :]
             values[entry.scope][0, entry.start : entry.stop] = rows.flatten()
     for entry in (e for e in layout.entries if e.kind == "head"):
         values["task"][0, entry.start : entry.stop] = heads[entry.layer].flatten()

@@ -71,7 +71,10 @@ def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
 
 
 def read(folder: Path, like: State, fingerprint: str) -> State:
-    """The saved state; `like` gives structure and shapes. UserError if there is none, it is damaged, or of other settings."""
+    """The saved state; `like` gives structure and shapes.
+
+    UserError if there is none, it is damaged, or of other settings.
+    """
     try:
         latest = json.loads((folder / LATEST).read_text(encoding="utf-8"))
         data = (folder / latest["file"]).read_bytes()

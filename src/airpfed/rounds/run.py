@@ -58,7 +58,8 @@ def play(
     """Run all rounds that are missing, or up to the round in which `stop` turns true; everything is kept in `out`.
 
     After every round its record is on disk, then its checkpoint: a run that is killed anywhere and resumed ends in the
-    same state, bit for bit (same machine and threads). Raises OSError if the disk fails; the last checkpoint is then good.
+    same state, bit for bit (same machine and threads). Raises OSError if the disk fails; the last checkpoint is then
+    good.
     """
     saved = out / "checkpoint"
     resumed = resume and checkpoint.exists(saved)
@@ -109,7 +110,10 @@ def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord
 
 
 def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[str, float]:
-    """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present; tasks with none are left out."""
+    """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present.
+
+    Tasks with none are left out.
+    """
     samples = torch.tensor([float(len(shard)) for shard in experiment.fleet.shards])
     losses = {}
     for n, task in enumerate(experiment.tasks):

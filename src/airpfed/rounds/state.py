@@ -29,7 +29,10 @@ class Moving:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What servers hold: the shared parameters and each task's. Nothing that must not leave a device is a field here."""
+    """What servers hold: the shared parameters and each task's.
+
+    Nothing that must not leave a device is a field here.
+    """
 
     shared: Moving
     personal: Moving

@@ -25,3 +25,13 @@ def test_threshold_zero_inverts_every_channel(make_slot):
 def test_threshold_one_leaves_the_best_device(make_slot):
     transmit = channel_inversion(make_slot(6, 4, 12), 1.0).transmit
     assert ((transmit != 0).sum(-1) == 1).all()
+
+
+def test_unbiased_on_the_devices_kept(make_slot):
+    slot = make_slot(6, 4, 12, 1, 10.0)
+    transceiver = channel_inversion(slot)
+    kept = transceiver.transmit != 0
+    assert kept.any()
+    torch.testing.assert_close(
+        gains(slot.h, transceiver)[:, 0][kept], slot.weights[0].expand(6, -1)[kept].to(torch.complex128)
+    )

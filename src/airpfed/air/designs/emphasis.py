@@ -13,8 +13,8 @@ LEVEL_STEPS = 15
 def emphasise(unit: Unit, m: Complex[Tensor, "B D T"]) -> tuple[Complex[Tensor, "B D T"], int]:
     """Receivers of almost equal own gains that trade noise and interference, where nulls are out of reach.
 
-    min sum_i alpha_i (kappa sum_own |m_i^H h_k b_k - w_ik|^2 + sum_other |m_i^H h_j b_j|^2 + sigma2 ||m_i||^2), followed
-    from kappa = 1 (MMSE) towards forcing. Returns (receivers, steps).
+    min sum_i alpha_i (kappa sum_own |m_i^H h_k b_k - w_ik|^2 + sum_other |m_i^H h_j b_j|^2 + sigma2 ||m_i||^2),
+    followed from kappa = 1 (MMSE) towards forcing. Returns (receivers, steps).
     """
     own = (unit.weights > 0).to(torch.float64)
     for kappa in LEVELS:

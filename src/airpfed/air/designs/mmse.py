@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from airpfed.air.designs.alternation import accelerate, devices
+from airpfed.air.designs.alternation import accelerate, devices, error, singular_start
 from airpfed.air.designs.hinge import continuation, point, real_maps, receiver
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.designs.unit import Unit, dominant_beam, heard, normalise, restore
@@ -19,8 +19,8 @@ STEPS = 60
 def mmse(slot: Slot) -> Transceiver:
     """The least sum_i alpha_i MSE_i over receivers and |b_k|^2 <= P_k, to a local optimum; shrinks, hence biased.
 
-    One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from the start
-    that `uniform_forcing` gives. Never worse than `uniform_forcing`, block by block.
+    One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from
+    `uniform_forcing` and from singular vectors, the better. Never worse than `uniform_forcing`, block by block.
     """
     forcing = uniform_forcing(slot)
     unit = normalise(slot)
@@ -42,9 +42,12 @@ def single(unit: Unit) -> Transceiver:
 
 
 def concurrent(unit: Unit, forcing: Transceiver) -> Transceiver:
-    """Several targets: accelerated alternation from uniform forcing."""
-    m, steps = accelerate(unit, adopt(unit, forcing), STEPS)
-    return restore(unit, m, devices(unit, m), steps)
+    """Several targets: accelerated alternation from uniform forcing and, for when forcing is hopeless, from the SVD."""
+    warm, steps = accelerate(unit, adopt(unit, forcing), STEPS)
+    cold, more = accelerate(unit, singular_start(unit), STEPS)
+    first, second = (error(unit, m, devices(unit, m)) for m in (warm, cold))
+    m = torch.where((first <= second)[:, None, None], warm, cold)
+    return restore(unit, m, devices(unit, m), steps + more)
 
 
 def adopt(unit: Unit, transceiver: Transceiver) -> Complex[Tensor, "B D T"]:

@@ -11,7 +11,7 @@ from airpfed.air.designs.own import gather_own, own_devices, own_gains, scatter_
 from airpfed.air.designs.unit import Unit, heard, normalise, restore
 from airpfed.air.slot import Slot, Transceiver
 
-JACOBI_ROUNDS = 6
+JACOBI_ROUNDS = 3
 RANK_TOLERANCE = 1e-10
 
 

@@ -1,0 +1,79 @@
+"""The command line: `airpfed run | export | tasks | report`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airpfed.errors import UserError
+
+app = typer.Typer(
+    help="Personalised, multi-task federated LoRA fine-tuning of LLMs over the air.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]
+Run = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
+
+
+@app.command()
+def run(
+    file: File,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="directory of the run; default runs/<name of the file>")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+) -> None:
+    """Fine-tune: rounds of gradients over the air, a checkpoint each, adapters and a report at the end."""
+    from airpfed.job import run_job
+
+    code = run_job(file, set_ or [], out, resume, "airpfed " + shlex.join(sys.argv[1:]))
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    run_dir: Run,
+    merged: Annotated[bool, typer.Option("--merged", help="write merged weights to RUN_DIR/merged too")] = False,
+) -> None:
+    """Write every task's model as a PEFT adapter, reloaded and compared before success is said."""
+    from airpfed.job import export_job
+
+    for folder in export_job(run_dir, merged):
+        typer.echo(f"{folder}: reloaded with PEFT, same logits")
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks and base models that can be had by name."""
+    from airpfed.job import catalogue
+
+    for line in catalogue():
+        typer.echo(line)
+
+
+@app.command()
+def report(run_dir: Run) -> None:
+    """Write report.html of a run again."""
+    from airpfed.report.page import write
+
+    typer.echo(write(run_dir))
+
+
+def main() -> None:
+    """Entry point: what the user can put right is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        typer.echo(f"airpfed: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        typer.echo(f"airpfed: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,110 @@
+"""A run's directory: what is written before the first round and after the last."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from airpfed import record
+from airpfed.build import base_hash
+from airpfed.errors import UserError
+from airpfed.model import export
+from airpfed.reading import write
+from airpfed.rounds.evaluate import model_of
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import State, vectors
+from airpfed.settings import Settings
+
+PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
+
+
+def fresh_folder(runs: Path, stem: str) -> Path:
+    """`runs/stem`, or `runs/stem-2`, ... : the first that does not exist."""
+    names = [runs / stem, *(runs / f"{stem}-{number}" for number in range(2, 10_000))]
+    return next(folder for folder in names if not folder.exists())
+
+
+def newest_folder(runs: Path, stem: str) -> Path:
+    """The newest run of a settings file; UserError if there is none."""
+    found = [folder for folder in runs.glob(f"{stem}*") if (folder / "experiment.toml").is_file()]
+    if not found:
+        raise UserError(f"{runs / stem}: nothing to resume; run without --resume first")
+    return max(found, key=lambda folder: (folder / "experiment.toml").stat().st_mtime)
+
+
+def claim(out: Path, resume: bool) -> None:
+    """Make sure `out` can be written to and holds no run that this one would overwrite."""
+    if resume and not out.is_dir():
+        raise UserError(f"{out}: nothing to resume; run without --resume first")
+    if not resume and (out / "records.jsonl").is_file():
+        raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made: {error.strerror}") from None
+
+
+def begin(settings: Settings, experiment: Experiment, data: dict[str, str], command: str, out: Path) -> None:
+    """Write the resolved settings and what the run stands on: versions, commit, hashes of data and base model."""
+    write(settings, out / "experiment.toml")
+    environment: dict[str, object] = {
+        "command": command,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": str(experiment.fleet.backbone.device),
+        "commit": commit(),
+        "seed": experiment.seed,
+        "base_sha256": base_hash(experiment.fleet.backbone),
+        "data_sha256": data,
+        "fingerprint": experiment.fingerprint,
+    }
+    record.write_json(out / "environment.json", environment)
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, if it is one."""
+    home = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
+    """Export every task's model (device scope: every device's) as PEFT adapters, checked; returns their folders.
+
+    merged: write merged weights to `out/merged` too.
+    """
+    written: list[Path] = []
+    fleet, values = experiment.fleet, vectors(state)
+    for number, task in enumerate(experiment.tasks):
+        classes = fleet.classes[number]
+        samples = task.test.prompts[:8]
+        for device, name in models_of(experiment, number):
+            factors = model_of(fleet, values, number, device)
+            base = export.fresh_base(fleet.backbone, classes)
+            folder = out / "adapters" / name
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            alpha = settings.adapters.alpha
+            loaded = export.checked(fleet.backbone, factors, classes, alpha, folder, base, samples)
+            if merged:
+                export.merge(loaded, fleet.backbone.tokenizer, out / "merged" / name)
+            written.append(folder)
+    return written
+
+
+def models_of(experiment: Experiment, task: int) -> list[tuple[int, str]]:
+    """The models of a task: (a device that has it, folder name); one a device where anything is of device scope."""
+    devices = (experiment.fleet.task_of == task).nonzero().flatten().tolist()
+    name = experiment.tasks[task].name.replace(":", "-")
+    if experiment.initial.devices.own.value.shape[1] == 0:
+        return [(devices[0], name)]
+    return [(device, os.path.join(name, f"device-{device}")) for device in devices]  # noqa: PTH118

@@ -1,0 +1,84 @@
+"""What a run shows: a line a round and a progress bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from airpfed.record import RoundRecord, SlotError, Summary
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where a run's lines go."""
+
+    console: Console
+    progress: Progress
+    bar: TaskID
+
+    def say(self, text: str) -> None:
+        """One line of what is happening."""
+        self.console.print(text, style="dim", highlight=False, markup=False)
+
+    def round(self, row: RoundRecord) -> None:
+        """One round's line; the bar moves on."""
+        self.console.print(round_line(row), highlight=False, markup=False)
+        self.progress.update(self.bar, completed=row.round)
+
+    def summary(self, summary: Summary, out: Path) -> None:
+        """The final table."""
+        self.progress.stop()
+        self.console.print(final_table(summary))
+        cost = summary.ledger
+        self.console.print(
+            f"on air {cost.air_seconds:.3g} s, {cost.channel_uses:,} channel uses, {cost.joules_mean:.3g} J a device\n"
+            f"{out}: report.html, summary.json, records.jsonl" + (", adapters/" if summary.exit == "completed" else ""),
+            highlight=False,
+            markup=False,
+        )
+
+
+@contextmanager
+def open_screen(rounds: int) -> Iterator[Screen]:
+    """A screen for a run of so many rounds; without a terminal there is no bar and lines are never wrapped."""
+    console = Console(soft_wrap=True)
+    columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield Screen(console, progress, progress.add_task("rounds", total=rounds))
+
+
+def round_line(row: RoundRecord) -> str:
+    """Losses by task, metrics where evaluated, MSE claimed and measured, seconds on air, absent devices."""
+    parts = [f"round {row.round}", "loss " + " ".join(f"{name} {value:.3f}" for name, value in row.loss.items())]
+    if row.accuracy:
+        parts.append("dev " + " ".join(f"{name} {value:.3f}" for name, value in row.accuracy.items()))
+    parts += [f"mse {name} {claim_and_truth(error)}" for name, error in slots(row) if error]
+    parts.append(f"air {row.ledger.air_seconds:.3g} s")
+    parts.append(f"{sum(row.seconds.values()):.1f} s")
+    if row.absent:
+        parts.append(f"absent {row.absent} (no finite gradient)")
+    return "  ".join(parts)
+
+
+def slots(row: RoundRecord) -> list[tuple[str, SlotError | None]]:
+    """The s-slot's error and the largest of the p-slots'."""
+    personal = max(row.mse.p.values(), key=lambda error: error.measured, default=None)
+    return [("s", row.mse.s), ("p", personal)]
+
+
+def claim_and_truth(error: SlotError) -> str:
+    """MSE as claimed/measured."""
+    return f"{error.claimed:.2e}/{error.measured:.2e}"
+
+
+def final_table(summary: Summary) -> Table:
+    """Test metrics of the untouched model and of the tasks' models."""
+    table = Table("task", "metric", "untouched", "fine-tuned", "samples", title=f"test split, {summary.rounds} rounds")
+    for name, task in summary.tasks.items():
+        table.add_row(name, task.metric, f"{task.base:.3f}", f"{task.final:.3f}", str(task.samples))
+    table.add_row("average", "", f"{summary.average_base:.3f}", f"{summary.average:.3f}", "", style="bold")
+    return table
