@@ -8,7 +8,9 @@ import torch
 
 from airpfed import units
 from airpfed.air import geometry
-from airpfed.air.uplink import Air, design_of, send
+from airpfed.air.designs.table import design_of
+from airpfed.air.plan import Air
+from airpfed.air.uplink import send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError

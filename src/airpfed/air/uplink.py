@@ -5,58 +5,21 @@ first the s-slot (all devices, one receiver), then the p-slots (`tdma`: one a ta
 task).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from airpfed.air import ledger
 from airpfed.air.channel import estimated
-from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.designs.mmse import debias
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.plan import Air, DesignFunction, Job, groups_of, plan, slot_uses
 from airpfed.air.slot import Slot, Transceiver, gains
 from airpfed.air.superpose import collapsed, receiver_noise
 from airpfed.air.symbols import Normalised, Packing, common_sigma, normalise, pack, unpack, uses_of
 from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 from airpfed.streams import stream
-
-DesignFunction = Callable[[Slot], Transceiver]
-Groups = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Air:
-    """What stays the same from round to round, linear SI units.
-
-    design: None is the error-free link. gain: mean power gain per device; power: P_k, watts; noise: sigma2, watts per
-    antenna. samples: D_k. groups: columns of each normaliser group of the s- and p-vectors; lengths: entries of each
-    task's p-vector.
-    """
-
-    design: DesignFunction | None
-    access: Literal["concurrent", "tdma"]
-    packing: Packing
-    normalizer: Literal["common", "per_device"]
-    task_names: tuple[str, ...]
-    task_of: Int[Tensor, " K"]
-    samples: Float[Tensor, " K"]
-    gain: Float[Tensor, " K"]
-    power: Float[Tensor, " K"]
-    noise: float
-    antennas: int
-    csi_error: float
-    coherence_symbols: int
-    bandwidth_hz: float
-    subcarriers: int
-    shared_groups: Groups
-    personal_groups: Groups
-    lengths: tuple[int, ...]
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -73,24 +36,6 @@ class Received:
     pi: float | None
     pi_claimed: float | None
     ledger: Ledger
-
-
-@dataclass(frozen=True)
-class Job:
-    """One slot's work: vectors of its devices, one target a row of `weights`.
-
-    lengths: entries of each device's vector; group_of: which target wants a device; importance: D_n/D of the targets.
-    """
-
-    name: str
-    devices: Int[Tensor, " K"]
-    vectors: Float[Tensor, "K d"]
-    lengths: Int[Tensor, " K"]
-    groups: Groups
-    weights: Float[Tensor, "T K"]
-    group_of: Int[Tensor, " K"]
-    importance: Float[Tensor, " T"]
-    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,18 +56,6 @@ class Sums:
     joules: Float[Tensor, " K"]
 
 
-def design_of(name: str, truncation: float | None, debiased: bool) -> DesignFunction | None:
-    """A named design with its options; None for `error_free`."""
-    if name == "error_free":
-        return None
-    if name == "channel_inversion":
-        return partial(channel_inversion, truncation=truncation)
-    design = {str(key): value for key, value in DESIGNS.items()}[name]
-    if debiased and name == "mmse":
-        return lambda slot: debias(slot, design(slot))
-    return design
-
-
 def send(
     air: Air, t: int, shared: Float[Tensor, "K d_s"], personal: Float[Tensor, "K d_p"], present: Bool[Tensor, " K"]
 ) -> Received:
@@ -138,44 +71,6 @@ def send(
         done.append(exact(job) if air.design is None else transmit(air, air.design, job, t, start, sigma))
         start += slot_uses(air, job)
     return collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
-
-
-def plan(
-    air: Air, shared: Float[Tensor, "K d_s"], personal: Float[Tensor, "K d_p"], present: Bool[Tensor, " K"]
-) -> list[Job]:
-    """The slots of a round, in the order of transmission, with weights that renormalise over the devices present."""
-    here = present.nonzero().flatten()
-    samples, task = air.samples[here], air.task_of[here]
-    every = Job(
-        "s", here, shared[here], torch.full_like(here, shared.shape[1]), air.shared_groups,
-        (samples / samples.sum())[None, :], torch.zeros_like(here), torch.ones(1, dtype=torch.float64), (),
-    )  # fmt: skip
-    tasks = sorted(set(task.tolist()))
-    slots = [tasks] if air.access == "concurrent" else [[n] for n in tasks]
-    return [every, *(_personal(air, personal, here, slot) for slot in slots if slot)]
-
-
-def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " K"], tasks: list[int]) -> Job:
-    devices = here[torch.isin(air.task_of[here], torch.tensor(tasks))]
-    own = air.task_of[devices][None, :] == torch.tensor(tasks)[:, None]
-    parts = air.samples[devices] * own
-    lengths = torch.tensor(air.lengths)[air.task_of[devices]]
-    longest = int(lengths.max())
-    groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
-    return Job(
-        "p" + ",".join(str(n) for n in tasks), devices, personal[devices, :longest], lengths, groups,
-        parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / parts.sum(), tuple(tasks),
-    )  # fmt: skip
-
-
-def slot_uses(air: Air, job: Job) -> int:
-    """Channel uses of a slot: its groups, each filled up to a whole symbol."""
-    return sum(uses_of(stop - start, air.packing) for start, stop in groups_of(air, job))
-
-
-def groups_of(air: Air, job: Job) -> Groups:
-    """Normaliser groups of a slot: with one common sigma, the whole vector."""
-    return ((0, job.vectors.shape[1]),) if air.normalizer == "common" else job.groups
 
 
 def exact(job: Job) -> Sums:

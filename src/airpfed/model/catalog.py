@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,14 +136,16 @@ def identity(folder: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars or notices of transformers while a model is loaded; errors still raise."""
+    """No progress bars, notices or deprecation warnings of transformers while a model is loaded; errors still raise."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -12,11 +12,10 @@ from airpfed.air.slot import Slot, Transceiver, keep_better, silent
 def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceiver:
     """Invert the channel seen through the weighted dominant eigenvector u; devices too weak for it are silent.
 
-    b_k = kappa w_k / (u^H h_k) for the devices kept, kappa as large as the weakest of them allows, and m = u /
-    kappa: the sum is unbiased on the devices kept, the others' part is missing. truncation: devices with sqrt(P_k)|u^H h_k|/w_k
-    below this fraction of the best are silent; None takes the threshold of least error, by an exact search over all K,
-    and silence of all where even that is better.
-    Several targets: each as if alone.
+    b_k = kappa w_k / (u^H h_k) for the devices kept, kappa as large as the weakest of them allows, and m = u / kappa:
+    the sum is unbiased on the devices kept, the others' part is missing. truncation: devices with
+    sqrt(P_k)|u^H h_k|/w_k below this fraction of the best are silent; None takes the threshold of least error, by an
+    exact search over all K, and silence of all where even that is better. Several targets: each as if alone.
     """
     unit = normalise(slot)
     index, w = own_devices(unit.weights)

@@ -1,10 +1,11 @@
 """The designs by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.mmse import debias, mmse
 from airpfed.air.designs.naive_ao import naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.slot import Slot, Transceiver
@@ -17,3 +18,15 @@ DESIGNS: dict[DesignName, Callable[[Slot], Transceiver]] = {
     "channel_inversion": channel_inversion,
     "naive_ao": naive_ao,
 }
+
+
+def design_of(name: str, truncation: float | None, debiased: bool) -> Callable[[Slot], Transceiver] | None:
+    """A named design with its options; None for `error_free`."""
+    if name == "error_free":
+        return None
+    if name == "channel_inversion":
+        return partial(channel_inversion, truncation=truncation)
+    design = {str(key): value for key, value in DESIGNS.items()}[name]
+    if debiased and name == "mmse":
+        return lambda slot: debias(slot, design(slot))
+    return design
