@@ -1,0 +1,83 @@
+"""Accuracy by transceiver design and SNR, paired over seeds: `python benchmarks/designs.py FILE.toml --seeds 3`.
+
+Every cell of a seed has the same data, start, fading and noise streams; only design and SNR differ. Cells that stand in
+the output file already are not run again. Prints a table: mean accuracy on the test splits, its spread over seeds, and
+the paired difference to `error_free`.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from airpfed import build, reading
+from airpfed.air.uplink import send
+from airpfed.rounds.evaluate import score_task
+from airpfed.rounds.run import Experiment, play_round
+from airpfed.rounds.state import vectors
+from airpfed.settings import Settings
+
+
+def final_accuracy(experiment: Experiment) -> tuple[float, float]:
+    """Mean accuracy of the tasks' models on their test splits after all rounds, and the mean Pi."""
+    state, pis = experiment.initial, []
+    while state.round < experiment.rounds:
+        state, row = play_round(experiment, state)
+        pis.append(row.pi or 0.0)
+    scores = [score_task(experiment.fleet, vectors(state), n, task, "test") for n, task in enumerate(experiment.tasks)]
+    return statistics.mean(score.value for score in scores), statistics.mean(pis)
+
+
+def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: float) -> Experiment:
+    """The same experiment over another link."""
+    radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
+    changed = settings.model_copy(update={"radio": radio})
+    link = partial(send, build.air(changed, experiment.fleet, tuple(task.name for task in experiment.tasks)))
+    return replace(experiment, link=link, eval_every=0)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("file", type=Path)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--cells", nargs="+", default=["error_free:10", "uniform_forcing:10", "mmse:10"])
+    arguments.add_argument("--set", action="append", default=[])
+    arguments.add_argument("--out", type=Path, default=Path("runs/designs.jsonl"))
+    chosen = arguments.parse_args()
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
+    for seed in range(chosen.seeds):
+        missing = [c for c in chosen.cells if not any(r["seed"] == seed and r["cell"] == c for r in rows)]
+        settings = reading.read(chosen.file, [*chosen.set, f"run.seed={seed}"])
+        experiment = build.experiment(settings, build.load_tasks(settings)) if missing else None
+        for cell in missing:
+            assert experiment is not None
+            design, _, snr = cell.partition(":")
+            accuracy, pi = final_accuracy(with_air(experiment, settings, design, float(snr)))
+            rows.append({"seed": seed, "cell": cell, "accuracy": accuracy, "pi": pi})
+            with chosen.out.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(rows[-1], flush=True)
+    print_table(rows, chosen.cells, chosen.seeds)
+
+
+def print_table(rows: list[dict[str, float | str]], cells: list[str], seeds: int) -> None:
+    found = {(row["seed"], row["cell"]): row for row in rows}
+    reference = next(cell for cell in cells if cell.startswith("error_free"))
+    print(f"\n| design:SNR dB | accuracy, mean of {seeds} seeds | min to max | minus error_free, paired | mean Pi |")
+    print("|---|---|---|---|---|")
+    for cell in cells:
+        values = [float(found[seed, cell]["accuracy"]) for seed in range(seeds)]
+        gaps = [v - float(found[seed, reference]["accuracy"]) for seed, v in enumerate(values)]
+        spread = f" +- {statistics.stdev(gaps) / seeds**0.5:.3f} (se)" if seeds > 1 else ""
+        pi = statistics.mean(float(found[seed, cell]["pi"]) for seed in range(seeds))
+        print(
+            f"| {cell} | {statistics.mean(values):.3f} | {min(values):.3f} to {max(values):.3f} "
+            f"| {statistics.mean(gaps):+.3f}{spread} | {pi:.2e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
