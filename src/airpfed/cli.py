@@ -1,5 +1,6 @@
 """The command line: `airpfed run | export | tasks | report`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def report(run_dir: Run) -> None:
 
 def main() -> None:
     """Entry point: what the user can put right is one line and exit code 2."""
+    # Two runs on the same cores otherwise wait for each other in busy loops; must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(standalone_mode=True)
     except UserError as error:

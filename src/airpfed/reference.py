@@ -1,4 +1,4 @@
-"""The reference page of all contracts, from their declarations: `python -m airpfed.reference > docs/reference.md`."""
+"""The reference page of all contracts, from their declarations (`make docs`)."""
 
 import typing
 from collections.abc import Iterator, Mapping

@@ -104,7 +104,7 @@ def test_fill_is_one_pass() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"label_column": "lable"}, r"label_column names 'lable', .*columns text, label, who; did you mean 'label'?"),
+        ({"label_column": "lable"}, r"label names 'lable', .*columns text, label, who; did you mean 'label'?"),
         ({"text_column": "review"}, "prompt names 'review', but"),
         ({"prompt": "{txt}"}, "prompt names 'txt', but"),
         ({"prompt": "say"}, "prompt 'say' names no column; write for example {text}"),
@@ -122,7 +122,7 @@ def test_fill_is_one_pass() -> None:
 def test_settings_errors(source: Source, change: dict[str, object], named: str) -> None:
     text = message(replace(source, **change))  # type: ignore[arg-type]
     parts = named.split(", .*")
-    assert all(part in text for part in parts) and ("task 'mine'" in text or "source" in change)
+    assert all(part in text for part in parts) and ("tasks.mine" in text or "source" in change)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_test_set_does_not_depend_on_dev_size() -> None:
 
 def test_split_needs_a_training_sample() -> None:
     assert len(split(pool(31), 10, 20, 1, "a")[0]) == 1
-    with pytest.raises(UserError, match=r"^task 'a': .*there are 30 distinct samples$"):
+    with pytest.raises(UserError, match=r"^tasks.a: .*there are 30 distinct samples$"):
         split(pool(30), 10, 20, 1, "a")
 
 
@@ -124,15 +124,15 @@ def test_column_gives_each_value_a_device() -> None:
 @pytest.mark.parametrize(
     ("shares", "samples", "named"),
     [
-        (replace(SHARES, devices=4, split="column"), pool(30), r"devices is 4, but the device column has 3 values"),
+        (replace(SHARES, devices=4, split="column"), pool(30), r"devices = 4: the device column has 3 values"),
         (replace(SHARES, split="column"), (Sample("t", " a", 0),), r"no device_column is set"),
         (replace(SHARES, split="dirichlet"), (Sample("t", " a"),) * 9, r"'dirichlet' needs classes"),
-        (replace(SHARES, devices=31), pool(30), r"devices is 31, but must be 1 to 30"),
-        (replace(SHARES, devices=31, split="dirichlet"), pool(30), r"devices is 31, but must be 1 to 30"),
-        (replace(SHARES, devices=0), pool(30), r"devices is 0"),
+        (replace(SHARES, devices=31), pool(30), r"devices = 31: should be from 1 to 30"),
+        (replace(SHARES, devices=31, split="dirichlet"), pool(30), r"devices = 31: should be from 1 to 30"),
+        (replace(SHARES, devices=0), pool(30), r"devices = 0"),
     ],
 )
 def test_errors_name_the_setting(shares: Shares, samples: Samples, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
         share(samples, shares, 1, "a")
-    assert "\n" not in str(caught.value) and "task 'a'" in str(caught.value)
+    assert "\n" not in str(caught.value) and "tasks.a" in str(caught.value)

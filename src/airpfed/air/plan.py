@@ -78,7 +78,7 @@ def plan(
     return [every, *(_personal(air, personal, here, slot) for slot in slots if slot)]
 
 
-def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " K"], tasks: list[int]) -> Job:
+def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " present"], tasks: list[int]) -> Job:
     devices = here[torch.isin(air.task_of[here], torch.tensor(tasks))]
     own = air.task_of[devices][None, :] == torch.tensor(tasks)[:, None]
     parts = air.samples[devices] * own

@@ -1,6 +1,8 @@
 """Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
 
+import difflib
 import json
+import logging as standard_logging
 import shutil
 import tempfile
 import warnings
@@ -103,11 +105,14 @@ def is_causal(folder: str) -> bool:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder)
     except Exception as error:
+        near = difflib.get_close_matches(folder, MODELS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f'model.base = "{folder}": not a catalogue name ({", ".join(MODELS)}), not a local directory, '
-            f"and the Hugging Face hub gave no such model: {first_line(error)}"
+            f'model.base = "{folder}": no catalogue name ({", ".join(MODELS)}), no local directory, '
+            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint}"
         ) from None
     names: list[str] = config.architectures or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
@@ -140,6 +145,9 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = standard_logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(standard_logging.CRITICAL)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -147,6 +155,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
+        hub.setLevel(hub_level)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -112,9 +112,9 @@ def _settle(source: Source) -> Source:
             max_chars=entry.max_chars if source.max_chars is None else source.max_chars,
         )
         if filled.kind != entry.kind:
-            raise UserError(f"task {source.name!r}: kind is {source.kind!r}, but {source.source!r} is {entry.kind!r}")
+            raise UserError(f"tasks.{source.name}.kind is {source.kind!r}, but {source.source!r} is {entry.kind!r}")
     if filled.kind == "generate" and filled.labels is not None:
-        raise UserError(f"task {source.name!r}: labels belong to kind 'classify'; leave them out for 'generate'")
+        raise UserError(f"tasks.{source.name}.labels belong to kind 'classify'; leave them out for 'generate'")
     return filled
 
 
@@ -122,8 +122,8 @@ def _check(plan: Source, template: str, rows: Sequence[Row]) -> None:
     """Raise UserError unless every column that is named exists, and holds something in every row."""
     holes = [hole[1] for hole in _HOLE.finditer(template) if hole[1] is not None]
     if not holes:
-        raise UserError(f"task {plan.name!r}: prompt {template!r} names no column; write for example {{text}}")
-    wanted = [("label_column", plan.label_column), *(("prompt", name) for name in holes)]
+        raise UserError(f"tasks.{plan.name}.prompt {template!r} names no column; write for example {{text}}")
+    wanted = [("label", plan.label_column), *(("prompt", name) for name in holes)]
     if plan.device_column is not None:
         wanted.append(("device_column", plan.device_column))
     known = dict.fromkeys(name for row in rows for name in row)
@@ -131,12 +131,14 @@ def _check(plan: Source, template: str, rows: Sequence[Row]) -> None:
         if name not in known:
             columns = ", ".join(known)
             raise UserError(
-                f"task {plan.name!r}: {setting} names {name!r}, but {plan.source!r} has the columns {columns}"
+                f"tasks.{plan.name}.{setting} names {name!r}, but {plan.source!r} has the columns {columns}"
                 f"{hint(name, known)}"
             )
         for number, row in enumerate(rows, start=1):
             if not row.get(name, "").strip():
-                raise UserError(f"task {plan.name!r}: row {number} of {plan.source!r} has nothing in column {name!r}")
+                raise UserError(
+                    f"tasks.{plan.name}.source: row {number} of {plan.source!r} has nothing in column {name!r}"
+                )
 
 
 def _distinct(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
@@ -152,14 +154,14 @@ def _labels(plan: Source, rows: Sequence[Row]) -> dict[str, str]:
     seen = sorted({row[plan.label_column] for row in rows})
     given = {name: name for name in seen} if plan.labels is None else plan.labels
     labels = {name: f" {word.strip()}" for name, word in given.items()}
-    where = f"task {plan.name!r}: column {plan.label_column!r} of {plan.source!r}"
+    where = f"tasks.{plan.name}.label: column {plan.label_column!r} of {plan.source!r}"
     if missing := [name for name in seen if name not in labels]:
         raise UserError(f"{where} holds class {missing[0]!r}, which labels gives no word{hint(missing[0], labels)}")
     if len(seen) < 2:
         raise UserError(f"{where} holds the one class {seen[0]!r}; a classification needs two or more")
     words = list(labels.values())
     if shared := [word for word in words if words.count(word) > 1 or not word.strip()]:
-        raise UserError(f"task {plan.name!r}: labels give {shared[0]!r}; every class needs a word of its own")
+        raise UserError(f"tasks.{plan.name}.labels give {shared[0]!r}; every class needs a word of its own")
     return labels
 
 

@@ -40,7 +40,7 @@ def split(samples: Samples, dev: int, test: int, seed: int, name: str) -> tuple[
     """
     if len(samples) <= dev + test:
         raise UserError(
-            f"task {name!r}: test_samples {test} and dev_samples {dev} leave nothing to train on; "
+            f"tasks.{name}: test_samples = {test} and dev_samples = {dev} leave nothing to train on; "
             f"there are {len(samples)} distinct samples"
         )
     order = numpy_stream(seed, "split", name).permutation(len(samples))
@@ -93,7 +93,7 @@ def _fit(wanted: Int[np.ndarray, " K"], available: int, name: str) -> Int[np.nda
     devices, total = len(wanted), int(wanted.sum())
     if not 1 <= devices <= available:
         raise UserError(
-            f"task {name!r}: devices is {devices}, but must be 1 to {available}, the samples left to train on"
+            f"tasks.{name}.devices = {devices}: should be from 1 to {available}, the samples left to train on"
         )
     if total <= available:
         return wanted
@@ -107,10 +107,10 @@ def _by_column(train: Samples, devices: int, name: str) -> list[list[int]]:
     for index, sample in enumerate(train):
         groups.setdefault(sample.device, []).append(index)
     if "" in groups:
-        raise UserError(f"task {name!r}: split is 'column', but no device_column is set; name one, or take 'iid'")
+        raise UserError(f"tasks.{name}.split is 'column', but no device_column is set; name one, or take 'iid'")
     if devices not in (0, len(groups)):
         raise UserError(
-            f"task {name!r}: devices is {devices}, but the device column has {len(groups)} values among the training "
+            f"tasks.{name}.devices = {devices}: the device column has {len(groups)} values among the training "
             f"samples; set devices to {len(groups)}"
         )
     return [groups[value] for value in sorted(groups)]
@@ -119,7 +119,7 @@ def _by_column(train: Samples, devices: int, name: str) -> list[list[int]]:
 def _labels(train: Samples, name: str) -> Int[np.ndarray, " n"]:
     labels = np.array([sample.label for sample in train])
     if (labels < 0).any():
-        raise UserError(f"task {name!r}: split 'dirichlet' needs classes, and a 'generate' task has none; take 'iid'")
+        raise UserError(f"tasks.{name}.split 'dirichlet' needs classes, and a 'generate' task has none; take 'iid'")
     return labels
 
 

@@ -1,0 +1,319 @@
+"""One round over the air: limiting cases, scale, silence, power, and which randomness is shared."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from airpfed.air import ledger, uplink
+from airpfed.air.designs.table import design_of
+from airpfed.air.plan import Air
+from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.uplink import Received, send
+from airpfed.streams import stream
+
+TASKS = torch.tensor([0, 0, 1, 1, 1])
+LENGTHS = (37, 30)
+GAIN = 1e-10
+
+
+def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -> Air:
+    """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
+    air = Air(
+        design=design_of(design, None, debias),
+        access="tdma",
+        packing="iq",
+        normalizer="per_device",
+        task_names=("colours", "moods"),
+        task_of=TASKS,
+        samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
+        gain=torch.full((5,), GAIN, dtype=torch.float64),
+        power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
+        noise=0.1 * GAIN / 10**1.5,
+        antennas=8,
+        csi_error=0.0,
+        coherence_symbols=7,
+        bandwidth_hz=1e6,
+        subcarriers=16,
+        shared_groups=((0, 20), (20, 41)),
+        personal_groups=((0, 16), (16, 37)),
+        lengths=LENGTHS,
+        seed=3,
+    )
+    return replace(air, **changes)
+
+
+def gradients(air: Air, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
+    """Independent normal gradients, zero beyond each task's own length, devices of unlike size and mean."""
+    rng = stream(11, "gradients", t)
+    size = torch.linspace(0.5, 2.0, len(air.samples))[:, None]
+    shared = size * (torch.randn(len(size), d_s, generator=rng) + 0.3)
+    personal = size * (torch.randn(len(size), max(air.lengths), generator=rng) - 0.2)
+    own = torch.arange(max(air.lengths)) < torch.tensor(air.lengths)[air.task_of][:, None]
+    return shared, personal * own
+
+
+def means(air: Air, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """G^s and G_n^p by loops over the devices present."""
+    weight = air.samples * present
+    global_mean = sum(weight[k] / weight.sum() * shared[k].double() for k in range(len(weight)) if present[k])
+    rows = torch.zeros(len(air.lengths), personal.shape[1], dtype=torch.float64)
+    for k in present.nonzero().flatten().tolist():
+        n = int(air.task_of[k])
+        rows[n] += weight[k] / weight[air.task_of == n].sum() * personal[k].double()
+    return global_mean, rows
+
+
+def everyone(air: Air) -> Tensor:
+    return torch.ones(len(air.samples), dtype=torch.bool)
+
+
+def is_finite(received: Received) -> bool:
+    numbers = [received.pi or 0.0, received.ledger.air_seconds, received.ledger.joules_max]
+    for error in [received.mse.s, *received.mse.p.values()]:
+        numbers += list(error.model_dump().values()) if error else []
+    tensors = bool(received.shared.isfinite().all() and received.personal.isfinite().all())
+    return tensors and bool(torch.tensor(numbers).isfinite().all())
+
+
+@pytest.mark.parametrize("absent", [[], [1], [0, 3]])
+def test_the_error_free_link_gives_the_weighted_mean_of_the_devices_present(absent):
+    """NaN in an absent device's row shows that it is in no sum and no weight."""
+    air = make_air("error_free")
+    shared, personal = gradients(air)
+    present = everyone(air)
+    present[absent] = False
+    G_s, G_p = means(air, shared, personal, present)
+    shared[absent], personal[absent] = torch.nan, torch.nan
+    got = send(air, 1, shared, personal, present)
+    torch.testing.assert_close(got.shared, G_s.float(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got.personal, G_p.float(), rtol=1e-6, atol=1e-7)
+    assert got.pi == 0
+
+
+@pytest.mark.parametrize(
+    ("access", "packing", "normalizer"), product(("tdma", "concurrent"), ("iq", "real"), ("per_device", "common"))
+)
+@pytest.mark.parametrize("absent", [[], [2]])
+def test_without_noise_uniform_forcing_gives_the_weighted_mean(access, packing, normalizer, absent):
+    """Odd lengths, six and more coherence blocks, a tail that one task lacks; 8 antennas null 3 other devices."""
+    air = make_air(noise=0.0, access=access, packing=packing, normalizer=normalizer)
+    shared, personal = gradients(air)
+    present = everyone(air)
+    present[absent] = False
+    G_s, G_p = means(air, shared, personal, present)
+    shared[absent], personal[absent] = torch.nan, torch.nan
+    got = send(air, 1, shared, personal, present)
+    assert (got.shared - G_s).norm() < 1e-5 * G_s.norm()
+    assert (got.personal - G_p).norm() < 1e-5 * G_p.norm()
+    assert (got.personal[1, LENGTHS[1] :] == 0).all()
+
+
+def test_too_few_antennas_leave_interference_even_without_noise():
+    """3 antennas cannot null 3 devices of the other task: the check above does depend on M."""
+    air = make_air(noise=0.0, access="concurrent", antennas=3)
+    shared, personal = gradients(air)
+    got = send(air, 1, shared, personal, everyone(air))
+    assert min(error.variance for error in got.mse.p.values()) > 1e-3
+
+
+@pytest.mark.parametrize("normalizer", ["per_device", "common"])
+def test_an_all_zero_group_is_received_as_zero(normalizer):
+    """The gradient of A at B = 0. With one common sigma there are no groups: then the whole slot is zero here."""
+    air = make_air("mmse", normalizer=normalizer)
+    shared, personal = gradients(air)
+    shared[:, :20] = 0
+    personal[:] = 0
+    got = send(air, 1, shared, personal, everyone(air))
+    assert is_finite(got)
+    if normalizer == "per_device":
+        assert (got.shared[:20] == 0).all() and (got.shared[20:] != 0).any()
+        assert (got.personal == 0).all()
+        assert {error.measured for error in got.mse.p.values()} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("design", "normalizer"),
+    product(("uniform_forcing", "mmse", "channel_inversion", "naive_ao"), ("per_device", "common")),
+)
+def test_a_round_of_zeros_is_received_as_zeros(design, normalizer):
+    air = make_air(design, access="concurrent", normalizer=normalizer)
+    got = send(air, 1, torch.zeros(5, 41), torch.zeros(5, 37), everyone(air))
+    assert is_finite(got)
+    assert (got.shared == 0).all() and (got.personal == 0).all()
+    assert got.ledger.joules_max == 0
+
+
+@pytest.mark.parametrize("normalizer", ["per_device", "common"])
+def test_one_device_of_zero_gradient_sends_nothing_and_spoils_nothing(normalizer):
+    air = make_air(noise=0.0, normalizer=normalizer)
+    shared, personal = gradients(air)
+    shared[1], personal[1] = 0, 0
+    G_s, G_p = means(air, shared, personal, everyone(air))
+    got = send(air, 1, shared, personal, everyone(air))
+    assert is_finite(got)
+    assert (got.shared - G_s).norm() < 1e-5 * G_s.norm()
+    assert (got.personal - G_p).norm() < 1e-5 * G_p.norm()
+
+
+@pytest.mark.parametrize(
+    ("design", "normalizer"),
+    product(("uniform_forcing", "mmse", "channel_inversion", "naive_ao"), ("per_device", "common")),
+)
+def test_what_is_received_scales_exactly_with_the_gradient(design, normalizer):
+    """2^-27, about 1e-8, is exact in floating point: any absolute floor on the way would show."""
+    air = make_air(design, normalizer=normalizer)
+    shared, personal = gradients(air)
+    large = send(air, 1, shared, personal, everyone(air))
+    small = send(air, 1, shared * 2**-27, personal * 2**-27, everyone(air))
+    torch.testing.assert_close(small.shared, large.shared * 2**-27, rtol=0, atol=0)
+    torch.testing.assert_close(small.personal, large.personal * 2**-27, rtol=0, atol=0)
+    assert small.pi == large.pi
+
+
+def test_one_device_alone_is_a_round():
+    air = make_air(noise=0.0, task_of=torch.tensor([0]), samples=torch.tensor([4.0], dtype=torch.float64),
+                   gain=torch.tensor([GAIN], dtype=torch.float64), power=torch.tensor([0.1], dtype=torch.float64),
+                   task_names=("only",), lengths=(37,))  # fmt: skip
+    shared, personal = gradients(air)
+    got = send(air, 1, shared, personal, everyone(air))
+    torch.testing.assert_close(got.shared, shared[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.personal, personal, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("access", ["tdma", "concurrent"])
+def test_a_task_without_devices_is_not_heard(access):
+    air = make_air(access=access)
+    shared, personal = gradients(air)
+    present = TASKS == 1
+    shared[~present], personal[~present] = torch.nan, torch.nan
+    got = send(air, 1, shared, personal, present)
+    assert got.heard.tolist() == [False, True]
+    assert set(got.mse.p) == {"moods"}
+    assert is_finite(got) and (got.personal[0] == 0).all()
+
+
+@pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
+def test_a_round_without_devices_is_empty(design):
+    air = make_air(design)
+    got = send(air, 1, torch.full((5, 41), torch.nan), torch.full((5, 37), torch.nan), ~everyone(air))
+    assert not got.heard.any()
+    assert got.pi is None and got.pi_claimed is None and got.mse.s is None and got.mse.p == {}
+    assert (got.shared == 0).all() and (got.personal == 0).all()
+    assert got.ledger.channel_uses == got.ledger.ofdm_symbols == got.ledger.joules_max == 0
+
+
+class Spy:
+    """Records what a design is asked and answers, and the symbols of every block of every slot."""
+
+    def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
+        original, design = uplink.collapsed, air.design
+        assert design is not None
+
+        def watched(slot: Slot) -> Transceiver:
+            made = design(slot)
+            self.slots.append((slot, made, []))
+            return made
+
+        def heard(gain, x, noise, group_of, signs):
+            self.slots[-1][2].append(x)
+            return original(gain, x, noise, group_of, signs)
+
+        monkeypatch.setattr(uplink, "collapsed", heard)
+        self.air = replace(air, design=watched)
+
+
+@pytest.mark.parametrize(
+    ("design", "access", "packing", "normalizer"),
+    product(
+        ("uniform_forcing", "mmse", "channel_inversion", "naive_ao"),
+        ("tdma", "concurrent"),
+        ("iq", "real"),
+        ("per_device", "common"),
+    ),
+)
+def test_no_slot_exceeds_the_power_limit_and_joules_agree(design, access, packing, normalizer, monkeypatch):
+    """Tasks send in their own slots, so each device's energy is what its slots' factors and symbols say."""
+    spy = Spy(make_air(design, access=access, packing=packing, normalizer=normalizer), monkeypatch)
+    shared, personal = gradients(spy.air)
+    got = send(spy.air, 1, shared, personal, everyone(spy.air))
+    joules = torch.zeros(5, dtype=torch.float64)
+    for slot, made, symbols in spy.slots:
+        radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
+        assert (radiated / sum(x.shape[1] for x in symbols) <= slot.power * (1 + 1e-9)).all()
+        devices = [k for k in range(5) if float(spy.air.power[k]) in slot.power.tolist()]
+        devices = (
+            devices
+            if len(devices) == len(slot.power)
+            else (TASKS == (0 if len(slot.power) == 2 else 1)).nonzero().flatten().tolist()
+        )
+        joules[devices] += radiated * ledger.use_seconds(spy.air.bandwidth_hz)
+    assert got.ledger.joules_mean == pytest.approx(float(joules.mean()), rel=1e-12)
+    assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
+
+
+def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch):
+    """The limit is used, not only kept: at least one device of every s-block sends with |b|^2 = P."""
+    spy = Spy(make_air(), monkeypatch)
+    shared, personal = gradients(spy.air)
+    send(spy.air, 1, shared, personal, everyone(spy.air))
+    slot, made, _ = spy.slots[0]
+    torch.testing.assert_close((made.transmit.abs().square() / slot.power).amax(1), torch.ones(len(slot.h)).double())
+
+
+def test_slots_that_share_a_coherence_block_see_the_same_channel(monkeypatch):
+    """s uses 10 + 11 symbols; with 12 a block its second group starts in block 0 and ends in block 1."""
+    spy = Spy(make_air(coherence_symbols=12), monkeypatch)
+    shared, personal = gradients(spy.air)
+    send(spy.air, 1, shared, personal, everyone(spy.air))
+    first, second, third = (slot.h for slot, _, _ in spy.slots[:3])
+    assert (len(first), len(second), len(third)) == (1, 2, 2)
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
+    assert (second[0] != second[1]).all()
+
+
+def test_every_round_has_its_own_channel(monkeypatch):
+    spy = Spy(make_air(), monkeypatch)
+    shared, personal = gradients(spy.air)
+    for t in (1, 2, 1):
+        send(spy.air, t, shared, personal, everyone(spy.air))
+    each = len(spy.slots) // 3
+    one, two, again = (spy.slots[i * each][0].h for i in range(3))
+    assert (one != two).all()
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+
+
+def test_fading_does_not_depend_on_what_else_is_drawn(monkeypatch):
+    """More entries mean more noise and scrambling draws; blocks seen before must keep their channels."""
+    spy = Spy(make_air(access="concurrent"), monkeypatch)
+    for d_s in (41, 61):
+        shared, personal = gradients(spy.air, d_s)
+        groups = ((0, 20), (20, d_s))
+        send(replace(spy.air, shared_groups=groups), 1, shared, personal, everyone(spy.air))
+    each = len(spy.slots) // 2
+    short, long = spy.slots[1][0].h, spy.slots[1 + each][0].h
+    assert len(long) > len(short)
+    torch.testing.assert_close(long[: len(short)], short, rtol=0, atol=0)
+
+
+def test_pi_weighs_slots_by_entries_and_tasks_by_samples():
+    air = make_air("mmse")
+    shared, personal = gradients(air)
+    got = send(air, 1, shared, personal, everyone(air))
+    moods, colours = 0.6 * 30, 0.4 * 37
+    expected = 41 * got.mse.s.measured + colours * got.mse.p["colours"].measured + moods * got.mse.p["moods"].measured
+    assert got.pi == pytest.approx(expected / (41 + colours + moods), rel=1e-12)
+
+
+def test_measured_error_times_scale_is_the_squared_error_of_the_sums():
+    air = make_air("mmse", access="concurrent")
+    shared, personal = gradients(air)
+    G_s, G_p = means(air, shared, personal, everyone(air))
+    got = send(air, 1, shared, personal, everyone(air))
+    assert got.mse.s.measured * got.mse.s.scale == pytest.approx(float((got.shared - G_s).square().sum()), rel=1e-5)
+    for n, name in enumerate(air.task_names):
+        error = got.mse.p[name]
+        assert error.measured * error.scale == pytest.approx(float((got.personal[n] - G_p[n]).square().sum()), rel=1e-5)

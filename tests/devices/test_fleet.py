@@ -1,0 +1,242 @@
+"""Stacked gradients: equal to one device at a time, to finite differences, and unmoved by who is computed together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from one_device import OneDevice, one_device
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from airpfed import build, reading
+from airpfed.devices.fleet import Fleet, batches, draw, gradients, stacked_loss
+from airpfed.model.adapters import SCOPES, blocks_of
+from airpfed.model.vector import Vectors, gather
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import vectors
+
+UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=1.0", "tasks.*.samples_per_device=5")
+WORDS = ("tasks.moods.kind=generate", "tasks.moods.label=text", "tasks.moods.labels={}")
+BATCH = 4
+
+CASES = {
+    "llama, airpfed": ("llama", "airpfed", ()),
+    "llama with a task of completions, feddpa": ("llama", "feddpa", WORDS),
+    "llama with a prefix, fedsa": ("llama", "fedsa", ("adapters.layers=last-4", *WORDS)),
+    "llama with adapters here and there, ffa": ("llama", "ffa", ("adapters.layers=[3, 11]",)),
+    "bert, airpfed": ("bert", "airpfed", ()),
+    "bert with a prefix, per_task_fedit": ("bert", "per_task_fedit", ("adapters.layers=last-4",)),
+}
+
+
+def experiment(file: Path, *overrides: str) -> Experiment:
+    settings = reading.read(file, [f"devices.batch_size={BATCH}", *overrides])
+    return build.experiment(settings, build.load_tasks(settings))
+
+
+def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
+    """No factor is zero: at B = 0 the gradient of A vanishes and would hide faults."""
+    rng = torch.Generator().manual_seed(seed)
+    return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
+
+
+def own_rows(values: Vectors, fleet: Fleet, device: int) -> dict[str, Tensor]:
+    row = {"global": 0, "frozen": 0, "task": int(fleet.task_of[device]), "device": device}
+    return {scope: values[scope][row[scope]] for scope in SCOPES}
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm()) if wanted.numel() else float(found.numel())
+
+
+def picked(fleet: Fleet, device: int, rows: Sequence[int]) -> list:
+    return [fleet.shards[device][i] for i in rows]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stacked_gradients_are_each_devices_own(
+    case: str, llama_settings: Path, bert_settings: Path, tiny_llama: Path, tiny_bert: Path
+) -> None:
+    """Float32 tells 1e-7; 12 layers leave 1e-5 with room. A fault of order, weight or padding is 1e-2 and more."""
+    kind, method, overrides = CASES[case]
+    file, folder = (llama_settings, tiny_llama) if kind == "llama" else (bert_settings, tiny_bert)
+    made = experiment(file, f"adapters.method={method}", *UNEQUAL, *overrides)
+    fleet, values = made.fleet, random_vectors(made)
+    sizes = [len(shard) for shard in fleet.shards]
+    assert min(sizes) < BATCH < max(sizes), "a shard smaller than the batch is part of the test"
+    assert bool(fleet.backbone.prefix) == any("layers" in override for override in overrides)
+    plan, _ = batches(fleet, torch.zeros(len(sizes), dtype=torch.long), BATCH, 1)
+    alone = one_device(folder, fleet, blocks_of(method, 2, 2))
+    wanted = [
+        alone.gradient(
+            alone.cut(own_rows(values, fleet, k)), picked(fleet, k, plan[k][0]), fleet.classes[int(fleet.task_of[k])]
+        )
+        for k in range(len(sizes))
+    ]
+    rows = [alone.paste(gradient) for _, gradient in wanted]
+    for chunk in (1, 2, 100):
+        found, loss = gradients(fleet, values, plan, 1.0, chunk)
+        torch.testing.assert_close(loss, torch.stack([one for one, _ in wanted]), rtol=1e-5, atol=0)
+        for scope in SCOPES:
+            assert found[scope].shape == (len(sizes), fleet.layout.size(scope))
+            for k, row in enumerate(rows):
+                assert relative(found[scope][k], row[scope]) < 1e-5, (chunk, scope, k)
+
+
+@pytest.mark.parametrize(
+    "method", ["airpfed", "feddpa", pytest.param("ffa", marks=pytest.mark.xfail(strict=True, reason="frozen A moves"))]
+)
+def test_local_steps_send_the_mean_slope_of_the_way_walked(
+    method: str, llama_settings: Path, tiny_llama: Path
+) -> None:
+    """(W_start - W_end) / (E local_lr) of a plain loop; what is frozen stays where it is on the way."""
+    made = experiment(llama_settings, f"adapters.method={method}", *UNEQUAL)
+    fleet, values, rate, steps = made.fleet, random_vectors(made), 0.5, 3
+    plan, _ = batches(fleet, torch.tensor([0, 3, 1, 2, 0]), BATCH, steps)
+    alone = one_device(tiny_llama, fleet, blocks_of(method, 2, 2))
+    found, loss = gradients(fleet, values, plan, rate, 3)
+    at_start, _ = gradients(fleet, values, [one[:1] for one in plan], rate, 3)
+    scopes = [scope for scope in SCOPES if scope != "frozen"]
+    for k in range(len(plan)):
+        rows = own_rows(values, fleet, k)
+        end, first = walked(alone, rows, [picked(fleet, k, rows) for rows in plan[k]], rate)
+        torch.testing.assert_close(loss[k], first, rtol=1e-5, atol=0)
+        for scope in scopes:
+            way = (rows[scope] - end[scope]) / (steps * rate)
+            assert relative(found[scope][k], way) < 1e-4, (scope, k)  # the difference of near values costs a digit
+            assert not way.numel() or relative(at_start[scope][k], way) > 1e-2, "the steps are long enough to tell"
+
+
+def walked(alone: OneDevice, rows: dict[str, Tensor], steps: list, rate: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Where plain gradient descent ends, and the loss it starts from."""
+    now, losses = alone.cut(rows), []
+    frozen = {key for scope, key, _ in alone.order() if scope == "frozen"}
+    for samples in steps:
+        loss, gradient = alone.gradient(now, samples, 0)
+        losses.append(loss)
+        now = {
+            key: (tensor.detach() - (0.0 if key in frozen else rate) * gradient[key]).requires_grad_()
+            for key, tensor in now.items()
+        }
+    return {scope: row.detach() for scope, row in alone.paste(now).items()}, losses[0]
+
+
+def in_double(fleet: Fleet) -> None:
+    """The model in float64 throughout: Llama's own RMSNorm computes in float32, torch's in the type it is given."""
+    model = fleet.backbone.model.double()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LlamaRMSNorm):
+            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+
+
+class Slope:
+    """A device's loss along lines through its flattened vector, and the gradient of it that airpfed gives."""
+
+    def __init__(self, made: Experiment, device: int) -> None:
+        in_double(made.fleet)
+        self.fleet, self.device = made.fleet, device
+        self.at = {scope: value.double() for scope, value in random_vectors(made).items()}
+        self.plan, _ = batches(made.fleet, torch.zeros(len(made.fleet.shards), dtype=torch.long), BATCH, 1)
+        found, _ = gradients(made.fleet, self.at, self.plan, 1.0, 2)
+        self.gradient = {scope: rows[device] for scope, rows in found.items()}
+
+    def loss(self, values: Vectors) -> float:
+        task = self.fleet.task_of[self.device].reshape(1)
+        factors = gather(values, self.fleet.layout, task, torch.tensor([self.device]))
+        with torch.no_grad():
+            return float(stacked_loss(self.fleet, factors, [self.device], [self.plan[self.device][0]]).mean())
+
+    def along(self, way: dict[str, Tensor], step: float = 1e-3) -> float:
+        """Five-point finite difference along `way`, error of order step^4."""
+
+        def moved(times: float) -> float:
+            values = {scope: value.clone() for scope, value in self.at.items()}
+            row = {"global": 0, "frozen": 0, "task": int(self.fleet.task_of[self.device]), "device": self.device}
+            for scope, change in way.items():
+                values[scope][row[scope]] += times * step * change
+            return self.loss(values)
+
+        return (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * step)
+
+    def said(self, way: dict[str, Tensor], gradient: dict[str, Tensor] | None = None) -> float:
+        return float(sum((change * (gradient or self.gradient)[scope]).sum() for scope, change in way.items()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_gradients_agree_with_finite_differences(kind: str, llama_settings: Path, bert_settings: Path) -> None:
+    made = experiment(llama_settings if kind == "llama" else bert_settings)
+    slope = Slope(made, device=3)
+    rng = torch.Generator().manual_seed(5)
+    for scopes in (("global", "task"), ("global",), ("task",)):
+        way = {s: torch.randn(len(slope.gradient[s]), generator=rng, dtype=torch.float64) for s in scopes}
+        measured = slope.along(way, 1e-3 / len(slope.gradient["global"]) ** 0.5)
+        assert measured == pytest.approx(slope.said(way), rel=1e-6)
+        assert measured != pytest.approx(slope.said(way, layers_by_number(made.fleet, slope.gradient)), rel=1e-2)
+
+
+def layers_by_number(fleet: Fleet, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fault that two layers would hide: tensors laid down by layer number, read in sorted order."""
+    wrong = {}
+    for scope, row in gradient.items():
+        entries = [e for e in fleet.layout.entries if e.scope == scope]
+        numbers = [[int(part) for part in e.layer.split(".") if part.isdigit()] for e in entries]
+        kinds = [e.kind for e in entries]
+        order = sorted(range(len(entries)), key=lambda i: (kinds[i], entries[i].block, numbers[i], entries[i].layer))  # noqa: B023
+        parts = [row[entries[i].start : entries[i].stop] for i in order]
+        wrong[scope] = torch.cat(parts) if parts else row
+    return wrong
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_single_coordinates_agree_with_finite_differences(
+    kind: str, llama_settings: Path, bert_settings: Path
+) -> None:
+    """The largest entry of A and of B in layers 2 and 10 of each block, and of the head."""
+    made = experiment(llama_settings if kind == "llama" else bert_settings)
+    slope = Slope(made, device=1)
+    chosen = [e for e in made.fleet.layout.entries if {"2", "10"} & set(e.layer.split(".")) or e.kind == "head"]
+    seen = set()
+    for entry in chosen:
+        name = (entry.kind, entry.block, entry.layer.split(".")[2:4] == ["2"])
+        if (entry.kind, entry.block, tuple(p for p in entry.layer.split(".") if p.isdigit())) in seen:
+            continue
+        seen.add((entry.kind, entry.block, tuple(p for p in entry.layer.split(".") if p.isdigit())))
+        row = slope.gradient[entry.scope]
+        index = entry.start + int(row[entry.start : entry.stop].abs().argmax())
+        way = {entry.scope: torch.zeros_like(row)}
+        way[entry.scope][index] = 1.0
+        assert slope.along(way) == pytest.approx(float(row[index]), rel=1e-6), name
+    assert len(seen) == (8 if kind == "llama" else 9)
+
+
+def test_entries_of_classes_a_task_does_not_have_get_no_gradient(bert_settings: Path) -> None:
+    made = experiment(bert_settings)
+    plan, _ = batches(made.fleet, torch.zeros(5, dtype=torch.long), BATCH, 2)
+    found, _ = gradients(made.fleet, random_vectors(made), plan, 0.1, 5)
+    two, three = made.fleet.layout.task_lengths
+    assert three - two == 17
+    assert (found["task"][:2, two:] == 0).all() and (found["task"][2:, two:] != 0).any()
+
+
+def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own(llama_settings: Path) -> None:
+    fleet = experiment(llama_settings).fleet
+    size = len(fleet.shards[2])
+    epochs = [draw(fleet, 2, epoch * size, size) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert draw(fleet, 2, 3, 7) == (epochs[0] + epochs[1])[3:10], "a draw depends on the cursor alone"
+    assert draw(fleet, 3, 0, size) != epochs[0]
+
+
+def test_batches_follow_each_other_and_small_shards_give_small_ones(llama_settings: Path) -> None:
+    fleet = experiment(llama_settings, *UNEQUAL).fleet
+    sizes = torch.tensor([len(shard) for shard in fleet.shards])
+    plan, after = batches(fleet, torch.zeros(5, dtype=torch.long), BATCH, 3)
+    counts = sizes.clamp(max=BATCH)
+    assert torch.equal(after, 3 * counts)
+    for k, steps in enumerate(plan):
+        assert [len(rows) for rows in steps] == [int(counts[k])] * 3
+        assert [i for rows in steps for i in rows] == draw(fleet, k, 0, 3 * int(counts[k]))
