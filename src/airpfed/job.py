@@ -41,6 +41,8 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
             outputs.adapters(settings, experiment, outcome.state, out, merged=False)
         page.write(out)
         screen.summary(outcome.summary, out)
+        if outcome.completed and not overrides:
+            screen.expected(outcome.summary, reading.expected(file))
     if outcome.completed:
         return 0
     again = ["airpfed", "run", str(file), *(part for item in overrides for part in ("--set", item)), "--out", str(out)]

@@ -36,6 +36,12 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     return _anchor(settings, path.parent)
 
 
+def expected(path: Path) -> dict[str, tuple[float, float]]:
+    """The results that stand beside a file's settings: field of the summary -> (least, most)."""
+    found: dict[str, list[float]] = tomllib.loads(path.read_text(encoding="utf-8")).get("expected", {})
+    return {key: (low, high) for key, (low, high) in found.items()}
+
+
 def parse(tree: Mapping[str, Any], where: str) -> Settings:
     """A parsed tree as settings; `where` names the file in messages."""
     try:

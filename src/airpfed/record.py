@@ -76,7 +76,7 @@ class TaskSummary(Row):
 
     metric: str = Field(description='"accuracy" (classify) or "exact_match" (generate)')
     base: float = Field(description="metric of the untouched base model")
-    final: float = Field(description="metric of the task's model after the last round")
+    final: float | None = Field(description="metric of the task's model after the last round; null if interrupted")
     base_balanced: float | None = Field(None, description="mean recall over classes of the base model (classify)")
     final_balanced: float | None = Field(None, description="mean recall over classes after the last round (classify)")
     samples: int = Field(description="samples of the test split")
@@ -88,7 +88,7 @@ class Summary(Row):
     method: str = Field(description="adapters.method")
     rounds: int = Field(description="rounds done")
     tasks: dict[str, TaskSummary] = Field(description="task -> outcome")
-    average: float = Field(description="mean of the tasks' final metrics")
+    average: float | None = Field(description="mean of the tasks' final metrics; null if interrupted")
     average_base: float = Field(description="mean of the tasks' base metrics")
     pi_mean: float | None = Field(description="mean of the rounds' measured Pi")
     ledger: Ledger = Field(description="cost of the whole run")
@@ -149,3 +149,8 @@ def write_atomic(path: Path, text: str) -> None:
         spare.replace(path)
     finally:
         spare.unlink(missing_ok=True)
+
+
+def number(value: float | None) -> str:
+    """A metric with three decimals; a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"

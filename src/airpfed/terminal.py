@@ -1,6 +1,6 @@
 """What a run shows: a line a round and a progress bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from airpfed.record import RoundRecord, SlotError, Summary
+from airpfed.record import RoundRecord, SlotError, Summary, number
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Screen:
             highlight=False,
             markup=False,
         )
+
+    def expected(self, summary: Summary, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """One line a result that the settings file expects: what it should be, what it is."""
+        for key, (low, high) in ranges.items():
+            value = getattr(summary, key)
+            verdict = "met" if low <= value <= high else "MISSED"
+            self.console.print(f"expected {key} {low:g} to {high:g}: {value:.3f}, {verdict}", highlight=False)
 
 
 @contextmanager
@@ -79,6 +86,6 @@ def final_table(summary: Summary) -> Table:
     """Test metrics of the untouched model and of the tasks' models."""
     table = Table("task", "metric", "untouched", "fine-tuned", "samples", title=f"test split, {summary.rounds} rounds")
     for name, task in summary.tasks.items():
-        table.add_row(name, task.metric, f"{task.base:.3f}", f"{task.final:.3f}", str(task.samples))
-    table.add_row("average", "", f"{summary.average_base:.3f}", f"{summary.average:.3f}", "", style="bold")
+        table.add_row(name, task.metric, number(task.base), number(task.final), str(task.samples))
+    table.add_row("average", "", number(summary.average_base), number(summary.average), "", style="bold")
     return table

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from airpfed.devices.prefix import PrefixCache, stack
+from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone, adapted, logits
 from airpfed.model.encode import IGNORED, Batch, Encoded, collate
 from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather
@@ -93,6 +94,7 @@ def _chunk(
     index = torch.tensor(devices)
     start = gather(vectors, fleet.layout, fleet.task_of[index], index)
     now = {key: tensor.to(fleet.backbone.device) for key, tensor in start.items()}
+    moves = movable(fleet, now)
     total = {key: torch.zeros_like(tensor) for key, tensor in now.items()}
     losses = []
     steps = len(plan[devices[0]])
@@ -101,9 +103,17 @@ def _chunk(
         losses.append(loss)
         total = {key: total[key] + gradient[key] for key in now}
         if step + 1 < steps:
-            now = {key: now[key] - local_lr * gradient[key] for key in now}
+            now = {key: now[key] - local_lr * moves[key] * gradient[key] for key in now}
     mean = {key: (tensor / steps).cpu() for key, tensor in total.items()}
     return flatten(mean, fleet.layout), losses[0].cpu()
+
+
+def movable(fleet: Fleet, factors: Factors) -> Factors:
+    """1 where a local step may move a factor, 0 on what is frozen; shaped to multiply the factors of any devices."""
+    like = next(iter(factors.values()))
+    marks = {s: like.new_full((1, fleet.layout.size(s)), 0.0 if s == "frozen" else 1.0) for s in SCOPES}
+    one = torch.zeros(1, dtype=torch.long)
+    return gather(marks, fleet.layout, one, one)
 
 
 def loss_gradient(

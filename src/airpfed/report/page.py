@@ -23,6 +23,7 @@ def write(run: Path) -> Path:
     page = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
     text = page.get_template("page.html").render(
         title=run.name,
+        number=record.number,
         summary=summary,
         ledger=summary.ledger.model_dump(),
         meaning={key: field.description for key, field in record.Ledger.model_fields.items()},

@@ -1,11 +1,12 @@
 """The loop of a run, on one page."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 from torch import Tensor
@@ -68,19 +69,28 @@ def play(
     record.rewrite(out / "records.jsonl", records)
     if not resumed:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
-    say("scoring the untouched model on the test splits")
-    base = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
+    base = base_scores(experiment, saved / "base.json", resumed, say)
     while state.round < experiment.rounds and not stop():
         state, row = play_round(experiment, state)
         record.append(out / "records.jsonl", row)
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
         records.append(row)
         watch(row)
-    completed = state.round >= experiment.rounds
-    if completed:
+    final: list[Score] | None = None
+    if state.round >= experiment.rounds:
         say("scoring the tasks' models on the test splits")
-    final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
-    return Outcome(state, summarise(experiment, records, base, final, completed), completed)
+        final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
+    return Outcome(state, summarise(experiment, records, base, final), final is not None)
+
+
+def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> list[Score]:
+    """Test scores of the untouched model: computed once, kept in the checkpoint's folder for a resumed run."""
+    if kept and path.is_file():
+        return [Score(*pair) for pair in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+    say("scoring the untouched model on the test splits")
+    scores = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
+    record.write_json(path, {"scores": [[one.value, one.balanced] for one in scores]})
+    return scores
 
 
 def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord]:
@@ -124,19 +134,20 @@ def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[s
 
 
 def summarise(
-    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: list[Score], completed: bool
+    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: list[Score] | None
 ) -> Summary:
-    """The summary of the rounds so far."""
+    """The summary of the rounds so far; `final` is None where the run was interrupted."""
+    after: list[Score] | list[None] = final or [None] * len(base)
     rows = {
         task.name: TaskSummary(
             metric=task.metric,
-            base=before.value,
-            final=after.value,
-            base_balanced=before.balanced,
-            final_balanced=after.balanced,
+            base=start.value,
+            final=end.value if end else None,
+            base_balanced=start.balanced,
+            final_balanced=end.balanced if end else None,
             samples=len(task.test.prompts),
         )
-        for task, before, after in zip(experiment.tasks, base, final, strict=True)
+        for task, start, end in zip(experiment.tasks, base, after, strict=True)
     }
     pis = [row.pi for row in records if row.pi is not None]
     phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in ("gradients", "air", "evaluate")}
@@ -144,12 +155,12 @@ def summarise(
         method=experiment.method,
         rounds=len(records),
         tasks=rows,
-        average=sum(row.final for row in rows.values()) / len(rows),
-        average_base=sum(row.base for row in rows.values()) / len(rows),
-        pi_mean=sum(pis) / len(pis) if pis else None,
-        ledger=reduce(lambda a, b: a + b, [row.ledger for row in records], Ledger()),
+        average=mean(score.value for score in final) if final else None,
+        average_base=mean(score.value for score in base),
+        pi_mean=mean(pis) if pis else None,
+        ledger=sum((row.ledger for row in records), Ledger()),
         seconds=phases,
-        exit="completed" if completed else "interrupted",
+        exit="completed" if final else "interrupted",
     )
 
 
