@@ -4,7 +4,7 @@ Every key stands here with its meaning, its unit and its default; the reference 
 Nothing below `build.py` sees these classes: the mathematics receives plain values.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,7 +50,7 @@ class AdapterSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _some_rank(self) -> Self:
+    def _some_rank(self) -> "AdapterSettings":
         if self.rank_shared + self.rank_personal == 0:
             raise ValueError("rank_shared + rank_personal = 0: the total rank should be at least 1")
         return self
@@ -89,7 +89,7 @@ class TaskSettings(Section):
     max_new_tokens: int = Field(32, ge=1, description="greedy decoding stops after so many tokens (generate)")
 
     @model_validator(mode="after")
-    def _column_is_named(self) -> Self:
+    def _column_is_named(self) -> "TaskSettings":
         if self.split == "column" and not self.device_column:
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
         if self.devices == 0 and self.split != "column":
@@ -152,7 +152,7 @@ class RadioSettings(Section):
     path_loss_exponent: float = Field(3.0, gt=0, description="log-distance exponent beyond 1 m of free space")
 
     @model_validator(mode="after")
-    def _ring_has_room(self) -> Self:
+    def _ring_has_room(self) -> "RadioSettings":
         if self.min_distance_m >= self.cell_radius_m:
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
@@ -185,7 +185,7 @@ class Settings(Section):
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _names_differ(self) -> "Settings":
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
