@@ -1,6 +1,5 @@
 """TOML and `--set` to `Settings`, with errors of one line: the key, its value, what would be right."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, get_args
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.settings import Settings, TaskSettings
 
 
@@ -104,10 +103,9 @@ def _value(text: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the nearest known name, or the known names where none is near."""
+    """The nearest known name, or all of them where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    return hint(name, names) or f"; known: {', '.join(names)}"
 
 
 def _line(item: Any, tree: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The frozen base model: loading, attaching adapters, one forward pass for the rows of many devices."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.model import catalog
 from airpfed.model.adapters import StackedHead, StackedLoRA
 from airpfed.model.vector import Factors
@@ -113,9 +112,8 @@ def attach(
         hits = [n for n in inside if n.endswith("." + target)]
         if not hits:
             short = sorted({name.rpartition(".")[2] for name in inside})
-            near = difflib.get_close_matches(target, short, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(short)}"
-            raise UserError(f'adapters.target_modules = "{target}": no such nn.Linear in the model\'s layers; {hint}')
+            near = hint(target, short) or f"; it has {', '.join(short)}"
+            raise UserError(f'adapters.target_modules = "{target}": no such nn.Linear in the model\'s layers{near}')
         found |= {n: StackedLoRA(inside[n], scale) for n in hits if at[n] in chosen}
     if not found:
         raise UserError(f"adapters.layers = {layers}: none of these layers has a module of adapters.target_modules")

@@ -1,6 +1,5 @@
 """Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
 
-import difflib
 import json
 import logging as standard_logging
 import shutil
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.fetch import Wheel, cache_root, extract
 
 
@@ -108,11 +107,9 @@ def is_causal(folder: str) -> bool:
         with quiet():
             config = AutoConfig.from_pretrained(folder)
     except Exception as error:
-        near = difflib.get_close_matches(folder, MODELS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f'model.base = "{folder}": no catalogue name ({", ".join(MODELS)}), no local directory, '
-            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint}"
+            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint(folder, MODELS)}"
         ) from None
     names: list[str] = config.architectures or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)

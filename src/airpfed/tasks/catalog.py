@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.fetch import Wheel, members
 from airpfed.tasks import readers
-from airpfed.tasks.names import hint
 from airpfed.tasks.sample import Kind
 
 GYM = "gym:"

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.tasks import catalog
-from airpfed.tasks.names import hint
 from airpfed.tasks.sample import Kind, Sample
 from airpfed.tasks.table import HUB, READERS, Row, read_file, read_hub
 
