@@ -9,7 +9,7 @@ import torch
 from airpfed import units
 from airpfed.air import geometry
 from airpfed.air.designs.table import design_of
-from airpfed.air.plan import Air
+from airpfed.air.plan import Air, Groups
 from airpfed.air.uplink import send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
@@ -154,9 +154,24 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
 
 
 def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
-    """The radio side in linear SI units; the drop of devices is fixed by the seed."""
+    """The radio side of a fleet, in linear SI units; the drop of devices is fixed by the seed."""
+    samples = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
+    order = fleet.layout
+    groups = (order.groups("global"), order.groups("task"))
+    return radio_side(settings, fleet.task_of, samples, names, groups, order.task_lengths)
+
+
+def radio_side(
+    settings: Settings,
+    task_of: torch.Tensor,
+    samples: torch.Tensor,
+    names: tuple[str, ...],
+    groups: tuple[Groups, Groups],
+    lengths: tuple[int, ...],
+) -> Air:
+    """The radio side of any devices: their tasks, their samples D_k, and the vectors they send."""
     radio, seed = settings.radio, settings.run.seed
-    devices = len(fleet.shards)
+    devices = len(samples)
     place = geometry.disc_distances(devices, radio.cell_radius_m, radio.min_distance_m, stream(seed, "drop"))
     gain = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
     power = torch.full((devices,), units.dbm_to_watts(radio.power_dbm), dtype=torch.float64)
@@ -166,8 +181,8 @@ def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
         packing=radio.packing,
         normalizer=radio.normalizer,
         task_names=names,
-        task_of=fleet.task_of,
-        samples=torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64),
+        task_of=task_of,
+        samples=samples,
         gain=gain,
         power=power,
         noise=noise_watts(radio, gain, power),
@@ -176,9 +191,9 @@ def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
         coherence_symbols=radio.coherence_symbols,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
-        shared_groups=fleet.layout.groups("global"),
-        personal_groups=fleet.layout.groups("task"),
-        lengths=fleet.layout.task_lengths,
+        shared_groups=groups[0],
+        personal_groups=groups[1],
+        lengths=lengths,
         seed=seed,
     )
 

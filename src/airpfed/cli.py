@@ -40,6 +40,29 @@ def run(
 
 
 @app.command()
+def link(
+    file: File,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="random drops and channels")] = 20,
+    grid: Annotated[list[str] | None, typer.Option("--grid", metavar="KEY=A,B,C", help="vary one setting")] = None,
+    set_: Overrides = None,
+    correlation: Annotated[float, typer.Option("--correlation", min=0, max=1, help="of the devices' symbols")] = 0.0,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON, one object a point of the grid")] = False,
+) -> None:
+    """Study the uplink without learning: every design over the same channels, claimed beside measured error."""
+    import json
+
+    from rich.console import Console
+
+    from airpfed import study
+
+    for point, rows in study.studies(file, set_ or [], grid or [], draws, correlation):
+        if json_:
+            typer.echo(json.dumps(study.as_json(rows) if not point else {"set": point, **study.as_json(rows)}))
+        else:
+            Console(width=None if sys.stdout.isatty() else 160).print(study.table(point, rows, draws))
+
+
+@app.command()
 def export(
     run_dir: Run,
     merged: Annotated[bool, typer.Option("--merged", help="write merged weights to RUN_DIR/merged too")] = False,

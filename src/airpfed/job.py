@@ -33,6 +33,8 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
         experiment = build.experiment(settings, tasks)
+        if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
+            checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
         outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
         outcome = play(experiment, out, resume, screen.round, stopping, screen.say)
         record.write_json(out / "summary.json", outcome.summary)

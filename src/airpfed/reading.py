@@ -9,6 +9,7 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.errors import UserError, hint
+from airpfed.record import write_atomic
 from airpfed.settings import Settings, TaskSettings
 
 
@@ -54,7 +55,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Settings:
 
 def write(settings: Settings, path: Path) -> None:
     """Write the resolved settings as TOML; `read` gives them back."""
-    path.write_text(tomlkit.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    write_atomic(path, tomlkit.dumps(settings.model_dump(mode="json", exclude_none=True)))
 
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
@@ -119,7 +120,7 @@ def _line(item: Any, tree: Mapping[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] == "value_error":
         return f"{name + ': ' if name else ''}{message}"
-    right = _right(model, leaf) or message
+    right = _right(model, leaf) or (_meaning(Settings, "") if leaf == "tasks" else "should be a table")
     return f"{name} = {_show(item['input'])}: {right}"
 
 

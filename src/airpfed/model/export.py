@@ -57,6 +57,7 @@ def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, fold
         base_model_name_or_path=backbone.folder,
         inference_mode=True,
     )
+    config.target_modules = sorted(backbone.sites)  # PEFT makes it a set, written in another order by every process
     spare = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(spare, ignore_errors=True)
     spare.mkdir(parents=True)

@@ -10,7 +10,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours, told apart by colour-blind readers."""
 
 Figure = dict[str, Any]
-Series = tuple[str, Sequence[float], Sequence[float | None], dict[str, Any]]
+Series = tuple[str, Sequence[int | float], Sequence[int | float | None], dict[str, Any]]
 
 
 def chart(title: str, x: str, y: str, series: Sequence[Series], **axis: Any) -> Figure:

@@ -1,0 +1,191 @@
+"""`airpfed link`: every design over the same random channels, without a model."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from rich.table import Table
+from torch import Tensor
+
+from airpfed import build, reading, units
+from airpfed.air import geometry
+from airpfed.air.designs.table import DESIGNS, design_of
+from airpfed.air.link import Channels, SlotStudy, bounds, draw, mean_db, study
+from airpfed.air.plan import Air, Job, plan, slot_uses
+from airpfed.errors import UserError
+from airpfed.model.adapters import blocks_of
+from airpfed.settings import Settings
+from airpfed.streams import stream
+from airpfed.tasks.split import sizes
+
+ENTRIES = 1000
+"""Real entries sent a channel and a unit of rank; channel uses are told for vectors of this length."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One design at one setting: decibels are means over draws with their standard errors, the rest is linear.
+
+    claimed, measured, bias: Pi. gap: mean of Pi over its lower bound, minus 1; None where no bound is known.
+    """
+
+    pi_db: tuple[float, float]
+    s_db: tuple[float, float]
+    p_db: tuple[float, float]
+    claimed: float
+    measured: float
+    bias: float
+    gap: float | None
+    iterations: int
+    ms: float
+    uses: int
+
+
+def studies(
+    file: Path, overrides: Sequence[str], grid: Sequence[str], draws: int, rho: float
+) -> Iterator[tuple[str, dict[str, Row]]]:
+    """(changed settings, design -> row) for every point of the grid; `grid` holds `section.key=a,b,c`."""
+    for point in points(grid):
+        settings = reading.read(file, [*overrides, *point])
+        yield " ".join(point), compare(settings, draws, rho)
+
+
+def compare(settings: Settings, draws: int, rho: float) -> dict[str, Row]:
+    """Every design over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
+    air, radio = air_of(settings), settings.radio
+    gain = gains_of(settings, draws, len(air.samples))
+    if radio.snr_db is not None:
+        snr = units.from_db(radio.snr_db)
+        air = replace(air, noise=geometry.noise_for_snr(gain.flatten(), air.power.repeat(draws), snr))
+    channels = [draw(air, job, gain) for job in jobs_of(air)]
+    least = [bounds(one) if rho == 0 else None for one in channels]
+    rows: dict[str, Row] = {}
+    for name in DESIGNS:
+        function = design_of(name, None if radio.truncation == "best" else radio.truncation, radio.debias)
+        assert function is not None
+        rows[name] = summarised(air, channels, [study(air, function, one, ENTRIES, rho) for one in channels], least)
+    return rows
+
+
+def points(grid: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    """All combinations of the grid's values, each as `--set` overrides."""
+    axes = []
+    for axis in grid:
+        key, equals, values = axis.partition("=")
+        if not equals or not values:
+            raise UserError(f"--grid {axis}: should be section.key=a,b,c, e.g. --grid radio.snr_db=0,10,20")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    return itertools.product(*axes)
+
+
+def air_of(settings: Settings) -> Air:
+    """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries a unit of rank."""
+    tasks = settings.tasks
+    counts = [
+        torch.from_numpy(sizes(build.shares_of(task), task.devices, settings.run.seed, task.name)) for task in tasks
+    ]
+    wanted = settings.adapters
+    shared = personal = 0.0
+    for block in blocks_of(wanted.method, wanted.rank_shared, wanted.rank_personal):
+        shared += block.rank * ((block.a == "global") + (block.b == "global")) / 2
+        personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
+    d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
+    task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])
+    groups = (((0, d_s),) if d_s else (), ((0, d_p),) if d_p else ())
+    names = tuple(task.name for task in tasks)
+    return build.radio_side(settings, task_of, torch.cat(counts).double(), names, groups, (d_p,) * len(tasks))
+
+
+def gains_of(settings: Settings, draws: int, devices: int) -> Float[Tensor, "B K"]:
+    """Mean power gains of independent drops, one a draw."""
+    radio = settings.radio
+    rng = stream(settings.run.seed, "drops")
+    place = geometry.disc_distances(draws * devices, radio.cell_radius_m, radio.min_distance_m, rng)
+    gain: Tensor = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
+    return gain.view(draws, devices)
+
+
+def jobs_of(air: Air) -> list[Job]:
+    """The slots of a round in which all devices are there."""
+    devices = len(air.samples)
+    shared = torch.zeros(devices, sum(b - a for a, b in air.shared_groups))
+    personal = torch.zeros(devices, sum(b - a for a, b in air.personal_groups))
+    return [job for job in plan(air, shared, personal, torch.ones(devices, dtype=torch.bool)) if job.vectors.shape[1]]
+
+
+def summarised(
+    air: Air, channels: Sequence[Channels], found: Sequence[SlotStudy], least: Sequence[Float[Tensor, " B"] | None]
+) -> Row:
+    """Slots together: Pi and the p-slots' MSE weighted by D_n/D and by the shares of d."""
+    jobs = [one.job for one in channels]
+    share = [job.importance * len_of(job) * (task_share(air, job) if job.tasks else 1.0) for job in jobs]
+    total = sum(float(weight.sum()) for weight in share)
+
+    def pi(part: str, only: str = "") -> Float[Tensor, " B"]:
+        chosen = [(w, one) for w, one, job in zip(share, found, jobs, strict=True) if job.name.startswith(only)]
+        values = [getattr(one, part) @ w / total for w, one in chosen]
+        return torch.stack(values).sum(0) if values else torch.full((len(found[0].claimed),), math.nan)
+
+    known = [bound * weight.sum() / total for bound, weight in zip(least, share, strict=True) if bound is not None]
+    bound = torch.stack(known).sum(0) if len(known) == len(jobs) else None
+    return Row(
+        pi_db=mean_db(pi("measured") / pi("silence")),
+        s_db=mean_db(pi("measured", "s") / pi("silence", "s")),
+        p_db=mean_db(pi("measured", "p") / pi("silence", "p")),
+        claimed=float(pi("claimed").mean()),
+        measured=float(pi("measured").mean()),
+        bias=float(pi("bias").mean()),
+        gap=None if bound is None else float((pi("claimed") / bound - 1).mean()),
+        iterations=sum(one.iterations for one in found),
+        ms=1e3 * sum(one.seconds for one in found) / len(found[0].claimed),
+        uses=sum(slot_uses(air, job) for job in jobs),
+    )
+
+
+def len_of(job: Job) -> int:
+    """Entries of a slot's vectors."""
+    return job.vectors.shape[1]
+
+
+def task_share(air: Air, job: Job) -> float:
+    """Share of a slot's tasks in all samples."""
+    mine = torch.isin(air.task_of, torch.tensor(job.tasks))
+    return float(air.samples[mine].sum() / air.samples.sum())
+
+
+def table(title: str, rows: dict[str, Row], draws: int) -> Table:
+    """The rows for a terminal."""
+    columns = ("design", "Pi dB", "s dB", "p dB", "claimed", "measured", "bias", "gap", "iterations", "ms", "uses")
+    made = Table(*columns, title=f"NMSE over {draws} channels (mean of dB +- standard error) {title}".strip())
+    for name, one in rows.items():
+        made.add_row(
+            name,
+            *(f"{mean:.2f} +- {error:.2f}" for mean, error in (one.pi_db, one.s_db, one.p_db)),
+            *(f"{value:.3e}" for value in (one.claimed, one.measured, one.bias)),
+            "-" if one.gap is None else f"{100 * one.gap:.1f} %",
+            str(one.iterations),
+            f"{one.ms:.2f}",
+            str(one.uses),
+        )
+    return made
+
+
+def as_json(rows: dict[str, Row]) -> dict[str, dict[str, float | None]]:
+    """What `--json` prints for a point: decibels are means over draws, claimed and measured are linear Pi."""
+    return {
+        name: {
+            "pi_db": one.pi_db[0],
+            "s_db": one.s_db[0],
+            "p_db": one.p_db[0],
+            "claimed": one.claimed,
+            "measured": one.measured,
+            "gap": one.gap,
+            "ms": one.ms,
+            "uses": one.uses,
+        }
+        for name, one in rows.items()
+    }
