@@ -54,8 +54,8 @@ def studies(
         yield " ".join(point), compare(settings, draws, rho)
 
 
-def compare(settings: Settings, draws: int, rho: float) -> dict[str, Row]:
-    """Every design over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
+def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = tuple(DESIGNS)) -> dict[str, Row]:
+    """Designs over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
     air, radio = air_of(settings), settings.radio
     gain = gains_of(settings, draws, len(air.samples))
     if radio.snr_db is not None:
@@ -64,7 +64,7 @@ def compare(settings: Settings, draws: int, rho: float) -> dict[str, Row]:
     channels = [draw(air, job, gain) for job in jobs_of(air)]
     least = [bounds(one) if rho == 0 else None for one in channels]
     rows: dict[str, Row] = {}
-    for name in DESIGNS:
+    for name in designs:
         function = design_of(name, None if radio.truncation == "best" else radio.truncation, radio.debias)
         assert function is not None
         rows[name] = summarised(air, channels, [study(air, function, one, ENTRIES, rho) for one in channels], least)
