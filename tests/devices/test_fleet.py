@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from airpfed import build, reading
 from airpfed.devices.fleet import Fleet, batches, draw, gradients, stacked_loss
 from airpfed.model.adapters import SCOPES, blocks_of
-from airpfed.model.vector import Vectors, gather
+from airpfed.model.vector import KINDS, Vectors, gather
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import vectors
 
@@ -55,12 +55,10 @@ def picked(fleet: Fleet, device: int, rows: Sequence[int]) -> list:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_stacked_gradients_are_each_devices_own(
-    case: str, llama_settings: Path, bert_settings: Path, tiny_llama: Path, tiny_bert: Path
-) -> None:
+def test_stacked_gradients_are_each_devices_own(case: str, request: pytest.FixtureRequest) -> None:
     """Float32 tells 1e-7; 12 layers leave 1e-5 with room. A fault of order, weight or padding is 1e-2 and more."""
     kind, method, overrides = CASES[case]
-    file, folder = (llama_settings, tiny_llama) if kind == "llama" else (bert_settings, tiny_bert)
+    file, folder = request.getfixturevalue(f"{kind}_settings"), request.getfixturevalue(f"tiny_{kind}")
     made = experiment(file, f"adapters.method={method}", *UNEQUAL, *overrides)
     fleet, values = made.fleet, random_vectors(made)
     sizes = [len(shard) for shard in fleet.shards]
@@ -84,12 +82,8 @@ def test_stacked_gradients_are_each_devices_own(
                 assert relative(found[scope][k], row[scope]) < 1e-5, (chunk, scope, k)
 
 
-@pytest.mark.parametrize(
-    "method", ["airpfed", "feddpa", pytest.param("ffa", marks=pytest.mark.xfail(strict=True, reason="frozen A moves"))]
-)
-def test_local_steps_send_the_mean_slope_of_the_way_walked(
-    method: str, llama_settings: Path, tiny_llama: Path
-) -> None:
+@pytest.mark.parametrize("method", ["airpfed", "feddpa", "ffa"])
+def test_local_steps_send_the_mean_slope_of_the_way_walked(method: str, llama_settings: Path, tiny_llama: Path) -> None:
     """(W_start - W_end) / (E local_lr) of a plain loop; what is frozen stays where it is on the way."""
     made = experiment(llama_settings, f"adapters.method={method}", *UNEQUAL)
     fleet, values, rate, steps = made.fleet, random_vectors(made), 0.5, 3
@@ -166,8 +160,8 @@ class Slope:
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_gradients_agree_with_finite_differences(kind: str, llama_settings: Path, bert_settings: Path) -> None:
-    made = experiment(llama_settings if kind == "llama" else bert_settings)
+def test_gradients_agree_with_finite_differences(kind: str, request: pytest.FixtureRequest) -> None:
+    made = experiment(request.getfixturevalue(f"{kind}_settings"))
     slope = Slope(made, device=3)
     rng = torch.Generator().manual_seed(5)
     for scopes in (("global", "task"), ("global",), ("task",)):
@@ -177,39 +171,34 @@ def test_gradients_agree_with_finite_differences(kind: str, llama_settings: Path
         assert measured != pytest.approx(slope.said(way, layers_by_number(made.fleet, slope.gradient)), rel=1e-2)
 
 
+def number_of(layer: str) -> int | None:
+    return next((int(part) for part in layer.split(".") if part.isdigit()), None)
+
+
 def layers_by_number(fleet: Fleet, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
     """The fault that two layers would hide: tensors laid down by layer number, read in sorted order."""
     wrong = {}
     for scope, row in gradient.items():
         entries = [e for e in fleet.layout.entries if e.scope == scope]
-        numbers = [[int(part) for part in e.layer.split(".") if part.isdigit()] for e in entries]
-        kinds = [e.kind for e in entries]
-        order = sorted(range(len(entries)), key=lambda i: (kinds[i], entries[i].block, numbers[i], entries[i].layer))  # noqa: B023
-        parts = [row[entries[i].start : entries[i].stop] for i in order]
-        wrong[scope] = torch.cat(parts) if parts else row
+        by_number = sorted(entries, key=lambda e: (KINDS.index(e.kind), e.block, number_of(e.layer) or 0, e.layer))
+        wrong[scope] = torch.cat([row[e.start : e.stop] for e in by_number]) if entries else row
     return wrong
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_single_coordinates_agree_with_finite_differences(
-    kind: str, llama_settings: Path, bert_settings: Path
-) -> None:
-    """The largest entry of A and of B in layers 2 and 10 of each block, and of the head."""
-    made = experiment(llama_settings if kind == "llama" else bert_settings)
+def test_single_coordinates_agree_with_finite_differences(kind: str, request: pytest.FixtureRequest) -> None:
+    """The largest entry of A and of B of each block in one module of layers 2 and 10, and of the head."""
+    made = experiment(request.getfixturevalue(f"{kind}_settings"))
     slope = Slope(made, device=1)
-    chosen = [e for e in made.fleet.layout.entries if {"2", "10"} & set(e.layer.split(".")) or e.kind == "head"]
-    seen = set()
-    for entry in chosen:
-        name = (entry.kind, entry.block, entry.layer.split(".")[2:4] == ["2"])
-        if (entry.kind, entry.block, tuple(p for p in entry.layer.split(".") if p.isdigit())) in seen:
-            continue
-        seen.add((entry.kind, entry.block, tuple(p for p in entry.layer.split(".") if p.isdigit())))
+    chosen = {(e.kind, e.block, number_of(e.layer)): e for e in made.fleet.layout.entries}
+    picked = [entry for (_, _, number), entry in chosen.items() if number in (None, 2, 10)]
+    assert len(picked) == (8 if kind == "llama" else 9)
+    for entry in picked:
         row = slope.gradient[entry.scope]
         index = entry.start + int(row[entry.start : entry.stop].abs().argmax())
         way = {entry.scope: torch.zeros_like(row)}
         way[entry.scope][index] = 1.0
-        assert slope.along(way) == pytest.approx(float(row[index]), rel=1e-6), name
-    assert len(seen) == (8 if kind == "llama" else 9)
+        assert slope.along(way) == pytest.approx(float(row[index]), rel=1e-6), entry
 
 
 def test_entries_of_classes_a_task_does_not_have_get_no_gradient(bert_settings: Path) -> None:
@@ -233,10 +222,10 @@ def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own(llama_setting
 
 def test_batches_follow_each_other_and_small_shards_give_small_ones(llama_settings: Path) -> None:
     fleet = experiment(llama_settings, *UNEQUAL).fleet
-    sizes = torch.tensor([len(shard) for shard in fleet.shards])
-    plan, after = batches(fleet, torch.zeros(5, dtype=torch.long), BATCH, 3)
-    counts = sizes.clamp(max=BATCH)
-    assert torch.equal(after, 3 * counts)
+    counts = torch.tensor([len(shard) for shard in fleet.shards]).clamp(max=BATCH)
+    before = torch.tensor([0, 1, 5, 9, 30])
+    plan, after = batches(fleet, before, BATCH, 3)
+    assert torch.equal(after, before + 3 * counts)
     for k, steps in enumerate(plan):
         assert [len(rows) for rows in steps] == [int(counts[k])] * 3
-        assert [i for rows in steps for i in rows] == draw(fleet, k, 0, 3 * int(counts[k]))
+        assert [i for rows in steps for i in rows] == draw(fleet, k, int(before[k]), 3 * int(counts[k]))

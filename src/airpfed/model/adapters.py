@@ -69,7 +69,8 @@ class StackedHead(nn.Module):
     """A trained linear layer with one weight per device: W_k x + bias_k for the rows of device k.
 
     `weight` (K, C, H + 1) holds the bias as its last column (K, C, H without bias); while it is None the layer is its
-    base, the head the model came with.
+    base, the head the model came with. What moved is added to the base's output, so that a head that has not moved
+    gives exactly the base's.
     """
 
     def __init__(self, base: nn.Linear) -> None:
@@ -78,13 +79,20 @@ class StackedHead(nn.Module):
         self.base = base
         self.weight: Tensor | None = None
 
+    @property
+    def start(self) -> Float[Tensor, "C H"]:
+        """Weight and bias of the base as one matrix, the bias its last column."""
+        weight, bias = self.base.weight, self.base.bias
+        return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+
     def forward(self, x: Float[Tensor, "rows *t H"]) -> Float[Tensor, "rows *t C"]:
         """W x + bias, each row with its own device's head."""
+        y: Tensor = self.base(x)
         if self.weight is None:
-            y: Tensor = self.base(x)
             return y
+        moved = self.weight - self.start
         rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
-        y = torch.bmm(rows, self.weight[:, :, : x.shape[-1]].transpose(1, 2))
+        change = torch.bmm(rows, moved[:, :, : x.shape[-1]].transpose(1, 2))
         if self.base.bias is not None:
-            y = y + self.weight[:, None, :, -1]
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+            change = change + moved[:, None, :, -1]
+        return y + change.reshape(y.shape)

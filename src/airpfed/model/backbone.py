@@ -158,15 +158,9 @@ def build(
     model, tokenizer, folder, causal, fresh = load(base, kind, classes, device, rng)
     found, prefix = attach(model, target_modules, layers, fresh, scale)
     sites = {n: (m.base.out_features, m.base.in_features) for n, m in found.items() if isinstance(m, StackedLoRA)}
-    heads = {n: head_weight(m.base) for n, m in found.items() if isinstance(m, StackedHead)}
-    ordered = dict(sorted(heads.items(), key=lambda item: (item[1].shape[0] == classes, item[0])))
-    return Backbone(model, tokenizer, folder, causal, sites, ordered, found, prefix, torch.device(device))
-
-
-def head_weight(linear: nn.Linear) -> Float[Tensor, "C H"]:
-    """Weight and bias of a linear layer as one matrix, the bias its last column."""
-    weight = linear.weight.detach().cpu()
-    return weight if linear.bias is None else torch.cat([weight, linear.bias.detach().cpu()[:, None]], dim=1)
+    # In the order of the modules: the layer whose rows are classes is the last.
+    heads = {n: m.start.cpu() for n, m in model.named_modules() if isinstance(m, StackedHead)}
+    return Backbone(model, tokenizer, folder, causal, sites, heads, found, prefix, torch.device(device))
 
 
 @contextmanager

@@ -77,19 +77,20 @@ def read(folder: Path, like: State, fingerprint: str) -> State:
     """
     try:
         latest = json.loads((folder / LATEST).read_text(encoding="utf-8"))
-        data = (folder / latest["file"]).read_bytes()
-    except (FileNotFoundError, KeyError, ValueError):
+        name, sha256, made_by, done = (latest[key] for key in ("file", "sha256", "fingerprint", "round"))
+        data = (folder / name).read_bytes()
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         raise UserError(f"{folder}: no checkpoint here to resume from; run without --resume") from None
-    if hashlib.sha256(data).hexdigest() != latest["sha256"]:
-        raise UserError(f"{folder / latest['file']}: damaged (its sha256 differs); restore it or run without --resume")
-    if latest["fingerprint"] != fingerprint:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{folder / name}: damaged (its sha256 differs); restore it or run without --resume")
+    if made_by != fingerprint:
         raise UserError(f"{folder}: this checkpoint is of other settings, data or base model; use another --out")
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise UserError(f"{folder / latest['file']}: not a safetensors file: {error}") from None
+        raise UserError(f"{folder / name}: not a safetensors file: {error}") from None
     state: State = rebuilt(like, tensors)
-    return State(int(latest["round"]), state.server, state.devices, state.frozen)
+    return State(int(done), state.server, state.devices, state.frozen)
 
 
 def exists(folder: Path) -> bool:

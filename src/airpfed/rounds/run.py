@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean as mean
@@ -86,7 +86,8 @@ def play(
 def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> list[Score]:
     """Test scores of the untouched model: computed once, kept in the checkpoint's folder for a resumed run."""
     if kept and path.is_file():
-        return [Score(*pair) for pair in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+        with suppress(KeyError, TypeError, ValueError):  # a damaged file is made again
+            return [Score(*pair) for pair in json.loads(path.read_text(encoding="utf-8"))["scores"]]
     say("scoring the untouched model on the test splits")
     scores = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
     record.write_json(path, {"scores": [[one.value, one.balanced] for one in scores]})

@@ -87,8 +87,8 @@ def update(
         updates = moving.updates + 1
         first = BETAS[0] * moving.first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * moving.second + (1 - BETAS[1]) * gradient.square()
-        mean = first / (1 - BETAS[0] ** updates)[:, None]
-        spread = (second / (1 - BETAS[1] ** updates)[:, None]).sqrt()
+        lag = [(1 - beta ** updates.double()).to(first.dtype)[:, None] for beta in BETAS]
+        mean, spread = first / lag[0], (second / lag[1]).sqrt()
         after = Moving(moving.value - lr * mean / (spread + EPSILON), first, second, updates)
 
     def chosen(new: Tensor, old: Tensor) -> Tensor:

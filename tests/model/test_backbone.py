@@ -1,0 +1,124 @@
+"""The frozen base: fresh adapters change nothing, each row has its own device's factors, wrong names are named."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from airpfed.errors import UserError
+from airpfed.model import backbone, vector
+from airpfed.model.adapters import blocks_of
+from airpfed.model.backbone import Backbone, adapted, inputs, logits
+from airpfed.model.encode import Batch, Encoded, collate
+from airpfed.model.vector import Factors
+from airpfed.streams import stream
+
+MODULES = {"llama": ("q_proj", "down_proj"), "bert": ("query", "value")}
+SAMPLES = [Encoded(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30,), (40, 41, 42), (50, 51))]
+
+
+def made(folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules: tuple[str, ...] = ()) -> Backbone:
+    return backbone.build(str(folder), "auto", 3, modules or MODULES[kind], layers, 4.0, "cpu", stream(0, "head"))
+
+
+def start(base: Backbone, devices: int) -> Factors:
+    """Fresh factors of several devices."""
+    shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
+    order = vector.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
+    values = vector.initial(order, base.heads, stream(0, "adapters"))
+    zeros = torch.zeros(devices, dtype=torch.long)
+    return vector.gather(values, order, zeros, zeros)
+
+
+def batch_of(base: Backbone) -> Batch:
+    return collate(SAMPLES, base.tokenizer.pad_token_id, base.causal)
+
+
+def answer(base: Backbone, factors: Factors | None) -> Tensor:
+    batch = batch_of(base)
+    with torch.no_grad(), adapted(base, factors):
+        return logits(base, batch.ids, batch.mask, 2 if base.causal else 1)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_fresh_adapters_change_nothing_at_all(kind: str, devices: int, request: pytest.FixtureRequest) -> None:
+    base = made(request.getfixturevalue(f"tiny_{kind}"), kind)
+    torch.testing.assert_close(answer(base, start(base, devices)), answer(base, None), rtol=0, atol=0)
+
+
+def test_without_factors_the_model_is_the_one_on_disk(tiny_llama: Path) -> None:
+    base = made(tiny_llama, "llama")
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama).eval().requires_grad_(False)
+    with torch.no_grad():
+        wanted = plain(**inputs(base, batch_of(base).ids, batch_of(base).mask), logits_to_keep=2).logits
+    torch.testing.assert_close(answer(base, start(base, 2)), wanted, rtol=0, atol=0)
+
+
+def test_a_classifier_keeps_its_encoder_and_is_given_a_head(tiny_bert: Path) -> None:
+    base = made(tiny_bert, "bert")
+    assert {name: tuple(weight.shape) for name, weight in base.heads.items()} == {"classifier": (3, 17)}
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3).eval().requires_grad_(False)
+    plain.classifier.weight.data, plain.classifier.bias.data = (
+        base.heads["classifier"][:, :-1].clone(), base.heads["classifier"][:, -1].clone()
+    )  # fmt: skip
+    with torch.no_grad():
+        wanted = plain(**inputs(base, batch_of(base).ids, batch_of(base).mask)).logits
+    torch.testing.assert_close(answer(base, start(base, 2))[:, 0], wanted, rtol=0, atol=0)
+
+
+def test_the_head_is_drawn_from_the_stream_and_nothing_else_is(tiny_bert: Path) -> None:
+    torch.manual_seed(1)
+    one = made(tiny_bert, "bert")
+    after = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(one.heads["classifier"], made(tiny_bert, "bert").heads["classifier"])
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.get_rng_state()), "the global generator is left where it was"
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_each_row_has_its_own_devices_factors(kind: str, request: pytest.FixtureRequest) -> None:
+    base = made(request.getfixturevalue(f"tiny_{kind}"), kind)
+    rng = torch.Generator().manual_seed(0)
+    factors = {key: 0.3 * torch.randn(tensor.shape, generator=rng) for key, tensor in start(base, 2).items()}
+    together = answer(base, factors)
+    for device, rows in ((0, slice(0, 2)), (1, slice(2, 4))):
+        alone = answer(base, {key: tensor[device : device + 1] for key, tensor in factors.items()})
+        torch.testing.assert_close(together[rows], alone[rows], rtol=1e-4, atol=1e-5)
+        others = [i for i in range(4) if not rows.start <= i < rows.stop]
+        assert (together - alone).abs().amax((1, 2))[others].min() > 0.01
+
+
+def test_positions_count_from_the_first_real_token(tiny_llama: Path) -> None:
+    """A model with absolute positions would notice padding on the left otherwise; a rotary one hides the slip."""
+    base = made(tiny_llama, "llama")
+    fields = inputs(base, batch_of(base).ids, batch_of(base).mask)
+    assert fields["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [0, 0, 0, 1, 2], [0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("layers", "numbers"),
+    [("all", set(range(12))), ("last-3", {9, 10, 11}), ((0, 10), {0, 10}), ((-1,), {11}), ("last-99", set(range(12)))],
+)
+def test_layers_choose_where_adapters_sit(tiny_llama: Path, layers: str | tuple[int, ...], numbers: set[int]) -> None:
+    base = made(tiny_llama, "llama", layers)
+    assert {int(name.split(".")[2]) for name in base.sites} == numbers
+    assert len(base.prefix) == min(numbers)
+
+
+def test_an_unknown_module_names_the_nearest(tiny_llama: Path) -> None:
+    expected = "adapters.target_modules = \"qproj\": no such nn.Linear in the model's layers; did you mean 'q_proj'?"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        made(tiny_llama, "llama", modules=("v_proj", "qproj"))
+    with pytest.raises(UserError, match="it has down_proj, gate_proj"):
+        made(tiny_llama, "llama", modules=("xyz",))
+
+
+@pytest.mark.parametrize("layers", [(12,), (0, -13), ()])
+def test_layers_out_of_range_are_refused(tiny_llama: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="from 0 to 11"):
+        made(tiny_llama, "llama", layers)

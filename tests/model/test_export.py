@@ -1,0 +1,142 @@
+"""Exports: PEFT alone gives our logits, whatever the ranks and scopes; a slip of the scale does not pass."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from airpfed import build, outputs, reading
+from airpfed.errors import UserError
+from airpfed.model import export
+from airpfed.model.backbone import adapted, logits
+from airpfed.model.vector import Factors
+from airpfed.rounds.evaluate import model_of
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import DeviceState, Moving, ServerState, State, vectors
+from airpfed.settings import Settings
+
+RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
+
+
+def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
+    settings = reading.read(file, [*RANKS, *overrides])
+    return settings, build.experiment(settings, build.load_tasks(settings))
+
+
+def random_state(made: Experiment) -> State:
+    """Every factor of size 0.2: no error of a factor can hide behind zeros."""
+    rng = torch.Generator().manual_seed(0)
+
+    def drawn(moving: Moving) -> Moving:
+        return replace(moving, value=0.2 * torch.randn(moving.value.shape, generator=rng))
+
+    begin = made.initial
+    server = ServerState(drawn(begin.server.shared), drawn(begin.server.personal))
+    own = DeviceState(drawn(begin.devices.own), begin.devices.cursors)
+    return State(1, server, own, 0.2 * torch.randn(begin.frozen.shape, generator=rng))
+
+
+def plain(made: Experiment, folder: str | Path, task: int) -> Any:
+    """The base (or a merged model) as a user loads it."""
+    if made.fleet.backbone.causal:
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=made.fleet.classes[task], ignore_mismatched_sizes=True
+    ).eval()
+
+
+def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([ids])).logits
+    return out[:, -1] if out.dim() == 3 else out
+
+
+def ours(made: Experiment, factors: Factors, ids: tuple[int, ...], task: int) -> Tensor:
+    base, tokens = made.fleet.backbone, torch.tensor([ids])
+    with torch.no_grad(), adapted(base, factors):
+        out = logits(base, tokens, torch.ones_like(tokens, dtype=torch.bool), 1)[:, -1]
+    return out if base.causal else out[:, : made.fleet.classes[task]]
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+CASES = [
+    ("llama", "airpfed", "all"),
+    ("llama", "fedsa", "last-4"),
+    ("bert", "airpfed", "all"),
+    ("bert", "feddpa", "all"),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "layers"), CASES)
+def test_peft_alone_gives_our_logits(
+    kind: str, method: str, layers: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Every task's model, every device's where anything is of device scope, and the merged weights."""
+    settings, made = experiment(
+        request.getfixturevalue(f"{kind}_settings"), f"adapters.method={method}", f"adapters.layers={layers}"
+    )
+    state, base = random_state(made), made.fleet.backbone
+    written = outputs.adapters(settings, made, state, tmp_path, merged=True)
+    per_device = method in ("fedsa", "feddpa")
+    names = [["colours"], ["moods"]]
+    if per_device:
+        names = [[f"colours/device-{k}" for k in (0, 1)], [f"moods/device-{k}" for k in (2, 3, 4)]]
+    assert written == [tmp_path / "adapters" / name for part in names for name in part]
+    differ = []
+    for n, part in enumerate(names):
+        for name in part:
+            device = int(name[-1]) if per_device else (0, 2)[n]
+            factors = model_of(made.fleet, vectors(state), n, device)
+            reloaded = PeftModel.from_pretrained(plain(made, base.folder, n), tmp_path / "adapters" / name).eval()
+            config = json.loads((tmp_path / "adapters" / name / "adapter_config.json").read_text())
+            assert (config["r"], config["lora_alpha"]) == (4, 6.0)
+            merged = plain(made, tmp_path / "merged" / name, n)
+            for sample in made.tasks[n].test.prompts[:2]:
+                wanted = ours(made, factors, sample.ids, n)
+                assert gap(theirs(reloaded, sample.ids), wanted) < 1e-4, name
+                assert gap(theirs(merged, sample.ids), wanted) < 1e-4, name
+            differ.append(wanted)
+            with torch.no_grad(), adapted(base, None):
+                untouched = ours(made, model_of(made.fleet, vectors(made.initial), n, device), sample.ids, n)
+            assert gap(untouched, wanted) > 1e-2, "the adapter does something"
+
+
+def test_a_slip_of_two_percent_in_the_scale_is_refused(llama_settings: Path, tmp_path: Path) -> None:
+    _, made = experiment(llama_settings)
+    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    samples = made.tasks[0].test.prompts[:4]
+    base = made.fleet.backbone
+
+    def checked(alpha: float, values: Factors = factors) -> None:
+        export.checked(base, values, 0, alpha, tmp_path / "a", export.fresh_base(base, 0), samples)
+
+    checked(6.0)
+    with pytest.raises(UserError, match="logits differ by"):
+        checked(6.0 * 1.02)
+
+
+def test_an_export_is_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
+    _, made = experiment(llama_settings)
+    factors = model_of(made.fleet, vectors(made.initial), 0, 0)
+    for _ in range(2):
+        export.write(made.fleet.backbone, factors, 0, 6.0, tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["a"]
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(made.fleet.backbone.sites), "the same file on every machine"
+
+
+def test_a_narrow_tasks_head_is_cut_to_its_own_classes(bert_settings: Path) -> None:
+    _, made = experiment(bert_settings)
+    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    tensors = export.peft_tensors(made.fleet.backbone, factors, 2)
+    weight, bias = (tensors[f"base_model.model.classifier.{name}"] for name in ("weight", "bias"))
+    assert torch.equal(torch.cat([weight, bias[:, None]], 1), factors["classifier.head"][0, :2])

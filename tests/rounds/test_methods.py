@@ -1,0 +1,165 @@
+"""Every method is a row of one table: the identities between rows, and what leaves a device."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from airpfed import build, reading
+from airpfed.air.uplink import Received
+from airpfed.model.adapters import METHODS, SCOPES
+from airpfed.model.vector import gather
+from airpfed.rounds.evaluate import model_of, score, score_task
+from airpfed.rounds.run import Experiment, play_round
+from airpfed.rounds.state import ServerState, State, vectors
+from airpfed.rounds.step import step
+
+EXACT = ("radio.design=error_free", "run.eval_every=0")
+
+
+def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
+    settings = reading.read(file, [*EXACT, *overrides])
+    settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
+    return build.experiment(settings, build.load_tasks(settings))
+
+
+def played(made: Experiment, rounds: int = 2) -> State:
+    state = made.initial
+    for _ in range(rounds):
+        state, _ = play_round(made, state)
+    return state
+
+
+def models(made: Experiment, state: State) -> dict[str, Tensor]:
+    """Each device's factors."""
+    return gather(vectors(state), made.fleet.layout, made.fleet.task_of, torch.arange(len(made.fleet.shards)))
+
+
+def same(one: tuple[Experiment, State], two: tuple[Experiment, State]) -> None:
+    a, b = models(*one), models(*two)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    assert any(tensor.abs().max() > 0.01 for key, tensor in a.items() if key.endswith(".B")), "something was learnt"
+
+
+def test_one_task_without_a_personal_rank_is_fedit(llama_settings: Path) -> None:
+    made = [
+        experiment(llama_settings, f"adapters.method={method}", *ranks, tasks=1)
+        for method, ranks in (("airpfed", ("adapters.rank_shared=4", "adapters.rank_personal=0")), ("fedit", ()))
+    ]
+    same(*((one, played(one)) for one in made))
+
+
+def test_one_task_without_a_personal_rank_is_also_per_task_fedit(llama_settings: Path) -> None:
+    """With one task D_k/D = D_k/D_n: the same sum under two names."""
+    made = [experiment(llama_settings, f"adapters.method={method}", tasks=1) for method in ("fedit", "per_task_fedit")]
+    same(*((one, played(one)) for one in made))
+
+
+def test_no_personal_rank_is_fedit_and_no_shared_rank_is_per_task_fedit(llama_settings: Path) -> None:
+    for ranks, method in (((4, 0), "fedit"), ((0, 4), "per_task_fedit")):
+        split = (f"adapters.rank_shared={ranks[0]}", f"adapters.rank_personal={ranks[1]}")
+        made = [experiment(llama_settings, *split), experiment(llama_settings, f"adapters.method={method}")]
+        same(*((one, played(one)) for one in made))
+
+
+def test_the_split_of_the_ranks_does_matter(llama_settings: Path) -> None:
+    made = [experiment(llama_settings, f"adapters.method={method}") for method in ("airpfed", "fedit")]
+    with pytest.raises(AssertionError):
+        same(*((one, played(one)) for one in made))
+
+
+def test_local_devices_send_nothing_and_learn_alone(llama_settings: Path) -> None:
+    made = experiment(llama_settings, "adapters.method=local", "radio.design=uniform_forcing")
+    state, row = play_round(made, made.initial)
+    assert all(value == 0 for value in row.ledger.model_dump().values())
+    assert row.pi is None and row.mse.s is None and row.mse.p == {}
+    assert state.server.shared.value.numel() == state.server.personal.value.numel() == 0
+    assert len({tuple(value.tolist()) for value in state.devices.own.value}) == 5, "five devices, five models"
+
+
+SENT = {  # method -> entries of A and B that travel over the s-slot and the p-slot, in ranks of 4
+    "airpfed": ((2, 2), (2, 2)),
+    "fedit": ((4, 4), (0, 0)),
+    "per_task_fedit": ((0, 0), (4, 4)),
+    "feddpa": ((2, 2), (0, 0)),
+    "ffa": ((0, 4), (0, 0)),
+    "fedsa": ((4, 0), (0, 0)),
+    "local": ((0, 0), (0, 0)),
+}
+
+
+def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Received]:
+    """The link, with an ear on it."""
+
+    def link(t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Received:
+        heard.append((shared, personal))
+        return made.link(t, shared, personal, present)
+
+    return link
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: Path) -> None:
+    made, heard = experiment(llama_settings, f"adapters.method={method}"), []
+    state = played(replace(made, link=listening(made, heard)), 2)
+    outs = sum(out for out, _ in made.fleet.backbone.sites.values())
+    widths = sum(width for _, width in made.fleet.backbone.sites.values())
+    for slot, (a, b) in enumerate(SENT[method]):
+        assert {rows[slot].shape for rows in heard} == {(5, a * widths + b * outs)}
+    (s_a, s_b), (p_a, p_b) = SENT[method]
+    assert state.server.shared.value.shape == (1, s_a * widths + s_b * outs)
+    assert state.server.personal.value.shape == (2, p_a * widths + p_b * outs)
+    rest = 4 * (outs + widths) - sum(a * widths + b * outs for a, b in SENT[method])
+    assert state.devices.own.value.shape[1] + state.frozen.shape[1] == rest
+    assert torch.equal(state.frozen, made.initial.frozen)
+
+
+def test_the_servers_type_has_no_field_for_what_never_leaves_a_device() -> None:
+    assert [field.name for field in fields(ServerState)] == ["shared", "personal"]
+
+
+@pytest.mark.parametrize("method", ["feddpa", "fedsa", "local"])
+def test_what_never_leaves_a_device_moves_nothing_at_the_server(method: str, llama_settings: Path) -> None:
+    """Other gradients of the personal part, the rest alike: the server ends in the same bits, the devices do not."""
+    made = experiment(llama_settings, f"adapters.method={method}")
+    rng = torch.Generator().manual_seed(0)
+    one = {s: torch.randn(5, made.fleet.layout.size(s), generator=rng) for s in SCOPES}
+    two = {**one, "device": torch.randn(one["device"].shape, generator=rng)}
+    a, b = (step(made.initial, rows, torch.arange(5), made.link, "adam", 0.1)[0] for rows in (one, two))
+    for key in vars(a.server.shared):
+        assert torch.equal(getattr(a.server.shared, key), getattr(b.server.shared, key))
+        assert torch.equal(getattr(a.server.personal, key), getattr(b.server.personal, key))
+    assert (a.devices.own.value != b.devices.own.value).any(1).all()
+
+
+def test_a_devices_own_part_takes_the_step_of_its_own_gradient(llama_settings: Path) -> None:
+    """Plain SGD, one round of feddpa: nobody else's data shows in it."""
+    made = experiment(llama_settings, "adapters.method=feddpa", "server.optimizer=sgd", "server.lr=0.5")
+    other = replace(made.fleet, shards=(*made.fleet.shards[:4], made.fleet.shards[3]))
+    one, two = (replace(made, fleet=fleet) for fleet in (made.fleet, other))
+    own = [played(each, 2).devices.own.value for each in (one, two)]
+    first = [play_round(each, each.initial)[0].devices.own.value for each in (one, two)]
+    assert torch.equal(first[0][:4], first[1][:4]) and not torch.equal(first[0][4], first[1][4])
+    assert not torch.equal(own[0][:4], own[1][:4]), "from the second round on the shared part carries it"
+
+
+def test_device_models_are_scored_one_by_one_and_weighted_by_samples(llama_settings: Path) -> None:
+    uneven = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
+    made = experiment(llama_settings, "adapters.method=local", *uneven, "tasks.*.test_samples=30", "server.lr=0.05")
+    values = vectors(played(made, 2))
+    differ = 0
+    for n, task in enumerate(made.tasks):
+        devices = [k for k in range(5) if made.fleet.task_of[k] == n]
+        scores = [score(made.fleet, model_of(made.fleet, values, n, k), task, "test") for k in devices]
+        share = torch.tensor([float(len(made.fleet.shards[k])) for k in devices]).double()
+        share = share / share.sum()
+        found = score_task(made.fleet, values, n, task, "test")
+        assert found.value == pytest.approx(sum(float(w) * s.value for w, s in zip(share, scores, strict=True)))
+        assert found.balanced == pytest.approx(sum(float(w) * s.balanced for w, s in zip(share, scores, strict=True)))
+        differ += found.value != pytest.approx(sum(s.value for s in scores) / len(scores))
+    assert differ, "a plain mean would have been another number"
