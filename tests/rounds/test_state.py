@@ -29,7 +29,7 @@ def test_sgd_is_exact() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9])
 def test_adam_is_torchs(scale: float) -> None:
-    """To 1e-5 of a step. Gradients of LoRA factors can be far below the usual epsilon of 1e-8; steps stay near lr."""
+    """To 1e-4 of a step, the rounding of values near 1. Gradients of LoRA factors can be far below the usual epsilon of 1e-8; steps stay near lr."""
     start, lr = moving(1, 200), 0.01
     twin = torch.nn.Parameter(start.value.clone())
     optimizer = torch.optim.Adam([twin], lr=lr, betas=BETAS, eps=EPSILON)
@@ -38,7 +38,7 @@ def test_adam_is_torchs(scale: float) -> None:
         now = update(now, slope, torch.tensor([True]), "adam", lr)
         twin.grad = slope.clone()
         optimizer.step()
-        torch.testing.assert_close(now.value, twin.detach(), rtol=0, atol=1e-5 * lr)
+        torch.testing.assert_close(now.value, twin.detach(), rtol=0, atol=1e-4 * lr)
     assert (now.value - start.value).abs().mean() > lr
 
 
