@@ -29,7 +29,7 @@ def test_sgd_is_exact() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9])
 def test_adam_is_torchs(scale: float) -> None:
-    """To 1e-4 of a step, the rounding of values near 1. Gradients of LoRA factors can be far below the usual epsilon of 1e-8; steps stay near lr."""
+    """To 1e-4 of a step, the rounding of values near 1, also for gradients far below the usual epsilon of 1e-8."""
     start, lr = moving(1, 200), 0.01
     twin = torch.nn.Parameter(start.value.clone())
     optimizer = torch.optim.Adam([twin], lr=lr, betas=BETAS, eps=EPSILON)
