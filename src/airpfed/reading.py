@@ -13,6 +13,10 @@ from airpfed.record import write_atomic
 from airpfed.settings import Settings, TaskSettings
 
 
+FILES = (".csv", ".json", ".jsonl", ".parquet", ".gguf")
+"""Endings of the files that settings may name."""
+
+
 def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     """The settings of a file, changed by `section.key=value` overrides; raises UserError with a line a problem.
 
@@ -59,10 +63,15 @@ def write(settings: Settings, path: Path) -> None:
 
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
-    """Names of files that exist beside the settings file, made absolute, so that a run does not depend on the cwd."""
+    """Names of files that exist beside the settings file, made absolute, so that a run does not depend on the cwd.
+
+    A bare word is a name, never a file: a folder `sms` beside the settings does not take the place of the task `sms`.
+    """
 
     def anchored(name: str) -> str:
-        return str((folder / name).resolve()) if name and (folder / name).exists() else name
+        path = Path(name)
+        is_file = bool(name) and (path.suffix in FILES or len(path.parts) > 1)
+        return str((folder / path).resolve()) if is_file and (folder / path).exists() else name
 
     tasks = tuple(t.model_copy(update={"source": anchored(t.source or t.name)}) for t in settings.tasks)
     model = settings.model.model_copy(update={"base": anchored(settings.model.base)})

@@ -6,7 +6,8 @@ reading.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -96,9 +97,18 @@ class Summary(Row):
     exit: str = Field(description='"completed", or "interrupted" (resume with --resume)')
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name on what the disk refuses: a full disk shows in write or fsync, whose errors name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def append(path: Path, record: RoundRecord) -> None:
     """Add one line and push it to the disk."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(record.model_dump_json() + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -138,12 +148,13 @@ def load_summary(path: Path) -> Summary:
         raise UserError(f"{path}: not a summary of this version") from None
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
     spare = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with spare.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), spare.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         spare.replace(path)

@@ -1,6 +1,10 @@
-"""Claimed, measured, bias and variance of a round against each other: as averages, within their standard errors."""
+"""Claimed, measured, bias and variance of a round against each other: as averages, within their standard errors.
 
-from collections.abc import Callable
+Fading stays as it is while noise, scrambling and CSI error are drawn again and again, so that a design is made once and
+every statement is tested given the channels.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -9,54 +13,168 @@ import torch
 from test_uplink import everyone, make_air
 from torch import Tensor
 
-from airpfed.air import uplink
+from airpfed.air import channel, uplink
 from airpfed.air.plan import Air
-from airpfed.air.uplink import send
+from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.uplink import Received, send
 from airpfed.record import SlotError
 from airpfed.streams import stream
 
-DESIGNS = [("uniform_forcing", False), ("mmse", False), ("mmse", True), ("channel_inversion", False), ("naive_ao", False)]
-WAYS = list(product(("tdma", "concurrent"), ("iq", "real"), ("per_device", "common")))
-LONG = 600
-"""Entries of every vector: even, and the same for all tasks."""
+DESIGNS = [
+    ("uniform_forcing", False),
+    ("mmse", False),
+    ("mmse", True),
+    ("channel_inversion", False),
+    ("naive_ao", False),
+]
+EVERY_WAY = list(product(("tdma", "concurrent"), ("iq", "real"), ("per_device", "common")))
+SOME_WAYS = [("tdma", "real", "common"), ("concurrent", "iq", "common"), ("concurrent", "real", "per_device")]
+CASES = [
+    (name, debias, way) for name, debias in DESIGNS for way in (EVERY_WAY if name == "uniform_forcing" else SOME_WAYS)
+]
+AGAIN = ("noise", "scrambling", "csi error")
 
 
-def errors(air: Air, rounds: int, d: int = LONG) -> list[list[SlotError]]:
-    """Slot errors of rounds with gradients that are independent normal, slot by slot."""
-    groups = ((0, d // 2), (d // 2, d))
-    lengths = air.lengths if max(air.lengths) == d else (d, d)
-    air = replace(air, shared_groups=groups, personal_groups=groups, lengths=lengths)
-    size = torch.linspace(0.5, 2.0, 5)[:, None]
-    own = torch.arange(d) < torch.tensor(lengths)[air.task_of][:, None]
-    found = []
-    for t in range(1, rounds + 1):
-        rng = stream(5, "gradients", t)
-        shared, personal = (size * torch.randn(5, d, generator=rng) for _ in range(2))
-        got = send(air, t, shared, personal * own, everyone(air))
-        assert got.mse.s is not None
-        found.append([got.mse.s, *got.mse.p.values()])
-    return [list(slot) for slot in zip(*found, strict=True)]
+def large_air(
+    design: str, debias: bool = False, d: int = 800, lengths: tuple[int, int] | None = None, **changes
+) -> Air:
+    """Even lengths, one group, two coherence blocks and more, 10 dB."""
+    one = ((0, d),)
+    air = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
+    return replace(air, noise=air.noise * 10**0.5, coherence_symbols=d // 5)
+
+
+def drawn(air: Air, draw: int) -> tuple[Tensor, Tensor]:
+    """Independent normal gradients whose rows have exactly mean 0 and a deviation of their device's own."""
+    d = air.shared_groups[-1][1]
+    rng, size = stream(5, "gradients", draw), torch.linspace(0.5, 2.0, 5)[:, None]
+    rows = torch.randn(2, 5, d, generator=rng, dtype=torch.float64)
+    own = torch.arange(d) < torch.tensor(air.lengths)[air.task_of][:, None]
+    rows = torch.stack([rows[0], rows[1] * own])
+    count = torch.stack([torch.full((5, 1), d), own.sum(1, keepdim=True)])
+    centred = (rows - rows.sum(2, keepdim=True) / count) * torch.stack([torch.ones_like(own), own])
+    rows = (centred / (centred.square().sum(2, keepdim=True) / count).sqrt() * size).float()
+    return rows[0], rows[1]
+
+
+def rounds(air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True) -> Iterator[Received]:
+    """The same round `count` times with new noise, scrambling, CSI error and (`fresh`) new gradients."""
+    made: dict[tuple, Transceiver] = {}
+    design = air.design
+    assert design is not None
+
+    def remembered(slot: Slot) -> Transceiver:
+        key = (slot.h.shape, slot.weights.shape, complex(slot.h[0, 0, 0]))
+        return made.setdefault(key, made[key] if key in made else design(slot))
+
+    air = replace(air, design=remembered)
+    for draw in range(count):
+        for module in (uplink, channel):
+            monkeypatch.setattr(
+                module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
+            )
+        yield send(air, 1, *drawn(air, draw if fresh else 0), everyone(air))
+
+
+def slots(received: Received) -> list[SlotError]:
+    assert received.mse.s is not None
+    return [received.mse.s, *received.mse.p.values()]
+
+
+def excess(rows: list[Received], expected: Callable[[SlotError], float]) -> Tensor:
+    """measured / expected - 1 of every slot, a row a round: mean 0 if `expected` is what it says."""
+    return torch.tensor([[e.measured / expected(e) - 1 for e in slots(row)] for row in rows], dtype=torch.float64)
 
 
 def z_of(values: Tensor) -> float:
-    """A mean in units of its standard error."""
-    return float(values.mean() / (values.std() / len(values) ** 0.5).clamp_min(1e-300))
+    """The mean in units of its standard error, rounds (rows) being independent."""
+    means = values.reshape(len(values), -1).mean(1)
+    return float(means.mean() / (means.std() / len(means) ** 0.5).clamp_min(1e-300))
 
 
-def excess(slot: list[SlotError], expected: Callable[[SlotError], float]) -> Tensor:
-    """measured / expected - 1, round by round: mean 0 if `expected` is what it says."""
-    return torch.tensor([error.measured / expected(error) - 1 for error in slot], dtype=torch.float64)
+@pytest.mark.parametrize(("design", "debias", "way"), CASES)
+def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
+    access, packing, normalizer = way
+    air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer)
+    rows = list(rounds(air, 16, monkeypatch))
+    assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
+    assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
 
-def noisy(air: Air, snr_db: float) -> Air:
-    return replace(air, noise=0.1 * float(air.gain[0]) / 10 ** (snr_db / 10), coherence_symbols=75)
-
-
-@pytest.mark.parametrize(("access", "packing", "normalizer"), WAYS)
+@pytest.mark.parametrize(("packing", "normalizer"), [("iq", "common"), ("real", "per_device")])
 @pytest.mark.parametrize(("design", "debias"), DESIGNS)
-@pytest.mark.parametrize("csi_error", [0.0, 0.05])
-def test_measured_meets_claimed_for_independent_symbols(design, debias, access, packing, normalizer, csi_error):
-    air = noisy(make_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=csi_error), 10)
-    for slot in errors(air, 12):
-        assert abs(z_of(excess(slot, lambda error: error.claimed))) < 5
-        assert abs(z_of(excess(slot, lambda error: error.bias + error.variance))) < 5
+def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing, normalizer, monkeypatch):
+    access = "concurrent" if packing == "iq" else "tdma"
+    air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
+    rows = list(rounds(air, 30, monkeypatch))
+    assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
+    assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
+
+
+@pytest.mark.parametrize(("packing", "lengths"), [("iq", (400, 800)), ("real", (800, 400))])
+def test_measured_meets_claimed_where_a_task_is_silent_in_the_tail(packing, lengths, monkeypatch):
+    """Interference and noise count where a task has entries: a shorter task hears the first blocks only."""
+    air = large_air("naive_ao", lengths=lengths, access="concurrent", packing=packing, antennas=4)
+    rows = list(rounds(air, 60, monkeypatch))
+    for slot in range(3):
+        assert abs(z_of(excess(rows, lambda e: e.bias + e.variance)[:, slot])) < 5
+        assert abs(z_of(excess(rows, lambda e: e.claimed)[:, slot])) < 5
+
+
+@pytest.mark.parametrize(("noise", "seen"), [(1.0, False), (1.02, True)])
+def test_a_slip_of_two_percent_in_the_noise_is_seen(noise, seen, monkeypatch):
+    """The power of the checks above, at a size where 2 % is beyond five standard errors."""
+    original = uplink.receiver_noise
+    monkeypatch.setattr(uplink, "receiver_noise", lambda *given: noise**0.5 * original(*given))
+    rows = list(rounds(large_air("uniform_forcing", d=20_000), 16, monkeypatch))
+    assert (abs(z_of(excess(rows, lambda e: e.claimed))) > 5) == seen
+    assert (abs(z_of(excess(rows, lambda e: e.bias + e.variance))) > 5) == seen
+
+
+@pytest.mark.parametrize(("access", "packing"), [("concurrent", "iq"), ("concurrent", "real"), ("tdma", "iq")])
+def test_bias_is_the_error_of_the_mean_and_variance_the_rest(access, packing, monkeypatch):
+    """One round's gradients and channels, noise and scrambling drawn anew: of N draws, the sample variance per batch
+    against `variance`, and the error of the mean against bias + variance / N."""
+    draws, batch = 80, 8
+    air = large_air("naive_ao", access=access, packing=packing, d=200)
+    air = replace(air, noise=30 * air.noise)
+    rows = list(rounds(air, draws, monkeypatch, fresh=False))
+    shared, personal = drawn(air, 0)
+    weights = torch.stack([air.samples, air.samples * (air.task_of == 0), air.samples * (air.task_of == 1)])
+    weights = weights / weights.sum(1, keepdim=True)
+    for slot, weight in enumerate(weights):
+        G = weight @ (personal if slot else shared).double()
+        got = torch.stack([r.personal[slot - 1] if slot else r.shared for r in rows]).double()
+        error = slots(rows[0])[slot]
+        spread = got.reshape(-1, batch, got.shape[1]).var(1).sum(1) / error.scale
+        assert abs(z_of(spread / error.variance - 1)) < 5
+        halves = got[: draws // 2].mean(0) - G, got[draws // 2 :].mean(0) - G
+        products = (got[: draws // 2] - G) @ halves[1] / error.scale  # independent halves: no variance in the mean
+        assert abs(z_of(products - error.bias)) < 5
+        assert error.bias > 0.05 * error.variance
+
+
+def test_uniform_forcing_is_unbiased():
+    air = large_air("uniform_forcing", access="concurrent")
+    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+        assert error.bias < 1e-12 < error.variance
+
+
+def test_bias_counts_the_error_of_the_channel_estimate():
+    """Given the channels: CSI error is no noise of the round, so forcing with a wrong estimate is biased."""
+    air = large_air("uniform_forcing", csi_error=0.05)
+    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+        assert error.bias > 0.01 * error.variance
+
+
+def test_the_error_of_silence_is_the_energy_of_the_weights():
+    """Independent entries: ||G||^2 / (sigma^2 d) of a slot that sends nothing, on average."""
+    air = large_air("uniform_forcing", d=4000)
+    ratio = []
+    for draw in range(12):
+        received = send(air, 1, *drawn(air, draw), everyone(air))
+        shared, _ = drawn(air, draw)
+        G = (air.samples / air.samples.sum()) @ shared.double()
+        error = slots(received)[0]
+        ratio.append(float(G.square().sum()) / error.scale / error.silence - 1)
+    assert abs(z_of(torch.tensor(ratio))) < 5

@@ -98,7 +98,7 @@ class PowerCutError(Exception):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("place", ["_durable", "write_json"])
+@pytest.mark.parametrize("place", ["write_atomic", "write_json"])
 def test_a_crash_before_the_pointer_leaves_the_old_checkpoint(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,7 @@ def dies_at_third(module, name):
         global calls
         calls += 1
         if calls == 3:
-            if name == "_durable":
+            if name == "write_atomic":
                 path, data = args
                 path.write_bytes(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
@@ -131,7 +131,7 @@ def test_killed_anywhere_a_run_resumes_to_the_same_bytes(llama_settings: Path, t
     assert len(wanted) >= 5
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     # call 3 of step is in round 3; the checkpoint's own functions are called for round 0 first
-    places = {"run.step": 2, "checkpoint._durable": 1, "checkpoint.write_json": 1}
+    places = {"run.step": 2, "checkpoint.write_atomic": 1, "checkpoint.write_json": 1}
     started = {
         place: subprocess.Popen(
             [sys.executable, str(driver), place, str(llama_settings), str(tmp_path / place)],

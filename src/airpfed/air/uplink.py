@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import ledger
@@ -112,7 +112,7 @@ def _group(air: Air, design: DesignFunction, job: Job, group: Normalised, t: int
     for index, (a, b) in enumerate(spans):
         noise = receiver_noise(made, index, air.noise, b - a, random)
         heard.append(collapsed(gain[index], x[:, a:b], noise, job.group_of, signs[:, a:b]))
-    share = torch.tensor([b - a for a, b in spans], dtype=torch.float64) / x.shape[1]
+    share, power = _overlap(group, job.group_of, spans, air.packing)
     count = group.valid.sum(1)
     energy = group.scale.square() * count
     wanted = group.weights.to(x.dtype) @ x
@@ -123,11 +123,11 @@ def _group(air: Air, design: DesignFunction, job: Job, group: Normalised, t: int
     def energy_of(error: Complex[Tensor, "T uses"]) -> Float[Tensor, " T"]:
         return (unpack(error, air.packing, width) * group.valid).square().sum(1) * group.scale.square()
 
-    rest = half * air.noise * share @ made.receiver.abs().square().sum(1)
+    rest = half * air.noise * (share * made.receiver.abs().square().sum(1)).sum(0)
     estimate = unpack(received, air.packing, width) * group.scale[:, None] + group.offset[:, None]
     return Sums(
         sums=estimate * group.valid,
-        claimed=energy * (share @ claim(asked, made, group.power, air.packing)),
+        claimed=energy * (share * claim(asked, made, power, air.packing)).sum(0),
         measured=energy_of(received - wanted),
         bias=energy_of(own - wanted),
         variance=energy * rest + sum(energy_of(crosstalk[:, j]) for j in range(crosstalk.shape[1])),
@@ -143,6 +143,21 @@ def _span(air: Air, place: int, uses: int, block: int) -> tuple[int, int]:
     return max(first, 0), min(first + air.coherence_symbols, uses)
 
 
+def _overlap(
+    group: Normalised, group_of: Int[Tensor, " K"], spans: Sequence[tuple[int, int]], packing: Packing
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T K"]]:
+    """Share of each target's entries that lies in each block, and the mean power it hears there from each device.
+
+    A task with a shorter vector hears the first blocks only, and is silent in the tail of the others.
+    """
+    per = 1 if packing == "real" else 2
+    parts = [group.valid[:, per * a : per * b].double() for a, b in spans]
+    both = torch.stack([part @ part.T for part in parts])
+    own = both.diagonal(dim1=1, dim2=2)
+    share = own / own.sum(0).clamp(min=1)
+    return share, (both / own.clamp(min=1)[:, :, None])[:, :, group_of] * group.power
+
+
 def _signs(air: Air, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:
     """Scrambling signs per task and use; none where a slot has one receiver."""
     if targets == 1:
@@ -152,19 +167,19 @@ def _signs(air: Air, targets: int, uses: int, t: int, name: str) -> Float[Tensor
 
 
 def claim(
-    slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, " K"], packing: Packing
+    slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"], packing: Packing
 ) -> Float[Tensor, "B T"]:
     """MSE per real entry that the receiver expects: its estimates, the actual symbol powers, i.i.d. symbols.
 
-    sum_k p_k |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_j |b_j|^2) ||m_i||^2; under real packing only the real
+    symbol_power: p_ik, mean over target i's entries in the block, or p_k alone.
+    sum_k p_ik |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2; under real packing only the real
     part of the first term counts, and noise and CSI error come halved in `slot`.
     """
     mismatch = gains(slot.h, transceiver) - slot.weights
     squared = mismatch.real.square() if packing == "real" else mismatch.abs().square()
-    radiated = transceiver.transmit.abs().square() * symbol_power
-    return squared @ symbol_power + (slot.noise + radiated @ slot.csi_variance)[:, None] * (
-        transceiver.receiver.abs().square().sum(1)
-    )
+    radiated = transceiver.transmit.abs().square()[:, None, :] * symbol_power
+    disturbance = slot.noise + radiated @ slot.csi_variance
+    return (squared * symbol_power).sum(-1) + disturbance * transceiver.receiver.abs().square().sum(1)
 
 
 def _joules(
@@ -218,11 +233,13 @@ def _ledger(air: Air, jobs: list[Job], done: list[Sums], d_s: int) -> Ledger:
     devices = len(air.samples)
     joules, scalars = torch.zeros(devices, dtype=torch.float64), torch.zeros(devices, dtype=torch.float64)
     uses = [slot_uses(air, job) for job in jobs]
-    pilots, place = 0, 0
+    pilots, place, estimated_to = 0, 0, torch.full((devices,), -1)
     for job, sums, count in zip(jobs, done, uses, strict=True):
         joules[job.devices] += sums.joules
         scalars[job.devices] += 1 if air.normalizer == "common" else 2 * len(job.groups)
-        pilots += len(job.devices) * ((place + count - 1) // air.coherence_symbols - place // air.coherence_symbols + 1)
+        first, last = place // air.coherence_symbols, (place + count - 1) // air.coherence_symbols
+        pilots += int((last + 1 - (estimated_to[job.devices] + 1).clamp(min=first)).sum())
+        estimated_to[job.devices] = last
         place += count
     if air.design is None:
         pilots, scalars = 0, torch.zeros_like(scalars)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from airpfed import record
 from airpfed.errors import UserError
 from airpfed.model import catalog
 from airpfed.model.backbone import Backbone, adapted, logits
@@ -62,7 +63,8 @@ def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, fold
     shutil.rmtree(spare, ignore_errors=True)
     spare.mkdir(parents=True)
     config.save_pretrained(str(spare))
-    save_file(peft_tensors(backbone, factors, classes), spare / "adapter_model.safetensors", {"format": "pt"})
+    data = save(peft_tensors(backbone, factors, classes), {"format": "pt"})
+    record.write_atomic(spare / "adapter_model.safetensors", data)
     shutil.rmtree(folder, ignore_errors=True)
     spare.replace(folder)
 

@@ -29,8 +29,8 @@ def chart(title: str, x: str, y: str, series: Sequence[Series], **axis: Any) -> 
     ]
     layout = {
         "title": {"text": title},
-        "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}, **axis},
+        "xaxis": {"title": {"text": x}, "zeroline": False},
+        "yaxis": {"title": {"text": y}, "zeroline": False, **axis},
         "margin": {"t": 48, "r": 16},
         "legend": {"orientation": "h", "y": -0.25},
     }
@@ -73,7 +73,7 @@ def errors(records: Sequence[RoundRecord], summary: Summary) -> Figure:
     rows |= {f"p {name}": [row.mse.p.get(name) for row in records] for name in summary.tasks}
     rounds = [row.round for row in records]
     series: list[Series] = []
-    for index, (name, errors) in enumerate(rows.items()):
+    for index, (name, errors) in enumerate(rows.items(), start=-1):  # tasks keep their colours; s has the last, black
         if any(errors):
             measured = [e.measured if e else None for e in errors]
             series.append((f"{name} measured", rounds, measured, colour(index)))

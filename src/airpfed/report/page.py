@@ -29,6 +29,7 @@ def write(run: Path) -> Path:
         meaning={key: field.description for key, field in record.Ledger.model_fields.items()},
         settings=(run / "experiment.toml").read_text(encoding="utf-8"),
         environment=environment,
+        environment_text=json.dumps(environment, indent=2),
         absent=[(row.round, row.absent) for row in records if row.absent],
         figures=figures,
         plotly=get_plotlyjs(),

@@ -6,7 +6,6 @@ atomically after the file is safely on disk. A crash at any instant leaves the o
 
 import hashlib
 import json
-import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from airpfed.errors import UserError
-from airpfed.record import write_json
+from airpfed.record import write_atomic, write_json
 from airpfed.rounds.state import State
 
 LATEST = "latest.json"
@@ -56,7 +55,7 @@ def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"round-{state.round:06d}.safetensors"
     data = save(tensors_of(state))
-    _durable(folder / name, data)
+    write_atomic(folder / name, data)
     written: dict[str, object] = {
         "file": name,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -65,7 +64,7 @@ def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
         "fingerprint": fingerprint,
     }
     write_json(folder / LATEST, written)
-    for old in folder.glob("round-*.safetensors"):
+    for old in folder.glob("*round-*.safetensors*"):  # the last round's, and parts that a crash left behind
         if old.name != name:
             old.unlink(missing_ok=True)
 
@@ -96,13 +95,3 @@ def read(folder: Path, like: State, fingerprint: str) -> State:
 def exists(folder: Path) -> bool:
     """Whether there is a checkpoint."""
     return (folder / LATEST).is_file()
-
-
-def _durable(path: Path, data: bytes) -> None:
-    """Write and push to the disk before anything points at it."""
-    spare = path.with_name(f".{path.name}.part")
-    with spare.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    spare.replace(path)
