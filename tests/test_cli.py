@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from airpfed import cli, record
-from conftest import make_settings, write_rows
+from tiny import make_settings, write_rows
 
 ROUNDS = 8
 """Enough of them that an interrupt after the first finds the run going on."""

@@ -185,7 +185,7 @@ def test_paths_are_relative_to_the_settings_file(tmp_path, monkeypatch):
     (study / "data" / "mine.csv").write_text("text,label\na,b\n")
     (study / "base").mkdir()
     (study / "s.toml").write_text(
-        '[model]\nbase = "base"\n[[tasks]]\nname = "mine"\nsource = "data/mine.csv"\n[[tasks]]\nname = "sst2"\n'
+        '[model]\nbase = "./base"\n[[tasks]]\nname = "mine"\nsource = "data/mine.csv"\n[[tasks]]\nname = "sst2"\n'
     )
     monkeypatch.chdir(tmp_path)
     settings = read(Path("study/s.toml"))

@@ -12,7 +12,6 @@ from airpfed.errors import UserError, hint
 from airpfed.record import write_atomic
 from airpfed.settings import Settings, TaskSettings
 
-
 FILES = (".csv", ".json", ".jsonl", ".parquet", ".gguf")
 """Endings of the files that settings may name."""
 
@@ -69,9 +68,8 @@ def _anchor(settings: Settings, folder: Path) -> Settings:
     """
 
     def anchored(name: str) -> str:
-        path = Path(name)
-        is_file = bool(name) and (path.suffix in FILES or len(path.parts) > 1)
-        return str((folder / path).resolve()) if is_file and (folder / path).exists() else name
+        is_file = "/" in name or Path(name).suffix in FILES
+        return str((folder / name).resolve()) if is_file and (folder / name).exists() else name
 
     tasks = tuple(t.model_copy(update={"source": anchored(t.source or t.name)}) for t in settings.tasks)
     model = settings.model.model_copy(update={"base": anchored(settings.model.base)})
