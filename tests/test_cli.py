@@ -155,7 +155,7 @@ def test_a_checkpoint_of_other_settings_is_refused(airpfed, file, finished, tmp_
 
     copy = shutil.copytree(finished, tmp_path / "copy")
     done = airpfed("run", file, "--set", "radio.antennas=9", "--out", copy, "--resume")
-    one_line(done, "of other settings")
+    one_line(done, "cannot be resumed with radio.antennas = 9 (was 8)")
     assert (copy / "experiment.toml").read_bytes() == (finished / "experiment.toml").read_bytes()
 
 

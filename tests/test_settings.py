@@ -110,7 +110,7 @@ def test_a_wrong_override_is_one_line(file, override, words):
         (b"name = '\xff'", ["not UTF-8"]),
         ("", ["tasks", "missing", "[[tasks]]"]),
         ("tasks = []", ["tasks", "[[tasks]]"]),
-        ("tasks = 3", ["tasks = 3", "[[tasks]]"]),
+        ("tasks = 3", ["tasks", "[[tasks]]"]),
         ("[tasks]\nname = 'sst2'", ["tasks"]),
         ("[[tasks]]\ndevices = 2", ["tasks.0.name", "missing", "name of the task"]),
         ("radio = 3\n[[tasks]]\nname = 'sst2'", ["radio = 3", "a table"]),

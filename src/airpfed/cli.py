@@ -28,9 +28,11 @@ def run(
     file: File,
     set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="directory of the run; default runs/<name of the file>")
+        Path | None, typer.Option("--out", help="directory of the run; default runs/NAME of the file, or NAME-2, ...")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint (without --out: of the newest run)")
+    ] = False,
 ) -> None:
     """Fine-tune: rounds of gradients over the air, a checkpoint each, adapters and a report at the end."""
     from airpfed.job import run_job
@@ -72,6 +74,8 @@ def export(
 
     for folder in export_job(run_dir, merged):
         typer.echo(f"{folder}: reloaded with PEFT, same logits")
+    if merged:
+        typer.echo(f"{run_dir / 'merged'}: merged weights")
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Experiment, play
 from airpfed.rounds.state import State
 from airpfed.settings import Settings
+from airpfed.tasks.sample import Task
 from airpfed.terminal import Screen, open_screen
 
 INTERRUPTED = 130
@@ -32,8 +35,11 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
     with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
+        for task in tasks:
+            screen.say(size_line(task))
         experiment = build.experiment(settings, tasks)
         if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
+            same_settings(out / "experiment.toml", settings)
             checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
         outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
         outcome = play(experiment, out, resume, screen.round, stopping, screen.say)
@@ -47,9 +53,27 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
             screen.expected(outcome.summary, reading.expected(file))
     if outcome.completed:
         return 0
-    again = ["airpfed", "run", str(file), *(part for item in overrides for part in ("--set", item)), "--out", str(out)]
+    called = Path(sys.argv[0])
+    program = str(called) if called.name == "airpfed" and not shutil.which("airpfed") else "airpfed"
+    again = [program, "run", str(file), *(part for item in overrides for part in ("--set", item)), "--out", str(out)]
     screen.say(f"stopped after round {outcome.state.round}; go on with: {shlex.join([*again, '--resume'])}")
     return INTERRUPTED
+
+
+def size_line(task: Task) -> str:
+    """How many samples a task's devices really hold; fewer than asked for where the source has no more."""
+    sizes = [len(shard) for shard in task.train]
+    each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    return f"task {task.name}: {len(sizes)} devices x {each} samples, dev {len(task.dev)}, test {len(task.test)}"
+
+
+def same_settings(written: Path, settings: Settings) -> None:
+    """UserError naming what differs from the run that is to be resumed, but for what a resumed run may change."""
+    changed = reading.differences(reading.read(written), settings, build.UNSHAPING)
+    if changed:
+        raise UserError(
+            f"{written.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out"
+        )
 
 
 @contextmanager

@@ -22,9 +22,9 @@ PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
 def fresh_folder(runs: Path, stem: str) -> Path:
-    """`runs/stem`, or `runs/stem-2`, ... : the first that does not exist."""
+    """`runs/stem`, or `runs/stem-2`, ... : the first that does not exist or is empty."""
     names = [runs / stem, *(runs / f"{stem}-{number}" for number in range(2, 10_000))]
-    return next(folder for folder in names if not folder.exists())
+    return next(folder for folder in names if not folder.exists() or not any(folder.iterdir()))
 
 
 def newest_folder(runs: Path, stem: str) -> Path:

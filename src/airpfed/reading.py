@@ -39,6 +39,20 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     return _anchor(settings, path.parent)
 
 
+def differences(before: Settings, now: Settings, free: Mapping[str, set[str]]) -> list[str]:
+    """`section.key = now (was before)` for every key that differs, those in `free` aside."""
+    old, new = (settings.model_dump(mode="json", exclude=dict(free)) for settings in (before, now))
+    lines = []
+    for section, keys in new.items():
+        pairs = enumerate(keys) if isinstance(keys, list) else keys.items()
+        was = old.get(section, {})
+        for key, value in pairs:
+            other = was[key] if not isinstance(was, list) or key < len(was) else None
+            if value != other:
+                lines.append(f"{section}.{key} = {_show(value)} (was {_show(other)})")
+    return lines
+
+
 def expected(path: Path) -> dict[str, tuple[float, float]]:
     """The results that stand beside a file's settings: field of the summary -> (least, most)."""
     found: dict[str, list[float]] = tomllib.loads(path.read_text(encoding="utf-8")).get("expected", {})
@@ -127,7 +141,9 @@ def _line(item: Any, tree: Mapping[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] == "value_error":
         return f"{name + ': ' if name else ''}{message}"
-    right = _right(model, leaf) or (_meaning(Settings, "") if leaf == "tasks" else "should be a table")
+    if leaf == "tasks":
+        return "tasks: should be written [[tasks]], in two brackets, once for each task"
+    right = _right(model, leaf) or "should be a table"
     return f"{name} = {_show(item['input'])}: {right}"
 
 

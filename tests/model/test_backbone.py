@@ -102,7 +102,7 @@ def test_positions_count_from_the_first_real_token(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "numbers"),
-    [("all", set(range(12))), ("last-3", {9, 10, 11}), ((0, 10), {0, 10}), ((-1,), {11}), ("last-99", set(range(12)))],
+    [("all", set(range(12))), ("last-3", {9, 10, 11}), ((0, 10), {0, 10}), ((-1,), {11}), ("last-12", set(range(12)))],
 )
 def test_layers_choose_where_adapters_sit(tiny_llama: Path, layers: str | tuple[int, ...], numbers: set[int]) -> None:
     base = made(tiny_llama, "llama", layers)
@@ -122,3 +122,8 @@ def test_an_unknown_module_names_the_nearest(tiny_llama: Path) -> None:
 def test_layers_out_of_range_are_refused(tiny_llama: Path, layers: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="from 0 to 11"):
         made(tiny_llama, "llama", layers)
+
+
+def test_more_last_layers_than_there_are_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match='"last-99": the model has 12 layers'):
+        made(tiny_llama, "llama", "last-99")

@@ -137,7 +137,12 @@ def _layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
 
 def _chosen(layers: str | Sequence[int], count: int) -> set[int]:
     if isinstance(layers, str):
-        return set(range(0 if layers == "all" else max(count - int(layers.removeprefix("last-")), 0), count))
+        last = count if layers == "all" else int(layers.removeprefix("last-"))
+        if last > count:
+            raise UserError(
+                f'adapters.layers = "{layers}": the model has {count} layers; "last-{count}" or "all" are all'
+            )
+        return set(range(count - last, count))
     wrong = [index for index in layers if not -count <= index < count]
     if wrong or not layers:
         raise UserError(f"adapters.layers = {list(layers)}: indices should be from 0 to {count - 1}")

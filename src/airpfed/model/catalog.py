@@ -69,7 +69,7 @@ def converted(gguf: Path, name: str) -> Path:
     if home.is_dir():
         return home
     home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as spare:
+    with tempfile.TemporaryDirectory(dir=home.parent) as spare, quiet():
         made = Path(spare) / "model"
         _convert(gguf, made)
         try:

@@ -117,6 +117,6 @@ def checked(backbone: Backbone, factors: Factors, classes: int, alpha: float, fo
 
 def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:
     """Write base and adapter merged into plain weights, with the tokenizer."""
-    merged = reloaded.merge_and_unload()
-    merged.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    with catalog.quiet():
+        reloaded.merge_and_unload().save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))

@@ -88,10 +88,13 @@ def _is_external(source: str) -> bool:
 
 
 def _rows(source: Source, want: int) -> list[Row]:
-    if source.source.startswith(HUB):
-        return read_hub(source.source)
-    if _is_external(source.source):
-        return read_file(Path(source.source))
+    try:
+        if source.source.startswith(HUB):
+            return read_hub(source.source)
+        if _is_external(source.source):
+            return read_file(Path(source.source))
+    except UserError as error:
+        raise UserError(f"tasks.{source.name}.source: {error}") from None
     return [{"text": text, "label": label} for text, label in catalog.rows(source.source, want)]
 
 
