@@ -1,5 +1,6 @@
 """Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
 
+import hashlib
 import json
 import logging as standard_logging
 import shutil
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +123,9 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+@cache
 def identity(folder: str) -> str:
-    """A base model's fingerprint: sha256 over its config and the head of each weight file, or its hub name."""
-    import hashlib
-
+    """A base model's fingerprint: sha256 over its config and weight files, or its hub name; computed once a process."""
     path = Path(folder)
     if not path.is_dir():
         return folder
