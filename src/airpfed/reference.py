@@ -41,12 +41,13 @@ FILES = """## Files of a run
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
 | `report.html` | one page, readable offline |
 
-`airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE, mean of dB
-over draws), `claimed` and `measured` (linear Pi), `gap` (mean of Pi over its lower bound, minus 1; null where no bound is
-known), `ms` (design time a draw), `uses` (channel uses for 1,000 entries a unit of rank).
+`airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE,
+mean of dB over draws), `claimed` and `measured` (linear Pi), `gap` (mean of Pi over its lower bound, minus 1;
+null where no bound is known), `ms` (design time a draw), `uses` (channel uses for 1,000 entries a unit of
+rank).
 
-Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole round, or
-before the first.
+Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
+round, or before the first.
 """
 
 
