@@ -97,8 +97,8 @@ def report(run_dir: Run) -> None:
 
 def main() -> None:
     """Entry point: what the user can put right is one line and exit code 2."""
-    # Threads that wait spin shortly and then sleep: without a bound, two runs on the same cores stall each other; without
-    # any spinning a round takes a fifth longer. Must be set before torch is loaded; GNU's OpenMP reads it.
+    # Threads that wait spin shortly and then sleep: without a bound, two runs on the same cores stall each other;
+    # without any spinning a round takes a fifth longer. Set before torch is loaded; GNU's OpenMP reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(standalone_mode=True)
