@@ -1,8 +1,8 @@
 """Accuracy by transceiver design and SNR, paired over seeds: `python benchmarks/designs.py FILE.toml --seeds 3`.
 
-Every cell of a seed has the same data, start, fading and noise streams; only design and SNR differ. Cells that stand in
-the output file already are not run again. Prints a table: mean accuracy on the test splits, its spread over seeds, and
-the paired difference to `error_free`.
+Every cell of a seed has the same data, start, fading and noise streams; only design and SNR differ. The cell `base` is
+the untouched model. Cells that stand in the output file already are not run again. Prints two tables: mean accuracy on
+the test splits, its spread over seeds, and the paired difference to `error_free`; and every task's score seed by seed.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from airpfed import build, reading
 from airpfed.air.uplink import send
@@ -20,14 +21,15 @@ from airpfed.rounds.state import vectors
 from airpfed.settings import Settings
 
 
-def final_accuracy(experiment: Experiment) -> tuple[float, float]:
-    """Mean accuracy of the tasks' models on their test splits after all rounds, and the mean Pi."""
-    state, pis = experiment.initial, []
-    while state.round < experiment.rounds:
+def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float], float]:
+    """Accuracy of each task's model on its test split after `rounds` rounds, and the mean Pi."""
+    state, pis = experiment.initial, [0.0]
+    while state.round < rounds:
         state, row = play_round(experiment, state)
         pis.append(row.pi or 0.0)
-    scores = [score_task(experiment.fleet, vectors(state), n, task, "test") for n, task in enumerate(experiment.tasks)]
-    return statistics.mean(score.value for score in scores), statistics.mean(pis)
+    fleet, found = experiment.fleet, vectors(state)
+    scores = {task.name: score_task(fleet, found, n, task, "test").value for n, task in enumerate(experiment.tasks)}
+    return scores, sum(pis) / max(rounds, 1)
 
 
 def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: float) -> Experiment:
@@ -42,7 +44,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("file", type=Path)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--cells", nargs="+", default=["error_free:10", "uniform_forcing:10", "mmse:10"])
+    arguments.add_argument("--cells", nargs="+", default=["base", "error_free:10", "uniform_forcing:10", "mmse:10"])
     arguments.add_argument("--set", action="append", default=[])
     arguments.add_argument("--out", type=Path, default=Path("runs/designs.jsonl"))
     chosen = arguments.parse_args()
@@ -55,15 +57,19 @@ def main() -> None:
         for cell in missing:
             assert experiment is not None
             design, _, snr = cell.partition(":")
-            accuracy, pi = final_accuracy(with_air(experiment, settings, design, float(snr)))
-            rows.append({"seed": seed, "cell": cell, "accuracy": accuracy, "pi": pi})
+            if cell == "base":
+                scores, pi = final_accuracy(experiment, 0)
+            else:
+                scores, pi = final_accuracy(with_air(experiment, settings, design, float(snr)), experiment.rounds)
+            accuracy = statistics.mean(scores.values())
+            rows.append({"seed": seed, "cell": cell, "accuracy": accuracy, "pi": pi, "tasks": scores})
             with chosen.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(rows[-1], flush=True)
     print_table(rows, chosen.cells, chosen.seeds)
 
 
-def print_table(rows: list[dict[str, float | str]], cells: list[str], seeds: int) -> None:
+def print_table(rows: list[dict[str, Any]], cells: list[str], seeds: int) -> None:
     found = {(row["seed"], row["cell"]): row for row in rows}
     reference = next(cell for cell in cells if cell.startswith("error_free"))
     print(f"\n| design:SNR dB | accuracy, mean of {seeds} seeds | min to max | minus error_free, paired | mean Pi |")
@@ -77,6 +83,11 @@ def print_table(rows: list[dict[str, float | str]], cells: list[str], seeds: int
             f"| {cell} | {statistics.mean(values):.3f} | {min(values):.3f} to {max(values):.3f} "
             f"| {statistics.mean(gaps):+.3f}{spread} | {pi:.2e} |"
         )
+    tasks = list(rows[-1]["tasks"])
+    print(f"\n| design:SNR dB | {' | '.join(tasks)} |\n|---|{'---|' * len(tasks)}")
+    for cell in cells:
+        columns = [", ".join(f"{found[seed, cell]['tasks'][name]:.3f}" for seed in range(seeds)) for name in tasks]
+        print(f"| {cell}, by seed | {' | '.join(columns)} |")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from airpfed.air import ledger, uplink
 from airpfed.air.designs.table import design_of
 from airpfed.air.plan import Air
-from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.slot import Slot, Transceiver, silent
 from airpfed.air.uplink import Received, send
 from airpfed.streams import stream
 
@@ -308,3 +308,21 @@ def test_measured_error_times_scale_is_the_squared_error_of_the_sums():
     for n, name in enumerate(air.task_names):
         error = got.mse.p[name]
         assert error.measured * error.scale == pytest.approx(float((got.personal[n] - G_p[n]).square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("absent", [[], [0]])
+def test_a_device_has_one_channel_in_all_slots_that_see_a_block(absent):
+    """One long block holds every slot: the p-slots' channels are the s-slot's, whoever else is in the slot."""
+    seen: list[Slot] = []
+
+    def spy(slot: Slot) -> Transceiver:
+        seen.append(slot)
+        return silent(slot)
+
+    air = replace(make_air(coherence_symbols=10_000, normalizer="common"), design=spy)
+    present = everyone(air)
+    present[absent] = False
+    send(air, 1, *gradients(air), present)
+    shared, *personal = seen
+    assert len(personal) == 2
+    torch.testing.assert_close(torch.cat([slot.h for slot in personal], 2), shared.h, rtol=0, atol=0)

@@ -22,7 +22,8 @@ def estimated(
     """Channel estimates and true channels of a round's coherence blocks, h = estimate + error.
 
     estimate ~ CN(0, (1 - csi_error) gain), error ~ CN(0, csi_error gain), independent (the MMSE estimate's statistics).
-    Random: block i of round t has streams of its own, so it is the same channel whichever slot sees it.
+    Random: block i of round t has streams of its own; ask for all devices, so that each has the same channel in every
+    slot that sees the block.
     """
     estimate = [rayleigh((1 - csi_error) * gain, antennas, stream(seed, "fading", t, block)) for block in blocks]
     error = [rayleigh(csi_error * gain, antennas, stream(seed, "csi error", t, block)) for block in blocks]

@@ -46,9 +46,9 @@ def draw(air: Air, job: Job, gain: Float[Tensor, "B K"]) -> Channels:
 
     One batch for all draws, or, with CSI error, whose variance follows the gain, one a draw.
     """
+    pairs = [estimated(g, air.antennas, air.csi_error, air.seed, 0, range(b, b + 1)) for b, g in enumerate(gain)]
+    known, true = (torch.cat([pair[i] for pair in pairs])[:, :, job.devices] for i in (0, 1))
     here = gain[:, job.devices]
-    pairs = [estimated(g, air.antennas, air.csi_error, air.seed, 0, range(b, b + 1)) for b, g in enumerate(here)]
-    known, true = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
     half = 0.5 if air.packing == "real" else 1.0
     batches = [slice(None)] if air.csi_error == 0 else [slice(b, b + 1) for b in range(len(here))]
     power = air.power[job.devices]

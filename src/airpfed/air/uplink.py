@@ -100,7 +100,8 @@ def _group(air: Air, design: DesignFunction, job: Job, group: Normalised, t: int
     """One normaliser group: its own design in every coherence block that it touches."""
     x = pack(group.entries, air.packing)
     blocks = range(place // air.coherence_symbols, (place + x.shape[1] - 1) // air.coherence_symbols + 1)
-    known, true = estimated(air.gain[job.devices], air.antennas, air.csi_error, air.seed, t, blocks)
+    everyone = estimated(air.gain, air.antennas, air.csi_error, air.seed, t, blocks)
+    known, true = (h[:, :, job.devices] for h in everyone)
     half = 0.5 if air.packing == "real" else 1.0  # the imaginary half of the noise is thrown away
     csi = air.csi_error * air.gain[job.devices]
     asked = Slot(known, group.weights, job.importance, air.power[job.devices], half * air.noise, half * csi)
