@@ -8,7 +8,7 @@ import torch
 
 from airpfed import units
 from airpfed.air import geometry
-from airpfed.air.designs.table import design_of
+from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.plan import Air, Groups
 from airpfed.air.uplink import send
 from airpfed.devices.fleet import Fleet
@@ -174,9 +174,11 @@ def radio_side(
     devices = len(samples)
     place = geometry.disc_distances(devices, radio.cell_radius_m, radio.min_distance_m, stream(seed, "drop"))
     gain = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
-    power = torch.full((devices,), units.dbm_to_watts(radio.power_dbm), dtype=torch.float64)
+    power = limits(settings, task_of)
     return Air(
         design=design_of(radio.design, None if radio.truncation == "best" else radio.truncation, radio.debias),
+        refine=refine_of(radio.design, radio.energy, radio.debias),
+        personal_slots=radio.personal_slots or len(names),
         access=radio.access,
         packing=radio.packing,
         normalizer=radio.normalizer,
@@ -196,6 +198,19 @@ def radio_side(
         lengths=lengths,
         seed=seed,
     )
+
+
+def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
+    """Power limit of every device in watts: its task's own, one for all its devices or one each, or the radio's."""
+    power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
+    for n, task in enumerate(settings.tasks):
+        if task.power_dbm is not None:
+            count = int((task_of == n).sum())
+            own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
+            if len(own) != count:
+                raise UserError(f"tasks.{n}.power_dbm has {len(own)} values: should be one, or {count}, one a device")
+            power[task_of == n] = torch.tensor([units.dbm_to_watts(one) for one in own], dtype=torch.float64)
+    return power
 
 
 def noise_watts(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -> float:

@@ -86,6 +86,10 @@ class TaskSettings(Section):
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
     sizes_sigma: float = Field(0.5, ge=0, description="sigma of the log-normal sizes")
     max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
+    power_dbm: float | tuple[float, ...] | None = Field(
+        None,
+        description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
+    )
     max_new_tokens: int = Field(32, ge=1, description="greedy decoding stops after so many tokens (generate)")
 
     @model_validator(mode="after")
@@ -94,6 +98,10 @@ class TaskSettings(Section):
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
         if self.devices == 0 and self.split != "column":
             raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
+        if isinstance(self.power_dbm, tuple) and len(self.power_dbm) != self.devices > 0:
+            raise ValueError(
+                f"power_dbm has {len(self.power_dbm)} values: should be one, or {self.devices}, one a device"
+            )
         return self
 
 
@@ -119,8 +127,13 @@ class RadioSettings(Section):
 
     design: Design = Field("uniform_forcing", description="transceiver design")
     topology: Literal["single_cell"] = Field("single_cell", description="one M-antenna station serves all tasks")
-    access: Literal["concurrent", "tdma"] = Field(
-        "tdma", description="p-slots: all tasks at once, or one after another"
+    access: Literal["concurrent", "tdma", "auto", "superposed"] = Field(
+        "tdma",
+        description="p-slots: all tasks at once, one after another, or the grouping of least error; superposed: s and "
+        "all p in one slot",
+    )
+    personal_slots: int | None = Field(
+        None, ge=1, description="access = auto: at most so many p-slots a round; default: one a task"
     )
     channel: Literal["rayleigh"] = Field("rayleigh", description="small-scale fading")
     antennas: int = Field(16, ge=1, description="M, receive antennas")
@@ -141,7 +154,11 @@ class RadioSettings(Section):
         "per_device", description="one sigma_t for all (the paper's), or mean and variance per device and tensor group"
     )
     packing: Literal["iq", "real"] = Field("iq", description="two real entries a channel use, or one")
-    energy: Literal["per_slot"] = Field("per_slot", description="the power limit holds in every slot")
+    energy: Literal["per_slot", "per_round"] = Field(
+        "per_slot",
+        description="the power limit holds in every slot, or on the mean of a round's slots in which the device sends "
+        "(mmse makes use of it)",
+    )
     csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
     truncation: float | Literal["best"] = Field(
         "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"

@@ -1,7 +1,6 @@
 """`airpfed link`: every design over the same random channels, without a model."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,13 @@ from torch import Tensor
 
 from airpfed import build, reading, units
 from airpfed.air import geometry
-from airpfed.air.designs.table import DESIGNS, design_of
-from airpfed.air.link import Channels, SlotStudy, bounds, draw, mean_db, study
-from airpfed.air.plan import Air, Job, plan, slot_uses
+from airpfed.air.channel import estimated
+from airpfed.air.designs.table import DESIGNS, design_of, refine_of
+from airpfed.air.grouping import best_grouping
+from airpfed.air.link import SlotStudy, bounds, draw, mean_db, study
+from airpfed.air.pieces import Piece
+from airpfed.air.plan import Air, Grouping, Job, grouping_of, plan, slot_uses
+from airpfed.air.slot import Transceiver
 from airpfed.errors import UserError
 from airpfed.model.adapters import blocks_of
 from airpfed.settings import Settings
@@ -61,13 +64,23 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
     if radio.snr_db is not None:
         snr = units.from_db(radio.snr_db)
         air = replace(air, noise=geometry.noise_for_snr(gain.flatten(), air.power.repeat(draws), snr))
-    channels = [draw(air, job, gain) for job in jobs_of(air)]
-    least = [bounds(one) if rho == 0 else None for one in channels]
+    truncation = None if radio.truncation == "best" else radio.truncation
+    present = torch.ones(len(air.samples), dtype=torch.bool)
+    known, _ = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(draws))
+    drawn: dict[str, tuple[Piece, Float[Tensor, " B"] | None]] = {}
     rows: dict[str, Row] = {}
     for name in designs:
-        function = design_of(name, None if radio.truncation == "best" else radio.truncation, radio.debias)
-        assert function is not None
-        rows[name] = summarised(air, channels, [study(air, function, one, ENTRIES, rho) for one in channels], least)
+        one = replace(
+            air, design=design_of(name, truncation, radio.debias), refine=refine_of(name, radio.energy, radio.debias)
+        )
+        grouping = best_grouping(one, known, air.csi_error * gain, present) if air.access == "auto" else None
+        jobs = jobs_of(one, grouping or grouping_of(one, present))
+        for job in jobs:
+            if job.name not in drawn:
+                piece = draw(air, job, gain, ENTRIES, rho)
+                drawn[job.name] = piece, bounds(piece) if rho == 0 else None
+        pieces, least = zip(*(drawn[job.name] for job in jobs), strict=True)
+        rows[name] = summarised(one, jobs, *study(one, pieces), least)
     return rows
 
 
@@ -109,28 +122,34 @@ def gains_of(settings: Settings, draws: int, devices: int) -> Float[Tensor, "B K
     return gain.view(draws, devices)
 
 
-def jobs_of(air: Air) -> list[Job]:
+def jobs_of(air: Air, grouping: Grouping) -> list[Job]:
     """The slots of a round in which all devices are there."""
     devices = len(air.samples)
     shared = torch.zeros(devices, sum(b - a for a, b in air.shared_groups))
     personal = torch.zeros(devices, sum(b - a for a, b in air.personal_groups))
-    return [job for job in plan(air, shared, personal, torch.ones(devices, dtype=torch.bool)) if job.vectors.shape[1]]
+    return plan(air, shared, personal, torch.ones(devices, dtype=torch.bool), grouping)
 
 
 def summarised(
-    air: Air, channels: Sequence[Channels], found: Sequence[SlotStudy], least: Sequence[Float[Tensor, " B"] | None]
+    air: Air,
+    jobs: Sequence[Job],
+    found: Sequence[SlotStudy],
+    made: Sequence[Transceiver],
+    seconds: float,
+    least: Sequence[Float[Tensor, " B"] | None],
 ) -> Row:
     """Slots together: Pi and the p-slots' MSE weighted by D_n/D and by the shares of d."""
-    jobs = [one.job for one in channels]
-    share = [job.importance * len_of(job) * (task_share(air, job) if job.tasks else 1.0) for job in jobs]
-    total = sum(float(weight.sum()) for weight in share)
+    weights = [torch.tensor([target_share(air, task) for task in job.targets], dtype=torch.float64) for job in jobs]
+    total = sum(float(weight.sum()) for weight in weights)
 
-    def pi(part: str, only: str = "") -> Float[Tensor, " B"]:
-        chosen = [(w, one) for w, one, job in zip(share, found, jobs, strict=True) if job.name.startswith(only)]
-        values = [getattr(one, part) @ w / total for w, one in chosen]
-        return torch.stack(values).sum(0) if values else torch.full((len(found[0].claimed),), math.nan)
+    def pi(part: str, only: str = "sp") -> Float[Tensor, " B"]:
+        values = []
+        for job, weight, one in zip(jobs, weights, found, strict=True):
+            asked = torch.tensor([("s" if task is None else "p") in only for task in job.targets])
+            values.append(getattr(one, part) @ (weight * asked) / total)
+        return torch.stack(values).sum(0)
 
-    known = [bound * weight.sum() / total for bound, weight in zip(least, share, strict=True) if bound is not None]
+    known = [bound * weight.sum() / total for bound, weight in zip(least, weights, strict=True) if bound is not None]
     bound = torch.stack(known).sum(0) if len(known) == len(jobs) else None
     return Row(
         pi_db=mean_db(pi("measured") / pi("silence")),
@@ -140,21 +159,17 @@ def summarised(
         measured=float(pi("measured").mean()),
         bias=float(pi("bias").mean()),
         gap=None if bound is None else float((pi("claimed") / bound - 1).mean()),
-        iterations=sum(one.iterations for one in found),
-        ms=1e3 * sum(one.seconds for one in found) / len(found[0].claimed),
+        iterations=sum(one.iterations for one in made),
+        ms=1e3 * seconds / len(found[0].claimed),
         uses=sum(slot_uses(air, job) for job in jobs),
     )
 
 
-def len_of(job: Job) -> int:
-    """Entries of a slot's vectors."""
-    return job.vectors.shape[1]
-
-
-def task_share(air: Air, job: Job) -> float:
-    """Share of a slot's tasks in all samples."""
-    mine = torch.isin(air.task_of, torch.tensor(job.tasks))
-    return float(air.samples[mine].sum() / air.samples.sum())
+def target_share(air: Air, task: int | None) -> float:
+    """A target's part in Pi before norming: its entries, a task's times D_n/D."""
+    if task is None:
+        return float(sum(b - a for a, b in air.shared_groups))
+    return air.lengths[task] * float(air.samples[air.task_of == task].sum() / air.samples.sum())
 
 
 def table(title: str, rows: dict[str, Row], draws: int) -> Table:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import ledger, uplink
+from airpfed.air import ledger, pieces
 from airpfed.air.designs.table import design_of
 from airpfed.air.plan import Air
 from airpfed.air.slot import Slot, Transceiver, silent
@@ -24,7 +24,9 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     air = Air(
         design=design_of(design, None, debias),
+        refine=None,
         access="tdma",
+        personal_slots=2,
         packing="iq",
         normalizer="per_device",
         task_names=("colours", "moods"),
@@ -211,7 +213,7 @@ class Spy:
 
     def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        original, design = uplink.collapsed, air.design
+        original, design, sent = pieces.collapsed, air.design, iter(range(10**9))
         assert design is not None
 
         def watched(slot: Slot) -> Transceiver:
@@ -220,10 +222,11 @@ class Spy:
             return made
 
         def heard(gain, x, noise, group_of, signs):
-            self.slots[-1][2].append(x)
+            blocks = [symbols for slot, _, symbols in self.slots for _ in slot.h]
+            blocks[next(sent)].append(x)  # the blocks of all slots, in the order of the designs
             return original(gain, x, noise, group_of, signs)
 
-        monkeypatch.setattr(uplink, "collapsed", heard)
+        monkeypatch.setattr(pieces, "collapsed", heard)
         self.air = replace(air, design=watched)
 
 

@@ -13,7 +13,7 @@ import torch
 from test_uplink import everyone, make_air
 from torch import Tensor
 
-from airpfed.air import channel, uplink
+from airpfed.air import channel, pieces
 from airpfed.air.plan import Air
 from airpfed.air.slot import Slot, Transceiver
 from airpfed.air.uplink import Received, send
@@ -69,7 +69,7 @@ def rounds(air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = 
 
     air = replace(air, design=remembered)
     for draw in range(count):
-        for module in (uplink, channel):
+        for module in (pieces, channel):
             monkeypatch.setattr(
                 module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
             )
@@ -124,8 +124,8 @@ def test_measured_meets_claimed_where_a_task_is_silent_in_the_tail(packing, leng
 @pytest.mark.parametrize(("noise", "seen"), [(1.0, False), (1.02, True)])
 def test_a_slip_of_two_percent_in_the_noise_is_seen(noise, seen, monkeypatch):
     """The power of the checks above, at a size where 2 % is beyond five standard errors."""
-    original = uplink.receiver_noise
-    monkeypatch.setattr(uplink, "receiver_noise", lambda *given: noise**0.5 * original(*given))
+    original = pieces.receiver_noise
+    monkeypatch.setattr(pieces, "receiver_noise", lambda *given: noise**0.5 * original(*given))
     rows = list(rounds(large_air("uniform_forcing", d=20_000), 16, monkeypatch))
     assert (abs(z_of(excess(rows, lambda e: e.claimed))) > 5) == seen
     assert (abs(z_of(excess(rows, lambda e: e.bias + e.variance))) > 5) == seen

@@ -17,15 +17,17 @@ def rayleigh(gain: Float[Tensor, " K"], antennas: int, rng: torch.Generator) -> 
 
 
 def estimated(
-    gain: Float[Tensor, " K"], antennas: int, csi_error: float, seed: int, t: int, blocks: range
+    gain: Float[Tensor, "*#B K"], antennas: int, csi_error: float, seed: int, t: int, blocks: range
 ) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
     """Channel estimates and true channels of a round's coherence blocks, h = estimate + error.
 
+    gain: mean power gain per device, linear, the same in all blocks or a row each.
     estimate ~ CN(0, (1 - csi_error) gain), error ~ CN(0, csi_error gain), independent (the MMSE estimate's statistics).
     Random: block i of round t has streams of its own; ask for all devices, so that each has the same channel in every
     slot that sees the block.
     """
-    estimate = [rayleigh((1 - csi_error) * gain, antennas, stream(seed, "fading", t, block)) for block in blocks]
-    error = [rayleigh(csi_error * gain, antennas, stream(seed, "csi error", t, block)) for block in blocks]
+    each = list(zip(blocks, gain.expand(len(blocks), -1), strict=True))
+    estimate = [rayleigh((1 - csi_error) * g, antennas, stream(seed, "fading", t, block)) for block, g in each]
+    error = [rayleigh(csi_error * g, antennas, stream(seed, "csi error", t, block)) for block, g in each]
     known = torch.stack(estimate)
     return known, known + torch.stack(error)

@@ -1,9 +1,10 @@
 """One slot of the air: what a transceiver design is given, what it returns, and what its result costs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 
@@ -14,7 +15,9 @@ class Slot:
     h: channel estimates, linear amplitude, complex128, h[..., k] the channel of device k.
     weights: w_ik >= 0, 0 where target i does not want device k. importance: alpha_i >= 0, weight of target i's error.
     power: P_k in watts, |b_k|^2 <= P_k. noise: sigma2 in watts per complex symbol and antenna, 0 switches it off.
-    csi_variance: variance of the estimation error per antenna of device k, 0 where the estimate is perfect.
+    csi_variance: variance of the estimation error per antenna of device k, 0 where the estimate is perfect; one row for
+    all blocks or one each. owner: None where every k is a device of its own. Superposed slots carry several streams a
+    device: then each k is a stream, owner[k] its device, and the streams of a device share its limit, sum |b_k|^2 <= P.
     """
 
     h: Complex[Tensor, "B M K"]
@@ -22,7 +25,8 @@ class Slot:
     importance: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
     noise: float
-    csi_variance: Float[Tensor, " K"]
+    csi_variance: Float[Tensor, "*#B K"]
+    owner: Int[Tensor, " K"] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ class Transceiver:
     receiver: Complex[Tensor, "B M T"]
     transmit: Complex[Tensor, "B K"]
     iterations: int
+
+    def block(self, b: int) -> "Transceiver":
+        """One block alone."""
+        return Transceiver(self.receiver[b : b + 1], self.transmit[b : b + 1], self.iterations)
+
+
+def joined(blocks: Sequence[Transceiver]) -> Transceiver:
+    """Transceivers of separate blocks as one; `iterations` is the most that any took."""
+    receiver, transmit = (torch.cat([getattr(one, part) for one in blocks]) for part in ("receiver", "transmit"))
+    return Transceiver(receiver, transmit, max(one.iterations for one in blocks))
 
 
 def gains(h: Complex[Tensor, "B M K"], transceiver: Transceiver) -> Complex[Tensor, "B T K"]:
@@ -45,13 +59,29 @@ def mse(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B T"]:
     MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_j csi_j |b_j|^2) ||m_i||^2.
     """
     mismatch = (gains(slot.h, transceiver) - slot.weights).abs().square().sum(-1)
-    disturbance = slot.noise + transceiver.transmit.abs().square() @ slot.csi_variance
+    disturbance = slot.noise + (transceiver.transmit.abs().square() * slot.csi_variance).sum(-1)
     return mismatch + disturbance[:, None] * transceiver.receiver.abs().square().sum(1)
 
 
 def objective(slot: Slot, transceiver: Transceiver) -> Float[Tensor, " B"]:
     """What a design minimises: sum_i importance_i MSE_i."""
     return mse(slot, transceiver) @ slot.importance
+
+
+def divided(slot: Slot) -> Slot:
+    """The slot with every device's limit divided evenly among its streams, for designs that know one limit a stream."""
+    if slot.owner is None:
+        return slot
+    return replace(slot, power=slot.power / slot.owner.bincount()[slot.owner], owner=None)
+
+
+def spent(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B K"]:
+    """Power of each stream's device over its limit, sum over its streams of |b|^2 / P_k: at most 1."""
+    power = transceiver.transmit.abs().square() / slot.power.clamp_min(1e-300)
+    if slot.owner is None:
+        return power
+    devices = torch.zeros(len(power), int(slot.owner.max()) + 1, dtype=power.dtype, device=power.device)
+    return devices.index_add(1, slot.owner, power)[:, slot.owner]
 
 
 def silent(slot: Slot) -> Transceiver:

@@ -1,27 +1,69 @@
 """Alternation between closed-form devices and closed-form receivers, plain or accelerated, any number of targets."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from airpfed.air.designs.budget import Budget, spend
 from airpfed.air.designs.hinge import STEPS
 from airpfed.air.designs.unit import Unit
 
 TOLERANCE = 1e-5
 PATIENCE = 4
 
+Receivers = tuple[Complex[Tensor, "B D T"], ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Slots designed together: sum_j weight_j times unit j's objective, their streams side by side in one budget.
+
+    One slot alone is the usual case. All units have the same B; None: every stream has a limit of its own, |b| <= 1.
+    """
+
+    units: tuple[Unit, ...]
+    weight: tuple[float, ...]
+    budget: Budget | None
+
+    def split(self, values: Complex[Tensor, "B S"]) -> tuple[Complex[Tensor, "B _K"], ...]:
+        """Values of all streams, slot by slot."""
+        return torch.split(values, [unit.h.shape[-1] for unit in self.units], -1)
+
+
+def alone(unit: Unit) -> Problem:
+    """One slot; the streams of a device share its limit where the slot has several."""
+    if unit.owner is None:
+        return Problem((unit,), (1.0,), None)
+    ones = torch.ones_like(unit.power)
+    return Problem((unit,), (1.0,), Budget(unit.owner, ones, ones[: int(unit.owner.max()) + 1]))
+
 
 def devices(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
-    """The transmit factors of least objective under |b_k| <= 1, for given receivers; no bisection, one scalar a device.
+    """The transmit factors of least objective within the limits, for given receivers."""
+    return transmit(alone(unit), (m,))[0]
 
-    b_k = B_k / max(A_k, |B_k|), A_k = sum_i alpha_i (|m_i^H h_k|^2 + csi_k ||m_i||^2),
-    B_k = sum_i alpha_i w_ik (m_i^H h_k)^*.
+
+def transmit(problem: Problem, m: Receivers) -> tuple[Complex[Tensor, "B _K"], ...]:
+    """The transmit factors of least objective, slot by slot: no bisection, at most one scalar a device.
+
+    Every stream's part is A_k |b_k|^2 - 2 Re(B_k b_k), A_k = sum_i alpha_i (|m_i^H h_k|^2 + csi_k ||m_i||^2),
+    B_k = sum_i alpha_i w_ik (m_i^H h_k)^*, so b_k has the phase of B_k.
     """
+    A, B = (torch.cat(part, -1) for part in zip(*map(pull, problem.units, problem.weight, m), strict=True))
+    size = B.abs()
+    return problem.split(B / size.clamp_min(1e-300) * spend(A, size, problem.budget))
+
+
+def pull(unit: Unit, weight: float, m: Complex[Tensor, "B D T"]) -> tuple[Float[Tensor, "B K"], Complex[Tensor, "B K"]]:
+    """(A, B) of `transmit`, times the slot's weight."""
     a = m.mH @ unit.h
-    square = unit.importance @ m.abs().square().sum(1).mT
-    A = (unit.importance[:, None] * a.abs().square()).sum(1) + unit.csi * square[:, None]
-    B = (unit.importance[:, None] * unit.weights * a.conj()).sum(1)
-    return B / torch.maximum(A, B.abs()).clamp_min(1e-300)
+    alpha = weight * unit.importance
+    square = alpha @ m.abs().square().sum(1).mT
+    A = (alpha[:, None] * a.abs().square()).sum(1) + unit.csi * square[:, None]
+    return A, (alpha[:, None] * unit.weights * a.conj()).sum(1)
 
 
 def error(unit: Unit, m: Complex[Tensor, "B D T"], b: Complex[Tensor, "B K"]) -> Float[Tensor, " B"]:
@@ -53,59 +95,79 @@ def alternate(unit: Unit, m: Complex[Tensor, "B D T"], steps: int) -> Complex[Te
     return m
 
 
-def line_search(unit: Unit, m: Complex[Tensor, "B D T"], d: Complex[Tensor, "B D T"]) -> tuple[Tensor, Tensor]:
+def line_search(problem: Problem, m: Receivers, d: Receivers) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Best t >= 0, and the objective there, of m + t d for all receivers jointly with the devices eliminated.
 
-    At every t the devices are optimal, beta_k = min(|B_k|/A_k, 1) in sum_k (A_k beta_k^2 - 2 |B_k| beta_k), and A_k and
-    |B_k|^2 are quadratics in t, so a grid costs O(K) a point. Returns (t, objective), each of shape (B,).
+    At every t the devices are optimal, `spend` in sum_k (A_k beta_k^2 - 2 |B_k| beta_k), and A_k and |B_k|^2 are
+    quadratics in t, so a grid costs O(K) a point.
     """
-    alpha, w = unit.importance[:, None], unit.weights
-    a, step = m.mH @ unit.h, d.mH @ unit.h
-    norms = (
-        torch.stack([m.abs().square().sum(1), 2 * (m.conj() * d).real.sum(1), d.abs().square().sum(1)])
-        @ unit.importance
-    )
-    A = torch.stack([(alpha * s).sum(1) for s in (a.abs().square(), 2 * (a.conj() * step).real, step.abs().square())])
-    A = A + unit.csi * norms[:, :, None]
-    B, C = (alpha * w * a).sum(1), (alpha * w * step).sum(1)
-    squares = torch.stack([B.abs().square(), 2 * (B.conj() * C).real, C.abs().square()])
-
-    grid = unit.noise.new_tensor(STEPS)
+    parts = [coefficients(*slot) for slot in zip(problem.units, problem.weight, m, d, strict=True)]
+    A, squares = (torch.cat([part[i] for part in parts], -1) for i in (0, 1))
+    norms = torch.stack([part[2] for part in parts]).sum(0)
+    grid = norms.new_tensor(STEPS)
     t = grid[:, None]
-    quadratic, pull = (c[0][:, None] + t * (c[1][:, None] + t * c[2][:, None]) for c in (A, squares))
-    pull = pull.clamp_min(0.0).sqrt()
-    beta = pull / torch.maximum(quadratic, pull).clamp_min(1e-300)
+    quadratic, size = (c[0][:, None] + t * (c[1][:, None] + t * c[2][:, None]) for c in (A, squares))
+    size = size.clamp_min(0.0).sqrt()
+    beta = spend(quadratic.clamp_min(0.0), size, problem.budget)
     penalty = norms[0][:, None] + grid * (norms[1][:, None] + grid * norms[2][:, None])
-    values = (beta * (quadratic * beta - 2 * pull)).sum(-1) + unit.noise[:, None] * penalty
-    value, index = values.min(1)
-    return grid[index], value + (alpha * w.square()).sum()
+    value, index = ((beta * (quadratic * beta - 2 * size)).sum(-1) + penalty).min(1)
+    return grid[index], value + floor(problem)
 
 
-def accelerate(unit: Unit, m: Complex[Tensor, "B D T"], steps: int) -> tuple[Complex[Tensor, "B D T"], int]:
+def floor(problem: Problem) -> float:
+    """The objective if nothing is heard."""
+    pairs = zip(problem.units, problem.weight, strict=True)
+    return sum(weight * float((unit.importance[:, None] * unit.weights.square()).sum()) for unit, weight in pairs)
+
+
+def coefficients(
+    unit: Unit, weight: float, m: Complex[Tensor, "B D T"], d: Complex[Tensor, "B D T"]
+) -> tuple[Float[Tensor, "3 B K"], Float[Tensor, "3 B K"], Float[Tensor, "3 B"]]:
+    """A_k, |B_k|^2 and the noise's part at m + t d as quadratics in t, constant first."""
+    alpha = (weight * unit.importance)[:, None]
+    a, step = m.mH @ unit.h, d.mH @ unit.h
+    square = torch.stack([m.abs().square().sum(1), 2 * (m.conj() * d).real.sum(1), d.abs().square().sum(1)])
+    norms = square @ alpha[:, 0]
+    A = torch.stack([(alpha * s).sum(1) for s in (a.abs().square(), 2 * (a.conj() * step).real, step.abs().square())])
+    B, C = (alpha * unit.weights * a).sum(1), (alpha * unit.weights * step).sum(1)
+    squares = torch.stack([B.abs().square(), 2 * (B.conj() * C).real, C.abs().square()])
+    return A + unit.csi * norms[:, :, None], squares, unit.noise * norms
+
+
+def accelerate(problem: Problem, m: Receivers, steps: int) -> tuple[Receivers, int]:
     """Alternation as a preconditioned conjugate gradient with a joint line search; monotone, some four times faster.
 
     The alternating step d = C^-1 r - m is the gradient -2 alpha_i C d_i preconditioned by C, so Polak-Ribiere needs C d
     only. A block is frozen after PATIENCE steps that each gain less than TOLERANCE. Returns (m, steps taken).
     """
-    d = g = p = torch.zeros_like(m)
-    slope = torch.ones_like(unit.noise)
-    value = torch.full_like(unit.noise, torch.inf)
-    stale = torch.zeros_like(unit.noise)
+    units = problem.units
+    d = p = tuple(torch.zeros_like(one) for one in m)
+    slope = torch.ones_like(units[0].noise)
+    value = torch.full_like(slope, torch.inf)
+    stale = torch.zeros_like(slope)
     for taken in range(steps):
-        b = devices(unit, m)
-        C = covariance(unit, b)
-        previous, d = d, wiener(unit, b, C) - m
-        g = unit.importance * (C @ d)
-        beta = ((d - previous).conj() * g).real.sum((1, 2)) / slope
-        slope = (d.conj() * g).real.sum((1, 2)).clamp_min(1e-300)
-        p = torch.where((stale > 0)[:, None, None], d, d + beta.clamp(0.0, 10.0)[:, None, None] * p)
-        t, reached = line_search(unit, m, p)
-        m = torch.where((stale >= PATIENCE)[:, None, None], m, m + t[:, None, None] * p)
+        b = transmit(problem, m)
+        C = [covariance(unit, sent) for unit, sent in zip(units, b, strict=True)]
+        previous, d = d, tuple(wiener(u, *sent) - one for u, one, *sent in zip(units, m, b, C, strict=True))
+        g = [w * u.importance * (c @ one) for w, u, c, one in zip(problem.weight, units, C, d, strict=True)]
+        change = tuple(new - old for new, old in zip(d, previous, strict=True))
+        beta = (inner(change, g) / slope).clamp(0.0, 10.0)[:, None, None]
+        slope = inner(d, g).clamp_min(1e-300)
+        fresh = (stale > 0)[:, None, None]
+        p = tuple(torch.where(fresh, new, new + beta * old) for new, old in zip(d, p, strict=True))
+        t, reached = line_search(problem, m, p)
+        t = torch.where(stale >= PATIENCE, 0.0, t)[:, None, None]
+        m = tuple(one + t * way for one, way in zip(m, p, strict=True))
         stale = torch.where((value - reached > TOLERANCE * value) & (stale < PATIENCE), 0.0, stale + 1)
         value = torch.minimum(value, reached)
         if bool((stale >= PATIENCE).all()):
             return m, taken + 1
     return m, steps
+
+
+def inner(first: Receivers, second: Sequence[Complex[Tensor, "B D T"]]) -> Float[Tensor, " B"]:
+    """Real inner product per block over all slots' receivers."""
+    return torch.stack([(a.conj() * b).real.sum((1, 2)) for a, b in zip(first, second, strict=True)]).sum(0)
 
 
 def singular_start(unit: Unit) -> Complex[Tensor, "B D T"]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from airpfed.air.designs.own import gather_own, own_devices, scatter_own
 from airpfed.air.designs.unit import correlate, dominant_beam, normalise, restore
-from airpfed.air.slot import Slot, Transceiver, keep_better, silent
+from airpfed.air.slot import Slot, Transceiver, divided, keep_better, silent
 
 
 def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceiver:
@@ -17,7 +17,7 @@ def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceive
     sqrt(P_k)|u^H h_k|/w_k below this fraction of the best are silent; None takes the threshold of least error, by an
     exact search over all K, and silence of all where even that is better. Several targets: each as if alone.
     """
-    unit = normalise(slot)
+    unit = normalise(divided(slot))
     index, w = own_devices(unit.weights)
     own = gather_own(unit.h, index)
     blocks, targets = own.shape[:2]

@@ -1,10 +1,12 @@
 """Least mean squared error: transmit factors eliminated in closed form, receivers by continuation or acceleration."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from airpfed.air.designs.alternation import accelerate, devices, error, singular_start
+from airpfed.air.designs.alternation import accelerate, alone, devices, error, singular_start
 from airpfed.air.designs.hinge import continuation, point, real_maps, receiver
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.designs.unit import Unit, dominant_beam, heard, normalise, restore
@@ -36,18 +38,35 @@ def single(unit: Unit) -> Transceiver:
     at, steps = continuation(maps, w, noise, point(maps, dominant_beam(h, w)), START)
     m = receiver(at)[..., None]
     if bool((unit.csi > 0).any()):
-        m, more = accelerate(unit, m, STEPS)
+        (m,), more = accelerate(alone(unit), (m,), STEPS)
         steps += more
     return restore(unit, m, devices(unit, m), steps)
 
 
 def concurrent(unit: Unit, forcing: Transceiver) -> Transceiver:
     """Several targets: accelerated alternation from uniform forcing and, for when forcing is hopeless, from the SVD."""
-    warm, steps = accelerate(unit, adopt(unit, forcing), STEPS)
-    cold, more = accelerate(unit, singular_start(unit), STEPS)
-    first, second = (error(unit, m, devices(unit, m)) for m in (warm, cold))
-    m = torch.where((first <= second)[:, None, None], warm, cold)
-    return restore(unit, m, devices(unit, m), steps + more)
+    problem, steps = alone(unit), 0
+    m, least = adopt(unit, forcing), torch.full_like(unit.noise, torch.inf)
+    for begin in (m, singular_start(unit), *winners(unit)):
+        (reached,), taken = accelerate(problem, (begin,), STEPS)
+        value = error(unit, reached, devices(unit, reached))
+        m = torch.where((value < least)[:, None, None], reached, m)
+        least, steps = torch.minimum(value, least), steps + taken
+    return restore(unit, m, devices(unit, m), steps)
+
+
+def winners(unit: Unit) -> list[Complex[Tensor, "B D T"]]:
+    """Superposed streams of a device share its channel, so one must give way: a start with only the dearer of each.
+
+    Without noise the dearer, by alpha_i w_ik^2, is all that can be had; none where no device has two streams.
+    """
+    if unit.owner is None:
+        return []
+    price = (unit.importance[:, None] * unit.weights.square()).sum(0)
+    best = torch.zeros_like(price).scatter_reduce(0, unit.owner, price, "amax")
+    only = replace(unit, weights=unit.weights * (price >= best[unit.owner]))
+    (m,), _ = accelerate(alone(only), (singular_start(only),), STEPS)
+    return [m]
 
 
 def adopt(unit: Unit, transceiver: Transceiver) -> Complex[Tensor, "B D T"]:

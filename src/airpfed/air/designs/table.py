@@ -5,9 +5,11 @@ from functools import partial
 from typing import Literal
 
 from airpfed.air.designs.channel_inversion import channel_inversion
+from airpfed.air.designs.energy import share_energy
 from airpfed.air.designs.mmse import debias, mmse
 from airpfed.air.designs.naive_ao import naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.plan import RoundFunction
 from airpfed.air.slot import Slot, Transceiver
 
 DesignName = Literal["uniform_forcing", "mmse", "channel_inversion", "naive_ao"]
@@ -18,6 +20,15 @@ DESIGNS: dict[DesignName, Callable[[Slot], Transceiver]] = {
     "channel_inversion": channel_inversion,
     "naive_ao": naive_ao,
 }
+
+
+def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
+    """How the slots of a round share energy: None for `per_slot`, and for designs that ask no more than their limit."""
+    if energy != "per_round" or name != "mmse":
+        return None
+    if not debiased:
+        return share_energy
+    return lambda slots, *rest: [debias(*pair) for pair in zip(slots, share_energy(slots, *rest), strict=True)]
 
 
 def design_of(name: str, truncation: float | None, debiased: bool) -> Callable[[Slot], Transceiver] | None:

@@ -9,7 +9,7 @@ from airpfed.air.designs.emphasis import emphasise
 from airpfed.air.designs.forcing import least_norm
 from airpfed.air.designs.own import gather_own, own_devices, own_gains, scatter_own
 from airpfed.air.designs.unit import Unit, heard, normalise, restore
-from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.slot import Slot, Transceiver, divided
 
 JACOBI_ROUNDS = 3
 RANK_TOLERANCE = 1e-10
@@ -21,10 +21,10 @@ def uniform_forcing(slot: Slot) -> Transceiver:
     One target: min ||m||^2 s.t. sqrt(P_k)|m^H h_k| >= w_k, so that the weakest device sends exactly P_k. Several: exact
     nulls on the other targets' devices where the antennas allow, against receivers that weigh interference with noise
     (Jacobi: each whitened by what the others send), whichever is better in a block; alternation with the own error
-    emphasised where nulls are out of reach. A device without a channel (or
-    without weight) constrains nothing and is silent. CSI error enters the error, not the design.
+    emphasised where nulls are out of reach. A device without a channel (or without weight) constrains nothing and is
+    silent. Streams of one device have even shares of its limit. CSI error enters the error, not the design.
     """
-    unit = normalise(slot)
+    unit = normalise(divided(slot))
     index, w = own_devices(unit.weights)
     own = gather_own(unit.h, index)
     m, steps = least_norm_each(own, w)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.slot import Slot, Transceiver
@@ -21,7 +21,7 @@ class Unit:
 
     h: channels times sqrt(P_k) over the block's scale, in at most K coordinates (the span of the channels).
     noise: floored at NOISE_FLOOR. csi: P_k csi_k in the same units.
-    basis, scale, norm, power: what `restore` needs to return to watts.
+    basis, scale, norm, power: what `restore` needs to return to watts. owner: as in `Slot`.
     """
 
     h: Complex[Tensor, "B D K"]
@@ -33,6 +33,7 @@ class Unit:
     scale: Float[Tensor, " B"]
     norm: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
+    owner: Int[Tensor, " K"] | None
 
 
 def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
@@ -70,6 +71,7 @@ def normalise(slot: Slot) -> Unit:
         scale=scale,
         norm=norm,
         power=slot.power,
+        owner=slot.owner,
     )
 
 

@@ -1,0 +1,50 @@
+"""Energy shared by the slots of a round: a device may spend in one slot what it saves in another."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from airpfed.air.designs.alternation import Problem, Receivers, accelerate, transmit
+from airpfed.air.designs.budget import Budget
+from airpfed.air.designs.mmse import STEPS, adopt
+from airpfed.air.designs.unit import normalise, restore
+from airpfed.air.slot import Slot, Transceiver
+
+
+def share_energy(
+    slots: Sequence[Slot],
+    devices: Sequence[Int[Tensor, " _K"]],
+    uses: Sequence[float],
+    starts: Sequence[Transceiver],
+) -> list[Transceiver]:
+    """Least sum_j uses_j objective_j with sum_j uses_j |b_jk|^2 <= P_k sum_j uses_j over the slots j that k sends in.
+
+    devices: the device, numbered over the round, of each stream of each slot; a device has the same limit P_k in all.
+    Slots have the same B; block b of all slots is one round. starts: transceivers that keep the limit slot by slot,
+    e.g. `mmse`'s; their receivers are the start of a joint accelerated alternation, so the sum never rises.
+    """
+    units = tuple(normalise(slot) for slot in slots)
+    weight = tuple(
+        u * float((slot.importance * slot.weights.square().sum(-1)).sum()) for u, slot in zip(uses, slots, strict=True)
+    )
+    problem = Problem(units, tuple(w / max(sum(weight), 1e-300) for w in weight), budget_of(devices, uses))
+    m: Receivers = tuple(adopt(unit, start) for unit, start in zip(units, starts, strict=True))
+    m, steps = accelerate(problem, m, STEPS)
+    sent = transmit(problem, m)
+    return [
+        restore(unit, r, b, steps + start.iterations) for unit, r, b, start in zip(units, m, sent, starts, strict=True)
+    ]
+
+
+def budget_of(devices: Sequence[Int[Tensor, " _K"]], uses: Sequence[float]) -> Budget:
+    """Each device's budget in units of its limit: the uses of the slots that it sends in, once a slot."""
+    owner = torch.cat(list(devices))
+    cost = torch.cat(
+        [torch.full(one.shape, float(u), dtype=torch.float64) for one, u in zip(devices, uses, strict=True)]
+    )
+    limit = torch.zeros(int(owner.max()) + 1, dtype=torch.float64)
+    for one, u in zip(devices, uses, strict=True):
+        limit[one.bincount(minlength=len(limit)) > 0] += float(u)
+    return Budget(owner, cost, limit.clamp_min(1e-300))
