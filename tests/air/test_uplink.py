@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import ledger, pieces
-from airpfed.air.designs.table import design_of
-from airpfed.air.plan import Air
-from airpfed.air.slot import Slot, Transceiver, silent
+from airpfed.air import ledger, pieces, uplink
+from airpfed.air.channel import estimated
+from airpfed.air.designs.table import design_of, refine_of
+from airpfed.air.grouping import error_of
+from airpfed.air.pieces import transmitted
+from airpfed.air.plan import Air, grouping_of, plan
+from airpfed.air.slot import Slot, Transceiver, silent, spent
 from airpfed.air.uplink import Received, send
 from airpfed.streams import stream
 
@@ -247,6 +250,79 @@ def test_no_slot_exceeds_the_power_limit_and_joules_agree(design, access, way, m
         joules[devices] += radiated * ledger.use_seconds(spy.air.bandwidth_hz)
     assert got.ledger.joules_mean == pytest.approx(float(joules.mean()), rel=1e-12)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
+
+
+@pytest.mark.parametrize("way", [("iq", "per_device"), ("real", "common")])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_streams_of_a_superposed_slot_share_one_limit(design, way, monkeypatch):
+    packing, normalizer = way
+    spy = Spy(make_air(design, access="superposed", packing=packing, normalizer=normalizer), monkeypatch)
+    got = send(spy.air, 1, *gradients(spy.air), everyone(spy.air))
+    assert got.ledger.channel_uses == sum(x.shape[1] for _, _, symbols in spy.slots for x in symbols)
+    assert is_finite(got)
+    joules = torch.zeros(5, dtype=torch.float64)
+    for slot, made, symbols in spy.slots:
+        assert slot.h.shape[2] == 10
+        assert (spent(slot, made) <= 1 + 1e-9).all()
+        radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
+        joules += (radiated[:5] + radiated[5:]) * ledger.use_seconds(spy.air.bandwidth_hz)
+    assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
+
+
+def test_superposed_takes_the_uses_of_its_longer_vectors():
+    air = make_air(access="superposed", normalizer="common")
+    got = send(air, 1, *gradients(air), everyone(air))
+    assert got.ledger.channel_uses == (41 + 1) // 2
+    fedit = send(air, 1, gradients(air)[0], torch.zeros(5, 0), everyone(air))
+    assert fedit.mse.s is not None and fedit.mse.p == {}
+
+
+@pytest.mark.parametrize("access", ["tdma", "concurrent"])
+def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
+    """The round's mean power keeps the limit and uses it; some slot exceeds it; Pi does not get worse."""
+    air = make_air("mmse", access=access, coherence_symbols=12)
+    shared, personal = gradients(air)
+    jobs = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))
+    flat = [piece for slot in uplink.prepare(air, jobs, 1) for piece in slot]
+    power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    peak, claimed = 0.0, []
+    for refine in (None, refine_of("mmse", "per_round", False)):
+        made = pieces.designed(replace(air, refine=refine), flat)
+        claimed.append(sum(float(transmitted(air, *pair, 1).claimed.sum()) for pair in zip(flat, made, strict=True)))
+    for piece, one in zip(flat, made, strict=True):
+        length = torch.tensor([float(b - a) for a, b in piece.spans], dtype=torch.float64)
+        square = one.transmit.abs().square() / piece.asked.power
+        power.index_add_(0, piece.job.devices, length @ square)
+        uses.index_add_(0, piece.job.devices, length.sum().expand(len(piece.job.devices)))
+        peak = max(peak, float(square.max()))
+    assert (power <= uses * (1 + 1e-9)).all()
+    assert (power / uses).max() > 0.999
+    assert peak > 1.01
+    assert claimed[1] < claimed[0]
+
+
+def test_auto_never_hears_worse_than_the_better_fixed_access():
+    """What its designs claim, at equal uses and equal joules; with one slot allowed it is `concurrent`."""
+    for antennas in (2, 8):
+        for t in (1, 2):
+            air = make_air("mmse", antennas=antennas, access="auto", coherence_symbols=10_000, normalizer="common")
+            present = everyone(air)
+            known = pieces_known(air, t)
+            error = {
+                grouping: sum(
+                    float(air.samples[torch.isin(air.task_of, torch.tensor(group))].sum())
+                    * error_of(air, known, 0 * air.gain, present, group)
+                    for group in grouping
+                )
+                for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(air, t, present))
+            }
+            assert error[uplink.grouping(air, t, present)] == min(error.values())
+            only = replace(air, personal_slots=1)
+            assert uplink.grouping(only, t, present) == ((0, 1),)
+
+
+def pieces_known(air: Air, t: int) -> Tensor:
+    return estimated(air.gain, air.antennas, 0.0, air.seed, t, range(1))[0]
 
 
 def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch):

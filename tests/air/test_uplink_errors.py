@@ -14,6 +14,7 @@ from test_uplink import everyone, make_air
 from torch import Tensor
 
 from airpfed.air import channel, pieces
+from airpfed.air.designs.table import refine_of
 from airpfed.air.plan import Air
 from airpfed.air.slot import Slot, Transceiver
 from airpfed.air.uplink import Received, send
@@ -28,7 +29,13 @@ DESIGNS = [
     ("naive_ao", False),
 ]
 EVERY_WAY = list(product(("tdma", "concurrent"), ("iq", "real"), ("per_device", "common")))
-SOME_WAYS = [("tdma", "real", "common"), ("concurrent", "iq", "common"), ("concurrent", "real", "per_device")]
+SOME_WAYS = [
+    ("tdma", "real", "common"),
+    ("concurrent", "iq", "common"),
+    ("concurrent", "real", "per_device"),
+    ("superposed", "iq", "per_device"),
+    ("superposed", "real", "common"),
+]
 CASES = [
     (name, debias, way) for name, debias in DESIGNS for way in (EVERY_WAY if name == "uniform_forcing" else SOME_WAYS)
 ]
@@ -107,6 +114,14 @@ def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing
     access = "concurrent" if packing == "iq" else "tdma"
     air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
     rows = list(rounds(air, 30, monkeypatch))
+    assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
+    assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
+
+
+@pytest.mark.parametrize("access", ["tdma", "concurrent"])
+def test_measured_meets_claimed_where_slots_share_energy(access, monkeypatch):
+    air = large_air("mmse", access=access, refine=refine_of("mmse", "per_round", False))
+    rows = list(rounds(air, 16, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 

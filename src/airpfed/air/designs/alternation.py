@@ -14,7 +14,7 @@ from airpfed.air.designs.unit import Unit
 TOLERANCE = 1e-5
 PATIENCE = 4
 
-Receivers = tuple[Complex[Tensor, "B D T"], ...]
+Receivers = tuple[Complex[Tensor, "B _D _T"], ...]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def accelerate(problem: Problem, m: Receivers, steps: int) -> tuple[Receivers, i
     return m, steps
 
 
-def inner(first: Receivers, second: Sequence[Complex[Tensor, "B D T"]]) -> Float[Tensor, " B"]:
+def inner(first: Receivers, second: Sequence[Complex[Tensor, "B _D _T"]]) -> Float[Tensor, " B"]:
     """Real inner product per block over all slots' receivers."""
     return torch.stack([(a.conj() * b).real.sum((1, 2)) for a, b in zip(first, second, strict=True)]).sum(0)
 
