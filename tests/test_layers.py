@@ -16,7 +16,7 @@ LEVELS = [
     {"rounds"},
     {"build"},
     {"report", "outputs", "terminal", "reference"},
-    {"job", "study", "cli"},
+    {"job", "study", "study_files", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -1,16 +1,21 @@
-"""`airpfed link`: what it claims is what random symbols measure."""
+"""`airpfed link`: what it claims is what random symbols measure, and what it writes is what it prints."""
 
+import csv
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from airpfed import cli, study
 from airpfed.air.designs.table import DESIGNS
 from airpfed.cli import app
 from airpfed.errors import UserError
 from airpfed.reading import read
-from airpfed.study import compare, points
+from airpfed.study import NUMBERS, compare, points, studies
 
 SETTINGS = """
 [adapters]
@@ -82,3 +87,123 @@ def test_grid_and_json(file: Path) -> None:
 def test_a_grid_without_values_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^--grid radio.snr_db: should be section.key=a,b,c"):
         points(["radio.snr_db"])
+
+
+def link(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
+    """The entry point in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["airpfed", "link", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files_hold_the_numbers_of_json(file, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "made" / "here"
+    grid = ("--grid", "radio.snr_db=20,0", "--grid", "radio.access=tdma,concurrent")
+    assert not link(monkeypatch, file, "--draws", "2", "--json", "--out", out, *grid)
+    shown = capsys.readouterr()
+    points = [json.loads(line) for line in shown.out.splitlines()]
+    lines = table(out / "link.csv")
+    assert list(lines[0]) == ["radio.snr_db", "radio.access", "design", *NUMBERS]
+    assert len(lines) == len(points) * len(DESIGNS) == 16
+    for point, line in zip((p for p in points for _ in DESIGNS), lines, strict=True):
+        assert point["set"] == f"radio.snr_db={line['radio.snr_db']} radio.access={line['radio.access']}"
+        for key, value in point[line["design"]].items():
+            assert line[key] == ("" if value is None else str(value)), key
+        assert (line["gap"] == "") == (line["radio.access"] == "concurrent")
+        assert float(line["claimed_db"]) == pytest.approx(float(line["pi_db"]), abs=0.3)
+    made = ["link.csv", *(f"link-{key}.{ending}" for key in ("snr_db", "access") for ending in ("csv", "svg", "png"))]
+    assert shown.err == f"{out}: wrote {', '.join(made)}\n"
+    assert sorted(path.name for path in out.iterdir()) == sorted(made)
+    found = {tuple(line.values()) for line in table(out / "link-snr_db.csv")}
+    keys = ("radio.access", "radio.snr_db", "design", "claimed_db", "pi_db", "pi_db_se")
+    assert found == {tuple(line[key] for key in keys) for line in lines}
+
+
+def test_without_a_grid_a_bar_a_design_and_empty_cells_for_no_number(file, tmp_path, monkeypatch, capsys):
+    """One draw has no standard error; without a personal adapter there is no p-slot."""
+    arguments = ("--draws", "1", "--set", "adapters.rank_personal=0", "--out", tmp_path, "--json")
+    assert not link(monkeypatch, file, *arguments)
+    assert {path.name for path in tmp_path.glob("link.*")} == {"link.toml", "link.csv", "link.svg", "link.png"}
+    shown = json.loads(capsys.readouterr().out)
+    for line in table(tmp_path / "link.csv"):
+        assert line["pi_db_se"] == line["p_db"] == line["p_db_se"] == ""
+        assert shown[line["design"]]["p_db"] is None
+        assert float(line["s_db"]) == float(line["pi_db"]) == shown[line["design"]]["pi_db"]
+
+
+def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the third point; the figure of an earlier study does not stay beside new numbers."""
+    (tmp_path / "link-snr_db.svg").write_text("old")
+    (tmp_path / "mine.svg").write_text("mine")
+    original, done = study.compare, []
+
+    def compare_twice(*arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return original(*arguments, ["mmse"])
+
+    monkeypatch.setattr(study, "compare", compare_twice)
+    assert link(monkeypatch, file, "--draws", "2", "--grid", "radio.snr_db=0,10,20,30", "--out", tmp_path) == 130
+    assert [line["radio.snr_db"] for line in table(tmp_path / "link.csv")] == ["0", "10"]
+    assert {path.name for path in tmp_path.iterdir()} == {"link.toml", "link.csv", "mine.svg"}
+    assert "wrote" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--draws", "0"], "--draws 0: should be at least 1"),
+        (["--correlation", "1.5"], "--correlation 1.5: should be from 0 to 1"),
+        (["--correlation", "nan"], "--correlation nan: should be from 0 to 1"),
+        (["--grid", "radio.snr_db=0", "--grid", "radio.snr_db=1"], "--grid radio.snr_db=1: radio.snr_db stands twice"),
+        (["--grid", "radio.snr_db=0,0"], "--grid radio.snr_db=0,0: 0 stands twice"),
+        (
+            ["--grid", "radio.access=tdma,fdma", "--grid", "radio.antennas=4"],
+            "--grid at radio.access=fdma radio.antennas=4: ",
+        ),
+    ],
+)
+def test_wrong_options_are_one_line_before_anything_is_made(file, tmp_path, monkeypatch, capsys, options, message):
+    assert link(monkeypatch, file, "--out", tmp_path / "out", *options) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"airpfed: {message}") and shown.err.count("\n") == 1
+    assert shown.out == "" and not (tmp_path / "out").exists()
+
+
+def test_every_line_of_a_point_with_two_faults_names_the_point(file):
+    with pytest.raises(UserError) as raised:
+        studies(file, ["radio.antennas=0"], ["radio.access=fdma"], 2, 0.0)
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 2 and all(line.startswith("--grid at radio.access=fdma: ") for line in lines)
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(file, monkeypatch, capsys):
+    assert link(monkeypatch, file, "--out", file / "below") == 2
+    assert capsys.readouterr().err == f"airpfed: {file}/below: cannot be made: Not a directory\n"
+
+
+@pytest.mark.parametrize(("pushes", "name"), [(0, "link.csv"), (2, "link-snr_db.csv"), (3, "link-snr_db.svg")])
+def test_a_full_disk_names_the_file_and_leaves_no_part(file, tmp_path, monkeypatch, capsys, pushes, name):
+    """Pushes to the disk: the header, then a point each (here two values, the second after the first), then figures."""
+    left = [pushes + (pushes > 0)]
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    original = study.compare
+    monkeypatch.setattr(study, "compare", lambda *arguments: original(*arguments, ["mmse"]))
+    monkeypatch.setattr(os, "fsync", fsync)
+    out = tmp_path / "out"
+    assert link(monkeypatch, file, "--draws", "1", "--grid", "radio.snr_db=0,20", "--out", out) == 2
+    assert capsys.readouterr().err == f"airpfed: {out / name}: No space left on device\n"
+    assert name not in {path.name for path in out.iterdir()}
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]

@@ -44,24 +44,32 @@ def run(
 @app.command()
 def link(
     file: File,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="random drops and channels")] = 20,
+    draws: Annotated[int, typer.Option("--draws", help="random drops and channels, at least 1")] = 20,
     grid: Annotated[list[str] | None, typer.Option("--grid", metavar="KEY=A,B,C", help="vary one setting")] = None,
     set_: Overrides = None,
-    correlation: Annotated[float, typer.Option("--correlation", min=0, max=1, help="of the devices' symbols")] = 0.0,
+    correlation: Annotated[float, typer.Option("--correlation", help="of the devices' symbols, 0 to 1")] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write link.csv and figures to this directory too")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print JSON, one object a point of the grid")] = False,
 ) -> None:
     """Study the uplink without learning: every design over the same channels, claimed beside measured error."""
     import json
+    from functools import partial
 
     from rich.console import Console
 
-    from airpfed import study
+    from airpfed import study, study_files
 
-    for point, rows in study.studies(file, set_ or [], grid or [], draws, correlation):
+    found = study.studies(file, set_ or [], grid or [], draws, correlation)
+    if out is not None:
+        found = study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
+    for point, rows in found:
+        where = " ".join(point)
         if json_:
-            typer.echo(json.dumps(study.as_json(rows) if not point else {"set": point, **study.as_json(rows)}))
+            typer.echo(json.dumps(study.as_json(rows) if not point else {"set": where, **study.as_json(rows)}))
         else:
-            Console(width=None if sys.stdout.isatty() else 160).print(study.table(point, rows, draws))
+            Console(width=None if sys.stdout.isatty() else 160).print(study.table(where, rows, draws))
 
 
 @app.command()

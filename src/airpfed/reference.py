@@ -44,7 +44,18 @@ FILES = """## Files of a run
 `airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE,
 mean of dB over draws), `claimed` and `measured` (linear Pi), `gap` (mean of Pi over its lower bound, minus 1;
 null where no bound is known), `ms` (design time a draw), `uses` (channel uses for 1,000 entries a unit of
-rank).
+rank). `airpfed link FILE.toml --grid ... --out DIR` overwrites these files in DIR:
+
+| file | what |
+|---|---|
+| `link.csv` | a line a grid point and design; columns below |
+| `link-KEY.svg`, `.png` | NMSE of Pi over a key with two or more values: lines for numbers, bars for names |
+| `link-KEY.csv` | the numbers plotted in it |
+| `link.svg`, `.png` | where no key has two values: a bar a design |
+
+`link.csv` grows when a point is done. Columns: the grid's keys, `design`, the numbers of `--json`, standard errors over
+draws (`_se`), `bias` (linear Pi), `iterations`, `claimed_db` (NMSE, mean of dB); an empty cell: no number. KEY is the
+last part of the grid's key. Other keys are panels, or stay at their first values if there are more than 6 combinations.
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.

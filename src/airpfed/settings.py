@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao"]
@@ -86,7 +87,7 @@ class TaskSettings(Section):
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
     sizes_sigma: float = Field(0.5, ge=0, description="sigma of the log-normal sizes")
     max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
-    power_dbm: float | tuple[float, ...] | None = Field(
+    power_dbm: float | Numbers | None = Field(
         None,
         description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
     )

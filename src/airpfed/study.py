@@ -1,7 +1,9 @@
 """`airpfed link`: every design over the same random channels, without a model."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,15 +48,53 @@ class Row:
     iterations: int
     ms: float
     uses: int
+    claimed_db: tuple[float, float]
+
+
+Point = tuple[str, ...]
+"""A point of the grid as `section.key=value`, one an axis."""
+
+NUMBERS = (
+    "pi_db", "pi_db_se", "s_db", "s_db_se", "p_db", "p_db_se", "claimed", "measured", "bias", "gap", "iterations", "ms",
+    "uses", "claimed_db",
+)  # fmt: skip
+"""Columns of link.csv behind the grid's keys and the design."""
 
 
 def studies(
     file: Path, overrides: Sequence[str], grid: Sequence[str], draws: int, rho: float
-) -> Iterator[tuple[str, dict[str, Row]]]:
-    """(changed settings, design -> row) for every point of the grid; `grid` holds `section.key=a,b,c`."""
+) -> Iterator[tuple[Point, dict[str, Row]]]:
+    """(changed settings, design -> row) for every point of the grid; `grid` holds `section.key=a,b,c`.
+
+    Raises UserError before the first point is computed if an option or any point's settings are wrong.
+    """
+    if draws < 1:
+        raise UserError(f"--draws {draws}: should be at least 1")
+    if not 0 <= rho <= 1:
+        raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
+    every = []
     for point in points(grid):
-        settings = reading.read(file, [*overrides, *point])
-        yield " ".join(point), compare(settings, draws, rho)
+        with at(point):
+            every.append((point, reading.read(file, [*overrides, *point])))
+    return compared(every, draws, rho)
+
+
+def compared(every: Iterable[tuple[Point, Settings]], draws: int, rho: float) -> Iterator[tuple[Point, dict[str, Row]]]:
+    """Compute the points one after another."""
+    for point, settings in every:
+        with at(point):
+            rows = compare(settings, draws, rho)
+        yield point, rows
+
+
+@contextmanager
+def at(point: Point) -> Iterator[None]:
+    """Put the grid's point before every line of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        where = f"--grid at {' '.join(point)}: " if point else ""
+        raise UserError("\n".join(where + line for line in str(error).splitlines())) from None
 
 
 def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = tuple(DESIGNS)) -> dict[str, Row]:
@@ -78,21 +118,31 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
         for job in jobs:
             if job.name not in drawn:
                 piece = draw(air, job, gain, ENTRIES, rho)
-                drawn[job.name] = piece, bounds(piece) if rho == 0 else None
+                drawn[job.name] = piece, bounds(piece) if rho == 0 and radio.energy == "per_slot" else None
         pieces, least = zip(*(drawn[job.name] for job in jobs), strict=True)
         rows[name] = summarised(one, jobs, *study(one, pieces), least)
     return rows
 
 
-def points(grid: Sequence[str]) -> Iterable[tuple[str, ...]]:
+def points(grid: Sequence[str]) -> Iterable[Point]:
     """All combinations of the grid's values, each as `--set` overrides."""
-    axes = []
+    return itertools.product(*([f"{key}={value}" for value in values] for key, values in axes_of(grid).items()))
+
+
+def axes_of(grid: Sequence[str]) -> dict[str, list[str]]:
+    """Key -> values of every `section.key=a,b,c`; raises UserError where one has no values or stands twice."""
+    axes: dict[str, list[str]] = {}
     for axis in grid:
-        key, equals, values = axis.partition("=")
+        key, equals, values = (part.strip() for part in axis.partition("="))
         if not equals or not values:
             raise UserError(f"--grid {axis}: should be section.key=a,b,c, e.g. --grid radio.snr_db=0,10,20")
-        axes.append([f"{key}={value}" for value in values.split(",")])
-    return itertools.product(*axes)
+        if key in axes:
+            raise UserError(f"--grid {axis}: {key} stands twice: give all its values in one --grid")
+        axes[key] = [value.strip() for value in values.split(",")]
+        twice = [value for value in axes[key] if axes[key].count(value) > 1]
+        if twice:
+            raise UserError(f"--grid {axis}: {twice[0]} stands twice")
+    return axes
 
 
 def air_of(settings: Settings) -> Air:
@@ -162,6 +212,7 @@ def summarised(
         iterations=sum(one.iterations for one in made),
         ms=1e3 * seconds / len(found[0].claimed),
         uses=sum(slot_uses(air, job) for job in jobs),
+        claimed_db=mean_db(pi("claimed") / pi("silence")),
     )
 
 
@@ -191,16 +242,13 @@ def table(title: str, rows: dict[str, Row], draws: int) -> Table:
 
 def as_json(rows: dict[str, Row]) -> dict[str, dict[str, float | None]]:
     """What `--json` prints for a point: decibels are means over draws, claimed and measured are linear Pi."""
-    return {
-        name: {
-            "pi_db": one.pi_db[0],
-            "s_db": one.s_db[0],
-            "p_db": one.p_db[0],
-            "claimed": one.claimed,
-            "measured": one.measured,
-            "gap": one.gap,
-            "ms": one.ms,
-            "uses": one.uses,
-        }
-        for name, one in rows.items()
-    }
+    keys = ("pi_db", "s_db", "p_db", "claimed", "measured", "gap", "ms", "uses")
+    return {name: {key: numbers(one)[key] for key in keys} for name, one in rows.items()}
+
+
+def numbers(row: Row) -> dict[str, float | None]:
+    """A row by the names of NUMBERS; None also where there is no number: a slot not used, an error of one draw."""
+    values: dict[str, float | None] = {}
+    for key, value in vars(row).items():
+        values |= {key: value[0], f"{key}_se": value[1]} if isinstance(value, tuple) else {key: value}
+    return {key: None if (v := values[key]) is None or math.isnan(v) else v for key in NUMBERS}

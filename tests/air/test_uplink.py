@@ -309,11 +309,7 @@ def test_auto_never_hears_worse_than_the_better_fixed_access():
             present = everyone(air)
             known = pieces_known(air, t)
             error = {
-                grouping: sum(
-                    float(air.samples[torch.isin(air.task_of, torch.tensor(group))].sum())
-                    * error_of(air, known, 0 * air.gain, present, group)
-                    for group in grouping
-                )
+                grouping: sum(error_of(air, known, 0 * air.gain, present, group) for group in grouping)
                 for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(air, t, present))
             }
             assert error[uplink.grouping(air, t, present)] == min(error.values())

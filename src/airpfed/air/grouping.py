@@ -37,13 +37,11 @@ def best_grouping(
     tasks = tuple(sorted(set(air.task_of[present].tolist())))
     if not tasks:
         return ()
-    share = {n: float(air.samples[present & (air.task_of == n)].sum()) for n in tasks}
     costs: dict[Tasks, float] = {}
 
     def cost(group: Tasks) -> float:
         if group not in costs:
-            weight = sum(share[n] for n in group)
-            costs[group] = weight * error_of(air, known, csi_variance, present, group)
+            costs[group] = error_of(air, known, csi_variance, present, group)
         return costs[group]
 
     most = min(air.personal_slots, len(tasks))
@@ -58,7 +56,7 @@ def error_of(
     present: Bool[Tensor, " K"],
     group: Tasks,
 ) -> float:
-    """Mean objective of a p-slot of these tasks: D_n-weighted error of their sums, devices of unit power."""
+    """Mean objective of a p-slot of these tasks: errors of their sums weighed by D_n/D, devices of unit power."""
     personal = torch.zeros(len(present), max(air.lengths), dtype=torch.float32)
     job = plan(air, personal[:, :0], personal, present, (group,))[0]
     slot = asked_of(air, job, job.weights, known, csi_variance)

@@ -61,7 +61,8 @@ class Job:
     """One slot's work: one stream a row of `vectors`, one target a row of `weights`.
 
     devices: of each stream; a superposed slot has two streams a device, s and p. lengths: entries of each stream's
-    vector; group_of: which target wants it; importance: alpha of the targets. targets: the task of each, None for s.
+    vector; group_of: which target wants it; importance: 1 for s, D_n/D for a task. targets: the
+    task of each, None for s.
     """
 
     name: str
@@ -114,7 +115,8 @@ def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " pr
     groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
     return Job(
         "p" + ",".join(str(n) for n in tasks), devices, personal[devices, :longest], lengths, groups,
-        parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / parts.sum(), tuple(tasks),
+        parts / parts.sum(1, keepdim=True), own.double().argmax(0),
+        parts.sum(1) / air.samples[here].sum(), tuple(tasks),
     )  # fmt: skip
 
 
