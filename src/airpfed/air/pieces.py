@@ -12,7 +12,7 @@ from torch import Tensor
 
 from airpfed.air import ledger
 from airpfed.air.plan import Air, Job, streams_of
-from airpfed.air.slot import Slot, Transceiver, gains, joined
+from airpfed.air.slot import Slot, Transceiver, gains, joined, squared
 from airpfed.air.superpose import Heard, collapsed, receiver_noise
 from airpfed.air.symbols import Normalised, Packing, pack, unpack
 from airpfed.streams import stream
@@ -64,7 +64,7 @@ def asked_of(air: Air, job: Job, weights: Float[Tensor, "T K"], known: Tensor, c
     devices = job.devices
     return Slot(
         known[..., devices], weights, job.importance, air.power[devices], half * air.noise,
-        half * csi_variance[..., devices], streams_of(devices),
+        half * csi_variance[..., devices], streams_of(devices), air.packing == "real",
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     squares = torch.stack([x[:, a:b].abs().square().sum(1) for a, b in piece.spans])
     return Outcome(
         sums=estimate * group.valid,
-        claimed=energy * share * claim(asked, made, power, air.packing),
+        claimed=energy * share * claim(asked, made, power),
         measured=energy_of(heard.received - wanted),
         bias=energy_of(heard.own - wanted),
         variance=energy * share * rest + sum(energy_of(part) for part in heard.crosstalk.unbind(1)),
@@ -137,20 +137,16 @@ def overlap(piece: Piece, packing: Packing) -> tuple[Float[Tensor, "B T"], Float
     return share, (both / own.clamp(min=1)[:, :, None])[:, :, piece.job.group_of] * group.power
 
 
-def claim(
-    slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"], packing: Packing
-) -> Float[Tensor, "B T"]:
+def claim(slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"]) -> Float[Tensor, "B T"]:
     """MSE per real entry that the receiver expects: its estimates, the actual symbol powers, i.i.d. symbols.
 
     symbol_power: p_ik, mean over target i's entries in the block, or p_k alone.
-    sum_k p_ik |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2; under real packing only the real
-    part of the first term counts, and noise and CSI error come halved in `slot`.
+    sum_k p_ik |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2; of real symbols the real part.
     """
-    mismatch = gains(slot.h, transceiver) - slot.weights
-    squared = mismatch.real.square() if packing == "real" else mismatch.abs().square()
+    mismatch = squared(slot, gains(slot.h, transceiver) - slot.weights)
     radiated = (transceiver.transmit.abs().square() * slot.csi_variance)[:, None, :] * symbol_power
     disturbance = slot.noise + radiated.sum(-1)
-    return (squared * symbol_power).sum(-1) + disturbance * transceiver.receiver.abs().square().sum(1)
+    return (mismatch * symbol_power).sum(-1) + disturbance * transceiver.receiver.abs().square().sum(1)
 
 
 def spans_of(place: int, uses: int, coherence: int) -> tuple[range, Spans]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 
@@ -18,6 +18,7 @@ class Slot:
     csi_variance: variance of the estimation error per antenna of device k, 0 where the estimate is perfect; one row for
     all blocks or one each. owner: None where every k is a device of its own. Superposed slots carry several streams a
     device: then each k is a stream, owner[k] its device, and the streams of a device share its limit, sum |b_k|^2 <= P.
+    real: symbols are real and only the real part of m_i^H y is kept; noise and csi_variance are those of that part.
     """
 
     h: Complex[Tensor, "B M K"]
@@ -27,6 +28,7 @@ class Slot:
     noise: float
     csi_variance: Float[Tensor, "*#B K"]
     owner: Int[Tensor, " K"] | None = None
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Transceiver:
     def block(self, b: int) -> "Transceiver":
         """One block alone."""
         return Transceiver(self.receiver[b : b + 1], self.transmit[b : b + 1], self.iterations)
+
+    def where(self, chosen: Bool[Tensor, " B"], other: "Transceiver") -> "Transceiver":
+        """This one in the blocks chosen, the other elsewhere."""
+        return Transceiver(
+            torch.where(chosen[:, None, None], self.receiver, other.receiver),
+            torch.where(chosen[:, None], self.transmit, other.transmit),
+            self.iterations,
+        )
 
 
 def joined(blocks: Sequence[Transceiver]) -> Transceiver:
@@ -56,11 +66,16 @@ def gains(h: Complex[Tensor, "B M K"], transceiver: Transceiver) -> Complex[Tens
 def mse(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B T"]:
     """Mean squared error of each target's sum for i.i.d. symbols of unit power, over symbols, noise and CSI error.
 
-    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_j csi_j |b_j|^2) ||m_i||^2.
+    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_j csi_j |b_j|^2) ||m_i||^2; of real symbols the real part.
     """
-    mismatch = (gains(slot.h, transceiver) - slot.weights).abs().square().sum(-1)
+    mismatch = squared(slot, gains(slot.h, transceiver) - slot.weights).sum(-1)
     disturbance = slot.noise + (transceiver.transmit.abs().square() * slot.csi_variance).sum(-1)
     return mismatch + disturbance[:, None] * transceiver.receiver.abs().square().sum(1)
+
+
+def squared(slot: Slot, mismatch: Complex[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:
+    """What a gain that is off by `mismatch` costs: its square, of real symbols that of its real part."""
+    return mismatch.real.square() if slot.real else mismatch.abs().square()
 
 
 def objective(slot: Slot, transceiver: Transceiver) -> Float[Tensor, " B"]:
@@ -97,8 +112,4 @@ def silent(slot: Slot) -> Transceiver:
 def keep_better(slot: Slot, first: Transceiver, second: Transceiver) -> Transceiver:
     """Block by block the transceiver of smaller objective, `first` on a tie; iterations add up."""
     swap = objective(slot, second) < objective(slot, first)
-    return Transceiver(
-        torch.where(swap[:, None, None], second.receiver, first.receiver),
-        torch.where(swap[:, None], second.transmit, first.transmit),
-        first.iterations + second.iterations,
-    )
+    return replace(second.where(swap, first), iterations=first.iterations + second.iterations)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from airpfed.air.designs.alternation import Problem, Receivers, accelerate, transmit
 from airpfed.air.designs.budget import Budget
 from airpfed.air.designs.mmse import STEPS, adopt
 from airpfed.air.designs.unit import normalise, restore
-from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.slot import Slot, Transceiver, objective
 
 
 def share_energy(
@@ -33,9 +33,17 @@ def share_energy(
     m: Receivers = tuple(adopt(unit, start) for unit, start in zip(units, starts, strict=True))
     m, steps = accelerate(problem, m, STEPS)
     sent = transmit(problem, m)
-    return [
-        restore(unit, r, b, steps + start.iterations) for unit, r, b, start in zip(units, m, sent, starts, strict=True)
-    ]
+    parts = zip(units, m, sent, starts, strict=True)
+    made = [restore(unit, r, b, steps + start.iterations) for unit, r, b, start in parts]
+    worse = total(slots, uses, made) > total(
+        slots, uses, starts
+    )  # real symbols of several targets have a cost of their own
+    return [one.where(~worse, start) for one, start in zip(made, starts, strict=True)]
+
+
+def total(slots: Sequence[Slot], uses: Sequence[float], made: Sequence[Transceiver]) -> Float[Tensor, " B"]:
+    """The round's objective, slots weighed by their uses."""
+    return torch.stack([u * objective(slot, one) for u, slot, one in zip(uses, slots, made, strict=True)]).sum(0)
 
 
 def budget_of(devices: Sequence[Int[Tensor, " _K"]], uses: Sequence[float]) -> Budget:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from airpfed.air.designs.alternation import accelerate, alone, devices, error, singular_start
 from airpfed.air.designs.hinge import continuation, point, real_maps, receiver
+from airpfed.air.designs.real import eliminated, widely_linear
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.designs.unit import Unit, dominant_beam, heard, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, gains, keep_better
@@ -27,7 +28,23 @@ def mmse(slot: Slot) -> Transceiver:
     forcing = uniform_forcing(slot)
     unit = normalise(slot)
     found = concurrent(unit, forcing) if len(slot.weights) > 1 else single(unit)
+    if slot.real and len(slot.weights) > 1:
+        found = keep_better(slot, found, imaginary(unit, found))
     return keep_better(slot, forcing, found)
+
+
+def imaginary(unit: Unit, complex_found: Transceiver) -> Transceiver:
+    """Real symbols of several targets: from the complex answer and from the SVD, the better; interference may go into
+    the imaginary part.
+    """
+    found = []
+    for begin in (adopt(unit, complex_found), singular_start(unit)):
+        m, steps = widely_linear(unit, begin)
+        found.append((*eliminated(unit, m), m, steps))
+    (first, b, m, steps), (second, b2, m2, more) = found
+    swap = second < first
+    m, b = torch.where(swap[:, None, None], m2, m), torch.where(swap[:, None], b2, b)
+    return restore(unit, m, b, complex_found.iterations + steps + more)
 
 
 def single(unit: Unit) -> Transceiver:
