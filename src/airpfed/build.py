@@ -10,7 +10,7 @@ from airpfed import units
 from airpfed.air import geometry
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.plan import Air, Groups
-from airpfed.air.uplink import send
+from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
@@ -110,12 +110,13 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
     fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
+    radio = air(settings, fleet, tuple(task.name for task in tasks))
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
         tasks=tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True)),
-        link=partial(send, air(settings, fleet, tuple(task.name for task in tasks))),
-        initial=start(begin, order, len(tasks), len(shards)),
+        link=partial(send, radio),
+        initial=start(begin, order, len(tasks), len(shards), fresh_memory(radio)),
         optimizer=settings.server.optimizer,
         lr=settings.server.lr,
         rounds=settings.server.rounds,
@@ -178,6 +179,8 @@ def radio_side(
     return Air(
         design=design_of(radio.design, None if radio.truncation == "best" else radio.truncation, radio.debias),
         refine=refine_of(radio.design, radio.energy, radio.debias),
+        rescale=radio.design == "mmse" and not radio.debias and radio.correlation != "none",
+        correlation=believed_of(radio),
         personal_slots=radio.personal_slots or len(names),
         access=radio.access,
         packing=radio.packing,
@@ -198,6 +201,12 @@ def radio_side(
         lengths=lengths,
         seed=seed,
     )
+
+
+def believed_of(radio: RadioSettings) -> float | None:
+    """The correlation that receivers expect from the start; None: they estimate it."""
+    fixed = {"none": 0.0, "estimated": None}
+    return fixed[radio.correlation] if isinstance(radio.correlation, str) else radio.correlation
 
 
 def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:

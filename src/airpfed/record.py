@@ -24,7 +24,11 @@ class Row(BaseModel):
 class SlotError(Row):
     """Error of one received sum, per normalised real entry (spec: MSE)."""
 
-    claimed: float = Field(description="what the receiver can compute before the round: estimates, symbol powers")
+    claimed: float = Field(
+        description="what the receiver can compute before the round: channel estimates, symbol powers, its estimate of "
+        "the symbols' correlation"
+    )
+    claimed_genie: float = Field(0.0, description="the same with the true Gram matrix of the round's symbols")
     measured: float = Field(description="||Ghat - G||^2 / (sigma^2 d) of the round")
     bias: float = Field(
         description="||E Ghat - G||^2 / (sigma^2 d) over noise and scrambling; given gradients, channels"
@@ -67,6 +71,10 @@ class RoundRecord(Row):
     mse: MeanSquaredErrors = Field(description="errors of the over-the-air sums")
     pi: float | None = Field(description="measured Pi: MSEs weighted by the shares of d; null where nothing was sent")
     pi_claimed: float | None = Field(description="the same of the claimed MSEs")
+    correlation: list[tuple[float, float]] = Field(
+        [],
+        description="correlation of the symbols expected before the round, [within, across] tasks, a normaliser group",
+    )
     absent: list[int] = Field([], description="devices without a finite gradient this round")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, float] = Field(description="phase -> wall-clock seconds")

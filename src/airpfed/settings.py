@@ -161,6 +161,11 @@ class RadioSettings(Section):
         "(mmse makes use of it)",
     )
     csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
+    correlation: float | Literal["estimated", "none"] = Field(
+        "estimated",
+        description="correlation of the devices' symbols that receivers expect: estimated from what earlier rounds "
+        "sounded like, a number for all pairs, or none (i.i.d. claims; mmse without the gain that answers it)",
+    )
     truncation: float | Literal["best"] = Field(
         "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
     )
@@ -175,6 +180,8 @@ class RadioSettings(Section):
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
             )
+        if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
+            raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
         if self.truncation != "best" and not 0 <= self.truncation <= 1:
             raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
         return self

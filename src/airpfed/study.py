@@ -111,7 +111,10 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
     rows: dict[str, Row] = {}
     for name in designs:
         one = replace(
-            air, design=design_of(name, truncation, radio.debias), refine=refine_of(name, radio.energy, radio.debias)
+            air,
+            design=design_of(name, truncation, radio.debias),
+            refine=refine_of(name, radio.energy, radio.debias),
+            rescale=name == "mmse" and not radio.debias and radio.correlation != "none",
         )
         grouping = best_grouping(one, known, air.csi_error * gain, present) if air.access == "auto" else None
         jobs = jobs_of(one, grouping or grouping_of(one, present))

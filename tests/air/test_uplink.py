@@ -9,12 +9,13 @@ from torch import Tensor
 
 from airpfed.air import ledger, pieces, uplink
 from airpfed.air.channel import estimated
+from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.grouping import error_of
 from airpfed.air.pieces import transmitted
 from airpfed.air.plan import Air, grouping_of, plan
 from airpfed.air.slot import Slot, Transceiver, silent, spent
-from airpfed.air.uplink import Received, send
+from airpfed.air.uplink import Received, fresh_memory
 from airpfed.streams import stream
 
 TASKS = torch.tensor([0, 0, 1, 1, 1])
@@ -28,6 +29,8 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -
     air = Air(
         design=design_of(design, None, debias),
         refine=None,
+        rescale=False,
+        correlation=0.0,
         access="tdma",
         personal_slots=2,
         packing="iq",
@@ -49,6 +52,11 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -
         seed=3,
     )
     return replace(air, **changes)
+
+
+def send(air: Air, t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Received:
+    """A round after which nothing is remembered."""
+    return uplink.send(air, t, shared, personal, present, fresh_memory(air))
 
 
 def gradients(air: Air, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
@@ -283,7 +291,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     air = make_air("mmse", access=access, coherence_symbols=12)
     shared, personal = gradients(air)
     jobs = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))
-    flat = [piece for slot in uplink.prepare(air, jobs, 1) for piece in slot]
+    flat = [piece for slot in uplink.prepare(air, jobs, 1, [INDEPENDENT] * 4) for piece in slot]
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
     for refine in (None, refine_of("mmse", "per_round", False)):

@@ -37,7 +37,7 @@ def random_state(made: Experiment) -> State:
         return replace(moving, value=0.2 * torch.randn(moving.value.shape, generator=rng))
 
     begin = made.initial
-    server = ServerState(drawn(begin.server.shared), drawn(begin.server.personal))
+    server = ServerState(drawn(begin.server.shared), drawn(begin.server.personal), begin.server.memory)
     own = DeviceState(drawn(begin.devices.own), begin.devices.cursors)
     return State(1, server, own, 0.2 * torch.randn(begin.frozen.shape, generator=rng))
 

@@ -21,7 +21,7 @@ def moving(copies: int, d: int, rng: torch.Generator) -> Moving:
 def state(round: int, seed: int = 0, d: int = 40) -> State:
     """Values over the whole range of float32; a scope that a method does not use is empty."""
     rng = torch.Generator().manual_seed(seed)
-    server = ServerState(moving(1, d, rng), moving(2, 7, rng))
+    server = ServerState(moving(1, d, rng), moving(2, 7, rng), torch.rand(4, 7, generator=rng, dtype=torch.float64))
     own = DeviceState(moving(5, 0, rng), torch.randint(2**40, (5,), generator=rng))
     return State(round, server, own, torch.randn(1, 3, generator=rng))
 
@@ -51,7 +51,7 @@ def test_every_tensor_of_the_state_is_kept() -> None:
         for part in ("server.shared", "server.personal", "devices.own")
         for key in ("value", "first", "second", "updates")
     }
-    assert tensors_of(state(0)).keys() == fields | {"devices.cursors", "frozen"}
+    assert tensors_of(state(0)).keys() == fields | {"devices.cursors", "frozen", "server.memory"}
 
 
 def test_only_the_newest_is_kept(tmp_path: Path) -> None:

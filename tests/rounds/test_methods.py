@@ -96,9 +96,9 @@ SENT = {  # method -> entries of A and B that travel over the s-slot and the p-s
 def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Received]:
     """The link, with an ear on it."""
 
-    def link(t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Received:
+    def link(t: int, shared: Tensor, personal: Tensor, present: Tensor, memory: Tensor) -> Received:
         heard.append((shared, personal))
-        return made.link(t, shared, personal, present)
+        return made.link(t, shared, personal, present, memory)
 
     return link
 
@@ -120,7 +120,7 @@ def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: P
 
 
 def test_the_servers_type_has_no_field_for_what_never_leaves_a_device() -> None:
-    assert [field.name for field in fields(ServerState)] == ["shared", "personal"]
+    assert [field.name for field in fields(ServerState)] == ["shared", "personal", "memory"]
 
 
 @pytest.mark.parametrize("method", ["feddpa", "fedsa", "local"])

@@ -59,7 +59,7 @@ def test_without_an_error_the_sum_is_the_mean_weighted_by_samples(
     rows = random_gradients(made)
     for absent in ABSENT:
         present = torch.tensor([k not in absent for k in range(5)])
-        received = made.link(1, rows["global"], rows["task"], present)
+        received = made.link(1, rows["global"], rows["task"], present, made.initial.server.memory)
         shared, own = weights(made, present)
         close(received.shared, shared.nan_to_num() @ rows["global"].double())
         close(received.personal, own @ rows["task"].double())
@@ -94,7 +94,7 @@ def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_setting
         if design == "error_free":
             close(received.shared, weights(made, present)[0] @ rows["global"].double())
         zeroed = spoiled(rows, (2,), scope, 0.0)
-        again = made.link(1, zeroed["global"], zeroed["task"], present)
+        again = made.link(1, zeroed["global"], zeroed["task"], present, made.initial.server.memory)
         assert torch.equal(received.shared, again.shared), "what an absent device holds changes nothing"
 
 

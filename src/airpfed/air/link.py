@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.air.channel import estimated
+from airpfed.air.correlation import Correlation
 from airpfed.air.designs.certificate import lower_bound
-from airpfed.air.pieces import Piece, asked_of, transmitted
+from airpfed.air.pieces import Piece, asked_of, overlap, rescaled, transmitted
 from airpfed.air.plan import Air, Job
 from airpfed.air.slot import Transceiver
 from airpfed.air.symbols import Normalised, uses_of
@@ -33,7 +34,8 @@ class SlotStudy:
 def draw(air: Air, job: Job, gain: Float[Tensor, "B K"], entries: int, rho: float) -> Piece:
     """One slot over B channels, each a drop of its own, and `entries` random real entries to send through each.
 
-    gain: mean power gain of every device in each draw. rho: correlation of the devices' symbols. Random: fading, CSI
+    gain: mean power gain of every device in each draw. rho: correlation of the devices' symbols; receivers know it
+    (as if estimated without error) unless `air.correlation` says what they believe. Random: fading, CSI
     error and symbols, fixed by seed, slot and draw.
     """
     blocks, uses = len(gain), uses_of(entries, air.packing)
@@ -47,7 +49,11 @@ def draw(air: Air, job: Job, gain: Float[Tensor, "B K"], entries: int, rho: floa
     )  # fmt: skip
     spans = tuple((block * uses, (block + 1) * uses) for block in range(blocks))
     asked = asked_of(air, job, job.weights, known, air.csi_error * gain)
-    return Piece(job, group, spans, asked, true[:, :, job.devices], job.name)
+    expected = rho if air.correlation is None else air.correlation
+    return Piece(
+        job, group, spans, asked, true[:, :, job.devices], *overlap(group, job.group_of, spans, air.packing),
+        Correlation(expected, expected), air.task_of[job.devices], job.name,
+    )  # fmt: skip
 
 
 def correlated(job: Job, entries: int, rho: float, rng: torch.Generator) -> Float[Tensor, "K d"]:
@@ -78,6 +84,7 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
     if air.refine is not None:
         uses = [float(piece.job.vectors.shape[1]) for piece in pieces]
         made = air.refine([p.asked for p in pieces], [p.job.devices for p in pieces], uses, made)
+    made = rescaled(air, pieces, made)
     seconds = time.perf_counter() - begin
     return [studied(air, piece, one) for piece, one in zip(pieces, made, strict=True)], made, seconds
 
@@ -85,7 +92,7 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
 def studied(air: Air, piece: Piece, made: Transceiver) -> SlotStudy:
     """The errors of a slot per entry, channel by channel."""
     outcome = transmitted(air, piece, made, 0)
-    entries = outcome.energy * outcome.share
+    entries = outcome.energy * piece.share
     silence = (outcome.silence / outcome.energy).expand(len(entries), -1)
     return SlotStudy(outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, silence)
 

@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import ledger
-from airpfed.air.plan import Air, Job, streams_of
-from airpfed.air.slot import Slot, Transceiver, gains, joined, squared
+from airpfed.air.correlation import (
+    Correlation,
+    Evidence,
+    claimed,
+    disturbance,
+    evidence,
+    matrix,
+    pairs,
+    scaled,
+    terms,
+)
+from airpfed.air.plan import Air, Job, RoundFunction, streams_of
+from airpfed.air.slot import Slot, Transceiver, gains, joined
 from airpfed.air.superpose import Heard, collapsed, receiver_noise
 from airpfed.air.symbols import Normalised, Packing, pack, unpack
 from airpfed.streams import stream
@@ -25,7 +36,9 @@ Spans = tuple[tuple[int, int], ...]
 class Piece:
     """One normaliser group of one slot over B coherence blocks.
 
-    asked: the design problem, with channel estimates; true: the channels. name: of its random streams.
+    asked: the design problem, with channel estimates; true: the channels. share: of each target's entries that lie in a
+    block; power: mean power of each stream's symbols there, as each target hears it. believed: the correlation that
+    receivers expect. task_of: each stream's task. name: of its random streams.
     """
 
     job: Job
@@ -33,15 +46,29 @@ class Piece:
     spans: Spans
     asked: Slot
     true: Complex[Tensor, "B M K"]
+    share: Float[Tensor, "B T"]
+    power: Float[Tensor, "B T K"]
+    believed: Correlation
+    task_of: Int[Tensor, " K"]
     name: str
+
+    @property
+    def expected(self) -> Float[Tensor, "K K"]:
+        """R, the correlation of the symbols as the receivers believe it to be."""
+        return matrix(self.believed, *self.relations)
+
+    @property
+    def relations(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], bool]:
+        """Task and target of each stream, and whether targets are scrambled against each other."""
+        return self.task_of, self.job.group_of, len(self.job.weights) > 1
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A piece's sums and, per block and target, error energies: squared errors summed over entries.
 
-    share: of each target's entries that lie in a block. energy: sigma_i^2 times entries, of the whole piece.
-    joules: per stream.
+    genie: claimed with the true Gram matrix of the symbols. energy: sigma_i^2 times entries, of the whole piece.
+    joules: per stream. learned: what the received power says about correlation.
     """
 
     sums: Float[Tensor, "T d"]
@@ -49,10 +76,11 @@ class Outcome:
     measured: Float[Tensor, "B T"]
     bias: Float[Tensor, "B T"]
     variance: Float[Tensor, "B T"]
-    share: Float[Tensor, "B T"]
+    genie: Float[Tensor, "B T"]
     energy: Float[Tensor, " T"]
     silence: Float[Tensor, " T"]
     joules: Float[Tensor, " K"]
+    learned: Evidence
 
 
 def asked_of(air: Air, job: Job, weights: Float[Tensor, "T K"], known: Tensor, csi_variance: Tensor) -> Slot:
@@ -72,31 +100,36 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     """Send a piece with its blocks' transceivers. Random: noise and scrambling, streams named by round and piece."""
     x, group = pack(piece.group.entries, air.packing), piece.group
     heard = hear(air, piece, made, x, t)
-    share, power = overlap(piece, air.packing)
-    width = group.entries.shape[1]
+    width, per = group.entries.shape[1], entries_per_use(air.packing)
     wanted = group.weights.to(x.dtype) @ x
 
     def energy_of(error: Complex[Tensor, "T uses"]) -> Float[Tensor, "B T"]:
-        squares = (unpack(error, air.packing, width) * group.valid).square() * group.scale.square()[:, None]
-        per = entries_per_use(air.packing)
+        squares = (unpack(error, air.packing, width) * group.valid).square()
         return torch.stack([squares[:, per * a : per * b].sum(1) for a, b in piece.spans])
 
-    energy = group.scale.square() * group.valid.sum(1)
-    asked = piece.asked
-    half = 0.5 if air.packing == "real" else 1.0
-    rest = half * air.noise * made.receiver.abs().square().sum(1)
+    asked, energy = piece.asked, group.scale.square()
+    entries = piece.share * group.valid.sum(1)
+    crosstalk = sum(energy_of(part) for part in heard.crosstalk.unbind(1))
+    bias = energy_of(heard.own - wanted)
+    noise = asked.noise * made.receiver.abs().square().sum(1)
+    known = bias + crosstalk
+    if air.csi_error:
+        believed = propagated(piece, gains(asked.h, made), x)
+        known = energy_of(believed.own - wanted) + sum(energy_of(part) for part in believed.crosstalk.unbind(1))
     estimate = unpack(heard.received, air.packing, width) * group.scale[:, None] + group.offset[:, None]
     squares = torch.stack([x[:, a:b].abs().square().sum(1) for a, b in piece.spans])
+    expected = terms(asked, made, pairs(*piece.relations), piece.power)
     return Outcome(
         sums=estimate * group.valid,
-        claimed=energy * share * claim(asked, made, power),
-        measured=energy_of(heard.received - wanted),
-        bias=energy_of(heard.own - wanted),
-        variance=energy * share * rest + sum(energy_of(part) for part in heard.crosstalk.unbind(1)),
-        share=share,
-        energy=energy,
-        silence=energy * (group.weights.square() @ group.power),
+        claimed=energy * entries * claimed(asked, made, piece.expected, piece.power),
+        measured=energy * energy_of(heard.received - wanted),
+        bias=energy * bias,
+        variance=energy * (entries * noise + crosstalk),
+        genie=energy * (known + entries * disturbance(asked, made, piece.power)),
+        energy=energy * group.valid.sum(1),
+        silence=energy * group.valid.sum(1) * (group.weights.square() @ group.power),
         joules=(made.transmit.abs().square() * squares).sum(0) * ledger.use_seconds(air.bandwidth_hz),
+        learned=evidence(expected, energy_of(heard.received) / entries, entries, piece.believed),
     )
 
 
@@ -104,10 +137,25 @@ def hear(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"]
     """What the receivers get of a piece, block after block."""
     random = stream(air.seed, "noise", t, piece.name)
     signs = signs_of(air, len(piece.job.weights), x.shape[1], t, piece.name)
-    gain, parts = gains(piece.true, made), []
-    for index, (a, b) in enumerate(piece.spans):
-        noise = receiver_noise(made, index, air.noise, b - a, random)
-        parts.append(collapsed(gain[index], x[:, a:b], noise, piece.job.group_of, signs[:, a:b]))
+    noise = [receiver_noise(made, index, air.noise, b - a, random) for index, (a, b) in enumerate(piece.spans)]
+    return propagated(piece, gains(piece.true, made), x, torch.cat(noise, 1), signs)
+
+
+def propagated(
+    piece: Piece,
+    gain: Complex[Tensor, "B T K"],
+    x: Complex[Tensor, "K uses"],
+    noise: Complex[Tensor, "T uses"] | None = None,
+    signs: Float[Tensor, "T uses"] | None = None,
+) -> Heard:
+    """A piece through gains of its blocks; without noise and scrambling where none are given."""
+    targets, uses = gain.shape[1], x.shape[1]
+    noise = torch.zeros(targets, uses, dtype=x.dtype) if noise is None else noise
+    signs = torch.ones(targets, uses, dtype=torch.float64) if signs is None else signs
+    parts = [
+        collapsed(gain[index], x[:, a:b], noise[:, a:b], piece.job.group_of, signs[:, a:b])
+        for index, (a, b) in enumerate(piece.spans)
+    ]
     return Heard(*(torch.cat([getattr(one, part) for one in parts], -1) for part in ("received", "own", "crosstalk")))
 
 
@@ -124,29 +172,19 @@ def entries_per_use(packing: Packing) -> int:
     return 1 if packing == "real" else 2
 
 
-def overlap(piece: Piece, packing: Packing) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T K"]]:
+def overlap(
+    group: Normalised, target_of: Int[Tensor, " K"], spans: Spans, packing: Packing
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T K"]]:
     """Share of each target's entries that lies in each block, and the mean power it hears there from each stream.
 
     A target with a shorter vector hears the first blocks only, and its streams are silent in the tail of the others.
     """
-    per, group = entries_per_use(packing), piece.group
-    parts = [group.valid[:, per * a : per * b].double() for a, b in piece.spans]
+    per = entries_per_use(packing)
+    parts = [group.valid[:, per * a : per * b].double() for a, b in spans]
     both = torch.stack([part @ part.T for part in parts])
     own = both.diagonal(dim1=1, dim2=2)
     share = own / own.sum(0).clamp(min=1)
-    return share, (both / own.clamp(min=1)[:, :, None])[:, :, piece.job.group_of] * group.power
-
-
-def claim(slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"]) -> Float[Tensor, "B T"]:
-    """MSE per real entry that the receiver expects: its estimates, the actual symbol powers, i.i.d. symbols.
-
-    symbol_power: p_ik, mean over target i's entries in the block, or p_k alone.
-    sum_k p_ik |gain_ik - w_ik|^2 + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2; of real symbols the real part.
-    """
-    mismatch = squared(slot, gains(slot.h, transceiver) - slot.weights)
-    radiated = (transceiver.transmit.abs().square() * slot.csi_variance)[:, None, :] * symbol_power
-    disturbance = slot.noise + radiated.sum(-1)
-    return (mismatch * symbol_power).sum(-1) + disturbance * transceiver.receiver.abs().square().sum(1)
+    return share, (both / own.clamp(min=1)[:, :, None])[:, :, target_of] * group.power
 
 
 def spans_of(place: int, uses: int, coherence: int) -> tuple[range, Spans]:
@@ -163,14 +201,29 @@ def one_block(slot: Slot, block: int) -> Slot:
 
 
 def designed(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
-    """One transceiver a piece and block: slot by slot, then, where energy is shared, for the whole round at once."""
+    """One transceiver a piece and block: slot by slot, then, where energy is shared, for the whole round at once.
+
+    Receivers of a design that shrinks are scaled at last to the correlation believed in.
+    """
     assert air.design is not None
     made = [air.design(piece.asked) for piece in pieces]
-    if air.refine is None:
-        return made
+    if air.refine is not None:
+        made = refined(air.refine, pieces, made)
+    return rescaled(air, pieces, made)
+
+
+def rescaled(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
+    """Each receiver times its best scalar under the correlation believed in, for designs that shrink."""
+    if not air.rescale:
+        return list(made)
+    return [scaled(piece.asked, one, piece.expected, piece.power) for piece, one in zip(pieces, made, strict=True)]
+
+
+def refined(refine: RoundFunction, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
+    """All blocks of a round's pieces share energy: each becomes a slot of its own."""
     places = [(piece, one, block) for piece, one in zip(pieces, made, strict=True) for block in range(len(piece.spans))]
     uses = [float(piece.spans[block][1] - piece.spans[block][0]) for piece, _, block in places]
     slots = [one_block(piece.asked, block) for piece, _, block in places]
     starts = [one.block(block) for _, one, block in places]
-    refined = iter(air.refine(slots, [piece.job.devices for piece, _, _ in places], uses, starts))
-    return [joined([next(refined) for _ in piece.spans]) for piece in pieces]
+    found = iter(refine(slots, [piece.job.devices for piece, _, _ in places], uses, starts))
+    return [joined([next(found) for _ in piece.spans]) for piece in pieces]

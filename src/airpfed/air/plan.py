@@ -27,14 +27,17 @@ Access = Literal["concurrent", "tdma", "auto", "superposed"]
 class Air:
     """What stays the same from round to round, linear SI units.
 
-    design: None is the error-free link. refine: None if every slot keeps the power limit by itself. personal_slots: the
-    most p-slots of access `auto`. gain: mean power gain per device; power: P_k, watts; noise: sigma2, watts per
-    antenna. samples: D_k. groups: columns of each normaliser group of the s- and p-vectors; lengths: entries of each
-    task's p-vector.
+    design: None is the error-free link. refine: None if every slot keeps the power limit by itself. rescale: receivers
+    are scaled to the correlation believed in, which is `correlation`, or estimated from round to round if None.
+    personal_slots: the most p-slots of access `auto`. gain: mean power gain per device; power: P_k, watts; noise:
+    sigma2, watts per antenna. samples: D_k. groups: columns of each normaliser group of the s- and p-vectors; lengths:
+    entries of each task's p-vector.
     """
 
     design: DesignFunction | None
     refine: RoundFunction | None
+    rescale: bool
+    correlation: float | None
     access: Access
     personal_slots: int
     packing: Packing
@@ -152,6 +155,11 @@ def slot_uses(air: Air, job: Job) -> int:
 def groups_of(air: Air, job: Job) -> Groups:
     """Normaliser groups of a slot: with one common sigma, the whole vector."""
     return ((0, job.vectors.shape[1]),) if air.normalizer == "common" else job.groups
+
+
+def memory_rows(air: Air) -> int:
+    """Normaliser groups that a slot can have at most: each has a correlation of its own."""
+    return max(1, len(air.shared_groups) + len(air.personal_groups))
 
 
 def streams_of(devices: Int[Tensor, " K"]) -> Int[Tensor, " K"] | None:

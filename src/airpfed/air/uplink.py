@@ -6,7 +6,7 @@ receiver a task; `auto`: the best grouping), or s and p in one slot (`superposed
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from airpfed.air import ledger
 from airpfed.air.channel import estimated
+from airpfed.air.correlation import Correlation, Evidence, estimate, remember
 from airpfed.air.grouping import best_grouping
-from airpfed.air.pieces import Outcome, Piece, asked_of, designed, spans_of, transmitted
-from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, plan, slot_uses
+from airpfed.air.pieces import Outcome, Piece, asked_of, designed, overlap, spans_of, transmitted
+from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
 from airpfed.air.symbols import common_sigma, normalise, uses_of
 from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 
@@ -25,7 +26,8 @@ from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 class Received:
     """What the servers get from a round's uplink.
 
-    shared: Ghat^s. personal: Ghat_n^p, one row a task. heard: tasks with any device present.
+    shared: Ghat^s. personal: Ghat_n^p, one row a task. heard: tasks with any device present. correlation: believed
+    before the round, within and across tasks, per normaliser group; memory: the evidence for it after the round.
     """
 
     shared: Float[Tensor, " d_s"]
@@ -35,13 +37,15 @@ class Received:
     pi: float | None
     pi_claimed: float | None
     ledger: Ledger
+    correlation: tuple[tuple[float, float], ...]
+    memory: Float[Tensor, "G 7"]
 
 
 @dataclass(frozen=True)
 class Sums:
     """A slot's outcome: the sums, the error of each target in parts (energies), and its cost.
 
-    claimed, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per stream.
+    claimed, genie, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per stream.
     """
 
     sums: Float[Tensor, "T d"]
@@ -49,27 +53,59 @@ class Sums:
     measured: Float[Tensor, " T"]
     bias: Float[Tensor, " T"]
     variance: Float[Tensor, " T"]
+    genie: Float[Tensor, " T"]
     silence: Float[Tensor, " T"]
     scale: Float[Tensor, " T"]
     joules: Float[Tensor, " K"]
 
 
 def send(
-    air: Air, t: int, shared: Float[Tensor, "K d_s"], personal: Float[Tensor, "K d_p"], present: Bool[Tensor, " K"]
+    air: Air,
+    t: int,
+    shared: Float[Tensor, "K d_s"],
+    personal: Float[Tensor, "K d_p"],
+    present: Bool[Tensor, " K"],
+    memory: Float[Tensor, "G 7"],
 ) -> Received:
     """Round t's uplink of the present devices' gradients; an absent device is in no sum and no weight.
 
-    Random: fading, CSI error, noise and scrambling, each from a stream of its own, fixed by seed and round.
+    memory: evidence of earlier rounds for the symbols' correlation, `fresh_memory` at first. Random: fading, CSI error,
+    noise and scrambling, each from a stream of its own, fixed by seed and round.
     """
     jobs = plan(air, shared, personal, present, grouping(air, t, present))
+    beliefs = [believed(air, row) for row in memory]
     if air.design is None:
         done = [exact(job) for job in jobs]
     else:
-        pieces = prepare(air, jobs, t)
+        pieces = prepare(air, jobs, t, beliefs)
         flat = [piece for slot in pieces for piece in slot]
         outcome = iter([transmitted(air, one, made, t) for one, made in zip(flat, designed(air, flat), strict=True)])
-        done = [together(job, [next(outcome) for _ in slot]) for job, slot in zip(jobs, pieces, strict=True)]
-    return collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
+        each = [[next(outcome) for _ in slot] for slot in pieces]
+        done = [together(job, parts) for job, parts in zip(jobs, each, strict=True)]
+        memory = remembered(memory, each)
+    received = collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
+    return replace(received, correlation=tuple((one.within, one.cross) for one in beliefs), memory=memory)
+
+
+def fresh_memory(air: Air) -> Float[Tensor, "G 7"]:
+    """No evidence yet: one row a normaliser group, which the s- and the p-slots share."""
+    return torch.zeros(memory_rows(air), len(astuple(Evidence())), dtype=torch.float64)
+
+
+def believed(air: Air, row: Float[Tensor, " 7"]) -> Correlation:
+    """The correlation that receivers expect of a normaliser group: as set, or as heard in earlier rounds."""
+    if air.correlation is not None:
+        return Correlation(air.correlation, air.correlation)
+    return estimate(Evidence(*row.tolist()))
+
+
+def remembered(memory: Float[Tensor, "G 7"], slots: Sequence[Sequence[Outcome]]) -> Float[Tensor, "G 7"]:
+    """The memory after a round: what its slots taught about each normaliser group, on top of what was known."""
+    rows = []
+    for index, row in enumerate(memory):
+        learned = [parts[index].learned for parts in slots if index < len(parts)]
+        rows.append(torch.tensor(astuple(remember(Evidence(*row.tolist()), sum(learned, Evidence())))))
+    return torch.stack(rows).double()
 
 
 def grouping(air: Air, t: int, present: Bool[Tensor, " K"]) -> Grouping:
@@ -85,17 +121,17 @@ def exact(job: Job) -> Sums:
     zero = torch.zeros(len(job.weights), dtype=torch.float64)
     sums = (job.weights @ job.vectors.double()).to(job.vectors.dtype)
     scale = torch.ones_like(zero)
-    return Sums(sums, zero, zero, zero, zero, zero, scale, torch.zeros(len(job.devices), dtype=torch.float64))
+    return Sums(sums, zero, zero, zero, zero, zero, zero, scale, torch.zeros(len(job.devices), dtype=torch.float64))
 
 
-def prepare(air: Air, jobs: Sequence[Job], t: int) -> list[list[Piece]]:
+def prepare(air: Air, jobs: Sequence[Job], t: int, beliefs: Sequence[Correlation]) -> list[list[Piece]]:
     """The normaliser groups of every slot with their places in the round's channel uses, ready to be designed for."""
     vectors, lengths = [job.vectors for job in jobs], [job.lengths for job in jobs]
     sigma = common_sigma(vectors, lengths) if air.normalizer == "common" else None
     slots, place = [], 0
     for job in jobs:
         pieces = []
-        for first, last in groups_of(air, job):
+        for row, (first, last) in enumerate(groups_of(air, job)):
             uses = uses_of(last - first, air.packing)
             blocks, spans = spans_of(place, uses, air.coherence_symbols)
             known, true = estimated(air.gain, air.antennas, air.csi_error, air.seed, t, blocks)
@@ -103,7 +139,21 @@ def prepare(air: Air, jobs: Sequence[Job], t: int) -> list[list[Piece]]:
                 job.vectors[:, first:last], (job.lengths - first).clamp(0, last - first), job.weights, sigma
             )
             asked = asked_of(air, job, group.weights, known, air.csi_error * air.gain)
-            pieces.append(Piece(job, group, spans, asked, true[:, :, job.devices], f"{job.name}/{first}"))
+            share, power = overlap(group, job.group_of, spans, air.packing)
+            pieces.append(
+                Piece(
+                    job=job,
+                    group=group,
+                    spans=spans,
+                    asked=asked,
+                    true=true[:, :, job.devices],
+                    share=share,
+                    power=power,
+                    believed=beliefs[row],
+                    task_of=air.task_of[job.devices],
+                    name=f"{job.name}/{first}",
+                )
+            )
             place += uses
         slots.append(pieces)
     return slots
@@ -113,7 +163,7 @@ def together(job: Job, outcomes: Sequence[Outcome]) -> Sums:
     """A slot's groups put together: sums side by side, energies added over groups and blocks."""
     parts = {
         key: torch.stack([getattr(one, key).sum(0) for one in outcomes]).sum(0)
-        for key in ("claimed", "measured", "bias", "variance")
+        for key in ("claimed", "measured", "bias", "variance", "genie")
     }
     whole = {
         key: torch.stack([getattr(one, name) for one in outcomes]).sum(0)
@@ -138,12 +188,14 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
     heard = torch.tensor([bool((present & (air.task_of == n)).any()) for n in range(len(air.task_names))])
     mse = MeanSquaredErrors(s=errors.pop("", None), p=errors)
     pi, pi_claimed = (combined(air, mse, d_s, key) for key in ("measured", "claimed"))
-    return Received(shared, personal, heard, mse, pi, pi_claimed, _ledger(air, jobs, done, d_s))
+    cost = _ledger(air, jobs, done, d_s)
+    return Received(shared, personal, heard, mse, pi, pi_claimed, cost, (), torch.zeros(0, 7, dtype=torch.float64))
 
 
 def _error(sums: Sums, row: int) -> SlotError:
     scale = float(sums.scale[row])
     parts = {key: float(getattr(sums, key)[row]) for key in ("claimed", "measured", "bias", "variance", "silence")}
+    parts["claimed_genie"] = float(sums.genie[row])
     return SlotError(scale=scale, **{key: value / scale if scale > 0 else 0.0 for key, value in parts.items()})
 
 

@@ -114,6 +114,7 @@ def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord
         mse=received.mse,
         pi=received.pi,
         pi_claimed=received.pi_claimed,
+        correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
         ledger=received.ledger,
         seconds=seconds,

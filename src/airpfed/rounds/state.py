@@ -29,13 +29,14 @@ class Moving:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What servers hold: the shared parameters and each task's.
+    """What servers hold: the shared parameters and each task's, and what they have heard of symbols' correlation.
 
     Nothing that must not leave a device is a field here.
     """
 
     shared: Moving
     personal: Moving
+    memory: Float[Tensor, "G 7"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class State:
     frozen: Float[Tensor, "1 d"]
 
 
-def start(initial: Vectors, layout: Layout, tasks: int, devices: int) -> State:
-    """Round 0: every copy of a scope starts from the same values."""
+def start(initial: Vectors, layout: Layout, tasks: int, devices: int, memory: Float[Tensor, "G 7"]) -> State:
+    """Round 0: every copy of a scope starts from the same values. memory: the link's, before anything was heard."""
 
     def moving(scope: Scope) -> Moving:
         rows = copies(scope, tasks, devices)
@@ -65,7 +66,7 @@ def start(initial: Vectors, layout: Layout, tasks: int, devices: int) -> State:
         return Moving(value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(rows, dtype=torch.long))
 
     own = DeviceState(moving("device"), torch.zeros(devices, dtype=torch.long))
-    return State(0, ServerState(moving("global"), moving("task")), own, initial["frozen"])
+    return State(0, ServerState(moving("global"), moving("task"), memory), own, initial["frozen"])
 
 
 def vectors(state: State) -> Vectors:

@@ -11,8 +11,8 @@ from airpfed.air.uplink import Received
 from airpfed.model.vector import Vectors
 from airpfed.rounds.state import DeviceState, Optimizer, ServerState, State, update
 
-Link = Callable[[int, Tensor, Tensor, Tensor], Received]
-"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K)) -> what the servers receive."""
+Link = Callable[[int, Tensor, Tensor, Tensor, Tensor], Received]
+"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K), memory) -> what the servers receive."""
 
 
 def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
@@ -31,11 +31,12 @@ def step(
     """
     present = finite(gradients)
     t = state.round + 1
-    received = link(t, gradients["global"], gradients["task"], present)
+    received = link(t, gradients["global"], gradients["task"], present, state.server.memory)
     anyone = present.any().reshape(1)
     server = ServerState(
         update(state.server.shared, received.shared[None, :], anyone, optimizer, lr),
         update(state.server.personal, received.personal, received.heard, optimizer, lr),
+        received.memory,
     )
     own = update(state.devices.own, _clean(gradients["device"], present), present, optimizer, lr)
     return replace(state, round=t, server=server, devices=DeviceState(own, cursors)), received, present

@@ -1,0 +1,81 @@
+"""Claimed over measured error with real gradients: `python benchmarks/claims.py experiments/quickstart.toml`.
+
+Plays the file's experiment over the error-free link and sends every round's gradients over each design's uplink too, so
+that all designs see the same gradients, fading and noise. Prints, per design and per belief about the symbols'
+correlation, the mean over rounds of claimed Pi over measured Pi (receiver's claim, and the genie's, who knows the
+symbols' true Gram matrix), its spread over rounds, and the measured Pi.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from airpfed import build, reading
+from airpfed.air.plan import Air
+from airpfed.air.uplink import Received, combined, fresh_memory, send
+from airpfed.devices.fleet import batches, gradients
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import vectors
+from airpfed.rounds.step import step
+from airpfed.settings import Settings
+
+WAYS = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
+        for belief in ("none", "estimated")]  # fmt: skip
+
+
+def airs(settings: Settings, experiment: Experiment, snr_db: float | None) -> dict[tuple[str, str], Air]:
+    """The radio side of every way, and of the error-free link."""
+    names = tuple(task.name for task in experiment.tasks)
+    found = {}
+    for way in [("error_free", "none"), *WAYS]:
+        changes = {"design": way[0], "correlation": way[1]} | ({} if snr_db is None else {"snr_db": snr_db})
+        radio = settings.radio.model_copy(update=changes)
+        found[way] = build.air(settings.model_copy(update={"radio": radio}), experiment.fleet, names)
+    return found
+
+
+def ratios(air: Air, received: Received, d_s: int) -> tuple[float, float, float]:
+    """Claimed and genie's Pi over the measured one, and the measured one."""
+    pi = [combined(air, received.mse, d_s, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
+    return pi[0] / pi[2], pi[1] / pi[2], pi[2]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("file", type=Path)
+    arguments.add_argument("--rounds", type=int, default=8)
+    arguments.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0], help="median SNR, dB")
+    arguments.add_argument("--set", action="append", default=[])
+    chosen = arguments.parse_args()
+    settings = reading.read(chosen.file, chosen.set)
+    experiment = build.experiment(settings, build.load_tasks(settings))
+    ways = {snr: airs(settings, experiment, snr) for snr in chosen.snr}
+    memory = {(snr, way): fresh_memory(air) for snr, each in ways.items() for way, air in each.items()}
+    rows: dict[tuple[float, tuple[str, str]], list[tuple[float, float, float]]] = {key: [] for key in memory}
+    state = experiment.initial
+    exact = next(iter(ways.values()))["error_free", "none"]
+    for t in range(1, chosen.rounds + 1):
+        plan, cursors = batches(experiment.fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
+        found, _ = gradients(experiment.fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+        state, _, present = step(
+            state, found, cursors, lambda *given: send(exact, *given), experiment.optimizer, experiment.lr
+        )
+        for snr, each in ways.items():
+            for way in WAYS:
+                received = send(each[way], t, found["global"], found["task"], present, memory[snr, way])
+                memory[snr, way] = received.memory
+                rows[snr, way].append(ratios(each[way], received, found["global"].shape[1]))
+        print(f"round {t} of {chosen.rounds}", flush=True)
+    print("\n| SNR dB | design | correlation | claimed / measured | min to max | genie / measured | measured Pi |")
+    print("|---|---|---|---|---|---|---|")
+    for (snr, way), values in rows.items():
+        if values:
+            claimed, genie, pi = zip(*values, strict=True)
+            print(
+                f"| {snr:g} | {way[0]} | {way[1]} | {statistics.mean(claimed):.3f} | {min(claimed):.3f} to "
+                f"{max(claimed):.3f} | {statistics.mean(genie):.4f} | {statistics.mean(pi):.2e} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

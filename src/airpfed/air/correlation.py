@@ -1,0 +1,203 @@
+"""Correlated symbols: what they cost, the gain that answers them, and how a receiver learns of them from its own power.
+
+Gradients of devices point alike, so symbols are not i.i.d.: E[x_j conj(x_k)] = R_jk sqrt(p_j p_k), R real with unit
+diagonal, one correlation within a task and one across tasks. An error e then costs e^H R e, and the shrinkage of a
+design made for R = I adds up coherently instead of averaging out.
+"""
+
+from dataclasses import astuple, dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from airpfed.air.slot import Slot, Transceiver, gains
+
+LARGEST = 0.99
+"""Cap on an estimated correlation: R stays positive definite, so no claim can vanish by cancellation."""
+
+ROUNDING = 1e-12
+"""Share of the incoherent power below which a coherent sum is rounding: v R v^H of a v in the null space of R."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Correlation of two devices' symbols of one task (`within`) and of different tasks (`cross`).
+
+    R is positive semidefinite for 0 <= cross <= within <= 1: a part common to all, one common to a task, one's own.
+    """
+
+    within: float
+    cross: float
+
+
+INDEPENDENT = Correlation(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """1 for each two different devices whose symbols correlate at the receivers: same task, different tasks."""
+
+    within: Float[Tensor, "K K"]
+    cross: Float[Tensor, "K K"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Mean power that a receiver expects, alone + rho_w within + rho_x cross, by block and target.
+
+    In the units of the target's sum squared. within and cross may be negative: gains of opposite signs.
+    """
+
+    alone: Float[Tensor, "B T"]
+    within: Float[Tensor, "B T"]
+    cross: Float[Tensor, "B T"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Sums of weighted least squares over equations y = rho_w w + rho_x x, y the power in excess of `alone`.
+
+    Dimensionless: one unit is what an estimate of standard deviation 1 knows. `pure`: equations with x = 0 only (one
+    task a slot, or scrambled); the others sum over the rest.
+    """
+
+    pure_ww: float = 0.0
+    pure_wy: float = 0.0
+    ww: float = 0.0
+    wx: float = 0.0
+    xx: float = 0.0
+    wy: float = 0.0
+    xy: float = 0.0
+
+    def __add__(self, other: "Evidence") -> "Evidence":
+        """The evidence of both."""
+        return remember(self, other, keep=1.0)
+
+
+def pairs(task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool) -> Pairs:
+    """Which symbols correlate in a slot. target_of: which receiver wants device k.
+
+    scrambled: the devices of each target share a random sign per use, so products across targets have zero mean.
+    """
+    same = task_of[:, None] == task_of[None, :]
+    heard = (target_of[:, None] == target_of[None, :]) | torch.tensor(not scrambled, device=target_of.device)
+    others = ~torch.eye(len(task_of), dtype=torch.bool, device=task_of.device)
+    return Pairs((same & others & heard).double(), (~same & heard).double())
+
+
+def matrix(
+    correlation: Correlation, task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool
+) -> Float[Tensor, "K K"]:
+    """R of a slot's symbols as its receivers see them, after unscrambling; arguments as in `pairs`."""
+    found = pairs(task_of, target_of, scrambled)
+    identity = torch.eye(len(task_of), dtype=torch.float64, device=task_of.device)
+    return identity + correlation.within * found.within + correlation.cross * found.cross
+
+
+def claimed(
+    slot: Slot,
+    transceiver: Transceiver,
+    R: Float[Tensor, "... K K"],
+    symbol_power: Float[Tensor, "... K"],
+) -> Float[Tensor, "B T"]:
+    """MSE per real entry that receivers expect of symbols of correlation R and powers p.
+
+    R: one matrix, or one a block. symbol_power: p_ik, mean over target i's entries (B T K or T K), or p_k.
+    sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2, e_i = gains_i - w_i;
+    of real symbols Re(e) stands for e. CSI errors are independent
+    from device to device, so their part does not know R.
+    """
+    mismatch = (gains(slot.h, transceiver) - slot.weights) * symbol_power.sqrt()
+    return _coherent(mismatch, R, slot.real) + disturbance(slot, transceiver, symbol_power)
+
+
+def scaled(
+    slot: Slot,
+    transceiver: Transceiver,
+    R: Float[Tensor, "... K K"],
+    symbol_power: Float[Tensor, "... K"],
+) -> Transceiver:
+    """The transceiver with each receiver times the real scalar of least `claimed`; arguments as there.
+
+    gamma_i = Re(v R w^T) / (v R v^H + disturbance_i), v_ik = gain_ik sqrt(p_ik), w likewise, Re(v) for v of real
+    symbols. A receiver that hears nothing stays. It answers a shrinkage made for R = I; it would take away the
+    unbiasedness of a design that has it.
+    """
+    root = symbol_power.sqrt()
+    v, w = gains(slot.h, transceiver) * root, slot.weights * root
+    heard = _coherent(v, R, slot.real) + disturbance(slot, transceiver, symbol_power)
+    incoherent = _parts(v, slot.real).square().sum((0, -1))
+    gamma = torch.where(heard > ROUNDING * incoherent, ((v.real @ R) * w).sum(-1) / heard, 1.0)
+    return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
+
+
+def terms(slot: Slot, transceiver: Transceiver, correlated: Pairs, symbol_power: Float[Tensor, "... K"]) -> Terms:
+    """What each receiver expects to hear, E_i = v_i R v_i^H + disturbance_i, as a linear function of rho_w and rho_x.
+
+    Only what receivers know enters: their estimates of the gains, noise and CSI statistics, normalised symbol powers.
+    """
+    v = gains(slot.h, transceiver) * symbol_power.sqrt()
+    alone = _parts(v, slot.real).square().sum((0, -1)) + disturbance(slot, transceiver, symbol_power)
+    return Terms(alone, _coherent(v, correlated.within, slot.real), _coherent(v, correlated.cross, slot.real))
+
+
+def evidence(
+    expected: Terms, power: Float[Tensor, "B T"], entries: Float[Tensor, "B T"], believed: Correlation = INDEPENDENT
+) -> Evidence:
+    """What the received power says about rho: one equation per block and target, weighted by its inverse variance.
+
+    power: mean square of the real entries that target i got in the block, before denormalising; entries: how many.
+    The mean of n squares varies by 2 E^2 / n for Gaussian symbols, with E taken at `believed` (the last estimate):
+    taken from `power` itself, faint draws would weigh more than strong ones and pull the estimate down.
+    """
+    level = expected.alone + believed.within * expected.within + believed.cross * expected.cross
+    usable = (level > 0) & (entries > 0) & power.isfinite()
+    weight = torch.where(usable, (entries / 2).sqrt() / level, 0.0)
+    w, x = (weight * term for term in (expected.within, expected.cross))
+    y = weight * torch.where(usable, power - expected.alone, 0.0)
+    pure = expected.cross == 0
+    alone = [(w * other)[pure].sum() for other in (w, y)]
+    mixed = [(a * b)[~pure].sum() for a, b in ((w, w), (w, x), (x, x), (w, y), (x, y))]
+    return Evidence(*torch.stack(alone + mixed).tolist())
+
+
+def estimate(known: Evidence) -> Correlation:
+    """rho_w from pure equations, then rho_x from the others given rho_w; 0 <= rho_x <= rho_w <= LARGEST.
+
+    Where that order would be broken, and without any pure equation, one scalar fits all equations. A device alone in
+    its task, zero gains, and no evidence at all give 0.
+    """
+    within = _ratio(known.pure_wy, known.pure_ww)
+    cross = _ratio(known.xy - within * known.wx, known.xx)
+    if cross < within:
+        return Correlation(within, cross)
+    both = _ratio(known.pure_wy + known.wy + known.xy, known.pure_ww + known.ww + 2 * known.wx + known.xx)
+    return Correlation(both, both)
+
+
+def remember(old: Evidence, new: Evidence, keep: float = 0.8) -> Evidence:
+    """Running evidence over rounds, keep * old + new: gradients turn, so what was heard long ago counts less."""
+    return Evidence(*(keep * a + b for a, b in zip(astuple(old), astuple(new), strict=True)))
+
+
+def _ratio(product: float, square: float) -> float:
+    """A correlation from its sums: one unit of evidence for 0 keeps two rounding errors from deciding it."""
+    return min(max(product / (square + 1.0), 0.0), LARGEST)
+
+
+def _parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T K"]:
+    """What of a complex gain reaches the real entries: of real symbols the real part."""
+    return v.real[None] if real else torch.stack([v.real, v.imag])
+
+
+def _coherent(v: Complex[Tensor, "B T K"], R: Float[Tensor, "... K K"], real: bool) -> Float[Tensor, "B T"]:
+    """v_i R v_i^H; for real symmetric R the real and the imaginary parts add up without a cross term."""
+    parts = _parts(v, real)
+    return ((parts @ R) * parts).sum((0, -1))
+
+
+def disturbance(slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"]) -> Float[Tensor, "B T"]:
+    """Noise and CSI error behind each receiver: (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2."""
+    radiated = (transceiver.transmit.abs().square() * slot.csi_variance)[:, None, :] * symbol_power
+    return (slot.noise + radiated.sum(-1)) * transceiver.receiver.abs().square().sum(1)
