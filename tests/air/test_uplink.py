@@ -409,3 +409,45 @@ def test_a_device_has_one_channel_in_all_slots_that_see_a_block(absent):
     shared, *personal = seen
     assert len(personal) == 2
     torch.testing.assert_close(torch.cat([slot.h for slot in personal], 2), shared.h, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("access", "energy", "packing", "noise"),
+    [
+        ("tdma", "per_round", "iq", 1e-12),
+        ("concurrent", "per_round", "real", 0.0),
+        ("auto", "per_slot", "iq", 0.0),
+        ("superposed", "per_round", "real", 1e-12),
+        ("superposed", "per_slot", "iq", 0.0),
+    ],
+)
+def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, monkeypatch):
+    """One antenna, zero gradients, one device, one task, nobody, channels all alike or all dead, in two rounds."""
+    air = make_air(
+        "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
+        refine=refine_of("mmse", energy, False),
+    )  # fmt: skip
+    shared, personal = gradients(air)
+    rank_one = torch.ones(1, 8, 5, dtype=torch.complex128) * 1e-5
+    cases = {
+        "one antenna": (replace(air, antennas=1), shared, personal, everyone(air), None),
+        "a zero gradient": (air, shared * (TASKS > 0)[:, None], personal * (TASKS > 0)[:, None], everyone(air), None),
+        "all zero": (air, 0 * shared, 0 * personal, everyone(air), None),
+        "one device": (air, shared, personal, torch.arange(5) == 3, None),
+        "nobody": (air, shared, personal, ~everyone(air), None),
+        "no p-vectors": (air, shared, personal[:, :0], everyone(air), None),
+        "all channels alike": (air, shared, personal, everyone(air), rank_one),
+        "all channels dead": (air, shared, personal, everyone(air), 0 * rank_one),
+    }
+    for name, (changed, s, p, present, h) in cases.items():
+        with monkeypatch.context() as patch:
+            if h is not None:
+                patch.setattr(uplink, "estimated", lambda *_, h=h: (h, h))
+            first = uplink.send(changed, 1, s, p, present, fresh_memory(changed))
+            second = uplink.send(changed, 2, s, p, present, first.memory)
+        assert is_finite(second), name
+        assert second.memory.isfinite().all(), name
+        assert all(0 <= across <= within < 1 for within, across in second.correlation), name
+        if name in ("all zero", "nobody", "all channels dead"):
+            assert (second.shared == 0).all() or name == "all channels dead", name
+            assert second.ledger.joules_max == 0, name

@@ -207,7 +207,7 @@ def alike(air: Air, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_correlation_is_learned_from_round_to_round_and_answered(access):
-    """At -10 dB: after some rounds the claim meets what is measured, and the gain pays; without either it is far off."""
+    """-10 dB: after some rounds the claim meets what is measured, and the gain pays; without either it is far off."""
     sums = {}
     for name, changes in {"learned": {"rescale": True, "correlation": None}, "ignored": {}}.items():
         air = large_air("mmse", access=access, **changes)

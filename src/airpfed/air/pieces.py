@@ -207,7 +207,7 @@ def designed(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
     """
     assert air.design is not None
     made = [air.design(piece.asked) for piece in pieces]
-    if air.refine is not None:
+    if air.refine is not None and pieces:
         made = refined(air.refine, pieces, made)
     return rescaled(air, pieces, made)
 
