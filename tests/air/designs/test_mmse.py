@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from airpfed.air.designs.certificate import lower_bound
 from airpfed.air.designs.channel_inversion import channel_inversion
 from airpfed.air.designs.mmse import debias, mmse
-from airpfed.air.designs.naive_ao import naive_ao
+from airpfed.air.designs.naive_ao import continued_ao, naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.slot import gains, mse, objective, silent
 
@@ -59,3 +60,21 @@ def test_debias_leaves_a_silent_receiver_alone(make_slot):
 def test_it_beats_the_fixed_beam(make_slot, snr_db):
     slot = make_slot(8, 8, 20, 1, snr_db)
     assert (objective(slot, mmse(slot)) < objective(slot, channel_inversion(slot))).all()
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_alternation_with_continuation_ends_below_plain_alternation(make_slot, targets):
+    slot = make_slot(8, 16, 30, targets, 30.0)
+    ratio = objective(slot, naive_ao(slot)) / objective(slot, continued_ao(slot))
+    assert 10 * ratio.log10().mean() > (3 if targets == 1 else 0)
+
+
+def test_alternation_with_continuation_ends_within_half_a_decibel(make_slot):
+    slot = make_slot(12, 16, 50, 1, 20.0)
+    ratio = objective(slot, continued_ao(slot)) / objective(slot, mmse(slot))
+    assert abs(10 * ratio.log10().mean()) < 0.5
+
+
+def test_sixty_four_antennas_are_within_a_quarter_of_the_optimum(make_slot):
+    slot = make_slot(4, 64, 200, 1, 10.0)
+    assert (mse(slot, mmse(slot))[:, 0] / lower_bound(slot) - 1).mean() < 0.25

@@ -30,7 +30,7 @@ def share_energy(
         u * float((slot.importance * slot.weights.square().sum(-1)).sum()) for u, slot in zip(uses, slots, strict=True)
     )
     problem = Problem(units, tuple(w / max(sum(weight), 1e-300) for w in weight), budget_of(devices, uses))
-    m: Receivers = tuple(adopt(unit, start) for unit, start in zip(units, starts, strict=True))
+    m: Receivers = tuple(adopt(unit, start.receiver) for unit, start in zip(units, starts, strict=True))
     m, steps = accelerate(problem, m, STEPS)
     sent = transmit(problem, m)
     parts = zip(units, m, sent, starts, strict=True)

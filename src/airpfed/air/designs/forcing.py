@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.designs.hinge import Point, continuation, gauss_newton, point, real_maps, receiver
-from airpfed.air.designs.unit import dominant_beam, heard, typical_power
+from airpfed.air.designs.continuation import END, follow
+from airpfed.air.designs.hinge import Hinge, enter, gauss_newton, hinge, leave, loudness
+from airpfed.air.designs.unit import dominant_beam
 
-PENALTY = (1.0, 3e-2)
 ROUNDS = 6
 WARM_ROUNDS = 4
+INNER = 2
 
 
 def least_norm(
@@ -24,39 +25,37 @@ def least_norm(
     A device of weight 0 constrains nothing. m: a start; without one, the weighted dominant eigenvector and a
     continuation in the penalty. Returns (m, steps).
     """
-    unit = typical_power(h, torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)).sqrt()[:, None]
-    h = h / unit[..., None]
-    w = torch.where(heard(h), weights, 0.0)
-    scale = w.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-300)
-    w = w / scale
-    maps, ridge = real_maps(h), torch.full_like(unit[:, 0], PENALTY[1])
+    problem = hinge(h, weights)
     if m is None:
-        at, steps = continuation(maps, w, ridge, point(maps, dominant_beam(h, w)), PENALTY[0])
-        at, more = augmented_lagrangian(maps, w, ridge, at, ROUNDS)
+        begin, _, steps = follow(problem, dominant_beam(h, weights), torch.zeros_like(problem.unit))
     else:
-        at, more = augmented_lagrangian(maps, w, ridge, point(maps, m * unit / scale), WARM_ROUNDS)
-        steps = 0
-    return receiver(at) * scale / unit, steps + more
+        begin, steps = enter(problem, m), 0
+    at, more = augmented_lagrangian(problem, begin, WARM_ROUNDS if steps == 0 else ROUNDS)
+    return leave(problem, at), steps + more
 
 
-def augmented_lagrangian(
-    maps: Float[Tensor, "B D 2 K"], w: Float[Tensor, "B K"], ridge: Float[Tensor, " B"], at: Point, rounds: int
-) -> tuple[Point, int]:
+def augmented_lagrangian(problem: Hinge, at: Float[Tensor, "B 2 N"], rounds: int) -> tuple[Float[Tensor, "B 2 N"], int]:
     """The best feasible point met while the targets are shifted by the multipliers, c <- w + (c - |m^H h|)_+."""
-    best, c = feasible(at, w), w
-    for step in range(2 * rounds):
-        if step % 2 == 0:
-            c = torch.where(w > 0, w + (c - at.magnitude()).clamp_min(0.0), 0.0)
-        at, _, _ = gauss_newton(maps, c, ridge, at)
-        tried = feasible(at, w)
-        shorter = tried.r.square().sum(-1) < best.r.square().sum(-1)
-        best = Point(
-            torch.where(shorter[:, None], tried.r, best.r), torch.where(shorter[:, None, None], tried.a, best.a)
-        )
-    return best, 2 * rounds
+    w, ridge = problem.targets, torch.full_like(problem.unit, END)
+    best, norm, magnitude = feasible(problem, at)
+    c = w
+    for _ in range(rounds):
+        c = torch.where(w > 0, w + (c - magnitude).clamp_min(0.0), 0.0)
+        for _ in range(INNER):
+            at, _ = gauss_newton(problem, c, ridge, at)
+        tried, shorter, magnitude = feasible(problem, at)
+        best = torch.where((shorter < norm)[:, None, None], tried, best)
+        norm = torch.minimum(norm, shorter)
+    return best, INNER * rounds
 
 
-def feasible(at: Point, w: Float[Tensor, "B K"]) -> Point:
-    """The point on the same ray whose tightest device meets its constraint, i.e. transmits at exactly its limit."""
-    ratio = torch.where(w > 0, w / at.magnitude().clamp_min(1e-300), 0.0)
-    return at.scaled(ratio.amax(-1))
+def feasible(
+    problem: Hinge, at: Float[Tensor, "B 2 N"]
+) -> tuple[Float[Tensor, "B 2 N"], Float[Tensor, " B"], Float[Tensor, "B K"]]:
+    """The point on the same ray whose tightest device meets its constraint, i.e. transmits at exactly its limit.
+
+    Returns (the point, its ||m||^2, the |m^H h_k| before).
+    """
+    magnitude, norm = loudness(problem, at)
+    ratio = torch.where(problem.targets > 0, problem.targets / magnitude.clamp_min(1e-300), 0.0).amax(-1)
+    return at * ratio[:, None, None], norm * ratio.square(), magnitude

@@ -6,29 +6,34 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
+from airpfed.air.designs.alone import least_error_alone, least_error_from
 from airpfed.air.designs.alternation import accelerate, alone, devices, error, singular_start
-from airpfed.air.designs.hinge import continuation, point, real_maps, receiver
+from airpfed.air.designs.quiet import quiet
 from airpfed.air.designs.real import eliminated, widely_linear
-from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.designs.unit import Unit, dominant_beam, heard, normalise, restore
+from airpfed.air.designs.uniform_forcing import forced, uniform_forcing
+from airpfed.air.designs.unit import Unit, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, gains, keep_better
-
-START = 10.0
-"""First noise level of the continuation, in units of the typical channel power per antenna."""
 
 STEPS = 60
 
 
-def mmse(slot: Slot) -> Transceiver:
+@quiet
+def mmse(slot: Slot, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
     """The least sum_i alpha_i MSE_i over receivers and |b_k|^2 <= P_k, to a local optimum; shrinks, hence biased.
 
     One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from
     `uniform_forcing` and from singular vectors, the better. Never worse than `uniform_forcing`, block by block.
+    One target only: starts, how many beams it begins from, the best is kept; start, a receiver to begin from instead,
+    say that of a channel just before, with no path and no comparison with forcing (see benchmarks/transceivers.py).
     """
-    forcing = uniform_forcing(slot)
     unit = normalise(slot)
-    found = concurrent(unit, forcing) if len(slot.weights) > 1 else single(unit)
-    if slot.real and len(slot.weights) > 1:
+    if len(slot.weights) == 1:
+        return single(slot, unit, starts) if start is None else nearby(unit, start)
+    if starts != 1 or start is not None:
+        raise ValueError("several starts and a given start are for slots of one target")
+    forcing = uniform_forcing(slot)
+    found = concurrent(unit, forcing)
+    if slot.real:
         found = keep_better(slot, found, imaginary(unit, found))
     return keep_better(slot, forcing, found)
 
@@ -38,7 +43,7 @@ def imaginary(unit: Unit, complex_found: Transceiver) -> Transceiver:
     the imaginary part.
     """
     found = []
-    for begin in (adopt(unit, complex_found), singular_start(unit)):
+    for begin in (adopt(unit, complex_found.receiver), singular_start(unit)):
         m, steps = widely_linear(unit, begin)
         found.append((*eliminated(unit, m), m, steps))
     (first, b, m, steps), (second, b2, m2, more) = found
@@ -47,13 +52,22 @@ def imaginary(unit: Unit, complex_found: Transceiver) -> Transceiver:
     return restore(unit, m, b, complex_found.iterations + steps + more)
 
 
-def single(unit: Unit) -> Transceiver:
-    """One target: Gauss-Newton with continuation, CSI error as noise at full power, then polished."""
-    h, w = unit.h, torch.where(heard(unit.h), unit.weights[0], 0.0)
-    noise = unit.noise + unit.csi.sum(-1)
-    maps = real_maps(h)
-    at, steps = continuation(maps, w, noise, point(maps, dominant_beam(h, w)), START)
-    m = receiver(at)[..., None]
+def single(slot: Slot, unit: Unit, starts: int) -> Transceiver:
+    """One target: both designs from one continuation, CSI error as noise at full power, the better per block."""
+    forcing, least, steps = least_error_alone(unit, starts)
+    found = keep_better(slot, restore(unit, forcing, forced(unit, forcing), 0), polished(unit, least, steps))
+    if starts > 1 and bool((unit.csi > 0).any()):  # the best start was chosen before the polish, which may reorder
+        return keep_better(slot, single(slot, unit, 1), found)
+    return found
+
+
+def nearby(unit: Unit, start: Complex[Tensor, "B M 1"]) -> Transceiver:
+    """One target: the local optimum near a receiver."""
+    return polished(unit, *least_error_from(unit, adopt(unit, start)))
+
+
+def polished(unit: Unit, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
+    """Optimal devices for a receiver, after a few alternations where CSI error makes the hinge inexact."""
     if bool((unit.csi > 0).any()):
         (m,), more = accelerate(alone(unit), (m,), STEPS)
         steps += more
@@ -63,7 +77,7 @@ def single(unit: Unit) -> Transceiver:
 def concurrent(unit: Unit, forcing: Transceiver) -> Transceiver:
     """Several targets: accelerated alternation from uniform forcing and, for when forcing is hopeless, from the SVD."""
     problem, steps = alone(unit), 0
-    m, least = adopt(unit, forcing), torch.full_like(unit.noise, torch.inf)
+    m, least = adopt(unit, forcing.receiver), torch.full_like(unit.noise, torch.inf)
     for begin in (m, singular_start(unit), *winners(unit)):
         (reached,), taken = accelerate(problem, (begin,), STEPS)
         value = error(unit, reached, devices(unit, reached))
@@ -86,9 +100,9 @@ def winners(unit: Unit) -> list[Complex[Tensor, "B D T"]]:
     return [m]
 
 
-def adopt(unit: Unit, transceiver: Transceiver) -> Complex[Tensor, "B D T"]:
+def adopt(unit: Unit, receiver: Complex[Tensor, "B M T"]) -> Complex[Tensor, "B D T"]:
     """A slot's receivers in the unit problem's coordinates, the inverse of `restore`."""
-    receiver = transceiver.receiver if unit.basis is None else unit.basis.mH @ transceiver.receiver
+    receiver = receiver if unit.basis is None else unit.basis.mH @ receiver
     return receiver * unit.scale.sqrt()[:, None, None] / unit.norm
 
 

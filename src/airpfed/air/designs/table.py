@@ -7,18 +7,19 @@ from typing import Literal
 from airpfed.air.designs.channel_inversion import channel_inversion
 from airpfed.air.designs.energy import share_energy
 from airpfed.air.designs.mmse import debias, mmse
-from airpfed.air.designs.naive_ao import naive_ao
+from airpfed.air.designs.naive_ao import continued_ao, naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.plan import RoundFunction
 from airpfed.air.slot import Slot, Transceiver
 
-DesignName = Literal["uniform_forcing", "mmse", "channel_inversion", "naive_ao"]
+DesignName = Literal["uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao"]
 
 DESIGNS: dict[DesignName, Callable[[Slot], Transceiver]] = {
     "uniform_forcing": uniform_forcing,
     "mmse": mmse,
     "channel_inversion": channel_inversion,
     "naive_ao": naive_ao,
+    "continued_ao": continued_ao,
 }
 
 

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from airpfed.air.designs.alone import least_norm_alone
 from airpfed.air.designs.alternation import error
 from airpfed.air.designs.emphasis import emphasise
 from airpfed.air.designs.forcing import least_norm
 from airpfed.air.designs.own import gather_own, own_devices, own_gains, scatter_own
+from airpfed.air.designs.quiet import quiet
 from airpfed.air.designs.unit import Unit, heard, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, divided
 
@@ -15,23 +17,28 @@ JACOBI_ROUNDS = 3
 RANK_TOLERANCE = 1e-10
 
 
-def uniform_forcing(slot: Slot) -> Transceiver:
+@quiet
+def uniform_forcing(slot: Slot, starts: int = 1) -> Transceiver:
     """b_k = w_k / (m_i^H h_k) and the receivers of locally least objective: unbiased for perfect CSI.
 
     One target: min ||m||^2 s.t. sqrt(P_k)|m^H h_k| >= w_k, so that the weakest device sends exactly P_k. Several: exact
     nulls on the other targets' devices where the antennas allow, against receivers that weigh interference with noise
     (Jacobi: each whitened by what the others send), whichever is better in a block; alternation with the own error
     emphasised where nulls are out of reach. A device without a channel (or without weight) constrains nothing and is
-    silent. Streams of one device have even shares of its limit. CSI error enters the error, not the design.
+    silent. Streams of one device have even shares of its limit. CSI error enters the error, not the design. starts: how
+    many beams a slot of one target begins from; the best is kept.
     """
     unit = normalise(divided(slot))
+    if len(unit.weights) == 1:
+        m, steps = least_norm_alone(unit, starts)
+        return restore(unit, m, forced(unit, m), steps)
+    if starts != 1:
+        raise ValueError("several starts are for slots of one target")
     index, w = own_devices(unit.weights)
     own = gather_own(unit.h, index)
-    m, steps = least_norm_each(own, w)
-    if len(w) > 1:
-        m, more = separate(unit, own, m)
-        steps += more
-    return restore(unit, m, forced(unit, m), steps)
+    alone, steps = least_norm_each(own, w)
+    m, more = separate(unit, own, alone)
+    return restore(unit, m, forced(unit, m), steps + more)
 
 
 def least_norm_each(

@@ -1,0 +1,213 @@
+"""One-target transceiver designs against their goals, as markdown: `python benchmarks/transceivers.py [--quick]`.
+
+Rayleigh fading, distances U[10, 200] m with exponent 3, SNR at 100 m per antenna, shares U[0.5, 1.5], perfect CSI.
+Times are medians, process time where only one is told. Set OMP_NUM_THREADS=1. The first table needs cvxpy and is left
+out without it. `--quick` draws fewer instances and smaller slots, under half a minute.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from airpfed.air.channel import rayleigh
+from airpfed.air.designs.certificate import lower_bound
+from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.naive_ao import naive_ao
+from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.slot import Slot, mse, objective
+from airpfed.streams import stream
+
+SEED = 0
+ORACLE = {
+    (20, 1): 15.52,
+    (20, 2): 7.67,
+    (20, 4): 3.02,
+    (20, 6): 0.93,
+    (20, 10): -1.22,
+    (10, 4): 0.70,
+    (50, 4): 6.45,
+    (100, 4): 9.40,
+}
+"""Mean 10 log10 min ||m||^2 by (devices, antennas), i.i.d. Rayleigh: exact for one antenna, else best of 4 SCA."""
+
+
+def draw(blocks: int, antennas: int, devices: int, snr_db: float) -> Slot:
+    """`blocks` slots of one target, each block with distances of its own; the channel unit is its power at 100 m."""
+    rng = stream(SEED, "transceivers", antennas, devices)
+    distance = 10 + 190 * torch.rand(blocks, devices, dtype=torch.float64, generator=rng)
+    share = 0.5 + torch.rand(devices, dtype=torch.float64, generator=rng)
+    h = torch.stack([rayleigh((d / 100) ** -3, antennas, rng) for d in distance])
+    one = torch.ones(devices, dtype=torch.float64)
+    return Slot(h, (share / share.sum())[None], one[:1], one, 10 ** (-snr_db / 10), 0 * one)
+
+
+def blocks_of(slot: Slot) -> Iterator[Slot]:
+    for h in slot.h:
+        yield replace(slot, h=h[None])
+
+
+def decibels(values: Tensor) -> str:
+    return f"{float(values.mean()):+.2f} +- {float(values.std()) / math.sqrt(len(values)):.2f}"
+
+
+def percent(values: Tensor) -> str:
+    return f"{100 * float(values.mean()):.2f} +- {100 * float(values.std()) / math.sqrt(len(values)):.2f}"
+
+
+def ratio(values: Tensor) -> str:
+    return f"{float(values.mean()):.3f} +- {float(values.std()) / math.sqrt(len(values)):.3f}"
+
+
+def timed(work: Callable[[], object], runs: int) -> tuple[float, float]:
+    """Median (wall, process) seconds of a call, after one that warms up."""
+    work()
+    walls, processes = [], []
+    for _ in range(runs):
+        wall, process = time.perf_counter(), time.process_time()
+        work()
+        walls.append(time.perf_counter() - wall)
+        processes.append(time.process_time() - process)
+    return statistics.median(walls), statistics.median(processes)
+
+
+def table(title: str, columns: str) -> None:
+    print(f"\n**{title}**\n\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}", flush=True)
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def forcing_against_convex(quick: bool) -> None:
+    """||m||^2 and seconds of ours, of successive convex approximation and of semidefinite relaxation."""
+    instances = 2 if quick else 8
+    table(
+        f"Uniform forcing against cvxpy: ||m||^2 ours / theirs over {instances} instances, seconds an instance",
+        "M, K | / SCA | / SDR, 200 samples | SCA s | SDR s | ours s, batch 64 | faster than SCA, SDR | ours s, alone",
+    )
+    for antennas, devices in [(16, 50)] if quick else [(16, 50), (16, 200)]:
+        slot = draw(64, antennas, devices, 10.0)
+        ours = uniform_forcing(slot).receiver.abs().square().sum((1, 2))[:instances]
+        batch = timed(partial(uniform_forcing, slot), 3)[1] / len(slot.h)
+        alone = timed(partial(uniform_forcing, replace(slot, h=slot.h[:1])), 9)[1]
+        norms, seconds = convex_programs(slot, instances)
+        faster = ", ".join(f"{float(s) / batch:.0f}x" for s in seconds)
+        ratios = [ratio(ours / norm) for norm in norms]
+        row(f"{antennas}, {devices}", *ratios, *(f"{s:.3f}" for s in seconds), f"{batch:.5f}", faster, f"{alone:.4f}")
+
+
+def convex_programs(slot: Slot, instances: int) -> tuple[Tensor, Tensor]:
+    """||m||^2 of both convex programs on the first instances, of shape (2, instances), and their mean seconds."""
+    import convex
+
+    norms, seconds = torch.zeros(2, instances, dtype=torch.float64), torch.zeros(2, instances)
+    for index in range(instances):
+        h = slot.h[index] / slot.weights[0]
+        scale = float(h.abs().square().mean().sqrt())
+        unit, rng = (h / scale).numpy(), np.random.default_rng(SEED)
+        programs = partial(convex.sca, unit, convex.eigenvector(unit)), partial(convex.sdr, unit, rng)
+        for which, program in enumerate(programs):
+            start = time.process_time()
+            norms[which, index] = float((np.abs(program()) ** 2).sum()) / scale**2
+            seconds[which, index] = time.process_time() - start
+    return norms, seconds.mean(1)
+
+
+def least_norms(quick: bool) -> None:
+    """Mean least norms in i.i.d. fading against those of convex approximation."""
+    draws = 60 if quick else 400
+    table(
+        f"10 log10 min ||m||^2, i.i.d. Rayleigh, {draws} draws (1000 for M = 1)",
+        "K, M | ours dB | known dB | above by more than 3 se",
+    )
+    for (devices, antennas), known in ORACLE.items():
+        count, one = draws if antennas > 1 else 1000, torch.ones(devices, dtype=torch.float64)
+        rng = stream(SEED, "least norm", devices, antennas)
+        h = torch.stack([rayleigh(one, antennas, rng) for _ in range(count)])
+        slot = Slot(h, one[None], one[:1], one, 1.0, 0 * one)
+        values = 10 * objective(slot, uniform_forcing(slot)).log10()
+        above = float(values.mean()) > known + 3 * float(values.std()) / math.sqrt(count)
+        row(f"{devices}, {antennas}", decibels(values), known, "yes" if above else "no")
+
+
+def against_alternation(quick: bool) -> None:
+    """mmse and plain alternation."""
+    blocks = 8 if quick else 32
+    table(f"naive_ao minus mmse, {blocks} instances", "M, K | 20 dB | 30 dB")
+    for antennas, devices in [(16, 50)] if quick else [(16, 50), (16, 200), (64, 50)]:
+        gains = []
+        for snr_db in (20.0, 30.0):
+            slot = draw(blocks, antennas, devices, snr_db)
+            gains.append(10 * (objective(slot, naive_ao(slot)) / objective(slot, mmse(slot))).log10())
+        row(f"{antennas}, {devices}", *(decibels(gain) for gain in gains))
+
+
+def certified_gaps(quick: bool) -> None:
+    """How far mmse can be from the optimum at most, with one start and with four."""
+    blocks = 8 if quick else 32
+    table(
+        f"Certified gap of mmse, % ({blocks} instances; 4 starts at 10 dB)",
+        "M, K | -10 dB | 0 dB | 10 dB | 10 dB, 4 starts",
+    )
+    shapes = [(4, 10), (16, 50)] if quick else [(4, 10), (16, 10), (64, 10), (16, 50), (64, 50), (64, 200)]
+    for antennas, devices in shapes:
+        cells = []
+        for snr_db, starts in ((-10.0, 1), (0.0, 1), (10.0, 1), (10.0, 4)):
+            slot = draw(blocks, antennas, devices, snr_db)
+            cells.append(percent(mse(slot, mmse(slot, starts))[:, 0] / lower_bound(slot) - 1))
+        row(f"{antennas}, {devices}", *cells)
+
+
+def latencies(quick: bool) -> None:
+    """Every design at one instance."""
+    shapes = [(16, 50), (16, 200)] if quick else [(16, 50), (16, 200), (64, 200), (64, 1000)]
+    table("One instance at 10 dB, ms: wall (process)", "design | " + " | ".join(f"{m}, {k}" for m, k in shapes))
+    for name, design in DESIGNS.items():
+        runs = 3 if quick or name == "continued_ao" else 9
+        spent = [timed(partial(design, draw(1, m, k, 10.0)), runs) for m, k in shapes]
+        row(name, *(f"{1e3 * wall:.1f} ({1e3 * process:.1f})" for wall, process in spent))
+
+
+def warm_starts(quick: bool) -> None:
+    """mmse from the receiver of the channel before: h' = r h + sqrt(1 - r^2) e, e as strong as h on average."""
+    blocks, shape = 8 if quick else 32, (16, 50)
+    table(f"Warm start at M, K = {shape}, {blocks} instances one by one", "r | dB | steps cold | steps warm | loss %")
+    for correlation in (0.95, 0.99, 0.999):
+        for snr_db in (0.0, 10.0, 20.0):
+            before = draw(blocks, *shape, snr_db)
+            spread = before.h.abs().square().mean(1, keepdim=True).sqrt()
+            rng = stream(SEED, "innovation")
+            e = torch.stack([rayleigh(torch.ones(shape[1], dtype=torch.float64), shape[0], rng) for _ in range(blocks)])
+            after = replace(before, h=correlation * before.h + math.sqrt(1 - correlation**2) * spread * e)
+            cold, warm, losses = [], [], []
+            for old, new in zip(blocks_of(before), blocks_of(after), strict=True):
+                first, second = mmse(new), mmse(new, start=mmse(old).receiver)
+                cold.append(first.iterations)
+                warm.append(second.iterations)
+                losses.append(objective(new, second) / objective(new, first) - 1)
+            row(correlation, snr_db, statistics.mean(cold), statistics.mean(warm), percent(torch.cat(losses)))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true")
+    quick = arguments.parse_args().quick
+    print(f"Seed {SEED}, torch {torch.__version__}, {torch.get_num_threads()} thread(s); +- is one standard error.")
+    if find_spec("cvxpy"):
+        forcing_against_convex(quick)
+    for part in (least_norms, against_alternation, certified_gaps, latencies, warm_starts):
+        part(quick)
+
+
+if __name__ == "__main__":
+    main()
