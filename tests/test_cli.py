@@ -91,9 +91,9 @@ def test_a_record_has_the_promised_keys(finished):
     rows = [json.loads(line) for line in (finished / "records.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
     keys = {"round", "loss", "accuracy", "mse", "pi", "ledger", "seconds"}
-    parts = {"claimed", "measured", "bias", "variance"}
+    parts = {"claimed", "measured", "claimed_genie", "bias", "variance"}
     for row in rows:
-        assert set(row) == keys | {"pi_claimed", "absent"}
+        assert set(row) == keys | {"pi_claimed", "correlation", "absent"}
         assert set(row["loss"]) == set(row["mse"]["p"]) == {"colours", "moods"}
         assert set(row["seconds"]) == {"gradients", "air", "evaluate"}
         for error in (row["mse"]["s"], *row["mse"]["p"].values()):

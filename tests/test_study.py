@@ -110,7 +110,7 @@ def test_the_files_hold_the_numbers_of_json(file, tmp_path, monkeypatch, capsys)
     points = [json.loads(line) for line in shown.out.splitlines()]
     lines = table(out / "link.csv")
     assert list(lines[0]) == ["radio.snr_db", "radio.access", "design", *NUMBERS]
-    assert len(lines) == len(points) * len(DESIGNS) == 16
+    assert len(lines) == len(points) * len(DESIGNS) == 20
     for point, line in zip((p for p in points for _ in DESIGNS), lines, strict=True):
         assert point["set"] == f"radio.snr_db={line['radio.snr_db']} radio.access={line['radio.access']}"
         for key, value in point[line["design"]].items():
@@ -143,11 +143,11 @@ def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, 
     (tmp_path / "mine.svg").write_text("mine")
     original, done = study.compare, []
 
-    def compare_twice(*arguments):
+    def compare_twice(settings, draws, rho, designs):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(arguments)
-        return original(*arguments, ["mmse"])
+        done.append(settings)
+        return original(settings, draws, rho, ["mmse"])
 
     monkeypatch.setattr(study, "compare", compare_twice)
     assert link(monkeypatch, file, "--draws", "2", "--grid", "radio.snr_db=0,10,20,30", "--out", tmp_path) == 130
@@ -159,6 +159,8 @@ def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--design", "mmsee"], "--design mmsee: should be one of uniform_forcing, "),
+        (["--set", "adapters.method=local"], 'adapters.method = "local": sends nothing'),
         (["--draws", "0"], "--draws 0: should be at least 1"),
         (["--correlation", "1.5"], "--correlation 1.5: should be from 0 to 1"),
         (["--correlation", "nan"], "--correlation nan: should be from 0 to 1"),
@@ -200,10 +202,41 @@ def test_a_full_disk_names_the_file_and_leaves_no_part(file, tmp_path, monkeypat
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     original = study.compare
-    monkeypatch.setattr(study, "compare", lambda *arguments: original(*arguments, ["mmse"]))
+    monkeypatch.setattr(study, "compare", lambda *arguments: original(*arguments[:3], ["mmse"]))
     monkeypatch.setattr(os, "fsync", fsync)
     out = tmp_path / "out"
     assert link(monkeypatch, file, "--draws", "1", "--grid", "radio.snr_db=0,20", "--out", out) == 2
     assert capsys.readouterr().err == f"airpfed: {out / name}: No space left on device\n"
     assert name not in {path.name for path in out.iterdir()}
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_every_drop_is_at_the_stated_snr(file: Path) -> None:
+    """So more draws do not move the noise of the first ones."""
+    settings = read(file, ["radio.snr_db=10"])
+    noises = []
+
+    def spied(air, job, gain, entries, rho):
+        medians = (air.power * gain).median(1).values / air.noise
+        assert medians.tolist() == pytest.approx([10.0] * len(gain))
+        noises.append(air.noise)
+        return link_draw(air, job, gain, entries, rho)
+
+    link_draw = study.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "draw", spied)
+        for draws in (2, 5):
+            compare(settings, draws, 0.0, ["channel_inversion"])
+    assert len(set(noises)) == 1
+
+
+def test_only_the_designs_asked_for(file: Path) -> None:
+    result = CliRunner().invoke(app, ["link", str(file), "--draws", "1", "--json", "--design", "mmse"])
+    assert set(json.loads(result.stdout)) == {"mmse"}
+
+
+def test_the_gap_is_of_independent_symbols_whatever_receivers_believe(file: Path) -> None:
+    gaps = [
+        compare(read(file, [f"radio.correlation={rho}"]), 3, 0.0, ["naive_ao"])["naive_ao"].gap for rho in (0.0, 0.5)
+    ]
+    assert gaps[0] == pytest.approx(gaps[1], rel=1e-9)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -177,9 +178,7 @@ def radio_side(
     gain = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
     power = limits(settings, task_of)
     return Air(
-        design=design_of(radio.design, None if radio.truncation == "best" else radio.truncation, radio.debias),
-        refine=refine_of(radio.design, radio.energy, radio.debias),
-        rescale=radio.design == "mmse" and not radio.debias and radio.correlation != "none",
+        **design_fields(radio, radio.design),
         correlation=believed_of(radio),
         personal_slots=radio.personal_slots or len(names),
         access=radio.access,
@@ -201,6 +200,16 @@ def radio_side(
         lengths=lengths,
         seed=seed,
     )
+
+
+def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
+    """The fields of `Air` that a design decides, with the settings' options."""
+    truncation = None if radio.truncation == "best" else radio.truncation
+    return {
+        "design": design_of(name, truncation, radio.debias, radio.starts),
+        "refine": refine_of(name, radio.energy, radio.debias),
+        "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
+    }
 
 
 def believed_of(radio: RadioSettings) -> float | None:

@@ -47,6 +47,9 @@ def link(
     draws: Annotated[int, typer.Option("--draws", help="random drops and channels, at least 1")] = 20,
     grid: Annotated[list[str] | None, typer.Option("--grid", metavar="KEY=A,B,C", help="vary one setting")] = None,
     set_: Overrides = None,
+    design: Annotated[
+        list[str] | None, typer.Option("--design", metavar="NAME", help="only this design; may be given again")
+    ] = None,
     correlation: Annotated[float, typer.Option("--correlation", help="of the devices' symbols, 0 to 1")] = 0.0,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="write link.csv and figures to this directory too")
@@ -61,7 +64,7 @@ def link(
 
     from airpfed import study, study_files
 
-    found = study.studies(file, set_ or [], grid or [], draws, correlation)
+    found = study.studies(file, set_ or [], grid or [], draws, correlation, design or study.EVERY)
     if out is not None:
         found = study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
     for point, rows in found:
@@ -116,3 +119,7 @@ def main() -> None:
     except OSError as error:
         typer.echo(f"airpfed: {error.filename or 'file'}: {error.strerror or error}", err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

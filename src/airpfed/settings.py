@@ -13,7 +13,7 @@ Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
-Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao"]
+Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao"]
 
 
 class Section(BaseModel):
@@ -141,14 +141,19 @@ class RadioSettings(Section):
     carrier_hz: float = Field(3.5e9, gt=0, description="carrier frequency, Hz")
     bandwidth_hz: float = Field(20e6, gt=0, description="bandwidth, Hz")
     subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
-    power_dbm: float = Field(20.0, description="transmit power limit of a device, dBm, mean over a slot")
+    power_dbm: float = Field(
+        20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, mean over a slot"
+    )
     noise_dbm: float | Literal["thermal", "off"] = Field(
         "thermal",
         description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none',
     )
     noise_figure_db: float = Field(7.0, ge=0, description='noise figure of the receiver, dB, for noise_dbm = "thermal"')
     snr_db: float | None = Field(
-        None, description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say"
+        None,
+        ge=-200,
+        le=200,
+        description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say",
     )
     coherence_symbols: int = Field(20_000, ge=1, description="complex channel uses that see one channel")
     normalizer: Literal["common", "per_device"] = Field(
@@ -169,6 +174,9 @@ class RadioSettings(Section):
     truncation: float | Literal["best"] = Field(
         "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
     )
+    starts: int = Field(
+        1, ge=1, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
+    )
     debias: bool = Field(False, description="mmse: divide by the mean effective gain")
     cell_radius_m: float = Field(200.0, gt=0, description="devices are dropped uniformly in a disc of this radius, m")
     min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the station, m")
@@ -180,6 +188,10 @@ class RadioSettings(Section):
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
             )
+        if self.personal_slots is not None and self.access != "auto":
+            raise ValueError(f'personal_slots = {self.personal_slots}: is for access = "auto", not "{self.access}"')
+        if isinstance(self.noise_dbm, float) and abs(self.noise_dbm) > 300:
+            raise ValueError(f"noise_dbm = {self.noise_dbm:g}: should be from -300 to 300")
         if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
             raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
         if self.truncation != "best" and not 0 <= self.truncation <= 1:

@@ -15,17 +15,19 @@ from torch import Tensor
 from airpfed import build, reading, units
 from airpfed.air import geometry
 from airpfed.air.channel import estimated
-from airpfed.air.designs.table import DESIGNS, design_of, refine_of
+from airpfed.air.designs.table import DESIGNS
 from airpfed.air.grouping import best_grouping
 from airpfed.air.link import SlotStudy, bounds, draw, mean_db, study
 from airpfed.air.pieces import Piece
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, plan, slot_uses
 from airpfed.air.slot import Transceiver
-from airpfed.errors import UserError
+from airpfed.errors import UserError, hint
 from airpfed.model.adapters import blocks_of
-from airpfed.settings import Settings
+from airpfed.settings import Method, Settings
 from airpfed.streams import stream
 from airpfed.tasks.split import sizes
+
+EVERY = tuple(DESIGNS)
 
 ENTRIES = 1000
 """Real entries sent a channel and a unit of rank; channel uses are told for vectors of this length."""
@@ -35,7 +37,7 @@ ENTRIES = 1000
 class Row:
     """One design at one setting: decibels are means over draws with their standard errors, the rest is linear.
 
-    claimed, measured, bias: Pi. gap: mean of Pi over its lower bound, minus 1; None where no bound is known.
+    claimed, measured, bias: Pi. gap: mean of the i.i.d. Pi over its lower bound, minus 1; None where none is known.
     """
 
     pi_db: tuple[float, float]
@@ -62,7 +64,12 @@ NUMBERS = (
 
 
 def studies(
-    file: Path, overrides: Sequence[str], grid: Sequence[str], draws: int, rho: float
+    file: Path,
+    overrides: Sequence[str],
+    grid: Sequence[str],
+    draws: int,
+    rho: float,
+    designs: Sequence[str] = EVERY,
 ) -> Iterator[tuple[Point, dict[str, Row]]]:
     """(changed settings, design -> row) for every point of the grid; `grid` holds `section.key=a,b,c`.
 
@@ -72,18 +79,28 @@ def studies(
         raise UserError(f"--draws {draws}: should be at least 1")
     if not 0 <= rho <= 1:
         raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
+    for name in designs:
+        if name not in DESIGNS:
+            raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
     every = []
     for point in points(grid):
         with at(point):
-            every.append((point, reading.read(file, [*overrides, *point])))
-    return compared(every, draws, rho)
+            settings = reading.read(file, [*overrides, *point])
+            if not any(
+                scope in ("global", "task") for block in blocks_of(*ranks(settings)) for scope in (block.a, block.b)
+            ):
+                raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
+            every.append((point, settings))
+    return compared(every, draws, rho, designs)
 
 
-def compared(every: Iterable[tuple[Point, Settings]], draws: int, rho: float) -> Iterator[tuple[Point, dict[str, Row]]]:
+def compared(
+    every: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[str]
+) -> Iterator[tuple[Point, dict[str, Row]]]:
     """Compute the points one after another."""
     for point, settings in every:
         with at(point):
-            rows = compare(settings, draws, rho)
+            rows = compare(settings, draws, rho, designs)
         yield point, rows
 
 
@@ -97,25 +114,20 @@ def at(point: Point) -> Iterator[None]:
         raise UserError("\n".join(where + line for line in str(error).splitlines())) from None
 
 
-def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = tuple(DESIGNS)) -> dict[str, Row]:
+def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = EVERY) -> dict[str, Row]:
     """Designs over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
     air, radio = air_of(settings), settings.radio
     gain = gains_of(settings, draws, len(air.samples))
     if radio.snr_db is not None:
-        snr = units.from_db(radio.snr_db)
-        air = replace(air, noise=geometry.noise_for_snr(gain.flatten(), air.power.repeat(draws), snr))
-    truncation = None if radio.truncation == "best" else radio.truncation
+        medians = (air.power * gain).median(1, keepdim=True).values
+        gain = gain * medians[0] / medians  # every drop at the stated SNR, as a run's one drop is
+        air = replace(air, noise=geometry.noise_for_snr(gain[0], air.power, units.from_db(radio.snr_db)))
     present = torch.ones(len(air.samples), dtype=torch.bool)
     known, _ = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(draws))
     drawn: dict[str, tuple[Piece, Float[Tensor, " B"] | None]] = {}
     rows: dict[str, Row] = {}
     for name in designs:
-        one = replace(
-            air,
-            design=design_of(name, truncation, radio.debias),
-            refine=refine_of(name, radio.energy, radio.debias),
-            rescale=name == "mmse" and not radio.debias and radio.correlation != "none",
-        )
+        one = replace(air, **build.design_fields(radio, name))
         grouping = best_grouping(one, known, air.csi_error * gain, present) if air.access == "auto" else None
         jobs = jobs_of(one, grouping or grouping_of(one, present))
         for job in jobs:
@@ -154,9 +166,8 @@ def air_of(settings: Settings) -> Air:
     counts = [
         torch.from_numpy(sizes(build.shares_of(task), task.devices, settings.run.seed, task.name)) for task in tasks
     ]
-    wanted = settings.adapters
     shared = personal = 0.0
-    for block in blocks_of(wanted.method, wanted.rank_shared, wanted.rank_personal):
+    for block in blocks_of(*ranks(settings)):
         shared += block.rank * ((block.a == "global") + (block.b == "global")) / 2
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
@@ -164,6 +175,11 @@ def air_of(settings: Settings) -> Air:
     groups = (((0, d_s),) if d_s else (), ((0, d_p),) if d_p else ())
     names = tuple(task.name for task in tasks)
     return build.radio_side(settings, task_of, torch.cat(counts).double(), names, groups, (d_p,) * len(tasks))
+
+
+def ranks(settings: Settings) -> tuple[Method, int, int]:
+    """What decides the blocks of adapters: method, shared and personal rank."""
+    return settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
 
 
 def gains_of(settings: Settings, draws: int, devices: int) -> Float[Tensor, "B K"]:
@@ -211,7 +227,7 @@ def summarised(
         claimed=float(pi("claimed").mean()),
         measured=float(pi("measured").mean()),
         bias=float(pi("bias").mean()),
-        gap=None if bound is None else float((pi("claimed") / bound - 1).mean()),
+        gap=None if bound is None or not (bound > 0).all() else float((pi("iid") / bound - 1).mean()),
         iterations=sum(one.iterations for one in made),
         ms=1e3 * seconds / len(found[0].claimed),
         uses=sum(slot_uses(air, job) for job in jobs),

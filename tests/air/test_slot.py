@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from airpfed.air.slot import Slot, Transceiver, gains, keep_better, mse, objective, silent
+from airpfed.air.slot import Slot, Transceiver, divided, gains, keep_better, kept, mse, objective, silent
 from airpfed.streams import stream
 
 
@@ -62,3 +62,14 @@ def test_keep_better_decides_block_by_block(slot, transceiver):
 def test_shapes_are_checked(slot):
     with pytest.raises(Exception, match="weights"):
         replace(slot, weights=slot.weights[:, :3])
+
+
+def test_a_design_beyond_its_limits_is_refused(slot, transceiver):
+    within = replace(transceiver, transmit=transceiver.transmit / transceiver.transmit.abs())
+    assert kept(slot, within) is within
+    with pytest.raises(ValueError, match=r"1\.21 times its power limit"):
+        kept(slot, replace(within, transmit=1.1 * within.transmit))
+    two = replace(slot, owner=torch.tensor([0, 0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="2 times its power limit"):
+        kept(two, within)
+    kept(divided(two), replace(within, transmit=within.transmit / 2**0.5))

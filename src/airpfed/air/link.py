@@ -13,7 +13,7 @@ from airpfed.air.correlation import Correlation
 from airpfed.air.designs.certificate import lower_bound
 from airpfed.air.pieces import Piece, asked_of, overlap, rescaled, transmitted
 from airpfed.air.plan import Air, Job
-from airpfed.air.slot import Transceiver
+from airpfed.air.slot import Transceiver, kept, mse
 from airpfed.air.symbols import Normalised, uses_of
 from airpfed.streams import stream
 
@@ -22,12 +22,14 @@ from airpfed.streams import stream
 class SlotStudy:
     """One design in one slot over B channels, per target: MSEs per normalised real entry, linear.
 
-    silence: MSE if nothing is sent.
+    iid: what the transceivers' error would be for i.i.d. symbols, as the lower bounds are. silence: MSE if nothing is
+    sent.
     """
 
     claimed: Float[Tensor, "B T"]
     measured: Float[Tensor, "B T"]
     bias: Float[Tensor, "B T"]
+    iid: Float[Tensor, "B T"]
     silence: Float[Tensor, "B T"]
 
 
@@ -80,7 +82,7 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
     """
     assert air.design is not None
     begin = time.perf_counter()
-    made = [air.design(piece.asked) for piece in pieces]
+    made = [kept(piece.asked, air.design(piece.asked)) for piece in pieces]
     if air.refine is not None:
         uses = [float(piece.job.vectors.shape[1]) for piece in pieces]
         made = air.refine([p.asked for p in pieces], [p.job.devices for p in pieces], uses, made)
@@ -94,7 +96,9 @@ def studied(air: Air, piece: Piece, made: Transceiver) -> SlotStudy:
     outcome = transmitted(air, piece, made, 0)
     entries = outcome.energy * piece.share
     silence = (outcome.silence / outcome.energy).expand(len(entries), -1)
-    return SlotStudy(outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, silence)
+    return SlotStudy(
+        outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, mse(piece.asked, made), silence
+    )
 
 
 def mean_db(values: Float[Tensor, " B"]) -> tuple[float, float]:

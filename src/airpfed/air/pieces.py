@@ -23,7 +23,7 @@ from airpfed.air.correlation import (
     terms,
 )
 from airpfed.air.plan import Air, Job, RoundFunction, streams_of
-from airpfed.air.slot import Slot, Transceiver, gains, joined
+from airpfed.air.slot import Slot, Transceiver, gains, joined, kept
 from airpfed.air.superpose import Heard, collapsed, receiver_noise
 from airpfed.air.symbols import Normalised, Packing, pack, unpack
 from airpfed.streams import stream
@@ -206,7 +206,7 @@ def designed(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
     Receivers of a design that shrinks are scaled at last to the correlation believed in.
     """
     assert air.design is not None
-    made = [air.design(piece.asked) for piece in pieces]
+    made = [kept(piece.asked, air.design(piece.asked)) for piece in pieces]
     if air.refine is not None and pieces:
         made = refined(air.refine, pieces, made)
     return rescaled(air, pieces, made)

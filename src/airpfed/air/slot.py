@@ -99,6 +99,14 @@ def spent(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B K"]:
     return devices.index_add(1, slot.owner, power)[:, slot.owner]
 
 
+def kept(slot: Slot, transceiver: Transceiver) -> Transceiver:
+    """The transceiver, if it keeps the limits; ValueError if a design asks a device for more power than it has."""
+    most = float(spent(slot, transceiver).max()) if transceiver.transmit.numel() else 0.0
+    if most > 1 + 1e-9:
+        raise ValueError(f"a design lets a device send {most:.6g} times its power limit")
+    return transceiver
+
+
 def silent(slot: Slot) -> Transceiver:
     """The transceiver that sends and hears nothing; its MSE_i is sum_k w_ik^2, the reference of every NMSE."""
     blocks, antennas, devices = slot.h.shape

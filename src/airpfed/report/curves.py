@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from airpfed.report.charts import PLOTTED, Axes, Chart, Line, chart_of, drawn, label, numeric, text
@@ -79,7 +80,7 @@ def drawing(chart: Chart) -> Any:
     for place, (title, lines) in zip(places, chart.panels, strict=False):
         designs = list(dict.fromkeys(str(line["design"]) for line in lines))
         handles = draw(place, chart, {name: [line for line in lines if line["design"] == name] for name in designs})
-        place.set_title(title)
+        place.set_title(fill(title, 52))
     for place in places[::columns]:
         place.set_ylabel(NMSE)
     for place in places[len(chart.panels) :]:

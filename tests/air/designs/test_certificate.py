@@ -1,5 +1,7 @@
 """The certificate: a bound that holds for every design, is exact where the optimum is known, and is not vacuous."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,3 +35,12 @@ def test_one_device_is_exact(make_slot):
 def test_several_targets_have_no_certificate(make_slot):
     with pytest.raises(ValueError, match="several targets"):
         lower_bound(make_slot(1, 4, 4, 2))
+
+
+def test_little_noise_does_not_undo_the_bound(make_slot):
+    """Multipliers feasible at some noise are feasible at a tenth of it, scaled: the bound falls by a tenth at most."""
+    slot = make_slot(4, 32, 12, snr_db=20.0)
+    bound = lower_bound(slot)
+    for tenths in (1, 3, 6):
+        quieter = replace(slot, noise=slot.noise * 10.0**-tenths)
+        assert (lower_bound(quieter) >= 0.97 * 10.0**-tenths * bound).all()

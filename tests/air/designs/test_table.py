@@ -6,8 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from airpfed.air.designs.table import DESIGNS, DesignName
+from airpfed.air.designs.table import DESIGNS
 from airpfed.air.slot import gains, mse, objective, silent
+from airpfed.settings import Design
 from airpfed.streams import stream
 
 every_design = pytest.mark.parametrize("name", DESIGNS)
@@ -20,8 +21,8 @@ def finite(transceiver):
     return bool(torch.isfinite(transceiver.receiver).all() and torch.isfinite(transceiver.transmit).all())
 
 
-def test_the_names_and_the_table_agree():
-    assert set(get_args(DesignName)) == set(DESIGNS)
+def test_the_settings_know_the_designs_of_the_table():
+    assert set(get_args(Design)) == {"error_free", *DESIGNS}
 
 
 def z_scores(errors, claimed):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from airpfed.air.designs.channel_inversion import channel_inversion
 from airpfed.air.designs.energy import share_energy
@@ -12,15 +11,14 @@ from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.plan import RoundFunction
 from airpfed.air.slot import Slot, Transceiver
 
-DesignName = Literal["uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao"]
-
-DESIGNS: dict[DesignName, Callable[[Slot], Transceiver]] = {
+DESIGNS: dict[str, Callable[[Slot], Transceiver]] = {
     "uniform_forcing": uniform_forcing,
     "mmse": mmse,
     "channel_inversion": channel_inversion,
     "naive_ao": naive_ao,
     "continued_ao": continued_ao,
 }
+"""A row here is a design everywhere: `radio.design` (whose names stand in settings.py), `airpfed link`, the tests."""
 
 
 def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
@@ -32,13 +30,22 @@ def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
     return lambda slots, *rest: [debias(*pair) for pair in zip(slots, share_energy(slots, *rest), strict=True)]
 
 
-def design_of(name: str, truncation: float | None, debiased: bool) -> Callable[[Slot], Transceiver] | None:
-    """A named design with its options; None for `error_free`."""
+def design_of(
+    name: str, truncation: float | None = None, debiased: bool = False, starts: int = 1
+) -> Callable[[Slot], Transceiver] | None:
+    """A named design with its options; None for `error_free`. starts: of uniform_forcing and mmse, one target only."""
     if name == "error_free":
         return None
     if name == "channel_inversion":
         return partial(channel_inversion, truncation=truncation)
-    design = {str(key): value for key, value in DESIGNS.items()}[name]
+    design = DESIGNS[name]
+    if name in ("uniform_forcing", "mmse") and starts > 1:
+        design = partial(from_several, {"uniform_forcing": uniform_forcing, "mmse": mmse}[name], starts)
     if debiased and name == "mmse":
         return lambda slot: debias(slot, design(slot))
     return design
+
+
+def from_several(design: Callable[..., Transceiver], starts: int, slot: Slot) -> Transceiver:
+    """The best of several starts in a slot of one target; elsewhere the design as it is."""
+    return design(slot, starts=starts) if len(slot.weights) == 1 else design(slot)
