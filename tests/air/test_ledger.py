@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from test_uplink import everyone, gradients, make_air
+from test_uplink import everyone, gradients, make_air, send
 
 from airpfed.air import ledger
-from airpfed.air.uplink import send
 
 
 def doubles(*values: float) -> torch.Tensor:

@@ -422,7 +422,12 @@ def test_a_device_has_one_channel_in_all_slots_that_see_a_block(absent):
     ],
 )
 def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, monkeypatch):
-    """One antenna, zero gradients, one device, one task, nobody, channels all alike or all dead, in two rounds."""
+    """One antenna, zero gradients, one device, one task, nobody, channels all alike or all dead, in two rounds.
+
+    Designs take few steps here: what is asked is that results are defined, not that they are good.
+    """
+    for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS"):
+        monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     air = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
         refine=refine_of("mmse", energy, False),

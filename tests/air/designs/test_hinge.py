@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from airpfed.air.designs import continuation
 from airpfed.air.designs.continuation import settle
 from airpfed.air.designs.hinge import STEPS, best_scale, enter, error, gauss_newton, hinge, leave, line_search
 from airpfed.streams import stream
@@ -76,3 +77,16 @@ def test_settling_never_rises_from_any_point():
     at = enter(problem, m)
     found, _ = settle(problem, noise, at)
     assert (error(problem, noise, found) <= error(problem, noise, best_scale(problem, noise, at)) * (1 + 1e-12)).all()
+
+
+def test_momentum_never_undoes_a_step(monkeypatch):
+    """A step that overshoots is not taken, so one more step allowed is never worse."""
+    problem, _, _, m = problem_of(40, 4, 30)
+    noise, at = torch.full((40,), 0.2, dtype=torch.float64), enter(problem, m)
+    monkeypatch.setattr(continuation, "MOMENTUM", 3.0)
+    monkeypatch.setattr(continuation, "best_scale", lambda problem, ridge, at: at)
+    errors = []
+    for steps in range(1, 12):
+        monkeypatch.setattr(continuation, "SETTLE_STEPS", steps)
+        errors.append(error(problem, noise, settle(problem, noise, at)[0]))
+    assert (torch.stack(errors).diff(dim=0) <= 1e-9).all()

@@ -8,7 +8,7 @@ from airpfed.air.designs.hinge import Hinge, best_scale, enter, error, gauss_new
 
 END = 0.03
 START, LEVELS, MOMENTUM = 3.0, 24, 0.5
-LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM = 30.0, 40, 0.7
+LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM = 30.0, 48, 0.7
 MOMENTUM_END = 0.1
 TOLERANCE = 1e-4
 SETTLE_STEPS = 12
