@@ -291,7 +291,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     air = make_air("mmse", access=access, coherence_symbols=12)
     shared, personal = gradients(air)
     jobs = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))
-    flat = [piece for slot in uplink.prepare(air, jobs, 1, [INDEPENDENT] * 4) for piece in slot]
+    flat = [piece for slot in uplink.prepare(air, jobs, 1, [INDEPENDENT] * 2) for piece in slot]
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
     for refine in (None, refine_of("mmse", "per_round", False)):

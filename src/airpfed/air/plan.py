@@ -159,7 +159,10 @@ def groups_of(air: Air, job: Job) -> Groups:
 
 def memory_rows(air: Air) -> int:
     """Normaliser groups that a slot can have at most: each has a correlation of its own."""
-    return max(1, len(air.shared_groups) + len(air.personal_groups))
+    counts = len(air.shared_groups), len(air.personal_groups)
+    if air.normalizer == "common":
+        return 1
+    return max(1, sum(counts) if air.access == "superposed" else max(counts))
 
 
 def streams_of(devices: Int[Tensor, " K"]) -> Int[Tensor, " K"] | None:
