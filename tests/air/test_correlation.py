@@ -121,7 +121,7 @@ def z_score(squares: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("rho", RHOS, ids=str)
 @pytest.mark.parametrize("packing", ["iq", "real"])
 @pytest.mark.parametrize("targets", [1, TASKS])
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", ["uniform_forcing", "mmse", "channel_inversion", "naive_ao"])
 def test_the_claim_is_what_is_measured(design, targets, packing, rho):
     for snr_db, csi in ((-10.0, 0.0), (10.0, 0.0), (10.0, 0.05)):
         slot, made = designed(design, targets, snr_db, csi, packing)

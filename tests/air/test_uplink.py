@@ -422,11 +422,11 @@ def test_a_device_has_one_channel_in_all_slots_that_see_a_block(absent):
     ],
 )
 def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, monkeypatch):
-    """One antenna, zero gradients, one device, one task, nobody, channels all alike or all dead, in two rounds.
+    """One antenna (two rounds), zero gradients, one device (two rounds), nobody, channels all alike or all dead.
 
     Designs take few steps here: what is asked is that results are defined, not that they are good.
     """
-    for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS"):
+    for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS", "emphasis.LEVEL_STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     air = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
@@ -448,11 +448,12 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
         with monkeypatch.context() as patch:
             if h is not None:
                 patch.setattr(uplink, "estimated", lambda *_, h=h: (h, h))
-            first = uplink.send(changed, 1, s, p, present, fresh_memory(changed))
-            second = uplink.send(changed, 2, s, p, present, first.memory)
-        assert is_finite(second), name
-        assert second.memory.isfinite().all(), name
-        assert all(0 <= across <= within < 1 for within, across in second.correlation), name
+            got = uplink.send(changed, 1, s, p, present, fresh_memory(changed))
+            if "one" in name:
+                got = uplink.send(changed, 2, s, p, present, got.memory)
+        assert is_finite(got), name
+        assert got.memory.isfinite().all(), name
+        assert all(0 <= across <= within < 1 for within, across in got.correlation), name
         if name in ("all zero", "nobody", "all channels dead"):
-            assert (second.shared == 0).all() or name == "all channels dead", name
-            assert second.ledger.joules_max == 0, name
+            assert (got.shared == 0).all() or name == "all channels dead", name
+            assert got.ledger.joules_max == 0, name

@@ -103,7 +103,7 @@ def z_of(values: Tensor) -> float:
 def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
     access, packing, normalizer = way
     air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer)
-    rows = list(rounds(air, 16, monkeypatch))
+    rows = list(rounds(air, 12, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -113,7 +113,7 @@ def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
 def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing, normalizer, monkeypatch):
     access = "concurrent" if packing == "iq" else "tdma"
     air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
-    rows = list(rounds(air, 30, monkeypatch))
+    rows = list(rounds(air, 24, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -121,7 +121,7 @@ def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_measured_meets_claimed_where_slots_share_energy(access, monkeypatch):
     air = large_air("mmse", access=access, refine=refine_of("mmse", "per_round", False))
-    rows = list(rounds(air, 16, monkeypatch))
+    rows = list(rounds(air, 10, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -213,10 +213,10 @@ def test_correlation_is_learned_from_round_to_round_and_answered(access):
         air = large_air("mmse", access=access, **changes)
         air = replace(air, noise=100 * air.noise)
         memory, found = fresh_memory(air), []
-        for t in range(1, 25):
+        for t in range(1, 17):
             received = uplink.send(air, t, *alike(air, t), everyone(air), memory)
             memory = received.memory
-            found += [(received.pi, received.pi_claimed, received.correlation)] if t > 8 else []
+            found += [(received.pi, received.pi_claimed, received.correlation)] if t > 6 else []
         sums[name] = [sum(row[i] for row in found) for i in (0, 1)]
         if name == "learned":
             assert all(abs(rho - 0.7) < 0.15 for _, _, rows in found for pair in rows[:1] for rho in pair)

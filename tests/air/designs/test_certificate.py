@@ -39,8 +39,8 @@ def test_several_targets_have_no_certificate(make_slot):
 
 def test_little_noise_does_not_undo_the_bound(make_slot):
     """Multipliers feasible at some noise are feasible at a tenth of it, scaled: the bound falls by a tenth at most."""
-    slot = make_slot(4, 32, 12, snr_db=20.0)
+    slot = make_slot(2, 24, 12, snr_db=20.0)
     bound = lower_bound(slot)
-    for tenths in (1, 3, 6):
+    for tenths in (2, 6):
         quieter = replace(slot, noise=slot.noise * 10.0**-tenths)
         assert (lower_bound(quieter) >= 0.97 * 10.0**-tenths * bound).all()
