@@ -48,6 +48,8 @@ def main() -> None:
     arguments.add_argument("--set", action="append", default=[])
     arguments.add_argument("--out", type=Path, default=Path("runs/designs.jsonl"))
     chosen = arguments.parse_args()
+    if not any(cell.startswith("error_free:") for cell in chosen.cells):
+        arguments.error("--cells: should hold error_free:SNR, which the others are compared with")
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
