@@ -226,7 +226,8 @@ def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
             count = int((task_of == n).sum())
             own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
             if len(own) != count:
-                raise UserError(f"tasks.{n}.power_dbm has {len(own)} values: should be one, or {count}, one a device")
+                where = f"tasks.{task.name}.power_dbm"
+                raise UserError(f"{where} has {len(own)} values: should be one, or {count}, one a device")
             power[task_of == n] = torch.tensor([units.dbm_to_watts(one) for one in own], dtype=torch.float64)
     return power
 

@@ -123,13 +123,15 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
         gain = gain * medians[0] / medians  # every drop at the stated SNR, as a run's one drop is
         air = replace(air, noise=geometry.noise_for_snr(gain[0], air.power, units.from_db(radio.snr_db)))
     present = torch.ones(len(air.samples), dtype=torch.bool)
-    known, _ = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(draws))
     drawn: dict[str, tuple[Piece, Float[Tensor, " B"] | None]] = {}
     rows: dict[str, Row] = {}
     for name in designs:
         one = replace(air, **build.design_fields(radio, name))
-        grouping = best_grouping(one, known, air.csi_error * gain, present) if air.access == "auto" else None
-        jobs = jobs_of(one, grouping or grouping_of(one, present))
+        grouping = grouping_of(one, present)
+        if air.access == "auto":
+            known, _ = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(draws))
+            grouping = best_grouping(one, known, air.csi_error * gain, present)
+        jobs = jobs_of(one, grouping)
         for job in jobs:
             if job.name not in drawn:
                 piece = draw(air, job, gain, ENTRIES, rho)

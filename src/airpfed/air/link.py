@@ -94,8 +94,8 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
 def studied(air: Air, piece: Piece, made: Transceiver) -> SlotStudy:
     """The errors of a slot per entry, channel by channel."""
     outcome = transmitted(air, piece, made, 0)
-    entries = outcome.energy * piece.share
-    silence = (outcome.silence / outcome.energy).expand(len(entries), -1)
+    entries = outcome.scale * piece.share
+    silence = (outcome.silence / outcome.scale).expand(len(entries), -1)
     return SlotStudy(
         outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, mse(piece.asked, made), silence
     )

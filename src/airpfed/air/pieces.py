@@ -67,7 +67,7 @@ class Piece:
 class Outcome:
     """A piece's sums and, per block and target, error energies: squared errors summed over entries.
 
-    genie: claimed with the true Gram matrix of the symbols. energy: sigma_i^2 times entries, of the whole piece.
+    claimed_genie: with the true Gram matrix of the symbols. scale: sigma_i^2 times entries, of the whole piece.
     joules: per stream. learned: what the received power says about correlation.
     """
 
@@ -76,8 +76,8 @@ class Outcome:
     measured: Float[Tensor, "B T"]
     bias: Float[Tensor, "B T"]
     variance: Float[Tensor, "B T"]
-    genie: Float[Tensor, "B T"]
-    energy: Float[Tensor, " T"]
+    claimed_genie: Float[Tensor, "B T"]
+    scale: Float[Tensor, " T"]
     silence: Float[Tensor, " T"]
     joules: Float[Tensor, " K"]
     learned: Evidence
@@ -125,8 +125,8 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
         measured=energy * energy_of(heard.received - wanted),
         bias=energy * bias,
         variance=energy * (entries * noise + crosstalk),
-        genie=energy * (known + entries * disturbance(asked, made, piece.power)),
-        energy=energy * group.valid.sum(1),
+        claimed_genie=energy * (known + entries * disturbance(asked, made, piece.power)),
+        scale=energy * group.valid.sum(1),
         silence=energy * group.valid.sum(1) * (group.weights.square() @ group.power),
         joules=(made.transmit.abs().square() * squares).sum(0) * ledger.use_seconds(air.bandwidth_hz),
         learned=evidence(expected, energy_of(heard.received) / entries, entries, piece.believed),

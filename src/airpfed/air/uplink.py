@@ -21,6 +21,9 @@ from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_
 from airpfed.air.symbols import common_sigma, normalise, uses_of
 from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 
+ERRORS = ("claimed", "claimed_genie", "measured", "bias", "variance")
+"""Error energies of a target, known block by block."""
+
 
 @dataclass(frozen=True)
 class Received:
@@ -45,7 +48,8 @@ class Received:
 class Sums:
     """A slot's outcome: the sums, the error of each target in parts (energies), and its cost.
 
-    claimed, genie, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per stream.
+    claimed, claimed_genie, bias, variance, silence: of error energy, per target; scale: sum of sigma^2 d. joules: per
+    stream.
     """
 
     sums: Float[Tensor, "T d"]
@@ -53,7 +57,7 @@ class Sums:
     measured: Float[Tensor, " T"]
     bias: Float[Tensor, " T"]
     variance: Float[Tensor, " T"]
-    genie: Float[Tensor, " T"]
+    claimed_genie: Float[Tensor, " T"]
     silence: Float[Tensor, " T"]
     scale: Float[Tensor, " T"]
     joules: Float[Tensor, " K"]
@@ -161,14 +165,8 @@ def prepare(air: Air, jobs: Sequence[Job], t: int, beliefs: Sequence[Correlation
 
 def together(job: Job, outcomes: Sequence[Outcome]) -> Sums:
     """A slot's groups put together: sums side by side, energies added over groups and blocks."""
-    parts = {
-        key: torch.stack([getattr(one, key).sum(0) for one in outcomes]).sum(0)
-        for key in ("claimed", "measured", "bias", "variance", "genie")
-    }
-    whole = {
-        key: torch.stack([getattr(one, name) for one in outcomes]).sum(0)
-        for key, name in (("silence", "silence"), ("scale", "energy"), ("joules", "joules"))
-    }
+    parts = {key: torch.cat([getattr(one, key) for one in outcomes]).sum(0) for key in ERRORS}
+    whole = {key: torch.stack([getattr(one, key) for one in outcomes]).sum(0) for key in ("silence", "scale", "joules")}
     return Sums(torch.cat([one.sums for one in outcomes], 1).to(job.vectors.dtype), **parts, **whole)
 
 
@@ -194,8 +192,7 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
 
 def _error(sums: Sums, row: int) -> SlotError:
     scale = float(sums.scale[row])
-    parts = {key: float(getattr(sums, key)[row]) for key in ("claimed", "measured", "bias", "variance", "silence")}
-    parts["claimed_genie"] = float(sums.genie[row])
+    parts = {key: float(getattr(sums, key)[row]) for key in (*ERRORS, "silence")}
     return SlotError(scale=scale, **{key: value / scale if scale > 0 else 0.0 for key, value in parts.items()})
 
 

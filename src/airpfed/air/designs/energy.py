@@ -35,9 +35,8 @@ def share_energy(
     sent = transmit(problem, m)
     parts = zip(units, m, sent, starts, strict=True)
     made = [restore(unit, r, b, steps + start.iterations) for unit, r, b, start in parts]
-    worse = total(slots, uses, made) > total(
-        slots, uses, starts
-    )  # real symbols of several targets have a cost of their own
+    # Real symbols of several targets have a cost of their own, which the joint steps do not see.
+    worse = total(slots, uses, made) > total(slots, uses, starts)
     return [one.where(~worse, start) for one, start in zip(made, starts, strict=True)]
 
 

@@ -8,10 +8,10 @@ from airpfed.air.designs.energy import share_energy
 from airpfed.air.designs.mmse import debias, mmse
 from airpfed.air.designs.naive_ao import continued_ao, naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.plan import RoundFunction
+from airpfed.air.plan import DesignFunction, RoundFunction
 from airpfed.air.slot import Slot, Transceiver
 
-DESIGNS: dict[str, Callable[[Slot], Transceiver]] = {
+DESIGNS: dict[str, DesignFunction] = {
     "uniform_forcing": uniform_forcing,
     "mmse": mmse,
     "channel_inversion": channel_inversion,
@@ -32,7 +32,7 @@ def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
 
 def design_of(
     name: str, truncation: float | None = None, debiased: bool = False, starts: int = 1
-) -> Callable[[Slot], Transceiver] | None:
+) -> DesignFunction | None:
     """A named design with its options; None for `error_free`. starts: of uniform_forcing and mmse, one target only."""
     if name == "error_free":
         return None
