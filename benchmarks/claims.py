@@ -25,12 +25,11 @@ WAYS = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inve
 
 def airs(settings: Settings, experiment: Experiment, snr_db: float | None) -> dict[tuple[str, str], Air]:
     """The radio side of every way, and of the error-free link."""
-    names = tuple(task.name for task in experiment.tasks)
     found = {}
     for way in [("error_free", "none"), *WAYS]:
         changes = {"design": way[0], "correlation": way[1]} | ({} if snr_db is None else {"snr_db": snr_db})
         radio = settings.radio.model_copy(update=changes)
-        found[way] = build.air(settings.model_copy(update={"radio": radio}), experiment.fleet, names)
+        found[way] = build.air(settings.model_copy(update={"radio": radio}), experiment.fleet)
     return found
 
 

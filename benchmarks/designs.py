@@ -36,7 +36,7 @@ def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: fl
     """The same experiment over another link."""
     radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
     changed = settings.model_copy(update={"radio": radio})
-    link = partial(send, build.air(changed, experiment.fleet, tuple(task.name for task in experiment.tasks)))
+    link = partial(send, build.air(changed, experiment.fleet))
     return replace(experiment, link=link, eval_every=0)
 
 

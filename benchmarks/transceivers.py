@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from airpfed.air.channel import rayleigh
+from airpfed.air.channels.fading import rayleigh
 from airpfed.air.designs.certificate import lower_bound
 from airpfed.air.designs.mmse import mmse
 from airpfed.air.designs.naive_ao import naive_ao

@@ -14,7 +14,7 @@ LEVELS = [
     {"tasks", "model", "air"},
     {"devices"},
     {"rounds"},
-    {"build"},
+    {"build", "radio"},
     {"report", "outputs", "terminal", "reference"},
     {"job", "study", "study_files", "cli"},
 ]
@@ -99,4 +99,4 @@ def test_settings_know_no_torch():
 def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
     users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
-    assert users <= {"reading", "build", "outputs", "reference", "study", "job"}
+    assert users <= {"reading", "build", "radio", "outputs", "reference", "study", "job"}

@@ -3,14 +3,11 @@
 import hashlib
 import json
 from functools import partial
-from typing import Any
 
 import torch
 
-from airpfed import units
-from airpfed.air import geometry
-from airpfed.air.designs.table import design_of, refine_of
-from airpfed.air.plan import Air, Groups
+from airpfed import radio
+from airpfed.air.plan import Air
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
@@ -21,7 +18,7 @@ from airpfed.model.encode import Encoded
 from airpfed.rounds.evaluate import Split, TaskView
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import start
-from airpfed.settings import RadioSettings, Settings, TaskSettings
+from airpfed.settings import Settings, TaskSettings
 from airpfed.streams import stream
 from airpfed.tasks.load import Source
 from airpfed.tasks.sample import Sample, Task
@@ -111,13 +108,13 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
     fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
-    radio = air(settings, fleet, tuple(task.name for task in tasks))
+    side = air(settings, fleet)
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
         tasks=tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True)),
-        link=partial(send, radio),
-        initial=start(begin, order, len(tasks), len(shards), fresh_memory(radio)),
+        link=partial(send, side),
+        initial=start(begin, order, len(tasks), len(shards), fresh_memory(side)),
         optimizer=settings.server.optimizer,
         lr=settings.server.lr,
         rounds=settings.server.rounds,
@@ -155,92 +152,13 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
     return TaskView(task.name, task.kind, words, wanted.max_new_tokens, split(task.dev), split(task.test))
 
 
-def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
-    """The radio side of a fleet, in linear SI units; the drop of devices is fixed by the seed."""
+def air(settings: Settings, fleet: Fleet) -> Air:
+    """The radio side of a fleet."""
     samples = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
     order = fleet.layout
-    groups = (order.groups("global"), order.groups("task"))
-    return radio_side(settings, fleet.task_of, samples, names, groups, order.task_lengths)
-
-
-def radio_side(
-    settings: Settings,
-    task_of: torch.Tensor,
-    samples: torch.Tensor,
-    names: tuple[str, ...],
-    groups: tuple[Groups, Groups],
-    lengths: tuple[int, ...],
-) -> Air:
-    """The radio side of any devices: their tasks, their samples D_k, and the vectors they send."""
-    radio, seed = settings.radio, settings.run.seed
-    devices = len(samples)
-    place = geometry.disc_distances(devices, radio.cell_radius_m, radio.min_distance_m, stream(seed, "drop"))
-    gain = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
-    power = limits(settings, task_of)
-    return Air(
-        **design_fields(radio, radio.design),
-        correlation=believed_of(radio),
-        personal_slots=radio.personal_slots or len(names),
-        access=radio.access,
-        packing=radio.packing,
-        normalizer=radio.normalizer,
-        task_names=names,
-        task_of=task_of,
-        samples=samples,
-        gain=gain,
-        power=power,
-        noise=noise_watts(radio, gain, power),
-        antennas=radio.antennas,
-        csi_error=radio.csi_error,
-        coherence_symbols=radio.coherence_symbols,
-        bandwidth_hz=radio.bandwidth_hz,
-        subcarriers=radio.subcarriers,
-        shared_groups=groups[0],
-        personal_groups=groups[1],
-        lengths=lengths,
-        seed=seed,
+    return radio.air(
+        settings, fleet.task_of, samples, (order.groups("global"), order.groups("task")), order.task_lengths
     )
-
-
-def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
-    """The fields of `Air` that a design decides, with the settings' options."""
-    truncation = None if radio.truncation == "best" else radio.truncation
-    return {
-        "design": design_of(name, truncation, radio.debias, radio.starts),
-        "refine": refine_of(name, radio.energy, radio.debias),
-        "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
-    }
-
-
-def believed_of(radio: RadioSettings) -> float | None:
-    """The correlation that receivers expect from the start; None: they estimate it."""
-    fixed = {"none": 0.0, "estimated": None}
-    return fixed[radio.correlation] if isinstance(radio.correlation, str) else radio.correlation
-
-
-def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
-    """Power limit of every device in watts: its task's own, one for all its devices or one each, or the radio's."""
-    power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
-    for n, task in enumerate(settings.tasks):
-        if task.power_dbm is not None:
-            count = int((task_of == n).sum())
-            own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
-            if len(own) != count:
-                where = f"tasks.{task.name}.power_dbm"
-                raise UserError(f"{where} has {len(own)} values: should be one, or {count}, one a device")
-            power[task_of == n] = torch.tensor([units.dbm_to_watts(one) for one in own], dtype=torch.float64)
-    return power
-
-
-def noise_watts(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -> float:
-    """Noise power over the band; `snr_db`, if given, sets it from the median device."""
-    if radio.snr_db is not None:
-        return geometry.noise_for_snr(gain, power, units.from_db(radio.snr_db))
-    if radio.noise_dbm == "off":
-        return 0.0
-    if radio.noise_dbm == "thermal":
-        return units.thermal_noise_watts(radio.bandwidth_hz, radio.noise_figure_db)
-    return units.dbm_to_watts(radio.noise_dbm)
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:

@@ -51,11 +51,17 @@ class Ledger(Row):
     channel_uses: int = Field(0, description="complex channel uses that carry gradients")
     pilot_uses: int = Field(0, description="channel uses of pilots: one per device and coherence block")
     ofdm_symbols: int = Field(0, description="OFDM symbols of gradients and pilots")
-    air_seconds: float = Field(0.0, description="seconds on air: OFDM symbols with cyclic prefix, and side information")
+    air_seconds: float = Field(
+        0.0, description="seconds on air: OFDM symbols with cyclic prefix, side information and feedback"
+    )
     joules_mean: float = Field(0.0, description="energy radiated for gradients, mean over devices, J")
     joules_max: float = Field(0.0, description="energy radiated for gradients, largest of a device's rounds summed, J")
     side_bits: int = Field(0, description="side information from the devices (32 bits a scalar), bits")
+    feedback_bits: int = Field(
+        0, description="told to the devices so that they can send: transmit factors, or schemes of a digital link; bits"
+    )
     downlink_bits: int = Field(0, description="adapters broadcast to the devices (32 bits an entry), bits")
+    backhaul_bits: int = Field(0, description="s-sums from the edges to the global server (two_hop), bits")
 
     def __add__(self, other: "Ledger") -> "Ledger":
         """Entry by entry; `joules_max` adds the rounds' maxima, an upper bound of any one device's total."""

@@ -13,7 +13,11 @@ Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
 Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
-Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao"]
+Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
+Channel = Literal[
+    "rayleigh", "rician", "umi", "uma", "rma",
+    "cdl_a", "cdl_b", "cdl_c", "cdl_d", "cdl_e", "tdl_a", "tdl_b", "tdl_c", "tdl_d", "tdl_e",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -127,7 +131,15 @@ class RadioSettings(Section):
     """The air between devices and servers."""
 
     design: Design = Field("uniform_forcing", description="transceiver design")
-    topology: Literal["single_cell"] = Field("single_cell", description="one M-antenna station serves all tasks")
+    topology: Literal["single_cell", "joint", "two_hop"] = Field(
+        "single_cell",
+        description="single_cell: one station serves all tasks; joint: every task has an edge station, all their "
+        "antennas together receive s, each edge alone its task's p; two_hop: each edge receives its own devices' "
+        "s-sum, which then goes over the backhaul",
+    )
+    backhaul_bits: int | None = Field(
+        None, ge=1, le=16, description="two_hop: bits an entry of the edges' s-sums; default: error-free (32 charged)"
+    )
     access: Literal["concurrent", "tdma", "auto", "superposed"] = Field(
         "tdma",
         description="p-slots: all tasks at once, one after another, or the grouping of least error; superposed: s and "
@@ -136,8 +148,34 @@ class RadioSettings(Section):
     personal_slots: int | None = Field(
         None, ge=1, description="access = auto: at most so many p-slots a round; default: one a task"
     )
-    channel: Literal["rayleigh"] = Field("rayleigh", description="small-scale fading")
-    antennas: int = Field(16, ge=1, description="M, receive antennas")
+    channel: Channel = Field(
+        "rayleigh",
+        description="small-scale fading; umi, uma, rma (with path loss and shadowing of their own), cdl_*, tdl_*: 3GPP "
+        "TR 38.901 through Sionna (the extra airpfed[sionna])",
+    )
+    rician_k_db: float = Field(3.0, ge=-100, le=100, description="rician: power of the line of sight over the rest, dB")
+    delay_spread_s: float = Field(
+        0.0,
+        ge=0,
+        le=1e-4,
+        description="rms delay spread, s: of an exponential profile (rayleigh, rician), or of cdl_*, tdl_*",
+    )
+    subcarrier_groups: int = Field(
+        1,
+        ge=1,
+        description="groups of subcarriers with a channel of their own; a coherence block is a group for a time",
+    )
+    time_correlation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="rayleigh, rician: correlation of a channel with the coherence time before (1: still)",
+    )
+    round_correlation: float = Field(
+        0.0, ge=0, le=1, description="the same from the start of a round to the start of the next (1: static channel)"
+    )
+    speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
+    antennas: int = Field(16, ge=1, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, gt=0, description="carrier frequency, Hz")
     bandwidth_hz: float = Field(20e6, gt=0, description="bandwidth, Hz")
     subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
@@ -166,6 +204,19 @@ class RadioSettings(Section):
         "(mmse makes use of it)",
     )
     csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
+    phase_error_deg: float = Field(
+        0.0, ge=0, le=180, description="standard deviation of each device's carrier phase in a coherence block, degrees"
+    )
+    clipping_db: float | Literal["off"] = Field(
+        "off", description="power at which a device's amplifier clips its OFDM signal, dB above the slot's mean power"
+    )
+    outage: float = Field(
+        0.0, ge=0, lt=1, description="probability that a device is not heard in a coherence block, unknown to designs"
+    )
+    fade_truncation_db: float | Literal["off"] = Field(
+        "off",
+        description="a device whose channel is so many dB below its mean power is silent in that block; designs know",
+    )
     correlation: float | Literal["estimated", "none"] = Field(
         "estimated",
         description="correlation of the devices' symbols that receivers expect: estimated from what earlier rounds "
@@ -178,9 +229,32 @@ class RadioSettings(Section):
         1, ge=1, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
     )
     debias: bool = Field(False, description="mmse: divide by the mean effective gain")
+    digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits an entry, stochastically rounded")
+    digital_access: Literal["orthogonal", "spatial"] = Field(
+        "orthogonal", description="digital: devices one after another, or in groups told apart by the antennas"
+    )
+    layout: Literal["discs", "cell_free"] = Field(
+        "discs",
+        description="discs: devices in a disc round their station; cell_free: access points and devices uniform on a "
+        "square with wrap-around, all access points one station",
+    )
+    drop: int = Field(0, ge=0, description="which drop of the seed: places, shadowing and fading differ")
     cell_radius_m: float = Field(200.0, gt=0, description="devices are dropped uniformly in a disc of this radius, m")
-    min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the station, m")
-    path_loss_exponent: float = Field(3.0, gt=0, description="log-distance exponent beyond 1 m of free space")
+    min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the centre of its disc, m")
+    edge_distance_m: float = Field(
+        400.0, ge=0, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
+    )
+    access_points: int = Field(400, ge=1, description="cell_free: stations on the square, each of `antennas` antennas")
+    square_m: float = Field(1000.0, gt=0, description="cell_free: side of the square, m")
+    height_m: float = Field(0.0, ge=0, description="height of stations above devices, m")
+    path_loss_exponent: float = Field(3.0, gt=0, description="log-distance exponent beyond 1 m")
+    path_loss_1m_db: float | Literal["free_space"] = Field(
+        "free_space", description="path loss at 1 m, dB; free_space: Friis at the carrier"
+    )
+    shadowing_db: float = Field(0.0, ge=0, le=50, description="standard deviation of log-normal shadowing, dB")
+    shadowing_decorrelation_m: float = Field(
+        9.0, ge=0, description="distance at which two devices' shadowing correlates by half, m; 0: independent"
+    )
 
     @model_validator(mode="after")
     def _ring_has_room(self) -> "RadioSettings":
@@ -194,8 +268,43 @@ class RadioSettings(Section):
             raise ValueError(f"noise_dbm = {self.noise_dbm:g}: should be from -300 to 300")
         if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
             raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
+        for key, least, most in (("clipping_db", -20, 60), ("fade_truncation_db", 0, 100), ("path_loss_1m_db", 0, 300)):
+            value = getattr(self, key)
+            if isinstance(value, float) and not least <= value <= most:
+                raise ValueError(f"{key} = {value:g}: should be from {least} to {most}")
         if self.truncation != "best" and not 0 <= self.truncation <= 1:
             raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "RadioSettings":
+        """What cannot be had together, each with what would be right."""
+        three_gpp = self.channel not in ("rayleigh", "rician")
+        own_path_loss = self.channel in ("umi", "uma", "rma")
+        wrong = {
+            f'topology = "{self.topology}": needs layout = "discs": cell_free access points are one station': (
+                self.layout == "cell_free" and self.topology != "single_cell"
+            ),
+            f'channel = "{self.channel}": needs layout = "discs"': own_path_loss and self.layout == "cell_free",
+            f'channel = "{self.channel}": needs delay_spread_s above 0': (
+                three_gpp and not own_path_loss and self.delay_spread_s == 0
+            ),
+            f'channel = "{self.channel}": moves by speed_mps; time_correlation and round_correlation should be 0': (
+                three_gpp and (self.time_correlation > 0 or self.round_correlation > 0)
+            ),
+            f'channel = "{self.channel}": has its own path loss and shadowing; shadowing_db should be 0': (
+                own_path_loss and self.shadowing_db > 0
+            ),
+            f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
+                self.backhaul_bits is not None and self.topology != "two_hop"
+            ),
+            f"subcarrier_groups = {self.subcarrier_groups}: should divide subcarriers = {self.subcarriers}": (
+                self.subcarriers % self.subcarrier_groups != 0
+            ),
+        }
+        for message, holds in wrong.items():
+            if holds:
+                raise ValueError(message)
         return self
 
 

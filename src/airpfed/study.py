@@ -12,19 +12,18 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from airpfed import build, reading, units
-from airpfed.air import geometry
-from airpfed.air.channel import estimated
+from airpfed import build, radio, reading
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.grouping import best_grouping
-from airpfed.air.link import SlotStudy, bounds, draw, mean_db, study
+from airpfed.air.link import Drops, SlotStudy, bounds, draw, mean_db, study
 from airpfed.air.pieces import Piece
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, plan, slot_uses
 from airpfed.air.slot import Transceiver
+from airpfed.air.uplink import sounded
+from airpfed.air.world import csi_variance
 from airpfed.errors import UserError, hint
 from airpfed.model.adapters import blocks_of
 from airpfed.settings import Method, Settings
-from airpfed.streams import stream
 from airpfed.tasks.split import sizes
 
 EVERY = tuple(DESIGNS)
@@ -116,26 +115,20 @@ def at(point: Point) -> Iterator[None]:
 
 def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = EVERY) -> dict[str, Row]:
     """Designs over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
-    air, radio = air_of(settings), settings.radio
-    gain = gains_of(settings, draws, len(air.samples))
-    if radio.snr_db is not None:
-        medians = (air.power * gain).median(1, keepdim=True).values
-        gain = gain * medians[0] / medians  # every drop at the stated SNR, as a run's one drop is
-        air = replace(air, noise=geometry.noise_for_snr(gain[0], air.power, units.from_db(radio.snr_db)))
+    drops, air = drops_of(settings, air_of(settings), draws)
     present = torch.ones(len(air.samples), dtype=torch.bool)
     drawn: dict[str, tuple[Piece, Float[Tensor, " B"] | None]] = {}
     rows: dict[str, Row] = {}
     for name in designs:
-        one = replace(air, **build.design_fields(radio, name))
+        one = replace(air, **radio.design_fields(settings.radio, name))
         grouping = grouping_of(one, present)
         if air.access == "auto":
-            known, _ = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(draws))
-            grouping = best_grouping(one, known, air.csi_error * gain, present)
+            grouping = best_grouping(one, drops.known, drops.csi_variance, present)
         jobs = jobs_of(one, grouping)
         for job in jobs:
             if job.name not in drawn:
-                piece = draw(air, job, gain, ENTRIES, rho)
-                drawn[job.name] = piece, bounds(piece) if rho == 0 and radio.energy == "per_slot" else None
+                piece = draw(air, job, drops, ENTRIES, rho)
+                drawn[job.name] = piece, bounds(piece) if rho == 0 and settings.radio.energy == "per_slot" else None
         pieces, least = zip(*(drawn[job.name] for job in jobs), strict=True)
         rows[name] = summarised(one, jobs, *study(one, pieces), least)
     return rows
@@ -175,8 +168,7 @@ def air_of(settings: Settings) -> Air:
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])
     groups = (((0, d_s),) if d_s else (), ((0, d_p),) if d_p else ())
-    names = tuple(task.name for task in tasks)
-    return build.radio_side(settings, task_of, torch.cat(counts).double(), names, groups, (d_p,) * len(tasks))
+    return radio.air(settings, task_of, torch.cat(counts).double(), groups, (d_p,) * len(tasks))
 
 
 def ranks(settings: Settings) -> tuple[Method, int, int]:
@@ -184,13 +176,29 @@ def ranks(settings: Settings) -> tuple[Method, int, int]:
     return settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
 
 
-def gains_of(settings: Settings, draws: int, devices: int) -> Float[Tensor, "B K"]:
-    """Mean power gains of independent drops, one a draw."""
-    radio = settings.radio
-    rng = stream(settings.run.seed, "drops")
-    place = geometry.disc_distances(draws * devices, radio.cell_radius_m, radio.min_distance_m, rng)
-    gain: Tensor = geometry.log_distance_gain(place, radio.carrier_hz, radio.path_loss_exponent)
-    return gain.view(draws, devices)
+def drops_of(settings: Settings, air: Air, draws: int) -> tuple[Drops, Air]:
+    """Channels of drops 1, 2, ... of the settings' world, and the radio side at their noise.
+
+    With `radio.snr_db` every drop has exactly that median SNR, as a run's one drop has: channels are scaled to that
+    of drop 1.
+    """
+    wanted, seed = settings.radio, settings.run.seed
+    worlds = [
+        radio.world(wanted.model_copy(update={"drop": number}), seed, air.task_of, len(air.lengths))
+        for number in range(1, draws + 1)
+    ]
+    medians = [float((air.power * one.gain.amax(0)).median()) for one in worlds]
+    scales = [1.0 if wanted.snr_db is None else medians[0] / median for median in medians]
+    known, true, variance, gain = [], [], [], []
+    for one, scale in zip(worlds, scales, strict=True):
+        seen, heard = sounded(replace(air, world=one), 0, 1)
+        known.append(scale**0.5 * seen)
+        true.append(scale**0.5 * heard)
+        variance.append(scale * csi_variance(one, air.csi_error))
+        gain.append(scale * one.gain)
+    noise = radio.noise_watts(wanted, worlds[0].gain, air.power)
+    drops = Drops(torch.cat(known), torch.cat(true), torch.stack(variance), torch.stack(gain))
+    return drops, replace(air, noise=noise)
 
 
 def jobs_of(air: Air, grouping: Grouping) -> list[Job]:

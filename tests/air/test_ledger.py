@@ -7,6 +7,7 @@ import torch
 from test_uplink import everyone, gradients, make_air, send
 
 from airpfed.air import ledger
+from worlds import flat
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -15,18 +16,19 @@ def doubles(*values: float) -> torch.Tensor:
 
 def test_an_entry_by_hand():
     """Slots of 100 and 30 uses and 20 pilots on 64 carriers: 2 + 1 + 1 symbols of 64 uses with 1/14 of prefix."""
-    got = ledger.entry([100, 30], 20, doubles(1e-6, 3e-6), doubles(4, 4), doubles(1e6, 2e6), 500, 1e6, 64)
+    traffic = ledger.Traffic((100, 30), 20, doubles(128, 128), doubles(64, 32), 16_000, 700)
+    got = ledger.entry(traffic, doubles(1e-6, 3e-6), doubles(1e6, 2e6), 1e6, 64)
     assert (got.channel_uses, got.pilot_uses, got.ofdm_symbols) == (130, 20, 4)
-    assert got.air_seconds == pytest.approx(4 * 64 * (15 / 14) / 1e6 + 128 / 1e6 + 128 / 2e6)
+    assert got.air_seconds == pytest.approx(4 * 64 * (15 / 14) / 1e6 + 192 / 1e6 + 160 / 2e6)
     assert got.joules_mean == pytest.approx(2e-6) and got.joules_max == pytest.approx(3e-6)
-    assert (got.side_bits, got.downlink_bits) == (256, 16_000)
+    assert (got.side_bits, got.feedback_bits, got.downlink_bits, got.backhaul_bits) == (256, 96, 16_000, 700)
 
 
 def test_the_digital_rate_is_shannon_with_a_gap_and_a_cap():
-    rate = ledger.digital_rate(doubles(1e-10, 1.0), doubles(0.1, 0.1), 1e-12, 4, 1e6)
+    rate = ledger.digital_rate(doubles(4e-10, 4.0), doubles(0.1, 0.1), 1e-12, 1e6)
     assert float(rate[0]) == pytest.approx(1e6 * math.log2(1 + 4 * 10 / 2))
     assert float(rate[1]) == pytest.approx(8e6)
-    assert (ledger.digital_rate(doubles(1e-10), doubles(0.1), 0.0, 4, 1e6) == 8e6).all()
+    assert (ledger.digital_rate(doubles(1e-10), doubles(0.1), 0.0, 1e6) == 8e6).all()
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,11 @@ def test_a_round_by_hand(access, packing, normalizer, slots, scalars):
     assert got.side_bits == 5 * scalars * 32
     assert got.downlink_bits == (41 + 37 + 30) * 32
     symbols = sum(math.ceil(uses / 16) for uses in [*slots, got.pilot_uses])
-    rate = ledger.digital_rate(air.gain, air.power, air.noise, air.antennas, air.bandwidth_hz)
-    side = float((scalars * 32 / rate).sum())
+    rate = ledger.digital_rate(8 * air.world.gain[0], air.power, air.noise, air.bandwidth_hz)
+    factors = len(slots) if access == "concurrent" else 2
+    factors *= 1 if normalizer == "common" else 2  # a group and slot that the device sends in
+    side = float(((scalars + factors) * 32 / rate).sum())
+    assert got.feedback_bits == 5 * factors * 32
     assert got.ofdm_symbols == symbols
     assert got.air_seconds == pytest.approx(symbols * 16 * (15 / 14) / 1e6 + side)
 
@@ -71,7 +76,7 @@ def test_an_absent_device_costs_nothing():
 
 def test_energy_is_power_times_time_where_every_symbol_is_sent_at_the_limit():
     """One device alone under uniform forcing sends at P throughout: 21 + 19 uses, the odd half symbols half empty."""
-    air = make_air(task_of=torch.tensor([0]), samples=doubles(4), gain=doubles(1e-10), power=doubles(0.1),
+    air = make_air(task_of=torch.tensor([0]), samples=doubles(4), world=flat(doubles(1e-10), 8), power=doubles(0.1),
                    task_names=("only",), lengths=(37,), coherence_symbols=1000)  # fmt: skip
     got = send(air, 1, *gradients(air), everyone(air)).ledger
     assert got.joules_max == pytest.approx(0.1 * (41 + 37) / 2 * (15 / 14) / 1e6, rel=1e-6)

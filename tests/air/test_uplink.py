@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from airpfed.air import ledger, pieces, uplink
-from airpfed.air.channel import estimated
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.grouping import error_of
+from airpfed.air.impairments import NONE
 from airpfed.air.pieces import transmitted
 from airpfed.air.plan import Air, grouping_of, plan
 from airpfed.air.slot import Slot, Transceiver, silent, spent
 from airpfed.air.uplink import Received, fresh_memory
+from airpfed.air.world import estimated
 from airpfed.streams import stream
+from worlds import flat
 
 TASKS = torch.tensor([0, 0, 1, 1, 1])
 LENGTHS = (37, 30)
@@ -24,13 +26,16 @@ GAIN = 1e-10
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 
 
-def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -> Air:
+def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Air:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     air = Air(
         design=design_of(design, None, debias),
         refine=None,
         rescale=False,
+        digital=None,
         correlation=0.0,
+        topology="single_cell",
+        backhaul_bits=None,
         access="tdma",
         personal_slots=2,
         packing="iq",
@@ -38,11 +43,11 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, **changes) -
         task_names=("colours", "moods"),
         task_of=TASKS,
         samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
-        gain=torch.full((5,), GAIN, dtype=torch.float64),
+        world=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
         power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
         noise=0.1 * GAIN / 10**1.5,
-        antennas=8,
         csi_error=0.0,
+        harm=NONE,
         coherence_symbols=7,
         bandwidth_hz=1e6,
         subcarriers=16,
@@ -317,7 +322,7 @@ def test_auto_never_hears_worse_than_the_better_fixed_access():
             present = everyone(air)
             known = pieces_known(air, t)
             error = {
-                grouping: sum(error_of(air, known, 0 * air.gain, present, group) for group in grouping)
+                grouping: sum(error_of(air, known, 0 * air.world.gain, present, group) for group in grouping)
                 for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(air, t, present))
             }
             assert error[uplink.grouping(air, t, present)] == min(error.values())
@@ -326,7 +331,7 @@ def test_auto_never_hears_worse_than_the_better_fixed_access():
 
 
 def pieces_known(air: Air, t: int) -> Tensor:
-    return estimated(air.gain, air.antennas, 0.0, air.seed, t, range(1))[0]
+    return estimated(air.world, 0.0, air.seed, t, range(1))[0]
 
 
 def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch):
@@ -435,7 +440,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
     shared, personal = gradients(air)
     rank_one = torch.ones(1, 8, 5, dtype=torch.complex128) * 1e-5
     cases = {
-        "one antenna": (replace(air, antennas=1), shared, personal, everyone(air), None),
+        "one antenna": (replace(air, world=flat(air.world.gain, 1)), shared, personal, everyone(air), None),
         "a zero gradient": (air, shared * (TASKS > 0)[:, None], personal * (TASKS > 0)[:, None], everyone(air), None),
         "all zero": (air, 0 * shared, 0 * personal, everyone(air), None),
         "one device": (air, shared, personal, torch.arange(5) == 3, None),

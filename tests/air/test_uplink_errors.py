@@ -13,7 +13,8 @@ import torch
 from test_uplink import everyone, make_air, send
 from torch import Tensor
 
-from airpfed.air import channel, pieces, uplink
+from airpfed.air import impairments, pieces, uplink, world
+from airpfed.air.channels import fading
 from airpfed.air.designs.table import refine_of
 from airpfed.air.plan import Air
 from airpfed.air.slot import Slot, Transceiver
@@ -39,7 +40,8 @@ SOME_WAYS = [
 CASES = [
     (name, debias, way) for name, debias in DESIGNS for way in (EVERY_WAY if name == "uniform_forcing" else SOME_WAYS)
 ]
-AGAIN = ("noise", "scrambling", "csi error")
+AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
+WITH_CHANNELS = (*AGAIN, "fading", "csi error")
 
 
 def large_air(
@@ -64,8 +66,10 @@ def drawn(air: Air, draw: int) -> tuple[Tensor, Tensor]:
     return rows[0], rows[1]
 
 
-def rounds(air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn) -> Iterator[Received]:
-    """The same round `count` times with new noise, scrambling, CSI error and (`fresh`) new gradients."""
+def rounds(
+    air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn, again=AGAIN
+) -> Iterator[Received]:
+    """The same round `count` times with new draws of what is named in `again` and (`fresh`) new gradients."""
     made: dict[tuple, Transceiver] = {}
     design = air.design
     assert design is not None
@@ -76,9 +80,9 @@ def rounds(air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = 
 
     air = replace(air, design=remembered)
     for draw in range(count):
-        for module in (pieces, channel):
+        for module in (pieces, fading, world, impairments):
             monkeypatch.setattr(
-                module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
+                module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in again else []))
             )
         yield send(air, 1, *of(air, draw if fresh else 0), everyone(air))
 
@@ -113,7 +117,7 @@ def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
 def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing, normalizer, monkeypatch):
     access = "concurrent" if packing == "iq" else "tdma"
     air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
-    rows = list(rounds(air, 24, monkeypatch))
+    rows = list(rounds(air, 24, monkeypatch, again=WITH_CHANNELS))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -232,6 +236,6 @@ def test_the_genie_knows_the_symbols(access, csi_error, monkeypatch):
     """Correlated gradients: the genie's claim is right on average where the i.i.d. one is not."""
     air = large_air("mmse", access=access, csi_error=csi_error)
     air = replace(air, noise=10 * air.noise)
-    rows = list(rounds(air, 30, monkeypatch, of=alike))
+    rows = list(rounds(air, 30, monkeypatch, of=alike, again=WITH_CHANNELS if csi_error else AGAIN))
     assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
     assert z_of(excess(rows, lambda e: e.claimed)[:, :1]) > 5

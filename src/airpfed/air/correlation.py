@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.slot import Slot, Transceiver, gains
+from airpfed.air.impairments import NONE, Impairments
+from airpfed.air.slot import Slot, Transceiver, disturbance, gains
 
 LARGEST = 0.99
 """Cap on an estimated correlation: R stays positive definite, so no claim can vanish by cancellation."""
@@ -100,16 +101,51 @@ def claimed(
     transceiver: Transceiver,
     R: Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
+    harm: Impairments = NONE,
 ) -> Float[Tensor, "B T"]:
     """MSE per real entry that receivers expect of symbols of correlation R and powers p.
 
     R: one matrix, or one a block. symbol_power: p_ik, mean over target i's entries (B T K or T K), or p_k.
     sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2, e_i = gains_i - w_i;
-    of real symbols Re(e) stands for e. CSI errors are independent
-    from device to device, so their part does not know R.
+    of real symbols Re(e) stands for e. CSI errors are independent from device to device, so their part does not know R.
+    With impairments the gains are E xi of what they were, and every device scatters some power by itself.
     """
-    mismatch = (gains(slot.h, transceiver) - slot.weights) * symbol_power.sqrt()
-    return _coherent(mismatch, R, slot.real) + disturbance(slot, transceiver, symbol_power)
+    mismatch = (harm.mean * gains(slot.h, transceiver) - slot.weights) * symbol_power.sqrt()
+    return _coherent(mismatch, R, slot.real) + own_noise(slot, transceiver, symbol_power, harm)
+
+
+def own_noise(
+    slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"], harm: Impairments
+) -> Float[Tensor, "B T"]:
+    """What no other device's symbol has a part in: receiver noise, CSI error, and what impairments scatter."""
+    v = gains(slot.h, transceiver) * symbol_power.sqrt()
+    return disturbance(slot, transceiver, harm.power * symbol_power) + harm.scattered(v, slot.real).sum(-1)
+
+
+def between(
+    slot: Slot,
+    transceiver: Transceiver,
+    cross: float,
+    target_of: Int[Tensor, " K"],
+    sent: tuple[Float[Tensor, "... K"], Impairments],
+) -> Float[Tensor, "B T T"]:
+    """Mean product of two receivers' errors, for symbols that correlate by `cross` between targets; diagonal 0.
+
+    sent: symbol powers as in `claimed`, and impairments. With scrambled targets two products survive: that of the own
+    errors, which carry no sign, and that of what i hears of j and j of i, which carry the same.
+    """
+    symbol_power, harm = sent
+    root, targets = symbol_power.sqrt(), len(slot.weights)
+    own = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(slot.h.dtype)
+    v = harm.mean * gains(slot.h, transceiver) * root
+    heard = v @ own.T  # (B, i, j): what receiver i hears of target j's streams
+    wanted = (slot.weights * root).to(v.dtype) @ own.T
+    alone = (heard - wanted).diagonal(dim1=1, dim2=2)
+    products = [a[:, :, None] * b[:, None, :] for a, b in ((alone.real, alone.real), (alone.imag, alone.imag))]
+    mutual = [part * part.mT for part in (heard.real, heard.imag)]
+    used = slice(0, 1) if slot.real else slice(0, 2)
+    total = torch.stack([*products[used], *mutual[used]]).sum(0)
+    return cross * total * ~torch.eye(targets, dtype=torch.bool, device=total.device)
 
 
 def scaled(
@@ -117,28 +153,36 @@ def scaled(
     transceiver: Transceiver,
     R: Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
+    harm: Impairments = NONE,
 ) -> Transceiver:
     """The transceiver with each receiver times the real scalar of least `claimed`; arguments as there.
 
-    gamma_i = Re(v R w^T) / (v R v^H + disturbance_i), v_ik = gain_ik sqrt(p_ik), w likewise, Re(v) for v of real
+    gamma_i = Re(v R w^T) / (v R v^H + noise_i), v_ik = E xi gain_ik sqrt(p_ik), w likewise, Re(v) for v of real
     symbols. A receiver that hears nothing stays. It answers a shrinkage made for R = I; it would take away the
     unbiasedness of a design that has it.
     """
     root = symbol_power.sqrt()
-    v, w = gains(slot.h, transceiver) * root, slot.weights * root
-    heard = _coherent(v, R, slot.real) + disturbance(slot, transceiver, symbol_power)
+    v, w = harm.mean * gains(slot.h, transceiver) * root, slot.weights * root
+    heard = _coherent(v, R, slot.real) + own_noise(slot, transceiver, symbol_power, harm)
     incoherent = _parts(v, slot.real).square().sum((0, -1))
     gamma = torch.where(heard > ROUNDING * incoherent, ((v.real @ R) * w).sum(-1) / heard, 1.0)
     return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
 
 
-def terms(slot: Slot, transceiver: Transceiver, correlated: Pairs, symbol_power: Float[Tensor, "... K"]) -> Terms:
-    """What each receiver expects to hear, E_i = v_i R v_i^H + disturbance_i, as a linear function of rho_w and rho_x.
+def terms(
+    slot: Slot,
+    transceiver: Transceiver,
+    correlated: Pairs,
+    symbol_power: Float[Tensor, "... K"],
+    harm: Impairments = NONE,
+) -> Terms:
+    """What each receiver expects to hear, E_i = v_i R v_i^H + noise_i, as a linear function of rho_w and rho_x.
 
-    Only what receivers know enters: their estimates of the gains, noise and CSI statistics, normalised symbol powers.
+    Only what receivers know enters: their estimates of the gains, noise, CSI and impairments' statistics, normalised
+    symbol powers.
     """
-    v = gains(slot.h, transceiver) * symbol_power.sqrt()
-    alone = _parts(v, slot.real).square().sum((0, -1)) + disturbance(slot, transceiver, symbol_power)
+    v = harm.mean * gains(slot.h, transceiver) * symbol_power.sqrt()
+    alone = _parts(v, slot.real).square().sum((0, -1)) + own_noise(slot, transceiver, symbol_power, harm)
     return Terms(alone, _coherent(v, correlated.within, slot.real), _coherent(v, correlated.cross, slot.real))
 
 
@@ -195,9 +239,3 @@ def _coherent(v: Complex[Tensor, "B T K"], R: Float[Tensor, "... K K"], real: bo
     """v_i R v_i^H; for real symmetric R the real and the imaginary parts add up without a cross term."""
     parts = _parts(v, real)
     return ((parts @ R) * parts).sum((0, -1))
-
-
-def disturbance(slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"]) -> Float[Tensor, "B T"]:
-    """Noise and CSI error behind each receiver: (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2."""
-    radiated = (transceiver.transmit.abs().square() * slot.csi_variance)[:, None, :] * symbol_power
-    return (slot.noise + radiated.sum(-1)) * transceiver.receiver.abs().square().sum(1)

@@ -1,4 +1,4 @@
-"""Where devices are, and how much power reaches the station."""
+"""Where stations and devices are, and how much power reaches each station on average."""
 
 import math
 
@@ -10,7 +10,7 @@ from airpfed.units import SPEED_OF_LIGHT
 
 
 def disc_distances(devices: int, radius_m: float, nearest_m: float, rng: torch.Generator) -> Float[Tensor, " K"]:
-    """Distances in metres of devices dropped uniformly over a disc around the station, none nearer than `nearest_m`.
+    """Distances in metres of devices dropped uniformly over a disc around its centre, none nearer than `nearest_m`.
 
     Uniform over the ring's area, so the squared distance is uniform. Random: one draw a device.
     """
@@ -18,15 +18,68 @@ def disc_distances(devices: int, radius_m: float, nearest_m: float, rng: torch.G
     return (nearest_m**2 + share * (radius_m**2 - nearest_m**2)).sqrt()
 
 
-def log_distance_gain(distance_m: Float[Tensor, " K"], carrier_hz: float, exponent: float) -> Float[Tensor, " K"]:
-    """Mean power gain (linear): free space to 1 m, then distance^-exponent.
+def directions(devices: int, rng: torch.Generator) -> Float[Tensor, "K 2"]:
+    """Unit vectors in the plane, uniform over the circle. Random: one draw a device."""
+    angle = 2 * math.pi * torch.rand(devices, generator=rng, dtype=torch.float64)
+    return torch.stack([angle.cos(), angle.sin()], 1)
 
-    gain = (c / (4 pi f))^2 d^-exponent (Friis at 1 m, log-distance model beyond).
+
+def on_circle(stations: int, radius_m: float) -> Float[Tensor, "S 2"]:
+    """Stations evenly spaced on a circle round the origin, the first to the east; one station is the origin itself."""
+    angle = 2 * math.pi * torch.arange(stations, dtype=torch.float64) / stations
+    return (radius_m if stations > 1 else 0.0) * torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def in_square(points: int, side_m: float, rng: torch.Generator) -> Float[Tensor, "P 2"]:
+    """Points uniform over the square [0, side] x [0, side]. Random: two draws a point."""
+    return side_m * torch.rand(points, 2, generator=rng, dtype=torch.float64)
+
+
+def offsets(a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], wrap_m: float | None = None) -> Float[Tensor, "A B 2"]:
+    """b - a for every pair, metres; wrap_m: side of a square whose opposite edges touch, the shortest way counts."""
+    apart = b[None] - a[:, None]
+    return apart if wrap_m is None else apart - wrap_m * (apart / wrap_m).round()
+
+
+def distances(
+    a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], height_m: float = 0.0, wrap_m: float | None = None
+) -> Float[Tensor, "A B"]:
+    """Distances of every pair, `height_m` apart in height; wrap_m as in `offsets`."""
+    return (offsets(a, b, wrap_m).square().sum(-1) + height_m**2).sqrt()
+
+
+def log_distance_gain(
+    distance_m: Float[Tensor, "*K"], carrier_hz: float, exponent: float, loss_1m_db: float | None = None
+) -> Float[Tensor, "*K"]:
+    """Mean power gain (linear): `loss_1m_db` at 1 m, then distance^-exponent.
+
+    loss_1m_db None: free space, (c / (4 pi f))^2 (Friis at 1 m, log-distance model beyond).
     """
     free_space = (SPEED_OF_LIGHT / (4 * math.pi * carrier_hz)) ** 2
-    return free_space * distance_m**-exponent
+    at_one_metre = free_space if loss_1m_db is None else 10 ** (-loss_1m_db / 10)
+    return at_one_metre * distance_m**-exponent
 
 
-def noise_for_snr(gain: Float[Tensor, " K"], power: Float[Tensor, " K"], snr: float) -> float:
-    """Noise power in watts at which the median over devices of P_k gain_k / noise is `snr` (linear), per antenna."""
-    return float((power * gain).median()) / snr
+def shadowing(
+    apart_m: Float[Tensor, "K K"], stations: int, sigma_db: float, decorrelation_m: float, rng: torch.Generator
+) -> Float[Tensor, "S K"]:
+    """Log-normal shadow fading as a factor on the mean power gain (linear), independent from station to station.
+
+    Two devices see shadows of one station that correlate by 2^(-distance / decorrelation_m) (3GPP TR 36.814, table
+    B.1.2.2.1-4; 0: independent). apart_m: distances between devices. Random: a draw a station and device.
+    """
+    normal = torch.randn(stations, len(apart_m), generator=rng, dtype=torch.float64)
+    if decorrelation_m > 0:
+        values, vectors = torch.linalg.eigh(2 ** (-apart_m / decorrelation_m))
+        # On a wrapped square the kernel may miss being positive definite by a little.
+        normal = normal @ (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+    decibels: Tensor = sigma_db * normal
+    return 10 ** (decibels / 10)
+
+
+def noise_for_snr(gain: Float[Tensor, "*S K"], power: Float[Tensor, " K"], snr: float) -> float:
+    """Noise power in watts at which the median over devices of P_k gain_k / noise is `snr` (linear), per antenna.
+
+    gain_k: that of the device's strongest station.
+    """
+    return float((power * gain.reshape(-1, gain.shape[-1]).amax(0)).median()) / snr

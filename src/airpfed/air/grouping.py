@@ -27,7 +27,7 @@ Tasks = tuple[int, ...]
 def best_grouping(
     air: Air,
     known: Complex[Tensor, "B M K"],
-    csi_variance: Float[Tensor, "*#B K"],
+    csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
 ) -> Grouping:
     """The grouping of the tasks present into at most `air.personal_slots` p-slots, of least mean error over the blocks.
@@ -52,7 +52,7 @@ def best_grouping(
 def error_of(
     air: Air,
     known: Complex[Tensor, "B M K"],
-    csi_variance: Float[Tensor, "*#B K"],
+    csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
     group: Tasks,
 ) -> float:

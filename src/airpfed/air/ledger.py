@@ -1,6 +1,7 @@
 """What a round costs on the air: channel uses, OFDM symbols, seconds, joules, bits."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,19 +14,25 @@ CYCLIC_PREFIX = 1 / 14
 """Overhead of the cyclic prefix: 4.76 us on 66.67 us, as in LTE and NR."""
 RATE_GAP = 2.0
 """Coded digital links lose 3 dB against Shannon."""
+FACTOR_BITS = 32
+"""A transmit factor told to a device: two real numbers of 16 bits."""
+SCHEME_BITS = 5
+"""Index of a modulation and coding scheme, as in NR."""
 MAX_BITS_PER_USE = 8.0
 """256-QAM: no link is faster, however good its channel."""
 
 
-def digital_rate(
-    gain: Float[Tensor, " K"], power: Float[Tensor, " K"], noise: float, antennas: int, bandwidth_hz: float
-) -> Float[Tensor, " K"]:
-    """Bits per second of each device alone on the band, maximum-ratio receiver.
+def bits_per_use(sinr: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Bits a channel use of a coded digital link: Shannon at a gap, log2(1 + SINR / gap), capped."""
+    return torch.log2(1 + sinr / RATE_GAP).clamp(max=MAX_BITS_PER_USE)
 
-    B log2(1 + M P g / (gap sigma2)), capped.
-    """
-    snr = antennas * power * gain / (RATE_GAP * noise) if noise > 0 else torch.full_like(gain, math.inf)
-    return bandwidth_hz * torch.log2(1 + snr).clamp(max=MAX_BITS_PER_USE)
+
+def digital_rate(
+    gain: Float[Tensor, " K"], power: Float[Tensor, " K"], noise: float, bandwidth_hz: float
+) -> Float[Tensor, " K"]:
+    """Bits per second of each device alone on the band, maximum-ratio receiver. gain: mean, summed over antennas."""
+    snr = power * gain / noise if noise > 0 else torch.full_like(gain, math.inf)
+    return bandwidth_hz * bits_per_use(snr)
 
 
 def use_seconds(bandwidth_hz: float) -> float:
@@ -33,30 +40,41 @@ def use_seconds(bandwidth_hz: float) -> float:
     return (1 + CYCLIC_PREFIX) / bandwidth_hz
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What a round moves.
+
+    slot_uses: channel uses of each slot. Bits of side information (from the devices) and of feedback (to them) by
+    device; of the downlink and the backhaul in all.
+    """
+
+    slot_uses: tuple[int, ...]
+    pilot_uses: int
+    side_bits: Float[Tensor, " K"]
+    feedback_bits: Float[Tensor, " K"]
+    downlink_bits: int
+    backhaul_bits: int
+
+
 def entry(
-    slot_uses: list[int],
-    pilot_uses: int,
-    joules: Float[Tensor, " K"],
-    side_scalars: Float[Tensor, " K"],
-    rate: Float[Tensor, " K"],
-    downlink_scalars: int,
-    bandwidth_hz: float,
-    subcarriers: int,
+    traffic: Traffic, joules: Float[Tensor, " K"], rate: Float[Tensor, " K"], bandwidth_hz: float, subcarriers: int
 ) -> Ledger:
     """One round's ledger.
 
-    slot_uses: channel uses of each slot, each filled up to whole OFDM symbols. side_scalars: scalars each device
-    sends on the digital link at `rate` bits/s, one device after another. joules: energy radiated per device.
+    Each slot is filled up to whole OFDM symbols. Side information and feedback go on the digital link at `rate` bits/s,
+    one device after another. joules: energy radiated per device.
     """
-    symbols = sum(math.ceil(uses / subcarriers) for uses in [*slot_uses, pilot_uses])
-    side_seconds = float((side_scalars * BITS_PER_SCALAR / rate).sum())
+    symbols = sum(math.ceil(uses / subcarriers) for uses in [*traffic.slot_uses, traffic.pilot_uses])
+    told = float(((traffic.side_bits + traffic.feedback_bits) / rate).sum())
     return Ledger(
-        channel_uses=sum(slot_uses),
-        pilot_uses=pilot_uses,
+        channel_uses=sum(traffic.slot_uses),
+        pilot_uses=traffic.pilot_uses,
         ofdm_symbols=symbols,
-        air_seconds=symbols * subcarriers * use_seconds(bandwidth_hz) + side_seconds,
+        air_seconds=symbols * subcarriers * use_seconds(bandwidth_hz) + told,
         joules_mean=float(joules.mean()),
         joules_max=float(joules.max()),
-        side_bits=int(side_scalars.sum()) * BITS_PER_SCALAR,
-        downlink_bits=downlink_scalars * BITS_PER_SCALAR,
+        side_bits=int(traffic.side_bits.sum()),
+        feedback_bits=int(traffic.feedback_bits.sum()),
+        downlink_bits=traffic.downlink_bits,
+        backhaul_bits=traffic.backhaul_bits,
     )

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.channel import estimated
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.certificate import lower_bound
-from airpfed.air.pieces import Piece, asked_of, overlap, rescaled, transmitted
+from airpfed.air.pieces import Piece, antennas_of, asked_of, overlap, rescaled, transmitted
 from airpfed.air.plan import Air, Job
 from airpfed.air.slot import Transceiver, kept, mse
 from airpfed.air.symbols import Normalised, uses_of
@@ -33,15 +32,23 @@ class SlotStudy:
     silence: Float[Tensor, "B T"]
 
 
-def draw(air: Air, job: Job, gain: Float[Tensor, "B K"], entries: int, rho: float) -> Piece:
+@dataclass(frozen=True)
+class Drops:
+    """Channels of B drops: as designs see them, as they are, the variance of the estimates' errors, mean gains."""
+
+    known: Complex[Tensor, "B M K"]
+    true: Complex[Tensor, "B M K"]
+    csi_variance: Float[Tensor, "B m K"]
+    gain: Float[Tensor, "B S K"]
+
+
+def draw(air: Air, job: Job, drops: Drops, entries: int, rho: float) -> Piece:
     """One slot over B channels, each a drop of its own, and `entries` random real entries to send through each.
 
-    gain: mean power gain of every device in each draw. rho: correlation of the devices' symbols; receivers know it
-    (as if estimated without error) unless `air.correlation` says what they believe. Random: fading, CSI
-    error and symbols, fixed by seed, slot and draw.
+    rho: correlation of the devices' symbols; receivers know it (as if estimated without error) unless `air.correlation`
+    says what they believe. Random: symbols, fixed by seed, slot and draw.
     """
-    blocks, uses = len(gain), uses_of(entries, air.packing)
-    known, true = estimated(gain, air.antennas, air.csi_error, air.seed, 0, range(blocks))
+    blocks, uses = len(drops.known), uses_of(entries, air.packing)
     symbols = [correlated(job, entries, rho, stream(air.seed, "link", job.name, block)) for block in range(blocks)]
     ones = torch.ones(len(job.weights), dtype=torch.float64)
     group = Normalised(
@@ -50,7 +57,8 @@ def draw(air: Air, job: Job, gain: Float[Tensor, "B K"], entries: int, rho: floa
         torch.ones(len(job.weights), blocks * entries, dtype=torch.bool),
     )  # fmt: skip
     spans = tuple((block * uses, (block + 1) * uses) for block in range(blocks))
-    asked = asked_of(air, job, job.weights, known, air.csi_error * gain)
+    asked = asked_of(air, job, job.weights, drops.known, drops.csi_variance)
+    true = drops.true[:, antennas_of(air, job)]
     expected = rho if air.correlation is None else air.correlation
     return Piece(
         job, group, spans, asked, true[:, :, job.devices], *overlap(group, job.group_of, spans, air.packing),
@@ -65,7 +73,7 @@ def correlated(job: Job, entries: int, rho: float, rng: torch.Generator) -> Floa
     """
     own = torch.randn(len(job.devices), entries, dtype=torch.float64, generator=rng)
     common = torch.randn(2, entries, dtype=torch.float64, generator=rng)
-    kind = torch.tensor([task is not None for task in job.targets]).long()[job.group_of]
+    kind = (job.mix[[task is None for task in job.targets]] == 0).all(0).long()[job.group_of]
     symbols: Tensor = (1 - rho) ** 0.5 * own + rho**0.5 * common[kind]
     return symbols
 
@@ -94,11 +102,10 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
 def studied(air: Air, piece: Piece, made: Transceiver) -> SlotStudy:
     """The errors of a slot per entry, channel by channel."""
     outcome = transmitted(air, piece, made, 0)
-    entries = outcome.scale * piece.share
-    silence = (outcome.silence / outcome.scale).expand(len(entries), -1)
-    return SlotStudy(
-        outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, mse(piece.asked, made), silence
-    )
+    entries = outcome.scale / len(piece.spans)
+    silence = (outcome.silence / outcome.scale).expand(len(piece.spans), -1)
+    iid = mse(piece.asked, made) @ piece.job.mix.square().T
+    return SlotStudy(outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, iid, silence)
 
 
 def mean_db(values: Float[Tensor, " B"]) -> tuple[float, float]:

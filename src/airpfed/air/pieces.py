@@ -5,24 +5,28 @@ normalise -> pack -> design per coherence block -> superpose in the channel -> u
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import ledger
 from airpfed.air.correlation import (
     Correlation,
     Evidence,
+    between,
     claimed,
-    disturbance,
     evidence,
     matrix,
+    own_noise,
     pairs,
     scaled,
     terms,
 )
-from airpfed.air.plan import Air, Job, RoundFunction, streams_of
+from airpfed.air.impairments import clipped
+from airpfed.air.plan import Air, Job, RoundFunction, over_backhaul, streams_of
+from airpfed.air.quantise import rounded
 from airpfed.air.slot import Slot, Transceiver, gains, joined, kept
 from airpfed.air.superpose import Heard, collapsed, receiver_noise
 from airpfed.air.symbols import Normalised, Packing, pack, unpack
@@ -65,72 +69,189 @@ class Piece:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A piece's sums and, per block and target, error energies: squared errors summed over entries.
+    """A piece's sums and, per block and sum, error energies: squared errors added up over entries.
 
-    claimed_genie: with the true Gram matrix of the symbols. scale: sigma_i^2 times entries, of the whole piece.
-    joules: per stream. learned: what the received power says about correlation.
+    claimed_genie: with the true Gram matrix of the symbols. scale: sigma^2 times entries, of the whole piece. joules:
+    per stream. learned: what the received power says about correlation.
     """
 
-    sums: Float[Tensor, "T d"]
-    claimed: Float[Tensor, "B T"]
-    measured: Float[Tensor, "B T"]
-    bias: Float[Tensor, "B T"]
-    variance: Float[Tensor, "B T"]
-    claimed_genie: Float[Tensor, "B T"]
-    scale: Float[Tensor, " T"]
-    silence: Float[Tensor, " T"]
+    sums: Float[Tensor, "U d"]
+    claimed: Float[Tensor, "B U"]
+    measured: Float[Tensor, "B U"]
+    bias: Float[Tensor, "B U"]
+    variance: Float[Tensor, "B U"]
+    claimed_genie: Float[Tensor, "B U"]
+    scale: Float[Tensor, " U"]
+    silence: Float[Tensor, " U"]
     joules: Float[Tensor, " K"]
     learned: Evidence
 
 
 def asked_of(air: Air, job: Job, weights: Float[Tensor, "T K"], known: Tensor, csi_variance: Tensor) -> Slot:
-    """The design problem of a slot's streams, for the channel estimates of all devices.
+    """The design problem of a slot's streams, for the channel estimates and their variances at all antennas.
 
     Under real packing the imaginary half of noise and CSI error is thrown away.
     """
     half = 0.5 if air.packing == "real" else 1.0
-    devices = job.devices
+    devices, rows = job.devices, antennas_of(air, job)
+    uniform = csi_variance.shape[-2] == 1
     return Slot(
-        known[..., devices], weights, job.importance, air.power[devices], half * air.noise,
-        half * csi_variance[..., devices], streams_of(devices), air.packing == "real",
+        known[..., rows, :][..., devices], weights, job.importance, air.power[devices], half * air.noise,
+        half * (csi_variance if uniform else csi_variance[..., rows, :])[..., devices], streams_of(devices),
+        air.packing == "real", sees_of(air, job),
     )  # fmt: skip
 
 
+def antennas_of(air: Air, job: Job) -> slice:
+    """The antennas that a slot's receivers have: those of their station, or all stacked where stations differ."""
+    stations, each = set(job.stations), air.world.antennas
+    if len(stations) > 1 or stations == {None}:
+        return slice(None)
+    (station,) = stations
+    assert station is not None
+    return slice(station * each, (station + 1) * each)
+
+
+def sees_of(air: Air, job: Job) -> Bool[Tensor, "T M"] | None:
+    """Which of all antennas each receiver has, where receivers of one slot are at different stations."""
+    if len(set(job.stations)) == 1:
+        return None
+    of = torch.arange(len(air.world.gain)).repeat_interleave(air.world.antennas)
+    every = torch.ones_like(of, dtype=torch.bool)
+    return torch.stack([every if station is None else of == station for station in job.stations])
+
+
 def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
-    """Send a piece with its blocks' transceivers. Random: noise and scrambling, streams named by round and piece."""
-    x, group = pack(piece.group.entries, air.packing), piece.group
-    heard = hear(air, piece, made, x, t)
-    width, per = group.entries.shape[1], entries_per_use(air.packing)
+    """Send a piece with its blocks' transceivers.
+
+    Random: noise, scrambling and rounding, streams named by round and piece.
+    """
+    x, group, asked = pack(piece.group.entries, air.packing), piece.group, piece.asked
+    sent = amplified(air, piece, made, x)
+    heard = hear(air, piece, made, sent, t)
     wanted = group.weights.to(x.dtype) @ x
+    estimate = entries_of(air, piece, heard.received) * group.scale[:, None] + group.offset[:, None] * group.valid
+    passed, rounding = backhauled(air, piece.job, estimate, stream(air.seed, "backhaul", t, piece.name))
+    truth = entries_of(air, piece, wanted) * group.scale[:, None] + group.offset[:, None] * group.valid
+    mix, entries = piece.job.mix, piece.share * group.valid.sum(1)
+    rounded_off = by_block(air, piece, mix.square() @ rounding)
 
-    def energy_of(error: Complex[Tensor, "T uses"]) -> Float[Tensor, "B T"]:
-        squares = (unpack(error, air.packing, width) * group.valid).square()
-        return torch.stack([squares[:, per * a : per * b].sum(1) for a, b in piece.spans])
+    def added(mse: Float[Tensor, "B T"]) -> Float[Tensor, "B U"]:
+        """Energies of the receivers' independent errors, given per normalised entry."""
+        return (entries * mse * group.scale.square()) @ mix.square().T
 
-    asked, energy = piece.asked, group.scale.square()
-    entries = piece.share * group.valid.sum(1)
-    crosstalk = sum(energy_of(part) for part in heard.crosstalk.unbind(1))
-    bias = energy_of(heard.own - wanted)
+    bias, crosstalk = energy(air, piece, heard.own - wanted), crossed(air, piece, heard)
     noise = asked.noise * made.receiver.abs().square().sum(1)
-    known = bias + crosstalk
-    if air.csi_error:
-        believed = propagated(piece, gains(asked.h, made), x)
-        known = energy_of(believed.own - wanted) + sum(energy_of(part) for part in believed.crosstalk.unbind(1))
-    estimate = unpack(heard.received, air.packing, width) * group.scale[:, None] + group.offset[:, None]
-    squares = torch.stack([x[:, a:b].abs().square().sum(1) for a, b in piece.spans])
-    expected = terms(asked, made, pairs(*piece.relations), piece.power)
+    powers = torch.stack([x[:, a:b].abs().square().sum(1) for a, b in piece.spans])
+    expected = terms(asked, made, pairs(*piece.relations), piece.power, air.harm)
+    power = by_block(air, piece, entries_of(air, piece, heard.received).square())
     return Outcome(
-        sums=estimate * group.valid,
-        claimed=energy * entries * claimed(asked, made, piece.expected, piece.power),
-        measured=energy * energy_of(heard.received - wanted),
-        bias=energy * bias,
-        variance=energy * (entries * noise + crosstalk),
-        claimed_genie=energy * (known + entries * disturbance(asked, made, piece.power)),
-        scale=energy * group.valid.sum(1),
-        silence=energy * group.valid.sum(1) * (group.weights.square() @ group.power),
-        joules=(made.transmit.abs().square() * squares).sum(0) * ledger.use_seconds(air.bandwidth_hz),
-        learned=evidence(expected, energy_of(heard.received) / entries, entries, piece.believed),
-    )
+        sums=mix @ passed,
+        claimed=added(claimed(asked, made, piece.expected, piece.power, air.harm)) + shared_errors(air, piece, made)
+        + rounded_off,
+        measured=by_block(air, piece, (mix @ (passed - truth)).square()),
+        bias=bias,
+        variance=added(noise) + crosstalk + rounded_off,
+        claimed_genie=genie(air, piece, made, (x, wanted))
+        + added(own_noise(asked, made, piece.power, air.harm)) + rounded_off,
+        scale=scale_of(piece.job, group),
+        silence=silence_of(piece.job, group),
+        joules=(made.transmit.abs().square() * powers).sum(0) * ledger.use_seconds(air.bandwidth_hz),
+        learned=evidence(expected, power / entries, entries, piece.believed),
+    )  # fmt: skip
+
+
+def entries_of(air: Air, piece: Piece, symbols: Complex[Tensor, "T uses"]) -> Float[Tensor, "T d"]:
+    """Real entries of received symbols, each target's own."""
+    return unpack(symbols, air.packing, piece.group.entries.shape[1]) * piece.group.valid
+
+
+def by_block(air: Air, piece: Piece, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
+    """Sums over the entries of each coherence block."""
+    per = entries_per_use(air.packing)
+    return torch.stack([values[:, per * a : per * b].sum(1) for a, b in piece.spans])
+
+
+def energy(air: Air, piece: Piece, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:
+    """Energies of the slot's sums, by block, for errors of its receivers in symbols."""
+    scaled_errors = entries_of(air, piece, errors) * piece.group.scale[:, None]
+    return by_block(air, piece, (piece.job.mix @ scaled_errors).square())
+
+
+def crossed(air: Air, piece: Piece, heard: Heard) -> Float[Tensor, "B U"]:
+    """Energies that other targets' streams leave, over the scrambling signs.
+
+    What i hears of j and j of i carries the same sign, so in a sum of receivers they add up coherently.
+    """
+    mix, found = piece.job.mix, torch.zeros(len(piece.spans), len(piece.job.mix), dtype=torch.float64)
+    values = entries_per_pair(air, piece, heard)
+    for (i, j), (of_i, of_j) in values.items():
+        touched = (mix[:, [i, j]] != 0).any(1)
+        both = mix[touched, i, None] * of_i + mix[touched, j, None] * of_j
+        found[:, touched] += by_block(air, piece, both.square())
+    return found
+
+
+def entries_per_pair(air: Air, piece: Piece, heard: Heard) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """(i, j) -> what i hears of j's streams and j of i's, as scaled entries."""
+    parts = [entries_of(air, piece, part) * piece.group.scale[:, None] for part in heard.crosstalk.unbind(1)]
+    return {(i, j): (parts[j][i], parts[i][j]) for i, j in combinations(range(len(parts)), 2)}
+
+
+def genie(
+    air: Air, piece: Piece, made: Transceiver, symbols: tuple[Complex[Tensor, "K uses"], Complex[Tensor, "T uses"]]
+) -> Float[Tensor, "B U"]:
+    """What the receivers' gains, as they know them on average, leave of the true symbols; symbols: sent and wanted."""
+    x, wanted = symbols
+    believed = propagated(piece, air.harm.mean * gains(piece.asked.h, made), x)
+    return energy(air, piece, believed.own - wanted) + crossed(air, piece, believed)
+
+
+def shared_errors(air: Air, piece: Piece, made: Transceiver) -> Float[Tensor, "B U"]:
+    """What correlated symbols add where receivers' errors do not add up independently: sums of several receivers."""
+    mix, group = piece.job.mix, piece.group
+    if bool(((mix != 0).sum(1) <= 1).all()):
+        return torch.zeros(len(piece.spans), len(mix), dtype=torch.float64)
+    q = mix * group.scale
+    cross = between(piece.asked, made, piece.believed.cross, piece.job.group_of, (piece.power, air.harm))
+    entries = piece.share * group.valid.sum(1)
+    return torch.einsum("ui,bij,uj,bi->bu", q, cross, q, entries)
+
+
+def scale_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
+    """sigma^2 of each sum times its entries: sigma_i^2 of its receivers, weighed by what each has in it.
+
+    With sigma_i^2 the mean of the devices' variances weighed by w_ik^2, so is this, by the weights of the whole sum.
+    """
+    share = job.mix.square() * job.weights.square().sum(1)
+    sigma = (share @ group.scale.square()) / share.sum(1)
+    return sigma * ((job.mix != 0).double() @ group.valid.double() > 0).sum(1)
+
+
+def silence_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
+    """Error energy of each sum if nothing were sent, for i.i.d. symbols."""
+    alone = group.scale.square() * group.valid.sum(1) * (group.weights.square() @ group.power)
+    return alone @ job.mix.square().T
+
+
+def backhauled(
+    air: Air, job: Job, estimate: Float[Tensor, "T d"], rng: torch.Generator
+) -> tuple[Float[Tensor, "T d"], Float[Tensor, "T d"]]:
+    """(the receivers' sums after the backhaul, variance of its rounding). Random: the rounding."""
+    edges = over_backhaul(air, job)
+    if air.backhaul_bits is None or not bool(edges.any()):
+        return estimate, torch.zeros_like(estimate)
+    values, variance = rounded(estimate, air.backhaul_bits, rng)
+    return torch.where(edges[:, None], values, estimate), torch.where(edges[:, None], variance, 0.0)
+
+
+def amplified(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"]) -> Complex[Tensor, "K uses"]:
+    """Symbols as the devices' amplifiers leave them, relative to their transmit factors."""
+    if air.harm.clipping is None:
+        return x
+    factor = torch.cat([made.transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(piece.spans)], 1)
+    sent = clipped(factor * x, air.harm.clipping, air.subcarriers)
+    return torch.where(factor != 0, sent / torch.where(factor != 0, factor, 1.0), 0.0)
 
 
 def hear(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"], t: int) -> Heard:
@@ -196,7 +317,7 @@ def spans_of(place: int, uses: int, coherence: int) -> tuple[range, Spans]:
 
 def one_block(slot: Slot, block: int) -> Slot:
     """A slot of one of its blocks alone."""
-    csi = slot.csi_variance if slot.csi_variance.dim() == 1 else slot.csi_variance[block : block + 1]
+    csi = slot.csi_variance if slot.csi_variance.dim() < 3 else slot.csi_variance[block : block + 1]
     return replace(slot, h=slot.h[block : block + 1], csi_variance=csi)
 
 
@@ -216,7 +337,9 @@ def rescaled(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> 
     """Each receiver times its best scalar under the correlation believed in, for designs that shrink."""
     if not air.rescale:
         return list(made)
-    return [scaled(piece.asked, one, piece.expected, piece.power) for piece, one in zip(pieces, made, strict=True)]
+    return [
+        scaled(piece.asked, one, piece.expected, piece.power, air.harm) for piece, one in zip(pieces, made, strict=True)
+    ]
 
 
 def refined(refine: RoundFunction, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from airpfed.air.impairments import Impairments
 from airpfed.air.slot import Slot, Transceiver
 from airpfed.air.symbols import Packing, uses_of
+from airpfed.air.world import World
 
 DesignFunction = Callable[[Slot], Transceiver]
 RoundFunction = Callable[
@@ -21,6 +23,15 @@ Groups = tuple[tuple[int, int], ...]
 Grouping = tuple[tuple[int, ...], ...]
 """Tasks of each p-slot, in the order of transmission."""
 Access = Literal["concurrent", "tdma", "auto", "superposed"]
+Topology = Literal["single_cell", "joint", "two_hop"]
+
+
+@dataclass(frozen=True)
+class Digital:
+    """Bits an entry, and whether devices send in groups that the antennas tell apart, or one after another."""
+
+    bits: int
+    spatial: bool
 
 
 @dataclass(frozen=True)
@@ -29,15 +40,20 @@ class Air:
 
     design: None is the error-free link. refine: None if every slot keeps the power limit by itself. rescale: receivers
     are scaled to the correlation believed in, which is `correlation`, or estimated from round to round if None.
-    personal_slots: the most p-slots of access `auto`. gain: mean power gain per device; power: P_k, watts; noise:
-    sigma2, watts per antenna. samples: D_k. groups: columns of each normaliser group of the s- and p-vectors; lengths:
-    entries of each task's p-vector.
+    digital: None unless gradients travel as bits. personal_slots: the most p-slots of access `auto`. topology: joint
+    and two_hop have station n for task n; backhaul_bits: an entry of an edge's s-sum, None is error-free. world:
+    places, gains, channels; csi_error: share of the channels' variance that estimates miss; harm: impairments of the
+    devices. power: P_k, watts; noise: sigma2, watts per antenna. samples: D_k. groups: columns of each normaliser group
+    of the s- and p-vectors; lengths: entries of each task's p-vector.
     """
 
     design: DesignFunction | None
     refine: RoundFunction | None
     rescale: bool
+    digital: Digital | None
     correlation: float | None
+    topology: Topology
+    backhaul_bits: int | None
     access: Access
     personal_slots: int
     packing: Packing
@@ -45,11 +61,11 @@ class Air:
     task_names: tuple[str, ...]
     task_of: Int[Tensor, " K"]
     samples: Float[Tensor, " K"]
-    gain: Float[Tensor, " K"]
+    world: World
     power: Float[Tensor, " K"]
     noise: float
-    antennas: int
     csi_error: float
+    harm: Impairments
     coherence_symbols: int
     bandwidth_hz: float
     subcarriers: int
@@ -61,11 +77,12 @@ class Air:
 
 @dataclass(frozen=True)
 class Job:
-    """One slot's work: one stream a row of `vectors`, one target a row of `weights`.
+    """One slot's work: one stream a row of `vectors`, one receiver a row of `weights`, one sum a row of `mix`.
 
     devices: of each stream; a superposed slot has two streams a device, s and p. lengths: entries of each stream's
-    vector; group_of: which target wants it; importance: 1 for s, D_n/D for a task. targets: the
-    task of each, None for s.
+    vector; group_of: which receiver wants it; importance: what a receiver's error counts in the round's. stations:
+    where each receiver is, None at all stations together. mix: the slot's sums from the receivers' ones, the identity
+    but for two_hop, whose s-sum is sum_n (D_n/D) times that of edge n. targets: the task of each sum, None for s.
     """
 
     name: str
@@ -76,6 +93,8 @@ class Job:
     weights: Float[Tensor, "T K"]
     group_of: Int[Tensor, " K"]
     importance: Float[Tensor, " T"]
+    stations: tuple[int | None, ...]
+    mix: Float[Tensor, "U T"]
     targets: tuple[int | None, ...]
 
 
@@ -91,16 +110,28 @@ def plan(
     Slots without devices or without entries are left out.
     """
     here = present.nonzero().flatten()
-    samples = air.samples[here]
-    every = Job(
-        "s", here, shared[here], torch.full_like(here, shared.shape[1]), air.shared_groups,
-        (samples / samples.sum())[None, :], torch.zeros_like(here), torch.ones(1, dtype=torch.float64), (None,),
-    )  # fmt: skip
-    jobs = [every, *(_personal(air, personal, here, slot) for slot in grouping)]
-    jobs = [job for job in jobs if len(job.devices) and job.vectors.shape[1]]
+    if not len(here):
+        return []
+    jobs = [_shared(air, shared, here), *(_personal(air, personal, here, slot) for slot in grouping)]
+    jobs = [job for job in jobs if job.vectors.shape[1]]
     if air.access == "superposed" and len(jobs) == 2:
         return [_superposed(*jobs)]
     return jobs
+
+
+def _shared(air: Air, shared: Float[Tensor, "K d_s"], here: Int[Tensor, " present"]) -> Job:
+    """The s-slot: one receiver that hears all stations, or (two_hop) one at every edge that has devices."""
+    samples, task_of = air.samples[here], air.task_of[here]
+    tasks: Tensor = torch.unique(task_of)
+    two_hop = air.topology == "two_hop"
+    own = task_of == tasks[:, None] if two_hop else torch.ones(1, len(here), dtype=torch.bool)
+    parts = samples * own
+    share = parts.sum(1) / samples.sum()
+    return Job(
+        "s", here, shared[here], torch.full_like(here, shared.shape[1]), air.shared_groups,
+        parts / parts.sum(1, keepdim=True), own.double().argmax(0), share.square(),
+        tuple(tasks.tolist()) if two_hop else (None,), share[None, :], (None,),
+    )  # fmt: skip
 
 
 def grouping_of(air: Air, present: Bool[Tensor, " K"]) -> Grouping:
@@ -118,8 +149,9 @@ def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " pr
     groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
     return Job(
         "p" + ",".join(str(n) for n in tasks), devices, personal[devices, :longest], lengths, groups,
-        parts / parts.sum(1, keepdim=True), own.double().argmax(0),
-        parts.sum(1) / air.samples[here].sum(), tuple(tasks),
+        parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / air.samples[here].sum(),
+        tuple(None if air.topology == "single_cell" else n for n in tasks),
+        torch.eye(len(tasks), dtype=torch.float64), tuple(tasks),
     )  # fmt: skip
 
 
@@ -137,7 +169,8 @@ def _superposed(s: Job, p: Job) -> Job:
     return Job(
         "s+" + p.name, torch.cat([s.devices, p.devices]), torch.cat(vectors), torch.cat([s.lengths, p.lengths]),
         tuple(pairwise(cuts)), _diagonal(s.weights, p.weights),
-        torch.cat([s.group_of, 1 + p.group_of]), alpha / alpha.sum(), (*s.targets, *p.targets),
+        torch.cat([s.group_of, len(s.weights) + p.group_of]), alpha / alpha.sum(), (*s.stations, *p.stations),
+        _diagonal(s.mix, p.mix), (*s.targets, *p.targets),
     )  # fmt: skip
 
 
@@ -145,6 +178,14 @@ def _diagonal(a: Float[Tensor, "S K"], b: Float[Tensor, "T L"]) -> Float[Tensor,
     """Two matrices as the blocks of one."""
     pad = torch.nn.functional.pad
     return torch.cat([pad(a, (0, b.shape[1])), pad(b, (a.shape[1], 0))])
+
+
+def over_backhaul(air: Air, job: Job) -> Bool[Tensor, " T"]:
+    """Receivers whose sums travel on to the global server: the edges' s-sums of two_hop."""
+    if air.topology != "two_hop":
+        return torch.zeros(len(job.weights), dtype=torch.bool)
+    of_s = torch.tensor([task is None for task in job.targets])
+    return (job.mix[of_s] != 0).any(0)
 
 
 def slot_uses(air: Air, job: Job) -> int:

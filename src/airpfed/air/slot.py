@@ -15,10 +15,12 @@ class Slot:
     h: channel estimates, linear amplitude, complex128, h[..., k] the channel of device k.
     weights: w_ik >= 0, 0 where target i does not want device k. importance: alpha_i >= 0, weight of target i's error.
     power: P_k in watts, |b_k|^2 <= P_k. noise: sigma2 in watts per complex symbol and antenna, 0 switches it off.
-    csi_variance: variance of the estimation error per antenna of device k, 0 where the estimate is perfect; one row for
-    all blocks or one each. owner: None where every k is a device of its own. Superposed slots carry several streams a
-    device: then each k is a stream, owner[k] its device, and the streams of a device share its limit, sum |b_k|^2 <= P.
-    real: symbols are real and only the real part of m_i^H y is kept; noise and csi_variance are those of that part.
+    csi_variance: variance of the estimation error at antenna m of device k, 0 where the estimate is perfect: (K) or
+    (1, K) for all antennas alike, or (M, K), with blocks before them where they differ. owner: None where every k is a
+    device of its own. Superposed slots carry several streams a device: then each k is a stream, owner[k] its device,
+    and the streams of a device share its limit, sum |b_k|^2 <= P. real: symbols are real and only the real part of
+    m_i^H y is kept; noise and csi_variance are those of that part. sees: the antennas that each receiver has; None: all
+    have all.
     """
 
     h: Complex[Tensor, "B M K"]
@@ -26,9 +28,10 @@ class Slot:
     importance: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
     noise: float
-    csi_variance: Float[Tensor, "*#B K"]
+    csi_variance: Float[Tensor, "... K"]
     owner: Int[Tensor, " K"] | None = None
     real: bool = False
+    sees: Bool[Tensor, "T M"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,23 @@ def gains(h: Complex[Tensor, "B M K"], transceiver: Transceiver) -> Complex[Tens
 def mse(slot: Slot, transceiver: Transceiver) -> Float[Tensor, "B T"]:
     """Mean squared error of each target's sum for i.i.d. symbols of unit power, over symbols, noise and CSI error.
 
-    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_j csi_j |b_j|^2) ||m_i||^2; of real symbols the real part.
+    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + sum_a (sigma2 + sum_j csi_aj |b_j|^2) |m_ia|^2; of real symbols the real
+    part.
     """
     mismatch = squared(slot, gains(slot.h, transceiver) - slot.weights).sum(-1)
-    disturbance = slot.noise + (transceiver.transmit.abs().square() * slot.csi_variance).sum(-1)
-    return mismatch + disturbance[:, None] * transceiver.receiver.abs().square().sum(1)
+    return mismatch + disturbance(slot, transceiver, torch.ones_like(slot.power))
+
+
+def disturbance(slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"]) -> Float[Tensor, "B T"]:
+    """Noise and CSI error behind each receiver: sum_a (sigma2 + sum_j csi_aj p_ij |b_j|^2) |m_ia|^2.
+
+    symbol_power: p_ik, mean over target i's entries (B T K or T K), or p_k.
+    """
+    radiated = transceiver.transmit.abs().square()[:, None, :] * symbol_power
+    squares = transceiver.receiver.abs().square()
+    csi = slot.csi_variance if slot.csi_variance.dim() > 1 else slot.csi_variance[None]
+    behind: Tensor = ((slot.noise + (radiated @ csi.mT).mT) * squares).sum(1)
+    return behind
 
 
 def squared(slot: Slot, mismatch: Complex[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from airpfed.air import ledger
-from airpfed.air.channel import estimated
 from airpfed.air.correlation import Correlation, Evidence, estimate, remember
+from airpfed.air.cost import round_ledger
+from airpfed.air.digital import quantised
 from airpfed.air.grouping import best_grouping
-from airpfed.air.pieces import Outcome, Piece, asked_of, designed, overlap, spans_of, transmitted
+from airpfed.air.impairments import audible, factors
+from airpfed.air.pieces import Outcome, Piece, antennas_of, asked_of, designed, overlap, spans_of, transmitted
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
 from airpfed.air.symbols import common_sigma, normalise, uses_of
+from airpfed.air.world import csi_variance, estimated
 from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 
 ERRORS = ("claimed", "claimed_genie", "measured", "bias", "variance")
@@ -52,14 +54,14 @@ class Sums:
     stream.
     """
 
-    sums: Float[Tensor, "T d"]
-    claimed: Float[Tensor, " T"]
-    measured: Float[Tensor, " T"]
-    bias: Float[Tensor, " T"]
-    variance: Float[Tensor, " T"]
-    claimed_genie: Float[Tensor, " T"]
-    silence: Float[Tensor, " T"]
-    scale: Float[Tensor, " T"]
+    sums: Float[Tensor, "U d"]
+    claimed: Float[Tensor, " U"]
+    measured: Float[Tensor, " U"]
+    bias: Float[Tensor, " U"]
+    variance: Float[Tensor, " U"]
+    claimed_genie: Float[Tensor, " U"]
+    silence: Float[Tensor, " U"]
+    scale: Float[Tensor, " U"]
     joules: Float[Tensor, " K"]
 
 
@@ -78,7 +80,9 @@ def send(
     """
     jobs = plan(air, shared, personal, present, grouping(air, t, present))
     beliefs = [believed(air, row) for row in memory]
-    if air.design is None:
+    if air.digital is not None:
+        done = [Sums(**quantised(air, job, t)) for job in jobs]
+    elif air.design is None:
         done = [exact(job) for job in jobs]
     else:
         pieces = prepare(air, jobs, t, beliefs)
@@ -88,7 +92,9 @@ def send(
         done = [together(job, parts) for job, parts in zip(jobs, each, strict=True)]
         memory = remembered(memory, each)
     received = collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
-    return replace(received, correlation=tuple((one.within, one.cross) for one in beliefs), memory=memory)
+    cost = round_ledger(air, jobs, [sums.joules for sums in done], t, shared.shape[1])
+    correlation = tuple((one.within, one.cross) for one in beliefs)
+    return replace(received, ledger=cost, correlation=correlation, memory=memory)
 
 
 def fresh_memory(air: Air) -> Float[Tensor, "G 7"]:
@@ -116,41 +122,53 @@ def grouping(air: Air, t: int, present: Bool[Tensor, " K"]) -> Grouping:
     """The round's p-slots; `auto` decides on the channel estimates of its first block."""
     if air.access != "auto" or air.design is None:
         return grouping_of(air, present)
-    known, _ = estimated(air.gain, air.antennas, air.csi_error, air.seed, t, range(1))
-    return best_grouping(air, known, air.csi_error * air.gain, present)
+    known, _ = sounded(air, t, 1)
+    return best_grouping(air, known, csi_variance(air.world, air.csi_error), present)
+
+
+def sounded(air: Air, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
+    """A round's channels as designs see them, 0 where a fade silences a device, and as they are, with impairments."""
+    known, true = estimated(air.world, air.csi_error, air.seed, t, range(blocks))
+    gain = air.world.gain.repeat_interleave(air.world.antennas, 0)
+    known = audible(known, gain, air.harm.truncation)
+    if air.harm.phase_rad or air.harm.outage:
+        true = true * factors(air.harm, air.seed, t, range(blocks), len(air.samples))[:, None, :]
+    return known, true
 
 
 def exact(job: Job) -> Sums:
     """The error-free link: Ghat = G, at no error and no energy."""
-    zero = torch.zeros(len(job.weights), dtype=torch.float64)
-    sums = (job.weights @ job.vectors.double()).to(job.vectors.dtype)
+    zero = torch.zeros(len(job.mix), dtype=torch.float64)
+    sums = (job.mix @ job.weights @ job.vectors.double()).to(job.vectors.dtype)
     scale = torch.ones_like(zero)
     return Sums(sums, zero, zero, zero, zero, zero, zero, scale, torch.zeros(len(job.devices), dtype=torch.float64))
 
 
 def prepare(air: Air, jobs: Sequence[Job], t: int, beliefs: Sequence[Correlation]) -> list[list[Piece]]:
     """The normaliser groups of every slot with their places in the round's channel uses, ready to be designed for."""
+    if not jobs:
+        return []
     vectors, lengths = [job.vectors for job in jobs], [job.lengths for job in jobs]
     sigma = common_sigma(vectors, lengths) if air.normalizer == "common" else None
-    slots, place = [], 0
+    known, true = sounded(air, t, -(-sum(slot_uses(air, job) for job in jobs) // air.coherence_symbols))
+    variance, slots, place = csi_variance(air.world, air.csi_error), [], 0
     for job in jobs:
         pieces = []
         for row, (first, last) in enumerate(groups_of(air, job)):
             uses = uses_of(last - first, air.packing)
             blocks, spans = spans_of(place, uses, air.coherence_symbols)
-            known, true = estimated(air.gain, air.antennas, air.csi_error, air.seed, t, blocks)
+            within = slice(blocks.start, blocks.stop)
             group = normalise(
                 job.vectors[:, first:last], (job.lengths - first).clamp(0, last - first), job.weights, sigma
             )
-            asked = asked_of(air, job, group.weights, known, air.csi_error * air.gain)
             share, power = overlap(group, job.group_of, spans, air.packing)
             pieces.append(
                 Piece(
                     job=job,
                     group=group,
                     spans=spans,
-                    asked=asked,
-                    true=true[:, :, job.devices],
+                    asked=asked_of(air, job, group.weights, known[within], variance),
+                    true=true[within, antennas_of(air, job)][..., job.devices],
                     share=share,
                     power=power,
                     believed=beliefs[row],
@@ -186,8 +204,7 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
     heard = torch.tensor([bool((present & (air.task_of == n)).any()) for n in range(len(air.task_names))])
     mse = MeanSquaredErrors(s=errors.pop("", None), p=errors)
     pi, pi_claimed = (combined(air, mse, d_s, key) for key in ("measured", "claimed"))
-    cost = _ledger(air, jobs, done, d_s)
-    return Received(shared, personal, heard, mse, pi, pi_claimed, cost, (), torch.zeros(0, 7, dtype=torch.float64))
+    return Received(shared, personal, heard, mse, pi, pi_claimed, Ledger(), (), torch.zeros(0, 7, dtype=torch.float64))
 
 
 def _error(sums: Sums, row: int) -> SlotError:
@@ -208,29 +225,3 @@ def combined(air: Air, mse: MeanSquaredErrors, d_s: int, key: str) -> float | No
             terms.append((share[n] * air.lengths[n], getattr(mse.p[name], key)))
     total = sum(weight for weight, _ in terms)
     return sum(weight * value for weight, value in terms) / total if total else None
-
-
-def side_scalars(air: Air, job: Job) -> int:
-    """Scalars a stream's device tells in a slot: its largest power, or mean and variance of every normaliser group."""
-    return 1 if air.normalizer == "common" else 2 * len(job.groups)
-
-
-def _ledger(air: Air, jobs: list[Job], done: list[Sums], d_s: int) -> Ledger:
-    """The round's cost; the error-free link is charged for its channel uses and downlink only."""
-    devices = len(air.samples)
-    joules, scalars = torch.zeros(devices, dtype=torch.float64), torch.zeros(devices, dtype=torch.float64)
-    uses = [slot_uses(air, job) for job in jobs]
-    pilots, place, estimated_to = 0, 0, torch.full((devices,), -1)
-    for job, sums, count in zip(jobs, done, uses, strict=True):
-        joules.index_add_(0, job.devices, sums.joules)
-        scalars.index_add_(0, job.devices, torch.full_like(sums.joules, side_scalars(air, job)))
-        first, last = place // air.coherence_symbols, (place + count - 1) // air.coherence_symbols
-        sending = torch.unique(job.devices)
-        pilots += int((last + 1 - (estimated_to[sending] + 1).clamp(min=first)).sum())
-        estimated_to[sending] = last
-        place += count
-    if air.design is None:
-        pilots, scalars = 0, torch.zeros_like(scalars)
-    rate = ledger.digital_rate(air.gain, air.power, air.noise, air.antennas, air.bandwidth_hz)
-    downlink = d_s + sum(air.lengths)
-    return ledger.entry(uses, pilots, joules, scalars, rate, downlink, air.bandwidth_hz, air.subcarriers)

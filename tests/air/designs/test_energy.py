@@ -88,7 +88,7 @@ def test_a_general_solver_finds_nothing_better_nearby(make_slot, seed):
         parts = (x[:6] + 1j * x[6:]).reshape(2, 3)
         total = 0.0
         for unit, sent in zip(units, parts, strict=True):
-            H, w = unit.h[0].numpy() * sent, unit.weights[0].numpy()
+            H, w = unit.h[0, 0].numpy() * sent, unit.weights[0].numpy()
             C = H @ H.conj().T + float(unit.noise[0]) * np.eye(len(H))
             total += 0.5 * float((w @ w - (H @ w).conj() @ np.linalg.solve(C, H @ w)).real)
         return total

@@ -28,9 +28,9 @@ def test_the_devices_agree_with_a_general_solver(make_slot, csi, block):
     rng = torch.Generator().manual_seed(0)
     m = torch.randn(2, 3, 2, dtype=torch.complex128, generator=rng)
     value, b = eliminated(unit, m)
-    a, w = (m.mH @ unit.h)[block].numpy(), unit.weights.numpy()
+    a, w = (m.mH @ unit.h[:, 0])[block].numpy(), unit.weights.numpy()
     alpha, extra = unit.importance.numpy(), float(unit.noise[block])
-    square, spread = m[block].abs().square().sum(0).numpy(), unit.csi[block].numpy()
+    square, spread = m[block].abs().square().sum(0).numpy(), unit.csi[block, 0].numpy()
 
     def cost(x: np.ndarray) -> float:
         sent = x[:5] + 1j * x[5:]
@@ -53,7 +53,7 @@ def test_the_receivers_are_stationary(make_slot):
     b = eliminated(unit, torch.randn(3, 4, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(1)))[1]
 
     def cost(m):
-        error = ((m.mH @ unit.h * b[:, None, :]).real - unit.weights).square().sum(-1)
+        error = ((m.mH @ unit.h[:, 0] * b[:, None, :]).real - unit.weights).square().sum(-1)
         return (error + unit.noise[:, None] * m.abs().square().sum(1)) @ unit.importance
 
     m = receivers(unit, b).requires_grad_()

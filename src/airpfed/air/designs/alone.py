@@ -22,7 +22,7 @@ def lone(unit: Unit) -> tuple[Hinge, Complex[Tensor, "B D K"], Float[Tensor, "B 
 
 def noise_of(unit: Unit, problem: Hinge) -> Float[Tensor, " B"]:
     """The ridge that the slot's noise, and its CSI error at full power, is in the hinge's units."""
-    return (unit.noise + unit.csi.sum(-1)) / problem.unit.square()
+    return (unit.noise + unit.csi.sum((1, 2))) / problem.unit.square()
 
 
 def least_norm_alone(unit: Unit, starts: int) -> tuple[Complex[Tensor, "B D 1"], int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air.designs.budget import Budget, spend
 from airpfed.air.designs.hinge import STEPS
-from airpfed.air.designs.unit import Unit
+from airpfed.air.designs.unit import Unit, gathered, hears, spread_over, times
 
 TOLERANCE = 1e-5
 PATIENCE = 4
@@ -59,32 +59,36 @@ def transmit(problem: Problem, m: Receivers) -> tuple[Complex[Tensor, "B _K"], .
 
 def pull(unit: Unit, weight: float, m: Complex[Tensor, "B D T"]) -> tuple[Float[Tensor, "B K"], Complex[Tensor, "B K"]]:
     """(A, B) of `transmit`, times the slot's weight."""
-    a = m.mH @ unit.h
+    a = hears(unit, m)
     alpha = weight * unit.importance
-    square = alpha @ m.abs().square().sum(1).mT
-    A = (alpha[:, None] * a.abs().square()).sum(1) + unit.csi * square[:, None]
+    square = alpha * m.abs().square().sum(1)
+    A = (alpha[:, None] * a.abs().square()).sum(1) + (unit.csi * square[:, :, None]).sum(1)
     return A, (alpha[:, None] * unit.weights * a.conj()).sum(1)
 
 
 def error(unit: Unit, m: Complex[Tensor, "B D T"], b: Complex[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """The objective sum_i alpha_i MSE_i in natural units, with the floored noise."""
-    mismatch = (m.mH @ unit.h * b[:, None, :] - unit.weights).abs().square().sum(-1)
-    disturbance = unit.noise + (unit.csi * b.abs().square()).sum(-1)
-    return (mismatch + disturbance[:, None] * m.abs().square().sum(1)) @ unit.importance
+    mismatch = (hears(unit, m) * b[:, None, :] - unit.weights).abs().square().sum(-1)
+    return (mismatch + behind(unit, b) * m.abs().square().sum(1)) @ unit.importance
 
 
-def covariance(unit: Unit, b: Complex[Tensor, "B K"]) -> Complex[Tensor, "B D D"]:
+def behind(unit: Unit, b: Complex[Tensor, "B K"]) -> Float[Tensor, "B V"]:
+    """What every antenna hears besides the channels' estimates: noise + sum_j csi_j |b_j|^2."""
+    return unit.noise[:, None] + (unit.csi * b.abs().square()[:, None]).sum(-1)
+
+
+def covariance(unit: Unit, b: Complex[Tensor, "B K"]) -> Complex[Tensor, "B V D D"]:
     """What the antennas hear: (noise + sum_j csi_j |b_j|^2) I + sum_j |b_j|^2 h_j h_j^H."""
-    sent = unit.h * b[:, None, :]
+    sent = unit.h * b[:, None, None, :]
     C = sent @ sent.mH
-    C.diagonal(dim1=-2, dim2=-1).add_((unit.noise + (unit.csi * b.abs().square()).sum(-1))[:, None])
+    C.diagonal(dim1=-2, dim2=-1).add_(behind(unit, b)[:, :, None])
     return C
 
 
-def wiener(unit: Unit, b: Complex[Tensor, "B K"], C: Complex[Tensor, "B D D"]) -> Complex[Tensor, "B D T"]:
-    """The linear MMSE receivers m_i = C^-1 sum_k w_ik b_k h_k; one Cholesky factor serves all targets."""
-    right = unit.h @ (unit.weights * b[:, None, :]).mT
-    return torch.cholesky_solve(right, torch.linalg.cholesky_ex(C).L)
+def wiener(unit: Unit, b: Complex[Tensor, "B K"], C: Complex[Tensor, "B V D D"]) -> Complex[Tensor, "B D T"]:
+    """The linear MMSE receivers m_i = C^-1 sum_k w_ik b_k h_k; one Cholesky factor serves all targets of a view."""
+    right = unit.h @ spread_over(unit, unit.weights * b[:, None, :])
+    return gathered(torch.cholesky_solve(right, torch.linalg.cholesky_ex(C).L))
 
 
 def alternate(unit: Unit, m: Complex[Tensor, "B D T"], steps: int) -> Complex[Tensor, "B D T"]:
@@ -125,13 +129,13 @@ def coefficients(
 ) -> tuple[Float[Tensor, "3 B K"], Float[Tensor, "3 B K"], Float[Tensor, "3 B"]]:
     """A_k, |B_k|^2 and the noise's part at m + t d as quadratics in t, constant first."""
     alpha = (weight * unit.importance)[:, None]
-    a, step = m.mH @ unit.h, d.mH @ unit.h
+    a, step = hears(unit, m), hears(unit, d)
     square = torch.stack([m.abs().square().sum(1), 2 * (m.conj() * d).real.sum(1), d.abs().square().sum(1)])
-    norms = square @ alpha[:, 0]
+    norms = square * alpha[:, 0]
     A = torch.stack([(alpha * s).sum(1) for s in (a.abs().square(), 2 * (a.conj() * step).real, step.abs().square())])
     B, C = (alpha * unit.weights * a).sum(1), (alpha * unit.weights * step).sum(1)
     squares = torch.stack([B.abs().square(), 2 * (B.conj() * C).real, C.abs().square()])
-    return A + unit.csi * norms[:, :, None], squares, unit.noise * norms
+    return A + (unit.csi * norms[..., None]).sum(2), squares, unit.noise * norms.sum(-1)
 
 
 def accelerate(problem: Problem, m: Receivers, steps: int) -> tuple[Receivers, int]:
@@ -149,7 +153,7 @@ def accelerate(problem: Problem, m: Receivers, steps: int) -> tuple[Receivers, i
         b = transmit(problem, m)
         C = [covariance(unit, sent) for unit, sent in zip(units, b, strict=True)]
         previous, d = d, tuple(wiener(u, *sent) - one for u, one, *sent in zip(units, m, b, C, strict=True))
-        g = [w * u.importance * (c @ one) for w, u, c, one in zip(problem.weight, units, C, d, strict=True)]
+        g = [w * u.importance * times(c, one) for w, u, c, one in zip(problem.weight, units, C, d, strict=True)]
         change = tuple(new - old for new, old in zip(d, previous, strict=True))
         beta = (inner(change, g) / slope).clamp(0.0, 10.0)[:, None, None]
         slope = inner(d, g).clamp_min(1e-300)
@@ -172,6 +176,6 @@ def inner(first: Receivers, second: Sequence[Complex[Tensor, "B _D _T"]]) -> Flo
 
 def singular_start(unit: Unit) -> Complex[Tensor, "B D T"]:
     """Per target the dominant left singular vector of the channels it wants; zero where it wants none."""
-    wanted = unit.h[:, None] * (unit.weights > 0).to(unit.h.dtype)[:, None, :]
+    wanted = unit.h * (unit.weights > 0).to(unit.h.dtype)[:, None, :]
     vectors: Tensor = torch.linalg.eigh(wanted @ wanted.mH).eigenvectors
     return vectors[..., -1].mT

@@ -36,7 +36,7 @@ def lower_bound(slot: Slot) -> Float[Tensor, " B"]:
 
 def certified(unit: Unit, noise: Float[Tensor, " B"], mu: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """The bound of multipliers, scaled as far as they are feasible at this noise."""
-    largest = torch.linalg.eigvalsh(unit.h * mu[:, None, :] @ unit.h.mH)[:, -1]
+    largest = torch.linalg.eigvalsh(unit.h[:, 0] * mu[:, None, :] @ unit.h[:, 0].mH)[:, -1]
     mu = mu * torch.where(largest > 0, noise / largest.clamp_min(1e-300), 0.0)[:, None]
     return (unit.weights[0].square() * mu / (1 + mu)).sum(-1)
 
@@ -46,11 +46,11 @@ def relaxed(unit: Unit) -> Complex[Tensor, "B D R"]:
 
     R = ceil(sqrt K) + 1 columns are enough for the relaxation to have no spurious minima in general.
     """
-    _, antennas, devices = unit.h.shape
+    _, _, antennas, devices = unit.h.shape
     columns = min(math.ceil(math.sqrt(devices)) + 1, antennas)
     w, noise = unit.weights[0], unit.noise
-    strongest = torch.linalg.svd(unit.h, full_matrices=False).U[:, :, :columns]
-    reach = (strongest.mH @ unit.h).abs().square().sum(1).sqrt().mean(-1).clamp_min(1e-12)
+    strongest = torch.linalg.svd(unit.h[:, 0], full_matrices=False).U[:, :, :columns]
+    reach = (strongest.mH @ unit.h[:, 0]).abs().square().sum(1).sqrt().mean(-1).clamp_min(1e-12)
     begin = strongest * (w.mean() / reach)[:, None, None]
     v = torch.view_as_real(begin.contiguous()).clone().requires_grad_()
     # One block's step must not wait for another's scale: losses are relative to what each block pays at least.
@@ -60,7 +60,7 @@ def relaxed(unit: Unit) -> Complex[Tensor, "B D R"]:
     def closure() -> Tensor:
         optimiser.zero_grad()
         receiver = torch.view_as_complex(v)
-        short = (w - reaches(receiver, unit.h)).clamp_min(0).square().sum(-1)
+        short = (w - reaches(receiver, unit.h[:, 0])).clamp_min(0).square().sum(-1)
         loss: Tensor = ((short + noise * receiver.abs().square().sum((1, 2))) / floor).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -76,5 +76,5 @@ def reaches(v: Complex[Tensor, "B D R"], h: Complex[Tensor, "B D K"]) -> Float[T
 
 def multipliers(unit: Unit, v: Complex[Tensor, "B D R"]) -> Float[Tensor, "B K"]:
     """mu_k = (w_k - t_k)_+ / t_k with t_k = ||V^H h_k||: the dual variables at the relaxed optimum."""
-    t = reaches(v, unit.h)
+    t = reaches(v, unit.h[:, 0])
     return (unit.weights[0] - t).clamp_min(0) / t

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.designs.unit import Unit
+from airpfed.air.designs.unit import Unit, gathered, hears, spread_over
 
 LEVELS = (1.0, 3.0, 7.0, 20.0, 50.0, 140.0, 370.0, 1000.0)
 LEVEL_STEPS = 15
@@ -26,13 +26,13 @@ def emphasise(unit: Unit, m: Complex[Tensor, "B D T"]) -> tuple[Complex[Tensor, 
 
 def step(unit: Unit, emphasis: Float[Tensor, "T K"], m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]:
     """One alternation: closed-form devices, then each target's receiver from its own emphasised covariance."""
-    a = m.mH @ unit.h
+    a = hears(unit, m)
     alpha = unit.importance[:, None] * emphasis
     A = (alpha * a.abs().square()).sum(1)
     B = (alpha * unit.weights * a.conj()).sum(1)
-    sent = unit.h * (B / torch.maximum(A, B.abs()).clamp_min(1e-300))[:, None, :]
-    C = (sent[:, None] * emphasis[:, None, :]) @ sent.mH[:, None]
+    sent = unit.h * (B / torch.maximum(A, B.abs()).clamp_min(1e-300))[:, None, None, :]
+    C = (sent * emphasis[:, None, :]) @ sent.mH
     C.diagonal(dim1=-2, dim2=-1).add_(unit.noise[:, None, None])
-    right = (sent @ (emphasis * unit.weights).mT.to(sent.dtype)).mT[..., None]
+    right = gathered(sent @ spread_over(unit, emphasis * unit.weights).to(sent.dtype)).mT[..., None]
     solution: Tensor = torch.linalg.solve_ex(C, right).result
     return solution[..., 0].mT

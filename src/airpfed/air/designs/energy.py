@@ -8,8 +8,8 @@ from torch import Tensor
 
 from airpfed.air.designs.alternation import Problem, Receivers, accelerate, transmit
 from airpfed.air.designs.budget import Budget
-from airpfed.air.designs.mmse import STEPS, adopt
-from airpfed.air.designs.unit import normalise, restore
+from airpfed.air.designs.mmse import STEPS
+from airpfed.air.designs.unit import adopt, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, objective
 
 

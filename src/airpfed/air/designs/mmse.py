@@ -11,7 +11,7 @@ from airpfed.air.designs.alternation import accelerate, alone, devices, error, s
 from airpfed.air.designs.quiet import quiet
 from airpfed.air.designs.real import eliminated, widely_linear
 from airpfed.air.designs.uniform_forcing import forced, uniform_forcing
-from airpfed.air.designs.unit import Unit, normalise, restore
+from airpfed.air.designs.unit import Unit, adopt, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, gains, keep_better
 
 STEPS = 60
@@ -98,12 +98,6 @@ def winners(unit: Unit) -> list[Complex[Tensor, "B D T"]]:
     only = replace(unit, weights=unit.weights * (price >= best[unit.owner]))
     (m,), _ = accelerate(alone(only), (singular_start(only),), STEPS)
     return [m]
-
-
-def adopt(unit: Unit, receiver: Complex[Tensor, "B M T"]) -> Complex[Tensor, "B D T"]:
-    """A slot's receivers in the unit problem's coordinates, the inverse of `restore`."""
-    receiver = receiver if unit.basis is None else unit.basis.mH @ receiver
-    return receiver * unit.scale.sqrt()[:, None, None] / unit.norm
 
 
 def debias(slot: Slot, transceiver: Transceiver) -> Transceiver:

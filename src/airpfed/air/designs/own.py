@@ -1,10 +1,10 @@
 """Each target's own devices as one more batch axis, for the designs that work target by target."""
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
-from airpfed.air.designs.unit import Unit
+from airpfed.air.designs.unit import Unit, hears
 
 
 def own_devices(weights: Float[Tensor, "T K"]) -> tuple[Int[Tensor, "T L"], Float[Tensor, "T L"]]:
@@ -14,9 +14,11 @@ def own_devices(weights: Float[Tensor, "T K"]) -> tuple[Int[Tensor, "T L"], Floa
     return index, values
 
 
-def gather_own(h: Complex[Tensor, "B M K"], index: Int[Tensor, "T L"]) -> Complex[Tensor, "B T M L"]:
-    """The channels of every target's own devices."""
-    return h[:, :, index].movedim(2, 1)
+def gather_own(h: Shaped[Tensor, "B V D K"], index: Int[Tensor, "T L"]) -> Shaped[Tensor, "B T D L"]:
+    """The channels of every target's own devices, as it sees them."""
+    if h.shape[1] == 1:
+        return h[:, 0][:, :, index].movedim(2, 1)
+    return h.gather(3, index[:, None, :].expand(len(h), -1, h.shape[2], -1))
 
 
 def scatter_own(
@@ -30,4 +32,4 @@ def scatter_own(
 
 def own_gains(unit: Unit, receiver: Complex[Tensor, "B D T"], index: Int[Tensor, "T L"]) -> Complex[Tensor, "B T L"]:
     """m_i^H h_k of each target's own devices."""
-    return (receiver.mH @ unit.h).gather(2, index.expand(len(receiver), -1, -1))
+    return hears(unit, receiver).gather(2, index.expand(len(receiver), -1, -1))

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from airpfed.air.designs.alternation import behind
 from airpfed.air.designs.budget import Budget, spend
-from airpfed.air.designs.unit import Unit
+from airpfed.air.designs.unit import Unit, gathered, hears, spread_over
 
 STEPS = 80
 STRIDES = (1.0, 2.0, 4.0, 8.0)
@@ -42,10 +43,10 @@ def eliminated(unit: Unit, m: Complex[Tensor, "*S B D T"]) -> tuple[Float[Tensor
     coordinates of b_k. With z = sum_i alpha_i conj(a_ik)^2, its axes lie at half the angle of z and their curvatures
     are (sum_i alpha_i |a_ik|^2 +- |z|) / 2: along its axes, two streams that share one limit.
     """
-    a, alpha = m.mH @ unit.h, unit.importance[:, None]
-    square = (m.abs().square().sum(-2) * unit.importance).sum(-1)
+    a, alpha = hears(unit, m), unit.importance[:, None]
+    square = m.abs().square().sum(-2) * unit.importance
     z = (alpha * a.conj().square()).sum(-2)
-    middle = 0.5 * (alpha * a.abs().square()).sum(-2) + unit.csi * square[..., None]
+    middle = 0.5 * (alpha * a.abs().square()).sum(-2) + (unit.csi * square[..., None]).sum(-2)
     axis = torch.polar(torch.ones_like(middle), 0.5 * z.angle())
     along = torch.view_as_real((alpha * unit.weights * a.conj()).sum(-2) * axis.conj())
     curvature = torch.stack([middle + 0.5 * z.abs(), middle - 0.5 * z.abs()], -1).clamp_min(0.0)
@@ -53,7 +54,7 @@ def eliminated(unit: Unit, m: Complex[Tensor, "*S B D T"]) -> tuple[Float[Tensor
     b = torch.view_as_complex(along.sign() * size) * axis
     spared = (size * (curvature * size - 2 * along.abs())).sum((-2, -1))
     nothing = (alpha * unit.weights.square()).sum()
-    return spared + unit.noise * square + nothing, b
+    return spared + unit.noise * square.sum(-1) + nothing, b
 
 
 def limits(unit: Unit) -> Budget:
@@ -65,9 +66,9 @@ def limits(unit: Unit) -> Budget:
 
 def receivers(unit: Unit, b: Complex[Tensor, "B K"]) -> Complex[Tensor, "B D T"]:
     """r_i = (G G^T + (sigma2 + sum_j csi_j |b_j|^2) I)^-1 G w_i with G the real and imaginary parts of h_k b_k."""
-    sent = unit.h * b[:, None, :]
-    G = torch.cat([sent.real, sent.imag], 1)
+    sent = unit.h * b[:, None, None, :]
+    G = torch.cat([sent.real, sent.imag], 2)
     C = G @ G.mT
-    C.diagonal(dim1=-2, dim2=-1).add_((unit.noise + (unit.csi * b.abs().square()).sum(-1))[:, None])
-    r = torch.cholesky_solve(G @ unit.weights.mT, torch.linalg.cholesky_ex(C).L)
-    return torch.complex(*r.chunk(2, 1))
+    C.diagonal(dim1=-2, dim2=-1).add_(behind(unit, b)[:, :, None])
+    r = torch.cholesky_solve(G @ spread_over(unit, unit.weights), torch.linalg.cholesky_ex(C).L)
+    return gathered(torch.complex(*r.chunk(2, 2)))

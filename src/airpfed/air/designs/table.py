@@ -20,6 +20,9 @@ DESIGNS: dict[str, DesignFunction] = {
 }
 """A row here is a design everywhere: `radio.design` (whose names stand in settings.py), `airpfed link`, the tests."""
 
+WITHOUT_DESIGN = ("error_free", "digital")
+"""Links that superpose nothing: the exact sums, and sums of rounded gradients."""
+
 
 def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
     """How the slots of a round share energy: None for `per_slot`, and for designs that ask no more than their limit."""
@@ -33,8 +36,9 @@ def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
 def design_of(
     name: str, truncation: float | None = None, debiased: bool = False, starts: int = 1
 ) -> DesignFunction | None:
-    """A named design with its options; None for `error_free`. starts: of uniform_forcing and mmse, one target only."""
-    if name == "error_free":
+    """A named design with its options; None for `error_free` and `digital`. starts: of uniform_forcing and mmse, one
+    target only."""
+    if name in WITHOUT_DESIGN:
         return None
     if name == "channel_inversion":
         return partial(channel_inversion, truncation=truncation)

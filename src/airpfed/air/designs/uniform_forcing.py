@@ -67,7 +67,7 @@ def separate(
     _, w = own_devices(unit.weights)
     best, score = alone, forcing_error(unit, alone)
     interferers = (unit.weights.sum(0) > unit.weights).sum(-1)
-    if int(interferers.max()) >= unit.h.shape[1]:
+    if int(interferers.max()) >= unit.h.shape[2]:
         m, steps = emphasise(unit, alone)
         return better(unit, best, score, stretch(unit, m))[0], steps
     m, steps = least_norm_each(nulling(unit) @ own, w)
@@ -82,7 +82,7 @@ def separate(
 def stretch(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]:
     """Each receiver at the least scale that lets all its own devices be forced within their power."""
     index, w = own_devices(unit.weights)
-    audible = heard(unit.h)[:, index] & (w > 0)
+    audible = gather_own(heard(unit.h)[:, :, None], index)[:, :, 0] & (w > 0)
     ratio = torch.where(audible, w / own_gains(unit, m, index).abs().clamp_min(1e-300), 0.0)
     return m * ratio.amax(-1)[:, None, :]
 
@@ -90,7 +90,7 @@ def stretch(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]
 def forcing_error(unit: Unit, m: Complex[Tensor, "B D T"]) -> Float[Tensor, " B"]:
     """The objective of forcing with these receivers; infinite where a device that is heard could not be forced."""
     b = forced(unit, m)
-    missed = (heard(unit.h) & (unit.weights.sum(0) > 0) & (b == 0)).any(-1)
+    missed = ((heard(unit.h) & (unit.weights > 0)).any(1) & (b == 0)).any(-1)
     return torch.where(missed, torch.inf, error(unit, m, b))
 
 
@@ -105,8 +105,8 @@ def better(
 def nulling(unit: Unit) -> Complex[Tensor, "B T D D"]:
     """Per target the projector onto the complement of the other targets' devices, from an SVD of their directions."""
     others = ((unit.weights.sum(0) > 0) & (unit.weights == 0)).to(torch.float64)
-    h = unit.h / unit.h.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-300)
-    U, S, _ = torch.linalg.svd(h[:, None] * others[:, None, :], full_matrices=False)
+    h = unit.h / unit.h.abs().square().sum(2, keepdim=True).sqrt().clamp_min(1e-300)
+    U, S, _ = torch.linalg.svd(h * others[:, None, :], full_matrices=False)
     U = U * (S > RANK_TOLERANCE)[..., None, :]
     span: Tensor = U @ U.mH
     return torch.eye(U.shape[-2], dtype=U.dtype, device=U.device) - span
@@ -119,8 +119,8 @@ def jacobi(
 
     With R_i = L L^H the problem is least norm in L^H m for the channels L^-1 h.
     """
-    sent = unit.h * forced(unit, m)[:, None, :]
-    heard_others = sent[:, None] * (unit.weights == 0)[:, None, :]
+    sent = unit.h * forced(unit, m)[:, None, None, :]
+    heard_others = sent * (unit.weights == 0)[:, None, :]
     R = heard_others @ heard_others.mH
     R.diagonal(dim1=-2, dim2=-1).add_(unit.noise[:, None, None])
     L = torch.linalg.cholesky_ex(R).L

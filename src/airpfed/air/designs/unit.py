@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int, Num
 from torch import Tensor
 
 from airpfed.air.slot import Slot, Transceiver
@@ -19,17 +19,20 @@ DEAD = 1e-24
 class Unit:
     """A slot with |b_k| <= 1, sum_k w_ik^2 = 1, and channels of typical power 1 per antenna in every block.
 
-    h: channels times sqrt(P_k) over the block's scale, in at most K coordinates (the span of the channels).
-    noise: floored at NOISE_FLOOR. csi: P_k csi_k in the same units.
-    basis, scale, norm, power: what `restore` needs to return to watts. owner: as in `Slot`.
+    h: channels times sqrt(P_k) over the block's scale, in at most K coordinates (the span of the channels), in V views:
+    one for all targets, or each target's own where receivers have different antennas. noise: floored at NOISE_FLOOR.
+    csi: P_k csi_k in the same units, mean over a view's antennas. basis, rows, antennas, scale, norm, power: what
+    `restore` needs to return to watts; rows: the antennas of each view, -1 where it has fewer. owner: as in `Slot`.
     """
 
-    h: Complex[Tensor, "B D K"]
+    h: Complex[Tensor, "B V D K"]
     weights: Float[Tensor, "T K"]
     importance: Float[Tensor, " T"]
     noise: Float[Tensor, " B"]
-    csi: Float[Tensor, "B K"]
-    basis: Complex[Tensor, "B M D"] | None
+    csi: Float[Tensor, "B V K"]
+    basis: Complex[Tensor, "B V N D"] | None
+    rows: Int[Tensor, "V N"] | None
+    antennas: int
     scale: Float[Tensor, " B"]
     norm: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
@@ -54,10 +57,16 @@ def typical_power(h: Complex[Tensor, "B M K"], wanted: Bool[Tensor, " K"]) -> Fl
 
 def normalise(slot: Slot) -> Unit:
     """The slot in natural units; with more antennas than devices, in the span of the channels (exact: m lies in it)."""
-    h = slot.h * slot.power.sqrt()
-    scale = typical_power(h, (slot.weights > 0).any(0))
-    h = h / scale.sqrt()[:, None, None]
-    basis, h = torch.linalg.qr(h) if h.shape[1] > h.shape[2] else (None, h)
+    rows = None if slot.sees is None else antennas(slot.sees)
+    full = (slot.h * slot.power.sqrt())[:, None]
+    csi = (slot.csi_variance if slot.csi_variance.dim() > 1 else slot.csi_variance[None]).expand(len(full), -1, -1)
+    h, spread = full, csi.mean(-2, keepdim=True)
+    if rows is not None:
+        h, spread = seen(full[:, 0], rows), (seen(csi.expand(-1, full.shape[2], -1), rows)).sum(2)
+        spread = spread / (rows >= 0).sum(1)[:, None]
+    scale = typical_power(own_view(h, slot.weights), (slot.weights > 0).any(0))
+    h = h / scale.sqrt()[:, None, None, None]
+    basis, h = torch.linalg.qr(h) if h.shape[2] > h.shape[3] else (None, h)
     norm = slot.weights.square().sum(-1).sqrt()
     norm = torch.where(norm > 0, norm, 1.0)
     importance = slot.importance * norm.square()
@@ -66,8 +75,10 @@ def normalise(slot: Slot) -> Unit:
         weights=slot.weights / norm[:, None],
         importance=importance / importance.sum().clamp_min(1e-300),
         noise=(slot.noise / scale).clamp_min(NOISE_FLOOR),
-        csi=slot.csi_variance * slot.power / scale[:, None],
+        csi=spread * slot.power / scale[:, None, None],
         basis=basis,
+        rows=rows,
+        antennas=slot.h.shape[1],
         scale=scale,
         norm=norm,
         power=slot.power,
@@ -75,12 +86,66 @@ def normalise(slot: Slot) -> Unit:
     )
 
 
+def antennas(sees: Bool[Tensor, "T M"]) -> Int[Tensor, "T N"]:
+    """Indices of the antennas that each receiver has, padded with -1."""
+    most = int(sees.sum(1).max())
+    order = torch.where(sees, torch.arange(sees.shape[1], device=sees.device), sees.shape[1]).sort(1).values[:, :most]
+    return torch.where(order < sees.shape[1], order, -1)
+
+
+def seen(values: Num[Tensor, "B M K"], rows: Int[Tensor, "V N"]) -> Num[Tensor, "B V N K"]:
+    """Values of each view's antennas, 0 where it has none."""
+    found: Tensor = values[:, rows.clamp_min(0)] * (rows >= 0)[:, :, None]
+    return found
+
+
+def own_view(h: Complex[Tensor, "B V N K"], weights: Float[Tensor, "T K"]) -> Complex[Tensor, "B N K"]:
+    """Every device's channel as the target that wants it sees it."""
+    if h.shape[1] == 1:
+        return h[:, 0]
+    return h[:, weights.argmax(0), :, torch.arange(h.shape[3], device=h.device)].permute(1, 2, 0)
+
+
 def restore(
     unit: Unit, receiver: Complex[Tensor, "B D T"], transmit: Complex[Tensor, "B K"], iterations: int
 ) -> Transceiver:
     """Receivers and transmit factors of a unit problem in the units of its slot."""
-    full = receiver if unit.basis is None else unit.basis @ receiver
+    full = receiver if unit.basis is None else times(unit.basis, receiver)
+    if unit.rows is not None:
+        spot = torch.where(unit.rows < 0, unit.antennas, unit.rows).T.expand(len(full), -1, -1)
+        blank = torch.zeros(len(full), unit.antennas + 1, full.shape[2], dtype=full.dtype, device=full.device)
+        full = blank.scatter(1, spot, full)[:, : unit.antennas]
     return Transceiver(full * unit.norm / unit.scale.sqrt()[:, None, None], transmit * unit.power.sqrt(), iterations)
+
+
+def adopt(unit: Unit, receiver: Complex[Tensor, "B M T"]) -> Complex[Tensor, "B D T"]:
+    """A slot's receivers in the unit problem's coordinates, the inverse of `restore`."""
+    if unit.rows is not None:
+        receiver = receiver.gather(1, unit.rows.clamp_min(0).T.expand(len(receiver), -1, -1)) * (unit.rows >= 0).T
+    receiver = receiver if unit.basis is None else times(unit.basis.mH, receiver)
+    return receiver * unit.scale.sqrt()[:, None, None] / unit.norm
+
+
+def times(A: Complex[Tensor, "B V N D"], m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B N T"]:
+    """A matrix, or each target's own, times its receiver."""
+    return A[:, 0] @ m if A.shape[1] == 1 else (A @ m.mT[..., None])[..., 0].mT
+
+
+def hears(unit: Unit, m: Complex[Tensor, "*S B D T"]) -> Complex[Tensor, "*S B T K"]:
+    """m_i^H h_k of every receiver and device."""
+    if unit.h.shape[1] == 1:
+        return m.mH @ unit.h[:, 0]
+    return (m.mH[..., None, :] @ unit.h)[..., 0, :]
+
+
+def spread_over(unit: Unit, values: Num[Tensor, "... T K"]) -> Num[Tensor, "... V K R"]:
+    """Values by target and device as columns for each view: all targets' for one view, else each view its target's."""
+    return values.mT[..., None, :, :] if unit.h.shape[1] == 1 else values[..., None]
+
+
+def gathered(columns: Complex[Tensor, "B V D R"]) -> Complex[Tensor, "B D T"]:
+    """Columns of each view as receivers, the inverse of `spread_over`'s order."""
+    return columns[:, 0] if columns.shape[1] == 1 else columns[..., 0].mT
 
 
 def correlate(receiver: Complex[Tensor, "B M"], h: Complex[Tensor, "B M K"]) -> Complex[Tensor, "B K"]:

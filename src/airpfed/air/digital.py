@@ -1,0 +1,137 @@
+"""The digital rival: gradients as bits, one device after another or in groups that the antennas tell apart.
+
+Entries are stochastically rounded, so sums are unbiased, and no bit is lost: rates follow the estimated channel block
+by block at a gap from capacity. Carrier phase is tracked by the pilots; outages cost repetition; clipping bounds the
+SINR; channel errors count as noise. A device sends at its full power limit while it sends.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from airpfed.air import ledger
+from airpfed.air.impairments import clipped_statistics
+from airpfed.air.pieces import backhauled, scale_of, silence_of
+from airpfed.air.plan import Air, Job, groups_of
+from airpfed.air.quantise import rounded
+from airpfed.air.symbols import normalise
+from airpfed.air.world import csi_variance, estimated
+from airpfed.streams import stream
+
+BLOCKS = 8
+"""Coherence blocks of a round over which rates are averaged."""
+
+
+@dataclass(frozen=True)
+class Airtime:
+    """Uses of the channel by each device, and what the groups took: uses and pilot uses in all.
+
+    blocks: coherence blocks that each device was told a scheme for.
+    """
+
+    own: Float[Tensor, " K"]
+    uses: float
+    pilots: int
+    blocks: Float[Tensor, " K"]
+
+
+def quantised(air: Air, job: Job, t: int) -> dict[str, Tensor]:
+    """A slot's sums of rounded gradients, and energies of their errors: (claimed, measured, ...) as in `uplink.Sums`.
+
+    The error's variance is known exactly to the devices, which tell it as one scalar each. Random: the rounding.
+    """
+    assert air.digital is not None
+    exact = job.weights @ job.vectors.double()
+    values, variance = rounded(job.vectors.double(), air.digital.bits, stream(air.seed, "rounding", t, job.name))
+    sums, hop = backhauled(air, job, job.weights @ values, stream(air.seed, "backhaul", t, job.name))
+    spread = (job.mix.square() @ (job.weights.square() @ variance + hop)).sum(1)
+    groups = [
+        normalise(job.vectors[:, a:b], (job.lengths - a).clamp(0, b - a), job.weights, None)
+        for a, b in groups_of(air, job)
+    ]
+    zero = torch.zeros_like(spread)
+    return {
+        "sums": (job.mix @ sums).to(job.vectors.dtype),
+        "claimed": spread,
+        "claimed_genie": spread,
+        "measured": (job.mix @ (sums - exact)).square().sum(1),
+        "bias": zero,
+        "variance": spread,
+        "silence": sum((silence_of(job, group) for group in groups), zero),
+        "scale": sum((scale_of(job, group) for group in groups), zero),
+        "joules": torch.zeros(len(job.devices), dtype=torch.float64),
+    }
+
+
+def airtime(air: Air, t: int, bits: Float[Tensor, " K"]) -> Airtime:
+    """Channel uses of every device's bits; spatial: in groups of like strength, of the size that takes least time."""
+    assert air.digital is not None
+    order = air.world.gain.amax(0).argsort(descending=True)
+    order = order[bits[order] > 0]
+    largest = min(len(order), len(air.world.gain) * air.world.antennas) if air.digital.spatial else 1
+    sizes = [1 << power for power in range(largest.bit_length())] if largest else []
+    tried = [scheduled(air, t, bits, [order[i : i + size] for i in range(0, len(order), size)]) for size in sizes]
+    zero = torch.zeros_like(bits)
+    return min(tried, key=lambda one: one.uses + one.pilots, default=Airtime(zero, 0.0, 0, zero))
+
+
+def scheduled(air: Air, t: int, bits: Float[Tensor, " K"], groups: list[Int[Tensor, " _G"]]) -> Airtime:
+    """Groups one after another; a group lasts as long as its slowest device, which others wait for in silence.
+
+    Every device of a group sends a pilot of its own in every coherence block that the group sees.
+    """
+    rate = rates_of(air, t, groups)
+    own = torch.where(bits > 0, bits / rate.clamp_min(1e-12), 0.0)
+    uses, pilots, blocks = 0.0, 0, torch.zeros_like(bits)
+    for group in groups:
+        lasting = float(own[group].max())
+        seen = math.ceil(lasting / air.coherence_symbols)
+        uses, pilots = uses + lasting, pilots + seen * len(group)
+        blocks[group] = seen
+    return Airtime(own, uses, pilots, blocks)
+
+
+def rates_of(air: Air, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Tensor, " K"]:
+    """Bits a channel use of each device, its group sending at once: a mean over blocks; linear MMSE receivers.
+
+    two_hop: each device is heard by its own edge; else by all antennas together.
+    """
+    known, _ = estimated(air.world, air.csi_error, air.seed, t, range(BLOCKS))
+    variance = csi_variance(air.world, air.csi_error).expand(known.shape[1], -1)
+    each = air.world.antennas
+    found = torch.zeros(len(air.samples), dtype=torch.float64)
+    for group in groups:
+        stations = torch.unique(air.task_of[group]).tolist() if air.topology == "two_hop" else [None]
+        for station in stations:
+            rows = slice(None) if station is None else slice(station * each, (station + 1) * each)
+            ratio = sinr(known[:, rows][..., group], variance[rows][:, group], air.power[group], air.noise)
+            own = torch.ones(len(group), dtype=torch.bool) if station is None else air.task_of[group] == station
+            found[group[own]] = efficiency(air, ratio)[own]
+    return found
+
+
+def efficiency(air: Air, ratio: Float[Tensor, "B G"]) -> Float[Tensor, " G"]:
+    """Bits a use, mean over blocks, with what clipping adds to the noise and what outages repeat."""
+    if air.harm.clipping is not None:
+        gain, left = clipped_statistics(air.harm.clipping)
+        ratio = 1 / (1 / ratio.clamp_min(1e-12) + (left - gain**2) / gain**2)
+    return (1 - air.harm.outage) * ledger.bits_per_use(ratio).mean(0)
+
+
+def sinr(
+    h: Complex[Tensor, "B M G"], variance: Float[Tensor, "M G"], power: Float[Tensor, " G"], noise: float
+) -> Float[Tensor, "B G"]:
+    """SINR of linear MMSE receivers that know the estimates h; their errors count as noise of the same power.
+
+    x = P_k h_k^H C^-1 h_k with C the covariance of all that is heard; SINR = x / (1 - x).
+    """
+    sent = h * power.sqrt()
+    C = sent @ sent.mH
+    floor = noise + variance @ power
+    C.diagonal(dim1=-2, dim2=-1).add_(floor.clamp_min(1e-15 * float(sent.abs().square().amax())))
+    x = (sent.conj() * torch.linalg.solve(C, sent)).real.sum(1).clamp(0.0, 1 - 1e-12)
+    ratio: Tensor = x / (1 - x)
+    return ratio

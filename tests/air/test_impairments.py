@@ -1,0 +1,175 @@
+"""Each impairment against its theory, through the whole uplink, and its off value."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_uplink import everyone, make_air, send
+from test_uplink_errors import drawn, excess, large_air, rounds, slots, z_of
+from torch import Tensor
+
+from airpfed.air.impairments import NONE, Impairments, audible, clipped, clipped_statistics, factors
+from airpfed.air.plan import Air
+from airpfed.record import SlotError
+from airpfed.streams import stream
+from worlds import flat
+
+
+def quiet_air(design: str = "uniform_forcing", **changes) -> Air:
+    """One target a slot, almost no noise, common normaliser: what is left of forcing's error is the impairment's."""
+    air = large_air(design, **{"normalizer": "common", **changes})
+    return replace(air, noise=1e-9 * air.noise)
+
+
+def own_signal(air: Air) -> Tensor:
+    """sum_k w_k^2 p_k of the s-slot and of both p-slots, p_k the symbols' power under the common normaliser."""
+    shared, personal = drawn(air, 0)
+    powers = [rows.double().square().mean(1) for rows in (shared, personal)]
+    most = torch.cat(powers).max()
+    weights = [air.samples, air.samples * (air.task_of == 0), air.samples * (air.task_of == 1)]
+    each = [(w / w.sum()).square() @ (powers[min(i, 1)] / most) for i, w in enumerate(weights)]
+    return torch.stack(each)
+
+
+def measured(air: Air, count: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """MSE of every slot, a row a round."""
+    return torch.tensor(
+        [[e.measured for e in slots(row)] for row in rounds(air, count, monkeypatch)], dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "factor"),
+    [
+        (Impairments(phase_rad=0.2), 2 * (1 - math.exp(-(0.2**2) / 2))),
+        (Impairments(phase_rad=0.8), 2 * (1 - math.exp(-(0.8**2) / 2))),
+        (Impairments(outage=0.1), 0.1),
+        (Impairments(outage=0.5), 0.5),
+        (Impairments(phase_rad=0.3, outage=0.2), 1 - 2 * 0.8 * math.exp(-(0.3**2) / 2) + 0.8),
+    ],
+    ids=["phase", "much phase", "outage", "much outage", "both"],
+)
+def test_the_own_signal_s_error_is_its_theory(harm, factor, monkeypatch):
+    """E|xi - 1|^2 w_k^2 of every device: 2 (1 - exp(-sigma^2/2)) for the phase, p for an outage."""
+    air = replace(quiet_air(harm=harm, d=400), coherence_symbols=8)
+    ratio = measured(air, 8, monkeypatch) / (factor * own_signal(air)) - 1
+    assert abs(z_of(ratio)) < 5
+    assert float(ratio.mean(1).std()) / len(ratio) ** 0.5 < 0.15  # a factor of two would be seen
+
+
+def test_a_clipped_signal_s_error_is_bussgang_s(monkeypatch):
+    """(1 - alpha)^2 + the distortion's power, for symbols that fill whole OFDM symbols."""
+    air = quiet_air(harm=Impairments(clipping=2.0), subcarriers=400)
+    gain, left = clipped_statistics(2.0)
+    ratio = (
+        measured(replace(air, coherence_symbols=400), 20, monkeypatch)
+        / (((1 - gain) ** 2 + left - gain**2) * own_signal(air))
+        - 1
+    )
+    assert abs(z_of(ratio)) < 5
+    assert float(ratio.mean(1).std()) / len(ratio) ** 0.5 < 0.02
+
+
+def test_truncation_silences_as_many_as_the_gamma_law_says():
+    """||h||^2 / gain of M antennas is Gamma(M): P(< M c) is its distribution function."""
+    gain = torch.tensor([[1e-9, 3e-11]], dtype=torch.float64)
+    for antennas, share in ((1, 0.3), (4, 0.5)):
+        world = flat(gain, antennas)
+        h, _ = world.fade(3, 1, range(4000))
+        seen = audible(h, gain.expand(antennas, -1), share)
+        silent = (seen == 0).all(1).double().mean(0)
+        expected = float(torch.special.gammainc(torch.tensor(float(antennas)), torch.tensor(antennas * share)))
+        assert ((silent - expected) / (expected * (1 - expected) / 4000) ** 0.5).abs().max() < 5
+
+
+@pytest.mark.parametrize("packing", ["iq", "real"])
+@pytest.mark.parametrize("design", ["uniform_forcing", "mmse"])
+def test_what_truncation_silences_is_missing_from_the_sum(design, packing):
+    """A silent device is in G: its w_k^2 is error, the designs know, and the rest is as good as ever."""
+    air = quiet_air(design, harm=Impairments(truncation=0.8), packing=packing)
+    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+        assert error.measured == pytest.approx(error.claimed_genie, rel=1e-3, abs=1e-12)
+    whole = slots(send(replace(air, harm=NONE), 1, *drawn(air, 0), everyone(air)))
+    assert sum(e.measured for e in whole) < 1e-3
+
+
+EVERY = Impairments(phase_rad=0.3, clipping=2.0, outage=0.05, truncation=0.2)
+
+
+@pytest.mark.parametrize(
+    ("design", "access", "packing"),
+    [
+        ("uniform_forcing", "tdma", "iq"),
+        ("naive_ao", "tdma", "real"),
+        ("naive_ao", "concurrent", "iq"),
+        ("uniform_forcing", "concurrent", "real"),
+    ],
+)
+def test_claims_know_the_statistics_of_all_impairments(design, access, packing, monkeypatch):
+    air = large_air(design, access=access, packing=packing, harm=EVERY, d=400, subcarriers=80)
+    rows = list(rounds(replace(air, coherence_symbols=40), 10, monkeypatch))
+    for expected in (lambda e: e.claimed, lambda e: e.claimed_genie):
+        assert abs(z_of(excess(rows, expected))) < 5
+
+
+def test_a_claim_blind_to_the_phase_would_be_seen(monkeypatch):
+    """The power of the check above: claims at the off value miss by far."""
+    air = large_air("uniform_forcing", harm=Impairments(phase_rad=0.3), d=400)
+    rows = list(rounds(replace(air, coherence_symbols=40), 12, monkeypatch))
+    blind = slots(send(replace(air, harm=NONE), 1, *drawn(air, 0), everyone(air)))[0].claimed
+    assert abs(z_of(excess(rows, lambda e: blind)[:, :1])) > 5
+
+
+def test_off_values_change_nothing():
+    air = make_air("mmse")
+    one = send(air, 1, *drawn_small(air), everyone(air))
+    other = send(replace(air, harm=Impairments(0.0, None, 0.0, None)), 1, *drawn_small(air), everyone(air))
+    assert torch.equal(one.shared, other.shared) and one.mse == other.mse
+
+
+def drawn_small(air: Air) -> tuple[Tensor, Tensor]:
+    rng = stream(2, "small")
+    own = torch.arange(max(air.lengths)) < torch.tensor(air.lengths)[air.task_of][:, None]
+    return torch.randn(5, 41, generator=rng), torch.randn(5, max(air.lengths), generator=rng) * own
+
+
+@given(level_db=st.floats(-10, 20))
+def test_clipping_statistics_hold_for_a_gaussian_signal(level_db):
+    """Gain and power left of a circular Gaussian signal, within five standard errors of 4000 samples."""
+    level = 10 ** (level_db / 10)
+    x = torch.randn(1, 4000, dtype=torch.complex128, generator=stream(5, "signal"))
+    size = x.abs()
+    limited = torch.where(size > level**0.5, x * level**0.5 / size, x)
+    gain, left = clipped_statistics(level)
+    for values, expected in (((limited * x.conj()).real, gain), (limited.abs().square(), left)):
+        assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 4000**0.5 + 1e-12
+
+
+def test_clipping_keeps_every_device_below_its_level_and_its_phases():
+    x = torch.randn(3, 128, dtype=torch.complex128, generator=stream(6, "signal")) * torch.tensor([[1.0], [2.0], [0.0]])
+    out = clipped(x, 1.5, 64)
+    signal = torch.fft.ifft(out.reshape(3, 2, 64), norm="ortho")
+    before = torch.fft.ifft(x.reshape(3, 2, 64), norm="ortho")
+    power = before.abs().square().mean((1, 2), keepdim=True)
+    assert (signal.abs().square() <= 1.5 * power * (1 + 1e-9)).all()
+    low = before.abs().square() < 1.4 * power
+    torch.testing.assert_close(signal[low], before[low])
+    assert (out[2] == 0).all()
+
+
+def test_factors_of_a_block_do_not_depend_on_which_blocks_are_asked_for():
+    harm = Impairments(phase_rad=0.4, outage=0.3)
+    every = factors(harm, 1, 2, range(6), 5)
+    torch.testing.assert_close(factors(harm, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
+    assert ((every == 0) | ((every.abs() - 1).abs() < 1e-12)).all()
+
+
+def test_an_outage_of_all_devices_is_silence():
+    """Every device unheard: the sum is noise, its error is that of silence plus noise, and nothing is NaN."""
+    air = quiet_air(harm=Impairments(outage=1 - 1e-12))
+    errors: list[SlotError] = slots(send(air, 1, *drawn(air, 0), everyone(air)))
+    for error in errors:
+        assert error.measured > 0.1 * error.silence and math.isfinite(error.claimed)
