@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from airpfed import record
+from airpfed import radio, record, units
+from airpfed.air.world import World
 from airpfed.build import base_hash
 from airpfed.errors import UserError
 from airpfed.model import export
@@ -64,6 +65,19 @@ def begin(settings: Settings, experiment: Experiment, data: dict[str, str], comm
         "fingerprint": experiment.fingerprint,
     }
     record.write_json(out / "environment.json", environment)
+    place = radio.world(settings.radio, settings.run.seed, experiment.fleet.task_of, len(settings.tasks))
+    names = [experiment.tasks[int(n)].name for n in experiment.fleet.task_of]
+    record.write_json(out / "layout.json", layout(place, names))
+
+
+def layout(place: World, tasks: list[str]) -> record.Layout:
+    """Where a drop's stations and devices stand, and each device's mean gain at its strongest station."""
+    gain = place.gain.amax(0)
+    devices = [
+        record.Place(x=float(at[0]), y=float(at[1]), task=task, gain_db=units.to_db(float(g)))
+        for at, task, g in zip(place.devices, tasks, gain, strict=True)
+    ]
+    return record.Layout(stations=[(float(at[0]), float(at[1])) for at in place.stations], devices=devices)
 
 
 def commit() -> str | None:

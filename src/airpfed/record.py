@@ -86,6 +86,22 @@ class RoundRecord(Row):
     seconds: dict[str, float] = Field(description="phase -> wall-clock seconds")
 
 
+class Place(Row):
+    """A device's place."""
+
+    x: float = Field(description="metres east")
+    y: float = Field(description="metres north")
+    task: str = Field(description="its task")
+    gain_db: float = Field(description="mean power gain per antenna of its strongest station, dB")
+
+
+class Layout(Row):
+    """layout.json."""
+
+    stations: list[tuple[float, float]] = Field(description="places of the stations, metres")
+    devices: list[Place] = Field(description="the devices in their order")
+
+
 class TaskSummary(Row):
     """One task's outcome on its test split."""
 
@@ -160,6 +176,11 @@ def load_summary(path: Path) -> Summary:
         raise UserError(f"{path}: no summary here; has this run finished?") from None
     except ValidationError:
         raise UserError(f"{path}: not a summary of this version") from None
+
+
+def load_layout(path: Path) -> Layout | None:
+    """A run's layout; None where it has none."""
+    return Layout.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -26,6 +26,8 @@ ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "ledger": ("in a record (that round) and in the summary (the whole run)", record.Ledger),
     "summary.json": ("at the end of a run, or when Ctrl-C stopped it", record.Summary),
     "tasks.TASK": ("in the summary", record.TaskSummary),
+    "layout.json": ("where the drop's stations and devices stand", record.Layout),
+    "devices": ("in the layout", record.Place),
 }
 
 FILES = """## Files of a run
@@ -34,6 +36,7 @@ FILES = """## Files of a run
 |---|---|
 | `experiment.toml` | the resolved settings; `airpfed run` takes it as it is |
 | `environment.json` | command, versions, commit, seed, threads, sha256 of data and base model |
+| `layout.json` | places of stations and devices, below |
 | `records.jsonl` | one object a round, below |
 | `summary.json` | below |
 | `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`) |

@@ -7,11 +7,11 @@ import torch
 from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
-from airpfed.air import pieces
+from airpfed.air import transmit
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.pieces import antennas_of, asked_of
 from airpfed.air.plan import Air, grouping_of, plan
-from airpfed.air.slot import mse, objective
+from airpfed.air.slot import Slot, mse, objective
 from airpfed.air.uplink import sounded
 from airpfed.air.world import csi_variance
 from worlds import flat
@@ -79,7 +79,7 @@ def test_joint_hears_s_with_all_antennas_and_p_with_its_own():
     assert (antennas_of(air, first), antennas_of(air, second)) == (slice(0, 8), slice(8, 16))
 
 
-def asked(air: Air, which: int) -> pieces.Slot:
+def asked(air: Air, which: int) -> Slot:
     """The design problem of one slot of the round, weights as they are."""
     shared, personal = gradients(air)
     job = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))[which]
@@ -151,7 +151,7 @@ def test_edges_errors_of_correlated_symbols_add_up_as_claimed(monkeypatch):
     claim = excess(rows, lambda e: e.claimed)[:, :1]
     assert abs(float(claim.mean())) < 0.05
     assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
-    monkeypatch.setattr(pieces, "between", lambda slot, made, *rest: torch.zeros(len(slot.h), 2, 2).double())
+    monkeypatch.setattr(transmit, "between", lambda slot, made, *rest: torch.zeros(len(slot.h), 2, 2).double())
     blind = excess(list(rounds(air, 6, monkeypatch, of=alike)), lambda e: e.claimed)[:, :1]
     assert float(blind.mean()) > 0.2
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import ledger, pieces, uplink
+from airpfed.air import ledger, pieces, transmit, uplink
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.grouping import error_of
 from airpfed.air.impairments import NONE
-from airpfed.air.pieces import transmitted
 from airpfed.air.plan import Air, grouping_of, plan
 from airpfed.air.slot import Slot, Transceiver, silent, spent
+from airpfed.air.transmit import transmitted
 from airpfed.air.uplink import Received, fresh_memory
 from airpfed.air.world import estimated
 from airpfed.streams import stream
@@ -194,7 +194,7 @@ def test_what_is_received_scales_exactly_with_the_gradient(design, normalizer):
 
 def test_one_device_alone_is_a_round():
     air = make_air(noise=0.0, task_of=torch.tensor([0]), samples=torch.tensor([4.0], dtype=torch.float64),
-                   gain=torch.tensor([GAIN], dtype=torch.float64), power=torch.tensor([0.1], dtype=torch.float64),
+                   world=flat(torch.tensor([GAIN], dtype=torch.float64), 8), power=torch.tensor([0.1]).double(),
                    task_names=("only",), lengths=(37,))  # fmt: skip
     shared, personal = gradients(air)
     got = send(air, 1, shared, personal, everyone(air))
@@ -229,7 +229,7 @@ class Spy:
 
     def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        original, design, sent = pieces.collapsed, air.design, iter(range(10**9))
+        original, design, sent = transmit.collapsed, air.design, iter(range(10**9))
         assert design is not None
 
         def watched(slot: Slot) -> Transceiver:
@@ -242,7 +242,7 @@ class Spy:
             blocks[next(sent)].append(x)  # the blocks of all slots, in the order of the designs
             return original(gain, x, noise, group_of, signs)
 
-        monkeypatch.setattr(pieces, "collapsed", heard)
+        monkeypatch.setattr(transmit, "collapsed", heard)
         self.air = replace(air, design=watched)
 
 

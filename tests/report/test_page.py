@@ -48,6 +48,8 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
     folder.mkdir(parents=True)
     rows = [row(number, error_free) for number in range(1, 7)]
     record.rewrite(folder / "records.jsonl", rows)
+    places = [record.Place(x=10.0 * n, y=-5.0, task=TASKS[n % 2], gain_db=-90.0 - n) for n in range(4)]
+    record.write_json(folder / "layout.json", record.Layout(stations=[(0.0, 0.0)], devices=places))
     tasks = {
         "colours": TaskSummary(
             metric="accuracy", base=0.523, final=0.871, base_balanced=0.456, final_balanced=0.812, samples=250
@@ -108,7 +110,7 @@ def test_every_figure_is_drawn_without_an_error_on_the_console(tmp_path, opened,
     dom, log = opened(page.write(make_run(tmp_path / "study", error_free)))
     assert console(log) == []
     divs = figure_divs(dom)
-    assert set(divs) == set(FIGURES)
+    assert set(divs) == {*FIGURES, "layout"}
     for name, div in divs.items():
         assert '<svg class="main-svg"' in div, name
         if not (error_free and name == "errors"):

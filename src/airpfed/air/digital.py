@@ -14,10 +14,10 @@ from torch import Tensor
 
 from airpfed.air import ledger
 from airpfed.air.impairments import clipped_statistics
-from airpfed.air.pieces import backhauled, scale_of, silence_of
 from airpfed.air.plan import Air, Job, groups_of
 from airpfed.air.quantise import rounded
 from airpfed.air.symbols import normalise
+from airpfed.air.transmit import backhauled, scale_of, silence_of
 from airpfed.air.world import csi_variance, estimated
 from airpfed.streams import stream
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.certificate import lower_bound
-from airpfed.air.pieces import Piece, antennas_of, asked_of, overlap, rescaled, transmitted
+from airpfed.air.pieces import Piece, antennas_of, asked_of, overlap, rescaled
 from airpfed.air.plan import Air, Job
 from airpfed.air.slot import Transceiver, kept, mse
 from airpfed.air.symbols import Normalised, uses_of
+from airpfed.air.transmit import transmitted
 from airpfed.streams import stream
 
 

@@ -17,9 +17,10 @@ from airpfed.air.cost import round_ledger
 from airpfed.air.digital import quantised
 from airpfed.air.grouping import best_grouping
 from airpfed.air.impairments import audible, factors
-from airpfed.air.pieces import Outcome, Piece, antennas_of, asked_of, designed, overlap, spans_of, transmitted
+from airpfed.air.pieces import Piece, antennas_of, asked_of, designed, overlap, spans_of
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
 from airpfed.air.symbols import common_sigma, normalise, uses_of
+from airpfed.air.transmit import Outcome, transmitted
 from airpfed.air.world import csi_variance, estimated
 from airpfed.record import Ledger, MeanSquaredErrors, SlotError
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from airpfed.record import RoundRecord, Summary
+from airpfed.record import Layout, RoundRecord, Summary
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by colour-blind readers."""
@@ -89,6 +89,29 @@ def air_time(records: Sequence[RoundRecord], summary: Summary) -> Figure:
         (name, seconds, [r.loss.get(name) for r in records], colour(i)) for i, name in enumerate(summary.tasks)
     ]
     return chart("Training loss over seconds on air", "seconds on air", "loss, nats", series)
+
+
+def layout(place: Layout) -> Figure:
+    """Stations and devices from above, metres; a device's label tells its mean gain."""
+    traces: list[dict[str, Any]] = []
+    for index, name in enumerate(dict.fromkeys(one.task for one in place.devices)):
+        own = [(number, one) for number, one in enumerate(place.devices) if one.task == name]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": [one.x for _, one in own],
+                "y": [one.y for _, one in own],
+                "text": [f"device {number}, {one.gain_db:.1f} dB" for number, one in own],
+                "marker": {"color": PALETTE[index % len(PALETTE)], "size": 7},
+            }
+        )
+    x, y = zip(*place.stations, strict=True)
+    station = {"symbol": "triangle-up", "size": 12 if len(x) < 50 else 5, "color": "#666666"}
+    traces.append({"type": "scatter", "mode": "markers", "name": "stations", "x": x, "y": y, "marker": station})
+    made = chart("Stations and devices", "east, m", "north, m", [], scaleanchor="x")
+    return {**made, "data": traces}
 
 
 FIGURES: dict[str, Callable[[Sequence[RoundRecord], Summary], Figure]] = {

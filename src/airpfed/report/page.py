@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from airpfed import record
 from airpfed.errors import UserError
-from airpfed.report.figures import FIGURES
+from airpfed.report.figures import FIGURES, layout
 
 
 def write(run: Path) -> Path:
@@ -20,6 +20,9 @@ def write(run: Path) -> Path:
     records = record.load(run / "records.jsonl")
     environment: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     figures = {name: figure(records, summary) for name, figure in FIGURES.items()}
+    place = record.load_layout(run / "layout.json")
+    if place is not None:
+        figures["layout"] = layout(place)
     page = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
     text = page.get_template("page.html").render(
         title=run.name,

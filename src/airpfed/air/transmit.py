@@ -1,0 +1,209 @@
+"""A piece on its way: sent, superposed, received, and every part of its error told by its cause.
+
+pack -> amplify -> superpose in the channel -> unpack -> denormalise -> backhaul -> the slot's sums.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from airpfed.air import ledger
+from airpfed.air.correlation import Evidence, between, claimed, evidence, own_noise, pairs, terms
+from airpfed.air.impairments import NONE, clipped
+from airpfed.air.pieces import Piece, entries_per_use
+from airpfed.air.plan import Air, Job, over_backhaul
+from airpfed.air.quantise import rounded
+from airpfed.air.slot import Transceiver, gains
+from airpfed.air.superpose import Heard, collapsed, receiver_noise
+from airpfed.air.symbols import Normalised, pack, unpack
+from airpfed.streams import stream
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A piece's sums and, per block and sum, error energies: squared errors added up over entries.
+
+    claimed_genie: with the true Gram matrix of the symbols. scale: sigma^2 times entries, of the whole piece. joules:
+    per stream. learned: what the received power says about correlation.
+    """
+
+    sums: Float[Tensor, "U d"]
+    claimed: Float[Tensor, "B U"]
+    measured: Float[Tensor, "B U"]
+    bias: Float[Tensor, "B U"]
+    variance: Float[Tensor, "B U"]
+    claimed_genie: Float[Tensor, "B U"]
+    scale: Float[Tensor, " U"]
+    silence: Float[Tensor, " U"]
+    joules: Float[Tensor, " K"]
+    learned: Evidence
+
+
+def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
+    """Send a piece with its blocks' transceivers.
+
+    Random: noise, scrambling and rounding, streams named by round and piece.
+    """
+    x, group, asked = pack(piece.group.entries, air.packing), piece.group, piece.asked
+    sent = amplified(air, piece, made, x)
+    heard = hear(air, piece, made, sent, t)
+    wanted = group.weights.to(x.dtype) @ x
+    estimate = entries_of(air, piece, heard.received) * group.scale[:, None] + group.offset[:, None] * group.valid
+    passed, rounding = backhauled(air, piece.job, estimate, stream(air.seed, "backhaul", t, piece.name))
+    truth = entries_of(air, piece, wanted) * group.scale[:, None] + group.offset[:, None] * group.valid
+    mix, entries = piece.job.mix, piece.share * group.valid.sum(1)
+    rounded_off = by_block(air, piece, mix.square() @ rounding)
+
+    def added(mse: Float[Tensor, "B T"]) -> Float[Tensor, "B U"]:
+        """Energies of the receivers' independent errors, given per normalised entry."""
+        return (entries * mse * group.scale.square()) @ mix.square().T
+
+    bias, crosstalk = energy(air, piece, heard.own - wanted), crossed(air, piece, heard)
+    known = genie(air, piece, made, (x, wanted)) if air.csi_error or air.harm != NONE else bias + crosstalk
+    noise = asked.noise * made.receiver.abs().square().sum(1)
+    powers = torch.stack([sent[:, a:b].abs().square().sum(1) for a, b in piece.spans])
+    expected = terms(asked, made, pairs(*piece.relations), piece.power, air.harm)
+    power = by_block(air, piece, entries_of(air, piece, heard.received).square())
+    return Outcome(
+        sums=mix @ passed,
+        claimed=added(claimed(asked, made, piece.expected, piece.power, air.harm)) + shared_errors(air, piece, made)
+        + rounded_off,
+        measured=by_block(air, piece, (mix @ (passed - truth)).square()),
+        bias=bias,
+        variance=added(noise) + crosstalk + rounded_off,
+        claimed_genie=known + added(own_noise(asked, made, piece.power, air.harm)) + rounded_off,
+        scale=scale_of(piece.job, group),
+        silence=silence_of(piece.job, group),
+        joules=(made.transmit.abs().square() * powers).sum(0) * ledger.use_seconds(air.bandwidth_hz),
+        learned=evidence(expected, power / entries, entries, piece.believed),
+    )  # fmt: skip
+
+
+def entries_of(air: Air, piece: Piece, symbols: Complex[Tensor, "T uses"]) -> Float[Tensor, "T d"]:
+    """Real entries of received symbols, each target's own."""
+    return unpack(symbols, air.packing, piece.group.entries.shape[1]) * piece.group.valid
+
+
+def by_block(air: Air, piece: Piece, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
+    """Sums over the entries of each coherence block."""
+    per = entries_per_use(air.packing)
+    return torch.stack([values[:, per * a : per * b].sum(1) for a, b in piece.spans])
+
+
+def energy(air: Air, piece: Piece, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:
+    """Energies of the slot's sums, by block, for errors of its receivers in symbols."""
+    scaled_errors = entries_of(air, piece, errors) * piece.group.scale[:, None]
+    return by_block(air, piece, (piece.job.mix @ scaled_errors).square())
+
+
+def crossed(air: Air, piece: Piece, heard: Heard) -> Float[Tensor, "B U"]:
+    """Energies that other targets' streams leave, over the scrambling signs.
+
+    What i hears of j and j of i carries the same sign, so in a sum of receivers they add up coherently.
+    """
+    mix, found = piece.job.mix, torch.zeros(len(piece.spans), len(piece.job.mix), dtype=torch.float64)
+    values = entries_per_pair(air, piece, heard)
+    for (i, j), (of_i, of_j) in values.items():
+        touched = (mix[:, [i, j]] != 0).any(1)
+        both = mix[touched, i, None] * of_i + mix[touched, j, None] * of_j
+        found[:, touched] += by_block(air, piece, both.square())
+    return found
+
+
+def entries_per_pair(air: Air, piece: Piece, heard: Heard) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """(i, j) -> what i hears of j's streams and j of i's, as scaled entries."""
+    parts = [entries_of(air, piece, part) * piece.group.scale[:, None] for part in heard.crosstalk.unbind(1)]
+    return {(i, j): (parts[j][i], parts[i][j]) for i, j in combinations(range(len(parts)), 2)}
+
+
+def genie(
+    air: Air, piece: Piece, made: Transceiver, symbols: tuple[Complex[Tensor, "K uses"], Complex[Tensor, "T uses"]]
+) -> Float[Tensor, "B U"]:
+    """What the receivers' gains, as they know them on average, leave of the true symbols; symbols: sent and wanted."""
+    x, wanted = symbols
+    believed = propagated(piece, air.harm.mean * gains(piece.asked.h, made), x)
+    return energy(air, piece, believed.own - wanted) + crossed(air, piece, believed)
+
+
+def shared_errors(air: Air, piece: Piece, made: Transceiver) -> Float[Tensor, "B U"]:
+    """What correlated symbols add where receivers' errors do not add up independently: sums of several receivers."""
+    mix, group = piece.job.mix, piece.group
+    if bool(((mix != 0).sum(1) <= 1).all()):
+        return torch.zeros(len(piece.spans), len(mix), dtype=torch.float64)
+    q = mix * group.scale
+    cross = between(piece.asked, made, piece.believed.cross, piece.job.group_of, (piece.power, air.harm))
+    entries = piece.share * group.valid.sum(1)
+    return torch.einsum("ui,bij,uj,bi->bu", q, cross, q, entries)
+
+
+def scale_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
+    """sigma^2 of each sum times its entries: sigma_i^2 of its receivers, weighed by what each has in it.
+
+    With sigma_i^2 the mean of the devices' variances weighed by w_ik^2, so is this, by the weights of the whole sum.
+    """
+    share = job.mix.square() * job.weights.square().sum(1)
+    sigma = (share @ group.scale.square()) / share.sum(1)
+    return sigma * ((job.mix != 0).double() @ group.valid.double() > 0).sum(1)
+
+
+def silence_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
+    """Error energy of each sum if nothing were sent, for i.i.d. symbols."""
+    alone = group.scale.square() * group.valid.sum(1) * (group.weights.square() @ group.power)
+    return alone @ job.mix.square().T
+
+
+def backhauled(
+    air: Air, job: Job, estimate: Float[Tensor, "T d"], rng: torch.Generator
+) -> tuple[Float[Tensor, "T d"], Float[Tensor, "T d"]]:
+    """(the receivers' sums after the backhaul, variance of its rounding). Random: the rounding."""
+    edges = over_backhaul(air, job)
+    if air.backhaul_bits is None or not bool(edges.any()):
+        return estimate, torch.zeros_like(estimate)
+    values, variance = rounded(estimate, air.backhaul_bits, rng)
+    return torch.where(edges[:, None], values, estimate), torch.where(edges[:, None], variance, 0.0)
+
+
+def amplified(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"]) -> Complex[Tensor, "K uses"]:
+    """Symbols as the devices' amplifiers leave them, relative to their transmit factors."""
+    if air.harm.clipping is None:
+        return x
+    factor = torch.cat([made.transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(piece.spans)], 1)
+    sent = clipped(factor * x, air.harm.clipping, air.subcarriers)
+    return torch.where(factor != 0, sent / torch.where(factor != 0, factor, 1.0), 0.0)
+
+
+def hear(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"], t: int) -> Heard:
+    """What the receivers get of a piece, block after block."""
+    random = stream(air.seed, "noise", t, piece.name)
+    signs = signs_of(air, len(piece.job.weights), x.shape[1], t, piece.name)
+    noise = [receiver_noise(made, index, air.noise, b - a, random) for index, (a, b) in enumerate(piece.spans)]
+    return propagated(piece, gains(piece.true, made), x, torch.cat(noise, 1), signs)
+
+
+def propagated(
+    piece: Piece,
+    gain: Complex[Tensor, "B T K"],
+    x: Complex[Tensor, "K uses"],
+    noise: Complex[Tensor, "T uses"] | None = None,
+    signs: Float[Tensor, "T uses"] | None = None,
+) -> Heard:
+    """A piece through gains of its blocks; without noise and scrambling where none are given."""
+    targets, uses = gain.shape[1], x.shape[1]
+    noise = torch.zeros(targets, uses, dtype=x.dtype) if noise is None else noise
+    signs = torch.ones(targets, uses, dtype=torch.float64) if signs is None else signs
+    parts = [
+        collapsed(gain[index], x[:, a:b], noise[:, a:b], piece.job.group_of, signs[:, a:b])
+        for index, (a, b) in enumerate(piece.spans)
+    ]
+    return Heard(*(torch.cat([getattr(one, part) for one in parts], -1) for part in ("received", "own", "crosstalk")))
+
+
+def signs_of(air: Air, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:
+    """Scrambling signs per target and use; none where a slot has one receiver."""
+    if targets == 1:
+        return torch.ones(1, uses, dtype=torch.float64)
+    random = torch.randint(2, (targets, uses), generator=stream(air.seed, "scrambling", t, name))
+    return 2.0 * random.double() - 1.0
