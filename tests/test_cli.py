@@ -79,7 +79,7 @@ def one_line(done: Done, *words: str) -> None:
 def test_a_run_leaves_what_the_contract_says(finished):
     files = {path.name for path in finished.iterdir()}
     assert files == {
-        "experiment.toml", "environment.json", "records.jsonl", "summary.json", "adapters", "checkpoint", "report.html",
+        "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "adapters", "checkpoint", "report.html",
     }  # fmt: skip
     assert {path.suffix for path in (finished / "checkpoint").iterdir()} == {".safetensors", ".json"}
     assert set(adapter_files(finished)) == {
@@ -253,7 +253,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(airpfed, file, 
     assert adapter_files(out) == adapter_files(finished)
 
 
-@pytest.mark.parametrize(("pushes", "name"), [(2, "records.jsonl"), (3, "safetensors"), (4, "latest.json")])
+@pytest.mark.parametrize(
+    ("pushes", "name"), [(2, "layout.json"), (3, "records.jsonl"), (4, "safetensors"), (5, "latest.json")]
+)
 def test_a_full_disk_names_the_file(airpfed, file, tmp_path, small_disk, pushes, name):
     small_disk(pushes)
     one_line(airpfed("run", file, "--out", tmp_path / "full"), name)

@@ -246,6 +246,6 @@ def test_the_genie_knows_the_symbols(access, csi_error, monkeypatch):
     """Correlated gradients: the genie's claim is right on average where the i.i.d. one is not."""
     air = large_air("mmse", access=access, csi_error=csi_error)
     air = replace(air, noise=10 * air.noise)
-    rows = list(rounds(air, 30, monkeypatch, of=alike))
+    rows = list(rounds(air, 60, monkeypatch, of=alike))
     assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
     assert z_of(excess(rows, lambda e: e.claimed)[:, :1]) > 5
