@@ -24,7 +24,7 @@ from airpfed.air.uplink import fresh_memory, send
 from airpfed.rounds.run import Experiment, play_round
 from airpfed.settings import Settings
 
-EVERY = 2
+EVERY = 3
 MARGIN = 0.02
 
 

@@ -79,7 +79,8 @@ def one_line(done: Done, *words: str) -> None:
 def test_a_run_leaves_what_the_contract_says(finished):
     files = {path.name for path in finished.iterdir()}
     assert files == {
-        "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "adapters", "checkpoint", "report.html",
+        "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "adapters", "checkpoint",
+        "report.html",
     }  # fmt: skip
     assert {path.suffix for path in (finished / "checkpoint").iterdir()} == {".safetensors", ".json"}
     assert set(adapter_files(finished)) == {
