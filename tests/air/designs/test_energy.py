@@ -80,7 +80,7 @@ def test_a_general_solver_finds_nothing_better_nearby(make_slot, seed):
     weight = (0.5, 0.5)
     problem = Problem(units, weight, budget_of([torch.arange(3)] * 2, (1.0, 1.0)))
     m = tuple(adopt(unit, one.receiver) for unit, one in zip(units, made, strict=True))
-    for _ in range(60):
+    for _ in range(200):
         m, _ = accelerate(problem, m, 60)
     b = [one[0].numpy() for one in transmit(problem, m)]
 

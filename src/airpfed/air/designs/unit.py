@@ -36,28 +36,38 @@ class Unit:
     owner: Int[Tensor, " K"] | None
 
 
-def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
-    """Which devices have a channel at all, relative to the strongest of their block."""
-    power = h.abs().square().sum(-2)
+def powers(h: Complex[Tensor, "*B M K"]) -> Float[Tensor, "*B K"]:
+    """||h_k||^2."""
+    squares: Tensor = torch.linalg.vecdot(h, h, dim=-2)
+    return squares.real
+
+
+def audible(power: Float[Tensor, "*B K"]) -> Bool[Tensor, "*B K"]:
+    """Which devices have a channel at all, relative to the strongest of their block, by their received power."""
     return power > DEAD * power.amax(-1, keepdim=True)
 
 
-def typical_power(h: Complex[Tensor, "B M K"], wanted: Bool[Tensor, " K"]) -> Float[Tensor, " B"]:
-    """Geometric mean over wanted devices of ||h_k||^2 / M per block; 1 where none is heard.
+def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
+    """`audible` of channels."""
+    return audible(powers(h))
+
+
+def typical(power: Float[Tensor, "B K"], wanted: Bool[Tensor, " K"]) -> Float[Tensor, " B"]:
+    """Geometric mean over the wanted devices that are heard; 1 where none is.
 
     The geometric mean, because one device beside the antennas must not set the unit for all the others.
     """
-    counted = (heard(h) & wanted).to(torch.float64)
-    logs = (h.abs().square().mean(-2).clamp_min(1e-300).log() * counted).sum(-1)
-    return (logs / counted.sum(-1).clamp_min(1.0)).exp()
+    counted = audible(power) & wanted
+    logs = (power.clamp_min(1e-300).log() * counted).sum(-1)
+    return (logs / counted.sum(-1).clamp_min(1)).exp()
 
 
 def normalise(slot: Slot) -> Unit:
     """The slot in natural units; with more antennas than devices, in the span of the channels (exact: m lies in it)."""
-    h = slot.h * slot.power.sqrt()
-    scale = typical_power(h, (slot.weights > 0).any(0))
-    h = h / scale.sqrt()[:, None, None]
-    basis, h = torch.linalg.qr(h) if h.shape[1] > h.shape[2] else (None, h)
+    antennas, devices = slot.h.shape[1:]
+    scale = typical(powers(slot.h) * slot.power / antennas, (slot.weights > 0).any(0))
+    h = slot.h * (slot.power / scale[:, None]).sqrt()[:, None, :]
+    basis, h = torch.linalg.qr(h) if antennas > devices else (None, h)
     norm = slot.weights.square().sum(-1).sqrt()
     norm = torch.where(norm > 0, norm, 1.0)
     importance = slot.importance * norm.square()
@@ -86,14 +96,3 @@ def restore(
 def correlate(receiver: Complex[Tensor, "B M"], h: Complex[Tensor, "B M K"]) -> Complex[Tensor, "B K"]:
     """m^H h_k of one receiver per block."""
     return (receiver.conj()[:, None, :] @ h)[:, 0, :]
-
-
-def dominant_beam(h: Complex[Tensor, "B M K"], weights: Float[Tensor, "B K"]) -> Complex[Tensor, "B M"]:
-    """Unit dominant eigenvector of sum_k (w_k / ||h_k||^2)^2 h_k h_k^H: weak devices count more than strong ones."""
-    power = h.abs().square().sum(-2)
-    pull = torch.where(heard(h), weights / power.clamp_min(1e-300), 0.0)
-    pull = pull / pull.amax(-1, keepdim=True).clamp_min(1e-300)
-    lifted = h * pull[:, None, :]
-    lifted = lifted / lifted.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
-    vectors: Tensor = torch.linalg.eigh(lifted @ lifted.mH).eigenvectors
-    return vectors[..., -1]
