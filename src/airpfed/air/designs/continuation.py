@@ -9,7 +9,7 @@ from airpfed.air.designs.hinge import Hinge, Point, best_scale, enter, error, ga
 
 END = 0.03
 START, LEVELS = 3.0, 24
-LARGE_START, LARGE_LEVELS = 30.0, 48
+LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM = 30.0, 48, 0.8
 MOMENTUM = 0.8
 MOMENTUM_END = 0.1
 TOLERANCE = 1e-4
@@ -26,13 +26,14 @@ def follow(
     MOMENTUM_END each step begins beyond the last point, where it was heading: as good as twice the levels. Returns (the
     path's end, its last point at or above each block's noise, steps taken).
     """
-    start, levels = (LARGE_START, LARGE_LEVELS) if problem.large else (START, LEVELS)
+    large = LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM
+    start, levels, momentum = large if problem.large else (START, LEVELS, MOMENTUM)
     path = start * (END / start) ** (np.arange(levels) / (levels - 1))
     last = (path[:, None] >= noise).sum(0) - 1
     ridges, branches = path[:, None] + np.zeros_like(noise), set(last.tolist())
     at = passed = previous = best_scale(problem, ridges[0], enter(problem, beam))
     for level, ridge in enumerate(ridges):
-        begin = at + MOMENTUM * (at - previous) if path[level] > MOMENTUM_END else at
+        begin = at + momentum * (at - previous) if path[level] > MOMENTUM_END else at
         previous = at
         at, _ = gauss_newton(problem, problem.targets, ridge, begin)
         if level in branches:

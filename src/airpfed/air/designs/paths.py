@@ -6,7 +6,7 @@ Each returns (receivers, steps) in the original units, as `blockwise` expects.
 import numpy as np
 from jaxtyping import Complex, Float
 
-from airpfed.air.designs.continuation import follow, settle
+from airpfed.air.designs.continuation import MOMENTUM_END, follow, settle
 from airpfed.air.designs.forcing import ROUNDS, WARM_ROUNDS, augmented_lagrangian
 from airpfed.air.designs.hinge import Hinge, Point, best_scale, enter, error, leave, loudness
 from airpfed.air.designs.starts import beams, dominant
@@ -40,9 +40,13 @@ def forced_and_least(starts: int, problem: Hinge, ridge: Float[np.ndarray, " B"]
     for beam in beams(problem, starts):
         end, passed, taken = follow(problem, beam, noise)
         short, more = augmented_lagrangian(problem, end, ROUNDS)
-        begin = lesser(problem, noise, best_scale(problem, noise, passed), best_scale(problem, noise, short))
-        least, polish = settle(problem, noise, begin)
+        least, polish = settle(problem, noise, best_scale(problem, noise, short))
         steps += taken + more + polish
+        noisy = noise > MOMENTUM_END
+        if noisy.any():
+            begin = np.where(noisy[:, None], passed, short)
+            other, polish = settle(problem, noise, best_scale(problem, noise, begin))
+            least, steps = lesser(problem, noise, least, other), steps + polish
         if found is not None:
             short, least = shorter(problem, found[0], short), lesser(problem, noise, found[1], least)
         found = short, least
