@@ -1,79 +1,89 @@
 """The hinge: its parts against plain formulas, and what a step promises."""
 
+import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
-from airpfed.air.designs import continuation
+from airpfed.air.designs import blocks, continuation
+from airpfed.air.designs.alone import least_norm
 from airpfed.air.designs.continuation import settle
-from airpfed.air.designs.hinge import STEPS, best_scale, enter, error, gauss_newton, hinge, leave, line_search
+from airpfed.air.designs.hinge import MARGIN, STEPS, best_scale, enter, error, gauss_newton, hinge, leave, line_search
 from airpfed.streams import stream
 
 
 def problem_of(blocks, antennas, devices):
     rng = stream(3, "hinge", blocks, antennas, devices)
-    h = 1e-5 * torch.randn(blocks, antennas, devices, dtype=torch.complex128, generator=rng)
-    weights = 0.5 + torch.rand(blocks, devices, dtype=torch.float64, generator=rng)
-    m = torch.randn(blocks, antennas, dtype=torch.complex128, generator=rng) * 3e4
+    h = 1e-5 * torch.randn(blocks, antennas, devices, dtype=torch.complex128, generator=rng).numpy()
+    weights = 0.5 + torch.rand(blocks, devices, dtype=torch.float64, generator=rng).numpy()
+    m = 3e4 * torch.randn(blocks, antennas, dtype=torch.complex128, generator=rng).numpy()
     return hinge(h, weights), h, weights, m
 
 
+def heard_by(m, h):
+    return (m.conj()[:, None] @ h)[:, 0]
+
+
 def plain_error(problem, h, weights, m, ridge):
-    """F from complex arithmetic in the original units, told in the problem's."""
-    heard = (m.conj()[:, None] @ h)[:, 0].abs()
-    penalty = ridge * problem.unit.square() * m.abs().square().sum(1)
-    return ((weights - heard).clamp_min(0).square().sum(1) + penalty) / problem.scale.square()
+    """F from the original channels, told in the problem's units."""
+    short = np.maximum(weights - np.abs(heard_by(m, h)), 0)
+    penalty = ridge * problem.unit**2 * np.square(np.abs(m)).sum(1)
+    return (np.square(short).sum(1) + penalty) / problem.scale**2
 
 
 def test_a_point_holds_what_the_receiver_hears_and_its_entries():
     problem, h, weights, m = problem_of(3, 4, 7)
-    at, ridge = enter(problem, m), torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    torch.testing.assert_close(leave(problem, at), m)
-    torch.testing.assert_close(error(problem, ridge, at), plain_error(problem, h, weights, m, ridge))
+    at, ridge = enter(problem, m), np.array([0.1, 1.0, 10.0])
+    assert_allclose(leave(problem, at), m)
+    assert_allclose(error(problem, ridge, at), plain_error(problem, h, weights, m, ridge))
 
 
 def test_the_scale_is_the_best_of_a_fine_grid():
     problem, _, _, m = problem_of(5, 4, 9)
-    at, ridge = enter(problem, m), torch.full((5,), 0.3, dtype=torch.float64)
+    at, ridge = enter(problem, m), np.full(5, 0.3)
     found = error(problem, ridge, best_scale(problem, ridge, at))
-    tried = torch.stack([error(problem, ridge, c * at) for c in torch.logspace(-3, 2, 3000).tolist()]).amin(0)
+    tried = np.min([error(problem, ridge, c * at) for c in np.logspace(-3, 2, 3000)], 0)
     assert (found <= tried * (1 + 1e-12)).all()
-    torch.testing.assert_close(found, tried, rtol=1e-4, atol=0)
+    assert_allclose(found, tried, rtol=1e-4)
 
 
 def test_the_line_search_values_are_those_of_the_points():
     problem, _, _, m = problem_of(2, 3, 6)
-    at, step, ridge = enter(problem, m), enter(problem, m.roll(1, 1)), torch.ones(2, dtype=torch.float64)
-    t, values = line_search(problem, problem.targets, ridge, at.square().sum(1), at, step)
-    expected = torch.stack([error(problem, ridge, at + c * step) for c in STEPS], 1)
-    torch.testing.assert_close(values, expected)
-    torch.testing.assert_close(error(problem, ridge, at + t[:, None, None] * step), expected.amin(1))
+    at, step, ridge = enter(problem, m), enter(problem, np.roll(m, 1, 1)), np.ones(2)
+    found, values = line_search(problem.targets, ridge, at, step)
+    expected = np.stack([error(problem, ridge, at + c * step) for c in STEPS], 1)
+    assert_allclose(values, expected)
+    assert_allclose(error(problem, ridge, found), expected.min(1))
 
 
-@pytest.mark.parametrize(("antennas", "devices"), [(3, 12), (12, 5), (64, 200)])
-def test_a_step_minimises_its_linearisation_and_never_rises(antennas, devices):
-    """(64, 200) picks the active devices, (12, 5) solves the dual: both are the same ridge regression."""
-    problem, h, weights, m = problem_of(4, antennas, devices)
-    ridge = torch.full((4,), 0.2, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("blocks", "antennas", "devices"), [(4, 3, 12), (1, 3, 12), (1, 6, 12), (4, 12, 5), (1, 64, 200)]
+)
+def test_a_step_minimises_its_linearisation_and_never_rises(blocks, antennas, devices):
+    """A block alone picks its active devices, few of them leave the dual: all are the same ridge regression."""
+    problem, h, weights, m = problem_of(blocks, antennas, devices)
+    ridge = np.full(blocks, 0.2)
     at = best_scale(problem, ridge, enter(problem, m))
     after, values = gauss_newton(problem, problem.targets, ridge, at)
-    torch.testing.assert_close(error(problem, ridge, after), values.amin(1))
-    assert (values.amin(1) < values[:, -1]).all()
+    assert_allclose(error(problem, ridge, after), values.min(1))
+    assert (values.min(1) < values[:, -1]).all()
 
     m = leave(problem, at)
-    a = (m.conj()[:, None] @ h)[:, 0]
-    v = h * ((weights > a.abs()) * (a / a.abs()).conj())[:, None]
-    J = torch.cat([v.real, v.imag], 1)
-    gram = J @ J.mT + (ridge * problem.unit.square())[:, None, None] * torch.eye(2 * antennas, dtype=torch.float64)
-    goal = torch.linalg.solve(gram, (J @ weights[..., None])[..., 0])
-    step = torch.complex(*goal.chunk(2, 1)) - m
+    a = heard_by(m, h)
+    size = np.abs(a)
+    v = h * np.where(size < MARGIN * weights, a.conj() / size, 0)[:, None]
+    J = np.concatenate([v.real, v.imag], 1)
+    gram = J @ J.swapaxes(1, 2) + (ridge * problem.unit**2)[:, None, None] * np.eye(2 * antennas)
+    goal = np.linalg.solve(gram, J @ np.maximum(weights, size)[..., None])[..., 0]
+    step = goal[:, :antennas] + 1j * goal[:, antennas:] - m
     taken = leave(problem, after) - m
-    t = (step.conj() * taken).real.sum(1) / step.abs().square().sum(1)
-    torch.testing.assert_close(taken, t[:, None] * step, rtol=1e-7, atol=1e-7 * float(step.abs().max()))
+    t = (step.conj() * taken).real.sum(1) / np.square(np.abs(step)).sum(1)
+    assert_allclose(taken, t[:, None] * step, rtol=1e-7, atol=1e-7 * np.abs(step).max())
 
 
 def test_settling_never_rises_from_any_point():
     problem, _, _, m = problem_of(6, 4, 20)
-    noise = torch.tensor([1e-6, 1e-3, 0.1, 1.0, 10.0, 100.0], dtype=torch.float64)
+    noise = np.array([1e-6, 1e-3, 0.1, 1.0, 10.0, 100.0])
     at = enter(problem, m)
     found, _ = settle(problem, noise, at)
     assert (error(problem, noise, found) <= error(problem, noise, best_scale(problem, noise, at)) * (1 + 1e-12)).all()
@@ -82,11 +92,21 @@ def test_settling_never_rises_from_any_point():
 def test_momentum_never_undoes_a_step(monkeypatch):
     """A step that overshoots is not taken, so one more step allowed is never worse."""
     problem, _, _, m = problem_of(40, 4, 30)
-    noise, at = torch.full((40,), 0.2, dtype=torch.float64), enter(problem, m)
+    noise, at = np.full(40, 0.2), enter(problem, m)
     monkeypatch.setattr(continuation, "MOMENTUM", 3.0)
     monkeypatch.setattr(continuation, "best_scale", lambda problem, ridge, at: at)
     errors = []
     for steps in range(1, 12):
         monkeypatch.setattr(continuation, "SETTLE_STEPS", steps)
         errors.append(error(problem, noise, settle(problem, noise, at)[0]))
-    assert (torch.stack(errors).diff(dim=0) <= 1e-9).all()
+    assert (np.diff(errors, axis=0) <= 1e-9).all()
+
+
+def test_blocks_designed_apart_are_as_good_as_together(monkeypatch):
+    _, h, weights, _ = problem_of(7, 4, 12)
+    h, weights = torch.from_numpy(h), torch.from_numpy(weights)
+    together, steps = least_norm(h, weights)
+    monkeypatch.setattr(blocks, "TOGETHER", 3 * 4 * 12)
+    apart, same = least_norm(h, weights)
+    torch.testing.assert_close(apart, together, rtol=1e-6, atol=1e-6 * float(together.abs().max()))
+    assert steps == same

@@ -8,9 +8,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.designs.budget import Budget, spend
-from airpfed.air.designs.hinge import STEPS
 from airpfed.air.designs.unit import Unit, gathered, hears, spread_over, times
 
+STEPS = (1.0, 2.5, 1.6, 1.25, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 1e-3, 0.0)
 TOLERANCE = 1e-5
 PATIENCE = 4
 

@@ -4,8 +4,10 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from airpfed.air.designs.blocks import blockwise
 from airpfed.air.designs.own import gather_own, own_devices, scatter_own
-from airpfed.air.designs.unit import correlate, dominant_beam, normalise, restore
+from airpfed.air.designs.paths import first_beam
+from airpfed.air.designs.unit import correlate, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, divided, keep_better, silent
 
 
@@ -22,7 +24,7 @@ def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceive
     own = gather_own(unit.h, index)
     blocks, targets = own.shape[:2]
     h, weights = own.flatten(0, 1), w.expand(blocks, -1, -1).flatten(0, 1)
-    beam = dominant_beam(h, weights)
+    (beam,), _ = blockwise(first_beam, h, weights)
     a = correlate(beam, h)
     noise = unit.noise.repeat_interleave(targets)
     csi = gather_own(unit.csi[:, :, None], index)[:, :, 0].flatten(0, 1)

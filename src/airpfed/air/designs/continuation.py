@@ -1,14 +1,16 @@
 """One path for both one-target designs: the ridge falls step by step, forcing lies at its end, the MMSE on its way."""
 
-import torch
-from jaxtyping import Complex, Float
-from torch import Tensor
+import math
 
-from airpfed.air.designs.hinge import Hinge, best_scale, enter, error, gauss_newton
+import numpy as np
+from jaxtyping import Complex, Float
+
+from airpfed.air.designs.hinge import Hinge, Point, best_scale, enter, error, gauss_newton
 
 END = 0.03
-START, LEVELS, MOMENTUM = 3.0, 24, 0.5
-LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM = 30.0, 48, 0.7
+START, LEVELS = 3.0, 24
+LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM = 30.0, 48, 0.8
+MOMENTUM = 0.8
 MOMENTUM_END = 0.1
 TOLERANCE = 1e-4
 SETTLE_STEPS = 12
@@ -16,8 +18,8 @@ DESCENT = 10**-0.5
 
 
 def follow(
-    problem: Hinge, beam: Complex[Tensor, "B M"], noise: Float[Tensor, " B"]
-) -> tuple[Float[Tensor, "B 2 N"], Float[Tensor, "B 2 N"], int]:
+    problem: Hinge, beam: Complex[np.ndarray, "B M"], noise: Float[np.ndarray, " B"]
+) -> tuple[Point, Point, int]:
     """One Gauss-Newton step a level while the ridge falls geometrically to END, the same for all blocks.
 
     A large ridge makes the problem nearly an eigenproblem, and following it down avoids most poor local minima. Down to
@@ -26,41 +28,36 @@ def follow(
     """
     large = LARGE_START, LARGE_LEVELS, LARGE_MOMENTUM
     start, levels, momentum = large if problem.large else (START, LEVELS, MOMENTUM)
-    path = [start * (END / start) ** (level / (levels - 1)) for level in range(levels)]
-    ridges = noise.new_tensor(path)[:, None].expand(-1, len(noise))
-    last = (ridges >= noise).sum(0) - 1
-    branches = set(last.tolist())
+    path = start * (END / start) ** (np.arange(levels) / (levels - 1))
+    last = (path[:, None] >= noise).sum(0) - 1
+    ridges, branches = path[:, None] + np.zeros_like(noise), set(last.tolist())
     at = passed = previous = best_scale(problem, ridges[0], enter(problem, beam))
-    for level in range(levels):
-        begin = torch.lerp(previous, at, 1 + momentum) if path[level] > MOMENTUM_END else at
+    for level, ridge in enumerate(ridges):
+        begin = at + momentum * (at - previous) if path[level] > MOMENTUM_END else at
         previous = at
-        at, _ = gauss_newton(problem, problem.targets, ridges[level], begin)
+        at, _ = gauss_newton(problem, problem.targets, ridge, begin)
         if level in branches:
-            passed = torch.where((last == level)[:, None, None], at, passed)
+            passed = np.where((last == level)[:, None], at, passed)
     return at, passed, levels
 
 
-def settle(
-    problem: Hinge, noise: Float[Tensor, " B"], at: Float[Tensor, "B 2 N"]
-) -> tuple[Float[Tensor, "B 2 N"], int]:
+def settle(problem: Hinge, noise: Float[np.ndarray, " B"], at: Point) -> tuple[Point, int]:
     """Gauss-Newton at the noise, reached from END by DESCENT a step, until a step gains less than TOLERANCE.
 
     With momentum where the noise is above MOMENTUM_END: there a step that gains nothing is not taken, the next one is
-    plain, and two steps in a row must gain too little. A block that is done is frozen, so its result does not depend on
-    what it is batched with. Returns (point, steps).
+    plain, two steps in a row must gain too little, and twice SETTLE_STEPS are allowed. A block that is done is frozen,
+    so its result does not depend on what it is batched with. Returns (point, steps).
     """
-    ridge = noise.clamp_min(END)
-    at = previous = best_scale(problem, ridge, at)
-    fast = noise > MOMENTUM_END
-    momentum, patience = (MOMENTUM * fast)[:, None, None], 1 + fast.to(noise.dtype)
-    value, count = error(problem, ridge, at), torch.zeros_like(noise)
-    stale, steps = torch.zeros_like(noise), 0
-    while bool(((stale < patience) & (count < SETTLE_STEPS)).any()):
-        ridge = torch.maximum(ridge * DESCENT, noise)
+    ridge, fast, previous = np.maximum(noise, END), noise > MOMENTUM_END, at
+    momentum, patience = MOMENTUM * fast[:, None], 1 + fast
+    most = SETTLE_STEPS * patience + np.log(noise / ridge) / math.log(DESCENT)
+    value, stale, steps, busy = error(problem, ridge, at), 0 * patience, 0, patience > 0
+    while busy.any():
+        ridge = np.maximum(ridge * DESCENT, noise)
         tried, values = gauss_newton(problem, problem.targets, ridge, at + momentum * (at - previous))
-        reached, last = values.amin(1), ridge <= noise
-        taken = (reached < value) & (stale < patience) & (count < SETTLE_STEPS)
-        previous, at = at, torch.where(taken[:, None, None], tried, at)
-        stale = torch.where(last & (value - reached <= TOLERANCE * value), stale + 1, stale * (stale >= patience))
-        value, count, steps = torch.where(taken, reached, value), count + last, steps + 1
+        reached = values.min(1)
+        taken = busy & (reached < value)
+        stale = (stale + 1) * ((value - reached <= TOLERANCE * value) & (ridge <= noise))
+        previous, at, value, steps = at, np.where(taken[:, None], tried, at), np.minimum(value, reached), steps + 1
+        busy &= (stale < patience) & (steps < most)
     return best_scale(problem, noise, at), steps

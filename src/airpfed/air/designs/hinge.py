@@ -4,183 +4,163 @@ For one target, min over |b_k| <= 1 of |m^H h_k b_k - w_k|^2 is (w_k - |m^H h_k|
 F(m) = sum_k (w_k - |m^H h_k|)_+^2 + ridge ||m||^2. Plain alternation keeps the phases of m^H h_k and all devices in
 each step; a Gauss-Newton step frees the phases and drops the devices that are satisfied, and needs far fewer steps.
 
-Everything is real here, because small complex operations cost several times their arithmetic, and a receiver is known
-by what it hears: `at` of shape (B, 2, N), N = K + M, holds (Re, Im) of m^H h_k for the K devices and then of the M
-entries of m itself, as if every antenna were one more device. That makes a step one product, and a line search one
-polynomial.
+A receiver is known by what it hears: `at` of shape (B, N), N = K + M, holds m^H h_k for the K devices and then the
+conjugate of m itself, as if every antenna were one more device. That makes a step one product, and a line search a
+few sums. Arrays are numpy's, whose small operations cost a fraction of torch's.
 """
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Complex, Float
-from torch import Tensor
 
-from airpfed.air.designs.unit import heard, typical_power
+from airpfed.air.designs.unit import DEAD
 
-STEPS = (1.0, 2.5, 1.6, 1.25, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 1e-3, 0.0)
-ROUNDING = 1e-9
-"""A device this close to its target counts as active, so that rounding does not decide which way a step goes."""
+Point = Complex[np.ndarray, "B _N"]
 
-LARGE = 1 << 14
-"""Devices times unknowns from which a block counts as large."""
+STEPS = (1.0, 1.6, 1.25, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 0.0)
+GRID = np.array(STEPS)[:, None]
+
+MARGIN = 1.02
+"""A device up to this much above its target still counts in a step, which holds it there: a step that ignores it would
+take it below its target at once, and the line search would cut the step short."""
+
+LARGE = 1 << 13
+"""Channel entries from which a block counts as large."""
 
 
 @dataclass(frozen=True)
 class Hinge:
     """The problem per block in its own units: channels of typical power 1 per coordinate, sum_k w_k^2 = 1.
 
-    maps: what each device, then each antenna hears of [Re m; Im m], D = 2M. floor: least ridge of a well-posed solve.
-    grid: STEPS.     unit, scale: a receiver of the original channels and weights is `scale / unit` times the one found.
+    channels: h_k by row. floor: least ridge of a well-posed solve. unit, scale: a receiver of the original channels and
+    weights is `scale / unit` times the one found.
     """
 
-    maps: Float[Tensor, "B 2 N D"]
-    targets: Float[Tensor, "B K"]
-    floor: Float[Tensor, " B"]
-    grid: Float[Tensor, " G"]
-    unit: Float[Tensor, " B"]
-    scale: Float[Tensor, " B"]
+    channels: Complex[np.ndarray, "B K M"]
+    targets: Float[np.ndarray, "B K"]
+    floor: Float[np.ndarray, " B"]
+    unit: Float[np.ndarray, " B"]
+    scale: Float[np.ndarray, " B"]
 
     @property
     def large(self) -> bool:
-        """Whether arithmetic outweighs the cost of tensor operations: devices are picked, and the path is longer."""
-        return self.targets.shape[1] * self.maps.shape[3] >= LARGE
+        """Whether arithmetic outweighs the cost of array operations: the path is longer."""
+        return int(self.channels[0].size) >= LARGE
 
 
-def hinge(h: Complex[Tensor, "B M K"], weights: Float[Tensor, "B K"]) -> Hinge:
+def hinge(h: Complex[np.ndarray, "B M K"], weights: Float[np.ndarray, "B K"]) -> Hinge:
     """The hinge of channels and weights; a device that is not heard gets weight 0 and constrains nothing."""
-    unit = typical_power(h, torch.ones(h.shape[-1], dtype=torch.bool, device=h.device)).sqrt()
-    w = torch.where(heard(h), weights, 0.0)
-    norm = w.square().sum(-1).sqrt()
-    scale = torch.where(norm > 0, norm, 1.0)
-    h = h.mT / unit[:, None, None]
-    eye = torch.eye(h.shape[2], dtype=w.dtype, device=h.device).expand(len(h), -1, -1)
-    rows = torch.stack([torch.cat([h.real, h.imag], 2), torch.cat([h.imag, -h.real], 2)], 1)
-    own = torch.stack([torch.cat([eye, 0 * eye], 2), torch.cat([0 * eye, eye], 2)], 1)
-    floor = 1e-14 * rows.square().sum((1, 2, 3))
-    return Hinge(torch.cat([rows, own], 2), w / scale[:, None], floor, w.new_tensor(STEPS), unit, scale)
+    rows = np.ascontiguousarray(h.swapaxes(1, 2))
+    parts = rows.view(np.float64)
+    power = np.vecdot(parts, parts)
+    heard = power > DEAD * power.max(1, keepdims=True)
+    logs = np.log(np.maximum(power, 1e-300) / h.shape[1]) * heard
+    square = np.exp(logs.sum(1) / np.maximum(heard.sum(1), 1))
+    unit, w = np.sqrt(square), weights * heard
+    norm = np.sqrt(np.vecdot(w, w))
+    scale = np.where(norm > 0, norm, 1.0)
+    return Hinge(rows * (1 / unit)[:, None, None], w / scale[:, None], 2e-14 * power.sum(1) / square, unit, scale)
 
 
-def enter(problem: Hinge, m: Complex[Tensor, "B M"]) -> Float[Tensor, "B 2 N"]:
+def enter(problem: Hinge, m: Complex[np.ndarray, "B M"]) -> Point:
     """A receiver of the original channels as a point of the problem."""
-    r = torch.cat([m.real, m.imag], 1) * (problem.unit / problem.scale)[:, None]
-    return listen(problem, r)
+    return listen(problem, m * (problem.unit / problem.scale)[:, None])
 
 
-def leave(problem: Hinge, at: Float[Tensor, "B 2 N"]) -> Complex[Tensor, "B M"]:
+def leave(problem: Hinge, at: Point) -> Complex[np.ndarray, "B M"]:
     """The receiver of a point, in the original units."""
-    entries = at[:, :, problem.targets.shape[1] :] * (problem.scale / problem.unit)[:, None, None]
-    return torch.complex(entries[:, 0], entries[:, 1])
+    m: Complex[np.ndarray, "B M"] = at[:, problem.targets.shape[1] :].conj() * (problem.scale / problem.unit)[:, None]
+    return m
 
 
-def listen(problem: Hinge, r: Float[Tensor, "B D"]) -> Float[Tensor, "B 2 N"]:
-    """What the receiver r hears of every device and antenna."""
-    return torch.bmm(problem.maps.flatten(1, 2), r.unsqueeze(2)).view(len(r), 2, -1)
+def listen(problem: Hinge, m: Complex[np.ndarray, "B M"]) -> Point:
+    """The point of a receiver in the problem's units."""
+    conjugate = m.conj()
+    return np.concatenate([(problem.channels @ conjugate[:, :, None])[:, :, 0], conjugate], 1)
 
 
-def loudness(problem: Hinge, at: Float[Tensor, "B 2 N"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
+def loudness(problem: Hinge, at: Point) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, " B"]]:
     """|m^H h_k| and ||m||^2."""
-    square = at.square().sum(1)
-    devices = problem.targets.shape[1]
-    return square[:, :devices].sqrt(), square[:, devices:].sum(-1)
+    magnitude, devices = np.abs(at), problem.targets.shape[1]
+    entries = magnitude[:, devices:]
+    return magnitude[:, :devices], np.vecdot(entries, entries)
 
 
-def error(problem: Hinge, ridge: Float[Tensor, " B"], at: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
+def error(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Float[np.ndarray, " B"]:
     """F(m) of a point."""
     magnitude, norm = loudness(problem, at)
-    return (problem.targets - magnitude).clamp_min(0.0).square().sum(-1) + ridge * norm
+    short = np.maximum(problem.targets - magnitude, 0.0)
+    F: Float[np.ndarray, " B"] = np.vecdot(short, short) + ridge * norm
+    return F
 
 
-def best_scale(problem: Hinge, ridge: Float[Tensor, " B"], at: Float[Tensor, "B 2 N"]) -> Float[Tensor, "B 2 N"]:
+def best_scale(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Point:
     """The point c at, c >= 0 the exact minimiser of F(c m), which is convex and piecewise quadratic in c.
 
     Devices leave the sum in the order of w_k/|a_k|. The slope at the scale where device k leaves tells on which side of
     it the minimum lies.
     """
     magnitude, norm = loudness(problem, at)
-    ratio, order = (problem.targets / magnitude.clamp_min(1e-300)).sort(-1, descending=True)
-    a, w = magnitude.gather(-1, order), problem.targets.gather(-1, order)
-    pull, stiffness = (a * w).cumsum(-1), a.square().cumsum(-1) + (ridge * norm)[:, None]
-    last = ((ratio * stiffness > pull).sum(-1, keepdim=True) - 1).clamp_min(0)
-    scale = pull.gather(-1, last) / stiffness.gather(-1, last).clamp_min(1e-300)
-    return at * scale[..., None]
+    ratio = problem.targets / np.maximum(magnitude, 1e-300)
+    rows = np.arange(len(at))
+    order = (-ratio).argsort(1)
+    ratio, a, w = (values[rows[:, None], order] for values in (ratio, magnitude, problem.targets))
+    pull, stiffness = (a * w).cumsum(1), (a * a).cumsum(1) + (ridge * norm)[:, None]
+    last = np.maximum((ratio * stiffness > pull).sum(1) - 1, 0)
+    best: Point = at * (pull[rows, last] / np.maximum(stiffness[rows, last], 1e-300))[:, None]
+    return best
 
 
 def linearised(
     problem: Hinge,
-    targets: Float[Tensor, "B K"],
-    ridge: Float[Tensor, " B"],
-    a: Float[Tensor, "B 2 K"],
-    magnitude: Float[Tensor, "B K"],
-) -> Float[Tensor, "B D"]:
+    targets: Float[np.ndarray, "B K"],
+    ridge: Float[np.ndarray, " B"],
+    a: Complex[np.ndarray, "B K"],
+) -> Complex[np.ndarray, "B M"]:
     """The receiver that minimises the hinge linearised at a point over its active devices.
 
-    |m^H h_k| ~ J_k r with J_k = maps_k a_k/|a_k|, and 0 for a satisfied device: a ridge regression in 2M unknowns or,
-    if fewer, in the devices' dual ones.
+    |m^H h_k| ~ Re(m^H h_k a_k*/|a_k|), and 0 for a satisfied device: a ridge regression in the 2M real and imaginary
+    parts of m or, if fewer, in the devices' dual unknowns.
     """
-    short = torch.sub(targets, magnitude, alpha=1 - ROUNDING)
-    pull = a / magnitude.masked_fill(short <= 0, torch.inf).unsqueeze(1)
-    maps, w = problem.maps, targets
-    if problem.large:
-        maps, pull, w = pick(problem, short, pull, w)
-    real, imaginary = maps.narrow(2, 0, w.shape[1]).unbind(1)
-    cosine, sine = pull.unsqueeze(3).unbind(1)
-    J = torch.addcmul(real * cosine, imaginary, sine)
-    dual = J.shape[1] < J.shape[2]
-    gram = torch.bmm(J, J.mT) if dual else torch.bmm(J.mT, J)
-    gram.diagonal(dim1=1, dim2=2).add_(torch.maximum(ridge, problem.floor).unsqueeze(1))
-    right = w.unsqueeze(2) if dual else torch.bmm(J.mT, w.unsqueeze(2))
-    solution = torch.linalg.solve_ex(gram, right).result
-    return (torch.bmm(J.mT, solution) if dual else solution).squeeze(2)
-
-
-def pick(
-    problem: Hinge, short: Float[Tensor, "B K"], pull: Float[Tensor, "B 2 K"], w: Float[Tensor, "B K"]
-) -> tuple[Float[Tensor, "B 2 n D"], Float[Tensor, "B 2 n"], Float[Tensor, "B n"]]:
-    """Maps, phases and targets of as many devices as any block has active; what pads the others has a pull of 0."""
-    blocks, _, rows, unknowns = problem.maps.shape
-    most = max(1, int((short > 0).sum(-1).max()))
-    index = short.topk(most, sorted=False).indices
-    first = torch.arange(2 * blocks, device=short.device).view(blocks, 2, 1) * rows
-    maps = problem.maps.view(-1, unknowns).index_select(0, (index[:, None] + first).flatten())
-    return (
-        maps.view(blocks, 2, most, unknowns),
-        pull.gather(2, index[:, None].expand(-1, 2, -1)),
-        w.gather(1, index),
+    magnitude = np.abs(a)
+    active = magnitude < MARGIN * targets
+    channels, w = problem.channels, np.maximum(targets, magnitude)
+    pull = a.conj() * (active / np.maximum(magnitude, 1e-300))
+    if len(active) == 1:
+        (index,) = active[0].nonzero()
+        channels, pull, w = channels.take(index, 1), pull.take(index, 1), w.take(index, 1)
+    J = (channels * pull[:, :, None]).view(np.float64)
+    blocks, rows, unknowns = J.shape
+    transposed, right, order = J.swapaxes(1, 2), w[:, :, None], min(rows, unknowns)
+    gram = J @ transposed if rows < unknowns else transposed @ J
+    gram.reshape(blocks, order * order)[:, :: order + 1] += np.maximum(ridge, problem.floor)[:, None]
+    solution: Float[np.ndarray, "B _D 1"] = (
+        transposed @ np.linalg.solve(gram, right) if rows < unknowns else np.linalg.solve(gram, transposed @ right)
     )
+    return solution.reshape(blocks, unknowns).view(np.complex128)
 
 
 def line_search(
-    problem: Hinge,
-    targets: Float[Tensor, "B K"],
-    ridge: Float[Tensor, " B"],
-    square: Float[Tensor, "B N"],
-    at: Float[Tensor, "B 2 N"],
-    step: Float[Tensor, "B 2 N"],
-) -> tuple[Float[Tensor, " B"], Float[Tensor, "B G"]]:
-    """The best t of a grid for F at `at + t step`, all t at once: |a_k|^2 and |m_j|^2 are quadratics in t.
-
-    square: |at|^2. Returns (t, F on the grid, whose last t is 0).
-    """
-    linear, curved, grid = (at * step).sum(1), step.square().sum(1), problem.grid.unsqueeze(1)
-    slope = torch.addcmul(linear.unsqueeze(1), grid, curved.unsqueeze(1), value=0.5)
-    squares = torch.addcmul(square.unsqueeze(1), grid, slope, value=2.0)
+    targets: Float[np.ndarray, "B K"],
+    ridge: Float[np.ndarray, " B"],
+    at: Point,
+    step: Point,
+) -> tuple[Point, Float[np.ndarray, "B G"]]:
+    """The point of least F among `at + t step`, t on the grid. Returns (point, F on the grid, whose last t is 0)."""
     devices = targets.shape[1]
-    short = (targets.unsqueeze(1) - squares.narrow(2, 0, devices).clamp_min(0.0).sqrt_()).relu_()
-    values = torch.linalg.vector_norm(short, dim=-1).square_()
-    entries = squares.narrow(2, devices, squares.shape[2] - devices)
-    values.addcmul_(ridge.unsqueeze(1), entries.sum(-1))
-    return problem.grid.take(values.argmin(1)), values
+    points = at[:, None] + GRID * step[:, None]
+    size = np.abs(points)
+    short = np.maximum(targets[:, None] - size[:, :, :devices], 0.0)
+    entries = size[:, :, devices:]
+    values = np.vecdot(short, short) + ridge[:, None] * np.vecdot(entries, entries)
+    best = values.argmin(1)
+    return points[np.arange(len(at)), best], values
 
 
 def gauss_newton(
-    problem: Hinge, targets: Float[Tensor, "B K"], ridge: Float[Tensor, " B"], at: Float[Tensor, "B 2 N"]
-) -> tuple[Float[Tensor, "B 2 N"], Float[Tensor, "B G"]]:
+    problem: Hinge, targets: Float[np.ndarray, "B K"], ridge: Float[np.ndarray, " B"], at: Point
+) -> tuple[Point, Float[np.ndarray, "B G"]]:
     """One Gauss-Newton step with line search; F never rises. Returns (next point, F on the grid of `line_search`)."""
-    devices = targets.shape[1]
-    square = at.square().sum(1)
-    magnitude = square.narrow(1, 0, devices).sqrt().clamp_min_(1e-300)
-    goal = linearised(problem, targets, ridge, at.narrow(2, 0, devices), magnitude)
-    step = listen(problem, goal) - at
-    t, values = line_search(problem, targets, ridge, square, at, step)
-    return torch.addcmul(at, t.view(-1, 1, 1), step), values
+    goal = linearised(problem, targets, ridge, at[:, : targets.shape[1]])
+    return line_search(targets, ridge, at, listen(problem, goal) - at)

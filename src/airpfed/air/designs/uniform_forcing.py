@@ -4,13 +4,12 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.designs.alone import least_norm_alone
+from airpfed.air.designs.alone import least_norm, least_norm_alone
 from airpfed.air.designs.alternation import error
 from airpfed.air.designs.emphasis import emphasise
-from airpfed.air.designs.forcing import least_norm
-from airpfed.air.designs.own import gather_own, own_devices, own_gains, scatter_own
+from airpfed.air.designs.own import gather_own, own_devices, own_gains
 from airpfed.air.designs.quiet import quiet
-from airpfed.air.designs.unit import Unit, heard, normalise, restore
+from airpfed.air.designs.unit import Unit, heard, hears, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, divided
 
 JACOBI_ROUNDS = 3
@@ -53,11 +52,11 @@ def least_norm_each(
 
 def forced(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
     """b_k = w_k / (m_i^H h_k), i the target that wants k; 0 where the limit |b_k| <= 1 forbids it (no channel)."""
-    index, w = own_devices(unit.weights)
-    a = own_gains(unit, m, index)
-    reached = a.abs() >= w * (1 - 1e-9)
-    b = torch.where(reached, w / torch.where(a.abs() > 0, a, 1.0), 0.0)
-    return scatter_own(b / b.abs().clamp_min(1.0), w, index, unit.h.shape[-1])
+    w = unit.weights.sum(0)
+    a = torch.where(unit.weights > 0, hears(unit, m), 0.0).sum(1)
+    size = a.abs()
+    b = torch.where(size >= w * (1 - 1e-9), w / torch.where(size > 0, a, 1.0), 0.0)
+    return b / b.abs().clamp_min(1.0)
 
 
 def separate(

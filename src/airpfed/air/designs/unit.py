@@ -39,20 +39,30 @@ class Unit:
     owner: Int[Tensor, " K"] | None
 
 
-def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
-    """Which devices have a channel at all, relative to the strongest of their block."""
-    power = h.abs().square().sum(-2)
+def powers(h: Complex[Tensor, "*B M K"]) -> Float[Tensor, "*B K"]:
+    """||h_k||^2."""
+    squares: Tensor = torch.linalg.vecdot(h, h, dim=-2)
+    return squares.real
+
+
+def audible(power: Float[Tensor, "*B K"]) -> Bool[Tensor, "*B K"]:
+    """Which devices have a channel at all, relative to the strongest of their block, by their received power."""
     return power > DEAD * power.amax(-1, keepdim=True)
 
 
-def typical_power(h: Complex[Tensor, "B M K"], wanted: Bool[Tensor, " K"]) -> Float[Tensor, " B"]:
-    """Geometric mean over wanted devices of ||h_k||^2 / M per block; 1 where none is heard.
+def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
+    """`audible` of channels."""
+    return audible(powers(h))
+
+
+def typical(power: Float[Tensor, "B K"], wanted: Bool[Tensor, " K"]) -> Float[Tensor, " B"]:
+    """Geometric mean over the wanted devices that are heard; 1 where none is.
 
     The geometric mean, because one device beside the antennas must not set the unit for all the others.
     """
-    counted = (heard(h) & wanted).to(torch.float64)
-    logs = (h.abs().square().mean(-2).clamp_min(1e-300).log() * counted).sum(-1)
-    return (logs / counted.sum(-1).clamp_min(1.0)).exp()
+    counted = audible(power) & wanted
+    logs = (power.clamp_min(1e-300).log() * counted).sum(-1)
+    return (logs / counted.sum(-1).clamp_min(1)).exp()
 
 
 def normalise(slot: Slot) -> Unit:
@@ -64,7 +74,7 @@ def normalise(slot: Slot) -> Unit:
     if rows is not None:
         h, spread = seen(full[:, 0], rows), (seen(csi.expand(-1, full.shape[2], -1), rows)).sum(2)
         spread = spread / (rows >= 0).sum(1)[:, None]
-    scale = typical_power(own_view(h, slot.weights), (slot.weights > 0).any(0))
+    scale = typical(powers(own_view(h, slot.weights)) / h.shape[2], (slot.weights > 0).any(0))
     h = h / scale.sqrt()[:, None, None, None]
     basis, h = torch.linalg.qr(h) if h.shape[2] > h.shape[3] else (None, h)
     norm = slot.weights.square().sum(-1).sqrt()
@@ -151,14 +161,3 @@ def gathered(columns: Complex[Tensor, "B V D R"]) -> Complex[Tensor, "B D T"]:
 def correlate(receiver: Complex[Tensor, "B M"], h: Complex[Tensor, "B M K"]) -> Complex[Tensor, "B K"]:
     """m^H h_k of one receiver per block."""
     return (receiver.conj()[:, None, :] @ h)[:, 0, :]
-
-
-def dominant_beam(h: Complex[Tensor, "B M K"], weights: Float[Tensor, "B K"]) -> Complex[Tensor, "B M"]:
-    """Unit dominant eigenvector of sum_k (w_k / ||h_k||^2)^2 h_k h_k^H: weak devices count more than strong ones."""
-    power = h.abs().square().sum(-2)
-    pull = torch.where(heard(h), weights / power.clamp_min(1e-300), 0.0)
-    pull = pull / pull.amax(-1, keepdim=True).clamp_min(1e-300)
-    lifted = h * pull[:, None, :]
-    lifted = lifted / lifted.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
-    vectors: Tensor = torch.linalg.eigh(lifted @ lifted.mH).eigenvectors
-    return vectors[..., -1]
