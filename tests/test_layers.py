@@ -11,12 +11,12 @@ import airpfed
 ROOT = Path(airpfed.__file__).parent
 LEVELS = [
     {"errors", "units", "streams", "settings", "reading", "record", "fetch"},
-    {"tasks", "model", "air"},
+    {"tasks", "model", "air", "theory"},
     {"devices"},
     {"rounds"},
     {"build"},
     {"report", "outputs", "terminal", "reference"},
-    {"job", "study", "study_files", "cli"},
+    {"job", "study", "study_files", "bounds", "planner", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

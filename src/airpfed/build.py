@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
 from airpfed.rounds.evaluate import Split, TaskView
+from airpfed.rounds.meter import Meter
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import start
 from airpfed.settings import RadioSettings, Settings, TaskSettings
@@ -28,8 +30,18 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
-UNSHAPING: dict[str, set[str]] = {"server": {"rounds"}, "run": {"eval_every", "threads"}}
+UNSHAPING: dict[str, set[str]] = {
+    "server": {"rounds"},
+    "run": {"eval_every", "threads"},
+    "theory": {"meter_every"},
+}
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
+
+UNBIASED = ("error_free", "uniform_forcing")
+"""Designs that claim E Ghat = G, which (39) to (43) need."""
+
+GIVEN = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
+"""Constants that settings may give instead of the probe."""
 
 
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
@@ -111,7 +123,10 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
     fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
-    radio = air(settings, fleet, tuple(task.name for task in tasks))
+    names = tuple(task.name for task in tasks)
+    radio = air(settings, fleet, names)
+    chunk = chunk_size(settings, fleet)
+    asked = settings.theory.meter_every > 0 or settings.server.lr == "theory"
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
@@ -119,15 +134,44 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
         link=partial(send, radio),
         initial=start(begin, order, len(tasks), len(shards), fresh_memory(radio)),
         optimizer=settings.server.optimizer,
-        lr=settings.server.lr,
+        lr=None if isinstance(settings.server.lr, str) else settings.server.lr,
         rounds=settings.server.rounds,
         batch_size=settings.devices.batch_size,
         local_steps=settings.devices.local_steps,
         local_lr=settings.devices.local_lr,
-        chunk=chunk_size(settings, fleet),
+        chunk=chunk,
         eval_every=settings.run.eval_every,
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
+        meter=meter_of(settings, fleet, radio, names, chunk) if asked else None,
+    )
+
+
+def meter_of(settings: Settings, fleet: Fleet, radio: Air, names: tuple[str, ...], chunk: int) -> Meter:
+    """What the theory's probe and meter need; channel draws have streams of their own, the drop of devices stays."""
+    theory, server = settings.theory, settings.server
+    random = stream(settings.run.seed, "theory")
+    seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
+    given = {key: getattr(theory, key) for key in GIVEN}
+    return Meter(
+        fleet=fleet,
+        names=names,
+        draws=tuple(partial(send, replace(radio, seed=seed)) for seed in seeds),
+        exact=partial(send, replace(radio, design=None)),
+        unbiased=settings.radio.design in UNBIASED,
+        optimizer=server.optimizer,
+        lr=None if isinstance(server.lr, str) else server.lr,
+        rounds=server.rounds,
+        batch_size=settings.devices.batch_size,
+        local_steps=settings.devices.local_steps,
+        local_lr=settings.devices.local_lr,
+        chunk=chunk,
+        every=theory.meter_every,
+        samples=theory.hessian_samples,
+        lanczos_steps=theory.lanczos_steps,
+        pilot_rounds=theory.pilot_rounds,
+        safety=theory.safety,
+        given={key: value for key, value in given.items() if value is not None},
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `airpfed run | export | tasks | report`."""
+"""The command line: `airpfed run | link | plan | bound | export | tasks | report`."""
 
 import os
 import shlex
@@ -73,6 +73,25 @@ def link(
             typer.echo(json.dumps(study.as_json(rows) if not point else {"set": where, **study.as_json(rows)}))
         else:
             Console(width=None if sys.stdout.isatty() else 160).print(study.table(where, rows, draws))
+
+
+@app.command()
+def bound(
+    run_dir: Run,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Hold a metered run against the convergence theory: violations, slack, Psi_T and who causes it."""
+    import json
+
+    from airpfed import bounds
+    from airpfed.theory.account import account, as_json
+
+    records, probe = bounds.load(run_dir)
+    if json_:
+        typer.echo(json.dumps(as_json(account(records, probe), probe)))
+        return
+    for line in bounds.lines(records, probe):
+        typer.echo(line)
 
 
 @app.command()
