@@ -119,7 +119,7 @@ def hessian_rows(
     """Each group's Hessian times its direction; plain attention, since the fused one has no second gradient."""
     order = fleet.layout
     sizes = [order.size("global"), order.size("task"), order.size("device")]
-    shared, personal, own = torch.split(ways.float(), sizes, dim=1)
+    shared, personal, own = torch.split(ways, sizes, dim=1)
     still = shared.new_zeros(len(groups), order.size("frozen"))
     moves = unflatten({"global": shared, "task": personal, "device": own, "frozen": still}, order)
     leaves = {key: tensor.requires_grad_() for key, tensor in factors_of(fleet, [vectors], groups).items()}
