@@ -11,6 +11,7 @@ import torch
 from airpfed import units
 from airpfed.air import geometry
 from airpfed.air.designs.table import design_of, refine_of
+from airpfed.air.draws import send_draws
 from airpfed.air.plan import Air, Groups
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
@@ -156,7 +157,7 @@ def meter_of(settings: Settings, fleet: Fleet, radio: Air, names: tuple[str, ...
     return Meter(
         fleet=fleet,
         names=names,
-        draws=tuple(partial(send, replace(radio, seed=seed)) for seed in seeds),
+        draws=partial(send_draws, radio, seeds),
         exact=partial(send, replace(radio, design=None)),
         unbiased=settings.radio.design in UNBIASED,
         optimizer=server.optimizer,

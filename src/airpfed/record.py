@@ -126,7 +126,7 @@ class Probe(Row):
     used: int = Field(description="how many of the points the constants cover")
     safety: float = Field(description="factor on beta, sigma_SGD^2, sigma_dif^2 and rho as seen")
     seconds: dict[str, float] = Field(
-        description="wall-clock seconds: looks, pilot; gradients and link: one round's, mean"
+        description="wall-clock seconds: sweeps, hessians, pilot; gradients: of one round; link: of one set of draws"
     )
 
 

@@ -52,7 +52,7 @@ def probe(meter: Meter, initial: State) -> Probe:
             with clocked(seconds, "pilot"):
                 found, cursors = one_batch(meter, state)
                 state, _, _ = step(state, found, cursors, meter.exact, meter.optimizer, lr)
-    for phase, count in (("gradients", len(looks)), ("link", len(looks) * len(meter.draws))):
+    for phase, count in (("gradients", len(looks)), ("link", len(looks))):
         seconds[phase] /= count
     return concluded(meter, [one.point for one in looks], seconds)
 
