@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from airpfed import record
+from airpfed import reading, record
 from airpfed.errors import UserError
-from airpfed.record import Constants, Probe, RoundRecord
-from airpfed.theory.account import Account, account
+from airpfed.record import Constants, Ledger, Probe, RoundRecord
+from airpfed.theory.account import Account, account, psis
 
 
 def load(run: Path) -> tuple[list[RoundRecord], Probe]:
@@ -60,12 +61,48 @@ def constants_of(constants: Constants) -> dict[str, float]:
     return found
 
 
-def read_plan(path: Path) -> dict[str, object]:
+def compared(run: Path, records: list[RoundRecord], probe: Probe, path: Path) -> Iterator[str]:
+    """What a plan had predicted for the settings of this run, beside what came of them."""
+    plan = read_plan(path)
+    settings = reading.read(run / "experiment.toml").model_dump(mode="json")
+    mine = [one for one in plan["candidates"] if all(value_of(settings, key) == v for key, v in one["set"].items())]
+    if not mine:
+        raise UserError(f"{path}: has no candidate with the settings of {run}; plan with --grid and --split for them")
+    said, cost, rounds = mine[0], sum((row.ledger for row in records), Ledger()), len(records)
+    seen = psis(records, probe, "measured")[-1] if records else None
+    part = rounds / plan["rounds"]
+    pairs = {
+        "air seconds": (part * said["air_seconds"], cost.air_seconds),
+        "joules a device": (part * said["joules"], cost.joules_mean),
+        "wall seconds": (part * plan["wall_seconds"], seconds_of(records)),
+    }
+    if said["shares"] and seen is not None and rounds == plan["rounds"]:
+        pairs["Psi_T"] = said["psi"] if probe.unbiased else said["psi_ours"], seen.total
+        pairs["channel share"] = said["shares"]["channel"], seen.shares["channel"]
+    for name, (predicted, measured) in pairs.items():
+        ratio = f"{predicted / measured:.3g}" if measured else "-"
+        yield f"plan: {name} {predicted:.4g} predicted, {measured:.4g} measured, ratio {ratio}"
+
+
+def value_of(settings: dict[str, Any], key: str) -> Any:
+    """`section.key` of dumped settings."""
+    section, name = key.split(".", 1)
+    return settings[section][name]
+
+
+def seconds_of(records: list[RoundRecord]) -> float:
+    """Wall-clock seconds of gradients and air, which a plan speaks of."""
+    return sum(row.seconds.get(phase, 0.0) for row in records for phase in ("gradients", "air"))
+
+
+def read_plan(path: Path) -> dict[str, Any]:
     """A plan that `airpfed plan --out` wrote."""
     try:
-        found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such plan; `airpfed plan FILE.toml --out {path}` writes one") from None
     except ValueError:
-        raise UserError(f"{path}: not a plan") from None
+        raise UserError(f"{path}: not a plan (JSON is needed)") from None
+    if "candidates" not in found:
+        raise UserError(f"{path}: not a plan (no candidates in it)")
     return found

@@ -106,8 +106,8 @@ def machine(device: str) -> str:
     return device
 
 
-def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
-    """Everything a run needs, from its settings and its tasks."""
+def experiment(settings: Settings, tasks: tuple[Task, ...], probing: bool = False) -> Experiment:
+    """Everything a run needs, from its settings and its tasks; probing: the theory's meter whatever settings say."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base = load_backbone(settings, tasks)
@@ -127,7 +127,7 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     names = tuple(task.name for task in tasks)
     radio = air(settings, fleet, names)
     chunk = chunk_size(settings, fleet)
-    asked = settings.theory.meter_every > 0 or settings.server.lr == "theory"
+    asked = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
@@ -294,12 +294,16 @@ def chunk_size(settings: Settings, fleet: Fleet) -> int:
     A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
     factors are held about four times (values, gradients, sums).
     """
+    return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // device_bytes(settings, fleet))))
+
+
+def device_bytes(settings: Settings, fleet: Fleet) -> int:
+    """Bytes that one device of a stacked pass takes, as `chunk_size` counts them."""
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)
     tokens = settings.devices.batch_size * settings.model.max_tokens
     factors = sum((entry.stop - entry.start) for entry in fleet.layout.entries)
-    bytes_each = 8 * 2 * widths * tokens + 16 * factors
-    return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // bytes_each)))
+    return int(8 * 2 * widths * tokens + 16 * factors)
 
 
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:

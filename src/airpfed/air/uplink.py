@@ -192,7 +192,7 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
     heard = torch.tensor([bool((present & (air.task_of == n)).any()) for n in range(len(air.task_names))])
     mse = MeanSquaredErrors(s=errors.pop("", None), p=errors)
     pi, pi_claimed = (combined(air, mse, d_s, key) for key in ("measured", "claimed"))
-    cost = _ledger(air, jobs, done, d_s)
+    cost = round_cost(air, jobs, [sums.joules for sums in done], d_s)
     return Received(shared, personal, heard, mse, pi, pi_claimed, cost, (), torch.zeros(0, 7, dtype=torch.float64))
 
 
@@ -221,15 +221,18 @@ def side_scalars(air: Air, job: Job) -> int:
     return 1 if air.normalizer == "common" else 2 * len(job.groups)
 
 
-def _ledger(air: Air, jobs: list[Job], done: list[Sums], d_s: int) -> Ledger:
-    """The round's cost; the error-free link is charged for its channel uses and downlink only."""
+def round_cost(air: Air, jobs: Sequence[Job], spent: Sequence[Float[Tensor, " _K"]], d_s: int) -> Ledger:
+    """The round's cost; spent: joules of each slot's streams.
+
+    The error-free link is charged for its channel uses and downlink only.
+    """
     devices = len(air.samples)
     joules, scalars = torch.zeros(devices, dtype=torch.float64), torch.zeros(devices, dtype=torch.float64)
     uses = [slot_uses(air, job) for job in jobs]
     pilots, place, estimated_to = 0, 0, torch.full((devices,), -1)
-    for job, sums, count in zip(jobs, done, uses, strict=True):
-        joules.index_add_(0, job.devices, sums.joules)
-        scalars.index_add_(0, job.devices, torch.full_like(sums.joules, side_scalars(air, job)))
+    for job, radiated, count in zip(jobs, spent, uses, strict=True):
+        joules.index_add_(0, job.devices, radiated)
+        scalars.index_add_(0, job.devices, torch.full_like(radiated, side_scalars(air, job)))
         first, last = place // air.coherence_symbols, (place + count - 1) // air.coherence_symbols
         sending = torch.unique(job.devices)
         pilots += int((last + 1 - (estimated_to[sending] + 1).clamp(min=first)).sum())

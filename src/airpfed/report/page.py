@@ -10,6 +10,8 @@ from plotly.offline import get_plotlyjs
 from airpfed import record
 from airpfed.errors import UserError
 from airpfed.report.figures import FIGURES
+from airpfed.report.theory import THEORY
+from airpfed.theory.account import account
 
 
 def write(run: Path) -> Path:
@@ -20,6 +22,9 @@ def write(run: Path) -> Path:
     records = record.load(run / "records.jsonl")
     environment: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     figures = {name: figure(records, summary) for name, figure in FIGURES.items()}
+    probe = record.load_probe(run / "theory.json")
+    if probe is not None:
+        figures |= {name: figure(records, probe) for name, figure in THEORY.items()}
     page = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
     text = page.get_template("page.html").render(
         title=run.name,
@@ -30,6 +35,7 @@ def write(run: Path) -> Path:
         settings=(run / "experiment.toml").read_text(encoding="utf-8"),
         environment=environment,
         environment_text=json.dumps(environment, indent=2),
+        failed=account(records, probe).failed if probe else {},
         absent=[(row.round, row.absent) for row in records if row.absent],
         figures=figures,
         plotly=get_plotlyjs(),

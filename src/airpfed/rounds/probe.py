@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from airpfed.devices.curvature import curvature
+from airpfed.devices.curvature import Curvature, curvature
 from airpfed.devices.fleet import batches, gradients
 from airpfed.devices.sweep import Sweep, sweep
 from airpfed.record import Constants, Point, Probe
@@ -94,7 +94,7 @@ def look(
         seen = sweep(fleet, values, meter.batch_size, meter.chunk)
         here, gradient = place(values), averaged(weights, seen.gradient)
     with clocked(seconds, "hessians"):
-        bent = curvature(fleet, values, meter.samples, meter.batch_size, meter.lanczos_steps, meter.chunk)
+        bent = bending(meter, state)
     with clocked(seconds, "gradients"):
         found, cursors = one_batch(meter, state)
     with clocked(seconds, "link"):
@@ -119,6 +119,14 @@ def look(
         channel=float(drawn.claimed.mean()),
     )
     return Looked(point, here, gradient)
+
+
+def bending(meter: Meter, state: State) -> Curvature:
+    """beta at a point; where it was given nothing is computed."""
+    if "beta" in meter.given:
+        return Curvature(*[meter.given["beta"]] * 3)
+    values = vectors(state)
+    return curvature(meter.fleet, values, meter.samples, meter.batch_size, meter.lanczos_steps, meter.chunk)
 
 
 def profile(meter: Meter, seen: Sweep) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import median
 from typing import Literal
 
@@ -42,15 +43,14 @@ def judged(row: Theory, probe: Probe) -> float | None:
     return row.bounds.one_round if probe.unbiased else row.bounds.one_round_ours
 
 
-def psi(
-    records: Sequence[RoundRecord], probe: Probe, rounds: int, key: Literal["claimed", "measured"] = "claimed"
-) -> Average | None:
-    """Psi_T after the first `rounds` rounds: (43), or ours where the design is biased; None where nothing is proved."""
-    spent = [energy(row.mse, probe.tasks, key) for row in records[:rounds]]
-    if not spent:
-        return None
+def psis(
+    records: Sequence[RoundRecord], probe: Probe, key: Literal["claimed", "measured"] = "claimed"
+) -> list[Average | None]:
+    """Psi_T for T = 1, 2, ...: (43), or ours where the design is biased; None where nothing is proved."""
     of = bound.average if probe.unbiased else bound.average_ours
-    return of(eta_of(records, probe), probe.constants, probe.points[0].loss, len(spent), sum(spent) / len(spent))
+    eta, start = eta_of(records, probe), probe.points[0].loss
+    spent = accumulate(energy(row.mse, probe.tasks, key) for row in records)
+    return [of(eta, probe.constants, start, count, total / count) for count, total in enumerate(spent, 1)]
 
 
 def eta_of(records: Sequence[RoundRecord], probe: Probe) -> float:
@@ -73,7 +73,7 @@ def account(records: Sequence[RoundRecord], probe: Probe) -> Account:
         bound_violations=sum(slack < 0 for slack in slacks) if slacks else None,
         unbiased_violations=sum(slack < 0 for slack in plain) if plain else None,
         slack=median(slacks) if slacks else None,
-        psi=psi(records, probe, len(records)) if slacks or not rows else None,
+        psi=psis(records, probe)[-1] if records and (slacks or not rows) else None,
         gradient=sum(row.gradient for _, row in rows) / len(rows) if rows else None,
         loss_end=rows[-1][1].loss + rows[-1][1].change if rows else None,
         failed=failed,
