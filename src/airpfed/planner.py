@@ -36,6 +36,8 @@ from airpfed.theory.plan import Part
 
 ENTRIES = 64
 """Random real entries sent through each channel: a plan needs what is claimed, not what is measured."""
+FAINT = 1e-30
+"""Mean square of entries that the probe saw as zeros."""
 VARIED = ("radio.",)
 """What a plan may vary without another probe; ranks at fixed R by splits."""
 
@@ -255,11 +257,11 @@ def studied(
         rho = likeness(job, seen)
         for first, last in groups_of(air, job):
             variance = variance_of(job, spectrum, first, last)
+            if not float(variance.sum()):  # A at B = 0: from the second round on it is sent, at next to no energy
+                variance = torch.full_like(variance, FAINT)
             weights, square = numbers.normalised(job.weights, variance)
             if top is not None:
                 weights, square = job.weights, torch.full_like(square, top)
-            if not float(square.sum()):
-                continue  # an all-zero group: nothing is sent, nothing is lost
             part = replace(job, weights=weights, vectors=job.vectors[:, first:last], name=f"{job.name}/{first}")
             pieces.append(link.draw(air, part, air.gain.expand(draws, -1), ENTRIES, rho))
             lengths = torch.stack([job.lengths[row > 0].amax() for row in job.weights])
