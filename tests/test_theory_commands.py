@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from airpfed import cli, planner, record
+from airpfed import cli, record
+from airpfed.planning import make
 from airpfed.theory.account import energy
 from tiny import make_settings
 
@@ -62,8 +63,8 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four candidates: two powers by snr, two splits."""
     out = tmp_path_factory.mktemp("plans") / "plan.json"
-    made = planner.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
-    planner.keep(made, out)
+    made = make.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
+    make.keep(made, out)
     return out
 
 

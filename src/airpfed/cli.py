@@ -100,16 +100,16 @@ def plan(
 
     from rich.console import Console
 
-    from airpfed import planner
+    from airpfed.planning import make
 
-    made = planner.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
+    made = make.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
     if out is not None:
-        planner.keep(made, out)
+        make.keep(made, out)
     if json_:
-        typer.echo(json.dumps(planner.as_json(made)))
+        typer.echo(json.dumps(make.as_json(made)))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(planner.table(made))
-    for line in planner.lines(made):
+    Console(width=None if sys.stdout.isatty() else 160).print(make.table(made))
+    for line in make.lines(made):
         typer.echo(line)
 
 

@@ -63,16 +63,17 @@ rank). `airpfed link FILE.toml --grid ... --out DIR` overwrites these files in D
 draws (`_se`), `bias` (linear Pi), `iterations`, `claimed_db` (NMSE, mean of dB); an empty cell: no number. KEY is the
 last part of the grid's key. Other keys are panels, or stay at their first values if there are more than 6 combinations.
 
-`airpfed bound RUN_DIR --json` prints one object: `rounds` (metered), `descent_violations` of (38), `bound_violations` of
-(41), or of our bound where the design is biased (null: nothing was plain SGD), `slack_median` (bound minus mean change
-over the draws, nats), `psi` (Psi_T of all rounds), `shares` of `gap`, `sgd`, `heterogeneity`, `channel` in it, `constants`,
-`loss_start` and `loss_end` (F on the training data, before round 1 and after the last metered one).
+`airpfed bound RUN_DIR --json` prints one object: `rounds` (metered), `descent_violations` of (38), `bound_violations`
+of (41), or of our bound where the design is biased (null: nothing was plain SGD), `slack_median` (bound minus mean
+change over the draws, nats), `psi` (Psi_T of all rounds), `shares` of `gap`, `sgd`, `heterogeneity`, `channel` in it,
+`constants`, `loss_start` and `loss_end` (F on the training data, before round 1 and after the last metered one).
 
-`airpfed plan FILE.toml --json` (and `--out PLAN.json`): `candidates`, each with `set` (what differs), `psi` (Psi_T of (43); null
-where the design is biased), `psi_ours` (null where nothing is proved), `shares` of the first that is there, `eta`, `channel` (mean
-E||Ghat - G||^2 of a round), `gain`, `deviation`, and over all rounds `air_seconds`, `joules` (mean over devices), `channel_uses`;
-`cheapest` (index of the least joules, then air time, whose channel share is at most `limit`; null: none), `rounds`,
-`loss_start`, `memory_gb`, `wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan PLAN.json` compares.
+`airpfed plan FILE.toml --json` (and `--out PLAN.json`): `candidates`, each with `set` (what differs), `psi` (Psi_T of
+(43); null where the design is biased), `psi_ours` (null where nothing is proved), `shares` of the first that is there,
+`eta`, `channel` (mean E||Ghat - G||^2 of a round), `gain`, `deviation`, and over all rounds `air_seconds`, `joules`
+(mean over devices), `channel_uses`; `cheapest` (index of the least joules, then air time, whose channel share is at
+most `limit`; null: none), `rounds`, `loss_start`, `memory_gb`, `wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan
+PLAN.json` compares.
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.
