@@ -134,11 +134,11 @@ class Bounds(Row):
     """Upper bounds of a round's change of F; negative where they prove a decrease."""
 
     descent: float = Field(description="(38): E1 + E2 + E3 + E4 of the step that was taken")
-    first_order: float | None = Field(description="(39), for the mean of E1 + E2")
-    second_order: float | None = Field(description="(40) with its beta/2, for the mean of E3 + E4")
-    one_round: float | None = Field(description="(41), A3 with X = Lambda; null where the update is not plain SGD")
-    one_round_printed: float | None = Field(description="(41), A3 as printed")
-    one_round_ours: float | None = Field(description="ours, for biased aggregates too")
+    first_order: float | None = Field(None, description="(39), for the mean of E1 + E2")
+    second_order: float | None = Field(None, description="(40) with its beta/2, for the mean of E3 + E4")
+    one_round: float | None = Field(None, description="(41), A3 with X = Lambda; null unless the update is plain SGD")
+    one_round_printed: float | None = Field(None, description="(41), A3 as printed")
+    one_round_ours: float | None = Field(None, description="ours, for biased aggregates too")
 
 
 class Theory(Gradients):

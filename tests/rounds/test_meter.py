@@ -14,7 +14,8 @@ from airpfed.devices.fleet import gradients
 from airpfed.record import Probe, Theory
 from airpfed.rounds import run
 from airpfed.rounds.checkpoint import tensors_of
-from airpfed.rounds.meter import Played, draw, metered, place
+from airpfed.rounds.meter import Played, draw, place
+from airpfed.rounds.metered import metered
 from airpfed.rounds.run import Experiment, Outcome, play, play_round
 from airpfed.rounds.state import State, vectors
 from airpfed.theory import bound

@@ -17,7 +17,8 @@ from airpfed.devices.fleet import Fleet, batches, gradients
 from airpfed.record import Ledger, Probe, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
 from airpfed.rounds.evaluate import Score, TaskView, score, score_task
-from airpfed.rounds.meter import Meter, Played, due, metered
+from airpfed.rounds.meter import Meter, Played
+from airpfed.rounds.metered import due, metered
 from airpfed.rounds.probe import probe as look_around
 from airpfed.rounds.state import Optimizer, State, vectors
 from airpfed.rounds.step import Link, step
