@@ -125,8 +125,8 @@ def bending(meter: Meter, state: State) -> Curvature:
     """beta at a point; where it was given nothing is computed."""
     if "beta" in meter.given:
         return Curvature(*[meter.given["beta"]] * 3)
-    values = vectors(state)
-    return curvature(meter.fleet, values, meter.samples, meter.batch_size, meter.lanczos_steps, meter.chunk)
+    values, chunk = vectors(state), max(1, meter.chunk // 3)  # a second gradient keeps about three times as much
+    return curvature(meter.fleet, values, meter.samples, meter.batch_size, meter.lanczos_steps, chunk)
 
 
 def profile(meter: Meter, seen: Sweep) -> dict[str, object]:
@@ -194,13 +194,16 @@ def reaches(meter: Meter, points: list[Point]) -> bool:
 def candidates(meter: Meter, points: list[Point]) -> list[Constants]:
     """Constants that hold at all these points, with the safety factor on all but C and lambda.
 
+    Noise and disagreement are not expected to vanish with the gradient: A2 and A3 also have to hold at a gradient of 0
+    with the least of either that was seen.
     beta is the largest seen, of eigenvalues and secants. Where the probe sets the step, beta is also at least so large
     that T rounds of the rule go no farther (rounds times step) than the pilot went: A1 stays true.
     """
     safety, given = meter.safety, meter.given
     steep = given.get("beta", safety * max(max(p.beta, p.secant) for p in points))
-    noise = envelope([p.power for p in points], [p.sgd for p in points], 0.0)
-    spread = envelope([p.gradient for p in points], [p.power for p in points], 1.0)
+    least = min(p.sgd for p in points), min(p.power - p.gradient for p in points)
+    noise = envelope([0.0, *(p.power for p in points)], [least[0], *(p.sgd for p in points)], 0.0)
+    spread = envelope([0.0, *(p.gradient for p in points)], [least[1], *(p.power for p in points)], 1.0)
     way = points[-1].time if meter.lr is None and "beta" not in given else 0.0
     found = []
     for (c, sgd), (lam, dif) in product(noise, spread):
