@@ -158,7 +158,10 @@ def profile(meter: Meter, seen: Sweep) -> dict[str, object]:
 
 
 def concluded(meter: Meter, points: list[Point], seconds: dict[str, float]) -> Probe:
-    """The constants of least Psi_T: over how much of the pilot they cover, and over the corners of A2 and A3."""
+    """The constants of least Psi_T: over how much of the pilot they cover, and over the corners of A2 and A3.
+
+    The channel is left out of that choice, so that runs over different radios have the same constants and step.
+    """
     covers: Callable[[int], bool] = lambda used: reaches(meter, points[:used])  # noqa: E731
     first = next(filter(covers, range(1, len(points) + 1)), len(points))
     last = len(points) if meter.lr is None else first
@@ -167,8 +170,7 @@ def concluded(meter: Meter, points: list[Point], seconds: dict[str, float]) -> P
     def promised(choice: tuple[int, Constants]) -> float:
         used, fixed = choice
         eta = bound.step_size(fixed) if meter.lr is None else meter.lr
-        channel = max(point.channel for point in points[:used])
-        return bound.average(eta, fixed, points[0].loss, meter.rounds, channel).total
+        return bound.average(eta, fixed, points[0].loss, meter.rounds, 0.0).total
 
     used, constants = min(choices, key=promised)
     return Probe(
