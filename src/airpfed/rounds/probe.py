@@ -168,9 +168,8 @@ def concluded(meter: Meter, points: list[Point], seconds: dict[str, float]) -> P
     choices = [(used, one) for used in range(first, last + 1) for one in candidates(meter, points[:used])]
 
     def promised(choice: tuple[int, Constants]) -> float:
-        used, fixed = choice
-        eta = bound.step_size(fixed) if meter.lr is None else meter.lr
-        return bound.average(eta, fixed, points[0].loss, meter.rounds, 0.0).total
+        eta = bound.step_size(choice[1]) if meter.lr is None else meter.lr
+        return bound.average(eta, choice[1], points[0].loss, meter.rounds, 0.0).total
 
     used, constants = min(choices, key=promised)
     return Probe(
