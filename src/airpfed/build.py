@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from airpfed import radio
+from airpfed.air.draws import send_draws
+from airpfed.air.impairments import NONE
 from airpfed.air.plan import Air
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
@@ -16,6 +19,7 @@ from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
 from airpfed.rounds.evaluate import Split, TaskView
+from airpfed.rounds.meter import Meter
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import start
 from airpfed.settings import Settings, TaskSettings
@@ -25,8 +29,18 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
-UNSHAPING: dict[str, set[str]] = {"server": {"rounds"}, "run": {"eval_every", "threads"}}
+UNSHAPING: dict[str, set[str]] = {
+    "server": {"rounds"},
+    "run": {"eval_every", "threads"},
+    "theory": {"meter_every"},
+}
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
+
+UNBIASED = ("error_free", "digital", "uniform_forcing")
+"""Designs that claim E Ghat = G, which (39) to (43) need, where devices are not impaired."""
+
+GIVEN = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
+"""Constants that settings may give instead of the probe."""
 
 
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
@@ -90,8 +104,8 @@ def machine(device: str) -> str:
     return device
 
 
-def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
-    """Everything a run needs, from its settings and its tasks."""
+def experiment(settings: Settings, tasks: tuple[Task, ...], probing: bool = False) -> Experiment:
+    """Everything a run needs, from its settings and its tasks; probing: the theory's meter whatever settings say."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base = load_backbone(settings, tasks)
@@ -109,6 +123,8 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
+    chunk = chunk_size(settings, fleet)
+    asked = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
@@ -116,16 +132,50 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
         link=partial(send, side),
         initial=start(begin, order, len(tasks), len(shards), fresh_memory(side)),
         optimizer=settings.server.optimizer,
-        lr=settings.server.lr,
+        lr=None if isinstance(settings.server.lr, str) else settings.server.lr,
         rounds=settings.server.rounds,
         batch_size=settings.devices.batch_size,
         local_steps=settings.devices.local_steps,
         local_lr=settings.devices.local_lr,
-        chunk=chunk_size(settings, fleet),
+        chunk=chunk,
         eval_every=settings.run.eval_every,
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
+        meter=meter_of(settings, fleet, side, chunk) if asked else None,
     )
+
+
+def meter_of(settings: Settings, fleet: Fleet, side: Air, chunk: int) -> Meter:
+    """What the theory's probe and meter need; channel draws have streams of their own, the drop of devices stays."""
+    theory, server = settings.theory, settings.server
+    random = stream(settings.run.seed, "theory")
+    seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
+    given = {key: getattr(theory, key) for key in GIVEN}
+    return Meter(
+        fleet=fleet,
+        names=side.task_names,
+        draws=partial(send_draws, side, seeds),
+        exact=partial(send, replace(side, design=None, digital=None)),
+        unbiased=unbiased(settings),
+        optimizer=server.optimizer,
+        lr=None if isinstance(server.lr, str) else server.lr,
+        rounds=server.rounds,
+        batch_size=settings.devices.batch_size,
+        local_steps=settings.devices.local_steps,
+        local_lr=settings.devices.local_lr,
+        chunk=chunk,
+        every=theory.meter_every,
+        samples=theory.hessian_samples,
+        lanczos_steps=theory.lanczos_steps,
+        pilot_rounds=theory.pilot_rounds,
+        safety=theory.safety,
+        given={key: value for key, value in given.items() if value is not None},
+    )
+
+
+def unbiased(settings: Settings) -> bool:
+    """Whether the settings' link claims E Ghat = G; errors of linear MMSE channel estimates have mean 0."""
+    return settings.radio.design in UNBIASED and radio.harm_of(settings.radio) == NONE
 
 
 def label_tokens(base: Backbone, task: Task) -> tuple[int, ...]:
@@ -167,12 +217,16 @@ def chunk_size(settings: Settings, fleet: Fleet) -> int:
     A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
     factors are held about four times (values, gradients, sums).
     """
+    return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // device_bytes(settings, fleet))))
+
+
+def device_bytes(settings: Settings, fleet: Fleet) -> int:
+    """Bytes that one device of a stacked pass takes, as `chunk_size` counts them."""
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)
     tokens = settings.devices.batch_size * settings.model.max_tokens
     factors = sum((entry.stop - entry.start) for entry in fleet.layout.entries)
-    bytes_each = 8 * 2 * widths * tokens + 16 * factors
-    return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // bytes_each)))
+    return int(8 * 2 * widths * tokens + 16 * factors)
 
 
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `airpfed run | export | tasks | report`."""
+"""The command line: `airpfed run | link | plan | bound | export | tasks | report`."""
 
 import os
 import shlex
@@ -73,6 +73,66 @@ def link(
             typer.echo(json.dumps(study.as_json(rows) if not point else {"set": where, **study.as_json(rows)}))
         else:
             Console(width=None if sys.stdout.isatty() else 160).print(study.table(where, rows, draws))
+
+
+@app.command()
+def plan(
+    file: File,
+    set_: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="KEY=A,B,C", help="radio settings to compare; default: power, antennas, design, access"
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", metavar="R_S:R_P", help="split of the ranks; may be given again")
+    ] = None,
+    limit: Annotated[float, typer.Option("--limit", help="largest share of the channel in Psi_T, percent")] = 10.0,
+    draws: Annotated[int, typer.Option("--draws", help="random channels a candidate")] = 20,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PLAN.json", help="keep the plan for airpfed bound --plan")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Plan a run: the step size that is admissible, Psi_T and its price over settings, the cheapest good one."""
+    import json
+
+    from rich.console import Console
+
+    from airpfed.planning import make
+
+    made = make.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
+    if out is not None:
+        make.keep(made, out)
+    if json_:
+        typer.echo(json.dumps(make.as_json(made)))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(make.table(made))
+    for line in make.lines(made):
+        typer.echo(line)
+
+
+@app.command()
+def bound(
+    run_dir: Run,
+    plan_: Annotated[
+        Path | None, typer.Option("--plan", metavar="PLAN.json", help="compare with what airpfed plan --out kept")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Hold a metered run against the convergence theory: violations, slack, Psi_T and who causes it."""
+    import json
+
+    from airpfed import bounds
+    from airpfed.theory.account import account, as_json
+
+    records, probe = bounds.load(run_dir)
+    if json_:
+        typer.echo(json.dumps(as_json(account(records, probe), probe)))
+        return
+    for line in [*bounds.lines(records, probe), *(bounds.compared(run_dir, records, probe, plan_) if plan_ else [])]:
+        typer.echo(line)
 
 
 @app.command()

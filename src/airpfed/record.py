@@ -68,6 +68,109 @@ class Ledger(Row):
         return Ledger(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
 
 
+class Constants(Row):
+    """What the bounds are made of (docs/theory.md), fixed before the round in which they are used."""
+
+    beta: float = Field(gt=0, description="beta of A1: every F_n is beta-smooth in (W_s, W_p,n)")
+    c: float = Field(ge=0, description="C of A2: sum_k D_k/D E||g_k - grad F_k||^2 <= C sum_k D_k/D ||grad F_k||^2 + .")
+    sigma_sgd2: float = Field(ge=0, description="sigma_SGD^2 of A2")
+    lam: float = Field(ge=0, description="lambda of A3, X = Lambda: sum_k D_k/D ||grad F_k||^2 <= lambda X + .")
+    sigma_dif2: float = Field(ge=0, description="sigma_dif^2 of A3, X = Lambda")
+    lam_printed: float = Field(
+        ge=0, description="lambda of A3 as the appendix prints it, X = ||sum_k D_k/D grad F_k||^2"
+    )
+    sigma_dif2_printed: float = Field(ge=0, description="sigma_dif^2 of A3 as printed")
+    largest: float = Field(
+        1.0, ge=0, description="largest weight of a device in a sum; 1: mini-batches may be dependent"
+    )
+    gain: float = Field(1.0, description="c of Ghat = c G + r + n; 1 of an unbiased design")
+    deviation: float = Field(0.0, ge=0, description="rho, E||r||^2 <= rho^2 E||G||^2; 0 of an unbiased design")
+
+
+class Gradients(Row):
+    """The full-data gradients at a point, in the weights of F."""
+
+    loss: float = Field(description="F on the full training data, nats")
+    gradient: float = Field(description="Lambda of (42), the squared norm of grad F")
+    gradient_printed: float = Field(description="||sum_k D_k/D grad F_k||^2, p-parts of different tasks added")
+    power: float = Field(description="sum_k D_k/D ||grad F_k||^2")
+    sgd: float = Field(description="sum_k D_k/D E||g_k - grad F_k||^2 of the run's batch size")
+    sgd_error: float = Field(description="half the width of its 95 % interval, over how samples were dealt into groups")
+
+
+class Point(Gradients):
+    """What the probe saw at one point of its pilot."""
+
+    rounds: int = Field(description="pilot rounds played before it")
+    time: float = Field(description="their number times their step")
+    distance: float = Field(description="from the start, in the norm of F's weights")
+    beta: float = Field(description="largest Hessian eigenvalue of any F_n: Lanczos, a lower bound")
+    beta_low: float = Field(description="lower end of its 95 % interval, over the samples it is taken on")
+    beta_high: float = Field(description="upper end, over those samples and the random start of Lanczos")
+    secant: float = Field(description="||change of grad F|| / distance from the point before: a lower bound of beta")
+    energy: dict[str, list[float]] = Field(
+        description="normaliser group, e.g. global.B -> E||g_k||^2 of a mini-batch, device by device"
+    )
+    alike: dict[str, float] = Field(description='"s" or task -> mean correlation of its devices\' mini-batch gradients')
+    as_shared: float = Field(description="part of Lambda in A and B if every rank were shared")
+    as_personal: float = Field(description="the same if every rank were personal")
+    head: float = Field(description="part of Lambda in the task heads")
+    gain: float = Field(description="<G, mean Ghat> / ||G||^2 over channel draws")
+    deviation: float = Field(description="||mean Ghat - gain G|| / ||G|| over channel draws, their noise taken away")
+    channel: float = Field(description="mean over channel draws of the channel's energy as claimed")
+
+
+class Probe(Row):
+    """theory.json: what was known before the first round."""
+
+    constants: Constants = Field(description="what every round's bounds use")
+    eta: float = Field(description="the rule's step 1 / (lambda (C + 1) beta)")
+    reach: float = Field(description="distance from the start up to which the constants were looked at")
+    unbiased: bool = Field(description="whether the radio's design claims E Ghat = G")
+    tasks: dict[str, float] = Field(description="task -> D_n/D")
+    points: list[Point] = Field(description="the start and points of the pilot")
+    used: int = Field(description="how many of the points the constants cover")
+    safety: float = Field(description="factor on beta, sigma_SGD^2, sigma_dif^2 and rho as seen")
+    seconds: dict[str, float] = Field(
+        description="wall-clock seconds: sweeps, hessians, pilot; gradients: of one round; link: of one set of draws"
+    )
+
+
+class Bounds(Row):
+    """Upper bounds of a round's change of F; negative where they prove a decrease."""
+
+    descent: float = Field(description="(38): E1 + E2 + E3 + E4 of the step that was taken")
+    first_order: float | None = Field(None, description="(39), for the mean of E1 + E2")
+    second_order: float | None = Field(None, description="(40) with its beta/2, for the mean of E3 + E4")
+    one_round: float | None = Field(None, description="(41), A3 with X = Lambda; null unless the update is plain SGD")
+    one_round_printed: float | None = Field(None, description="(41), A3 as printed")
+    one_round_ours: float | None = Field(None, description="ours, for biased aggregates too")
+
+
+class Theory(Gradients):
+    """A metered round: what F did, and what the theory had said. Changes are F after minus F before, nats."""
+
+    change: float = Field(description="of F on the full training data, differences in float64")
+    e1: float = Field(description="E1 of (38): shared part, first order")
+    e2: float = Field(description="E2: personal part, first order")
+    e3: float = Field(description="E3: beta/2 ||step of the shared part||^2")
+    e4: float = Field(description="E4: the same of the personal part")
+    draws: int = Field(description="channel draws of the round, its mini-batches kept")
+    change_mean: float = Field(description="mean over draws of the change of F, every sample at one of the draws")
+    first_mean: float = Field(description="mean over draws of E1 + E2")
+    second_mean: float = Field(description="mean over draws of E3 + E4")
+    channel: float = Field(description="mean over draws of the channel's energy as claimed, what the bounds use")
+    channel_measured: float = Field(description="mean over draws of ||Ghat - G||^2")
+    gain: float = Field(description="<G, mean Ghat> / ||G||^2 over draws")
+    deviation: float = Field(description="||mean Ghat - gain G|| / ||G||, the draws' noise taken away")
+    distance: float = Field(description="from the start, in the norm of F's weights")
+    curvature: float = Field(description="2 (change - E1 - E2) / ||step||^2: beta that the step met")
+    eta: float = Field(description="step size")
+    bounds: Bounds = Field(description="what the theory said")
+    constants: Constants = Field(description="what they used")
+    failed: list[str] = Field(description="assumptions that did not hold this round")
+
+
 class RoundRecord(Row):
     """One line of records.jsonl."""
 
@@ -82,6 +185,7 @@ class RoundRecord(Row):
         description="correlation of the symbols expected before the round, [within, across] tasks, a normaliser group",
     )
     absent: list[int] = Field([], description="devices without a finite gradient this round")
+    theory: Theory | None = Field(None, description="the theory beside the round, where theory.meter_every says so")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, float] = Field(description="phase -> wall-clock seconds")
 
@@ -181,6 +285,16 @@ def load_summary(path: Path) -> Summary:
 def load_layout(path: Path) -> Layout | None:
     """A run's layout; None where it has none."""
     return Layout.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def load_probe(path: Path) -> Probe | None:
+    """theory.json of a run; None if there is none, UserError if it is of another version."""
+    try:
+        return Probe.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise UserError(f"{path}: not a probe of this version") from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -23,6 +23,11 @@ ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "records.jsonl": ("one JSON object a round", record.RoundRecord),
     "mse": ("in a record: errors of the over-the-air sums", record.MeanSquaredErrors),
     "mse.s, mse.p.TASK": ("one received sum; all per normalised real entry", record.SlotError),
+    "theory": ("in a record that theory.meter_every asked for; docs/theory.md has the equations", record.Theory),
+    "theory.bounds": ("what the theory said of that round", record.Bounds),
+    "theory.json": ("beside the records where the theory was asked for: the probe before round 1", record.Probe),
+    "points": ("in theory.json: what the probe saw at the start and along its pilot", record.Point),
+    "constants": ("in theory.json and in a record's theory", record.Constants),
     "ledger": ("in a record (that round) and in the summary (the whole run)", record.Ledger),
     "summary.json": ("at the end of a run, or when Ctrl-C stopped it", record.Summary),
     "tasks.TASK": ("in the summary", record.TaskSummary),
@@ -42,6 +47,7 @@ FILES = """## Files of a run
 | `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`) |
 | `merged/TASK/` | merged weights, after `airpfed export --merged` |
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
+| `theory.json` | the probe before round 1, where the theory was asked for |
 | `report.html` | one page, readable offline |
 
 `airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE,
@@ -59,6 +65,18 @@ rank). `airpfed link FILE.toml --grid ... --out DIR` overwrites these files in D
 `link.csv` grows when a point is done. Columns: the grid's keys, `design`, the numbers of `--json`, standard errors over
 draws (`_se`), `bias` (linear Pi), `iterations`, `claimed_db` (NMSE, mean of dB); an empty cell: no number. KEY is the
 last part of the grid's key. Other keys are panels, or stay at their first values if there are more than 6 combinations.
+
+`airpfed bound RUN_DIR --json` prints one object: `rounds` (metered), `descent_violations` of (38), `bound_violations`
+of (41), or of our bound where the design is biased (null: nothing was plain SGD), `slack_median` (bound minus mean
+change over the draws, nats), `psi` (Psi_T of all rounds), `shares` of `gap`, `sgd`, `heterogeneity`, `channel` in it,
+`constants`, `loss_start` and `loss_end` (F on the training data, before round 1 and after the last metered one).
+
+`airpfed plan FILE.toml --json` (and `--out PLAN.json`): `candidates`, each with `set` (what differs), `psi` (Psi_T of
+(43); null where the design is biased), `psi_ours` (null where nothing is proved), `shares` of the first that is there,
+`eta`, `channel` (mean E||Ghat - G||^2 of a round), `gain`, `deviation`, and over all rounds `air_seconds`, `joules`
+(mean over devices), `channel_uses`; `cheapest` (index of the least joules, then air time, whose channel share is at
+most `limit`; null: none), `rounds`, `loss_start`, `memory_gb`, `wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan
+PLAN.json` compares.
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.

@@ -123,8 +123,20 @@ class ServerSettings(Section):
     """The update on the received gradients."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
-    lr: float = Field(2e-3, gt=0, description="learning rate eta")
+    lr: Annotated[float, Field(gt=0)] | Literal["theory"] = Field(
+        2e-3,
+        description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta), decided by a probe before round 1 "
+        '(optimizer = "sgd")',
+    )
     rounds: int = Field(35, ge=1, description="T, number of rounds")
+
+    @model_validator(mode="after")
+    def _the_rule_is_for_sgd(self) -> "ServerSettings":
+        if self.lr == "theory" and self.optimizer != "sgd":
+            raise ValueError(
+                f'lr = "theory": is for optimizer = "sgd", not "{self.optimizer}"; a number would be right'
+            )
+        return self
 
 
 class RadioSettings(Section):
@@ -319,6 +331,26 @@ class RunSettings(Section):
     )
 
 
+class TheorySettings(Section):
+    """The bounds beside a run (docs/theory.md): how often, and how their constants are found before round 1."""
+
+    meter_every: int = Field(0, ge=0, description="rounds between metered ones; 0: no meter")
+    draws: int = Field(20, ge=20, description="channel draws of a metered round, its mini-batches kept")
+    pilot_rounds: int = Field(
+        20, ge=0, description="error-free rounds that the probe looks along, on other mini-batches; 0: the start alone"
+    )
+    hessian_samples: int = Field(8, ge=0, description="samples of each device for the Hessian; 0: all")
+    lanczos_steps: int = Field(8, ge=2, description="Hessian-vector products a point of the probe")
+    safety: float = Field(
+        1.5, ge=1, description="factor on beta, sigma_SGD^2, sigma_dif^2 and bias as the probe saw them"
+    )
+    beta: float | None = Field(None, gt=0, description="beta of A1, given instead of probed")
+    c: float | None = Field(None, ge=0, description="C of A2, given")
+    sigma_sgd2: float | None = Field(None, ge=0, description="sigma_SGD^2 of A2, given")
+    lam: float | None = Field(None, gt=0, description="lambda of A3, given")
+    sigma_dif2: float | None = Field(None, ge=0, description="sigma_dif^2 of A3, given for both readings")
+
+
 class Settings(Section):
     """One experiment."""
 
@@ -329,6 +361,7 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     radio: RadioSettings = RadioSettings()
     run: RunSettings = RunSettings()
+    theory: TheorySettings = TheorySettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Settings":

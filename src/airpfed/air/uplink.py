@@ -19,6 +19,7 @@ from airpfed.air.grouping import best_grouping
 from airpfed.air.impairments import audible, factors
 from airpfed.air.pieces import Piece, antennas_of, asked_of, designed, overlap, spans_of
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
+from airpfed.air.slot import Transceiver
 from airpfed.air.symbols import common_sigma, normalise, uses_of
 from airpfed.air.transmit import Outcome, transmitted
 from airpfed.air.world import csi_variance, estimated
@@ -87,15 +88,20 @@ def send(
         done = [exact(job) for job in jobs]
     else:
         pieces = prepare(air, jobs, t, beliefs)
-        flat = [piece for slot in pieces for piece in slot]
-        outcome = iter([transmitted(air, one, made, t) for one, made in zip(flat, designed(air, flat), strict=True)])
-        each = [[next(outcome) for _ in slot] for slot in pieces]
+        each = through(air, pieces, designed(air, [piece for slot in pieces for piece in slot]), t)
         done = [together(job, parts) for job, parts in zip(jobs, each, strict=True)]
         memory = remembered(memory, each)
     received = collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
     cost = round_ledger(air, jobs, [sums.joules for sums in done], t, shared.shape[1])
     correlation = tuple((one.within, one.cross) for one in beliefs)
     return replace(received, ledger=cost, correlation=correlation, memory=memory)
+
+
+def through(air: Air, pieces: Sequence[Sequence[Piece]], made: Sequence[Transceiver], t: int) -> list[list[Outcome]]:
+    """Every slot's pieces through the channel, with their transceivers in the same order."""
+    flat = [piece for slot in pieces for piece in slot]
+    outcome = iter([transmitted(air, one, how, t) for one, how in zip(flat, made, strict=True)])
+    return [[next(outcome) for _ in slot] for slot in pieces]
 
 
 def fresh_memory(air: Air) -> Float[Tensor, "G 7"]:

@@ -124,12 +124,23 @@ def loss_gradient(
     Since no device's loss reads another's factors, the gradient of the sum of losses is every device's own gradient.
     """
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in factors.items()}
-    width = max(len(row) for row in rows)
-    loss = stacked_loss(fleet, leaves, devices, [[*row, *[row[0]] * (width - len(row))] for row in rows])
-    weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
-    own = (loss * weight.to(loss)).sum(1)
+    loss, weight = row_losses(fleet, leaves, devices, rows)
+    own = (loss * weight).sum(1)
     found = torch.autograd.grad(own.sum(), list(leaves.values()))
     return own.detach(), dict(zip(leaves, found, strict=True))
+
+
+def row_losses(
+    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
+    """Losses of unequally many samples of some devices, and the weights that give each device's mean.
+
+    A shorter row is filled up with its first sample, at weight 0.
+    """
+    width = max(len(row) for row in rows)
+    loss = stacked_loss(fleet, factors, devices, [[*row, *[row[0]] * (width - len(row))] for row in rows])
+    weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
+    return loss, weight.to(loss)
 
 
 def stacked_loss(

@@ -58,12 +58,16 @@ class Layout:
 
     def groups(self, scope: Scope) -> tuple[tuple[int, int], ...]:
         """Columns of each normaliser group of a scope: A factors, B factors, head."""
-        found = []
+        return tuple(self.kinds(scope).values())
+
+    def kinds(self, scope: Scope) -> dict[str, tuple[int, int]]:
+        """Kind of factor -> its columns in a scope, for the kinds that are there."""
+        found = {}
         for kind in KINDS:
             spans = [(e.start, e.stop) for e in self.entries if e.scope == scope and e.kind == kind]
             if spans:
-                found.append((spans[0][0], spans[-1][1]))
-        return tuple(found)
+                found[kind] = (spans[0][0], spans[-1][1])
+        return found
 
 
 def layout(
@@ -107,6 +111,20 @@ def gather(vectors: Vectors, layout: Layout, task_of: Int[Tensor, " K"], device:
     for entry in layout.entries:
         columns = vectors[entry.scope][:, entry.start : entry.stop]
         parts.setdefault(entry.key, []).append(columns[row[entry.scope]].reshape(-1, *entry.shape))
+    return _side_by_side(parts)
+
+
+def unflatten(rows: Vectors, layout: Layout) -> Factors:
+    """The factors that have these rows, one a device in every scope: the inverse of `flatten`."""
+    parts: dict[str, list[Tensor]] = {}
+    for entry in layout.entries:
+        columns = rows[entry.scope][:, entry.start : entry.stop]
+        parts.setdefault(entry.key, []).append(columns.reshape(-1, *entry.shape))
+    return _side_by_side(parts)
+
+
+def _side_by_side(parts: dict[str, list[Tensor]]) -> Factors:
+    """Blocks beside each other along the rank."""
     return {key: torch.cat(tensors, dim=1 if key.endswith(".A") else 2) for key, tensors in parts.items()}
 
 

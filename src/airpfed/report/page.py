@@ -10,6 +10,8 @@ from plotly.offline import get_plotlyjs
 from airpfed import record
 from airpfed.errors import UserError
 from airpfed.report.figures import FIGURES, layout
+from airpfed.report.theory import THEORY
+from airpfed.theory.account import account
 
 
 def write(run: Path) -> Path:
@@ -23,6 +25,9 @@ def write(run: Path) -> Path:
     place = record.load_layout(run / "layout.json")
     if place is not None:
         figures["layout"] = layout(place)
+    probe = record.load_probe(run / "theory.json")
+    if probe is not None:
+        figures |= {name: figure(records, probe) for name, figure in THEORY.items()}
     page = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
     text = page.get_template("page.html").render(
         title=run.name,
@@ -33,6 +38,7 @@ def write(run: Path) -> Path:
         settings=(run / "experiment.toml").read_text(encoding="utf-8"),
         environment=environment,
         environment_text=json.dumps(environment, indent=2),
+        failed=account(records, probe).failed if probe else {},
         absent=[(row.round, row.absent) for row in records if row.absent],
         figures=figures,
         plotly=get_plotlyjs(),

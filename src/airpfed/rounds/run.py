@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -13,16 +14,22 @@ from torch import Tensor
 
 from airpfed import record
 from airpfed.devices.fleet import Fleet, batches, gradients
-from airpfed.record import Ledger, RoundRecord, Summary, TaskSummary
+from airpfed.record import Ledger, Probe, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
 from airpfed.rounds.evaluate import Score, TaskView, score, score_task
+from airpfed.rounds.meter import Meter, Played
+from airpfed.rounds.metered import due, metered
+from airpfed.rounds.probe import probe as look_around
 from airpfed.rounds.state import Optimizer, State, vectors
 from airpfed.rounds.step import Link, step
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run needs, as objects and plain values. fingerprint: of settings, data and base model."""
+    """Everything a run needs, as objects and plain values. fingerprint: of settings, data and base model.
+
+    lr: None where the probe decides it. meter: None where nothing of the theory is asked for.
+    """
 
     method: str
     fleet: Fleet
@@ -30,7 +37,7 @@ class Experiment:
     link: Link
     initial: State
     optimizer: Optimizer
-    lr: float
+    lr: float | None
     rounds: int
     batch_size: int
     local_steps: int
@@ -39,6 +46,7 @@ class Experiment:
     eval_every: int
     seed: int
     fingerprint: str
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,10 @@ def play(
     record.rewrite(out / "records.jsonl", records)
     if not resumed:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
+    probe = probed(experiment, out / "theory.json", resumed, say)
     base = base_scores(experiment, saved / "base.json", resumed, say)
     while state.round < experiment.rounds and not stop():
-        state, row = play_round(experiment, state)
+        state, row = play_round(experiment, state, probe)
         record.append(out / "records.jsonl", row)
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
         records.append(row)
@@ -81,6 +90,18 @@ def play(
         say("scoring the tasks' models on the test splits")
         final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
     return Outcome(state, summarise(experiment, records, base, final), final is not None)
+
+
+def probed(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> Probe | None:
+    """What is known before the first round: looked at once, kept beside the records for a resumed run."""
+    if experiment.meter is None:
+        return None
+    found = record.load_probe(path) if kept else None
+    if found is None:
+        say("probing the theory's constants")
+        found = look_around(experiment.meter, experiment.initial)
+        record.write_json(path, found)
+    return found
 
 
 def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> list[Score]:
@@ -94,19 +115,28 @@ def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[s
     return scores
 
 
-def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord]:
-    """One round: batches, gradients, uplink and update, evaluation where it is due; the next state and its record."""
+def play_round(experiment: Experiment, state: State, probe: Probe | None = None) -> tuple[State, RoundRecord]:
+    """One round: batches, gradients, uplink and update, evaluation and meter where they are due; next state and record.
+
+    probe: needed where its step size or the meter is asked for.
+    """
     seconds: dict[str, float] = {}
-    fleet = experiment.fleet
+    fleet, before = experiment.fleet, state
+    lr = experiment.lr if experiment.lr is not None else probe.eta if probe else nan
     with timed(seconds, "gradients"):
         plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
         found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
     with timed(seconds, "air"):
-        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, experiment.lr)
+        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, lr)
     with timed(seconds, "evaluate"):
-        due = experiment.eval_every and state.round % experiment.eval_every == 0
-        tasks = [(n, task) for n, task in enumerate(experiment.tasks) if due and task.dev.prompts]
+        scored = experiment.eval_every and state.round % experiment.eval_every == 0
+        tasks = [(n, task) for n, task in enumerate(experiment.tasks) if scored and task.dev.prompts]
         reached = {task.name: score_task(fleet, vectors(state), n, task, "dev").value for n, task in tasks}
+    theory = None
+    if experiment.meter and probe and due(experiment.meter, state.round):
+        with timed(seconds, "theory"):
+            played = Played(before, state, found, cursors, present)
+            theory = metered(experiment.meter, probe, experiment.initial, played, lr)
     return state, RoundRecord(
         round=state.round,
         loss=task_losses(experiment, loss, present),
@@ -117,6 +147,7 @@ def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
         ledger=received.ledger,
+        theory=theory,
         seconds=seconds,
     )
 
@@ -152,7 +183,7 @@ def summarise(
         for task, start, end in zip(experiment.tasks, base, after, strict=True)
     }
     pis = [row.pi for row in records if row.pi is not None]
-    phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in ("gradients", "air", "evaluate")}
+    phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in phases_of(records)}
     return Summary(
         method=experiment.method,
         rounds=len(records),
@@ -164,6 +195,11 @@ def summarise(
         seconds=phases,
         exit="completed" if final else "interrupted",
     )
+
+
+def phases_of(records: list[RoundRecord]) -> list[str]:
+    """Phases of the rounds; the meter's only where something was metered."""
+    return ["gradients", "air", "evaluate", *(["theory"] if any(row.theory for row in records) else [])]
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Plan against outcome: the channel's share of Psi_T that a plan predicts, and what the run then has, power by power.
+
+python benchmarks/planner.py experiments/theory.toml --powers 10 0 -10
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from airpfed import build, reading
+from airpfed.air.uplink import fresh_memory, send
+from airpfed.planning.predict import predicted
+from airpfed.record import RoundRecord
+from airpfed.rounds.probe import probe
+from airpfed.rounds.run import Experiment, play_round
+from airpfed.theory.account import psis
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("file", type=Path)
+    options.add_argument("--powers", type=float, nargs="+", default=[10.0, 0.0, -10.0], help="dBm")
+    options.add_argument("--set", action="append", default=[])
+    options.add_argument("--draws", type=int, default=20)
+    given = options.parse_args()
+    base = reading.read(given.file, given.set)
+    experiment = build.experiment(base, build.load_tasks(base), probing=True)
+    assert experiment.meter is not None
+    seen = probe(experiment.meter, experiment.initial)
+    print(f"eta {seen.eta:.4g}, {seen.constants}", flush=True)
+    for power in given.powers:
+        settings = reading.read(given.file, [*given.set, f"radio.power_dbm={power}"])
+        said = predicted(settings, {}, experiment.fleet, seen, given.draws, base)
+        records = run(with_radio(experiment, settings), seen)
+        found = psis(records, seen, "measured")[-1]
+        assert found is not None
+        share, joules = found.shares["channel"], sum(row.ledger.joules_mean for row in records)
+        print(
+            f"{power:g} dBm: channel share {100 * said.shares['channel']:.3g} % predicted, "
+            f"{100 * share:.3g} % measured, ratio {said.shares['channel'] / share:.3f}; "
+            f"Psi_T {said.psi:.4g}, {found.total:.4g}; "
+            f"joules a device {said.joules:.3g}, {joules:.3g}; air seconds {said.air_seconds:.4g}, "
+            f"{sum(row.ledger.air_seconds for row in records):.4g}",
+            flush=True,
+        )
+
+
+def with_radio(experiment: Experiment, settings) -> Experiment:
+    """The experiment over another radio, unmetered."""
+    assert experiment.meter is not None
+    radio = build.air(settings, experiment.fleet, experiment.meter.names)
+    server = replace(experiment.initial.server, memory=fresh_memory(radio))
+    initial = replace(experiment.initial, server=server)
+    return replace(experiment, link=partial(send, radio), initial=initial, meter=replace(experiment.meter, every=0))
+
+
+def run(experiment: Experiment, seen) -> list[RoundRecord]:
+    """All rounds."""
+    state, records = experiment.initial, []
+    for _ in range(experiment.rounds):
+        state, row = play_round(experiment, state, seen)
+        records.append(row)
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""`airpfed bound`: a run's rounds against the theory, from what the run left in its directory."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from airpfed import reading, record
+from airpfed.errors import UserError
+from airpfed.record import Constants, Ledger, Probe, RoundRecord
+from airpfed.theory.account import Account, account, psis
+
+
+def load(run: Path) -> tuple[list[RoundRecord], Probe]:
+    """Records and probe of a run; UserError where there is no run or it has nothing of the theory."""
+    if not (run / "experiment.toml").is_file():
+        raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
+    probe = record.load_probe(run / "theory.json")
+    if probe is None:
+        raise UserError(f'{run}: no theory.json; run with --set theory.meter_every=5, or server.lr = "theory"')
+    return record.load(run / "records.jsonl"), probe
+
+
+def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
+    """The account for a reader."""
+    found = account(records, probe)
+    end = "-" if found.loss_end is None else f"{found.loss_end:.4f}"
+    yield f"F on the training data {probe.points[0].loss:.4f} -> {end}, {found.rounds} of {len(records)} rounds metered"
+    yield from verdicts(found, probe)
+    if found.psi:
+        name = "(43)" if probe.unbiased else "ours"
+        seen = "-" if found.gradient is None else f"{found.gradient:.4g}"
+        parts = ", ".join(f"{key} {100 * value:.3g} %" for key, value in found.psi.shares.items())
+        yield f"Psi_{len(records)} ({name}) {found.psi.total:.4g}, mean Lambda measured {seen}; {parts}"
+    eta = next((row.theory.eta for row in records if row.theory), probe.eta)
+    yield f"step size {eta:.4g}, the rule's {probe.eta:.4g}"
+    yield "constants " + ", ".join(f"{key} {value:.4g}" for key, value in constants_of(probe.constants).items())
+    for name, rounds in found.failed.items():
+        yield f"assumption {name} failed in rounds {', '.join(map(str, rounds))}"
+
+
+def verdicts(found: Account, probe: Probe) -> Iterator[str]:
+    """Violations of (38), and of the bound that applies."""
+    yield f"(38) violated in {found.descent_violations} of {found.rounds} metered rounds"
+    if found.bound_violations is None or found.slack is None:
+        yield "(41) not judged: it speaks of plain SGD with every device present, and of metered rounds"
+        return
+    name = "(41)" if probe.unbiased else "our bound for biased sums"
+    yield f"{name} violated in {found.bound_violations}, slack {found.slack:.4g} nats (median)"
+    if not probe.unbiased:
+        gain, rho = probe.constants.gain, probe.constants.deviation
+        yield (
+            f"(41) does not apply: the design is biased (gain {gain:.3g}, deviation {rho:.3g}); "
+            f"it would have been violated in {found.unbiased_violations}"
+        )
+
+
+def constants_of(constants: Constants) -> dict[str, float]:
+    """The constants by name."""
+    found: dict[str, float] = constants.model_dump()
+    return found
+
+
+def compared(run: Path, records: list[RoundRecord], probe: Probe, path: Path) -> Iterator[str]:
+    """What a plan had predicted for the settings of this run, beside what came of them."""
+    plan = read_plan(path)
+    settings = reading.read(run / "experiment.toml").model_dump(mode="json")
+    mine = [one for one in plan["candidates"] if all(value_of(settings, key) == v for key, v in one["set"].items())]
+    if not mine:
+        raise UserError(f"{path}: has no candidate with the settings of {run}; plan with --grid and --split for them")
+    said, cost, rounds = mine[0], sum((row.ledger for row in records), Ledger()), len(records)
+    seen = psis(records, probe, "measured")[-1] if records else None
+    part = rounds / plan["rounds"]
+    pairs = {
+        "air seconds": (part * said["air_seconds"], cost.air_seconds),
+        "joules a device": (part * said["joules"], cost.joules_mean),
+        "wall seconds": (part * plan["wall_seconds"], seconds_of(records)),
+    }
+    if said["shares"] and seen is not None and rounds == plan["rounds"]:
+        pairs["Psi_T"] = said["psi"] if probe.unbiased else said["psi_ours"], seen.total
+        pairs["channel share"] = said["shares"]["channel"], seen.shares["channel"]
+    for name, (predicted, measured) in pairs.items():
+        ratio = f"{predicted / measured:.3g}" if measured else "-"
+        yield f"plan: {name} {predicted:.4g} predicted, {measured:.4g} measured, ratio {ratio}"
+
+
+def value_of(settings: dict[str, Any], key: str) -> Any:
+    """`section.key` of dumped settings."""
+    section, name = key.split(".", 1)
+    return settings[section][name]
+
+
+def seconds_of(records: list[RoundRecord]) -> float:
+    """Wall-clock seconds of gradients and air, which a plan speaks of."""
+    return sum(row.seconds.get(phase, 0.0) for row in records for phase in ("gradients", "air"))
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan that `airpfed plan --out` wrote."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such plan; `airpfed plan FILE.toml --out {path}` writes one") from None
+    except ValueError:
+        raise UserError(f"{path}: not a plan (JSON is needed)") from None
+    if "candidates" not in found:
+        raise UserError(f"{path}: not a plan (no candidates in it)")
+    return found

@@ -1,0 +1,1 @@
+"""The convergence theory: constants, the bounds of one round and of a run, what a plan predicts."""

@@ -1,0 +1,260 @@
+"""The meter: what it says of a round, that it moves nothing, what it costs, and when it does not speak."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from airpfed import build, reading, record
+from airpfed.air.draws import send_draws
+from airpfed.devices import curvature, sweep
+from airpfed.devices.fleet import gradients
+from airpfed.record import Probe, Theory
+from airpfed.rounds import run
+from airpfed.rounds.checkpoint import tensors_of
+from airpfed.rounds.meter import Played, draw, place
+from airpfed.rounds.metered import metered
+from airpfed.rounds.run import Experiment, Outcome, play, play_round
+from airpfed.rounds.state import State, vectors
+from airpfed.theory import bound
+from airpfed.theory.space import square
+from tiny import make_settings
+
+PLAIN = (
+    "server.optimizer=sgd", "server.rounds=2", "radio.coherence_symbols=5000", "run.eval_every=0",
+    "adapters.layers=last-2", "tasks.*.samples_per_device=4", "devices.batch_size=2", "theory.pilot_rounds=2",
+    "theory.lanczos_steps=3", "theory.hessian_samples=2",
+)  # fmt: skip
+METERED = ("server.lr=theory", "theory.meter_every=1")
+DRAWS = 6
+"""Settings ask for 20 at least; here fewer do."""
+
+
+def experiment(file: Path, *overrides: str) -> Experiment:
+    settings = reading.read(file, [*PLAIN, *overrides])
+    made = build.experiment(settings, build.load_tasks(settings))
+    if made.meter is None:
+        return made
+    radio, seeds = made.meter.draws.args  # type: ignore[attr-defined]
+    assert len(seeds) == 20
+    return replace(made, meter=replace(made.meter, draws=partial(send_draws, radio, seeds[:DRAWS])))
+
+
+def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
+    out.mkdir(exist_ok=True)
+    rows: list[int] = []
+    return play(made, out, resume, lambda row: rows.append(row.round), lambda: len(rows) >= until, lambda _: None)
+
+
+def rows(out: Path) -> list[dict]:
+    return [row.model_dump(exclude={"seconds"}) for row in record.load(out / "records.jsonl")]
+
+
+def same(a: State, b: State) -> bool:
+    x, y = tensors_of(a), tensors_of(b)
+    return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """Two rounds at the rule's step, both metered."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return ran(experiment(file, *METERED), out), out
+
+
+def theory_of(out: Path) -> dict[int, Theory]:
+    return {row.round: row.theory for row in record.load(out / "records.jsonl") if row.theory}
+
+
+def test_rounds_are_metered_and_the_probe_set_the_step(whole: tuple[Outcome, Path]) -> None:
+    probe, found = record.load_probe(whole[1] / "theory.json"), theory_of(whole[1])
+    assert probe is not None and sorted(found) == [1, 2]
+    assert all(row.eta == probe.eta == bound.step_size(probe.constants) for row in found.values())
+    assert [point.rounds for point in probe.points] == [0, 1, 2] and probe.unbiased and probe.used >= 2
+    covered = probe.points[: probe.used]
+    assert probe.constants.beta >= probe.safety * max(max(p.beta, p.secant) for p in covered)
+    for point in covered:
+        assert point.sgd <= probe.constants.c * point.power + probe.constants.sigma_sgd2
+        assert point.power <= probe.constants.lam * point.gradient + probe.constants.sigma_dif2
+        assert point.power <= probe.constants.lam_printed * point.gradient_printed + probe.constants.sigma_dif2_printed
+    assert probe.eta * 2 <= covered[-1].time * (1 + 1e-9), "the run goes no farther than the pilot went"
+
+
+def test_38_and_41_hold_and_their_terms_are_those_of_the_round(whole: tuple[Outcome, Path]) -> None:
+    for row in theory_of(whole[1]).values():
+        assert row.change <= row.bounds.descent == pytest.approx(row.e1 + row.e2 + row.e3 + row.e4)
+        assert row.bounds.one_round is not None and row.change_mean <= row.bounds.one_round
+        assert row.bounds.one_round_ours is not None and row.change_mean <= row.bounds.one_round_ours
+        assert row.bounds.one_round_ours <= row.bounds.one_round <= (row.bounds.one_round_printed or 0) + 1e-12
+        assert row.curvature <= row.constants.beta and row.draws == DRAWS
+        assert row.channel_measured == pytest.approx(row.channel, rel=0.2)
+        assert row.gain == pytest.approx(1, abs=0.1)
+        assert not {"A1", "A2", "A3", "unbiased", "step", "claim"} & set(row.failed), row.failed
+
+
+def test_a_metered_run_resumes_to_the_same_rows(whole: tuple[Outcome, Path], file: Path, tmp_path: Path) -> None:
+    """Interrupted after a round; its own probe, of the same numbers, sets the step."""
+    out = tmp_path / "broken"
+    ran(experiment(file, *METERED), out, until=1)
+    last = ran(experiment(file, *METERED), out, resume=True)
+    assert same(last.state, whole[0].state) and rows(out) == rows(whole[1])
+    seen, kept = (record.load_probe(folder / "theory.json") for folder in (out, whole[1]))
+    assert seen is not None and kept is not None
+    assert seen.model_dump(exclude={"seconds"}) == kept.model_dump(exclude={"seconds"})
+
+
+def test_the_meter_moves_no_bit(whole: tuple[Outcome, Path], file: Path, tmp_path: Path) -> None:
+    """The same step as a number and no meter: the same bits and records, no probe, no file of it."""
+    probe = record.load_probe(whole[1] / "theory.json")
+    assert probe is not None
+    made = experiment(file, f"server.lr={probe.eta!r}")
+    assert made.meter is None
+    plain = ran(made, tmp_path / "plain")
+    assert same(plain.state, whole[0].state) and not (tmp_path / "plain" / "theory.json").exists()
+    assert rows(tmp_path / "plain") == [{**row, "theory": None} for row in rows(whole[1])]
+
+
+def probe_of(whole: tuple[Outcome, Path], **changes: float) -> Probe:
+    found = record.load_probe(whole[1] / "theory.json")
+    assert found is not None
+    return found.model_copy(update={"constants": found.constants.model_copy(update=changes)})
+
+
+@pytest.fixture(scope="module")
+def played(whole: tuple[Outcome, Path], file: Path) -> tuple[Experiment, Played]:
+    """One round from the run's last state, metered by hand."""
+    made, state = experiment(file, *METERED), whole[0].state
+    seen: list[Played] = []
+    real, run.metered = run.metered, lambda meter, probe, start, one, eta: seen.append(one)
+    try:
+        play_round(replace(made, meter=replace(made.meter, every=1)), state, probe_of(whole))  # type: ignore[type-var]
+    finally:
+        run.metered = real
+    return made, seen[0]
+
+
+def test_changes_of_f_are_those_of_all_losses(whole: tuple[Outcome, Path], played: tuple[Experiment, Played]) -> None:
+    """F before and after from one device's full batch at a time; the slope by differences along the step."""
+    made, one = played
+    assert made.meter is not None
+    row = metered(made.meter, probe_of(whole), made.initial, one, probe_of(whole).eta)
+    every = [[list(range(len(shard)))] for shard in made.fleet.shards]
+    weights = made.meter.weights
+
+    def f(state: State, part: float = 1.0) -> float:
+        begin, end = vectors(one.before), vectors(state)
+        at = {scope: begin[scope] + part * (end[scope] - begin[scope]) for scope in begin}
+        _, loss = gradients(made.fleet, at, every, 1.0, 5)  # type: ignore[arg-type]
+        return float(weights.device @ loss.double())
+
+    assert row.loss == pytest.approx(f(one.before), rel=1e-6)
+    assert row.change == pytest.approx(f(one.after) - f(one.before), abs=2e-6)
+    slope = (f(one.after, 1.0) - f(one.after, -1.0)) / 2
+    assert row.e1 + row.e2 == pytest.approx(slope, rel=0.05)
+    moved = place(vectors(one.after)) - place(vectors(one.before))
+    assert row.e3 + row.e4 == pytest.approx(row.constants.beta / 2 * square(weights, moved))
+
+
+def test_a_metered_round_passes_over_the_data_once_with_and_twice_without_gradients(
+    whole: tuple[Outcome, Path], played: tuple[Experiment, Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples computed, padding aside: D with gradients, D after the step, D dealt over the draws; no Hessian."""
+    made, one = played
+    counts = {True: 0, False: 0}
+    real = sweep.row_losses
+
+    def counted(fleet, factors, devices, rows):  # type: ignore[no-untyped-def]
+        counts[torch.is_grad_enabled()] += sum(len(row) for row in rows)
+        return real(fleet, factors, devices, rows)
+
+    monkeypatch.setattr(sweep, "row_losses", counted)
+    monkeypatch.setattr(curvature, "row_losses", None)
+    assert made.meter is not None
+    metered(made.meter, probe_of(whole), made.initial, one, 0.1)
+    samples = sum(len(shard) for shard in made.fleet.shards)
+    assert counts == {True: samples, False: 2 * samples}
+
+
+WRONG = {
+    "beta": 1e-6, "c": 0.0, "sigma_sgd2": 1e-9, "lam": 1.0, "sigma_dif2": 0.0, "lam_printed": 1.0,
+    "sigma_dif2_printed": 0.0,
+}  # fmt: skip
+
+
+def test_assumptions_that_fail_are_named(whole: tuple[Outcome, Path], played: tuple[Experiment, Played]) -> None:
+    made, one = played
+    assert made.meter is not None
+    probe = probe_of(whole, **WRONG).model_copy(update={"reach": 0.0})
+    row = metered(made.meter, probe, made.initial, farther(one, 40.0), probe_of(whole).eta)
+    assert {"A1", "A2", "A3", "A3 printed", "region"} <= set(row.failed)
+    steep = metered(made.meter, probe_of(whole, beta=1e6), made.initial, one, probe_of(whole).eta)
+    assert "step" in steep.failed
+
+
+def farther(one: Played, times: float) -> Played:
+    """The round with a longer step, far enough to meet curvature."""
+    begin, end = one.before.server, one.after.server
+    moved = [
+        replace(e, value=b.value + times * (e.value - b.value))
+        for b, e in ((begin.shared, end.shared), (begin.personal, end.personal))
+    ]
+    return replace(one, after=replace(one.after, server=replace(end, shared=moved[0], personal=moved[1])))
+
+
+def test_a_design_that_shrinks_has_its_own_bound(
+    whole: tuple[Outcome, Path], played: tuple[Experiment, Played], file: Path
+) -> None:
+    """At -10 dB mmse shrinks: gain and deviation say by how much, over the draws; uniform forcing keeps 1 and 0."""
+    _, one = played
+    biased = experiment(file, *METERED, "radio.design=mmse", "radio.snr_db=-10")
+    fair = experiment(file, *METERED, "radio.design=uniform_forcing", "radio.snr_db=-10")
+    assert biased.meter is not None and fair.meter is not None and not biased.meter.unbiased and fair.meter.unbiased
+    shrunk, kept = draw(biased.meter, one, 0.1), draw(fair.meter, one, 0.1)
+    assert 0.05 < shrunk.gain < 0.95 and shrunk.deviation > 0
+    assert abs(kept.gain - 1) < 0.3 and abs(kept.gain - 1) < 1 - shrunk.gain
+    assert float(shrunk.measured.mean()) < float(kept.measured.mean())
+    probe = probe_of(whole, gain=shrunk.gain, deviation=1.01 * shrunk.deviation)
+    row = metered(biased.meter, probe.model_copy(update={"unbiased": False}), biased.initial, one, 0.1)
+    assert row.bounds.one_round_ours is not None and row.change_mean <= row.bounds.one_round_ours
+    assert "bias" not in row.failed
+    honest = metered(biased.meter, probe_of(whole), biased.initial, one, 0.1)
+    assert "unbiased" in honest.failed, "a design that claims to be unbiased and is not"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("server.optimizer=adam", "server.lr=0.01"), ("server.lr=0.1", "devices.local_steps=2"),
+     ("server.lr=0.1", "adapters.method=feddpa")],
+    ids=["adam", "local steps", "feddpa"],
+)  # fmt: skip
+def test_38_holds_for_any_update_and_41_speaks_of_sgd_only(
+    overrides: tuple[str, ...], file: Path, tmp_path: Path
+) -> None:
+    short = ("theory.meter_every=1", "server.rounds=1", "theory.lanczos_steps=2")
+    made = experiment(file, *short, "theory.pilot_rounds=0", "radio.design=channel_inversion", *overrides)
+    ran(made, tmp_path / "run")
+    found = theory_of(tmp_path / "run")
+    assert sorted(found) == [1]
+    for row in found.values():
+        assert row.change <= row.bounds.descent
+        assert (row.bounds.one_round is None) == ("adapters.method=feddpa" not in overrides)
+
+
+def test_an_absent_device_silences_41_but_not_38(
+    whole: tuple[Outcome, Path], played: tuple[Experiment, Played]
+) -> None:
+    made, one = played
+    gone = {scope: rows.clone() for scope, rows in one.gradients.items()}
+    gone["global"][3] = float("nan")
+    present = torch.tensor([True, True, True, False, True])
+    assert made.meter is not None
+    row = metered(made.meter, probe_of(whole), made.initial, replace(one, gradients=gone, present=present), 0.1)
+    assert row.bounds.one_round is None and row.bounds.one_round_ours is None
+    assert row.change <= row.bounds.descent

@@ -1,0 +1,146 @@
+"""`airpfed plan` and `airpfed bound` from outside: a plan, the run it was made for, and the two compared."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airpfed import cli, record
+from airpfed.planning import make
+from airpfed.theory.account import energy
+from tiny import make_settings
+
+Command = Callable[..., tuple[int, str, str]]
+
+THEORY = """
+[theory]
+meter_every = 2
+pilot_rounds = 0
+beta = 5.0
+"""
+
+
+@pytest.fixture
+def airpfed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The entry point in this process: exit code, stdout, stderr."""
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["airpfed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        return stopped.value.code if isinstance(stopped.value.code, int) else 0, shown.out, shown.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    path = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+    text = (
+        path.read_text()
+        .replace("lr = 0.02", 'optimizer = "sgd"\nlr = "theory"')
+        .replace("eval_every = 2", "eval_every = 0")
+    )
+    text = text.replace("batch_size = 3", "batch_size = 2")
+    text = text.replace("coherence_symbols = 100", "coherence_symbols = 5000").replace("[[tasks]]", "[[tasks]]", 1)
+    path.write_text(text.replace("rank_shared = 2", 'rank_shared = 2\nlayers = "last-2"') + THEORY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from airpfed.job import run_job
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert run_job(file, [], out, False, "airpfed run") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def plan(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four candidates: two powers by snr, two splits."""
+    out = tmp_path_factory.mktemp("plans") / "plan.json"
+    made = make.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
+    make.keep(made, out)
+    return out
+
+
+def one_line(done: tuple[int, str, str], *words: str) -> None:
+    assert done[0] == 2 and len(done[2].strip().splitlines()) == 1, done[2]
+    assert all(word in done[2] for word in words) and "Traceback" not in done[2]
+
+
+def test_a_metered_run_leaves_its_probe_and_figures(run: Path) -> None:
+    assert {"theory.json", "report.html", "records.jsonl"} <= {path.name for path in run.iterdir()}
+    page = (run / "report.html").read_text()
+    assert all(f'id="figure-theory-{name}"' in page for name in ("decrease", "shares", "average"))
+    rows = record.load(run / "records.jsonl")
+    assert [row.round for row in rows if row.theory] == [2, 4] and "theory" in rows[1].seconds
+    assert "theory" in record.load_summary(run / "summary.json").seconds
+
+
+def test_bound_prints_the_promised_keys_and_no_violation(airpfed: Command, run: Path) -> None:
+    code, out, _ = airpfed("bound", run, "--json")
+    tree = json.loads(out)
+    assert code == 0 and set(tree) == {
+        "rounds", "descent_violations", "bound_violations", "slack_median", "psi", "shares", "constants", "loss_start",
+        "loss_end",
+    }  # fmt: skip
+    assert (tree["rounds"], tree["descent_violations"], tree["bound_violations"]) == (2, 0, 0)
+    assert tree["loss_end"] < tree["loss_start"] and tree["slack_median"] > 0 and tree["constants"]["beta"] == 5.0
+    code, out, _ = airpfed("bound", run)
+    assert code == 0 and "(38) violated in 0 of 2" in out and "(41) violated in 0" in out
+
+
+def test_wrong_directories_and_plans_are_one_line(airpfed: Command, run: Path, file: Path, tmp_path: Path) -> None:
+    one_line(airpfed("bound", tmp_path), "not a run's directory")
+    (tmp_path / "experiment.toml").write_text("")
+    one_line(airpfed("bound", tmp_path), "theory.json", "theory.meter_every")
+    one_line(airpfed("bound", run, "--plan", tmp_path / "none.json"), "none.json", "airpfed plan")
+    (tmp_path / "bad.json").write_text("{}")
+    one_line(airpfed("bound", run, "--plan", tmp_path / "bad.json"), "bad.json", "not a plan")
+    one_line(airpfed("plan", file, "--split", "3:3"), "--split 3:3", "R = 4")
+    one_line(airpfed("plan", file, "--split", "two"), "--split two", "R_S:R_P")
+    one_line(airpfed("plan", file, "--grid", "model.max_tokens=8,9"), "--grid model.max_tokens", "radio settings")
+    one_line(airpfed("plan", file, "--grid", "radio.antenas=8"), "did you mean 'antennas'?")
+    one_line(airpfed("plan", file, "--limit", "0"), "--limit 0")
+    one_line(airpfed("plan", file, "--draws", "0"), "--draws 0")
+    one_line(airpfed("run", file, "--set", "server.optimizer=adam"), 'lr = "theory"', "sgd")
+
+
+def test_a_plan_says_what_the_run_then_did(airpfed: Command, run: Path, plan: Path) -> None:
+    """Same seed, same drop: energies of the channel within 30 % with so few samples, air time and joules closely."""
+    tree = json.loads(plan.read_text())
+    assert len(tree["candidates"]) == 4 and tree["rounds"] == 4 and tree["memory_gb"] > 0
+    said = next(
+        c for c in tree["candidates"] if c["set"]["radio.snr_db"] == 10 and c["set"]["adapters.rank_shared"] == 2
+    )
+    probe = record.load_probe(run / "theory.json")
+    assert probe is not None and said["eta"] == probe.eta
+    rows = record.load(run / "records.jsonl")
+    measured = sum(energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
+    assert said["channel"] == pytest.approx(measured, rel=0.3)
+    assert said["air_seconds"] == pytest.approx(sum(row.ledger.air_seconds for row in rows), rel=0.02)
+    later = [row.ledger.joules_mean for row in rows[1:]]  # A has no gradient in the first round and is not sent
+    assert said["joules"] / len(rows) == pytest.approx(sum(later) / len(later), rel=0.05)
+    code, out, _ = airpfed("bound", run, "--plan", plan)
+    assert code == 0 and "plan: channel share" in out and "plan: Psi_T" in out
+
+
+def test_the_cheapest_candidate_keeps_the_limit(plan: Path) -> None:
+    tree = json.loads(plan.read_text())
+    shares = [one["shares"]["channel"] for one in tree["candidates"]]
+    quiet, loud = (
+        [s for s, one in zip(shares, tree["candidates"], strict=True) if one["set"]["radio.snr_db"] == snr]
+        for snr in (10, -10)
+    )
+    assert max(quiet) < min(loud), "less power over noise, a larger share"
+    within = [one for one, share in zip(tree["candidates"], shares, strict=True) if share <= tree["limit"]]
+    best = None if tree["cheapest"] is None else tree["candidates"][tree["cheapest"]]
+    assert (best is None) == (not within)
+    assert best is None or best["joules"] == min(one["joules"] for one in within)
+    assert len({one["psi"] for one in tree["candidates"]}) == 4
