@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from airpfed import units
 from airpfed.air import geometry
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.plan import Air, Groups
+from airpfed.air.turns import fresh_memories, send_in_turn, unsent
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
@@ -19,8 +21,10 @@ from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
 from airpfed.rounds.evaluate import Split, TaskView
+from airpfed.rounds.merge import RULES, Merge
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import start
+from airpfed.rounds.step import Link
 from airpfed.settings import RadioSettings, Settings, TaskSettings
 from airpfed.streams import stream
 from airpfed.tasks.load import Source
@@ -98,6 +102,9 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base = load_backbone(settings, tasks)
+    hands: tuple[int, ...] = ()
+    if settings.adapters.method == "centralised":
+        hands, tasks = tuple(len(task.train) for task in tasks), pooled(tasks)
     words = [label_tokens(base, task) for task in tasks]
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
     blocks = adapters.blocks_of(
@@ -109,15 +116,17 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
     task_of = torch.tensor([n for n, _ in owners])
     limit = settings.model.max_tokens
     shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
-    fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
+    fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed, hands)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
-    radio = air(settings, fleet, tuple(task.name for task in tasks))
+    link, memory, merge = link_of(settings, fleet, tuple(task.name for task in tasks))
+    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if merge else 0)
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
         tasks=tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True)),
-        link=partial(send, radio),
-        initial=start(begin, order, len(tasks), len(shards), fresh_memory(radio)),
+        link=link,
+        merge=merge,
+        initial=start(begin, order, len(tasks), len(shards), memory, added),
         optimizer=settings.server.optimizer,
         lr=settings.server.lr,
         rounds=settings.server.rounds,
@@ -129,6 +138,26 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
     )
+
+
+def pooled(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """One worker a task with all its devices' data: their weighted sum is the gradient of one worker's pooled batch."""
+    return tuple(replace(task, train=(sum(task.train, ()),)) for task in tasks)
+
+
+def link_of(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> tuple[Link, torch.Tensor, Merge | None]:
+    """The link, its memory before the first round, and the rule that takes the sum's place where the method has one."""
+    method, layout = settings.adapters.method, fleet.layout
+    radio = air(settings, fleet, names)
+    if layout.in_turn:
+        airs = [replace(radio, shared_groups=((0, last - first),)) for first, last in layout.turns()]
+        return partial(send_in_turn, airs, layout.turns()), fresh_memories(airs), None
+    link: Link = partial(send, radio)
+    if method == "centralised":
+        link = partial(unsent, link)
+    span = settings.devices.local_steps * settings.devices.local_lr
+    rule = Merge(RULES[method], fleet, radio, span) if method in RULES else None
+    return link, fresh_memory(radio), rule
 
 
 def label_tokens(base: Backbone, task: Task) -> tuple[int, ...]:
@@ -222,7 +251,7 @@ def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
     """Power limit of every device in watts: its task's own, one for all its devices or one each, or the radio's."""
     power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
     for n, task in enumerate(settings.tasks):
-        if task.power_dbm is not None:
+        if task.power_dbm is not None and settings.adapters.method != "centralised":
             count = int((task_of == n).sum())
             own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
             if len(own) != count:
@@ -251,7 +280,7 @@ def chunk_size(settings: Settings, fleet: Fleet) -> int:
     """
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)
-    tokens = settings.devices.batch_size * settings.model.max_tokens
+    tokens = settings.devices.batch_size * settings.model.max_tokens * max(fleet.hands, default=1)
     factors = sum((entry.stop - entry.start) for entry in fleet.layout.entries)
     bytes_each = 8 * 2 * widths * tokens + 16 * factors
     return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // bytes_each)))

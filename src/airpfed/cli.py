@@ -83,8 +83,10 @@ def export(
     """Write every task's model as a PEFT adapter, reloaded and compared before success is said."""
     from airpfed.job import export_job
 
-    for folder in export_job(run_dir, merged):
-        typer.echo(f"{folder}: reloaded with PEFT, same logits")
+    folders = export_job(run_dir, merged)
+    for folder in folders:
+        if folder.is_relative_to(run_dir / "adapters"):
+            typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:
         typer.echo(f"{run_dir / 'merged'}: merged weights")
 

@@ -44,7 +44,9 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
         outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
         outcome = play(experiment, out, resume, screen.round, stopping, screen.say)
         record.write_json(out / "summary.json", outcome.summary)
-        if outcome.completed:
+        if outcome.completed and (why := outputs.no_adapter(settings)):
+            screen.say(why)
+        elif outcome.completed:
             screen.say("exporting adapters")
             outputs.adapters(settings, experiment, outcome.state, out, merged=False)
         page.write(out)

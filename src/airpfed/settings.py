@@ -12,7 +12,15 @@ Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
-Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
+Method = Literal[
+    "airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "rolora", "local", "centralised", "fedex", "flora"
+]
+ERROR_FREE: dict[Method, str] = {
+    "centralised": "one worker a task holds all data, and nothing is sent",
+    "fedex": "its server needs every device's factors, and the air carries only their sum",
+    "flora": "its server needs every device's factors, and the air carries only their sum",
+}
+"""Methods that no design of the air carries, and why."""
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao"]
 
 
@@ -227,4 +235,18 @@ class Settings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_error_free(self) -> "Settings":
+        method = self.adapters.method
+        if method in ERROR_FREE and self.radio.design != "error_free":
+            raise ValueError(
+                f'adapters.method = "{method}": should go with radio.design = "error_free" ({ERROR_FREE[method]})'
+            )
+        if method == "centralised" and self.devices.local_steps > 1:
+            raise ValueError(
+                f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
+                'adapters.method = "centralised", whose one worker has no local steps'
+            )
         return self

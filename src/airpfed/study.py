@@ -170,7 +170,7 @@ def air_of(settings: Settings) -> Air:
     ]
     shared = personal = 0.0
     for block in blocks_of(*ranks(settings)):
-        shared += block.rank * ((block.a == "global") + (block.b == "global")) / 2
+        shared += block.rank * ((block.a == "global") + (block.b == "global")) / (4 if block.in_turn else 2)
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])

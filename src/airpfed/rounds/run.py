@@ -16,6 +16,7 @@ from airpfed.devices.fleet import Fleet, batches, gradients
 from airpfed.record import Ledger, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
 from airpfed.rounds.evaluate import Score, TaskView, score, score_task
+from airpfed.rounds.merge import Merge, merge
 from airpfed.rounds.state import Optimizer, State, vectors
 from airpfed.rounds.step import Link, step
 
@@ -28,6 +29,7 @@ class Experiment:
     fleet: Fleet
     tasks: tuple[TaskView, ...]
     link: Link
+    merge: Merge | None
     initial: State
     optimizer: Optimizer
     lr: float
@@ -100,9 +102,14 @@ def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord
     fleet = experiment.fleet
     with timed(seconds, "gradients"):
         plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
-        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+        turns = fleet.layout.turns()
+        turn = turns[state.round % len(turns)]
+        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk, turn)
     with timed(seconds, "air"):
-        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, experiment.lr)
+        if experiment.merge:
+            state, received, present = merge(experiment.merge, state, found, cursors)
+        else:
+            state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, experiment.lr)
     with timed(seconds, "evaluate"):
         due = experiment.eval_every and state.round % experiment.eval_every == 0
         tasks = [(n, task) for n, task in enumerate(experiment.tasks) if due and task.dev.prompts]
