@@ -15,8 +15,8 @@ LEVELS = [
     {"devices"},
     {"rounds"},
     {"build"},
-    {"report", "outputs", "terminal", "reference"},
-    {"job", "study", "study_files", "cli"},
+    {"report", "outputs", "terminal", "reference", "tracker", "grid"},
+    {"job", "study", "study_files", "sweep", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -99,4 +99,4 @@ def test_settings_know_no_torch():
 def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
     users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
-    assert users <= {"reading", "build", "outputs", "reference", "study", "job"}
+    assert users <= {"reading", "build", "outputs", "reference", "study", "job", "sweep"}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,10 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
-UNSHAPING: dict[str, set[str]] = {"server": {"rounds"}, "run": {"eval_every", "threads"}}
+UNSHAPING: dict[str, set[str]] = {
+    "server": {"rounds", "air_seconds"},
+    "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
+}
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
 
 
@@ -97,36 +100,74 @@ def machine(device: str) -> str:
     return device
 
 
-def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
-    """Everything a run needs, from its settings and its tasks."""
+@dataclass(frozen=True)
+class Prepared:
+    """What runs of one base model, one data split and one set of adapted layers share.
+
+    shards: each task's devices' samples, as the loss reads them. base_key: of what the untouched model's scores depend
+    on.
+    """
+
+    tasks: tuple[Task, ...]
+    base: Backbone
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...]
+    views: tuple[TaskView, ...]
+    base_key: str
+
+
+def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
+    """Load the base model with adapters on it, and tokenise the tasks."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    base = load_backbone(settings, tasks)
-    hands: tuple[int, ...] = ()
-    if settings.adapters.method == "centralised":
-        hands, tasks = tuple(len(task.train) for task in tasks), pooled(tasks)
+    base, limit = load_backbone(settings, tasks), settings.model.max_tokens
     words = [label_tokens(base, task) for task in tasks]
+    shards = tuple(
+        tuple(tuple(train_sample(base, s, task, own, limit) for s in shard) for shard in task.train)
+        for task, own in zip(tasks, words, strict=True)
+    )
+    views = tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True))
+    asked = [asdict(one) | {"name": "", "dev": ""} for one in views]
+    parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], asked]
+    return Prepared(tasks, base, shards, views, hashlib.sha256(json.dumps(parts).encode()).hexdigest())
+
+
+def preparation(settings: Settings) -> str:
+    """What `prepared` depends on: settings that agree in it may share its result."""
+    adapters = settings.adapters
+    parts = settings.model_dump(mode="json", include={"model": True, "tasks": True, "run": {"seed", "device"}})
+    places = [
+        adapters.target_modules,
+        adapters.layers,
+        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+    ]
+    return json.dumps([parts, places])
+
+
+def experiment(settings: Settings, tasks: tuple[Task, ...], made: Prepared | None = None) -> Experiment:
+    """Everything a run needs, from its settings and its tasks. made: `prepared` of the same, if it is at hand."""
+    made = made or prepared(settings, tasks)
+    base, shards, hands = made.base, made.shards, tuple[int, ...]()
+    if settings.adapters.method == "centralised":
+        hands, shards = pooled(shards)
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
     blocks = adapters.blocks_of(
         settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
     )
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = vector.layout(base.sites, blocks, shapes, classes)
-    owners = [(n, shard) for n, task in enumerate(tasks) for shard in task.train]
-    task_of = torch.tensor([n for n, _ in owners])
-    limit = settings.model.max_tokens
-    shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
-    fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed, hands)
+    order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
+    devices = tuple(shard for task in shards for shard in task)
+    task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
+    fleet = Fleet(base, order, PrefixCache(base), devices, task_of, classes, settings.run.seed, hands)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     link, memory, merge = link_of(settings, fleet, tuple(task.name for task in tasks))
     added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if merge else 0)
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
-        tasks=tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True)),
+        tasks=made.views,
         link=link,
         merge=merge,
-        initial=start(begin, order, len(tasks), len(shards), memory, added),
+        initial=start(begin, order, len(tasks), len(devices), memory, added),
         optimizer=settings.server.optimizer,
         lr=settings.server.lr,
         rounds=settings.server.rounds,
@@ -137,12 +178,21 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
         eval_every=settings.run.eval_every,
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
+        base_key=made.base_key,
+        air_seconds=settings.server.air_seconds,
+        score=settings.run.score,
+        cross_eval=settings.run.cross_eval,
     )
 
 
-def pooled(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
-    """One worker a task with all its devices' data: their weighted sum is the gradient of one worker's pooled batch."""
-    return tuple(replace(task, train=(sum(task.train, ()),)) for task in tasks)
+def pooled(
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...],
+) -> tuple[tuple[int, ...], tuple[tuple[tuple[Encoded, ...], ...], ...]]:
+    """How many devices each task has, and one worker in their place with all their data.
+
+    The workers' weighted sum is the gradient of one worker with the data of all tasks.
+    """
+    return tuple(len(task) for task in shards), tuple((tuple(s for shard in task for s in shard),) for task in shards)
 
 
 def link_of(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> tuple[Link, torch.Tensor, Merge | None]:
@@ -150,7 +200,11 @@ def link_of(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> tuple[L
     method, layout = settings.adapters.method, fleet.layout
     radio = air(settings, fleet, names)
     if layout.in_turn:
-        airs = [replace(radio, shared_groups=((0, last - first),)) for first, last in layout.turns()]
+        groups = layout.groups("global")
+        airs = [
+            replace(radio, shared_groups=tuple((a - first, b - first) for a, b in groups if first <= a and b <= last))
+            for first, last in layout.turns()
+        ]
         return partial(send_in_turn, airs, layout.turns()), fresh_memories(airs), None
     link: Link = partial(send, radio)
     if method == "centralised":
@@ -181,7 +235,7 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
         prompts = tuple(Encoded(encode.prompt_ids(base.tokenizer, s.prompt, limit), (0,)) for s in samples)
         return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
 
-    return TaskView(task.name, task.kind, words, wanted.max_new_tokens, split(task.dev), split(task.test))
+    return TaskView(task.name, task.kind, task.labels, words, wanted.max_new_tokens, split(task.dev), split(task.test))
 
 
 def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
@@ -289,7 +343,7 @@ def chunk_size(settings: Settings, fleet: Fleet) -> int:
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:
     """sha256 of what a run's numbers depend on: settings, data, base model."""
     parts = [settings.model_dump(mode="json", exclude=UNSHAPING), [t.source_sha256 for t in tasks], base_hash(base)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # as written: the order of labels is that of classes
 
 
 def base_hash(base: Backbone) -> str:

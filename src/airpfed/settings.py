@@ -48,6 +48,9 @@ class AdapterSettings(Section):
     method: Method = Field("airpfed", description="row of the table of scopes")
     rank_shared: int = Field(4, ge=0, description="R_s, rank of the shared s-adapter")
     rank_personal: int = Field(4, ge=0, description="R_p, rank of the personal p-adapter")
+    head: Literal["task", "global", "device", "frozen"] = Field(
+        "task", description="scope of a classifier's new head: the task's own, one for all, a device's own, or as drawn"
+    )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
     target_modules: Words = Field(
         ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
@@ -129,6 +132,9 @@ class ServerSettings(Section):
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
     lr: float = Field(2e-3, gt=0, description="learning rate eta")
     rounds: int = Field(35, ge=1, description="T, number of rounds")
+    air_seconds: float | None = Field(
+        None, gt=0, description="rounds also end when another would take more seconds on air than this in all"
+    )
 
 
 class RadioSettings(Section):
@@ -212,6 +218,15 @@ class RunSettings(Section):
 
     seed: int = Field(0, ge=0, description="seed of every random stream")
     eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
+    score: Literal["test", "dev", "both"] = Field(
+        "test", description="what the models are scored on after the last round; dev: the test split stays untouched"
+    )
+    cross_eval: bool = Field(
+        False, description="score every task's model on the other tasks' test splits too, where its classes allow it"
+    )
+    tracker: Literal["none", "tensorboard"] = Field(
+        "none", description="where records go besides records.jsonl; tensorboard: event files in the run's directory"
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch chooses")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; auto: a GPU if there is one"

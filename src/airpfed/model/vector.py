@@ -77,9 +77,12 @@ class Layout:
         return tuple(found)
 
     def turns(self) -> tuple[tuple[int, int], ...]:
-        """Columns of the `global` vector that are sent and move in rounds 1, 2, ..., and then in the same order."""
-        groups = self.groups("global")
-        return (groups[1], groups[0]) if self.in_turn else ((0, self.size("global")),)
+        """Columns of the `global` vector that are sent and move in rounds 1, 2, ..., and then in the same order.
+
+        In turn: B factors (and heads of this scope), then A factors.
+        """
+        size, first = self.size("global"), self.groups("global")[:1]
+        return ((first[0][1], size), first[0]) if self.in_turn else ((0, size),)
 
 
 def layout(
@@ -87,11 +90,12 @@ def layout(
     blocks: Iterable[Block],
     heads: Mapping[str, tuple[int, int]],
     classes: Iterable[int],
+    head: Scope = "task",
 ) -> Layout:
     """The layout of a model.
 
-    layers: name -> (L, Q) of each adapted linear layer. heads: name -> (C, H + 1) of each trained linear layer of the
-    task head, always of scope `task`, the one whose rows are classes last. classes: C_n of each task.
+    layers: name -> (L, Q) of each adapted linear layer. heads: name -> (C, H + 1) of each linear layer of the task
+    head, all of scope `head`, the one whose rows are classes last. classes: C_n of each task.
     """
     tensors: list[tuple[str, str, int, tuple[int, int], Scope]] = []
     blocks = tuple(blocks)
@@ -101,7 +105,7 @@ def layout(
             out, width = layers[name]
             tensors.append((name, "A", number, (block.rank, width), block.a))
             tensors.append((name, "B", number, (out, block.rank), block.b))
-    tensors += [(name, "head", 0, shape, "task") for name, shape in heads.items()]
+    tensors += [(name, "head", 0, shape, head) for name, shape in heads.items()]
     ends: dict[Scope, int] = dict.fromkeys(SCOPES, 0)
     entries: list[Entry] = []
     for kind in KINDS:
@@ -109,7 +113,7 @@ def layout(
             if own == kind:
                 entries.append(Entry(name, kind, number, shape, scope, ends[scope]))
                 ends[scope] = entries[-1].stop
-    widest, row = list(heads.values())[-1] if heads else (0, 0)
+    widest, row = list(heads.values())[-1] if heads and head == "task" else (0, 0)
     lengths = tuple(ends["task"] - max(widest - c, 0) * row for c in classes)
     return Layout(tuple(entries), lengths, any(block.in_turn for block in blocks))
 
@@ -172,5 +176,5 @@ def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torc
             rows, whole = whole[: entry.shape[0]], whole[entry.shape[0] :]
             values[entry.scope][0, entry.start : entry.stop] = rows.flatten()
     for entry in (e for e in layout.entries if e.kind == "head"):
-        values["task"][0, entry.start : entry.stop] = heads[entry.layer].flatten()
+        values[entry.scope][0, entry.start : entry.stop] = heads[entry.layer].flatten()
     return values

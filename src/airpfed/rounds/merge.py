@@ -6,7 +6,8 @@ weights would give, W0 + sum_k w_k c B_k A_k with w_k = D_k/D, by adding a matri
 - FedEx-LoRA (Singhal, Ponkshe and Vepakomma, 2024): A and B become their means, W0 += c (sum_k w_k B_k A_k - B A).
 - FLoRA (Wang et al., 2024): W0 += c sum_k w_k B_k A_k, the product of the stacked factors; then a fresh A, and B = 0.
 
-Task heads become the means over their task's devices. No server optimiser: what moves is what the devices' steps moved.
+Heads become means: over their task's devices, or over all where they are global. No server optimiser: what moves is
+what the devices' steps moved.
 """
 
 from collections.abc import Callable
@@ -78,8 +79,10 @@ def fedex(fleet: Fleet, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"]
 
 def flora(fleet: Fleet, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"], t: int) -> tuple[Tensor, Tensor]:
     """Fresh adapters, and c times the mean of the products. Random: the fresh A, by seed and round."""
-    fresh = initial(fleet.layout, fleet.backbone.heads, stream(fleet.seed, "fresh adapters", t))
-    return fresh["global"][0], products(fleet, rows, weights)
+    fresh = initial(fleet.layout, fleet.backbone.heads, stream(fleet.seed, "fresh adapters", t))["global"][0]
+    for first, last in fleet.layout.groups("global")[2:]:
+        fresh[first:last] = (weights @ rows[:, first:last].double()).float()
+    return fresh, products(fleet, rows, weights)
 
 
 RULES: dict[str, Rule] = {"fedex": fedex, "flora": flora}
