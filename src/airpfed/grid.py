@@ -51,7 +51,7 @@ def _values(text: str, where: str) -> list[str]:
     first, last, step = (Decimal(part) for part in match.groups())
     if step == 0 or (last - first) * step < 0 or (last - first) / step >= MOST:
         raise UserError(f"{where}: {text} should be first:last:step, a step that leads from the first to the last")
-    return [f"{first + k * step:f}" for k in range(int((last - first) / step) + 1)]
+    return [f"{(first + k * step).normalize():f}" for k in range(int((last - first) / step) + 1)]
 
 
 def points(axes: dict[str, list[str]]) -> list[Point]:

@@ -60,7 +60,8 @@ def measures(summary: Summary) -> dict[str, float | None]:
         "rounds": summary.rounds,
     }
     found |= {f"task {name}": task.final for name, task in summary.tasks.items()}
-    return found | summary.ledger.model_dump()
+    found |= summary.ledger.model_dump()
+    return {key: None if value is None else float(value) for key, value in found.items()}
 
 
 def interval(values: Sequence[float]) -> Interval:
