@@ -197,3 +197,15 @@ def test_a_run_leaves_merged_weights_and_says_why_no_adapters(
         wanted = weight(made, model_of(made.fleet, vectors(state), n, 0), site)
         torch.testing.assert_close(one[f"{site}.weight"].double(), wanted, rtol=0, atol=1e-6)
     assert state.server.added.abs().max() > 0
+
+
+def test_flora_keeps_a_global_head(bert_settings: Path) -> None:
+    """Fresh adapters every round, but the head for all is the mean of the devices'."""
+    made = experiment(bert_settings, "flora", "adapters.head=global", *UNEVEN, FEW, "devices.local_lr=0.5")
+    after, _ = play_round(made, made.initial)
+    plan, _ = run.batches(made.fleet, made.initial.devices.cursors, made.batch_size, 1)
+    found, _ = run.gradients(made.fleet, vectors(made.initial), plan, 0.5, 5)
+    first, last = made.fleet.layout.groups("global")[2]
+    mean = (samples(made) / samples(made).sum()) @ found["global"][:, first:last].double()
+    wanted = made.initial.server.shared.value[0, first:last] - 0.5 * mean.float()
+    torch.testing.assert_close(after.server.shared.value[0, first:last], wanted)

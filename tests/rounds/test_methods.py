@@ -281,3 +281,28 @@ def test_device_models_are_scored_one_by_one_and_weighted_by_samples(llama_setti
         assert found.balanced == pytest.approx(sum(float(w) * s.balanced for w, s in zip(share, scores, strict=True)))
         differ += found.value != pytest.approx(sum(s.value for s in scores) / len(scores))
     assert differ, "a plain mean would have been another number"
+
+
+@pytest.mark.parametrize("head", SCOPES)
+def test_a_head_moves_as_its_scope_says(head: str, bert_settings: Path) -> None:
+    """Where it is one for all, all tasks' devices are in its sum and it is charged once; a frozen one stays."""
+    made = experiment(bert_settings, f"adapters.head={head}", FEW)
+    state, row = play_round(made, made.initial)
+    found = models(made, state)["classifier.head"]
+    start = models(made, made.initial)["classifier.head"]
+    copies = {"global": 1, "task": 2, "device": 5, "frozen": 1}[head]
+    assert len({tuple(one.flatten().tolist()) for one in found}) == copies
+    assert torch.equal(found, start) == (head == "frozen")
+    d_s, lengths = made.fleet.layout.size("global"), made.fleet.layout.task_lengths
+    assert row.ledger.downlink_bits == 32 * (d_s + sum(lengths))
+    assert state.devices.own.value.shape == (5, found[0].numel() if head == "device" else 0)
+
+
+def test_rolora_moves_a_global_head_with_b(bert_settings: Path) -> None:
+    made = experiment(bert_settings, "adapters.method=rolora", "adapters.head=global", FEW, "radio.design=mmse")
+    heads = [models(made, made.initial)["classifier.head"][0]]
+    state = made.initial
+    for _ in range(2):
+        state, _ = play_round(made, state)
+        heads.append(models(made, state)["classifier.head"][0])
+    assert not torch.equal(heads[0], heads[1]) and torch.equal(heads[1], heads[2])
