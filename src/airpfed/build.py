@@ -56,6 +56,7 @@ def source_of(task: TaskSettings) -> Source:
         device_column=task.device_column or None,
         labels=task.labels or None,
         max_chars=task.max_chars or None,
+        classes=task.classes,
     )
 
 
@@ -104,12 +105,13 @@ def machine(device: str) -> str:
 class Prepared:
     """What runs of one base model, one data split and one set of adapted layers share.
 
-    shards: each task's devices' samples, as the loss reads them. base_key: of what the untouched model's scores depend
-    on.
+    shards: each task's devices' samples, as the loss reads them. cache: what the layers below the adapters make of
+    samples. base_key: of what the untouched model's scores depend on.
     """
 
     tasks: tuple[Task, ...]
     base: Backbone
+    cache: PrefixCache
     shards: tuple[tuple[tuple[Encoded, ...], ...], ...]
     views: tuple[TaskView, ...]
     base_key: str
@@ -128,7 +130,9 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
     views = tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True))
     asked = [asdict(one) | {"name": "", "dev": ""} for one in views]
     parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], asked]
-    return Prepared(tasks, base, shards, views, hashlib.sha256(json.dumps(parts).encode()).hexdigest())
+    return Prepared(
+        tasks, base, PrefixCache(base), shards, views, hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    )
 
 
 def preparation(settings: Settings) -> str:
@@ -146,9 +150,9 @@ def preparation(settings: Settings) -> str:
 def experiment(settings: Settings, tasks: tuple[Task, ...], made: Prepared | None = None) -> Experiment:
     """Everything a run needs, from its settings and its tasks. made: `prepared` of the same, if it is at hand."""
     made = made or prepared(settings, tasks)
-    base, shards, hands = made.base, made.shards, tuple[int, ...]()
+    base, shards, cache, hands = made.base, made.shards, made.cache, tuple[int, ...]()
     if settings.adapters.method == "centralised":
-        hands, shards = pooled(shards)
+        (hands, shards), cache = pooled(shards), PrefixCache(base)  # its shelves hold the data of other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
     blocks = adapters.blocks_of(
         settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
@@ -157,7 +161,7 @@ def experiment(settings: Settings, tasks: tuple[Task, ...], made: Prepared | Non
     order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
-    fleet = Fleet(base, order, PrefixCache(base), devices, task_of, classes, settings.run.seed, hands)
+    fleet = Fleet(base, order, cache, devices, task_of, classes, settings.run.seed, hands)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     link, memory, merge = link_of(settings, fleet, tuple(task.name for task in tasks))
     added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if merge else 0)

@@ -83,7 +83,12 @@ class TaskSettings(Section):
     )
     text: str = Field("text", description="column with the text, for the default prompt")
     label: str = Field("label", description="column with the class (classify) or the completion (generate)")
-    labels: dict[str, str] = Field({}, description='class -> label word for a causal LM; default: " " + the class name')
+    labels: dict[str, str] = Field(
+        {},
+        description='class -> label word for a causal LM; default: " " + the class name. A classifier numbers the '
+        "classes in this order",
+    )
+    classes: Words = Field((), description="only samples of these classes (classify); default: all")
     devices: int = Field(
         4, ge=0, description="devices that hold this task's training data; 0: one per value of device_column"
     )
