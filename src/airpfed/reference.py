@@ -37,7 +37,8 @@ FILES = """## Files of a run
 | `records.jsonl` | one object a round, below |
 | `summary.json` | below |
 | `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`) |
-| `merged/TASK/` | merged weights, after `airpfed export --merged` |
+| `merged/TASK/` | merged weights, after `airpfed export --merged`; all that `fedex` and `flora` leave, no adapters |
+| `tensorboard/` | event files, with `run.tracker = "tensorboard"` |
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
 | `report.html` | one page, readable offline |
 
@@ -56,6 +57,31 @@ rank). `airpfed link FILE.toml --grid ... --out DIR` overwrites these files in D
 `link.csv` grows when a point is done. Columns: the grid's keys, `design`, the numbers of `--json`, standard errors over
 draws (`_se`), `bias` (linear Pi), `iterations`, `claimed_db` (NMSE, mean of dB); an empty cell: no number. KEY is the
 last part of the grid's key. Other keys are panels, or stay at their first values if there are more than 6 combinations.
+
+`airpfed sweep FILE.toml --grid KEY=A,B,C --seeds N --out DIR` (default `runs/NAME-sweep`) computes the cells that are
+missing and writes the files below into DIR. A value of `--grid` may be a range `first:last:step`, both ends included;
+keys that change together are joined by a slash: `--grid adapters.method/radio.design=airpfed/mmse,fedex/error_free`.
+A cell is a run's directory without adapters and report (`airpfed export` and `airpfed report` make them), computed on
+one thread. Wall-clock times stand in the cells' own files only: the same cells give the same tables to the byte,
+however often the sweep was stopped. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
+best dev metric (mean over tasks and seeds), and scores only that on the test splits.
+
+| file | what |
+|---|---|
+| `cells/NAME-HASH/` | a run each; HASH: of its resolved settings |
+| `cells.csv` | a line a cell and task: axes, tuned values, seed, the keys of `tasks.TASK`, `on OTHER`, ledger |
+| `rounds.csv` | a line a cell, round and task: loss, dev metric, Pi, and what was spent on air so far |
+| `means.csv` | a line a point and measure: `mean`, `low`, `high`, `count`, and `difference_*` of each |
+| `tuning.csv` | with `--tune`: a line a point and value: mean dev metric `dev`, `chosen` |
+| `sweep.json` | what `--json` prints: means and differences by point; `failed`: cells that could not be computed |
+| `average-KEY.*`, `worst-KEY.*` | figures over a key with two or more values: SVG, PNG, PDF, and their numbers as CSV |
+| `base/` | scores of the untouched model, shared by cells |
+
+`low` and `high` bound the 95 % interval over seeds (t distribution). `difference_*`: the same of the differences from
+the reference (`--against KEY=A`; by default the first value of the first axis), seed by seed. Measures: `average`,
+`worst` (the least of the tasks), `others` (every task's model on the other tasks' data, mean), `task NAME`,
+`average_base`, `pi_mean`, `rounds`, and the ledger's. `airpfed compare DIR...` prints the same table for any finished
+runs, by the settings in which they differ.
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.

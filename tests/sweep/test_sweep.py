@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from airpfed import cli, record
+from airpfed.errors import UserError
 from airpfed.rounds import evaluate, run
 from airpfed.sweep import files, pool, work
 from airpfed.sweep.cells import cells_of, is_done, summary_of
@@ -345,3 +346,19 @@ def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: 
     drawn = {tuple(line.values()) for line in rows(home / "average-snr_db.csv")}
     keys = ("adapters.method", "radio.snr_db", "mean", "low", "high", "count")
     assert drawn == {tuple(line[k] for k in keys) for line in rows(home / "means.csv") if line["measure"] == "average"}
+
+
+def test_a_ray_cluster_gives_the_same_tables(whole: Path, file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    home = tmp_path / "ray"
+    shutil.copytree(whole, home)
+    for cell in sorted((home / "cells").iterdir())[:2]:
+        shutil.rmtree(cell)
+    sweep(plan(file, home, ray="local"), SweepScreen())
+    assert tables(home) == tables(whole)
+
+
+def test_a_ray_cluster_that_is_not_there_is_one_line(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=r"^--ray nowhere: "):
+        sweep(plan(file, tmp_path, ray="nowhere"), SweepScreen())
