@@ -45,7 +45,7 @@ def test_names_are_series_and_numbers_are_across() -> None:
     mine = [row for row in lines(AXES) if (row["method"], row["antennas"]) == ("fedit", "4")]
     assert list(line.get_xdata()) == [0.0, 10.0, 20.0]
     assert list(line.get_ydata()) == [row["mean"] for row in sorted(mine, key=lambda row: float(str(row["snr_db"])))]
-    assert place.get_xlabel() == "SNR (dB)" and place.get_ylabel() == "average"
+    assert place.get_xlabel() == "SNR (dB)" and place.get_ylabel() == "metric, mean of tasks"
 
 
 def test_names_across_stand_beside_each_other() -> None:

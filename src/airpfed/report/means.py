@@ -14,6 +14,7 @@ from airpfed.report.curves import COLUMNS, DASHES, MARKERS, PANEL, STYLE, ticks
 from airpfed.report.figures import PALETTE
 
 PLOTTED = ("mean", "low", "high", "count")
+LABELS = {"average": "metric, mean of tasks", "worst": "metric of the worst task"}
 
 
 def files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tuple[str, bytes]]:
@@ -70,7 +71,7 @@ def drawing(chart: Chart, measure: str) -> Any:
         handles = panel(place, chart, lines)
         place.set_title(title)
     for place in places[::columns]:
-        place.set_ylabel(measure)
+        place.set_ylabel(LABELS.get(measure, measure))
     for place in places[len(chart.panels) :]:
         place.remove()
     if len(handles) > 1:

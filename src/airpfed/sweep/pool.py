@@ -30,7 +30,8 @@ def workers_of(wanted: int, settings: Settings) -> int:
 
     if wanted:
         return wanted
-    return 2 if machine(settings.run.device) == "cuda" else len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 if machine(settings.run.device) == "cuda" else cores
 
 
 def local(cells: Sequence[Cell], home: Path, command: str, workers: int, tick: Callable[[], None]) -> Iterator[Done]:
@@ -48,12 +49,15 @@ def local(cells: Sequence[Cell], home: Path, command: str, workers: int, tick: C
         else ProcessPoolExecutor(min(workers, len(cells)), context, work.begin, (Stopping(stop),))
     )
     jobs = [(cell.settings.model_dump_json(), home / "cells" / cell.folder, command) for cell in cells]
-    with executor:
+    try:
         waiting: dict[Future[Result], Cell] = {
             executor.submit(work.work, *job, stop.is_set if one else None): cell
             for job, cell in zip(jobs, cells, strict=True)
         }
         yield from _gathered(waiting, stop, tick)
+    finally:
+        stop.set()  # whoever asked for the cells does not want the rest
+        executor.shutdown(cancel_futures=True)
 
 
 class Stopping:
