@@ -71,6 +71,7 @@ def shares_of(task: TaskSettings) -> Shares:
         dirichlet_alpha=task.dirichlet_alpha,
         sizes=task.sizes,
         sizes_sigma=task.sizes_sigma,
+        split_as=task.split_as,
     )
 
 

@@ -98,6 +98,11 @@ class TaskSettings(Section):
     dev_samples: int = Field(50, ge=0, description="samples of the dev split, evaluated during the run")
     test_samples: int = Field(250, ge=1, description="samples of the test split, evaluated before and after the run")
     split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
+    split_as: str = Field(
+        "",
+        description="task of the same source whose shuffle into test, dev and train this one shares, so that neither "
+        "trains on the other's test texts; default: a shuffle of its own",
+    )
     dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet label skew")
     device_column: str = Field("", description="column that names a sample's device, for split = column")
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
@@ -255,6 +260,24 @@ class Settings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_shared_within_a_source(self) -> "Settings":
+        tasks = {task.name: task for task in self.tasks}
+        for task in self.tasks:
+            other = tasks.get(task.split_as)
+            if task.split_as and other is None:
+                raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
+            if other is None:
+                continue
+            keys = ("classes", "prompt", "test_samples", "dev_samples")
+            differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
+            differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
+            if differs:
+                raise ValueError(
+                    f'tasks.{task.name}.split_as = "{task.split_as}": {differs[0]} should be the same in both tasks'
+                )
         return self
 
     @model_validator(mode="after")
