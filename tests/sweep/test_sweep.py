@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from made import QUICK
 
 from airpfed import cli, record
 from airpfed.errors import UserError
@@ -20,7 +21,6 @@ from airpfed.sweep import files, pool, work
 from airpfed.sweep.cells import cells_of, is_done, summary_of
 from airpfed.sweep.job import Plan, sweep
 from airpfed.sweep.screen import SweepScreen
-from conftest import QUICK
 
 GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 

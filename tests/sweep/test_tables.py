@@ -7,23 +7,10 @@ from statistics import fmean, stdev
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import summary
 from scipy import stats
 
-from airpfed.record import Ledger, Summary, TaskSummary
 from airpfed.sweep.tables import Run, chosen, interval, means, measures, t_quantile
-
-
-def summary(finals: dict[str, float | None], dev: float | None = None, **fields: object) -> Summary:
-    tasks = {
-        name: TaskSummary(metric="accuracy", base=0.2, final=final, samples=10, dev=dev)
-        for name, final in finals.items()
-    }
-    known = [final for final in finals.values() if final is not None]
-    made = Summary(
-        method="airpfed", rounds=3, tasks=tasks, average=fmean(known) if known else None, average_base=0.2, pi_mean=0.1,
-        ledger=Ledger(air_seconds=2.0), seconds={"gradients": random.random()}, exit="completed",
-    )  # fmt: skip
-    return made.model_copy(update=fields)
 
 
 def run(seed: int, average: float, **where: str) -> Run:

@@ -24,7 +24,7 @@ Done = tuple[Cell, Result]
 def workers_of(wanted: int, settings: Settings) -> int:
     """How many cells are computed at once: as wanted, or one a core; on a GPU two, so that one fills the other's gaps.
 
-    Cells of one thread each: on two cores, two at once finish a fifth sooner than one after another on both.
+    A thread a cell: separate cells never wait for each other, threads of one cell do at every layer.
     """
     from airpfed.build import machine
 
