@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from made import QUICK
+from made import QUICK, summary
 
 from airpfed import cli, record
 from airpfed.errors import UserError
 from airpfed.rounds import evaluate, run
-from airpfed.sweep import files, pool, work
+from airpfed.sweep import files, job, pool, work
 from airpfed.sweep.cells import cells_of, is_done, summary_of
 from airpfed.sweep.job import Plan, sweep
 from airpfed.sweep.screen import SweepScreen
+from airpfed.sweep.tables import Run
 
 GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 
@@ -221,11 +222,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_values_are_chosen_on_dev_and_only_the_chosen_are_tested(
-    file: Path, tmp_path: Path, asked: list[tuple[str, str]]
+    file: Path, tmp_path: Path, asked: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Per method its own rate: every trial is scored on dev, the best of each method alone on test."""
     one = plan(file, tmp_path, grid=GRID[:1], tune=("server.lr=0.001,0.05",))
     done = sweep(one, SweepScreen())
+    assert "edge" not in capsys.readouterr().err, "two values have no inside"
     methods, rates, seeds, tasks = 2, 2, 2, 2
     assert [which for _, which in asked].count("dev") == (methods * rates + methods) * seeds * tasks
     assert [which for _, which in asked].count("test") == methods * seeds * tasks
@@ -278,6 +280,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | st
         ),
         (["--tune", "server.lr=1,2", "--set", "tasks.*.dev_samples=0"], "--tune: tasks.colours.dev_samples = 0: "),
         (["--grid", "server.lr=1,2", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
+        (["--grid", "server.lr/run.eval_every=1/1", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
+        (["--grid", "run.seed=1,2"], "--grid run.seed: should be --seeds"),
         (["--grid", "adapters.method=fedit,fedex"], "--grid at adapters.method=fedex: "),
         (["--grid", "server.lr=1,2", "--ray", "local"], "--ray: Ray is not installed"),
     ],
@@ -367,3 +371,16 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(file: Path, tmp_path: Path)
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=r"^--ray nowhere: "):
         sweep(plan(file, tmp_path, ray="nowhere"), SweepScreen())
+
+
+def test_a_choice_at_the_edge_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows_ = [
+        Run((("method", m), ("lr", lr)), 0, summary({"a": 0.5}, dev=dev), "")
+        for m, devs in (("m", (0.1, 0.2, 0.3)), ("n", (0.1, 0.3, 0.2)))
+        for lr, dev in zip(("1", "0.5", "2"), devs, strict=True)
+    ]
+    spread = job.tune(rows_, {"method": ["m", "n"]}, {"lr": ["1", "0.5", "2"]}, tmp_path, SweepScreen())
+    assert spread == [("method=m", "lr=2"), ("method=n", "lr=0.5")]
+    said = capsys.readouterr().err.splitlines()
+    edge = "is at the edge of what was tried"
+    assert said == [f"tuning: method=m: the best lr = 2 {edge}", f"tuning: method=n: the best lr = 0.5 {edge}"]

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airpfed import record
+from airpfed import reading, record
+from airpfed.build import preparation
 from airpfed.errors import UserError, hint
-from airpfed.grid import axes_of, points
+from airpfed.grid import Point, axes_of, points
 from airpfed.report import charts
 from airpfed.sweep import files, pool
 from airpfed.sweep.cells import Cell, cells_of, is_done, summary_of
 from airpfed.sweep.compare import runs_of
 from airpfed.sweep.screen import SweepScreen
-from airpfed.sweep.tables import Mean, Run, Where, chosen, means
+from airpfed.sweep.tables import Mean, Run, chosen, means
 
 Axes = dict[str, list[str]]
 
@@ -52,24 +53,16 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
     best value are scored on the test splits. Everything that can be wrong with a cell's settings is told before the
     first is begun. Raises KeyboardInterrupt after a whole round of the cells at work.
     """
-    axes, tuned = axes_of(plan.grid), axes_of(plan.tune, "--tune")
-    if plan.seeds < 1:
-        raise UserError(f"--seeds {plan.seeds}: should be at least 1")
-    if twice := set(axes) & set(tuned):
-        raise UserError(f"--tune {min(twice)}: is in --grid too")
+    axes, tuned = checked(plan)
     against = reference(plan.against, axes)
-    spread = points(axes)
     failed: list[str] = []
-    cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.seeds, "dev" if tuned else None)
     if tuned:
-        for task in cells[0].settings.tasks:
-            if task.dev_samples == 0:
-                raise UserError(f"--tune: tasks.{task.name}.dev_samples = 0: the values are judged on the dev split")
+        cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.seeds, "dev")
         failed += computed(plan, cells, screen, "tuning")
-        best = chosen(finished(cells, plan.home, ()), list(tuned))
-        tuning(best, [*axes, *tuned], plan.home)
-        spread = [tuple(f"{k}={v}" for k, v in (*point, *value)) for point, (value, _) in best.items()]
+        spread = tune(finished(cells, plan.home, ()), axes, tuned, plan.home, screen)
         cells = cells_of(plan.file, plan.overrides, spread, plan.seeds, "both")
+    else:
+        cells = cells_of(plan.file, plan.overrides, points(axes), plan.seeds)
     failed += computed(plan, cells, screen, "cells")
     runs = finished(cells, plan.home, list(tuned))
     if not runs:
@@ -82,6 +75,45 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
     return Report(found, axes, against, tree, failed)
 
 
+def checked(plan: Plan) -> tuple[Axes, Axes]:
+    """The axes of the grid and the tuned ones. Raises UserError where they cannot go together."""
+    axes, tuned = axes_of(plan.grid), axes_of(plan.tune, "--tune")
+    varied, chosen_ = ({key for axis in one for key in axis.split("/")} for one in (axes, tuned))
+    if plan.seeds < 1:
+        raise UserError(f"--seeds {plan.seeds}: should be at least 1")
+    if twice := varied & chosen_:
+        raise UserError(f"--tune {min(twice)}: is in --grid too")
+    if "run.seed" in varied | chosen_:
+        raise UserError("--grid run.seed: should be --seeds, which means are taken over")
+    for task in reading.read(plan.file, plan.overrides).tasks if tuned else ():
+        if task.dev_samples == 0:
+            raise UserError(f"--tune: tasks.{task.name}.dev_samples = 0: the values are judged on the dev split")
+    return axes, tuned
+
+
+def tune(runs: Sequence[Run], axes: Axes, tuned: Axes, home: Path, screen: SweepScreen) -> list[Point]:
+    """The points of the grid with their best tuned values; writes tuning.csv: what was tried, its mean dev metric.
+
+    Says where the best is the least or the most that was tried, for the grid may then be too narrow.
+    """
+    best = chosen(runs, list(tuned))
+    lines: list[charts.Line] = [
+        {**dict(point), **dict(value), "dev": dev, "count": count, "chosen": str(value == choice).lower()}
+        for point, (choice, tried) in best.items()
+        for value, dev, count in tried
+    ]
+    home.mkdir(parents=True, exist_ok=True)
+    record.write_atomic(home / "tuning.csv", charts.text([*axes, *tuned, "dev", "count", "chosen"], lines))
+    for point, (choice, _) in best.items():
+        for axis, value in choice:
+            if len(tuned[axis]) > 2 and charts.numeric(tuned[axis]):
+                ordered = sorted(tuned[axis], key=float)
+                if value in (ordered[0], ordered[-1]):
+                    where = " ".join(f"{key}={one}" for key, one in point)
+                    screen.say(f"tuning: {where}: the best {axis} = {value} is at the edge of what was tried")
+    return [tuple(f"{key}={value}" for key, value in (*point, *choice)) for point, (choice, _) in best.items()]
+
+
 def compare(folders: Sequence[Path], against: Sequence[str]) -> Report:
     """Finished runs side by side; pairs are runs of one seed. Raises UserError where a folder holds none."""
     runs, axes = runs_of(folders)
@@ -91,8 +123,12 @@ def compare(folders: Sequence[Path], against: Sequence[str]) -> Report:
 
 
 def computed(plan: Plan, cells: Sequence[Cell], screen: SweepScreen, what: str) -> list[str]:
-    """Compute the cells that are not done; a line for each that could not be."""
+    """Compute the cells that are not done; a line for each that could not be.
+
+    Those that share data and base model come one after another, so that a worker loads them once.
+    """
     missing = [c for c in cells if not is_done(summary_of(plan.home / "cells" / c.folder), c.settings.run)]
+    missing.sort(key=lambda cell: (cell.seed, preparation(cell.settings)))
     if len(cells) > len(missing):
         screen.say(f"{what}: {len(cells) - len(missing)} of {len(cells)} are there already")
     if not missing:
@@ -123,16 +159,6 @@ def finished(cells: Iterable[Cell], home: Path, tuned: Sequence[str]) -> list[Ru
             found.append(Run(where, cell.seed, summary, f"cells/{cell.folder}", extra))
     order = list(dict.fromkeys(run.where for run in found))
     return sorted(found, key=lambda run: order.index(run.where))
-
-
-def tuning(best: dict[Where, tuple[Where, list[tuple[Where, float, int]]]], axes: Sequence[str], home: Path) -> None:
-    """tuning.csv: what was tried at every point, its mean dev metric, and which was chosen."""
-    lines: list[charts.Line] = [
-        {**dict(point), **dict(value), "dev": dev, "count": count, "chosen": str(value == choice).lower()}
-        for point, (choice, tried) in best.items()
-        for value, dev, count in tried
-    ]
-    record.write_atomic(home / "tuning.csv", charts.text([*axes, "dev", "count", "chosen"], lines))
 
 
 def reference(against: Sequence[str], axes: Axes) -> dict[str, str]:
