@@ -15,8 +15,8 @@ LEVELS = [
     {"devices"},
     {"rounds"},
     {"build", "radio"},
-    {"report", "outputs", "terminal", "reference"},
-    {"job", "study", "study_files", "bounds", "planning", "cli"},
+    {"report", "outputs", "terminal", "reference", "tracker", "grid"},
+    {"job", "study", "study_files", "bounds", "planning", "sweep", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -99,4 +99,4 @@ def test_settings_know_no_torch():
 def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
     users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
-    assert users <= {"reading", "build", "radio", "outputs", "reference", "study", "job", "planning"}
+    assert users <= {"reading", "build", "radio", "outputs", "reference", "study", "job", "planning", "sweep"}

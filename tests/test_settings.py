@@ -48,6 +48,11 @@ def complaint(path: Path, *overrides: str) -> str:
         ("radio.zzz=4", ["radio.zzz", "unknown key", "known: ", "antennas"]),
         ("radoi.antennas=4", ["radoi", "unknown key", "'radio'"]),
         ("tasks.sst2.prompts=x", ["tasks.sst2.prompts", "unknown key", "'prompt'"]),
+        ("tasks.sst2.split_as=other", ['tasks.sst2.split_as = "other"', "the name of another task"]),
+        (
+            "tasks.sst2.split_as=gym:basic_arithmetic",
+            ["tasks.sst2.split_as", "source should be the same in both tasks"],
+        ),
         ("radio.antennas=many", ['radio.antennas = "many"', "a whole number", "at least 1"]),
         ("radio.antennas=2.5", ["radio.antennas = 2.5", "a whole number"]),
         ("radio.antennas=0", ["radio.antennas = 0", "at least 1"]),

@@ -14,8 +14,9 @@ from airpfed import cli, study
 from airpfed.air.designs.table import DESIGNS
 from airpfed.cli import app
 from airpfed.errors import UserError
+from airpfed.grid import axes_of
 from airpfed.reading import read
-from airpfed.study import NUMBERS, compare, points, studies
+from airpfed.study import NUMBERS, compare, studies
 
 SETTINGS = """
 [adapters]
@@ -86,7 +87,7 @@ def test_grid_and_json(file: Path) -> None:
 
 def test_a_grid_without_values_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^--grid radio.snr_db: should be section.key=a,b,c"):
-        points(["radio.snr_db"])
+        axes_of(["radio.snr_db"])
 
 
 def link(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ from airpfed import radio
 from airpfed.air.draws import send_draws
 from airpfed.air.impairments import NONE
 from airpfed.air.plan import Air
+from airpfed.air.turns import fresh_memories, send_in_turn, unsent
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
@@ -19,9 +20,11 @@ from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
 from airpfed.rounds.evaluate import Split, TaskView
+from airpfed.rounds.merge import RULES, Merge
 from airpfed.rounds.meter import Meter
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import start
+from airpfed.rounds.step import Link
 from airpfed.settings import Settings, TaskSettings
 from airpfed.streams import stream
 from airpfed.tasks.load import Source
@@ -30,8 +33,8 @@ from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
 UNSHAPING: dict[str, set[str]] = {
-    "server": {"rounds"},
-    "run": {"eval_every", "threads"},
+    "server": {"rounds", "air_seconds"},
+    "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
     "theory": {"meter_every"},
 }
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
@@ -60,6 +63,7 @@ def source_of(task: TaskSettings) -> Source:
         device_column=task.device_column or None,
         labels=task.labels or None,
         max_chars=task.max_chars or None,
+        classes=task.classes,
     )
 
 
@@ -74,6 +78,7 @@ def shares_of(task: TaskSettings) -> Shares:
         dirichlet_alpha=task.dirichlet_alpha,
         sizes=task.sizes,
         sizes_sigma=task.sizes_sigma,
+        split_as=task.split_as,
     )
 
 
@@ -104,33 +109,87 @@ def machine(device: str) -> str:
     return device
 
 
-def experiment(settings: Settings, tasks: tuple[Task, ...], probing: bool = False) -> Experiment:
-    """Everything a run needs, from its settings and its tasks; probing: the theory's meter whatever settings say."""
+@dataclass(frozen=True)
+class Prepared:
+    """What runs of one base model, one data split and one set of adapted layers share.
+
+    shards: each task's devices' samples, as the loss reads them. cache: what the layers below the adapters make of
+    samples. base_key: of what the untouched model's scores depend on.
+    """
+
+    tasks: tuple[Task, ...]
+    base: Backbone
+    cache: PrefixCache
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...]
+    views: tuple[TaskView, ...]
+    base_key: str
+
+
+def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
+    """Load the base model with adapters on it, and tokenise the tasks."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    base = load_backbone(settings, tasks)
+    base, limit = load_backbone(settings, tasks), settings.model.max_tokens
     words = [label_tokens(base, task) for task in tasks]
+    shards = tuple(
+        tuple(tuple(train_sample(base, s, task, own, limit) for s in shard) for shard in task.train)
+        for task, own in zip(tasks, words, strict=True)
+    )
+    views = tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True))
+    asked = [asdict(one) | {"name": "", "dev": ""} for one in views]
+    parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], asked]
+    return Prepared(
+        tasks, base, PrefixCache(base), shards, views, hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    )
+
+
+def preparation(settings: Settings) -> str:
+    """What `prepared` depends on: settings that agree in it may share its result."""
+    adapters = settings.adapters
+    parts = settings.model_dump(mode="json", include={"model": True, "tasks": True, "run": {"seed", "device"}})
+    places = [
+        adapters.target_modules,
+        adapters.layers,
+        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+    ]
+    return json.dumps([parts, places])
+
+
+def experiment(
+    settings: Settings, tasks: tuple[Task, ...], made: Prepared | None = None, probing: bool = False
+) -> Experiment:
+    """Everything a run needs, from its settings and its tasks.
+
+    made: `prepared` of the same, if it is at hand. probing: the theory's meter whatever settings say.
+    """
+    made = made or prepared(settings, tasks)
+    base, shards, cache, hands = made.base, made.shards, made.cache, tuple[int, ...]()
+    if settings.adapters.method == "centralised":
+        (hands, shards), cache = pooled(shards), PrefixCache(base)  # its shelves hold the data of other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
     blocks = adapters.blocks_of(
         settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
     )
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = vector.layout(base.sites, blocks, shapes, classes)
-    owners = [(n, shard) for n, task in enumerate(tasks) for shard in task.train]
-    task_of = torch.tensor([n for n, _ in owners])
-    limit = settings.model.max_tokens
-    shards = tuple(tuple(train_sample(base, s, tasks[n], words[n], limit) for s in shard) for n, shard in owners)
-    fleet = Fleet(base, order, PrefixCache(base), shards, task_of, classes, settings.run.seed)
+    order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
+    devices = tuple(shard for task in shards for shard in task)
+    task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
+    fleet = Fleet(base, order, cache, devices, task_of, classes, settings.run.seed, hands)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
+    link, memory, merge = link_of(settings, fleet, side)
+    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if merge else 0)
     chunk = chunk_size(settings, fleet)
     asked = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
+    if asked and (merge or order.in_turn):
+        raise UserError(f'adapters.method = "{settings.adapters.method}": the theory has no bound for it')
     return Experiment(
         method=settings.adapters.method,
         fleet=fleet,
-        tasks=tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True)),
-        link=partial(send, side),
-        initial=start(begin, order, len(tasks), len(shards), fresh_memory(side)),
+        tasks=made.views,
+        link=link,
+        merge=merge,
+        initial=start(begin, order, len(tasks), len(devices), memory, added),
         optimizer=settings.server.optimizer,
         lr=None if isinstance(settings.server.lr, str) else settings.server.lr,
         rounds=settings.server.rounds,
@@ -142,6 +201,10 @@ def experiment(settings: Settings, tasks: tuple[Task, ...], probing: bool = Fals
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
         meter=meter_of(settings, fleet, side, chunk) if asked else None,
+        base_key=made.base_key,
+        air_seconds=settings.server.air_seconds,
+        score=settings.run.score,
+        cross_eval=settings.run.cross_eval,
     )
 
 
@@ -178,6 +241,34 @@ def unbiased(settings: Settings) -> bool:
     return settings.radio.design in UNBIASED and radio.harm_of(settings.radio) == NONE
 
 
+def pooled(
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...],
+) -> tuple[tuple[int, ...], tuple[tuple[tuple[Encoded, ...], ...], ...]]:
+    """How many devices each task has, and one worker in their place with all their data.
+
+    The workers' weighted sum is the gradient of one worker with the data of all tasks.
+    """
+    return tuple(len(task) for task in shards), tuple((tuple(s for shard in task for s in shard),) for task in shards)
+
+
+def link_of(settings: Settings, fleet: Fleet, side: Air) -> tuple[Link, torch.Tensor, Merge | None]:
+    """The link, its memory before the first round, and the rule that takes the sum's place where the method has one."""
+    method, layout = settings.adapters.method, fleet.layout
+    if layout.in_turn:
+        groups = layout.groups("global")
+        airs = [
+            replace(side, shared_groups=tuple((a - first, b - first) for a, b in groups if first <= a and b <= last))
+            for first, last in layout.turns()
+        ]
+        return partial(send_in_turn, airs, layout.turns()), fresh_memories(airs), None
+    link: Link = partial(send, side)
+    if method == "centralised":
+        link = partial(unsent, link)
+    span = settings.devices.local_steps * settings.devices.local_lr
+    rule = Merge(RULES[method], fleet, side, span) if method in RULES else None
+    return link, fresh_memory(side), rule
+
+
 def label_tokens(base: Backbone, task: Task) -> tuple[int, ...]:
     """What stands for each class in the model's output: a token (causal LM), or its index (classifier)."""
     if base.causal:
@@ -199,7 +290,7 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
         prompts = tuple(Encoded(encode.prompt_ids(base.tokenizer, s.prompt, limit), (0,)) for s in samples)
         return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
 
-    return TaskView(task.name, task.kind, words, wanted.max_new_tokens, split(task.dev), split(task.test))
+    return TaskView(task.name, task.kind, task.labels, words, wanted.max_new_tokens, split(task.dev), split(task.test))
 
 
 def air(settings: Settings, fleet: Fleet) -> Air:
@@ -224,7 +315,7 @@ def device_bytes(settings: Settings, fleet: Fleet) -> int:
     """Bytes that one device of a stacked pass takes, as `chunk_size` counts them."""
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)
-    tokens = settings.devices.batch_size * settings.model.max_tokens
+    tokens = settings.devices.batch_size * settings.model.max_tokens * max(fleet.hands, default=1)
     factors = sum((entry.stop - entry.start) for entry in fleet.layout.entries)
     return int(8 * 2 * widths * tokens + 16 * factors)
 
@@ -232,7 +323,7 @@ def device_bytes(settings: Settings, fleet: Fleet) -> int:
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:
     """sha256 of what a run's numbers depend on: settings, data, base model."""
     parts = [settings.model_dump(mode="json", exclude=UNSHAPING), [t.source_sha256 for t in tasks], base_hash(base)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # as written: the order of labels is that of classes
 
 
 def base_hash(base: Backbone) -> str:

@@ -1,14 +1,17 @@
-"""The command line: `airpfed run | link | plan | bound | export | tasks | report`."""
+"""The command line: `airpfed run | link | plan | bound | sweep | compare | export | tasks | report`."""
 
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airpfed.errors import UserError
+
+if TYPE_CHECKING:
+    from airpfed.sweep.job import Report
 
 app = typer.Typer(
     help="Personalised, multi-task federated LoRA fine-tuning of LLMs over the air.",
@@ -136,6 +139,90 @@ def bound(
 
 
 @app.command()
+def sweep(
+    file: File,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="KEY=A,B,C", help="vary one setting; A:B:STEP: a range; KEY/KEY=A/B,C/D: joined"
+        ),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", metavar="KEY=A,B,C", help="choose this setting for every point, on the dev splits"),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="seeds a point, from run.seed on")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="KEY=A", help="reference of the paired differences; default the first value"),
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Run every point of a grid with several seeds, where it is not there yet; tables with intervals, and figures."""
+    from airpfed.sweep.job import Plan, sweep
+    from airpfed.sweep.screen import SweepScreen
+
+    home = out or Path("runs") / f"{file.stem}-sweep"
+    command = "airpfed " + shlex.join(sys.argv[1:])
+    plan = Plan(
+        file=file,
+        overrides=tuple(set_ or ()),
+        grid=tuple(grid or ()),
+        tune=tuple(tune or ()),
+        seeds=seeds,
+        against=tuple(against or ()),
+        home=home,
+        workers=workers,
+        ray=ray,
+        command=command,
+    )
+    try:
+        done = sweep(plan, SweepScreen())
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; go on with the same command: {command}", err=True)
+        raise typer.Exit(130) from None
+    show(done, json_)
+    if done.failed:
+        raise UserError(f"{len(done.failed)} of the cells failed, the first: {done.failed[0]}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="runs, or folders of runs (a sweep's)")],
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="KEY=A", help="reference of the paired differences")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Finished runs side by side, by the settings in which they differ; paired where seeds match."""
+    from airpfed.sweep import job
+
+    show(job.compare(folders, against or ()), json_)
+
+
+def show(done: "Report", as_json: bool) -> None:
+    """The final table of a sweep or a comparison on standard output."""
+    import json
+
+    from rich.console import Console
+
+    from airpfed.sweep.screen import table
+
+    if as_json:
+        typer.echo(json.dumps(done.tree))
+    else:
+        Console(width=None if sys.stdout.isatty() else 200).print(table(done.found, done.against))
+
+
+@app.command()
 def export(
     run_dir: Run,
     merged: Annotated[bool, typer.Option("--merged", help="write merged weights to RUN_DIR/merged too")] = False,
@@ -143,8 +230,10 @@ def export(
     """Write every task's model as a PEFT adapter, reloaded and compared before success is said."""
     from airpfed.job import export_job
 
-    for folder in export_job(run_dir, merged):
-        typer.echo(f"{folder}: reloaded with PEFT, same logits")
+    folders = export_job(run_dir, merged)
+    for folder in folders:
+        if folder.is_relative_to(run_dir / "adapters"):
+            typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:
         typer.echo(f"{run_dir / 'merged'}: merged weights")
 

@@ -20,6 +20,7 @@ from airpfed.rounds.state import State
 from airpfed.settings import Settings
 from airpfed.tasks.sample import Task
 from airpfed.terminal import Screen, open_screen
+from airpfed.tracker import TRACKERS
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended after a whole round, as shells count signals."""
@@ -32,6 +33,7 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
     if out is None:
         out = outputs.newest_folder(runs, file.stem) if resume else outputs.fresh_folder(runs, file.stem)
     outputs.claim(out, resume)
+    track = TRACKERS[settings.run.tracker](out)
     with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
@@ -42,9 +44,17 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
             same_settings(out / "experiment.toml", settings)
             checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
         outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
-        outcome = play(experiment, out, resume, screen.round, stopping, screen.say)
+
+        def watch(row: record.RoundRecord) -> None:
+            screen.round(row)
+            track(row)
+
+        outcome = play(experiment, out, resume, watch, stopping, screen.say)
         record.write_json(out / "summary.json", outcome.summary)
-        if outcome.completed:
+        track(outcome.summary)
+        if outcome.completed and (why := outputs.no_adapter(settings)):
+            screen.say(why)
+        elif outcome.completed:
             screen.say("exporting adapters")
             outputs.adapters(settings, experiment, outcome.state, out, merged=False)
         page.write(out)

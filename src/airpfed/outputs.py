@@ -15,6 +15,7 @@ from airpfed.errors import UserError
 from airpfed.model import export
 from airpfed.reading import write
 from airpfed.rounds.evaluate import model_of
+from airpfed.rounds.merge import RULES
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import State, vectors
 from airpfed.settings import Settings
@@ -95,16 +96,24 @@ def commit() -> str | None:
 def adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
     """Export every task's model (device scope: every device's) as PEFT adapters, checked; returns their folders.
 
-    merged: write merged weights to `out/merged` too.
+    merged: write merged weights to `out/merged` too. A method that adds to the frozen weights has no adapters: merged
+    weights are written instead, or UserError says so.
     """
     written: list[Path] = []
     fleet, values = experiment.fleet, vectors(state)
+    if (why := no_adapter(settings)) and not merged:
+        raise UserError(f"{out}: {why}")
     for number, task in enumerate(experiment.tasks):
         classes = fleet.classes[number]
         samples = task.test.prompts[:8]
         for device, name in models_of(experiment, number):
             factors = model_of(fleet, values, number, device)
             base = export.fresh_base(fleet.backbone, classes)
+            if why:
+                folder = out / "merged" / name
+                export.merge_plainly(fleet.backbone, factors, classes, base, samples, folder)
+                written.append(folder)
+                continue
             folder = out / "adapters" / name
             folder.parent.mkdir(parents=True, exist_ok=True)
             alpha = settings.adapters.alpha
@@ -113,6 +122,17 @@ def adapters(settings: Settings, experiment: Experiment, state: State, out: Path
                 export.merge(loaded, fleet.backbone.tokenizer, out / "merged" / name)
             written.append(folder)
     return written
+
+
+def no_adapter(settings: Settings) -> str | None:
+    """Why a method's models are no LoRA adapters, in a line; None where they are."""
+    method, rank = settings.adapters.method, settings.adapters.rank_shared + settings.adapters.rank_personal
+    if method not in RULES:
+        return None
+    return (
+        f"no adapters: {method} adds to the frozen weights what no LoRA adapter of rank {rank} holds; "
+        "`airpfed export RUN_DIR --merged` writes merged weights"
+    )
 
 
 def models_of(experiment: Experiment, task: int) -> list[tuple[int, str]]:

@@ -153,7 +153,7 @@ def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
     """Power limit of every device in watts: its task's own, one for all its devices or one each, or the radio's."""
     power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
     for n, task in enumerate(settings.tasks):
-        if task.power_dbm is not None:
+        if task.power_dbm is not None and settings.adapters.method != "centralised":
             count = int((task_of == n).sum())
             own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
             if len(own) != count:

@@ -211,10 +211,18 @@ class TaskSummary(Row):
 
     metric: str = Field(description='"accuracy" (classify) or "exact_match" (generate)')
     base: float = Field(description="metric of the untouched base model")
-    final: float | None = Field(description="metric of the task's model after the last round; null if interrupted")
+    final: float | None = Field(
+        description="metric of the task's model after the last round; null if interrupted or not to be scored"
+    )
     base_balanced: float | None = Field(None, description="mean recall over classes of the base model (classify)")
     final_balanced: float | None = Field(None, description="mean recall over classes after the last round (classify)")
     samples: int = Field(description="samples of the test split")
+    dev: float | None = Field(None, description="metric on the dev split after the last round, where evaluated then")
+    others: dict[str, float | None] = Field(
+        {},
+        description="other task -> metric of this task's model on its test split (run.cross_eval); null where this "
+        "task's head has other classes",
+    )
 
 
 class Summary(Row):
@@ -223,7 +231,7 @@ class Summary(Row):
     method: str = Field(description="adapters.method")
     rounds: int = Field(description="rounds done")
     tasks: dict[str, TaskSummary] = Field(description="task -> outcome")
-    average: float | None = Field(description="mean of the tasks' final metrics; null if interrupted")
+    average: float | None = Field(description="mean of the tasks' final metrics; null if interrupted or not scored")
     average_base: float = Field(description="mean of the tasks' base metrics")
     pi_mean: float | None = Field(description="mean of the rounds' measured Pi")
     ledger: Ledger = Field(description="cost of the whole run")

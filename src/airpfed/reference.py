@@ -45,7 +45,8 @@ FILES = """## Files of a run
 | `records.jsonl` | one object a round, below |
 | `summary.json` | below |
 | `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`) |
-| `merged/TASK/` | merged weights, after `airpfed export --merged` |
+| `merged/TASK/` | merged weights, after `airpfed export --merged`; all that `fedex` and `flora` leave, no adapters |
+| `tensorboard/` | event files, with `run.tracker = "tensorboard"` |
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
 | `theory.json` | the probe before round 1, where the theory was asked for |
 | `report.html` | one page, readable offline |
@@ -77,6 +78,31 @@ change over the draws, nats), `psi` (Psi_T of all rounds), `shares` of `gap`, `s
 (mean over devices), `channel_uses`; `cheapest` (index of the least joules, then air time, whose channel share is at
 most `limit`; null: none), `rounds`, `loss_start`, `memory_gb`, `wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan
 PLAN.json` compares.
+
+`airpfed sweep FILE.toml --grid KEY=A,B,C --seeds N --out DIR` (default `runs/NAME-sweep`) computes the cells that are
+missing and writes the files below into DIR. A value of `--grid` may be a range `first:last:step`, both ends included;
+keys that change together are joined by a slash: `--grid adapters.method/radio.design=airpfed/mmse,fedex/error_free`.
+A cell is a run's directory without adapters and report (`airpfed export` and `airpfed report` make them), computed on
+one thread. Wall-clock times stand in the cells' own files only: the same cells give the same tables to the byte,
+however often the sweep was stopped. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
+best dev metric (mean over tasks and seeds), and scores only that on the test splits.
+
+| file | what |
+|---|---|
+| `cells/NAME-HASH/` | a run each; HASH: of its resolved settings |
+| `cells.csv` | a line a cell and task: axes, tuned values, seed, the keys of `tasks.TASK`, `on OTHER`, ledger |
+| `rounds.csv` | a line a cell, round and task: loss, dev metric, Pi, and what was spent on air so far |
+| `means.csv` | a line a point and measure: `mean`, `low`, `high`, `count`, and `difference_*` of each |
+| `tuning.csv` | with `--tune`: a line a point and value: mean dev metric `dev`, `chosen` |
+| `sweep.json` | what `--json` prints: means and differences by point; `failed`: cells that could not be computed |
+| `average-KEY.*`, `worst-KEY.*` | figures over a key with two or more values: SVG, PNG, PDF, and their numbers as CSV |
+| `base/` | scores of the untouched model, shared by cells |
+
+`low` and `high` bound the 95 % interval over seeds (t distribution). `difference_*`: the same of the differences from
+the reference (`--against KEY=A`; by default the first value of the first axis), seed by seed. Measures: `average`,
+`worst` (the least of the tasks), `others` (every task's model on the other tasks' data, mean), `task NAME`,
+`average_base`, `pi_mean`, `rounds`, and the ledger's. `airpfed compare DIR...` prints the same table for any finished
+runs, by the settings in which they differ.
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.

@@ -12,7 +12,15 @@ Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
-Method = Literal["airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "local"]
+Method = Literal[
+    "airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "rolora", "local", "centralised", "fedex", "flora"
+]
+ERROR_FREE: dict[Method, str] = {
+    "centralised": "one worker a task holds all data, and nothing is sent",
+    "fedex": "its server needs every device's factors, and the air carries only their sum",
+    "flora": "its server needs every device's factors, and the air carries only their sum",
+}
+"""Methods that no design of the air carries, and why."""
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
 Channel = Literal[
     "rayleigh", "rician", "umi", "uma", "rma",
@@ -44,6 +52,9 @@ class AdapterSettings(Section):
     method: Method = Field("airpfed", description="row of the table of scopes")
     rank_shared: int = Field(4, ge=0, description="R_s, rank of the shared s-adapter")
     rank_personal: int = Field(4, ge=0, description="R_p, rank of the personal p-adapter")
+    head: Literal["task", "global", "device", "frozen"] = Field(
+        "task", description="scope of a classifier's new head: the task's own, one for all, a device's own, or as drawn"
+    )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
     target_modules: Words = Field(
         ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
@@ -76,7 +87,12 @@ class TaskSettings(Section):
     )
     text: str = Field("text", description="column with the text, for the default prompt")
     label: str = Field("label", description="column with the class (classify) or the completion (generate)")
-    labels: dict[str, str] = Field({}, description='class -> label word for a causal LM; default: " " + the class name')
+    labels: dict[str, str] = Field(
+        {},
+        description='class -> label word for a causal LM; default: " " + the class name. A classifier numbers the '
+        "classes in this order",
+    )
+    classes: Words = Field((), description="only samples of these classes (classify); default: all")
     devices: int = Field(
         4, ge=0, description="devices that hold this task's training data; 0: one per value of device_column"
     )
@@ -86,6 +102,11 @@ class TaskSettings(Section):
     dev_samples: int = Field(50, ge=0, description="samples of the dev split, evaluated during the run")
     test_samples: int = Field(250, ge=1, description="samples of the test split, evaluated before and after the run")
     split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
+    split_as: str = Field(
+        "",
+        description="task of the same source whose shuffle into test, dev and train this one shares, so that neither "
+        "trains on the other's test texts; default: a shuffle of its own",
+    )
     dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet label skew")
     device_column: str = Field("", description="column that names a sample's device, for split = column")
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
@@ -129,6 +150,9 @@ class ServerSettings(Section):
         '(optimizer = "sgd")',
     )
     rounds: int = Field(35, ge=1, description="T, number of rounds")
+    air_seconds: float | None = Field(
+        None, gt=0, description="rounds also end when another would take more seconds on air than this in all"
+    )
 
     @model_validator(mode="after")
     def _the_rule_is_for_sgd(self) -> "ServerSettings":
@@ -325,6 +349,15 @@ class RunSettings(Section):
 
     seed: int = Field(0, ge=0, description="seed of every random stream")
     eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
+    score: Literal["test", "dev", "both"] = Field(
+        "test", description="what the models are scored on after the last round; dev: the test split stays untouched"
+    )
+    cross_eval: bool = Field(
+        False, description="score every task's model on the other tasks' test splits too, where its classes allow it"
+    )
+    tracker: Literal["none", "tensorboard"] = Field(
+        "none", description="where records go besides records.jsonl; tensorboard: event files in the run's directory"
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch chooses")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; auto: a GPU if there is one"
@@ -369,4 +402,36 @@ class Settings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_shared_within_a_source(self) -> "Settings":
+        tasks = {task.name: task for task in self.tasks}
+        for task in self.tasks:
+            other = tasks.get(task.split_as)
+            if task.split_as and other is None:
+                raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
+            if other is None:
+                continue
+            keys = ("classes", "prompt", "test_samples", "dev_samples")
+            differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
+            differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
+            if differs:
+                raise ValueError(
+                    f'tasks.{task.name}.split_as = "{task.split_as}": {differs[0]} should be the same in both tasks'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_error_free(self) -> "Settings":
+        method = self.adapters.method
+        if method in ERROR_FREE and self.radio.design != "error_free":
+            raise ValueError(
+                f'adapters.method = "{method}": should go with radio.design = "error_free" ({ERROR_FREE[method]})'
+            )
+        if method == "centralised" and self.devices.local_steps > 1:
+            raise ValueError(
+                f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
+                'adapters.method = "centralised", whose one worker has no local steps'
+            )
         return self

@@ -1,9 +1,7 @@
 """`airpfed link`: every design over the same random channels, without a model."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from airpfed.air.slot import Transceiver
 from airpfed.air.uplink import sounded
 from airpfed.air.world import csi_variance
 from airpfed.errors import UserError, hint
+from airpfed.grid import Point, at, axes_of, changes, points
 from airpfed.model.adapters import blocks_of
 from airpfed.settings import Method, Settings
 from airpfed.tasks.split import sizes
@@ -52,9 +51,6 @@ class Row:
     claimed_db: tuple[float, float]
 
 
-Point = tuple[str, ...]
-"""A point of the grid as `section.key=value`, one an axis."""
-
 NUMBERS = (
     "pi_db", "pi_db_se", "s_db", "s_db_se", "p_db", "p_db_se", "claimed", "measured", "bias", "gap", "iterations", "ms",
     "uses", "claimed_db",
@@ -70,7 +66,7 @@ def studies(
     rho: float,
     designs: Sequence[str] = EVERY,
 ) -> Iterator[tuple[Point, dict[str, Row]]]:
-    """(changed settings, design -> row) for every point of the grid; `grid` holds `section.key=a,b,c`.
+    """(changed settings, design -> row) for every point of the grid; `grid`: `airpfed.grid`.
 
     Raises UserError before the first point is computed if an option or any point's settings are wrong.
     """
@@ -82,9 +78,9 @@ def studies(
         if name not in DESIGNS:
             raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
     every = []
-    for point in points(grid):
+    for point in points(axes_of(grid)):
         with at(point):
-            settings = reading.read(file, [*overrides, *point])
+            settings = reading.read(file, [*overrides, *changes(point)])
             if not any(
                 scope in ("global", "task") for block in blocks_of(*ranks(settings)) for scope in (block.a, block.b)
             ):
@@ -101,16 +97,6 @@ def compared(
         with at(point):
             rows = compare(settings, draws, rho, designs)
         yield point, rows
-
-
-@contextmanager
-def at(point: Point) -> Iterator[None]:
-    """Put the grid's point before every line of a UserError."""
-    try:
-        yield
-    except UserError as error:
-        where = f"--grid at {' '.join(point)}: " if point else ""
-        raise UserError("\n".join(where + line for line in str(error).splitlines())) from None
 
 
 def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = EVERY) -> dict[str, Row]:
@@ -134,27 +120,6 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
     return rows
 
 
-def points(grid: Sequence[str]) -> Iterable[Point]:
-    """All combinations of the grid's values, each as `--set` overrides."""
-    return itertools.product(*([f"{key}={value}" for value in values] for key, values in axes_of(grid).items()))
-
-
-def axes_of(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Key -> values of every `section.key=a,b,c`; raises UserError where one has no values or stands twice."""
-    axes: dict[str, list[str]] = {}
-    for axis in grid:
-        key, equals, values = (part.strip() for part in axis.partition("="))
-        if not equals or not values:
-            raise UserError(f"--grid {axis}: should be section.key=a,b,c, e.g. --grid radio.snr_db=0,10,20")
-        if key in axes:
-            raise UserError(f"--grid {axis}: {key} stands twice: give all its values in one --grid")
-        axes[key] = [value.strip() for value in values.split(",")]
-        twice = [value for value in axes[key] if axes[key].count(value) > 1]
-        if twice:
-            raise UserError(f"--grid {axis}: {twice[0]} stands twice")
-    return axes
-
-
 def air_of(settings: Settings) -> Air:
     """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries a unit of rank."""
     tasks = settings.tasks
@@ -163,7 +128,7 @@ def air_of(settings: Settings) -> Air:
     ]
     shared = personal = 0.0
     for block in blocks_of(*ranks(settings)):
-        shared += block.rank * ((block.a == "global") + (block.b == "global")) / 2
+        shared += block.rank * ((block.a == "global") + (block.b == "global")) / (4 if block.in_turn else 2)
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])

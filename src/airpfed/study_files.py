@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from airpfed.errors import UserError
+from airpfed.grid import Point, axes_of
 from airpfed.record import write_atomic
 from airpfed.report import charts, curves
-from airpfed.study import NUMBERS, Point, Row, axes_of, numbers
+from airpfed.study import NUMBERS, Row, numbers
 
 
 def kept(

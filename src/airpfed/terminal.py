@@ -45,8 +45,8 @@ class Screen:
         """One line a result that the settings file expects: what it should be, what it is."""
         for key, (low, high) in ranges.items():
             value = getattr(summary, key)
-            verdict = "met" if low <= value <= high else "MISSED"
-            self.console.print(f"expected {key} {low:g} to {high:g}: {value:.3f}, {verdict}", highlight=False)
+            verdict = "not scored" if value is None else "met" if low <= value <= high else "MISSED"
+            self.console.print(f"expected {key} {low:g} to {high:g}: {number(value)}, {verdict}", highlight=False)
 
 
 @contextmanager

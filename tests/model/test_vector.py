@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.model.adapters import METHODS, SCOPES, blocks_of
-from airpfed.model.vector import KINDS, Layout, Vectors, copies, flatten, gather, initial, layout
+from airpfed.model.adapters import METHODS, SCOPES, Scope, blocks_of
+from airpfed.model.vector import KINDS, Layout, Vectors, copies, flatten, gather, initial, layout, trained
 
 SITES = {f"model.layers.{i}.{name}": shape for i in range(12) for name, shape in (("q", (5, 7)), ("down", (7, 9)))}
 HEADS = {"dense": (6, 7), "out": (4, 7)}
@@ -150,3 +150,40 @@ def test_fresh_a_is_uniform_within_one_over_the_root_of_the_width() -> None:
     assert abs(a.mean()) < 5 * (1 / 3 / count) ** 0.5
     assert abs(a.square().mean() - 1 / 3) < 5 * (4 / 45 / count) ** 0.5
     assert len(a.unique()) > 0.99 * count, "no two layers or blocks share their draw"
+
+
+@pytest.mark.parametrize("head", SCOPES)
+def test_a_head_lies_last_in_whatever_scope_it_has(head: Scope) -> None:
+    """Only a task's own head can be cut to its classes; `initial` puts the model's head where it belongs."""
+    order = layout(SITES, blocks_of("airpfed", 2, 3), HEADS, CLASSES, head)
+    vectors = random_vectors(order)
+    assert same(flatten(gather(vectors, order, TASK_OF, DEVICE), order), own_rows(vectors))
+    assert [e.kind for e in order.entries if e.scope == head][-2:] == ["head", "head"]
+    size = order.size("task")
+    assert order.task_lengths == ((size, size - 2 * 7, size - 7) if head == "task" else (size,) * 3)
+    rng = torch.Generator().manual_seed(1)
+    heads = {name: torch.randn(shape, generator=rng) for name, shape in HEADS.items()}
+    tail = torch.cat([weight.flatten() for weight in heads.values()])
+    assert torch.equal(initial(order, heads, rng)[head][0, -len(tail) :], tail)
+
+
+@pytest.mark.parametrize("head", ["task", "global"])
+def test_turns_are_the_factors_and_cover_the_scope(head: Scope) -> None:
+    order = layout(SITES, blocks_of("rolora", 2, 3), HEADS, CLASSES, head)
+    groups, (b, a) = order.groups("global"), order.turns()
+    assert a == groups[0] and b == (groups[1][0], order.size("global"))
+    assert made("fedit").turns() == ((0, made("fedit").size("global")),)
+
+
+def test_what_a_server_added_is_cut_layer_by_layer() -> None:
+    order = made("fedex")
+    plain = gather(random_vectors(order), order, TASK_OF, DEVICE)
+    rng = torch.Generator().manual_seed(3)
+    added = torch.randn(1, sum(out * width for out, width in SITES.values()), generator=rng)
+    factors = gather(random_vectors(order) | {"added": added}, order, TASK_OF, DEVICE)
+    place = 0
+    for name in sorted(SITES):
+        out, width = SITES[name]
+        assert torch.equal(factors[f"{name}.W"], added[0, place : place + out * width].view(out, width))
+        place += out * width
+    assert place == added.shape[1] and same(trained(factors), plain)

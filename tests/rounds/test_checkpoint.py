@@ -51,7 +51,7 @@ def test_every_tensor_of_the_state_is_kept() -> None:
         for part in ("server.shared", "server.personal", "devices.own")
         for key in ("value", "first", "second", "updates")
     }
-    assert tensors_of(state(0)).keys() == fields | {"devices.cursors", "frozen", "server.memory"}
+    assert tensors_of(state(0)).keys() == fields | {"devices.cursors", "frozen", "server.memory", "server.added"}
 
 
 def test_only_the_newest_is_kept(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,13 +14,17 @@ from torch import Tensor
 from airpfed import build, reading
 from airpfed.air.uplink import Received
 from airpfed.model.adapters import METHODS, SCOPES
-from airpfed.model.vector import gather
+from airpfed.model.vector import Vectors, gather
+from airpfed.rounds import run
 from airpfed.rounds.evaluate import model_of, score, score_task
 from airpfed.rounds.run import Experiment, play_round
 from airpfed.rounds.state import ServerState, State, vectors
 from airpfed.rounds.step import step
+from airpfed.settings import ERROR_FREE, Method
 
 EXACT = ("radio.design=error_free", "run.eval_every=0")
+FEW = "adapters.layers=last-3"
+"""Adapters near the output alone: less to compute."""
 
 
 def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
@@ -90,7 +97,14 @@ SENT = {  # method -> entries of A and B that travel over the s-slot and the p-s
     "ffa": ((0, 4), (0, 0)),
     "fedsa": ((4, 0), (0, 0)),
     "local": ((0, 0), (0, 0)),
+    "rolora": ((4, 4), (0, 0)),  # B in odd rounds, A in even ones
 }
+AIR = tuple(SENT)
+"""The methods of the air; the others are in test_bounds.py."""
+
+
+def test_every_method_is_in_the_settings_and_has_a_test() -> None:
+    assert set(get_args(Method)) == set(METHODS) == {*AIR, *ERROR_FREE}
 
 
 def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Received]:
@@ -103,7 +117,7 @@ def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[
     return link
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AIR)
 def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: Path) -> None:
     made, heard = experiment(llama_settings, f"adapters.method={method}"), []
     state = played(replace(made, link=listening(made, heard)), 2)
@@ -119,8 +133,112 @@ def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: P
     assert torch.equal(state.frozen, made.initial.frozen)
 
 
+@pytest.mark.parametrize("method", AIR)
+def test_the_ledger_charges_what_is_sent_and_only_that(method: str, llama_settings: Path) -> None:
+    """Two entries a channel use, a normaliser group each; one s-slot, a p-slot a task; 32 bits down an entry."""
+    made = experiment(llama_settings, f"adapters.method={method}")
+    outs = sum(out for out, _ in made.fleet.backbone.sites.values())
+    widths = sum(width for _, width in made.fleet.backbone.sites.values())
+    state = made.initial
+    for t in (1, 2):
+        state, row = play_round(made, state)
+        (s_a, s_b), (p_a, p_b) = SENT[method]
+        if method == "rolora":
+            s_a, s_b = (0, 4) if t == 1 else (4, 0)
+        entries = [s_a * widths, s_b * outs, *[p_a * widths, p_b * outs] * 2]
+        assert row.ledger.channel_uses == sum(ceil(count / 2) for count in entries)
+        assert row.ledger.downlink_bits == 32 * sum(entries)
+
+
+def test_ffa_averages_products_exactly_and_fedit_does_not(llama_settings: Path) -> None:
+    """With B_k after local steps: (mean of B_k) A is the mean of B_k A, but not where A_k differ too."""
+    local = ("devices.local_steps=3", "devices.local_lr=2.0", "server.optimizer=sgd", "server.lr=6.0")
+    gaps = {}
+    for method in ("ffa", "fedit"):
+        made = experiment(llama_settings, f"adapters.method={method}", *local, FEW)
+        state, _ = play_round(made, made.initial)
+        plan, _ = run.batches(made.fleet, state.devices.cursors, made.batch_size, made.local_steps)
+        found, _ = run.gradients(made.fleet, vectors(state), plan, made.local_lr, made.chunk, None)
+        device = {s: rows.repeat(5 // len(rows), 1) for s, rows in vectors(state).items() if s in ("global", "frozen")}
+        ends = {"global": device["global"] - 6.0 * found["global"], "frozen": device["frozen"]}
+        samples = torch.tensor([float(len(shard)) for shard in made.fleet.shards]).double()
+        after, _ = play_round(made, state)
+        mean = products(made, ends, samples / samples.sum())
+        server = {"global": after.server.shared.value, "frozen": after.frozen}
+        gaps[method] = float((products(made, server, torch.ones(1).double()) - mean).abs().max() / mean.abs().max())
+    assert gaps["ffa"] < 1e-5 and gaps["fedit"] > 1e-3, gaps
+
+
+def products(made: Experiment, rows: Vectors, weights: Tensor) -> Tensor:
+    """The weighted sum of B_k A_k in every layer, flat."""
+    one = torch.zeros(1).long()
+    models = [gather({s: v[[k]] for s, v in rows.items()}, made.fleet.layout, one, one) for k in range(len(weights))]
+
+    def mean(site: str) -> Tensor:
+        each = [model[f"{site}.B"][0].double() @ model[f"{site}.A"][0].double() for model in models]
+        return sum(w * product for w, product in zip(weights, each, strict=True)).flatten()
+
+    return torch.cat([mean(site) for site in sorted(made.fleet.backbone.sites)])
+
+
+@pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
+def test_rolora_moves_b_and_a_in_turn(design: str, llama_settings: Path) -> None:
+    """What rests stays bit for bit, with its moments and its count; also with local steps."""
+    made = experiment(llama_settings, "adapters.method=rolora", "devices.local_steps=2", f"radio.design={design}", FEW)
+    turns = made.fleet.layout.turns()
+    assert turns[0][0] == turns[1][1] and turns[1][0] == 0 and turns[0][1] == made.initial.server.shared.value.shape[1]
+    state = made.initial
+    for t in range(4):
+        after, _ = play_round(made, state)
+        before, now = state.server.shared, after.server.shared
+        for turn, (first, last) in enumerate(turns):
+            for key in ("value", "first", "second"):
+                rested = torch.equal(getattr(before, key)[:, first:last], getattr(now, key)[:, first:last])
+                assert rested == (turn != t % 2), (t, key)
+        state = after
+    assert state.server.shared.updates.tolist() == [[2, 2]]
+
+
+def test_the_first_round_of_rolora_is_ffas_and_the_second_is_fedits_for_a(llama_settings: Path) -> None:
+    """Local steps: A rests on the devices too. One step: A's gradient is taken at the B of the first round."""
+    local = ("devices.local_steps=3", "devices.local_lr=0.5")
+    one, two = (experiment(llama_settings, f"adapters.method={m}", *local, FEW) for m in ("rolora", "ffa"))
+    (first, last), rest = one.fleet.layout.turns()
+    a, b = (play_round(made, made.initial)[0].server.shared.value for made in (one, two))
+    assert torch.equal(a[:, first:last], b)
+    one, fedit = (
+        experiment(llama_settings, f"adapters.method={m}", "server.optimizer=sgd") for m in ("rolora", "fedit")
+    )
+    state = play_round(one, one.initial)[0]
+    shared = replace(fedit.initial.server.shared, value=state.server.shared.value)
+    whole = replace(state, server=replace(state.server, shared=shared))
+    a, b = (play_round(made, at)[0].server.shared.value for made, at in ((one, state), (fedit, whole)))
+    assert torch.equal(a[:, rest[0] : rest[1]], b[:, rest[0] : rest[1]])
+    assert not torch.equal(a, b)
+
+
+def test_rolora_keeps_what_was_heard_of_each_turns_symbols_apart(bert_settings: Path) -> None:
+    """A head travels in every round; the memory of B's round is not touched in A's."""
+    made = experiment(bert_settings, "adapters.method=rolora", "radio.design=mmse", "adapters.target_modules=['query']")
+    memory = [made.initial.server.memory]
+    state = made.initial
+    for _ in range(2):
+        state, row = play_round(made, state)
+        memory.append(state.server.memory)
+        assert row.mse.s is not None and set(row.mse.p) == {"colours", "moods"}
+    changed = [(old != new).any(1).tolist() for old, new in pairwise(memory)]
+    assert changed == [[True, False], [False, True]]
+
+
+def test_local_steps_of_a_method_in_turn_need_the_turn(llama_settings: Path) -> None:
+    made = experiment(llama_settings, "adapters.method=rolora")
+    plan, _ = run.batches(made.fleet, made.initial.devices.cursors, 2, 2)
+    with pytest.raises(ValueError, match="whose turn it is"):
+        run.gradients(made.fleet, vectors(made.initial), plan, 0.1, 5)
+
+
 def test_the_servers_type_has_no_field_for_what_never_leaves_a_device() -> None:
-    assert [field.name for field in fields(ServerState)] == ["shared", "personal", "memory"]
+    assert [field.name for field in fields(ServerState)] == ["shared", "personal", "memory", "added"]
 
 
 @pytest.mark.parametrize("method", ["feddpa", "fedsa", "local"])
@@ -163,3 +281,28 @@ def test_device_models_are_scored_one_by_one_and_weighted_by_samples(llama_setti
         assert found.balanced == pytest.approx(sum(float(w) * s.balanced for w, s in zip(share, scores, strict=True)))
         differ += found.value != pytest.approx(sum(s.value for s in scores) / len(scores))
     assert differ, "a plain mean would have been another number"
+
+
+@pytest.mark.parametrize("head", SCOPES)
+def test_a_head_moves_as_its_scope_says(head: str, bert_settings: Path) -> None:
+    """Where it is one for all, all tasks' devices are in its sum and it is charged once; a frozen one stays."""
+    made = experiment(bert_settings, f"adapters.head={head}", FEW)
+    state, row = play_round(made, made.initial)
+    found = models(made, state)["classifier.head"]
+    start = models(made, made.initial)["classifier.head"]
+    copies = {"global": 1, "task": 2, "device": 5, "frozen": 1}[head]
+    assert len({tuple(one.flatten().tolist()) for one in found}) == copies
+    assert torch.equal(found, start) == (head == "frozen")
+    d_s, lengths = made.fleet.layout.size("global"), made.fleet.layout.task_lengths
+    assert row.ledger.downlink_bits == 32 * (d_s + sum(lengths))
+    assert state.devices.own.value.shape == (5, found[0].numel() if head == "device" else 0)
+
+
+def test_rolora_moves_a_global_head_with_b(bert_settings: Path) -> None:
+    made = experiment(bert_settings, "adapters.method=rolora", "adapters.head=global", FEW, "radio.design=mmse")
+    heads = [models(made, made.initial)["classifier.head"][0]]
+    state = made.initial
+    for _ in range(2):
+        state, _ = play_round(made, state)
+        heads.append(models(made, state)["classifier.head"][0])
+    assert not torch.equal(heads[0], heads[1]) and torch.equal(heads[1], heads[2])

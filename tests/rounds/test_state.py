@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.rounds.state import BETAS, EPSILON, Moving, update
+from airpfed.rounds.state import BETAS, EPSILON, Moving, update, update_turn
 
 
 def moving(copies: int, d: int, seed: int = 0) -> Moving:
@@ -61,3 +61,19 @@ def test_nothing_to_move_is_no_trouble() -> None:
     """A method that shares nothing has a shared vector of length 0."""
     empty = update(moving(1, 0), torch.zeros(1, 0), torch.tensor([True]), "adam", 0.1)
     assert empty.value.shape == (1, 0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_parts_in_turn_move_as_if_each_were_alone(optimizer: str) -> None:
+    """Moments and bias correction are of the part's own updates; a turn that is lost is not counted."""
+    whole, parts = moving(1, 20), (slice(0, 12), slice(12, 20))
+    now = Moving(whole.value, whole.first, whole.second, torch.zeros(1, 2, dtype=torch.long))
+    alone = [Moving(whole.value[:, p], whole.first[:, p], whole.second[:, p], whole.updates) for p in parts]
+    for t, slope in enumerate(slopes(7, 1, 20)):
+        turn, moves = t % 2, torch.tensor([t != 4])
+        part = parts[turn]
+        now = update_turn(now, turn, (part.start, part.stop), slope, moves, optimizer, 0.1)
+        alone[turn] = update(alone[turn], slope[:, part], moves, optimizer, 0.1)
+    assert now.updates.tolist() == [[3, 3]]
+    for part, one in zip(parts, alone, strict=True):
+        assert all(torch.equal(getattr(now, key)[:, part], getattr(one, key)) for key in ("value", "first", "second"))

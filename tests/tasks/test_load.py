@@ -191,3 +191,18 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, source: Sour
     monkeypatch.setattr(datasets, "load_dataset", offline)
     assert message(replace(source, source="hf:owner/name")).endswith("could not be loaded: no route to the hub")
     assert "is written hf:owner/name" in message(replace(source, source="hf:"))
+
+
+def test_only_the_classes_asked_for(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "abcd"[i % 4]} for i in range(12)]
+    source = Source("mine", str(write(tmp_path / "data.csv", rows)), classes=("d", "b"))
+    found = load(source, 0)
+    assert found.labels == (" b", " d") and [sample.label for sample in found.samples] == [0, 1] * 3
+    worded = load(replace(source, labels={"d": "delta", "a": "alpha", "b": "beta"}), 0)
+    assert worded.labels == (" delta", " beta"), "in the order of the labels given"
+    assert found.sha256 != load(replace(source, classes=()), 0).sha256
+    assert message(replace(source, classes=("b", "e"))).startswith(
+        f"tasks.mine.classes: {source.source!r} has no class 'e'"
+    )
+    assert "belong to kind 'classify'" in message(replace(source, kind="generate"))
+    assert "needs two or more" in message(replace(source, classes=("b",)))

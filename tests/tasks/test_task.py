@@ -60,3 +60,16 @@ def test_a_value_that_the_split_takes_away_is_reported(source: Source) -> None:
     source = replace(source, device_column="text")
     with pytest.raises(UserError, match="devices = 100: the device column has 60 values"):
         build(source, replace(SHARES, split="column", devices=0), 1)
+
+
+def test_tasks_that_split_alike_never_train_on_each_others_test_texts(source: Source) -> None:
+    """Labels may disagree: only the texts decide. Training texts are dealt by each task's own name."""
+    turned = replace(source, name="other", labels={"a": "b", "b": "a"})
+    one, two = build(source, SHARES, 1), build(turned, replace(SHARES, split_as="mine"), 1)
+    assert [s.prompt for s in one.test] == [s.prompt for s in two.test] and one.dev != two.dev
+    assert [s.answer for s in one.test] != [s.answer for s in two.test]
+    kept = {s.prompt for s in (*one.test, *one.dev)}
+    assert not kept & {s.prompt for device in two.train for s in device}
+    assert [s.prompt for s in one.train[0]] != [s.prompt for s in two.train[0]]
+    alone = build(turned, SHARES, 1)
+    assert kept & {s.prompt for device in alone.train for s in device}, "without it they would"

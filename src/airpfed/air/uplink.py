@@ -35,6 +35,7 @@ class Received:
 
     shared: Ghat^s. personal: Ghat_n^p, one row a task. heard: tasks with any device present. correlation: believed
     before the round, within and across tasks, per normaliser group; memory: the evidence for it after the round.
+    turn: which part of `shared` was sent, number and columns, where parts are sent in turn (`turns`); None: all of it.
     """
 
     shared: Float[Tensor, " d_s"]
@@ -46,6 +47,7 @@ class Received:
     ledger: Ledger
     correlation: tuple[tuple[float, float], ...]
     memory: Float[Tensor, "G 7"]
+    turn: tuple[int, tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)

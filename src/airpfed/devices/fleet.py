@@ -13,7 +13,7 @@ from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone, adapted, logits
 from airpfed.model.encode import IGNORED, Batch, Encoded, collate
-from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather
+from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather, trained
 from airpfed.streams import stream
 
 
@@ -22,7 +22,7 @@ class Fleet:
     """K devices over one backbone.
 
     shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head
-    (classifier).
+    (classifier). hands: batches that a device takes at once, where it stands for so many; by default one.
     """
 
     backbone: Backbone
@@ -32,6 +32,7 @@ class Fleet:
     task_of: Int[Tensor, " K"]
     classes: tuple[int, ...]
     seed: int
+    hands: tuple[int, ...] = ()
 
 
 def draw(fleet: Fleet, device: int, cursor: int, count: int) -> list[int]:
@@ -53,7 +54,8 @@ def batches(fleet: Fleet, cursors: Int[Tensor, " K"], batch: int, steps: int) ->
 
     Small shards give small batches.
     """
-    counts = [min(batch, len(shard)) for shard in fleet.shards]
+    hands = fleet.hands or (1,) * len(fleet.shards)
+    counts = [min(batch * many, len(shard)) for many, shard in zip(hands, fleet.shards, strict=True)]
     plan = [
         [draw(fleet, k, int(cursors[k]) + step * count, count) for step in range(steps)]
         for k, count in enumerate(counts)
@@ -62,15 +64,22 @@ def batches(fleet: Fleet, cursors: Int[Tensor, " K"], batch: int, steps: int) ->
 
 
 def gradients(
-    fleet: Fleet, vectors: Vectors, plan: Sequence[Sequence[Sequence[int]]], local_lr: float, chunk: int
+    fleet: Fleet,
+    vectors: Vectors,
+    plan: Sequence[Sequence[Sequence[int]]],
+    local_lr: float,
+    chunk: int,
+    turn: tuple[int, int] | None = None,
 ) -> tuple[Vectors, Float[Tensor, " K"]]:
     """Each device's gradient of its own loss at its own parameters, and that loss (nats, of the first local step).
 
     plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
-    (E local_lr) comes back instead. At most `chunk` devices are computed together, never of two tasks: samples of
-    one task are of like length, so little padding is computed. Returns scope -> (K, d_scope).
+    (E local_lr) comes back instead. turn: columns of the `global` vector that local steps move (None: all); what a
+    method in turn lets rest must rest here too. At most `chunk` devices are computed together, never of two tasks:
+    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope).
     """
-    parts = [_chunk(fleet, vectors, plan, devices, local_lr) for devices in _chunks(fleet.task_of.tolist(), chunk)]
+    chunks = _chunks(fleet.task_of.tolist(), chunk)
+    parts = [_chunk(fleet, vectors, plan, devices, local_lr, turn) for devices in chunks]
     scopes = parts[0][0].keys()
     return {scope: torch.cat([p[0][scope] for p in parts]) for scope in scopes}, torch.cat([p[1] for p in parts])
 
@@ -88,30 +97,42 @@ def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
 
 
 def _chunk(
-    fleet: Fleet, vectors: Vectors, plan: Sequence[Sequence[Sequence[int]]], devices: list[int], local_lr: float
+    fleet: Fleet,
+    vectors: Vectors,
+    plan: Sequence[Sequence[Sequence[int]]],
+    devices: list[int],
+    local_lr: float,
+    turn: tuple[int, int] | None,
 ) -> tuple[Vectors, Tensor]:
     """The stacked pass over some devices, all their local steps."""
     index = torch.tensor(devices)
     start = gather(vectors, fleet.layout, fleet.task_of[index], index)
     now = {key: tensor.to(fleet.backbone.device) for key, tensor in start.items()}
-    moves = movable(fleet, now)
-    total = {key: torch.zeros_like(tensor) for key, tensor in now.items()}
-    losses = []
     steps = len(plan[devices[0]])
+    moves = movable(fleet, now, turn) if steps > 1 else {}
+    total = {key: torch.zeros_like(tensor) for key, tensor in trained(now).items()}
+    losses = []
     for step in range(steps):
         loss, gradient = loss_gradient(fleet, now, devices, [plan[k][step] for k in devices])
         losses.append(loss)
-        total = {key: total[key] + gradient[key] for key in now}
+        total = {key: total[key] + gradient[key] for key in total}
         if step + 1 < steps:
-            now = {key: now[key] - local_lr * moves[key] * gradient[key] for key in now}
+            now |= {key: now[key] - local_lr * moves[key] * gradient[key] for key in total}
     mean = {key: (tensor / steps).cpu() for key, tensor in total.items()}
     return flatten(mean, fleet.layout), losses[0].cpu()
 
 
-def movable(fleet: Fleet, factors: Factors) -> Factors:
-    """1 where a local step may move a factor, 0 on what is frozen; shaped to multiply the factors of any devices."""
+def movable(fleet: Fleet, factors: Factors, turn: tuple[int, int] | None) -> Factors:
+    """1 where a local step may move a factor, 0 on what is frozen or rests in this turn.
+
+    Shaped to multiply the factors of any devices. Raises ValueError where a method in turn is not told whose it is.
+    """
+    if turn is None and fleet.layout.in_turn:
+        raise ValueError("local steps of a method in turn need the columns whose turn it is")
     like = next(iter(factors.values()))
-    marks = {s: like.new_full((1, fleet.layout.size(s)), 0.0 if s == "frozen" else 1.0) for s in SCOPES}
+    marks: Vectors = {s: like.new_full((1, fleet.layout.size(s)), 0.0 if s == "frozen" else 1.0) for s in SCOPES}
+    if turn is not None:
+        marks["global"][:, : turn[0]] = marks["global"][:, turn[1] :] = 0.0
     one = torch.zeros(1, dtype=torch.long)
     return gather(marks, fleet.layout, one, one)
 
@@ -123,8 +144,8 @@ def loss_gradient(
 
     Since no device's loss reads another's factors, the gradient of the sum of losses is every device's own gradient.
     """
-    leaves = {key: tensor.detach().requires_grad_() for key, tensor in factors.items()}
-    loss, weight = row_losses(fleet, leaves, devices, rows)
+    leaves = {key: tensor.detach().requires_grad_() for key, tensor in trained(factors).items()}
+    loss, weight = row_losses(fleet, factors | leaves, devices, rows)
     own = (loss * weight).sum(1)
     found = torch.autograd.grad(own.sum(), list(leaves.values()))
     return own.detach(), dict(zip(leaves, found, strict=True))

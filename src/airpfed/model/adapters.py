@@ -16,11 +16,15 @@ SCOPES: tuple[Scope, ...] = ("global", "task", "device", "frozen")
 
 @dataclass(frozen=True)
 class Block:
-    """`rank` columns of B and rows of A, with the scope of each factor."""
+    """`rank` columns of B and rows of A, with the scope of each factor.
+
+    in_turn: B is sent and moves in odd rounds, A in even ones; the factor that rests does neither.
+    """
 
     rank: int
     a: Scope
     b: Scope
+    in_turn: bool = False
 
 
 METHODS: dict[str, Callable[[int, int], tuple[Block, ...]]] = {
@@ -30,9 +34,17 @@ METHODS: dict[str, Callable[[int, int], tuple[Block, ...]]] = {
     "feddpa": lambda r_s, r_p: (Block(r_s, "global", "global"), Block(r_p, "device", "device")),
     "ffa": lambda r_s, r_p: (Block(r_s + r_p, "frozen", "global"),),
     "fedsa": lambda r_s, r_p: (Block(r_s + r_p, "global", "device"),),
+    "rolora": lambda r_s, r_p: (Block(r_s + r_p, "global", "global", in_turn=True),),
     "local": lambda r_s, r_p: (Block(r_s + r_p, "device", "device"),),
+    "centralised": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
+    "fedex": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
+    "flora": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
 }
-"""Every method is a row: (R_s, R_p) -> blocks. A method of one block takes the total rank R_s + R_p."""
+"""Every method is a row: (R_s, R_p) -> blocks. A method of one block takes the total rank R_s + R_p.
+
+The last three are upper bounds without an error, not of the air: one worker a task that holds its devices' data, and
+two whose server needs every device's factors (`rounds.merge`).
+"""
 
 
 def blocks_of(method: str, rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
@@ -45,6 +57,7 @@ class StackedLoRA(nn.Module):
 
     Rows come device by device, equally many each: x is (K*b, ..., Q). `a` (K, R, Q) and `b` (K, L, R) hold all blocks
     side by side; while they are None the layer is its base. With B = 0 the output equals the base's exactly.
+    `added` (L, Q), if there is one, is what a server has added to W0.
     """
 
     def __init__(self, base: nn.Linear, scale: float) -> None:
@@ -54,12 +67,15 @@ class StackedLoRA(nn.Module):
         self.scale = scale
         self.a: Tensor | None = None
         self.b: Tensor | None = None
+        self.added: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "rows *t Q"]) -> Float[Tensor, "rows *t L"]:
         """W0 x + c B A x, each row with its own device's factors."""
         y: Tensor = self.base(x)
         if self.a is None or self.b is None:
             return y
+        if self.added is not None:
+            y = y + nn.functional.linear(x, self.added)
         rows = x.reshape(self.a.shape[0], -1, x.shape[-1])
         low = torch.bmm(rows, self.a.transpose(1, 2))
         return y + self.scale * torch.bmm(low, self.b.transpose(1, 2)).reshape(y.shape)

@@ -177,7 +177,7 @@ def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
         if isinstance(layer, StackedLoRA):
-            layer.a, layer.b = factors[f"{name}.A"], factors[f"{name}.B"]
+            layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
         else:
             layer.weight = factors[f"{name}.head"]
     try:
@@ -185,7 +185,7 @@ def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
     finally:
         for layer in backbone.layers.values():
             if isinstance(layer, StackedLoRA):
-                layer.a = layer.b = None
+                layer.a = layer.b = layer.added = None
             else:
                 layer.weight = None
 

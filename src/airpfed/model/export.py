@@ -12,6 +12,7 @@ from torch import Tensor
 from airpfed import record
 from airpfed.errors import UserError
 from airpfed.model import catalog
+from airpfed.model.adapters import StackedLoRA
 from airpfed.model.backbone import Backbone, adapted, logits
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.vector import Factors
@@ -113,6 +114,32 @@ def checked(backbone: Backbone, factors: Factors, classes: int, alpha: float, fo
     if not gap < TOLERANCE:
         raise UserError(f"{folder}: the reloaded adapter's logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
     return reloaded
+
+
+def merge_plainly(
+    backbone: Backbone, factors: Factors, classes: int, base: Any, samples: Sequence[Encoded], folder: Path
+) -> None:
+    """Add everything to the weights of `base`, compare the logits, write it with the tokenizer.
+
+    For models that no adapter holds. UserError if the logits differ.
+    """
+    weights = dict(base.named_parameters())
+    with torch.no_grad():
+        for name in backbone.sites:
+            site = backbone.layers[name]
+            assert isinstance(site, StackedLoRA)
+            change = site.scale * factors[f"{name}.B"][0] @ factors[f"{name}.A"][0] + factors[f"{name}.W"]
+            weights[f"{name}.weight"] += change.cpu()
+        for key, tensor in peft_tensors(backbone, factors, classes).items():
+            plain = key.removeprefix("base_model.model.")
+            if plain in weights:  # heads
+                weights[plain].copy_(tensor)
+    gap = difference(backbone, factors, classes, base.eval(), samples)
+    if not gap < TOLERANCE:
+        raise UserError(f"{folder}: the merged weights' logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
+    with catalog.quiet():
+        base.save_pretrained(str(folder))
+        backbone.tokenizer.save_pretrained(str(folder))
 
 
 def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:

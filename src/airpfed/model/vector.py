@@ -7,6 +7,7 @@ head uses a prefix of the vector.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,11 +15,17 @@ from torch import Tensor
 
 from airpfed.model.adapters import SCOPES, Block, Scope
 
-Vectors = dict[Scope, Tensor]
-"""Scope -> (copies, d_scope): one copy of `global` and `frozen`, N of `task`, K of `device`."""
+Vectors = dict[Scope | Literal["added"], Tensor]
+"""Scope -> (copies, d_scope): one copy of `global` and `frozen`, N of `task`, K of `device`.
+
+`added`, where it is not empty: what a server has added to the frozen weights, all adapted layers in sorted order.
+"""
 
 Factors = dict[str, Tensor]
-"""`LAYER.A` (K, R, Q), `LAYER.B` (K, L, R), `LAYER.head` (K, C, H + 1): what the model's layers use."""
+"""`LAYER.A` (K, R, Q), `LAYER.B` (K, L, R), `LAYER.head` (K, C, H + 1): what the model's layers use.
+
+`LAYER.W` (L, Q), the same for all devices and never trained by one: what a server has added to the frozen weight.
+"""
 
 KINDS = ("A", "B", "head")
 
@@ -47,10 +54,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of all entries, and the length of each task's vector (shorter where its head is narrower)."""
+    """The order of all entries, and the length of each task's vector (shorter where its head is narrower).
+
+    in_turn: the `global` scope's B factors move in odd rounds, its A factors in even ones.
+    """
 
     entries: tuple[Entry, ...]
     task_lengths: tuple[int, ...]
+    in_turn: bool = False
 
     def size(self, scope: Scope) -> int:
         """d of a scope; for `task` that of the widest head."""
@@ -69,25 +80,36 @@ class Layout:
                 found[kind] = (spans[0][0], spans[-1][1])
         return found
 
+    def turns(self) -> tuple[tuple[int, int], ...]:
+        """Columns of the `global` vector that are sent and move in rounds 1, 2, ..., and then in the same order.
+
+        In turn: B factors (and heads of this scope), then A factors.
+        """
+        size, first = self.size("global"), self.groups("global")[:1]
+        return ((first[0][1], size), first[0]) if self.in_turn else ((0, size),)
+
 
 def layout(
     layers: Mapping[str, tuple[int, int]],
     blocks: Iterable[Block],
     heads: Mapping[str, tuple[int, int]],
     classes: Iterable[int],
+    head: Scope = "task",
 ) -> Layout:
     """The layout of a model.
 
-    layers: name -> (L, Q) of each adapted linear layer. heads: name -> (C, H + 1) of each trained linear layer of the
-    task head, always of scope `task`, the one whose rows are classes last. classes: C_n of each task.
+    layers: name -> (L, Q) of each adapted linear layer. heads: name -> (C, H + 1) of each linear layer of the task
+    head, all of scope `head`, the one whose rows are classes last. classes: C_n of each task.
     """
     tensors: list[tuple[str, str, int, tuple[int, int], Scope]] = []
+    blocks = tuple(blocks)
+    assert all(not block.in_turn or (block.a, block.b) == ("global", "global") for block in blocks)
     for number, block in enumerate(blocks):
         for name in sorted(layers):
             out, width = layers[name]
             tensors.append((name, "A", number, (block.rank, width), block.a))
             tensors.append((name, "B", number, (out, block.rank), block.b))
-    tensors += [(name, "head", 0, shape, "task") for name, shape in heads.items()]
+    tensors += [(name, "head", 0, shape, head) for name, shape in heads.items()]
     ends: dict[Scope, int] = dict.fromkeys(SCOPES, 0)
     entries: list[Entry] = []
     for kind in KINDS:
@@ -95,8 +117,9 @@ def layout(
             if own == kind:
                 entries.append(Entry(name, kind, number, shape, scope, ends[scope]))
                 ends[scope] = entries[-1].stop
-    widest, row = list(heads.values())[-1] if heads else (0, 0)
-    return Layout(tuple(entries), tuple(ends["task"] - max(widest - c, 0) * row for c in classes))
+    widest, row = list(heads.values())[-1] if heads and head == "task" else (0, 0)
+    lengths = tuple(ends["task"] - max(widest - c, 0) * row for c in classes)
+    return Layout(tuple(entries), lengths, any(block.in_turn for block in blocks))
 
 
 def copies(scope: Scope, tasks: int, devices: int) -> int:
@@ -111,7 +134,8 @@ def gather(vectors: Vectors, layout: Layout, task_of: Int[Tensor, " K"], device:
     for entry in layout.entries:
         columns = vectors[entry.scope][:, entry.start : entry.stop]
         parts.setdefault(entry.key, []).append(columns[row[entry.scope]].reshape(-1, *entry.shape))
-    return _side_by_side(parts)
+    found = _side_by_side(parts)
+    return found | additions(vectors["added"], found) if "added" in vectors else found
 
 
 def unflatten(rows: Vectors, layout: Layout) -> Factors:
@@ -126,6 +150,19 @@ def unflatten(rows: Vectors, layout: Layout) -> Factors:
 def _side_by_side(parts: dict[str, list[Tensor]]) -> Factors:
     """Blocks beside each other along the rank."""
     return {key: torch.cat(tensors, dim=1 if key.endswith(".A") else 2) for key, tensors in parts.items()}
+
+
+def additions(added: Float[Tensor, "1 d"], factors: Factors) -> Factors:
+    """`LAYER.W` of every adapted layer, sorted, from one vector."""
+    layers = sorted(key.removesuffix(".B") for key in factors if key.endswith(".B"))
+    shapes = [(factors[f"{layer}.B"].shape[1], factors[f"{layer}.A"].shape[2]) for layer in layers]
+    cut = torch.split(added[0], [out * width for out, width in shapes])
+    return {f"{layer}.W": one.view(shape) for layer, one, shape in zip(layers, cut, shapes, strict=True)}
+
+
+def trained(factors: Factors) -> Factors:
+    """The factors that devices train: all but what a server has added to the frozen weights."""
+    return {key: tensor for key, tensor in factors.items() if not key.endswith(".W")}
 
 
 def flatten(factors: Factors, layout: Layout) -> Vectors:
@@ -147,7 +184,7 @@ def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torc
     One row per scope, float32: every task and device starts from the same values. A layer's A is drawn whole and
     then cut into blocks, so that all methods of one total rank start from the same A.
     """
-    values = {s: torch.zeros(1, layout.size(s)) for s in SCOPES}
+    values: Vectors = {s: torch.zeros(1, layout.size(s)) for s in SCOPES}
     downs = [entry for entry in layout.entries if entry.kind == "A"]
     for layer in sorted({entry.layer for entry in downs}):
         parts = [entry for entry in downs if entry.layer == layer]
@@ -157,5 +194,5 @@ def initial(layout: Layout, heads: Mapping[str, Float[Tensor, "C H"]], rng: torc
             rows, whole = whole[: entry.shape[0]], whole[entry.shape[0] :]
             values[entry.scope][0, entry.start : entry.stop] = rows.flatten()
     for entry in (e for e in layout.entries if e.kind == "head"):
-        values["task"][0, entry.start : entry.stop] = heads[entry.layer].flatten()
+        values[entry.scope][0, entry.start : entry.stop] = heads[entry.layer].flatten()
     return values

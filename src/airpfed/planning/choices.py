@@ -7,8 +7,8 @@ from typing import Any
 
 from airpfed import reading
 from airpfed.errors import UserError
+from airpfed.grid import at, axes_of, changes, points
 from airpfed.settings import Settings
-from airpfed.study import at, axes_of, points
 
 VARIED = "radio."
 """What a plan may vary without another probe; ranks at fixed R by splits."""
@@ -18,19 +18,19 @@ def choices(
     file: Path, overrides: Sequence[str], base: Settings, grid: Sequence[str], splits: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], Settings]]:
     """(what is set, settings) of every candidate: the grid times the splits R_s:R_p; UserError where one is wrong."""
-    axes = grid or default_grid(base)
-    for key in axes_of(axes):
+    axes = axes_of(grid or default_grid(base))
+    for key in (one for axis in axes for one in axis.split("/")):
         if not key.startswith(VARIED):
             raise UserError(f"--grid {key}: a plan varies radio settings; ranks by --split R_S:R_P")
     for point, split in itertools.product(points(axes), splits or default_splits(base)):
         shared, personal = ranks_of(split, base)
         extra = [f"adapters.rank_shared={shared}", f"adapters.rank_personal={personal}"]
         with at(point):
-            settings = reading.read(file, [*overrides, *point, *extra])
+            settings = reading.read(file, [*overrides, *changes(point), *extra])
             if settings.radio.design == "digital":
                 raise UserError('radio.design = "digital": a plan knows no rounding; use a design over the air')
         tree = settings.model_dump(mode="json")
-        keys = [change.split("=", 1)[0].split(".") for change in [*point, *extra]]
+        keys = [change.split("=", 1)[0].split(".") for change in [*changes(point), *extra]]
         yield {f"{section}.{key}": tree[section][key] for section, key in keys}, settings
 
 

@@ -1,7 +1,7 @@
 """Each task's model on its dev or test split; device scope counts by each device's share of the task's data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,10 +25,14 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskView:
-    """What evaluation needs of a task. choices: label tokens (causal LM) or class indices, in the order of classes."""
+    """What evaluation needs of a task.
+
+    labels: label words; choices: their tokens (causal LM) or class indices; both in the order of classes.
+    """
 
     name: str
     kind: Kind
+    labels: tuple[str, ...]
     choices: tuple[int, ...]
     max_new_tokens: int
     dev: Split
@@ -67,6 +71,23 @@ def score_task(fleet: Fleet, vectors: Vectors, number: int, task: TaskView, whic
     weights = [len(fleet.shards[int(k)]) for k in devices]
     balanced = None if scores[0].balanced is None else _mean([s.balanced or 0.0 for s in scores], weights)
     return Score(_mean([s.value for s in scores], weights), balanced)
+
+
+def score_elsewhere(fleet: Fleet, vectors: Vectors, number: int, tasks: Sequence[TaskView]) -> dict[str, float | None]:
+    """The metric of a task's model on the test splits of the others: what it has forgotten of them, or never knew.
+
+    A head of its own answers with its own classes; None where it lacks one of the other task's label words.
+    """
+    own = tasks[number].labels
+    found: dict[str, float | None] = {}
+    for other in (task for task in tasks if task is not tasks[number]):
+        if not fleet.backbone.causal:
+            if not set(other.labels) <= set(own):
+                found[other.name] = None
+                continue
+            other = replace(other, choices=tuple(own.index(word) for word in other.labels))
+        found[other.name] = score_task(fleet, vectors, number, other, "test").value
+    return found
 
 
 def model_of(fleet: Fleet, vectors: Vectors, task: int, device: int) -> Factors:

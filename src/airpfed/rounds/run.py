@@ -2,12 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from statistics import fmean as mean
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from airpfed import record
 from airpfed.devices.fleet import Fleet, batches, gradients
 from airpfed.record import Ledger, Probe, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
-from airpfed.rounds.evaluate import Score, TaskView, score, score_task
+from airpfed.rounds.evaluate import Score, TaskView, score, score_elsewhere, score_task
+from airpfed.rounds.merge import Merge, merge
 from airpfed.rounds.meter import Meter, Played
 from airpfed.rounds.metered import due, metered
 from airpfed.rounds.probe import probe as look_around
@@ -26,8 +28,10 @@ from airpfed.rounds.step import Link, step
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run needs, as objects and plain values. fingerprint: of settings, data and base model.
+    """Everything a run needs, as objects and plain values.
 
+    fingerprint: of settings, data and base model; base_key: of what the untouched model's scores depend on. merge: the
+    rule in the link's place, where the method has one. air_seconds: budget of the run. score: the final models' split.
     lr: None where the probe decides it. meter: None where nothing of the theory is asked for.
     """
 
@@ -47,6 +51,20 @@ class Experiment:
     seed: int
     fingerprint: str
     meter: Meter | None = None
+    merge: Merge | None = None
+    air_seconds: float | None = None
+    score: Literal["test", "dev", "both"] = "test"
+    cross_eval: bool = False
+    base_key: str = ""
+
+
+@dataclass(frozen=True)
+class Final:
+    """Scores after the last round, a task each; None where not asked for. others: task -> metric on its test split."""
+
+    test: list[Score] | list[None]
+    dev: list[float | None]
+    others: list[dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -78,18 +96,16 @@ def play(
     if not resumed:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
     probe = probed(experiment, out / "theory.json", resumed, say)
-    base = base_scores(experiment, saved / "base.json", resumed, say)
-    while state.round < experiment.rounds and not stop():
+    base = base_scores(experiment, saved / "base.json", say)
+    while goes_on(experiment, records) and not stop():
         state, row = play_round(experiment, state, probe)
         record.append(out / "records.jsonl", row)
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
         records.append(row)
         watch(row)
-    final: list[Score] | None = None
-    if state.round >= experiment.rounds:
-        say("scoring the tasks' models on the test splits")
-        final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
-    return Outcome(state, summarise(experiment, records, base, final), final is not None)
+    completed = not goes_on(experiment, records)
+    final = final_scores(experiment, state, records, say) if completed else None
+    return Outcome(state, summarise(experiment, records, base, final), completed)
 
 
 def probed(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> Probe | None:
@@ -104,14 +120,44 @@ def probed(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], 
     return found
 
 
-def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> list[Score]:
-    """Test scores of the untouched model: computed once, kept in the checkpoint's folder for a resumed run."""
-    if kept and path.is_file():
-        with suppress(KeyError, TypeError, ValueError):  # a damaged file is made again
-            return [Score(*pair) for pair in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+def goes_on(experiment: Experiment, records: Sequence[RoundRecord]) -> bool:
+    """Whether a round is left: T is not reached, and one like the longest so far fits into the time on air."""
+    if len(records) >= experiment.rounds or experiment.air_seconds is None:
+        return len(records) < experiment.rounds
+    spent = [row.ledger.air_seconds for row in records]
+    return sum(spent) + max(spent, default=0.0) <= experiment.air_seconds
+
+
+def final_scores(
+    experiment: Experiment, state: State, records: Sequence[RoundRecord], say: Callable[[str], None]
+) -> Final:
+    """The models' scores after the last round: on test, on dev (or as the last round's record has it), elsewhere."""
+    fleet, found, tasks = experiment.fleet, vectors(state), experiment.tasks
+    known = records[-1].accuracy if records else {}
+    dev = [known.get(task.name) for task in tasks]
+    if experiment.score != "test":
+        dev = [
+            score_task(fleet, found, n, task, "dev").value if task.name not in known and task.dev.prompts else dev[n]
+            for n, task in enumerate(tasks)
+        ]
+    if experiment.score == "dev":
+        return Final([None] * len(tasks), dev, [{}] * len(tasks))
+    say("scoring the tasks' models on the test splits")
+    test = [score_task(fleet, found, n, task, "test") for n, task in enumerate(tasks)]
+    others = [score_elsewhere(fleet, found, n, tasks) if experiment.cross_eval else {} for n in range(len(tasks))]
+    return Final(test, dev, others)
+
+
+def base_scores(experiment: Experiment, path: Path, say: Callable[[str], None]) -> list[Score]:
+    """Test scores of the untouched model: computed once, kept in a file for every run of the same base and splits."""
+    with suppress(OSError, KeyError, TypeError, ValueError):  # a missing or damaged file is made again
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == experiment.base_key:
+            return [Score(*pair) for pair in kept["scores"]]
     say("scoring the untouched model on the test splits")
     scores = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
-    record.write_json(path, {"scores": [[one.value, one.balanced] for one in scores]})
+    pairs = [[one.value, one.balanced] for one in scores]
+    record.write_json(path, {"key": experiment.base_key, "scores": pairs})
     return scores
 
 
@@ -125,9 +171,14 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
     lr = experiment.lr if experiment.lr is not None else probe.eta if probe else nan
     with timed(seconds, "gradients"):
         plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
-        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+        turns = fleet.layout.turns()
+        turn = turns[state.round % len(turns)]
+        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk, turn)
     with timed(seconds, "air"):
-        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, lr)
+        if experiment.merge:
+            state, received, present = merge(experiment.merge, state, found, cursors)
+        else:
+            state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, lr)
     with timed(seconds, "evaluate"):
         scored = experiment.eval_every and state.round % experiment.eval_every == 0
         tasks = [(n, task) for n, task in enumerate(experiment.tasks) if scored and task.dev.prompts]
@@ -166,11 +217,11 @@ def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[s
     return losses
 
 
-def summarise(
-    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: list[Score] | None
-) -> Summary:
+def summarise(experiment: Experiment, records: list[RoundRecord], base: list[Score], final: Final | None) -> Summary:
     """The summary of the rounds so far; `final` is None where the run was interrupted."""
-    after: list[Score] | list[None] = final or [None] * len(base)
+    count = len(base)
+    last = final or Final([None] * count, [None] * count, [{}] * count)
+    scored = [score.value for score in last.test if score]
     rows = {
         task.name: TaskSummary(
             metric=task.metric,
@@ -179,8 +230,10 @@ def summarise(
             base_balanced=start.balanced,
             final_balanced=end.balanced if end else None,
             samples=len(task.test.prompts),
+            dev=dev,
+            others=others,
         )
-        for task, start, end in zip(experiment.tasks, base, after, strict=True)
+        for task, start, end, dev, others in zip(experiment.tasks, base, last.test, last.dev, last.others, strict=True)
     }
     pis = [row.pi for row in records if row.pi is not None]
     phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in phases_of(records)}
@@ -188,7 +241,7 @@ def summarise(
         method=experiment.method,
         rounds=len(records),
         tasks=rows,
-        average=mean(score.value for score in final) if final else None,
+        average=mean(scored) if scored else None,
         average_base=mean(score.value for score in base),
         pi_mean=mean(pis) if pis else None,
         ledger=sum((row.ledger for row in records), Ledger()),

@@ -1,5 +1,6 @@
 """What moves during a run: parameters with their optimiser moments, and where each device is in its data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,26 +18,34 @@ EPSILON = 1e-12
 """Far below the usual 1e-8: root mean squares of LoRA gradients can be smaller than that."""
 
 
+NOTHING = torch.zeros(1, 0)
+
+
 @dataclass(frozen=True)
 class Moving:
-    """Parameters of one scope, one row per copy, with Adam's moments and the number of updates of each copy."""
+    """Parameters of one scope, one row per copy, with Adam's moments and the number of updates of each copy.
+
+    Where parts of the columns move in turn, each turn counts its own updates: the last axis of `updates`.
+    """
 
     value: Float[Tensor, "copies d"]
     first: Float[Tensor, "copies d"]
     second: Float[Tensor, "copies d"]
-    updates: Int[Tensor, " copies"]
+    updates: Int[Tensor, "copies *turns"]
 
 
 @dataclass(frozen=True)
 class ServerState:
     """What servers hold: the shared parameters and each task's, and what they have heard of symbols' correlation.
 
-    Nothing that must not leave a device is a field here.
+    added: to the frozen weights of all adapted layers (`rounds.merge`), empty for every other method. Nothing that must
+    not leave a device is a field here.
     """
 
     shared: Moving
     personal: Moving
     memory: Float[Tensor, "G 7"]
+    added: Float[Tensor, "1 d_W"] = NOTHING
 
 
 @dataclass(frozen=True)
@@ -57,22 +66,33 @@ class State:
     frozen: Float[Tensor, "1 d"]
 
 
-def start(initial: Vectors, layout: Layout, tasks: int, devices: int, memory: Float[Tensor, "G 7"]) -> State:
+def start(
+    initial: Vectors,
+    layout: Layout,
+    tasks: int,
+    devices: int,
+    memory: Float[Tensor, "G 7"],
+    added: Float[Tensor, "1 d_W"] = NOTHING,
+) -> State:
     """Round 0: every copy of a scope starts from the same values. memory: the link's, before anything was heard."""
 
-    def moving(scope: Scope) -> Moving:
+    def moving(scope: Scope, turns: Sequence[int] = ()) -> Moving:
         rows = copies(scope, tasks, devices)
         value = initial[scope].repeat(rows, 1)
-        return Moving(value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(rows, dtype=torch.long))
+        updates = torch.zeros(rows, *turns, dtype=torch.long)
+        return Moving(value, torch.zeros_like(value), torch.zeros_like(value), updates)
 
+    shared = moving("global", (len(layout.turns()),) if layout.in_turn else ())
     own = DeviceState(moving("device"), torch.zeros(devices, dtype=torch.long))
-    return State(0, ServerState(moving("global"), moving("task"), memory), own, initial["frozen"])
+    return State(0, ServerState(shared, moving("task"), memory, added), own, initial["frozen"])
 
 
 def vectors(state: State) -> Vectors:
     """The current parameters of every scope."""
     server, own = state.server, state.devices.own
-    return {"global": server.shared.value, "task": server.personal.value, "device": own.value, "frozen": state.frozen}
+    found: Vectors = {"global": server.shared.value, "task": server.personal.value, "device": own.value}
+    found["frozen"] = state.frozen
+    return found | {"added": server.added} if server.added.numel() else found
 
 
 def update(
@@ -101,3 +121,23 @@ def update(
         chosen(after.second, moving.second),
         chosen(after.updates, moving.updates),
     )
+
+
+def update_turn(
+    moving: Moving,
+    turn: int,
+    columns: tuple[int, int],
+    gradient: Float[Tensor, "copies d"],
+    moves: Bool[Tensor, " copies"],
+    optimizer: Optimizer,
+    lr: float,
+) -> Moving:
+    """`update` of the columns whose turn it is, by that turn's own count; the others stay exactly as they are."""
+    first, last = columns
+    place = {"value": slice(first, last), "first": slice(first, last), "second": slice(first, last), "updates": turn}
+    part = Moving(**{key: getattr(moving, key)[:, at] for key, at in place.items()})
+    after = update(part, gradient[:, first:last], moves, optimizer, lr)
+    whole = {key: getattr(moving, key).clone() for key in place}
+    for key, at in place.items():
+        whole[key][:, at] = getattr(after, key)
+    return Moving(**whole)

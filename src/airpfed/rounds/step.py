@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air.uplink import Received
 from airpfed.model.vector import Vectors
-from airpfed.rounds.state import DeviceState, Optimizer, ServerState, State, update
+from airpfed.rounds.state import DeviceState, Optimizer, State, update, update_turn
 
 Link = Callable[[int, Tensor, Tensor, Tensor, Tensor], Received]
 """(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K), memory) -> what the servers receive."""
@@ -33,10 +33,14 @@ def step(
     t = state.round + 1
     received = link(t, gradients["global"], gradients["task"], present, state.server.memory)
     anyone = present.any().reshape(1)
-    server = ServerState(
-        update(state.server.shared, received.shared[None, :], anyone, optimizer, lr),
-        update(state.server.personal, received.personal, received.heard, optimizer, lr),
-        received.memory,
+    shared = received.shared[None, :]
+    server = replace(
+        state.server,
+        shared=update(state.server.shared, shared, anyone, optimizer, lr)
+        if received.turn is None
+        else update_turn(state.server.shared, *received.turn, shared, anyone, optimizer, lr),
+        personal=update(state.server.personal, received.personal, received.heard, optimizer, lr),
+        memory=received.memory,
     )
     own = update(state.devices.own, _clean(gradients["device"], present), present, optimizer, lr)
     return replace(state, round=t, server=server, devices=DeviceState(own, cursors)), received, present

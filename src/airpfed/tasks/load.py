@@ -24,7 +24,7 @@ class Source:
     column and "Label:" or "Answer:". text_column: used by the default prompt only. label_column: the class, or the
     answer to generate. A catalogue task has the columns text and label. labels: class -> word, in the order of the
     label indices; by default the class names, sorted. A space is put before each. max_chars: every column is cut there
-    when it is put into the prompt; by default nowhere.
+    when it is put into the prompt; by default nowhere. classes: only rows of these, by default all.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Source:
     device_column: str | None = None
     labels: Mapping[str, str] | None = None
     max_chars: int | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def load(source: Source, want: int) -> Loaded:
     plan, rows = _settle(source), _rows(source, want)
     template, kind = plan.prompt or "", plan.kind or "classify"
     _check(plan, template, rows)
+    if plan.classes:
+        plan, rows = _only(plan, rows)
     kept = _distinct([(fill(template, row, plan.max_chars), row) for row in rows])
     labels = _labels(plan, [row for _, row in kept]) if kind == "classify" else {}
     index = {name: position for position, name in enumerate(labels)}
@@ -81,6 +84,17 @@ def fill(template: str, row: Row, max_chars: int | None) -> str:
     that is no column.
     """
     return _HOLE.sub(lambda hole: hole[0][0] if hole[1] is None else row[hole[1]].strip()[:max_chars], template)
+
+
+def _only(plan: Source, rows: Sequence[Row]) -> tuple[Source, list[Row]]:
+    """The rows of the classes that are wanted, and their label words. Raises UserError where one does not occur."""
+    seen = {row[plan.label_column] for row in rows}
+    if missing := [name for name in plan.classes if name not in seen]:
+        raise UserError(
+            f"tasks.{plan.name}.classes: {plan.source!r} has no class {missing[0]!r}{hint(missing[0], seen)}"
+        )
+    labels = None if plan.labels is None else {k: word for k, word in plan.labels.items() if k in plan.classes}
+    return replace(plan, labels=labels), [row for row in rows if row[plan.label_column] in plan.classes]
 
 
 def _is_external(source: str) -> bool:
@@ -117,6 +131,8 @@ def _settle(source: Source) -> Source:
             raise UserError(f"tasks.{source.name}.kind is {source.kind!r}, but {source.source!r} is {entry.kind!r}")
     if filled.kind == "generate" and filled.labels is not None:
         raise UserError(f"tasks.{source.name}.labels belong to kind 'classify'; leave them out for 'generate'")
+    if filled.kind == "generate" and filled.classes:
+        raise UserError(f"tasks.{source.name}.classes belong to kind 'classify'; leave them out for 'generate'")
     return filled
 
 

@@ -20,6 +20,7 @@ class Shares:
     devices: how many; 0 takes as many as the device column has values (split "column" only). samples_per_device: of
     every device (sizes "equal") or the mean of a log-normal whose logarithm has the standard deviation sizes_sigma.
     dirichlet_alpha: how even the classes of a device are: small for one class, large for the mix of all samples.
+    split_as: the name that stands for the task's own where samples are split.
     """
 
     devices: int
@@ -30,6 +31,7 @@ class Shares:
     dirichlet_alpha: float = 1.0
     sizes: Literal["equal", "lognormal"] = "equal"
     sizes_sigma: float = 0.0
+    split_as: str = ""
 
 
 def split(samples: Samples, dev: int, test: int, seed: int, name: str) -> tuple[Samples, Samples, Samples]:

@@ -8,8 +8,9 @@ from airpfed.tasks.split import Shares, share, sizes, split
 
 
 def build(source: Source, shares: Shares, seed: int) -> Task:
-    """Load a task and deal its samples out. Random: the split and the shares, fixed by the seed and the task's name.
+    """Load a task and deal its samples out.
 
+    Random: the split (by the seed and the task's name, or `shares.split_as`) and the shares (by seed and name).
     Raises UserError as `load`, `split` and `share` do.
     """
     wanted = shares.dev_samples + shares.test_samples + int(sizes(shares, shares.devices, seed, source.name).sum())
@@ -17,6 +18,7 @@ def build(source: Source, shares: Shares, seed: int) -> Task:
     if shares.split == "column" and shares.devices == 0:
         # Counted before the split, so that a value that only dev and test hold is reported, not lost.
         shares = replace(shares, devices=len({sample.device for sample in loaded.samples}))
-    train, dev, test = split(loaded.samples, shares.dev_samples, shares.test_samples, seed, source.name)
+    order = shares.split_as or source.name
+    train, dev, test = split(loaded.samples, shares.dev_samples, shares.test_samples, seed, order)
     devices = share(train, shares, seed, source.name)
     return Task(source.name, loaded.kind, loaded.labels, devices, dev, test, loaded.sha256)

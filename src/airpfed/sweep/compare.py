@@ -1,0 +1,64 @@
+"""`airpfed compare`: finished runs side by side, wherever they are, by the settings in which they differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from airpfed import reading
+from airpfed.errors import UserError
+from airpfed.settings import Settings, TaskSettings
+from airpfed.sweep.cells import UNNAMED, summary_of
+from airpfed.sweep.tables import Run
+
+ABSENT = "-"
+
+
+def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
+    """All scored runs in the folders and below them, and what differs: setting -> its values, in the order met.
+
+    Settings that change nothing of what is trained, and the seed, are no difference. Raises UserError where a folder
+    holds none.
+    """
+    found = []
+    for folder in folders:
+        places = sorted(path.parent for path in folder.rglob("summary.json"))
+        scored = [
+            (place, summary) for place in places if (summary := summary_of(place)) and summary.average is not None
+        ]
+        if not scored:
+            raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
+        found += [(place, reading.read(place / "experiment.toml"), summary) for place, summary in scored]
+    flat = [flattened(settings) for _, settings, _ in found]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    values = {key: list(dict.fromkeys(one.get(key, ABSENT) for one in flat)) for key in keys}
+    axes = {key: seen for key, seen in values.items() if len(seen) > 1}
+    runs = [
+        Run(tuple((axis, one.get(axis, ABSENT)) for axis in axes), settings.run.seed, summary, str(place))
+        for (place, settings, summary), one in zip(found, flat, strict=True)
+    ]
+    return unique(runs), axes
+
+
+def unique(runs: Sequence[Run]) -> list[Run]:
+    """The runs in the order of their points; UserError where two of one point have the same seed."""
+    seen: dict[Any, Run] = {}
+    for run in runs:
+        if (run.where, run.seed) in seen:
+            first = seen[run.where, run.seed].folder
+            raise UserError(f"{run.folder}: the same settings and seed as {first}; name only one of them")
+        seen[run.where, run.seed] = run
+    order = list(dict.fromkeys(run.where for run in runs))
+    return sorted(runs, key=lambda run: (order.index(run.where), run.seed))
+
+
+def flattened(settings: Settings) -> dict[str, str]:
+    """Settings by key, `server.lr`; of tasks their names, and a key as `tasks.*.key` where all tasks agree on it."""
+    tree = settings.model_dump(mode="json", exclude={**UNNAMED, "tasks": True})
+    tree["run"].pop("seed")
+    found = {f"{section}.{key}": str(value) for section, keys in tree.items() for key, value in (keys or {}).items()}
+    found["tasks"] = "+".join(task.name for task in settings.tasks)
+    for key in (key for key in TaskSettings.model_fields if key != "name"):
+        values = {task.name: str(getattr(task, key)) for task in settings.tasks}
+        same = len(set(values.values())) == 1
+        found |= {f"tasks.{'*' if same else name}.{key}": value for name, value in values.items()}
+    return found

@@ -1,0 +1,107 @@
+"""One cell of a sweep, in the process that computes it; what cells share is loaded once a process."""
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from airpfed import build, outputs, record
+from airpfed.errors import UserError
+from airpfed.rounds import checkpoint
+from airpfed.rounds.run import play
+from airpfed.settings import Settings
+from airpfed.sweep.cells import is_done, summary_of
+from airpfed.tracker import TRACKERS
+
+BASE = "base"
+"""Folder beside the cells' with the scores of the untouched model."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a cell ended; why, if it failed."""
+
+    end: Literal["done", "stopped", "failed"]
+    why: str = ""
+
+
+_stopping: Callable[[], bool] = lambda: False  # noqa: E731
+_kept: dict[str, build.Prepared] = {}
+"""The last preparation of this process."""
+
+
+def begin(stopping: Callable[[], bool]) -> None:
+    """Set up a worker process: Ctrl-C is for its parent to answer, and it ends with its parent, however that ends."""
+    global _stopping
+    _stopping = stopping
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def work(settings_json: str, folder: Path, command: str, stopping: Callable[[], bool] | None = None) -> Result:
+    """Bring a cell to its end from wherever it is; nothing is done twice, also if another process is at the same cell.
+
+    settings_json: of `Settings`. folder: the cell's directory, made if need be. A cell that cannot be computed is
+    `failed`, and told in a line.
+    """
+    settings = Settings.model_validate_json(settings_json)
+    try:
+        with locked(folder):
+            if is_done(summary_of(folder), settings.run):
+                return Result("done")
+            return _play(settings, folder, command, stopping or _stopping)
+    except UserError as error:
+        return Result("failed", str(error).splitlines()[0])
+    except OSError as error:
+        return Result("failed", f"{error.filename or folder}: {error.strerror or error}")
+
+
+def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[], bool]) -> Result:
+    made = prepared(settings)
+    experiment = build.experiment(settings, made.tasks, made)
+    track = TRACKERS[settings.run.tracker](folder)
+    outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder)
+    own, common = folder / "checkpoint" / "base.json", folder.parent.parent / BASE / f"{made.base_key[:16]}.json"
+    own.parent.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        record.write_atomic(own, common.read_bytes())
+    outcome = play(experiment, folder, checkpoint.exists(own.parent), track, stopping, lambda _: None)
+    common.parent.mkdir(exist_ok=True)
+    if not common.exists():
+        record.write_atomic(common, own.read_bytes())
+    record.write_json(folder / "summary.json", outcome.summary)
+    track(outcome.summary)
+    return Result("done" if outcome.completed else "stopped")
+
+
+def prepared(settings: Settings) -> build.Prepared:
+    """Tasks, tokens and base model of these settings; kept for the next cell that wants the same."""
+    key = build.preparation(settings)
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = build.prepared(settings, build.load_tasks(settings))
+    return _kept[key]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The only process at work in a directory; waits for another to end. The system lets go of a dead one's lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
