@@ -28,7 +28,11 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
-UNSHAPING: dict[str, set[str]] = {"server": {"rounds"}, "run": {"eval_every", "threads"}}
+UNSHAPING: dict[str, set[str]] = {
+    "server": {"rounds"},
+    "run": {"eval_every", "threads"},
+    "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
+}
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
 
 
@@ -128,6 +132,7 @@ def experiment(settings: Settings, tasks: tuple[Task, ...]) -> Experiment:
         eval_every=settings.run.eval_every,
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
+        payload=settings.federation.payload,
     )
 
 
@@ -244,11 +249,13 @@ def noise_watts(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:
-    """Devices computed together so that activations and factors stay within `devices.memory_gb`.
+    """Devices computed together: `devices.chunk`, or so many that all stays within `devices.memory_gb`.
 
     A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
     factors are held about four times (values, gradients, sums).
     """
+    if settings.devices.chunk:
+        return settings.devices.chunk
     above = [layer.base for layer in fleet.backbone.layers.values()]
     widths = sum(linear.in_features + linear.out_features for linear in above)
     tokens = settings.devices.batch_size * settings.model.max_tokens

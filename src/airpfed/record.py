@@ -56,6 +56,9 @@ class Ledger(Row):
     joules_max: float = Field(0.0, description="energy radiated for gradients, largest of a device's rounds summed, J")
     side_bits: int = Field(0, description="side information from the devices (32 bits a scalar), bits")
     downlink_bits: int = Field(0, description="adapters broadcast to the devices (32 bits an entry), bits")
+    payload_bytes: int = Field(0, description="gradients of all devices as federation.payload says, computed, bytes")
+    uplink_bytes: int = Field(0, description="messages with gradients that arrived in a federation, counted, bytes")
+    downlink_bytes: int = Field(0, description="messages with parameters that a federation sent, counted, bytes")
 
     def __add__(self, other: "Ledger") -> "Ledger":
         """Entry by entry; `joules_max` adds the rounds' maxima, an upper bound of any one device's total."""

@@ -4,25 +4,48 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean as mean
+from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from airpfed import record
 from airpfed.devices.fleet import Fleet, batches, gradients
+from airpfed.devices.payload import Payload, all_bytes, rounded
+from airpfed.model.vector import Vectors
 from airpfed.record import Ledger, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
 from airpfed.rounds.evaluate import Score, TaskView, score, score_task
 from airpfed.rounds.state import Optimizer, State, vectors
-from airpfed.rounds.step import Link, step
+from airpfed.rounds.step import Link, finite, step
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What servers have of the devices after a round's work, a row a device, NaN where there is nothing.
+
+    gradients: scope -> (K, d_scope). loss: nats. cursors: places in the data after the round. samples: D_k. cost: what
+    the messages took.
+    """
+
+    gradients: Vectors
+    loss: Float[Tensor, " K"]
+    cursors: Int[Tensor, " K"]
+    samples: Float[Tensor, " K"]
+    cost: Ledger
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a run needs, as objects and plain values. fingerprint: of settings, data and base model."""
+    """Everything a run needs, as objects and plain values.
+
+    payload: how gradients travel. fingerprint: of settings, data and base model. collect, rate: the devices' work in a
+    round, and a task's score; a federation asks real devices.
+    """
 
     method: str
     fleet: Fleet
@@ -39,6 +62,13 @@ class Experiment:
     eval_every: int
     seed: int
     fingerprint: str
+    payload: Payload = "float32"
+    collect: "Collect" = field(default_factory=lambda: simulated)
+    rate: "Rate" = field(default_factory=lambda: simulated_score)
+
+
+Collect = Callable[[Experiment, State], Collected]
+Rate = Callable[[Experiment, State, int, Literal["dev", "test"]], Score]
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,7 @@ def play(
     final: list[Score] | None = None
     if state.round >= experiment.rounds:
         say("scoring the tasks' models on the test splits")
-        final = [score_task(experiment.fleet, vectors(state), n, t, "test") for n, t in enumerate(experiment.tasks)]
+        final = [experiment.rate(experiment, state, number, "test") for number in range(len(experiment.tasks))]
     return Outcome(state, summarise(experiment, records, base, final), final is not None)
 
 
@@ -95,43 +125,58 @@ def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[s
 
 
 def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord]:
-    """One round: batches, gradients, uplink and update, evaluation where it is due; the next state and its record."""
+    """One round: gradients, uplink and update, evaluation where it is due; the next state and its record."""
     seconds: dict[str, float] = {}
-    fleet = experiment.fleet
     with timed(seconds, "gradients"):
-        plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
-        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+        found = experiment.collect(experiment, state)
     with timed(seconds, "air"):
-        state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, experiment.lr)
+        state, received, present = step(
+            state, found.gradients, found.cursors, experiment.link, experiment.optimizer, experiment.lr
+        )
     with timed(seconds, "evaluate"):
         due = experiment.eval_every and state.round % experiment.eval_every == 0
         tasks = [(n, task) for n, task in enumerate(experiment.tasks) if due and task.dev.prompts]
-        reached = {task.name: score_task(fleet, vectors(state), n, task, "dev").value for n, task in tasks}
+        reached = {task.name: experiment.rate(experiment, state, n, "dev").value for n, task in tasks}
     return state, RoundRecord(
         round=state.round,
-        loss=task_losses(experiment, loss, present),
+        loss=task_losses(experiment, found, present),
         accuracy=reached,
         mse=received.mse,
         pi=received.pi,
         pi_claimed=received.pi_claimed,
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
-        ledger=received.ledger,
+        ledger=received.ledger + found.cost,
         seconds=seconds,
     )
 
 
-def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[str, float]:
+def simulated(experiment: Experiment, state: State) -> Collected:
+    """All devices' work in this process; gradients as they come out of their payload."""
+    fleet = experiment.fleet
+    plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
+    found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+    samples = torch.tensor([float(len(shard)) for shard in fleet.shards])
+    cost = Ledger(payload_bytes=all_bytes(fleet.layout, fleet.task_of, experiment.payload))
+    sent = rounded(found, finite(found), fleet.layout, fleet.task_of, experiment.payload, fleet.seed, state.round + 1)
+    return Collected(sent, loss, cursors, samples, cost)
+
+
+def simulated_score(experiment: Experiment, state: State, number: int, which: Literal["dev", "test"]) -> Score:
+    """A task's score, computed in this process."""
+    return score_task(experiment.fleet, vectors(state), number, experiment.tasks[number], which)
+
+
+def task_losses(experiment: Experiment, found: Collected, present: Tensor) -> dict[str, float]:
     """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present.
 
     Tasks with none are left out.
     """
-    samples = torch.tensor([float(len(shard)) for shard in experiment.fleet.shards])
     losses = {}
     for n, task in enumerate(experiment.tasks):
-        weight = samples * present * (experiment.fleet.task_of == n)
+        weight = found.samples * present * (experiment.fleet.task_of == n)
         if weight.sum() > 0:
-            losses[task.name] = float((weight * loss.nan_to_num() / weight.sum()).sum())
+            losses[task.name] = float((weight * found.loss.nan_to_num() / weight.sum()).sum())
     return losses
 
 
