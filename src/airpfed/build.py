@@ -160,9 +160,13 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
     return TaskView(task.name, task.kind, words, wanted.max_new_tokens, split(task.dev), split(task.test))
 
 
-def air(settings: Settings, fleet: Fleet, names: tuple[str, ...]) -> Air:
-    """The radio side of a fleet, in linear SI units; the drop of devices is fixed by the seed."""
-    samples = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
+def air(settings: Settings, fleet: Fleet, names: tuple[str, ...], told: torch.Tensor | None = None) -> Air:
+    """The radio side of a fleet, in linear SI units; the drop of devices is fixed by the seed.
+
+    told: D_k where the data is not here.
+    """
+    here = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
+    samples = here if told is None else told
     order = fleet.layout
     groups = (order.groups("global"), order.groups("task"))
     return radio_side(settings, fleet.task_of, samples, names, groups, order.task_lengths)

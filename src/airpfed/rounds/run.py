@@ -16,6 +16,7 @@ from torch import Tensor
 from airpfed import record
 from airpfed.devices.fleet import Fleet, batches, gradients
 from airpfed.devices.payload import Payload, all_bytes, rounded
+from airpfed.errors import UserError
 from airpfed.model.vector import Vectors
 from airpfed.record import Ledger, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
@@ -68,7 +69,8 @@ class Experiment:
 
 
 Collect = Callable[[Experiment, State], Collected]
-Rate = Callable[[Experiment, State, int, Literal["dev", "test"]], Score]
+Rate = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
+"""(experiment, state, number of a task, split) -> the task's score; None where no device could be asked."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def play(
     final: list[Score] | None = None
     if state.round >= experiment.rounds:
         say("scoring the tasks' models on the test splits")
-        final = [experiment.rate(experiment, state, number, "test") for number in range(len(experiment.tasks))]
+        final = [final_score(experiment, state, number) for number in range(len(experiment.tasks))]
     return Outcome(state, summarise(experiment, records, base, final), final is not None)
 
 
@@ -124,6 +126,14 @@ def base_scores(experiment: Experiment, path: Path, kept: bool, say: Callable[[s
     return scores
 
 
+def final_score(experiment: Experiment, state: State, number: int) -> Score:
+    """A task's score on its test split; UserError if there is nobody to ask: the run can then be resumed."""
+    found = experiment.rate(experiment, state, number, "test")
+    if found is None:
+        raise UserError(f"no device of task {experiment.tasks[number].name} is there to be scored; go on with --resume")
+    return found
+
+
 def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord]:
     """One round: gradients, uplink and update, evaluation where it is due; the next state and its record."""
     seconds: dict[str, float] = {}
@@ -136,11 +146,11 @@ def play_round(experiment: Experiment, state: State) -> tuple[State, RoundRecord
     with timed(seconds, "evaluate"):
         due = experiment.eval_every and state.round % experiment.eval_every == 0
         tasks = [(n, task) for n, task in enumerate(experiment.tasks) if due and task.dev.prompts]
-        reached = {task.name: experiment.rate(experiment, state, n, "dev").value for n, task in tasks}
+        scores = {task.name: experiment.rate(experiment, state, n, "dev") for n, task in tasks}
     return state, RoundRecord(
         round=state.round,
         loss=task_losses(experiment, found, present),
-        accuracy=reached,
+        accuracy={name: score.value for name, score in scores.items() if score},
         mse=received.mse,
         pi=received.pi,
         pi_claimed=received.pi_claimed,

@@ -152,14 +152,17 @@ def _distinct(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
 
 
 def _labels(plan: Source, rows: Sequence[Row]) -> dict[str, str]:
-    """Class -> word behind a space. Raises UserError unless two classes or more occur, each with a word of its own."""
+    """Class -> word behind a space. Raises UserError unless there are two or more, each with a word of its own.
+
+    Given labels, a device's own file may hold fewer classes.
+    """
     seen = sorted({row[plan.label_column] for row in rows})
     given = {name: name for name in seen} if plan.labels is None else plan.labels
     labels = {name: f" {word.strip()}" for name, word in given.items()}
     where = f"tasks.{plan.name}.label: column {plan.label_column!r} of {plan.source!r}"
     if missing := [name for name in seen if name not in labels]:
         raise UserError(f"{where} holds class {missing[0]!r}, which labels gives no word{hint(missing[0], labels)}")
-    if len(seen) < 2:
+    if len(labels) < 2:
         raise UserError(f"{where} holds the one class {seen[0]!r}; a classification needs two or more")
     words = list(labels.values())
     if shared := [word for word in words if words.count(word) > 1 or not word.strip()]:

@@ -1,0 +1,71 @@
+"""The ServerApp: the same run as `airpfed run`, with gradients from real devices."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid as FlowerGrid
+from flwr.serverapp import ServerApp
+
+from airpfed import reading, record
+from airpfed.conduct import conduct
+from airpfed.errors import UserError
+from airpfed.flower import objects
+from airpfed.flower.federation import Federation
+from airpfed.flower.post import Grid, Post
+from airpfed.flower.roster import Roster
+from airpfed.rounds.run import Outcome
+from airpfed.settings import Settings
+from airpfed.terminal import Screen, open_screen
+
+
+def serve(
+    grid: Grid,
+    settings: Settings,
+    out: Path,
+    resume: bool,
+    command: str,
+    owners: Mapping[int, int] | None,
+    screen: Screen,
+    stopping: Callable[[], bool],
+) -> Outcome:
+    """A whole run over a grid. owners: node -> device by registered key (deployment); None in Flower's simulation."""
+    screen.say("loading tasks and base model")
+    tasks = objects.server_tasks(settings, deployed=owners is not None)
+    made, agreed = objects.server(settings, tasks)
+    federation = Federation(
+        Post(grid),
+        Roster(made.fleet.task_of.tolist(), agreed, owners, screen.say),
+        objects.terms(settings),
+        objects.run_identity(out / "checkpoint", resume),
+        partial(objects.link_of, settings, made),
+        stopping,
+    )
+    outcome = conduct(settings, federation.experiment(made), tasks, command, out, resume, screen, stopping)
+    if outcome.completed and (owners is not None or made.fleet.layout.size("device")):
+        federation.finish(made, outcome.state)
+    return outcome
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: FlowerGrid, context: Context) -> None:
+    """A deployment's server process: what to do stands in the plan that the launcher wrote; lines go to its log."""
+    plan = json.loads(Path(str(context.run_config["plan"])).read_text(encoding="utf-8"))
+    out, stop = Path(plan["out"]), Path(plan["stop"])
+    settings = reading.read(Path(plan["file"]), plan["overrides"])
+    owners = {int(node): device for node, device in plan["owners"].items()}
+    ended: dict[str, object] = {"error": "the server's process failed; see the log"}
+    with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
+        try:
+            with open_screen(settings.server.rounds, log) as screen:
+                outcome = serve(grid, settings, out, plan["resume"], plan["command"], owners, screen, stop.exists)
+            ended = {"completed": outcome.completed, "round": outcome.state.round}
+        except UserError as error:
+            ended = {"error": str(error)}
+        finally:
+            record.write_json(Path(plan["ended"]), ended)
