@@ -72,9 +72,13 @@ def parse(tree: Mapping[str, Any], where: str) -> Settings:
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def write(settings: Settings, path: Path) -> None:
-    """Write the resolved settings as TOML; `read` gives them back."""
-    write_atomic(path, tomlkit.dumps(settings.model_dump(mode="json", exclude_none=True)))
+def write(settings: Settings, path: Path, heading: str = "", defaults: bool = True) -> None:
+    """Write the resolved settings as TOML; `read` gives them back.
+
+    heading: comment lines to begin with. defaults: whether keys at their defaults are written too.
+    """
+    tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    write_atomic(path, heading + tomlkit.dumps(tree))
 
 
 def _anchor(settings: Settings, folder: Path) -> Settings:

@@ -87,7 +87,7 @@ def _content(parcel: Parcel) -> RecordDict:
 
 def local_devices(settings: Settings, folder: Path) -> dict[int, Device]:
     tasks = build.load_tasks(settings)
-    return objects.devices(settings, tasks, range(sum(len(task.train) for task in tasks)), folder)
+    return objects.devices(settings, tasks, {k: folder / str(k) for k in range(sum(len(t.train) for t in tasks))})
 
 
 def grid_of(devices: dict[int, Device], tamper: Tamper = honest) -> LocalGrid:
@@ -102,7 +102,12 @@ class Served:
 
 
 def served(
-    file: Path, overrides: list[str], out: Path, grid: LocalGrid, resume: bool = False, owners: dict[int, int] | None = None
+    file: Path,
+    overrides: list[str],
+    out: Path,
+    grid: LocalGrid,
+    resume: bool = False,
+    owners: dict[int, int] | None = None,
 ) -> Served:
     """A whole run over the grid, and the lines it said."""
     settings = reading.read(file, overrides)

@@ -49,7 +49,9 @@ def run(
         typer.Option("--backend", help="devices are processes on this machine, or machines that join over TLS"),
     ] = "simulation",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="directory of the run; default as for `airpfed run`")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="directory of the run; default as for `airpfed run`")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Fine-tune with gradients from a federation's devices (`airpfed federate FILE.toml`)."""
@@ -57,3 +59,45 @@ def run(
     from airpfed.flower.launch import federate
 
     raise typer.Exit(federate(file, set_ or [], out, resume, backend, "airpfed " + shlex.join(sys.argv[1:])))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
+    settings: Annotated[Path, typer.Option("--settings", metavar="FILE.toml", help="settings of the experiment")],
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="where devices reach the server")
+    ] = "localhost:9500",
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="a further name or address of the server; may be given again")
+    ] = None,
+    deal: Annotated[
+        bool, typer.Option("--deal", help="give each device its share of the tasks' data, as the simulator deals it")
+    ] = False,
+    days: Annotated[int, typer.Option("--days", min=1, help="how long the certificates are valid")] = 365,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=60000, help="loopback port of device 0's SuperNode; device k: plus k")
+    ] = 9100,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
+) -> None:
+    """Make certificates, keys, and a folder with settings and a start script for the server and for each device."""
+    ready()
+    from airpfed import reading
+    from airpfed.flower.founding import Plan, found
+    from airpfed.flower.places import host_of
+
+    read = reading.read(settings, [*(set_ or []), f'federation.address="{address}"'])
+    plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
+    for line in found(folder, read, plan):
+        typer.echo(line)
+
+
+@app.command()
+def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
+    """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
+    ready()
+    from datetime import datetime
+
+    from airpfed.flower.join import join as take_part
+
+    take_part(file, lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -9,11 +10,11 @@ from typing import Literal
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed import outputs, reading
-from airpfed.flower.server_app import serve
-from airpfed.flower.simulation import simulate
-from airpfed.rounds.run import Outcome
+from airpfed.errors import UserError
+from airpfed.flower import deployment
+from airpfed.flower.places import alone, counted
 from airpfed.settings import Settings
-from airpfed.terminal import INTERRUPTED, go_on, interruptible, open_screen
+from airpfed.terminal import INTERRUPTED, Screen, go_on, interruptible, open_screen
 
 
 def federate(
@@ -27,16 +28,44 @@ def federate(
     """Run an experiment as a federation into `out`; returns the exit code."""
     settings = reading.read(file, overrides)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    folder = outputs.claimed(out, file.stem, resume).resolve()
-    outcome = simulated(settings, folder, resume, command)
-    if outcome.completed:
+    out = outputs.claimed(out, file.stem, resume)
+    with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
+        if backend == "simulation":
+            done, completed = simulated(settings, out.resolve(), resume, command, screen, stopping)
+        else:
+            plan = {"file": str(file.resolve()), "overrides": overrides, "resume": resume, "command": command}
+            done, completed = deployed(settings, file, out.resolve(), plan, stopping)
+    if completed:
         return 0
-    print(go_on(f"federate --backend {backend}", file, overrides, folder, outcome.state.round))
+    print(go_on(f"federate --backend {backend}", file, overrides, out, done))
     return INTERRUPTED
 
 
-def simulated(settings: Settings, out: Path, resume: bool, command: str) -> Outcome:
-    """A run on Flower's simulation; devices keep their own state below `out`."""
-    with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
-        work = partial(serve, settings=settings, out=out, resume=resume, command=command, owners=None, screen=screen)
-        return simulate(settings, out / "devices", partial(work, stopping=stopping))
+def simulated(
+    settings: Settings, out: Path, resume: bool, command: str, screen: Screen, stopping: Callable[[], bool]
+) -> tuple[int, bool]:
+    """A run on Flower's simulation; devices keep their own state below `out`. Returns rounds done, and whether all."""
+    from airpfed.flower.server_app import serve
+    from airpfed.flower.simulation import simulate
+
+    work = partial(serve, settings=settings, out=out, resume=resume, command=command, owners=None, screen=screen)
+    outcome = simulate(settings, out / "devices", partial(work, stopping=stopping))
+    return outcome.state.round, outcome.completed
+
+
+def deployed(
+    settings: Settings, file: Path, out: Path, plan: dict[str, object], stopping: Callable[[], bool]
+) -> tuple[int, bool]:
+    """A run on real devices. Returns rounds done, and whether all."""
+    site = deployment.site_of(settings, file, out)
+    places = {name: str(site.work / name) for name in ("stop", "ended", "lock")}
+    plan = {**plan, **places, "out": str(out), "log": str(out / "federation.log")}
+    show = partial(print, flush=True)
+    try:
+        ended = deployment.deploy(site, len(counted(settings)), plan, show, stopping)
+    finally:
+        with alone(site.work / "lock", 20.0):  # the run's own process is gone too
+            pass
+    if "error" in ended:
+        raise UserError(str(ended["error"]))
+    return int(ended["round"]), bool(ended["completed"])

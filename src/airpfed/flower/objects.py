@@ -1,6 +1,7 @@
 """Settings to the two sides of a federation: the server's experiment, which holds no training data, and a device."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from airpfed.errors import UserError
 from airpfed.flower.agreement import Agreement, agreement
 from airpfed.flower.device import Device, device_of
 from airpfed.flower.federation import Terms
+from airpfed.flower.places import counted
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import DeviceState, Moving
 from airpfed.rounds.step import Link
-from airpfed.settings import NodeSettings, Settings, TaskSettings
+from airpfed.settings import Settings, TaskSettings
 from airpfed.tasks import task
 from airpfed.tasks.load import load
 from airpfed.tasks.sample import Task
@@ -32,13 +34,6 @@ def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
         return tuple(replace(one, train=((),) * len(one.train)) for one in build.load_tasks(settings))
     counted(settings)
     return tuple(task.held_out(build.source_of(t), build.shares_of(t), settings.run.seed) for t in settings.tasks)
-
-
-def counted(settings: Settings) -> list[int]:
-    """The task of every device; UserError where a task does not say how many it has."""
-    if none := [one.name for one in settings.tasks if not one.devices]:
-        raise UserError(f"tasks.{none[0]}.devices = 0: a federation needs the number of the task's devices")
-    return [n for n, one in enumerate(settings.tasks) for _ in range(one.devices)]
 
 
 def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, list[Agreement]]:
@@ -74,15 +69,6 @@ def run_identity(checkpoint: Path, resume: bool) -> str:
     return name
 
 
-def node_of(settings: Settings, file: Path) -> NodeSettings:
-    """A device's own settings; UserError if the file has none."""
-    if settings.node is None:
-        raise UserError(f"{file}: no [node] table; `airpfed federate init` writes one settings file per device")
-    if settings.node.device >= len(counted(settings)):
-        raise UserError(f"{file}: node.device = {settings.node.device}: there are {len(counted(settings))}, from 0")
-    return settings.node
-
-
 def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:
     """All tasks as one device knows them: its own file's samples, and the labels of the others."""
     owner = counted(settings)[device]
@@ -109,14 +95,12 @@ def foreign_task(wanted: TaskSettings) -> Task:
     return Task(wanted.name, kind, labels, ((),) * wanted.devices, (), (), "")
 
 
-def devices(
-    settings: Settings, tasks: tuple[Task, ...], numbers: range | tuple[int, ...], folder: Path
-) -> dict[int, Device]:
-    """Devices over one base model; each keeps its own state in a folder of its own."""
+def devices(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int, Path]) -> dict[int, Device]:
+    """Devices over one base model. folders: device -> where it keeps its own state."""
     made = build.experiment(settings, tasks)
     owners = made.fleet.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm
     return {
-        k: device_of(made, k, agreement(settings, made, tasks, owners[k]), alpha, norm, folder / f"device-{k}")
-        for k in numbers
+        k: device_of(made, k, agreement(settings, made, tasks, owners[k]), alpha, norm, folder)
+        for k, folder in folders.items()
     }

@@ -10,7 +10,7 @@ from flwr.app import Message
 from airpfed.flower.parcel import BadParcelError, Parcel, refusal
 from airpfed.flower.wire import TYPES, byte_count, content, parcel_of
 
-POLL = 0.1
+POLL = 0.2
 """Seconds between looks into the letter box."""
 
 GRACE = 5.0

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from flwr.app import Context
 from flwr.serverapp import Grid as FlowerGrid
@@ -14,6 +15,7 @@ from airpfed.conduct import conduct
 from airpfed.errors import UserError
 from airpfed.flower import objects
 from airpfed.flower.federation import Federation
+from airpfed.flower.places import locked
 from airpfed.flower.post import Grid, Post
 from airpfed.flower.roster import Roster
 from airpfed.rounds.run import Outcome
@@ -49,6 +51,9 @@ def serve(
     return outcome
 
 
+HELD: list[IO[str]] = []
+"""The lock of the run's folder: two servers never work in one, even if the first was killed and is still ending."""
+
 app = ServerApp()
 
 
@@ -60,6 +65,7 @@ def main(grid: FlowerGrid, context: Context) -> None:
     settings = reading.read(Path(plan["file"]), plan["overrides"])
     owners = {int(node): device for node, device in plan["owners"].items()}
     ended: dict[str, object] = {"error": "the server's process failed; see the log"}
+    HELD.append(locked(Path(plan["lock"]), 20.0))
     with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
         try:
             with open_screen(settings.server.rounds, log) as screen:

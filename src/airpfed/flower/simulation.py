@@ -55,4 +55,5 @@ def actor_devices(settings: str, folder: str) -> dict[int, Device]:
     """All devices over one base model, made once in the life of an actor."""
     read = Settings.model_validate_json(settings)
     tasks = build.load_tasks(read)
-    return objects.devices(read, tasks, range(sum(len(task.train) for task in tasks)), Path(folder))
+    count = sum(len(task.train) for task in tasks)
+    return objects.devices(read, tasks, {k: Path(folder) / f"device-{k}" for k in range(count)})

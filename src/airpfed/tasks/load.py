@@ -55,7 +55,7 @@ def load(source: Source, want: int) -> Loaded:
     want: how many rows to generate when the source is a generator; of any other source all rows are taken. Nothing is
     random. Raises UserError that names the task and the file or setting at fault.
     """
-    plan, rows = _settle(source), _rows(source, want)
+    plan, rows = settled(source), _rows(source, want)
     template, kind = plan.prompt or "", plan.kind or "classify"
     _check(plan, template, rows)
     kept = _distinct([(fill(template, row, plan.max_chars), row) for row in rows])
@@ -98,8 +98,11 @@ def _rows(source: Source, want: int) -> list[Row]:
     return [{"text": text, "label": label} for text, label in catalog.rows(source.source, want)]
 
 
-def _settle(source: Source) -> Source:
-    """The source with what was left open filled in; labels stay open for data whose classes are not known yet."""
+def settled(source: Source) -> Source:
+    """The source with what was left open filled in; labels stay open for data whose classes are not known yet.
+
+    Raises UserError where kind and labels do not go with the source.
+    """
     if _is_external(source.source):
         kind = source.kind or "classify"
         default = f"{{{source.text_column}}}\n{'Label' if kind == 'classify' else 'Answer'}:"

@@ -1,0 +1,60 @@
+"""Where a device stands: its number, its task, the server's host; from settings alone."""
+
+import fcntl
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from airpfed.errors import UserError
+from airpfed.settings import NodeSettings, Settings
+
+
+def counted(settings: Settings) -> list[int]:
+    """The task of every device; UserError where a task does not say how many it has."""
+    if none := [one.name for one in settings.tasks if not one.devices]:
+        raise UserError(f"tasks.{none[0]}.devices = 0: a federation needs the number of the task's devices")
+    return [n for n, one in enumerate(settings.tasks) for _ in range(one.devices)]
+
+
+def node_of(settings: Settings, file: Path) -> NodeSettings:
+    """A device's own settings; UserError if the file has none."""
+    if settings.node is None:
+        raise UserError(f"{file}: no [node] table; `airpfed federate init` writes one settings file per device")
+    if settings.node.device >= len(counted(settings)):
+        raise UserError(f"{file}: node.device = {settings.node.device}: there are {len(counted(settings))}, from 0")
+    return settings.node
+
+
+def host_of(address: str) -> str:
+    """The host of host:port; an IPv6 address stands in brackets."""
+    return re.sub(r"^\[(.*)\]$", r"\1", address.rpartition(":")[0])
+
+
+def port_of(address: str) -> int:
+    """The port of host:port."""
+    return int(address.rpartition(":")[2])
+
+
+@contextmanager
+def alone(file: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock of a folder; UserError if another process holds it for longer than `seconds`."""
+    with locked(file, seconds):
+        yield
+
+
+def locked(file: Path, seconds: float) -> IO[str]:
+    """A lock that lasts until the file is closed, at the latest with this process, whatever ends it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, end = file.open("w"), time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError:
+            if time.monotonic() >= end:
+                handle.close()
+                raise UserError(f"{file.parent}: another process works in this folder") from None
+            time.sleep(0.2)
