@@ -15,6 +15,7 @@ from airpfed.flower.client_app import app_of
 from airpfed.flower.device import Device, handled
 from airpfed.flower.parcel import Parcel
 from airpfed.flower.server_app import serve
+from airpfed.flower.wire import content
 from airpfed.rounds.run import Outcome
 from airpfed.settings import Settings
 from airpfed.terminal import open_screen
@@ -57,7 +58,7 @@ class LocalGrid:
 
         def handle(parcel: Parcel, _context: Context) -> Parcel:
             answers = self.tamper(node, parcel, partial(self.handlers[node], parcel))
-            found.extend(Message(_content(extra), reply_to=message) for extra in (answers or ())[1:])
+            found.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
             if answers is None:
                 raise _SilentError
             return answers[0]
@@ -77,12 +78,6 @@ class LocalGrid:
 
 class _SilentError(Exception):
     pass
-
-
-def _content(parcel: Parcel) -> RecordDict:
-    from airpfed.flower.wire import content
-
-    return content(parcel)
 
 
 def local_devices(settings: Settings, folder: Path) -> dict[int, Device]:

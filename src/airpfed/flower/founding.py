@@ -38,7 +38,7 @@ def found(folder: Path, settings: Settings, plan: Plan) -> list[str]:
     tasks = build.load_tasks(settings) if plan.deal else objects.server_tasks(settings, deployed=True)
     server = folder / "server"
     for home in (folder, server, server / "devices"):
-        home.mkdir(mode=0o700, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = certificates.new_authority(folder, plan.days)
     certificates.new_server(server, authority, plan.hosts, plan.days)
     _copy(folder / "ca.crt", server / "ca.crt")

@@ -61,11 +61,12 @@ def deployed(
     places = {name: str(site.work / name) for name in ("stop", "ended", "lock")}
     plan = {**plan, **places, "out": str(out), "log": str(out / "federation.log")}
     show = partial(print, flush=True)
-    try:
-        ended = deployment.deploy(site, len(counted(settings)), plan, show, stopping)
-    finally:
-        with alone(site.work / "lock", 20.0):  # the run's own process is gone too
-            pass
+    with alone(site.work / "launcher", 5.0):
+        try:
+            ended = deployment.deploy(site, len(counted(settings)), plan, show, stopping)
+        finally:
+            with alone(site.work / "lock", 20.0):  # the run's own process is gone too
+                pass
     if "error" in ended:
         raise UserError(str(ended["error"]))
     return int(ended["round"]), bool(ended["completed"])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 
@@ -17,6 +17,7 @@ GRACE = 5.0
 """Seconds before a message expires from which on it is not asked for: Flower 1.41 fails on one that is gone."""
 
 
+@runtime_checkable
 class Grid(Protocol):
     """What is used of Flower's grid."""
 

@@ -14,13 +14,30 @@ from airpfed import reading, record
 from airpfed.conduct import conduct
 from airpfed.errors import UserError
 from airpfed.flower import objects
+from airpfed.flower.agreement import Agreement
 from airpfed.flower.federation import Federation
 from airpfed.flower.places import locked
 from airpfed.flower.post import Grid, Post
 from airpfed.flower.roster import Roster
-from airpfed.rounds.run import Outcome
+from airpfed.rounds.run import Experiment, Outcome
 from airpfed.settings import Settings
 from airpfed.terminal import Screen, open_screen
+
+
+def federation_of(
+    grid: Grid,
+    settings: Settings,
+    sides: tuple[Experiment, list[Agreement]],
+    run: str,
+    owners: Mapping[int, int] | None,
+    say: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> Federation:
+    """The devices of a run. sides: the server's experiment and what devices must agree on; run: the run's identity."""
+    made, agreed = sides
+    roster = Roster(made.fleet.task_of.tolist(), agreed, owners, say)
+    link_of = partial(objects.link_of, settings, made)
+    return Federation(Post(grid), roster, objects.terms(settings), run, link_of, stopping)
 
 
 def serve(
@@ -36,16 +53,11 @@ def serve(
     """A whole run over a grid. owners: node -> device by registered key (deployment); None in Flower's simulation."""
     screen.say("loading tasks and base model")
     tasks = objects.server_tasks(settings, deployed=owners is not None)
-    made, agreed = objects.server(settings, tasks)
-    federation = Federation(
-        Post(grid),
-        Roster(made.fleet.task_of.tolist(), agreed, owners, screen.say),
-        objects.terms(settings),
-        objects.run_identity(out / "checkpoint", resume),
-        partial(objects.link_of, settings, made),
-        stopping,
-    )
-    outcome = conduct(settings, federation.experiment(made), tasks, command, out, resume, screen, stopping)
+    sides = objects.server(settings, tasks)
+    run = objects.run_identity(out / "checkpoint", resume)
+    federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
+    made = federation.experiment(sides[0])
+    outcome = conduct(settings, made, tasks, command, out, resume, screen, stopping)
     if outcome.completed and (owners is not None or made.fleet.layout.size("device")):
         federation.finish(made, outcome.state)
     return outcome
