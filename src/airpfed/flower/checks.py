@@ -99,6 +99,6 @@ def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max
         raise UserError("its gradient is not finite")
     if norm > max_norm:
         raise UserError(f"its gradient has norm {norm:.3g}, at most {max_norm:g} is taken")
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+    if not isinstance(loss, float) or not math.isfinite(loss):
         raise UserError("its loss is not a number")
-    return rows, float(loss)
+    return rows, loss

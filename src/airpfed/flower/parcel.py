@@ -14,6 +14,10 @@ HEAD_LIMIT = 1 << 24
 """Bytes of the longest head; facts are hashes, numbers and, in `answer`, short texts."""
 
 
+KEYS: dict[str, type] = {"kind": str, "facts": dict, "lengths": dict, "sha256": str}
+"""What a head holds."""
+
+
 class BadParcelError(ValueError):
     """Bytes that are no parcel, or not as they were sent; the text is one line."""
 
@@ -43,19 +47,32 @@ def head_of(parcel: Parcel) -> str:
 
 def opened(head: str | bytes, bodies: Mapping[str, bytes]) -> Parcel:
     """The parcel of a head and its bodies; raises BadParcelError where they do not belong together."""
-    try:
-        tree = json.loads(head)
-        kind, facts, lengths, sha256 = (tree[key] for key in ("kind", "facts", "lengths", "sha256"))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BadParcelError("the head of the message is not what this version writes") from None
-    if not isinstance(kind, str) or not isinstance(facts, dict):
-        raise BadParcelError("the head of the message is not what this version writes")
+    tree = tree_of(head)
+    kind, facts, lengths, sha256 = (tree[key] for key in KEYS)
     if {name: len(body) for name, body in bodies.items()} != lengths:
         raise BadParcelError("the message is not as long as its head says")
     parcel = Parcel(kind, facts, dict(bodies))
     if digest(parcel) != sha256:
         raise BadParcelError("the message is corrupted (its sha256 differs)")
     return parcel
+
+
+def tree_of(head: str | bytes) -> dict[str, Any]:
+    """A head as JSON, its keys there and of their types; raises BadParcelError otherwise."""
+
+    def none(name: str) -> Any:
+        raise ValueError(name)  # NaN and infinities are no JSON
+
+    try:
+        tree = json.loads(head, parse_constant=none)
+        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items())
+        good = good and all(type(length) is int and length > 0 for length in tree["lengths"].values())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise BadParcelError("the head of the message is not what this version writes")
+    found: dict[str, Any] = tree
+    return found
 
 
 def digest(parcel: Parcel) -> str:

@@ -6,6 +6,7 @@ run code on the server and on every device. Run as `python -m airpfed.flower.sup
 """
 
 import ipaddress
+import re
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
 
-OPEN = ("/v1/fleet/", "/health")
+OPEN = re.compile(r"/v1/fleet/[a-z-]+|/health")
 """Paths that devices use."""
 
 
@@ -29,7 +30,9 @@ class Gate:
         if (scope["type"] != "http" and scope["type"] != "websocket") or admitted(scope):
             await self.app(scope, receive, send)
             return
-        print(f"gate: {scope['client'][0]} may not ask for {scope['path']!r}", file=sys.stderr, flush=True)
+        print(
+            f"gate: {(scope.get('client') or ['?'])[0]} may not ask for {scope['path']!r}", file=sys.stderr, flush=True
+        )
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -39,8 +42,7 @@ class Gate:
 
 def admitted(scope: dict[str, Any]) -> bool:
     """Whether a request is for the devices' interface, or comes from this machine."""
-    path: str = scope["path"]
-    return path.startswith(OPEN) or same_machine(scope.get("client"), scope.get("server"))
+    return bool(OPEN.fullmatch(scope["path"])) or same_machine(scope.get("client"), scope.get("server"))
 
 
 def same_machine(client: Any, server: Any) -> bool:
