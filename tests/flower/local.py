@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from airpfed import build, reading
@@ -21,7 +22,7 @@ from airpfed.settings import Settings
 from airpfed.terminal import open_screen
 
 Tamper = Callable[[int, Parcel, Callable[[], Parcel]], list[Parcel] | None]
-"""(node, question, what would answer it) -> the answers that come; None: not yet, and never."""
+"""(node, question, what would answer it) -> the answers that come; []: Flower finds the node gone; None: silence."""
 
 
 def honest(_node: int, _asked: Parcel, answer: Callable[[], Parcel]) -> list[Parcel] | None:
@@ -59,15 +60,16 @@ class LocalGrid:
         def handle(parcel: Parcel, _context: Context) -> Parcel:
             answers = self.tamper(node, parcel, partial(self.handlers[node], parcel))
             found.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
-            if answers is None:
-                raise _SilentError
+            if not answers:
+                raise _SilentError(answers is not None)
             return answers[0]
 
         context = Context(1, node, {}, RecordDict(), {})
         try:
             return [app_of(handle)(message, context), *found]
-        except _SilentError:
-            return []
+        except _SilentError as silence:
+            gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+            return [Message(gone, reply_to=message)] if silence.args[0] else []
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         wanted = set(message_ids)

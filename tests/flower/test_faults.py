@@ -230,10 +230,10 @@ def test_the_round_ends_by_its_deadline_and_a_late_answer_is_told_of(
     grid.replies = slow
     experiment, _, lines = start(grid)
     state, absent = played(experiment, 3)
-    assert absent == [[WRONG], [], []]
-    assert f"device {WRONG} did not answer (train) within 0.5 s" in lines
+    assert absent == [[WRONG], [WRONG], []], "while it works on round 1 it is not asked and not waited for"
+    assert lines.count(f"device {WRONG} did not answer (train) within 0.5 s") == 1
     assert f"device {WRONG} answered round 1 too late; not used" in lines
-    assert same(state, without(plain, {1: WRONG}, 3))
+    assert same(state, without(plain, {1: WRONG, 2: WRONG}, 3))
 
 
 def test_a_node_that_vanishes_comes_back_under_another_id(

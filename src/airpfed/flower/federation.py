@@ -12,7 +12,7 @@ from airpfed.devices.payload import all_bytes, sizes
 from airpfed.errors import UserError
 from airpfed.flower.checks import gradient_of, packed_integers, said_of, samples_told, why_of
 from airpfed.flower.parcel import Parcel
-from airpfed.flower.post import GRACE, Letter, Post
+from airpfed.flower.post import GRACE, POLL, Letter, Post
 from airpfed.flower.roster import Roster
 from airpfed.model.vector import Vectors
 from airpfed.record import Ledger
@@ -64,7 +64,11 @@ class Federation:
         return self.link(t, shared, personal, present, memory)
 
     def collect(self, experiment: Experiment, state: State) -> Collected:
-        """A round's gradients: all devices that are there are asked, and answers count until the deadline."""
+        """A round's gradients: all devices that are there are asked, and answers count until the deadline.
+
+        Who still works on an earlier round is not asked and not waited for: behind a question of which nobody needs the
+        answer any more, it would be late again.
+        """
         t, layout = state.round + 1, experiment.fleet.layout
         here = self.assemble()
         questions = {node: self.question("train", experiment, state, device) for node, device in here.items()}
@@ -107,26 +111,26 @@ class Federation:
         return found
 
     def assemble(self) -> dict[int, int]:
-        """Nodes and their devices, once enough are there; UserError if they do not come, or if the run is to stop."""
+        """Nodes and their devices, once enough are free; UserError if they do not come, or if the run is to stop."""
         wanted = self.terms.min_devices or len(self.roster.task_of)
         end = time.monotonic() + self.terms.wait_seconds
-        while len(here := self.greet()) < wanted:
+        while len(here := self.free()) < wanted:
             if self.stopping() or time.monotonic() >= end:
                 raise UserError(
                     f"{len(here)} of {wanted} devices are there (federation.min_devices); go on with --resume"
                 )
-            self.roster.line("waiting:", f"{len(here)} of {wanted} devices are there")
-            for letter in self.post.until(lambda: True, 0.0):
-                self.other(letter)
-            time.sleep(0.1)
+            self.roster.line("waiting:", f"{len(here)} of {wanted} devices are there and free")
+            time.sleep(POLL)
         return here
 
-    def greet(self) -> dict[int, int]:
-        """Ask nodes that are not known who they are; those that are known and there."""
-        ids = set(self.post.grid.get_node_ids())
+    def free(self) -> dict[int, int]:
+        """Nodes that are there and owe no answer, with their devices; those not known are asked who they are."""
+        for letter in self.post.receive():
+            self.other(letter)
+        ids, busy = set(self.post.grid.get_node_ids()), self.post.busy()
         hello = Parcel("hello", {"seconds": self.terms.deadline_seconds})
-        self.post.send(dict.fromkeys(self.roster.unknown(ids), hello), self.terms.ttl)
-        return self.roster.here(ids)
+        self.post.send(dict.fromkeys(self.roster.unknown(ids - busy), hello), self.terms.ttl)
+        return {node: device for node, device in self.roster.here(ids).items() if node not in busy}
 
     def answers(self, questions: Mapping[int, Parcel]) -> Iterator[Letter]:
         """Answers to these questions until the deadline; who did not answer is told of."""
@@ -191,7 +195,7 @@ class Federation:
 
     def finish(self, experiment: Experiment, state: State) -> None:
         """Have every device that is there export its model to its own disk."""
-        here = self.assemble()
+        here = self.free()
         questions = {node: self.question("finish", experiment, state, device) for node, device in here.items()}
         self.post.send(questions, self.terms.ttl)
         for letter in self.answers(questions):

@@ -77,6 +77,10 @@ class Post:
             if entry is not None:  # a second answer to a question finds its entry gone
                 yield Letter(entry[0], entry[1], *_read(message))
 
+    def busy(self) -> set[int]:
+        """Nodes that have not answered yet, as far as the letter box knows."""
+        return {node for node, _, _ in self.sent.values()}
+
     def waiting(self, parcels: Mapping[int, Parcel]) -> bool:
         """Whether any of these very questions is still open."""
         return any(parcels.get(node) is parcel for node, parcel, _ in self.sent.values())
