@@ -45,7 +45,10 @@ def size_line(task: Task) -> str:
 def export_job(run: Path, merged: bool) -> list[Path]:
     """Export the adapters of a run from its checkpoint."""
     settings, experiment, state = reopen(run)
-    return outputs.adapters(settings, experiment, state, run, merged)
+    written = outputs.adapters(settings, experiment, state, run, merged)
+    if not written:
+        raise UserError(f"{run}: each device has a model of its own here, and has exported it to its own state folder")
+    return written
 
 
 def reopen(run: Path) -> tuple[Settings, Experiment, State]:
@@ -53,7 +56,12 @@ def reopen(run: Path) -> tuple[Settings, Experiment, State]:
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     settings = reading.read(run / "experiment.toml")
-    experiment = build.experiment(settings, build.load_tasks(settings))
+    if (run / "checkpoint" / "run.json").is_file():
+        from airpfed.flower import objects
+
+        experiment = objects.reopened(settings, run / "checkpoint")
+    else:
+        experiment = build.experiment(settings, build.load_tasks(settings))
     return settings, experiment, checkpoint.read(run / "checkpoint", experiment.initial, experiment.fingerprint)
 
 

@@ -1,18 +1,22 @@
 """What goes wrong on one device is told in a line and leaves the others' round exactly right."""
 
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import torch
 from local import LocalGrid, Tamper, grid_of, honest, local_devices
+from safetensors.torch import load_file, save_file
 
 from airpfed import build, reading
 from airpfed.errors import UserError
 from airpfed.flower import client_app, objects, post, wire
-from airpfed.flower.device import Device
+from airpfed.flower.device import Device, handled
 from airpfed.flower.federation import Federation
 from airpfed.flower.parcel import Parcel
 from airpfed.flower.server_app import federation_of
@@ -271,16 +275,41 @@ def test_a_key_is_of_one_device_only(start: Start, devices: dict[int, Device]) -
 
 
 def test_a_device_with_another_base_model_is_refused_and_the_run_goes_on(
-    start: Start, settings: Settings, devices: dict[int, Device], plain: Experiment, tmp_path: Path
+    start: Start, settings: Settings, devices: dict[int, Device], plain: Experiment, tmp_path: Path, tiny_llama: Path
 ) -> None:
-    other = {**devices[WRONG].agreed, "model.base": "0" * 64}
-    mixed = {**devices, WRONG: replace(devices[WRONG], agreed=other)}
-    experiment, _, lines = start(grid_of(mixed))
+    """One weight of the device's base model is another."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values()))[0] += 1.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = settings.model.model_copy(update={"base": str(folder)})
+    other = local_devices(settings.model_copy(update={"model": model}), tmp_path / "state")
+    experiment, _, lines = start(grid_of({**devices, WRONG: other[WRONG]}))
     state, absent = played(experiment, 2)
     assert absent == [[WRONG], [WRONG]]
     told = [line for line in lines if "refused" in line]
-    assert len(told) == 1 and "model.base differs: " in told[0] and "000000000000... on the device" in told[0]
+    assert len(told) == 1 and re.fullmatch(
+        r"node 986 refused: model\.base differs: \w{12}\.\.\. at the server, \w{12}\.\.\. on the device", told[0]
+    )
     assert same(state, without(plain, {1: WRONG, 2: WRONG}, 2))
+
+
+def test_a_device_that_changes_under_way_refuses_by_itself(start: Start, devices: dict[int, Device]) -> None:
+    """Whatever decides its gradients is compared in every round, before anything is computed."""
+    grid = grid_of(devices)
+    experiment, federation, lines = start(grid)
+    agreed = devices[WRONG].agreed
+    wanted = {"model.base", "adapters", "initial adapters", "tasks.moods.labels", "run.seed", "devices.batch_size"}
+    assert wanted < set(agreed)
+    question = federation.question("train", experiment, experiment.initial, WRONG)
+    for name in agreed:
+        changed = replace(devices[WRONG], agreed={**agreed, name: "changed"})
+        answer = handled(changed, question)
+        assert answer.kind == "refused" and answer.facts["why"].startswith(f"{name} differs: ")
+    state, _ = play_round(experiment, experiment.initial)
+    grid.handlers[node(WRONG)] = partial(handled, changed)
+    _, row = play_round(experiment, state)
+    assert row.absent == [WRONG] and any(f"device {WRONG} is absent: {name} differs" in line for line in lines)
 
 
 def test_too_few_devices_stop_the_run_so_that_it_can_be_resumed(

@@ -41,7 +41,6 @@ test_samples = 40
 chunk = 1
 
 [server]
-lr = 5e-3
 rounds = 5
 
 [radio]

@@ -19,7 +19,7 @@ class FileFirst(TyperGroup):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Put the command in front that a file stands for."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

@@ -135,7 +135,7 @@ def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds:
                 return
         except (OSError, ssl.SSLError):
             time.sleep(0.2)
-    raise UserError(f"SuperLink did not start on {site.local}: {last_line(log, 'rror')}; all of it is in {log}")
+    raise UserError(f"SuperLink did not start on {site.local}: {last_line(log, '[Errno')}; all of it is in {log}")
 
 
 def admitted(site: Site, device: int) -> int:

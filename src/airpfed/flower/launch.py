@@ -34,6 +34,7 @@ def federate(
             done, completed = simulated(settings, out.resolve(), resume, command, screen, stopping)
         else:
             plan = {"file": str(file.resolve()), "overrides": overrides, "resume": resume, "command": command}
+            screen.progress.stop()  # lines come from the run's own process
             done, completed = deployed(settings, file, out.resolve(), plan, stopping)
     if completed:
         return 0

@@ -1,5 +1,6 @@
 """Settings to the two sides of a federation: the server's experiment, which holds no training data, and a device."""
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +24,9 @@ from airpfed.settings import Settings, TaskSettings
 from airpfed.tasks import task
 from airpfed.tasks.load import load
 from airpfed.tasks.sample import Task
+
+IDENTITY = "run.json"
+"""The file beside a checkpoint that says that it is a federation's."""
 
 
 def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
@@ -58,15 +62,22 @@ def terms(settings: Settings) -> Terms:
     return Terms(wanted.min_devices, wanted.wait_seconds, wanted.deadline_seconds, wanted.max_norm)
 
 
-def run_identity(checkpoint: Path, resume: bool) -> str:
+def run_identity(checkpoint: Path, resume: bool, deployed: bool) -> str:
     """The name under which devices keep their own state: drawn when a run starts, kept with its checkpoint."""
-    file = checkpoint / "run.txt"
+    file = checkpoint / IDENTITY
     if resume and file.is_file():
-        return file.read_text(encoding="utf-8").strip()
+        name: str = json.loads(file.read_text(encoding="utf-8"))["run"]
+        return name
     checkpoint.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
-    record.write_atomic(file, name + "\n")
+    record.write_json(file, {"run": name, "deployed": deployed})
     return name
+
+
+def reopened(settings: Settings, checkpoint: Path) -> Experiment:
+    """The server's experiment of a federation's run, to read its checkpoint with."""
+    deployed = json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))["deployed"]
+    return server(settings, server_tasks(settings, deployed))[0]
 
 
 def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:

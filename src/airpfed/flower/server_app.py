@@ -54,7 +54,7 @@ def serve(
     screen.say("loading tasks and base model")
     tasks = objects.server_tasks(settings, deployed=owners is not None)
     sides = objects.server(settings, tasks)
-    run = objects.run_identity(out / "checkpoint", resume)
+    run = objects.run_identity(out / "checkpoint", resume, owners is not None)
     federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
     made = federation.experiment(sides[0])
     outcome = conduct(settings, made, tasks, command, out, resume, screen, stopping)
