@@ -21,7 +21,7 @@ from airpfed.flower import commands, join, objects, processes
 from airpfed.flower.founding import Plan, found
 from airpfed.flower.join import Kept, meaning, unreachable, watch
 from airpfed.flower.parcel import Parcel
-from airpfed.flower.places import alone
+from airpfed.flower.places import alone, ended_holder
 from airpfed.flower.processes import ended, started
 from airpfed.flower.relay import ask
 from airpfed.flower.server_app import federation_of
@@ -201,3 +201,23 @@ def test_without_flower_a_line_says_which_extra_to_install(
         assert stopped.value.code == 2
         told = capsys.readouterr().err.strip().splitlines()
         assert told == ["airpfed: airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'"]
+
+
+def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
+    """A server's process that outlives its launcher."""
+    lock = tmp_path / "lock"
+    code = f"""
+import time
+from pathlib import Path
+from airpfed.flower.places import locked
+held = locked(Path({str(lock)!r}), 1.0)
+print("on", flush=True)
+time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "on\n"
+    ended_holder(lock, 0.3)
+    holder.communicate()
+    assert holder.returncode == -signal.SIGKILL
+    ended_holder(lock, 0.3)
+    assert not alive(holder.pid)

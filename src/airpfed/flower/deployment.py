@@ -77,8 +77,11 @@ def site_of(settings: Settings, file: Path, out: Path) -> Site:
         port_of(wanted.address),
     )  # fmt: skip
     certificates.check_server(site.keys, site.host)
-    for device in range(len(counted(settings))):
+    known = [device for device in range(len(counted(settings))) if public_key(site, device).exists()]
+    for device in known:
         certificates.read_public(public_key(site, device))
+    if not known:
+        raise UserError(f"{site.keys / 'devices'}: no public keys here; `airpfed federate init` writes them")
     return site
 
 
@@ -101,8 +104,8 @@ def deploy(
     superlink = started(superlink_words(site), log, site.environment)
     try:
         wait_for(superlink, site, log)
-        owners = {admitted(site, device): device for device in range(devices)}
-        show(f"listening on {site.listen}:{site.port}; {devices} keys admitted")
+        owners = {admitted(site, k): k for k in range(devices) if public_key(site, k).exists()}
+        show(f"listening on {site.listen}:{site.port}; {len(owners)} keys admitted")
         return followed(superlink, site, {**plan, "owners": owners}, show, stopping)
     finally:
         ended(superlink)
@@ -189,7 +192,7 @@ def followed(
         for line in lines:
             show(line.rstrip("\n"))
     if not Path(plan["ended"]).exists():
-        why = last_line(site.work / "superlink.log", "rror")
+        why = last_line(site.work / "superlink.log", "Error", "ERROR")
         raise UserError(f"the server's process ended early: {why}; logs are in {site.work}; go on with --resume")
     found: dict[str, Any] = json.loads(Path(plan["ended"]).read_text(encoding="utf-8"))
     return found

@@ -132,4 +132,4 @@ def meaning(code: int, log: Path) -> str:
     """What a SuperNode's exit code means."""
     if code == 1 and "Failed to activate" in last_line(log, "Failed to activate"):
         return "refused by the server: this key is not admitted, or its last process still counts as there (20 s)"
-    return f"{last_line(log, 'Exit Code')} (exit {code})"
+    return f"{last_line(log, '[Errno', 'Exit Code')} (exit {code})"

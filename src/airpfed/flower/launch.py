@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed import outputs, reading
 from airpfed.errors import UserError
 from airpfed.flower import deployment
-from airpfed.flower.places import alone, counted
+from airpfed.flower.places import alone, counted, ended_holder
 from airpfed.settings import Settings
 from airpfed.terminal import INTERRUPTED, Screen, go_on, interruptible, open_screen
 
@@ -62,12 +64,12 @@ def deployed(
     places = {name: str(site.work / name) for name in ("stop", "ended", "lock")}
     plan = {**plan, **places, "out": str(out), "log": str(out / "federation.log")}
     show = partial(print, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C twice: nothing is left behind
     with alone(site.work / "launcher", 5.0):
         try:
             ended = deployment.deploy(site, len(counted(settings)), plan, show, stopping)
         finally:
-            with alone(site.work / "lock", 20.0):  # the run's own process is gone too
-                pass
+            ended_holder(site.work / "lock", 5.0)  # the run's own process
     if "error" in ended:
         raise UserError(str(ended["error"]))
     return int(ended["round"]), bool(ended["completed"])

@@ -1,10 +1,12 @@
 """Where a device stands: its number, its task, the server's host; from settings alone."""
 
 import fcntl
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,15 +48,31 @@ def alone(file: Path, seconds: float) -> Iterator[None]:
 
 
 def locked(file: Path, seconds: float) -> IO[str]:
-    """A lock that lasts until the file is closed, at the latest with this process, whatever ends it."""
+    """A lock that lasts until the file is closed, at the latest with this process, whatever ends it.
+
+    The file holds the number of the process that has the lock.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, end = file.open("w"), time.monotonic() + seconds
+    handle, end = file.open("a+"), time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
             return handle
         except OSError:
             if time.monotonic() >= end:
                 handle.close()
                 raise UserError(f"{file.parent}: another process works in this folder") from None
             time.sleep(0.2)
+
+
+def ended_holder(file: Path, seconds: float) -> None:
+    """Until nobody holds a lock; who still does after so many seconds is killed."""
+    try:
+        locked(file, seconds).close()
+    except UserError:
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        locked(file, 5.0).close()

@@ -46,15 +46,17 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def last_line(log: Path, word: str = "") -> str:
-    """The last line of a log that says something, preferably one with `word` in it."""
+def last_line(log: Path, *words: str) -> str:
+    """The last line of a log that has the first of `words` in it, or the second, ...; or the last line at all."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "no log"
     lines = [" ".join(line.split()) for line in text.splitlines()[-200:] if line.strip()]
-    found = [line for line in lines if word and word in line] or lines or ["an empty log"]
-    return found[-1][:300]
+    for word in words:
+        if found := [line for line in lines if word in line]:
+            return found[-1][:300]
+    return lines[-1][:300] if lines else "an empty log"
 
 
 def parent_gone(parent: int) -> bool:
