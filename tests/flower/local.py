@@ -75,7 +75,7 @@ class LocalGrid:
         wanted = set(message_ids)
         came = [message for message in self.waiting if message.metadata.reply_to_message_id in wanted]
         self.waiting = [message for message in self.waiting if message not in came]
-        return came
+        return came[::-1]  # answers come in any order
 
 
 class _SilentError(Exception):

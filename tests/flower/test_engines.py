@@ -16,7 +16,12 @@ SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
 CASES = {
     "both scopes, over the air": (),
     "ideal link, rounded at random to 8 bits": ("radio.design=error_free", "federation.payload=int8"),
-    "device scope, local steps": ("adapters.method=feddpa", "radio.design=error_free", "devices.local_steps=2"),
+    "device scope, local steps": (
+        "adapters.method=feddpa",
+        "radio.design=error_free",
+        "devices.local_steps=2",
+        "adapters.layers=last-2",
+    ),
 }
 
 

@@ -208,7 +208,8 @@ def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], 
 
 def test_who_answers_twice_is_counted_once(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
     def twice(reply: Parcel) -> list[Parcel]:
-        return [reply, replace(reply, bodies={**reply.bodies, "global": put(9.0)(reply.bodies["global"])})]
+        second = replace(reply, bodies={**reply.bodies, "global": put(9.0)(reply.bodies["global"])})
+        return [second, reply]  # the grid gives the last one first
 
     experiment, _, _ = start(grid_of(devices, on_train(twice, (1, 2))))
     state, absent = played(experiment, 2)
