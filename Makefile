@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Test workers take a thread each; two torch pools on the same cores only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: env run test check format docs clean
+.PHONY: env run test loopback check format docs clean
 
 env: .venv/ready
 
@@ -20,6 +20,9 @@ run: env
 
 test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2
+
+loopback: env
+	$(ONE_THREAD) $(BIN)/pytest -m loopback tests/flower
 
 check: env
 	$(BIN)/ruff format --check .

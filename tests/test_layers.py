@@ -15,7 +15,7 @@ LEVELS = [
     {"devices"},
     {"rounds"},
     {"build", "radio"},
-    {"report", "outputs", "terminal", "reference", "tracker", "grid"},
+    {"report", "outputs", "terminal", "reference", "tracker", "grid", "conduct", "flower"},
     {"job", "study", "study_files", "bounds", "planning", "sweep", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -99,4 +99,16 @@ def test_settings_know_no_torch():
 def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
     users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
-    assert users <= {"reading", "build", "radio", "outputs", "reference", "study", "job", "planning", "sweep"}
+    assert users <= {
+        "reading",
+        "build",
+        "radio",
+        "outputs",
+        "reference",
+        "study",
+        "job",
+        "planning",
+        "sweep",
+        "conduct",
+        "flower",
+    }

@@ -36,6 +36,7 @@ UNSHAPING: dict[str, set[str]] = {
     "server": {"rounds", "air_seconds"},
     "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
     "theory": {"meter_every"},
+    "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
 }
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
 
@@ -205,6 +206,7 @@ def experiment(
         air_seconds=settings.server.air_seconds,
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
+        payload=settings.federation.payload,
     )
 
 
@@ -293,9 +295,10 @@ def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSetting
     return TaskView(task.name, task.kind, task.labels, words, wanted.max_new_tokens, split(task.dev), split(task.test))
 
 
-def air(settings: Settings, fleet: Fleet) -> Air:
-    """The radio side of a fleet."""
-    samples = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
+def air(settings: Settings, fleet: Fleet, told: torch.Tensor | None = None) -> Air:
+    """The radio side of a fleet. told: D_k where the data is not here."""
+    here = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
+    samples = here if told is None else told
     order = fleet.layout
     return radio.air(
         settings, fleet.task_of, samples, (order.groups("global"), order.groups("task")), order.task_lengths
@@ -303,11 +306,13 @@ def air(settings: Settings, fleet: Fleet) -> Air:
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:
-    """Devices computed together so that activations and factors stay within `devices.memory_gb`.
+    """Devices computed together: `devices.chunk`, or so many that all stays within `devices.memory_gb`.
 
     A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
     factors are held about four times (values, gradients, sums).
     """
+    if settings.devices.chunk:
+        return settings.devices.chunk
     return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // device_bytes(settings, fleet))))
 
 

@@ -1,4 +1,4 @@
-"""The command line: `airpfed run | link | plan | bound | sweep | compare | export | tasks | report`."""
+"""The command line: `airpfed run | link | plan | bound | sweep | compare | federate | export | tasks | report`."""
 
 import os
 import shlex
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airpfed.errors import UserError
+from airpfed.flower import commands as federate
 
 if TYPE_CHECKING:
     from airpfed.sweep.job import Report
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(federate.app, name="federate")
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]

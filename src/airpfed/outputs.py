@@ -37,6 +37,14 @@ def newest_folder(runs: Path, stem: str) -> Path:
     return max(found, key=lambda folder: (folder / "experiment.toml").stat().st_mtime)
 
 
+def claimed(out: Path | None, stem: str, resume: bool) -> Path:
+    """The run's folder: `out`, or one below `runs/`; made, and never one with a run that this one would overwrite."""
+    if out is None:
+        out = newest_folder(Path("runs"), stem) if resume else fresh_folder(Path("runs"), stem)
+    claim(out, resume)
+    return out
+
+
 def claim(out: Path, resume: bool) -> None:
     """Make sure `out` can be written to and holds no run that this one would overwrite."""
     if resume and not out.is_dir():
@@ -97,12 +105,15 @@ def adapters(settings: Settings, experiment: Experiment, state: State, out: Path
     """Export every task's model (device scope: every device's) as PEFT adapters, checked; returns their folders.
 
     merged: write merged weights to `out/merged` too. A method that adds to the frozen weights has no adapters: merged
-    weights are written instead, or UserError says so.
+    weights are written instead, or UserError says so. In a federation what is of device scope is not here: the devices
+    export their own models, and this writes none.
     """
     written: list[Path] = []
     fleet, values = experiment.fleet, vectors(state)
     if (why := no_adapter(settings)) and not merged:
         raise UserError(f"{out}: {why}")
+    if values["device"].shape[1] < fleet.layout.size("device"):
+        return written
     for number, task in enumerate(experiment.tasks):
         classes = fleet.classes[number]
         samples = task.test.prompts[:8]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from airpfed.errors import UserError, hint
 from airpfed.record import write_atomic
-from airpfed.settings import Settings, TaskSettings
+from airpfed.settings import Settings
 
 FILES = (".csv", ".json", ".jsonl", ".parquet", ".gguf")
 """Endings of the files that settings may name."""
@@ -44,6 +44,8 @@ def differences(before: Settings, now: Settings, free: Mapping[str, set[str]]) -
     old, new = (settings.model_dump(mode="json", exclude=dict(free)) for settings in (before, now))
     lines = []
     for section, keys in new.items():
+        if keys is None:
+            continue
         pairs = enumerate(keys) if isinstance(keys, list) else keys.items()
         was = old.get(section, {})
         for key, value in pairs:
@@ -70,9 +72,13 @@ def parse(tree: Mapping[str, Any], where: str) -> Settings:
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def write(settings: Settings, path: Path) -> None:
-    """Write the resolved settings as TOML; `read` gives them back."""
-    write_atomic(path, tomlkit.dumps(settings.model_dump(mode="json", exclude_none=True)))
+def write(settings: Settings, path: Path, heading: str = "", defaults: bool = True) -> None:
+    """Write the resolved settings as TOML; `read` gives them back.
+
+    heading: comment lines to begin with. defaults: whether keys at their defaults are written too.
+    """
+    tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    write_atomic(path, heading + tomlkit.dumps(tree))
 
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
@@ -158,17 +164,18 @@ def _locate(loc: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
             continue
         leaf = part
         field = model.model_fields.get(part)
-        inner = _section(field.annotation) if field else None
+        inner = section_of(field.annotation) if field else None
         if inner is None:
             break
         model = inner
     return keys, model, leaf
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class in a field's annotation: itself, a list's members, or what may be absent."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return TaskSettings if TaskSettings in get_args(annotation) else None
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
 
 
 def _spell(keys: Sequence[Any], tree: Mapping[str, Any]) -> str:

@@ -62,6 +62,9 @@ class Ledger(Row):
     )
     downlink_bits: int = Field(0, description="adapters broadcast to the devices (32 bits an entry), bits")
     backhaul_bits: int = Field(0, description="s-sums from the edges to the global server (two_hop), bits")
+    payload_bytes: int = Field(0, description="gradients of all devices as federation.payload says, computed, bytes")
+    uplink_bytes: int = Field(0, description="messages with gradients that arrived in a federation, counted, bytes")
+    downlink_bytes: int = Field(0, description="messages with parameters that a federation sent, counted, bytes")
 
     def __add__(self, other: "Ledger") -> "Ledger":
         """Entry by entry; `joules_max` adds the rounds' maxima, an upper bound of any one device's total."""

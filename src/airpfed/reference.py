@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from airpfed import record
-from airpfed.reading import accepts
-from airpfed.settings import Settings, TaskSettings
+from airpfed.reading import accepts, section_of
+from airpfed.settings import Settings
 
 INTRO = """# Reference
 
@@ -113,8 +113,8 @@ def page() -> str:
     """The whole page as Markdown."""
     parts = [INTRO, "## Settings\n"]
     for name, field in Settings.model_fields.items():
-        section = TaskSettings if name == "tasks" else field.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
+        section = section_of(field.annotation)
+        assert section is not None
         heading = "[[tasks]]" if name == "tasks" else f"[{name}]"
         parts += [f"### `{heading}`\n", f"{_first_line(section)}\n", "\n".join(_settings(section)) + "\n"]
     parts.append(FILES)

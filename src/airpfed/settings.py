@@ -21,6 +21,7 @@ ERROR_FREE: dict[Method, str] = {
     "flora": "its server needs every device's factors, and the air carries only their sum",
 }
 """Methods that no design of the air carries, and why."""
+Payload = Literal["float32", "bfloat16", "int8", "int4"]
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
 Channel = Literal[
     "rayleigh", "rician", "umi", "uma", "rma",
@@ -138,6 +139,12 @@ class DeviceSettings(Section):
     local_steps: int = Field(1, ge=1, description="E; with E > 1 the pseudo-gradient is sent")
     local_lr: float = Field(1e-3, gt=0, description="learning rate of local steps (E > 1 only)")
     memory_gb: float = Field(4.0, gt=0, description="memory for the activations of devices computed together, GB")
+    chunk: int = Field(
+        0,
+        ge=0,
+        description="devices computed together; 0: as many as memory_gb allows; 1: each alone, the same bits as on a "
+        "device of a federation",
+    )
 
 
 class ServerSettings(Section):
@@ -384,6 +391,43 @@ class TheorySettings(Section):
     sigma_dif2: float | None = Field(None, ge=0, description="sigma_dif^2 of A3, given for both readings")
 
 
+class FederationSettings(Section):
+    """A real federation of the experiment (`airpfed federate`)."""
+
+    payload: Payload = Field(
+        "float32",
+        description="how a device's gradient travels: exact, or rounded at random without bias (integers: to a scale "
+        "per tensor group); `airpfed run` rounds the same way",
+    )
+    max_norm: float = Field(
+        1e3, gt=0, description="largest L2 norm of a device's gradient that is taken; beyond it the device is absent"
+    )
+    min_devices: int = Field(0, ge=0, description="devices that must be there for a round to start; 0: all")
+    wait_seconds: float = Field(
+        600.0, gt=0, description="the run stops, to be resumed, if they are not there for so many seconds"
+    )
+    deadline_seconds: float = Field(
+        60.0, gt=0, description="a round ends after so many seconds; who has not answered is absent from it"
+    )
+    address: Annotated[str, Field(pattern=r"^(|\S+:[0-9]+)$")] = Field(
+        "", description="host:port at which devices reach the server; its certificate is for this host"
+    )
+    listen: str = Field("0.0.0.0", min_length=1, description="interface that the server listens on")
+    folder: str = Field(
+        "", description="the server's folder that `airpfed federate init` made: certificate, devices' public keys"
+    )
+
+
+class NodeSettings(Section):
+    """One device of a federation; written by `airpfed federate init` into the device's own settings file."""
+
+    device: int = Field(ge=0, description="number of the device: tasks in order, devices of a task in order")
+    key: str = Field("device.key", description="the device's private key")
+    certificate: str = Field("ca.crt", description="certificate of the authority that signed the server's")
+    state: str = Field("state", description="folder of the device's own state and of its logs")
+    port: int = Field(9094, ge=1, le=65535, description="port on this machine's loopback that Flower's SuperNode takes")
+
+
 class Settings(Section):
     """One experiment."""
 
@@ -395,6 +439,8 @@ class Settings(Section):
     radio: RadioSettings = RadioSettings()
     run: RunSettings = RunSettings()
     theory: TheorySettings = TheorySettings()
+    federation: FederationSettings = FederationSettings()
+    node: NodeSettings | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Settings":

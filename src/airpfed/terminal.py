@@ -1,15 +1,23 @@
 """What a run shows: a line a round and a progress bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator, Mapping
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from airpfed.record import RoundRecord, SlotError, Summary, number
+
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended after a whole round, as shells count signals."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,41 @@ class Screen:
 
 
 @contextmanager
-def open_screen(rounds: int) -> Iterator[Screen]:
-    """A screen for a run of so many rounds; without a terminal there is no bar and lines are never wrapped."""
-    console = Console(soft_wrap=True)
+def open_screen(rounds: int, file: IO[str] | None = None) -> Iterator[Screen]:
+    """A screen for a run of so many rounds; without a terminal there is no bar and lines are never wrapped.
+
+    file: where lines go instead of the standard output.
+    """
+    console = Console(soft_wrap=True, file=file, width=160 if file else None)
     columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield Screen(console, progress, progress.add_task("rounds", total=rounds))
+
+
+@contextmanager
+def interruptible(screen: Screen) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the run after the round it falls into; a second one ends it at once."""
+    asked: list[bool] = []
+
+    def ask(_number: int, _frame: object) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGINT, before)
+        screen.say("stopping after this round (Ctrl-C again: at once; the last round's checkpoint stays)")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def go_on(subcommand: str, file: Path, overrides: Sequence[str], out: Path, done: int) -> str:
+    """The line that says how to resume a run that was stopped after `done` rounds."""
+    called = Path(sys.argv[0])
+    program = str(called) if called.name == "airpfed" and not shutil.which("airpfed") else "airpfed"
+    words = [program, *subcommand.split(), str(file)]
+    words += [part for item in overrides for part in ("--set", item)]
+    return f"stopped after round {done}; go on with: {shlex.join([*words, '--out', str(out), '--resume'])}"
 
 
 def round_line(row: RoundRecord) -> str:

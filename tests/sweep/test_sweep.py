@@ -358,6 +358,8 @@ def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: 
     assert drawn == {tuple(line[k] for k in keys) for line in rows(home / "means.csv") if line["measure"] == "average"}
 
 
+@pytest.mark.loopback
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray leaves its processes to the system
 def test_a_ray_cluster_gives_the_same_tables(whole: Path, file: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     home = tmp_path / "ray"
@@ -368,6 +370,7 @@ def test_a_ray_cluster_gives_the_same_tables(whole: Path, file: Path, tmp_path: 
     assert tables(home) == tables(whole)
 
 
+@pytest.mark.loopback
 def test_a_ray_cluster_that_is_not_there_is_one_line(file: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=r"^--ray nowhere: "):

@@ -6,9 +6,9 @@ atomically after the file is safely on disk. A crash at any instant leaves the o
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from airpfed.errors import UserError
 from airpfed.record import write_atomic, write_json
-from airpfed.rounds.state import State
 
 LATEST = "latest.json"
+
+Saved = TypeVar("Saved", bound=Any)
+"""A frozen dataclass with a field `round`: a run's `State`, or what a device of a federation keeps."""
 
 
 def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -50,7 +52,7 @@ def rebuilt(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
     return type(like)(**parts)
 
 
-def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
+def write(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
     """Save a state. Random streams are functions of (seed, name, round), so seed and round are their positions."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"round-{state.round:06d}.safetensors"
@@ -69,7 +71,7 @@ def write(folder: Path, state: State, seed: int, fingerprint: str) -> None:
             old.unlink(missing_ok=True)
 
 
-def read(folder: Path, like: State, fingerprint: str) -> State:
+def read(folder: Path, like: Saved, fingerprint: str) -> Saved:
     """The saved state; `like` gives structure and shapes.
 
     UserError if there is none, it is damaged, or of other settings.
@@ -88,8 +90,8 @@ def read(folder: Path, like: State, fingerprint: str) -> State:
         tensors = load(data)
     except SafetensorError as error:
         raise UserError(f"{folder / name}: not a safetensors file: {error}") from None
-    state: State = rebuilt(like, tensors)
-    return State(int(done), state.server, state.devices, state.frozen)
+    state: Saved = replace(rebuilt(like, tensors), round=int(done))
+    return state
 
 
 def exists(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -56,19 +56,28 @@ def score(fleet: Fleet, factors: Factors | None, task: TaskView, which: Literal[
     """One model's score on a split; factors None is the untouched base model."""
     split = task.dev if which == "dev" else task.test
     if task.kind == "generate":
-        texts = complete(fleet, factors, [sample.ids for sample in split.prompts], task.max_new_tokens)
-        return Score(exact_match(texts, split.texts), None)
-    answers = classify(fleet, factors, f"{which} {task.name}", split.prompts, task.choices)
-    return Score(accuracy(answers, split.classes), balanced_accuracy(answers, split.classes))
+        return scored(complete(fleet, factors, [s.ids for s in split.prompts], task.max_new_tokens), split, task.kind)
+    return scored(classify(fleet, factors, f"{which} {task.name}", split.prompts, task.choices), split, task.kind)
+
+
+def scored(said: Sequence[Any], split: Split, kind: Kind) -> Score:
+    """The score of a model's answers to a split: texts (generate) or class indices."""
+    if kind == "generate":
+        return Score(exact_match(said, split.texts), None)
+    return Score(accuracy(said, split.classes), balanced_accuracy(said, split.classes))
 
 
 def score_task(fleet: Fleet, vectors: Vectors, number: int, task: TaskView, which: Literal["dev", "test"]) -> Score:
     """The task's model: one for all its devices, or (device scope) the D_k-weighted mean over the devices' models."""
-    devices = (fleet.task_of == number).nonzero().flatten()
+    devices = (fleet.task_of == number).nonzero().flatten().tolist()
     if vectors["device"].shape[1] == 0:
-        devices = devices[:1]
-    scores = [score(fleet, model_of(fleet, vectors, number, int(k)), task, which) for k in devices]
-    weights = [len(fleet.shards[int(k)]) for k in devices]
+        return score(fleet, model_of(fleet, vectors, number, devices[0]), task, which)
+    scores = [score(fleet, model_of(fleet, vectors, number, k), task, which) for k in devices]
+    return weighted(scores, [len(fleet.shards[k]) for k in devices])
+
+
+def weighted(scores: Sequence[Score], weights: Sequence[int]) -> Score:
+    """The mean of several models' scores, weighted by their samples."""
     balanced = None if scores[0].balanced is None else _mean([s.balanced or 0.0 for s in scores], weights)
     return Score(_mean([s.value for s in scores], weights), balanced)
 

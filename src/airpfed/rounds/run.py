@@ -4,17 +4,21 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from airpfed import record
 from airpfed.devices.fleet import Fleet, batches, gradients
+from airpfed.devices.payload import Payload, all_bytes, rounded
+from airpfed.errors import UserError
+from airpfed.model.vector import Vectors
 from airpfed.record import Ledger, Probe, RoundRecord, Summary, TaskSummary
 from airpfed.rounds import checkpoint
 from airpfed.rounds.evaluate import Score, TaskView, score, score_elsewhere, score_task
@@ -23,7 +27,22 @@ from airpfed.rounds.meter import Meter, Played
 from airpfed.rounds.metered import due, metered
 from airpfed.rounds.probe import probe as look_around
 from airpfed.rounds.state import Optimizer, State, vectors
-from airpfed.rounds.step import Link, step
+from airpfed.rounds.step import Link, finite, step
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What servers have of the devices after a round's work, a row a device, NaN where there is nothing.
+
+    gradients: scope -> (K, d_scope). loss: nats. cursors: places in the data after the round. samples: D_k. cost: what
+    the messages took.
+    """
+
+    gradients: Vectors
+    loss: Float[Tensor, " K"]
+    cursors: Int[Tensor, " K"]
+    samples: Float[Tensor, " K"]
+    cost: Ledger
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Experiment:
     fingerprint: of settings, data and base model; base_key: of what the untouched model's scores depend on. merge: the
     rule in the link's place, where the method has one. air_seconds: budget of the run. score: the final models' split.
     lr: None where the probe decides it. meter: None where nothing of the theory is asked for.
+    payload: how gradients travel. collect, rate: the devices' work in a round, and a task's score; a federation asks
+    real devices.
     """
 
     method: str
@@ -56,6 +77,14 @@ class Experiment:
     score: Literal["test", "dev", "both"] = "test"
     cross_eval: bool = False
     base_key: str = ""
+    payload: Payload = "float32"
+    collect: "Collect" = field(default_factory=lambda: simulated)
+    rate: "Rate" = field(default_factory=lambda: simulated_score)
+
+
+Collect = Callable[[Experiment, State], Collected]
+Rate = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
+"""(experiment, state, number of a task, split) -> the task's score; None where no device could be asked."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +161,19 @@ def final_scores(
     experiment: Experiment, state: State, records: Sequence[RoundRecord], say: Callable[[str], None]
 ) -> Final:
     """The models' scores after the last round: on test, on dev (or as the last round's record has it), elsewhere."""
-    fleet, found, tasks = experiment.fleet, vectors(state), experiment.tasks
+    fleet, tasks = experiment.fleet, experiment.tasks
     known = records[-1].accuracy if records else {}
     dev = [known.get(task.name) for task in tasks]
     if experiment.score != "test":
-        dev = [
-            score_task(fleet, found, n, task, "dev").value if task.name not in known and task.dev.prompts else dev[n]
-            for n, task in enumerate(tasks)
-        ]
+        asked = [n for n, task in enumerate(tasks) if task.name not in known and task.dev.prompts]
+        found = {n: experiment.rate(experiment, state, n, "dev") for n in asked}
+        dev = [one.value if (one := found.get(n)) else value for n, value in enumerate(dev)]
     if experiment.score == "dev":
         return Final([None] * len(tasks), dev, [{}] * len(tasks))
     say("scoring the tasks' models on the test splits")
-    test = [score_task(fleet, found, n, task, "test") for n, task in enumerate(tasks)]
-    others = [score_elsewhere(fleet, found, n, tasks) if experiment.cross_eval else {} for n in range(len(tasks))]
+    test = [final_score(experiment, state, n) for n in range(len(tasks))]
+    values, every = vectors(state), range(len(tasks))
+    others = [score_elsewhere(fleet, values, n, tasks) if experiment.cross_eval else {} for n in every]
     return Final(test, dev, others)
 
 
@@ -161,59 +190,83 @@ def base_scores(experiment: Experiment, path: Path, say: Callable[[str], None]) 
     return scores
 
 
+def final_score(experiment: Experiment, state: State, number: int) -> Score:
+    """A task's score on its test split; UserError if there is nobody to ask: the run can then be resumed."""
+    found = experiment.rate(experiment, state, number, "test")
+    if found is None:
+        raise UserError(f"no device of task {experiment.tasks[number].name} is there to be scored; go on with --resume")
+    return found
+
+
 def play_round(experiment: Experiment, state: State, probe: Probe | None = None) -> tuple[State, RoundRecord]:
-    """One round: batches, gradients, uplink and update, evaluation and meter where they are due; next state and record.
+    """One round: gradients, uplink and update, evaluation and meter where they are due; the next state and its record.
 
     probe: needed where its step size or the meter is asked for.
     """
     seconds: dict[str, float] = {}
-    fleet, before = experiment.fleet, state
+    before = state
     lr = experiment.lr if experiment.lr is not None else probe.eta if probe else nan
     with timed(seconds, "gradients"):
-        plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
-        turns = fleet.layout.turns()
-        turn = turns[state.round % len(turns)]
-        found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk, turn)
+        found = experiment.collect(experiment, state)
     with timed(seconds, "air"):
         if experiment.merge:
-            state, received, present = merge(experiment.merge, state, found, cursors)
+            state, received, present = merge(experiment.merge, state, found.gradients, found.cursors)
         else:
-            state, received, present = step(state, found, cursors, experiment.link, experiment.optimizer, lr)
+            state, received, present = step(
+                state, found.gradients, found.cursors, experiment.link, experiment.optimizer, lr
+            )
     with timed(seconds, "evaluate"):
         scored = experiment.eval_every and state.round % experiment.eval_every == 0
         tasks = [(n, task) for n, task in enumerate(experiment.tasks) if scored and task.dev.prompts]
-        reached = {task.name: score_task(fleet, vectors(state), n, task, "dev").value for n, task in tasks}
+        scores = {task.name: experiment.rate(experiment, state, n, "dev") for n, task in tasks}
     theory = None
     if experiment.meter and probe and due(experiment.meter, state.round):
         with timed(seconds, "theory"):
-            played = Played(before, state, found, cursors, present)
+            played = Played(before, state, found.gradients, found.cursors, present)
             theory = metered(experiment.meter, probe, experiment.initial, played, lr)
     return state, RoundRecord(
         round=state.round,
-        loss=task_losses(experiment, loss, present),
-        accuracy=reached,
+        loss=task_losses(experiment, found, present),
+        accuracy={name: score.value for name, score in scores.items() if score},
         mse=received.mse,
         pi=received.pi,
         pi_claimed=received.pi_claimed,
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
-        ledger=received.ledger,
+        ledger=received.ledger + found.cost,
         theory=theory,
         seconds=seconds,
     )
 
 
-def task_losses(experiment: Experiment, loss: Tensor, present: Tensor) -> dict[str, float]:
+def simulated(experiment: Experiment, state: State) -> Collected:
+    """All devices' work in this process; gradients as they come out of their payload."""
+    fleet = experiment.fleet
+    plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
+    turns = fleet.layout.turns()
+    turn = turns[state.round % len(turns)]
+    found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk, turn)
+    samples = torch.tensor([float(len(shard)) for shard in fleet.shards])
+    cost = Ledger() if fleet.hands else Ledger(payload_bytes=all_bytes(fleet.layout, fleet.task_of, experiment.payload))
+    sent = rounded(found, finite(found), fleet.layout, fleet.task_of, experiment.payload, fleet.seed, state.round + 1)
+    return Collected(sent, loss, cursors, samples, cost)
+
+
+def simulated_score(experiment: Experiment, state: State, number: int, which: Literal["dev", "test"]) -> Score:
+    """A task's score, computed in this process."""
+    return score_task(experiment.fleet, vectors(state), number, experiment.tasks[number], which)
+
+
+def task_losses(experiment: Experiment, found: Collected, present: Tensor) -> dict[str, float]:
     """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present.
 
     Tasks with none are left out.
     """
-    samples = torch.tensor([float(len(shard)) for shard in experiment.fleet.shards])
     losses = {}
     for n, task in enumerate(experiment.tasks):
-        weight = samples * present * (experiment.fleet.task_of == n)
+        weight = found.samples * present * (experiment.fleet.task_of == n)
         if weight.sum() > 0:
-            losses[task.name] = float((weight * loss.nan_to_num() / weight.sum()).sum())
+            losses[task.name] = float((weight * found.loss.nan_to_num() / weight.sum()).sum())
     return losses
 
 

@@ -56,7 +56,7 @@ def load(source: Source, want: int) -> Loaded:
     want: how many rows to generate when the source is a generator; of any other source all rows are taken. Nothing is
     random. Raises UserError that names the task and the file or setting at fault.
     """
-    plan, rows = _settle(source), _rows(source, want)
+    plan, rows = settled(source), _rows(source, want)
     template, kind = plan.prompt or "", plan.kind or "classify"
     _check(plan, template, rows)
     if plan.classes:
@@ -112,8 +112,11 @@ def _rows(source: Source, want: int) -> list[Row]:
     return [{"text": text, "label": label} for text, label in catalog.rows(source.source, want)]
 
 
-def _settle(source: Source) -> Source:
-    """The source with what was left open filled in; labels stay open for data whose classes are not known yet."""
+def settled(source: Source) -> Source:
+    """The source with what was left open filled in; labels stay open for data whose classes are not known yet.
+
+    Raises UserError where kind and labels do not go with the source.
+    """
     if _is_external(source.source):
         kind = source.kind or "classify"
         default = f"{{{source.text_column}}}\n{'Label' if kind == 'classify' else 'Answer'}:"
@@ -168,14 +171,17 @@ def _distinct(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
 
 
 def _labels(plan: Source, rows: Sequence[Row]) -> dict[str, str]:
-    """Class -> word behind a space. Raises UserError unless two classes or more occur, each with a word of its own."""
+    """Class -> word behind a space. Raises UserError unless there are two or more, each with a word of its own.
+
+    Given labels, a device's own file may hold fewer classes.
+    """
     seen = sorted({row[plan.label_column] for row in rows})
     given = {name: name for name in seen} if plan.labels is None else plan.labels
     labels = {name: f" {word.strip()}" for name, word in given.items()}
     where = f"tasks.{plan.name}.label: column {plan.label_column!r} of {plan.source!r}"
     if missing := [name for name in seen if name not in labels]:
         raise UserError(f"{where} holds class {missing[0]!r}, which labels gives no word{hint(missing[0], labels)}")
-    if len(seen) < 2:
+    if len(labels) < 2:
         raise UserError(f"{where} holds the one class {seen[0]!r}; a classification needs two or more")
     words = list(labels.values())
     if shared := [word for word in words if words.count(word) > 1 or not word.strip()]:

@@ -34,15 +34,18 @@ class Shares:
     split_as: str = ""
 
 
-def split(samples: Samples, dev: int, test: int, seed: int, name: str) -> tuple[Samples, Samples, Samples]:
+def split(
+    samples: Samples, dev: int, test: int, seed: int, name: str, train: bool = True
+) -> tuple[Samples, Samples, Samples]:
     """Train, dev and test in this order, disjoint, at random; test and dev are taken first, train is the rest.
 
-    Random: the order of the samples, stream (seed, "split", name). Raises UserError when nothing would be left to
-    train on.
+    train: whether there must be something left to train on. Random: the order of the samples, stream (seed, "split",
+    name). Raises UserError when there are too few samples.
     """
-    if len(samples) <= dev + test:
+    if len(samples) < dev + test + train:
+        left = "leave nothing to train on" if train else "are too many"
         raise UserError(
-            f"tasks.{name}: test_samples = {test} and dev_samples = {dev} leave nothing to train on; "
+            f"tasks.{name}: test_samples = {test} and dev_samples = {dev} {left}; "
             f"there are {len(samples)} distinct samples"
         )
     order = numpy_stream(seed, "split", name).permutation(len(samples))

@@ -1,0 +1,57 @@
+"""A run from its objects to its report: what the simulator and a federation share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from airpfed import build, outputs, reading, record
+from airpfed.errors import UserError
+from airpfed.report import page
+from airpfed.rounds import checkpoint
+from airpfed.rounds.run import Experiment, Outcome, play
+from airpfed.settings import Settings
+from airpfed.tasks.sample import Task
+from airpfed.terminal import Screen
+from airpfed.tracker import TRACKERS
+
+
+def conduct(
+    settings: Settings,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    command: str,
+    out: Path,
+    resume: bool,
+    screen: Screen,
+    stopping: Callable[[], bool],
+) -> Outcome:
+    """Play all rounds into `out`, or up to the round in which `stopping` turns true, and write what a run leaves."""
+    if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
+        same_settings(out / "experiment.toml", settings)
+        checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
+    outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
+    track = TRACKERS[settings.run.tracker](out)
+
+    def watch(row: record.RoundRecord) -> None:
+        screen.round(row)
+        track(row)
+
+    outcome = play(experiment, out, resume, watch, stopping, screen.say)
+    record.write_json(out / "summary.json", outcome.summary)
+    track(outcome.summary)
+    if outcome.completed and (why := outputs.no_adapter(settings)):
+        screen.say(why)
+    elif outcome.completed:
+        screen.say("exporting adapters")
+        outputs.adapters(settings, experiment, outcome.state, out, merged=False)
+    page.write(out)
+    screen.summary(outcome.summary, out)
+    return outcome
+
+
+def same_settings(written: Path, settings: Settings) -> None:
+    """UserError naming what differs from the run that is to be resumed, but for what a resumed run may change."""
+    changed = reading.differences(reading.read(written), settings, build.UNSHAPING)
+    if changed:
+        raise UserError(
+            f"{written.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out"
+        )

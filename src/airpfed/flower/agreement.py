@@ -1,0 +1,68 @@
+"""What a device and the server must have in common, as words that can be compared."""
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import astuple
+from typing import Any
+
+from airpfed import build
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import vectors
+from airpfed.settings import Settings
+from airpfed.tasks.sample import Task
+
+Agreement = dict[str, str]
+"""Name of a thing -> what it is, in full or as a hash."""
+
+
+def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
+    """What the server and the devices of task `number` must agree on, whatever decides which gradient is computed.
+
+    The data is not in it, nor the prompt's wording: those are each device's own.
+    """
+    layout, task = experiment.fleet.layout, tasks[number]
+    work = {
+        "server.optimizer": experiment.optimizer,
+        "server.lr": experiment.lr,
+        "devices.batch_size": experiment.batch_size,
+        "devices.local_steps": experiment.local_steps,
+        "devices.local_lr": experiment.local_lr,
+        "federation.payload": experiment.payload,
+        "run.seed": experiment.seed,
+        "model.max_tokens": settings.model.max_tokens,
+    }
+    start = hashlib.sha256()
+    for scope, values in vectors(experiment.initial).items():
+        start.update(values[:1].contiguous().numpy().tobytes() if scope != "device" else b"")
+    return {
+        "airpfed": importlib.metadata.version("airpfed"),
+        "model.base": build.base_hash(experiment.fleet.backbone),
+        "adapters": hashed([[astuple(entry) for entry in layout.entries], layout.task_lengths]),
+        "adapters.alpha": str(settings.adapters.alpha),
+        "initial adapters": start.hexdigest(),
+        "tasks": hashed([one.name for one in settings.tasks]),
+        f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
+        **{key: str(value) for key, value in work.items()},
+    }
+
+
+def difference(server: Any, device: Any) -> str | None:
+    """A line about the first thing on which two agreements differ; None where they agree."""
+    if not isinstance(server, dict) or not isinstance(device, dict):
+        return "the other side does not say what it stands on"
+    for name in [*server, *(key for key in device if key not in server)]:
+        if server.get(name) != device.get(name):
+            return f"{name} differs: {short(server.get(name))} at the server, {short(device.get(name))} on the device"
+    return None
+
+
+def short(value: Any) -> str:
+    """A value for a line: hashes by their first digits."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text[:100]
+
+
+def hashed(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

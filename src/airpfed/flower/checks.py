@@ -1,0 +1,104 @@
+"""What a parcel must be before its numbers are used; what is wrong is one line."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from airpfed.devices.payload import SENT, Payload, Sent, byte_count, decoded, groups_of, sizes
+from airpfed.errors import UserError
+from airpfed.flower.parcel import Parcel
+from airpfed.model.encode import Encoded
+from airpfed.model.vector import Layout, Vectors
+from airpfed.tasks.sample import Kind
+
+SAMPLES_LIMIT = 10**9
+"""No device is believed to hold more."""
+
+
+def why_of(parcel: Parcel) -> str:
+    """Why an answer is a refusal, in one line of bounded length."""
+    return " ".join(str(parcel.facts.get("why", "no reason given")).split())[:300]
+
+
+def vector_of(parcel: Parcel, name: str, size: int) -> Float[Tensor, " {size}"]:
+    """A float32 body of the right length, finite; UserError otherwise."""
+    body = parcel.bodies.get(name, b"")
+    if len(body) != 4 * size:
+        raise UserError(f"wrong shape: {name} has {len(body)} bytes, {4 * size} are right")
+    vector = torch.frombuffer(bytearray(body), dtype=torch.float32) if size else torch.zeros(0)
+    if not bool(vector.isfinite().all()):
+        raise UserError(f"{name} is not finite")
+    return vector
+
+
+def samples_of(parcel: Parcel, vocabulary: int) -> tuple[Encoded, ...]:
+    """Prompts as token ids; UserError where a token is none of the vocabulary's or the lengths do not add up."""
+    ids, lengths = (integers(parcel, name) for name in ("ids", "lengths"))
+    if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
+        raise UserError("wrong shape: the prompts' lengths do not add up")
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        raise UserError("a prompt has a token that the vocabulary does not have")
+    place, samples = 0, []
+    for length in lengths:
+        samples.append(Encoded(tuple(ids[place : place + length]), (0,)))
+        place += length
+    return tuple(samples)
+
+
+def integers(parcel: Parcel, name: str) -> list[int]:
+    """An int32 body."""
+    body = parcel.bodies.get(name, b"")
+    if len(body) % 4:
+        raise UserError(f"wrong shape: {name} has {len(body)} bytes")
+    found: list[int] = torch.frombuffer(bytearray(body), dtype=torch.int32).tolist() if body else []
+    return found
+
+
+def packed_integers(values: Sequence[int]) -> bytes:
+    """The inverse of `integers`."""
+    return torch.tensor(values, dtype=torch.int32).numpy().tobytes()
+
+
+def samples_told(parcel: Parcel) -> int:
+    """D_k as a device tells it."""
+    samples = parcel.facts.get("samples")
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= SAMPLES_LIMIT:
+        raise UserError(f"says that it holds {str(samples)[:40]} samples")
+    return samples
+
+
+def said_of(parcel: Parcel, count: int, kind: Kind) -> list[Any]:
+    """A model's answers to so many prompts: class indices, or texts; UserError where they are neither."""
+    said, wanted = parcel.facts.get("said"), str if kind == "generate" else int
+    if parcel.kind != "done" or not isinstance(said, list):
+        raise UserError(why_of(parcel))
+    if len(said) != count or not all(isinstance(one, wanted) for one in said):
+        raise UserError(f"it gives {len(said)} answers to {count} prompts, or some of another kind")
+    return said
+
+
+def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
+    """Gradient (one row a scope) and loss of a device of a task; UserError where shape, values or norm are wrong."""
+    wanted = sizes(layout, task)
+    data: dict[Sent, Tensor] = {}
+    for scope in SENT:
+        body = parcel.bodies.get(scope, b"")
+        right = byte_count(wanted[scope], groups_of(layout, scope, wanted[scope]), payload)
+        if len(body) != right:
+            kind = "oversize" if len(body) > right else "wrong shape"
+            raise UserError(f"{kind}: its {scope} gradient has {len(body)} bytes, {right} are right")
+        data[scope] = torch.frombuffer(bytearray(body), dtype=torch.uint8) if right else torch.zeros(0).byte()
+    rows = decoded(data, layout, task, payload)
+    norm = math.sqrt(sum(float(row.double().square().sum()) for row in rows.values()))
+    loss = parcel.facts.get("loss")
+    if not math.isfinite(norm):
+        raise UserError("its gradient is not finite")
+    if norm > max_norm:
+        raise UserError(f"its gradient has norm {norm:.3g}, at most {max_norm:g} is taken")
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        raise UserError("its loss is not a number")
+    return rows, loss

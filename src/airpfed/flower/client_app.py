@@ -1,0 +1,47 @@
+"""The ClientApp: it hands each message to the device's trainer and the answer back.
+
+Flower starts a process per message, so a deployed device's app only relays to the resident trainer; in Flower's
+simulation the trainer is in the process that Ray keeps.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from airpfed.flower.parcel import BadParcelError, Parcel, refusal
+from airpfed.flower.relay import ask
+from airpfed.flower.wire import content, parcel_of
+
+Handle = Callable[[Parcel, Context], Parcel]
+
+
+def app_of(handle: Handle) -> ClientApp:
+    """An app that answers every kind of message by `handle`."""
+    made = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            reply = handle(parcel_of(message), context)
+        except BadParcelError as error:
+            reply = refusal(str(error))
+        return Message(content(reply), reply_to=message)
+
+    made.train()(answer)
+    made.evaluate()(answer)
+    made.query("hello")(answer)
+    made.query("finish")(answer)
+    return made
+
+
+def relayed(parcel: Parcel, context: Context) -> Parcel:
+    """The answer of the trainer whose socket the SuperNode's configuration names."""
+    path, seconds = Path(str(context.node_config["socket"])), parcel.facts.get("seconds")
+    try:
+        return ask(path, parcel, float(seconds) if isinstance(seconds, int | float) else 60.0)
+    except TimeoutError as error:
+        return refusal(str(error))
+
+
+app = app_of(relayed)

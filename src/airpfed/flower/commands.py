@@ -1,0 +1,103 @@
+"""`airpfed federate`: the same settings file on Flower's simulation, or on real devices."""
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from click import Context
+from typer.core import TyperGroup
+
+from airpfed.errors import UserError
+
+
+class FileFirst(TyperGroup):
+    """A group whose first word may be a settings file instead of a command: that means `run`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Put the command in front that a file stands for."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=FileFirst, no_args_is_help=True, help="Run the experiment as a federation on Flower.")
+
+File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+
+
+def ready() -> None:
+    """UserError unless Flower is installed; settings for its processes that keep it from phoning home.
+
+    Flower reads them when it is imported, and hands them on to the processes that it starts.
+    """
+    if importlib.util.find_spec("flwr") is None:
+        raise UserError("airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'")
+    quiet = ("FLWR_DISABLE_UPDATE_CHECK", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "HF_HUB_DISABLE_TELEMETRY")
+    os.environ.update(dict.fromkeys(quiet, "1"))
+    os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+
+
+@app.command()
+def run(
+    file: File,
+    backend: Annotated[
+        Literal["simulation", "deployment"],
+        typer.Option("--backend", help="devices are processes on this machine, or machines that join over TLS"),
+    ] = "simulation",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="directory of the run; default as for `airpfed run`")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+) -> None:
+    """Fine-tune with gradients from a federation's devices (`airpfed federate FILE.toml`)."""
+    ready()
+    from airpfed.flower.launch import federate
+
+    raise typer.Exit(federate(file, set_ or [], out, resume, backend, "airpfed " + shlex.join(sys.argv[1:])))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
+    settings: Annotated[Path, typer.Option("--settings", metavar="FILE.toml", help="settings of the experiment")],
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="where devices reach the server")
+    ] = "localhost:9500",
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="a further name or address of the server; may be given again")
+    ] = None,
+    deal: Annotated[
+        bool, typer.Option("--deal", help="give each device its share of the tasks' data, as the simulator deals it")
+    ] = False,
+    days: Annotated[int, typer.Option("--days", min=1, help="how long the certificates are valid")] = 365,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=60000, help="loopback port of device 0's SuperNode; device k: plus k")
+    ] = 9100,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
+) -> None:
+    """Make certificates, keys, and a folder with settings and a start script for the server and for each device."""
+    ready()
+    from airpfed import reading
+    from airpfed.flower.founding import Plan, found
+    from airpfed.flower.places import host_of
+
+    read = reading.read(settings, [*(set_ or []), f'federation.address="{address}"'])
+    plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
+    for line in found(folder, read, plan):
+        typer.echo(line)
+
+
+@app.command()
+def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
+    """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
+    ready()
+    from datetime import datetime
+
+    from airpfed.flower.join import join as take_part
+
+    take_part(file, lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"))

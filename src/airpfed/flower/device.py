@@ -1,0 +1,185 @@
+"""A device's part of a run: its gradient of each round, its own parameters, its answers; the same for all engines.
+
+What travels back is what these functions put into a parcel: nothing of device scope, no sample, no label.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from airpfed.devices.evaluate import classify, complete
+from airpfed.devices.fleet import Fleet, draw, gradients
+from airpfed.devices.payload import SENT, encoded, rounding, sizes
+from airpfed.devices.prefix import PrefixCache
+from airpfed.errors import UserError
+from airpfed.flower import personal
+from airpfed.flower.agreement import Agreement, difference, hashed
+from airpfed.flower.checks import samples_of, vector_of
+from airpfed.flower.parcel import Parcel, refusal
+from airpfed.flower.personal import Personal
+from airpfed.model import export
+from airpfed.model.vector import Factors, Vectors, gather
+from airpfed.rounds.run import Experiment
+from airpfed.rounds.state import Moving
+from airpfed.rounds.step import finite
+
+RUN = re.compile(r"[0-9a-f]{32}")
+"""A run's identity: names the folder of what the device keeps for it."""
+
+QUESTION_BYTES = 1 << 26
+"""Bodies of the largest question beside the parameters: the token ids of a test split."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device. fleet: all devices, with this one's data at least; alone: this device as a fleet of one."""
+
+    number: int
+    experiment: Experiment
+    fleet: Fleet
+    alone: Fleet
+    task: int
+    alpha: float
+    agreed: Agreement
+    max_norm: float
+    folder: Path
+
+    @property
+    def samples(self) -> int:
+        """D_k."""
+        return len(self.fleet.shards[self.number])
+
+    @property
+    def limit(self) -> int:
+        """Bytes of the largest parcel's bodies that is read."""
+        return 4 * sum(sizes(self.fleet.layout, self.task).values()) + QUESTION_BYTES
+
+
+def device_of(
+    experiment: Experiment, number: int, agreed: Agreement, alpha: float, max_norm: float, folder: Path
+) -> Device:
+    """Device `number` of an experiment that holds its data; its own state lies in `folder`."""
+    fleet = experiment.fleet
+    task = int(fleet.task_of[number])
+    alone = Fleet(
+        fleet.backbone, fleet.layout, PrefixCache(fleet.backbone), (fleet.shards[number],), torch.zeros(1).long(),
+        (fleet.classes[task],), fleet.seed,
+    )  # fmt: skip
+    return Device(number, experiment, fleet, alone, task, alpha, agreed, max_norm, folder)
+
+
+def handled(device: Device, parcel: Parcel) -> Parcel:
+    """The answer to a parcel; what cannot be done is refused with a line."""
+    try:
+        match parcel.kind:
+            case "hello":
+                return Parcel("done", {**told(device), "agreement": device.agreed})
+            case "train":
+                return trained(device, parcel)
+            case "answer":
+                return answered(device, parcel)
+            case "finish":
+                return finished(device, parcel)
+            case _:
+                return refusal(f"no such question: {parcel.kind[:40]!r}")
+    except UserError as error:
+        return refusal(str(error))
+
+
+def told(device: Device) -> dict[str, Any]:
+    """What stands in every answer."""
+    return {"device": device.number, "samples": device.samples}
+
+
+def trained(device: Device, parcel: Parcel) -> Parcel:
+    """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers."""
+    run, counted = asked(device, parcel)
+    t = parcel.facts.get("round")
+    if not isinstance(t, int) or t < 1:
+        raise UserError("the message names no round")
+    kept = restored(device, run)
+    own = personal.begun(kept, t, counted)
+    made, fleet = device.experiment, device.fleet
+    count = min(made.batch_size, device.samples)
+    first = (t - 1) * made.local_steps * count  # as if it had been there in every round: absence skips no data twice
+    plan = [draw(fleet, device.number, first + step * count, count) for step in range(made.local_steps)]
+    found, loss = gradients(device.alone, received(device, parcel, own), [plan], made.local_lr, 1)
+    norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
+    good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
+    assert made.lr is not None
+    after = personal.moved(own, found["device"], t, made.optimizer, made.lr) if good else Personal(t, own, own)
+    personal.save(device.folder / run, after, made.seed, hashed(sorted(device.agreed.items())))
+    if not good:
+        why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
+        raise UserError(f"the gradient of round {t} {why}")
+    data = encoded(found, fleet.layout, device.task, made.payload, rounding(made.seed, device.number, t))
+    facts = {**told(device), "run": run, "round": t, "loss": float(loss)}
+    return Parcel("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
+
+
+def answered(device: Device, parcel: Parcel) -> Parcel:
+    """What this device's model says to prompts that came as token ids: classes, or texts."""
+    factors = model(device, parcel)
+    samples = samples_of(parcel, len(device.fleet.backbone.tokenizer))
+    view = device.experiment.tasks[device.task]
+    if view.kind == "generate":
+        said: list[Any] = list(complete(device.alone, factors, [s.ids for s in samples], view.max_new_tokens))
+    else:
+        shelf = hashed([sample.ids for sample in samples])
+        said = list(classify(device.alone, factors, shelf, samples, view.choices))
+    return Parcel("done", {**told(device), "said": said})
+
+
+def finished(device: Device, parcel: Parcel) -> Parcel:
+    """Export this device's model, with its own parts, to its own disk: a PEFT adapter, reloaded and compared."""
+    factors, fleet = model(device, parcel), device.fleet
+    classes = device.fleet.classes[device.task]
+    view = device.experiment.tasks[device.task]
+    folder = device.folder / str(parcel.facts["run"]) / "adapters" / view.name.replace(":", "-")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    base = export.fresh_base(fleet.backbone, classes)
+    export.checked(fleet.backbone, factors, classes, device.alpha, folder, base, device.alone.shards[0][:8])
+    return Parcel("done", told(device))
+
+
+def asked(device: Device, parcel: Parcel) -> tuple[str, int]:
+    """The run a parcel belongs to and how often its server counted this device; UserError where they do not agree."""
+    run, counted = parcel.facts.get("run"), parcel.facts.get("counted")
+    if not isinstance(run, str) or not RUN.fullmatch(run) or not isinstance(counted, int):
+        raise UserError("the message names no run")
+    if why := difference(parcel.facts.get("agreement"), device.agreed):
+        raise UserError(why)
+    return run, counted
+
+
+def model(device: Device, parcel: Parcel) -> Factors:
+    """This device's model with the shared parameters that came, after all rounds that the server counted."""
+    run, counted = asked(device, parcel)
+    kept = restored(device, run)
+    values = received(device, parcel, personal.begun(kept, kept.round + 1, counted))
+    one = torch.zeros(1, dtype=torch.long)
+    factors = gather(values, device.fleet.layout, one, one)
+    return {key: tensor.to(device.fleet.backbone.device) for key, tensor in factors.items()}
+
+
+def restored(device: Device, run: str) -> Personal:
+    """What the device keeps for a run."""
+    like = personal.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
+    return personal.load(device.folder / run, like, hashed(sorted(device.agreed.items())))
+
+
+def received(device: Device, parcel: Parcel, own: Moving) -> Vectors:
+    """All parameters of the device: those that came, its own, and those that never move.
+
+    Beyond its task's own head the task's vector is as it began: no gradient reaches there.
+    """
+    start, wanted = device.experiment.initial, sizes(device.fleet.layout, device.task)
+    came: dict[str, Tensor] = {scope: vector_of(parcel, scope, wanted[scope]) for scope in SENT}
+    task = start.server.personal.value[device.task : device.task + 1].clone()
+    task[0, : wanted["task"]] = came["task"]
+    return {"global": came["global"][None, :], "task": task, "device": own.value, "frozen": start.frozen}

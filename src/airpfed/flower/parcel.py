@@ -1,0 +1,90 @@
+"""What travels between server and devices: a kind, some facts, and named bytes; never pickle.
+
+On a socket a parcel is the length of its head (4 bytes, big-endian), the head as JSON, and the bodies in a row.
+This file knows neither torch nor Flower, so that the process that only relays starts fast.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HEAD_LIMIT = 1 << 24
+"""Bytes of the longest head; facts are hashes, numbers and, in `answer`, short texts."""
+
+
+KEYS: dict[str, type] = {"kind": str, "facts": dict, "lengths": dict, "sha256": str}
+"""What a head holds."""
+
+
+class BadParcelError(ValueError):
+    """Bytes that are no parcel, or not as they were sent; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message: what is asked or answered (`kind`), JSON values (`facts`), and bodies by name (none of them empty)."""
+
+    kind: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    bodies: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def refusal(why: str) -> Parcel:
+    """The answer that says no, and why."""
+    return Parcel("refused", {"why": why})
+
+
+def head_of(parcel: Parcel) -> str:
+    """Everything but the bodies, with their lengths and the sha256 of all of it, as JSON."""
+    lengths = {name: len(body) for name, body in parcel.bodies.items()}
+    return json.dumps(
+        {"kind": parcel.kind, "facts": dict(parcel.facts), "lengths": lengths, "sha256": digest(parcel)},
+        allow_nan=False,
+    )
+
+
+def opened(head: str | bytes, bodies: Mapping[str, bytes]) -> Parcel:
+    """The parcel of a head and its bodies; raises BadParcelError where they do not belong together."""
+    tree = tree_of(head)
+    kind, facts, lengths, sha256 = (tree[key] for key in KEYS)
+    if {name: len(body) for name, body in bodies.items()} != lengths:
+        raise BadParcelError("the message is not as long as its head says")
+    parcel = Parcel(kind, facts, dict(bodies))
+    if digest(parcel) != sha256:
+        raise BadParcelError("the message is corrupted (its sha256 differs)")
+    return parcel
+
+
+def tree_of(head: str | bytes) -> dict[str, Any]:
+    """A head as JSON, its keys there and of their types; raises BadParcelError otherwise."""
+
+    def none(name: str) -> Any:
+        raise ValueError(name)  # NaN and infinities are no JSON
+
+    try:
+        tree = json.loads(head, parse_constant=none)
+        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items())
+        good = good and all(type(length) is int and length > 0 for length in tree["lengths"].values())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise BadParcelError("the head of the message is not what this version writes")
+    found: dict[str, Any] = tree
+    return found
+
+
+def digest(parcel: Parcel) -> str:
+    """sha256 over kind, facts and bodies."""
+    text = json.dumps([parcel.kind, dict(parcel.facts), sorted(parcel.bodies)], sort_keys=True, allow_nan=False)
+    found = hashlib.sha256(text.encode())
+    for name in sorted(parcel.bodies):
+        found.update(parcel.bodies[name])
+    return found.hexdigest()
+
+
+def packed(parcel: Parcel) -> bytes:
+    """A parcel as bytes for a socket."""
+    head = head_of(parcel).encode()
+    return b"".join([len(head).to_bytes(4, "big"), head, *parcel.bodies.values()])

@@ -1,0 +1,89 @@
+"""The ServerApp: the same run as `airpfed run`, with gradients from real devices."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from flwr.app import Context
+from flwr.serverapp import Grid as FlowerGrid
+from flwr.serverapp import ServerApp
+
+from airpfed import reading, record
+from airpfed.conduct import conduct
+from airpfed.errors import UserError
+from airpfed.flower import objects
+from airpfed.flower.agreement import Agreement
+from airpfed.flower.federation import Federation
+from airpfed.flower.places import locked
+from airpfed.flower.post import Grid, Post
+from airpfed.flower.roster import Roster
+from airpfed.rounds.run import Experiment, Outcome
+from airpfed.settings import Settings
+from airpfed.terminal import Screen, open_screen
+
+
+def federation_of(
+    grid: Grid,
+    settings: Settings,
+    sides: tuple[Experiment, list[Agreement]],
+    run: str,
+    owners: Mapping[int, int] | None,
+    say: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> Federation:
+    """The devices of a run. sides: the server's experiment and what devices must agree on; run: the run's identity."""
+    made, agreed = sides
+    roster = Roster(made.fleet.task_of.tolist(), agreed, owners, say)
+    link_of = partial(objects.link_of, settings, made)
+    return Federation(Post(grid), roster, objects.terms(settings), run, link_of, stopping)
+
+
+def serve(
+    grid: Grid,
+    settings: Settings,
+    out: Path,
+    resume: bool,
+    command: str,
+    owners: Mapping[int, int] | None,
+    screen: Screen,
+    stopping: Callable[[], bool],
+) -> Outcome:
+    """A whole run over a grid. owners: node -> device by registered key (deployment); None in Flower's simulation."""
+    screen.say("loading tasks and base model")
+    tasks = objects.server_tasks(settings, deployed=owners is not None)
+    sides = objects.server(settings, tasks)
+    run = objects.run_identity(out / "checkpoint", resume, owners is not None)
+    federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
+    made = federation.experiment(sides[0])
+    outcome = conduct(settings, made, tasks, command, out, resume, screen, stopping)
+    if outcome.completed and (owners is not None or made.fleet.layout.size("device")):
+        federation.finish(made, outcome.state)
+    return outcome
+
+
+HELD: list[IO[str]] = []
+"""The lock of the run's folder: two servers never work in one, even if the first was killed and is still ending."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: FlowerGrid, context: Context) -> None:
+    """A deployment's server process: what to do stands in the plan that the launcher wrote; lines go to its log."""
+    plan = json.loads(Path(str(context.run_config["plan"])).read_text(encoding="utf-8"))
+    out, stop = Path(plan["out"]), Path(plan["stop"])
+    settings = reading.read(Path(plan["file"]), plan["overrides"])
+    owners = {int(node): device for node, device in plan["owners"].items()}
+    ended: dict[str, object] = {"error": "the server's process failed; see the log"}
+    HELD.append(locked(Path(plan["lock"]), 20.0))
+    with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
+        try:
+            with open_screen(settings.server.rounds, log) as screen:
+                outcome = serve(grid, settings, out, plan["resume"], plan["command"], owners, screen, stop.exists)
+            ended = {"completed": outcome.completed, "round": outcome.state.round}
+        except UserError as error:
+            ended = {"error": str(error)}
+        finally:
+            record.write_json(Path(plan["ended"]), ended)

@@ -1,0 +1,223 @@
+"""A device's processes: the trainer answers, dies and is there again; what keeps them away is told in a line."""
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from local import LocalGrid
+
+from airpfed import cli, reading
+from airpfed.errors import UserError
+from airpfed.flower import commands, join, objects, processes
+from airpfed.flower.founding import Plan, found
+from airpfed.flower.join import Kept, meaning, unreachable, watch
+from airpfed.flower.parcel import Parcel
+from airpfed.flower.places import alone, ended_holder
+from airpfed.flower.processes import ended, started
+from airpfed.flower.relay import ask
+from airpfed.flower.server_app import federation_of
+from tiny import make_settings
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    base = tmp_path_factory.mktemp("join")
+    settings = reading.read(make_settings(base, tiny_llama), ["devices.chunk=1"])
+    found(base / "site", settings, Plan("localhost:1", ("localhost",), True, 30, 9100))
+    return base / "site"
+
+
+@pytest.fixture
+def running() -> Iterator[list[Kept]]:
+    """Kept processes that are ended whatever happens."""
+    kept: list[Kept] = []
+    yield kept
+    for one in kept:
+        one.end()
+
+
+def test_a_killed_trainer_is_started_again_and_answers_the_same(
+    site: Path, tmp_path: Path, running: list[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 between two questions; the second is asked while nobody is there. The model is loaded once a life."""
+    monkeypatch.setattr(join, "PAUSES", (0.1,))
+    file, door, log = site / "device-0" / "device.toml", tmp_path / "t.sock", tmp_path / "trainer.log"
+    settings = reading.read(site / "server" / "experiment.toml")
+    sides = objects.server(settings, objects.server_tasks(settings, deployed=True))
+    federation = federation_of(LocalGrid({}), settings, sides, uuid4().hex, None, lambda _: None, lambda: False)
+    words = [sys.executable, "-m", "airpfed.flower.trainer", str(file), str(door)]
+    trainer, lines, stopping = Kept("trainer", words, log, lambda code: f"exit {code}"), [], []
+    running.append(trainer)
+    away = Kept("SuperNode", ["true"], tmp_path / "none.log", str)
+    thread = threading.Thread(target=watch, args=(trainer, away, lambda: "no server", lines.append, stopping))
+    thread.start()
+    try:
+        hello = ask(door, Parcel("hello"), 60.0)
+        federation.roster.admit(7, hello)
+        assert federation.roster.nodes == {7: 0} and hello.facts["samples"] == 10
+        assert door.stat().st_mode & 0o077 == 0, "only this user may ask"
+        question = federation.question("train", sides[0], sides[0].initial, 0)
+        first = ask(door, question, 30.0)
+        assert trainer.process is not None
+        os.kill(trainer.process.pid, signal.SIGKILL)
+        again = ask(door, question, 60.0)
+    finally:
+        stopping.append(True)
+        thread.join()
+    assert first == again and first.kind == "done"
+    assert "trainer ended: exit -9; again in 0.1 s" in lines and lines.count("no server") == 1
+    assert sum(line.startswith("trainer started") for line in lines) == 2
+    text = log.read_text()
+    assert text.count("is ready") == 2 and text.count("train 1: done") == 2
+
+
+def test_a_process_that_keeps_ending_is_started_less_and_less_often(tmp_path: Path, running: list[Kept]) -> None:
+    kept = Kept("x", [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"], tmp_path / "x.log", str)
+    running.append(kept)
+    lines: list[str] = []
+    until(lambda: kept.look(lines.append) or any("again in 5 s" in line for line in lines), 30)
+    waits = [line.split("again in ")[1] for line in lines if "again" in line]
+    assert waits == ["2 s", "5 s"] and "x ended: 3; again in 2 s" in lines
+
+
+def test_what_was_started_dies_with_its_parent(tmp_path: Path) -> None:
+    """kill -9 of a process that has started another."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from airpfed.flower.processes import started
+child = started([sys.executable, "-c", "import time; time.sleep(60)"], Path({str(tmp_path / "x.log")!r}))
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.communicate()
+    until(lambda: not alive(child), 10)
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_a_process_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE", 0.3)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    process = started([sys.executable, "-c", code], tmp_path / "x.log")
+    until(lambda: "on" in (tmp_path / "x.log").read_text())
+    ended(process)
+    assert process.returncode == -signal.SIGKILL
+
+
+def server(site: Path) -> tuple[socket.socket, int]:
+    """A TLS server with the site's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(site / "server" / "server.crt", site / "server" / "server.key")
+    place = socket.create_server(("0.0.0.0", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                line, _ = place.accept()
+                with line, context.wrap_socket(line, server_side=True) as talk:
+                    talk.recv(1)
+            except OSError:
+                if place.fileno() < 0:
+                    return
+
+    threading.Thread(target=serve, daemon=True).start()
+    return place, place.getsockname()[1]
+
+
+def test_a_wrong_certificate_is_refused_with_a_line(site: Path, tmp_path: Path) -> None:
+    from airpfed.flower import certificates
+
+    certificates.new_authority(tmp_path, 30)
+    place, port = server(site)
+    try:
+        assert unreachable(f"localhost:{port}", site / "ca.crt") is None
+        assert unreachable(f"localhost:{port}", tmp_path / "ca.crt") == (
+            f"refused: the server at localhost:{port} has a wrong certificate: unable to get local issuer certificate"
+        )
+        assert "IP address mismatch" in str(unreachable(f"127.0.0.9:{port}", site / "ca.crt"))
+    finally:
+        place.close()
+    assert "cannot be reached" in str(unreachable("localhost:1", site / "ca.crt"))
+
+
+def test_what_a_supernodes_end_means(tmp_path: Path) -> None:
+    log = tmp_path / "s.log"
+    log.write_text("a\nExit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate SuperNode\n")
+    assert meaning(1, log).startswith("refused by the server: this key is not admitted")
+    log.write_text("Exit Code: 600 (address)\nmore\n")
+    assert meaning(1, log) == "Exit Code: 600 (address) (exit 1)"
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path / "lock", 1.0),
+        pytest.raises(UserError, match="another process works in this folder"),
+        alone(tmp_path / "lock", 0.1),
+    ):
+        raise AssertionError
+    with alone(tmp_path / "lock", 0.1):
+        pass
+
+
+def test_a_settings_file_without_a_node_is_one_line(site: Path) -> None:
+    with pytest.raises(UserError, match=r"no \[node\] table; `airpfed federate init` writes one settings file"):
+        join.join(site / "server" / "experiment.toml", print)
+
+
+def test_without_flower_a_line_says_which_extra_to_install(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    file = str(site / "server" / "experiment.toml")
+    for words in (["federate", file], ["federate", "init", "x", "--settings", file], ["federate", "join", file]):
+        monkeypatch.setattr(sys, "argv", ["airpfed", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert told == ["airpfed: airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'"]
+
+
+def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
+    """A server's process that outlives its launcher."""
+    lock = tmp_path / "lock"
+    code = f"""
+import time
+from pathlib import Path
+from airpfed.flower.places import locked
+held = locked(Path({str(lock)!r}), 1.0)
+print("on", flush=True)
+time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "on\n"
+    ended_holder(lock, 0.3)
+    holder.communicate()
+    assert holder.returncode == -signal.SIGKILL
+    ended_holder(lock, 0.3)
+    assert not alive(holder.pid)
