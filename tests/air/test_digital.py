@@ -10,7 +10,7 @@ from test_uplink import everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import drawn, excess, large_air, slots, z_of
 
 from airpfed.air import ledger
-from airpfed.air.digital import airtime, rates_of, sinr
+from airpfed.air.digital import airtime, rates_of, scheduled, sinr
 from airpfed.air.impairments import Impairments
 from airpfed.air.plan import Air, Digital
 from airpfed.air.world import estimated
@@ -94,6 +94,16 @@ def test_groups_told_apart_by_antennas_take_less_time_where_antennas_are_many():
     single = replace(air, world=flat(air.world.gain, 1))
     alone, together = (airtime(replace(single, digital=Digital(4, spatial)), 1, bits) for spatial in (False, True))
     assert together.uses <= alone.uses  # groups of one are among those tried
+
+
+def test_a_group_lasts_as_long_as_its_slowest_device():
+    air = digital(make_air("uniform_forcing", harm=Impairments()), spatial=True)
+    bits = torch.tensor([4e3, 1e3, 2e3, 1e3, 5e2])
+    group = torch.arange(5)
+    found = scheduled(air, 1, bits, [group])
+    assert found.uses == pytest.approx(float((bits / rates_of(air, 1, [group])).max()))
+    apart = scheduled(air, 1, bits, [group[:2], group[2:]])
+    assert apart.uses == pytest.approx(sum(float(apart.own[part].max()) for part in (group[:2], group[2:])))
 
 
 def test_what_channels_lack_costs_rate():

@@ -162,11 +162,11 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
         eventually(lambda: 2 not in running.rows()[-1].absent, "device 2 is back")
         running.kill("server")
         done = len(running.rows())
-        running.serve("--resume", "--set", f"server.rounds={done + 3}")
+        running.serve("--resume", "--set", f"server.rounds={done + 6}")
         running.finished()
         lines = running.log("server").splitlines()
     rows = running.rows()
-    assert [row.round for row in rows] == list(range(1, done + 4))
+    assert [row.round for row in rows] == list(range(1, done + 7))
     assert any(row.absent == [] for row in rows[done:])
     told = (
         rf"device 2 (did not answer \(train\) within {DEADLINE} s|is gone)|round \d+: device 2 is absent: Flower says: "
