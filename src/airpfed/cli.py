@@ -202,12 +202,16 @@ def compare(
     against: Annotated[
         list[str] | None, typer.Option("--against", metavar="KEY=A", help="reference of the paired differences")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="OUT", help="write figures and their numbers to this directory")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Finished runs side by side, by the settings in which they differ; paired where seeds match."""
     from airpfed.sweep import job
+    from airpfed.sweep.screen import SweepScreen
 
-    show(job.compare(folders, against or ()), json_)
+    show(job.compare(folders, against or (), figures, SweepScreen()), json_)
 
 
 def show(done: "Report", as_json: bool) -> None:

@@ -5,9 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 from airpfed.record import Layout, RoundRecord, Summary
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, told apart by colour-blind readers."""
+from airpfed.report.style import PALETTE
 
 Figure = dict[str, Any]
 Series = tuple[str, Sequence[int | float], Sequence[int | float | None], dict[str, Any]]
