@@ -254,11 +254,16 @@ def tasks() -> None:
 
 
 @app.command()
-def report(run_dir: Run) -> None:
-    """Write report.html of a run again."""
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="directories of runs")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="where; default RUN_DIR/report.html of one run")
+    ] = None,
+) -> None:
+    """Write report.html of a run again, or one page of several runs side by side."""
     from airpfed.report.page import write
 
-    typer.echo(write(run_dir))
+    typer.echo(write(*run_dirs, out=out))
 
 
 def main() -> None:

@@ -49,7 +49,10 @@ FILES = """## Files of a run
 | `tensorboard/` | event files, with `run.tracker = "tensorboard"` |
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
 | `theory.json` | the probe before round 1, where the theory was asked for |
-| `report.html` | one page, readable offline |
+| `report.html` | one page, readable offline: overview, learning, air, theory (if metered), ledger, settings |
+
+`airpfed report RUN_DIR` writes the page again, also of a sweep's cell; `airpfed report RUN_DIR... --out FILE.html`
+one page of several runs side by side, which are called by their folders, or by what differs where those names are long.
 
 `airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE,
 mean of dB over draws), `claimed` and `measured` (linear Pi), `gap` (mean of Pi over its lower bound, minus 1;
