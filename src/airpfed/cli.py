@@ -202,12 +202,16 @@ def compare(
     against: Annotated[
         list[str] | None, typer.Option("--against", metavar="KEY=A", help="reference of the paired differences")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="OUT", help="write figures and their numbers to this directory")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Finished runs side by side, by the settings in which they differ; paired where seeds match."""
     from airpfed.sweep import job
+    from airpfed.sweep.screen import SweepScreen
 
-    show(job.compare(folders, against or ()), json_)
+    show(job.compare(folders, against or (), figures, SweepScreen()), json_)
 
 
 def show(done: "Report", as_json: bool) -> None:
@@ -250,11 +254,16 @@ def tasks() -> None:
 
 
 @app.command()
-def report(run_dir: Run) -> None:
-    """Write report.html of a run again."""
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="directories of runs")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="where; default RUN_DIR/report.html of one run")
+    ] = None,
+) -> None:
+    """Write report.html of a run again, or one page of several runs side by side."""
     from airpfed.report.page import write
 
-    typer.echo(write(run_dir))
+    typer.echo(write(*run_dirs, out=out))
 
 
 def main() -> None:

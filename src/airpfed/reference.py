@@ -49,7 +49,10 @@ FILES = """## Files of a run
 | `tensorboard/` | event files, with `run.tracker = "tensorboard"` |
 | `checkpoint/` | `latest.json` and the safetensors file that it names |
 | `theory.json` | the probe before round 1, where the theory was asked for |
-| `report.html` | one page, readable offline |
+| `report.html` | one page, readable offline: overview, learning, air, theory (if metered), ledger, settings |
+
+`airpfed report RUN_DIR` writes the page again, also of a sweep's cell; `airpfed report RUN_DIR... --out FILE.html`
+one page of several runs side by side, which are called by their folders, or by what differs where those names are long.
 
 `airpfed link FILE.toml --json` prints an object a point of the grid: design -> `pi_db`, `s_db`, `p_db` (NMSE,
 mean of dB over draws), `claimed` and `measured` (linear Pi), `gap` (mean of Pi over its lower bound, minus 1;
@@ -59,9 +62,9 @@ rank). `airpfed link FILE.toml --grid ... --out DIR` overwrites these files in D
 | file | what |
 |---|---|
 | `link.csv` | a line a grid point and design; columns below |
-| `link-KEY.svg`, `.png` | NMSE of Pi over a key with two or more values: lines for numbers, bars for names |
+| `link-KEY.svg`, `.png`, `.pdf` | NMSE of Pi over a key with two or more values: lines for numbers, bars for names |
 | `link-KEY.csv` | the numbers plotted in it |
-| `link.svg`, `.png` | where no key has two values: a bar a design |
+| `link.svg`, `.png`, `.pdf` | where no key has two values: a bar a design |
 
 `link.csv` grows when a point is done. Columns: the grid's keys, `design`, the numbers of `--json`, standard errors over
 draws (`_se`), `bias` (linear Pi), `iterations`, `claimed_db` (NMSE, mean of dB); an empty cell: no number. KEY is the
@@ -95,14 +98,22 @@ best dev metric (mean over tasks and seeds), and scores only that on the test sp
 | `means.csv` | a line a point and measure: `mean`, `low`, `high`, `count`, and `difference_*` of each |
 | `tuning.csv` | with `--tune`: a line a point and value: mean dev metric `dev`, `chosen` |
 | `sweep.json` | what `--json` prints: means and differences by point; `failed`: cells that could not be computed |
-| `average-KEY.*`, `worst-KEY.*` | figures over a key with two or more values: SVG, PNG, PDF, and their numbers as CSV |
+| `average-KEY.*`, `worst-KEY.*`, `pi_mean-KEY.*` | figures over a key with two or more values |
+| `final-task.*` | figure of the tasks' final metrics; a rule marks the untouched model |
+| `dev-round.*`, `dev-seconds_on_air.*`, `dev-joules_a_device.*` | the dev metric over what was spent |
+| `pi-round.*`, `psi-round.*` | measured Pi of each round; Psi_T if a metered run of plain SGD had stopped there |
 | `base/` | scores of the untouched model, shared by cells |
 
 `low` and `high` bound the 95 % interval over seeds (t distribution). `difference_*`: the same of the differences from
 the reference (`--against KEY=A`; by default the first value of the first axis), seed by seed. Measures: `average`,
 `worst` (the least of the tasks), `others` (every task's model on the other tasks' data, mean), `task NAME`,
 `average_base`, `pi_mean`, `rounds`, and the ledger's. `airpfed compare DIR...` prints the same table for any finished
-runs, by the settings in which they differ.
+runs, by the settings in which they differ; `--figures OUT` writes tables and figures into OUT, also of one run.
+
+A figure is SVG, PNG and PDF, with its numbers beside it as CSV. Bars and bands are 95 % intervals over seeds. Courses
+show the rounds that all seeds have, at the mean of their seconds and joules; where nothing is varied, a line a task.
+Splits of one rank, `--grid adapters.rank_shared/adapters.rank_personal=8/0,4/4,0/8`, lie at R_s/R. The first other key
+that holds names tells the lines apart, others are panels (more than 6 combinations: the first).
 
 Exit codes: 0 completed; 2 something the user can put right, said in a line; 130 stopped by Ctrl-C after a whole
 round, or before the first.

@@ -152,7 +152,7 @@ def test_names_of_files_differ_where_last_parts_are_the_same():
 def test_labels_have_units():
     names = ("snr_db", "cell_radius_m", "antennas", "csi_error", "power_dbm", "m")
     assert [charts.label(name) for name in names] == [
-        "SNR (dB)", "cell radius (m)", "antennas", "CSI error", "power (dBm)", "m",
+        "SNR (dB)", "cell radius (m)", "antennas M", "CSI error", "power (dBm)", "m",
     ]  # fmt: skip
     assert charts.told("snr_db", "10") == "SNR 10 dB"
 

@@ -1,5 +1,6 @@
 """The report in a real browser: figures drawn, nothing fetched, no error on the console."""
 
+import html
 import json
 import os
 import re
@@ -10,10 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rows import make_probe, make_theory
 
 from airpfed import record
+from airpfed.errors import UserError
 from airpfed.record import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
-from airpfed.report import page
+from airpfed.report import page, runs, side
 from airpfed.report.figures import FIGURES
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -69,26 +72,37 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
     return folder
 
 
+def make_metered(folder: Path) -> None:
+    """Add to a run's directory what a metered one has."""
+    rows = [row.model_copy(update={"theory": make_theory()}) for row in record.load(folder / "records.jsonl")]
+    record.rewrite(folder / "records.jsonl", rows)
+    record.write_json(folder / "theory.json", make_probe(tasks=dict.fromkeys(TASKS, 0.5)))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "study")
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Callable[[Path], tuple[str, str]]:
+def opened(tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Open a page in a headless browser without a network; returns the page after its scripts, and the console."""
     if BROWSER is None:
         if os.environ.get("CI"):
             pytest.fail("no Chromium here: apt-get install chromium")
         pytest.skip("no Chromium here: apt-get install chromium")
 
-    def open_page(path: Path) -> tuple[str, str]:
+    def open_page(path: Path, *more: str, seconds: int = 10) -> tuple[str, str]:
         options = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
         options += ["disable-background-networking", "disable-component-update", "disable-dev-shm-usage"]
-        options += [f"user-data-dir={tmp_path / 'browser'}", "virtual-time-budget=10000", "window-size=1300,2400"]
-        options += ["host-resolver-rules=MAP * ~NOTFOUND", "enable-logging=stderr", "dump-dom"]
+        options += [
+            f"user-data-dir={tmp_path / 'browser'}",
+            f"virtual-time-budget={1000 * seconds}",
+            "window-size=1300,2400",
+        ]
+        options += ["host-resolver-rules=MAP * ~NOTFOUND", "enable-logging=stderr", "dump-dom", *more]
         command = [str(BROWSER), *(f"--{option}" for option in options), path.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return done.stdout, done.stderr
 
     return open_page
@@ -98,29 +112,149 @@ def console(log: str) -> list[str]:
     return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
-def figure_divs(dom: str) -> dict[str, str]:
-    """Name of each figure -> what the browser put into its div."""
-    parts = re.split(r'<div class="figure[^"]*" id="figure-', dom)[1:]
-    return {part.split('"')[0]: part for part in parts}
+WALK = """<script>
+addEventListener("load", async () => {
+  const wait = () => new Promise((done) => setTimeout(done, 200));
+  const all = (where) => [...document.querySelectorAll(where)];
+  const colours = () => {
+    const text = document.querySelector("section:not([hidden]) .figure .xtick text");
+    return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color, text?.style.fill];
+  };
+  const found = {name: document.title, width: innerWidth, tabs: {}};
+  found.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  await wait();
+  all("[role=tab]")[0].focus();
+  found.looks = [colours()];
+  for (const _ of all("[role=tab]")) {
+    const tab = document.querySelector("[role=tab][aria-selected=true]");
+    const drawn = (box) => ({
+      figure: !!box.querySelector("svg.main-svg"),
+      marks: box.querySelectorAll("path.js-line, .point, path.js-fill").length,
+      width: box.querySelector("svg")?.getBoundingClientRect().width, room: box.clientWidth,
+    });
+    found.tabs[tab.dataset.name] = {
+      focused: document.activeElement === tab, outline: getComputedStyle(tab).outline,
+      shown: all("section:not([hidden])").map((panel) => panel.id), scroll: document.documentElement.scrollWidth,
+      figures: Object.fromEntries(all("section:not([hidden]) .figure").map((box) => [box.id.slice(7), drawn(box)])),
+    };
+    document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+    await wait();
+  }
+  found.around = document.activeElement.id;
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}));
+  found.back = document.activeElement.id;
+  document.getElementById("tab-learning").click();
+  const across = () => document.getElementById("figure-loss").querySelector(".xtitle").textContent;
+  found.across = [across()];
+  for (const input of all("input[name=across]").slice(1)) {
+    input.click();
+    await wait();
+    found.across.push(across());
+  }
+  document.getElementById("theme").click();
+  await wait();
+  found.looks.push(colours());
+  found.kept = localStorage.getItem("airpfed-theme");
+  localStorage.clear();
+  parent.postMessage(JSON.stringify(found), "*");
+});
+</script></body>"""
+FRAMES = """<!doctype html><link rel="icon" href="data:,"><body><pre></pre><script>
+const frames = %s;
+function next() {
+  document.querySelector("iframe")?.remove();
+  const frame = Object.assign(document.createElement("iframe"), frames.shift());
+  if (frame.src) document.body.append(frame);
+}
+addEventListener("message", (event) => { document.querySelector("pre").append(event.data + "\\n"); next(); });
+next();
+</script></body>"""
+"""One page after another, for only one can have the keyboard."""
 
 
-@pytest.mark.parametrize("error_free", [False, True])
-def test_every_figure_is_drawn_without_an_error_on_the_console(tmp_path, opened, error_free):
-    """An error-free run has zeros on a logarithmic axis: those traces are empty, the others are drawn."""
-    dom, log = opened(page.write(make_run(tmp_path / "study", error_free)))
-    assert console(log) == []
-    divs = figure_divs(dom)
-    assert set(divs) == {*FIGURES, "layout"}
-    for name, div in divs.items():
-        assert '<svg class="main-svg"' in div, name
-        if not (error_free and name == "errors"):
-            assert re.search(r'<path class="(js-line|point)"[^>]* d="M', div), name
+@pytest.fixture
+def walked(tmp_path: Path, opened: Callable[..., tuple[str, str]]) -> Callable[..., tuple[list[dict], list[str]]]:
+    """Walk by keyboard through pages, each with its width; returns what was seen, and the console."""
+
+    def walk(pages: list[tuple[Path, int]], *options: str) -> tuple[list[dict], list[str]]:
+        frames = []
+        for number, (path, width) in enumerate(pages):
+            own = tmp_path / f"walk-{number}.html"
+            own.write_text(path.read_text().replace("</body>", WALK))
+            frames.append({"src": own.name, "width": width, "height": 900})
+        (tmp_path / "frames.html").write_text(FRAMES % json.dumps(frames))
+        dom, log = opened(tmp_path / "frames.html", *options, seconds=40)
+        text = re.search("<pre>(.*?)</pre>", dom, re.DOTALL)
+        assert text is not None
+        return [json.loads(html.unescape(line)) for line in text[1].splitlines()], console(log)
+
+    return walk
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast of two colours, `rgb(r, g, b)`: text should have 4.5."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+ONE = {
+    "overview": {"tasks"}, "learning": {"accuracy", "loss"}, "air": {"errors", "pi", "layout"}, "ledger": {"air-time"},
+    "settings": set(),
+}  # fmt: skip
+MANY = {
+    "overview": {"tasks"},
+    "learning": {"accuracy", "loss", "accuracy-0", "accuracy-1"},
+    "air": {"pi", "layout-0"},
+    "theory": {"psi", "theory-decrease-1", "theory-shares-1", "theory-average-1"},
+    "ledger": {"air-time"},
+    "settings": set(),
+}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_tab_is_drawn_wide_and_narrow_light_and_dark(tmp_path, walked, dark):
+    """One run, one without errors (zeros on a logarithmic axis: those traces are empty), two side by side."""
+    runs = [make_run(tmp_path / name, error_free=name == "free") for name in ("one", "free", "metered")]
+    make_metered(runs[2])
+    if dark:
+        pages = [(page.write(runs[0], runs[2], out=tmp_path / "deep" / "two.html"), 400)]
+    else:
+        two = page.write(runs[0], runs[2], out=tmp_path / "two.html")
+        pages = [(page.write(runs[0]), 400), (page.write(runs[1]), 1200), (two, 1200)]
+    seen, log = walked(pages, *(["blink-settings=preferredColorScheme=0"] if dark else []))
+    assert log == [] and [one["width"] for one in seen] == [width for _, width in pages]
+    assert len({one["name"] for one in seen}) == len(pages)
+    for one in seen:
+        name = one["name"].split(" - ")[0]
+        wanted = MANY if name.startswith("2") else ONE
+        assert {tab: set(shown["figures"]) for tab, shown in one["tabs"].items()} == wanted, name
+        for tab, shown in one["tabs"].items():
+            assert shown["shown"] == [f"panel-{tab}"] and shown["focused"], (name, tab)
+            assert re.search(r"solid 3px", shown["outline"]), f"{name}, {tab}: the focus is not seen"
+            assert shown["scroll"] <= one["width"], f"{name}, {tab}: scrolls sideways at {one['width']}"
+            for figure, drawn in shown["figures"].items():
+                assert drawn["figure"] and 200 < drawn["width"] < drawn["room"] + 1, (name, tab, figure)
+                assert drawn["marks"] or (name == "free" and figure in ("errors", "pi")), (name, tab, figure)
+        assert (one["around"], one["back"]) == ("tab-overview", "tab-settings")
+        assert one["across"] == ["round", "seconds on air", "joules radiated, mean of devices"]
+        assert one["dark"] is dark
+        first, second = one["looks"]
+        assert one["kept"] == ("light" if dark else "dark")
+        assert [contrast(background, "rgb(0, 0, 0)") < 4 for background in (first[0], second[0])] == [dark, not dark]
+        for background, *inks in (first, second):
+            assert all(contrast(background, ink) > 4.5 for ink in inks), (name, background, inks)
 
 
 def test_the_check_of_the_console_sees_an_error(run, opened):
-    """The planted fault: a figure whose place is missing."""
+    """The planted fault: a figure that the page does not know."""
     path = page.write(run)
-    path.write_text(path.read_text().replace('id="figure-loss"', 'id="figure-lost"'))
+    path.write_text(path.read_text().replace('id="figure-tasks"', 'id="figure-task"'))
     _, log = opened(path)
     assert console(log)
 
@@ -162,7 +296,7 @@ def test_the_numbers_of_the_run_are_on_the_page(run):
         assert re.search(rf"[>\s]{re.escape(number)}[<,\s]", body), number
     assert "round 3: 3, 4" in body
     for key, field in Ledger.model_fields.items():
-        assert f"<td>{key}</td>" in body and str(field.description).split(",")[0] in body
+        assert f'<th scope="row">{key}</th>' in body and str(field.description).split(",")[0] in body
 
 
 def test_settings_and_command_are_shown_as_text(run):
@@ -172,23 +306,83 @@ def test_settings_and_command_are_shown_as_text(run):
     assert "<b>kept</b>" not in text and "a &lt;dir&gt;" in text
 
 
-def test_figures_hold_the_records_values(run):
+def figure(name: str, run: Path) -> dict:
     rows, summary = record.load(run / "records.jsonl"), record.load_summary(run / "summary.json")
-    loss = FIGURES["loss"](rows, summary)["data"]
-    assert [trace["name"] for trace in loss] == list(TASKS)
-    assert loss[1]["y"] == [r.loss.get("moods") for r in rows] and loss[1]["y"][2] is None
-    errors = {trace["name"]: trace["y"] for trace in FIGURES["errors"](rows, summary)["data"]}
+    makers = {key: make for own in FIGURES.values() for key, make in own.items()}
+    return makers[name](rows, summary)
+
+
+def test_figures_hold_the_records_values(run):
+    rows = record.load(run / "records.jsonl")
+    loss = figure("loss", run)
+    assert [trace["name"] for trace in loss["data"]] == list(TASKS)
+    assert loss["data"][1]["y"] == [r.loss.get("moods") for r in rows] and loss["data"][1]["y"][2] is None
+    assert loss["across"]["seconds"]["x"][0] == pytest.approx([0.25 * n for n in range(1, 7)])
+    assert loss["across"]["joules"]["x"][1] == pytest.approx([1e-3 * n for n in range(1, 7)])
+    errors = {trace["name"]: trace["y"] for trace in figure("errors", run)["data"]}
     assert errors["s measured"] == pytest.approx([0.022] * 6) and errors["s claimed"] == [0.02] * 6
-    assert FIGURES["air-time"](rows, summary)["data"][0]["x"] == pytest.approx([0.25 * n for n in range(1, 7)])
-    metric = {trace["name"]: trace for trace in FIGURES["accuracy"](rows, summary)["data"]}
-    assert metric["colours (test)"]["x"] == [0, 6] and metric["colours (test)"]["y"] == [0.523, 0.871]
-    assert metric["colours (dev)"]["x"] == [2, 4, 6]
+    metric = figure("accuracy", run)
+    traces = {trace["name"]: trace for trace in metric["data"]}
+    assert traces["colours (test)"]["x"] == [0, 6] and traces["colours (test)"]["y"] == [0.523, 0.871]
+    assert traces["colours (dev)"]["x"] == [2, 4, 6] and "moods (dev)" not in traces
+    assert not traces["colours (test)"]["showlegend"] and traces["moods (test)"]["showlegend"]
+    assert metric["across"]["seconds"]["x"][:2] == [pytest.approx([0.5, 1.0, 1.5]), [0, 1.5]]
+    (own, base) = figure("tasks", run)["data"]
+    assert own["y"] == [0.871, 0.333] and base["y"] == [0.523, 0.011]
+    assert [trace["y"] for trace in figure("pi", run)["data"]] == [[0.03] * 6, [0.025] * 6]
+
+
+def test_runs_beside_each_other_hold_their_own_values(run, tmp_path):
+    other = make_run(tmp_path / "other")
+    summary = record.load_summary(other / "summary.json")
+    gone = {"colours": summary.tasks["colours"].model_copy(update={"final": 0.6})}
+    record.write_json(other / "summary.json", summary.model_copy(update={"tasks": gone}))
+    both = runs.load([run, other])
+    made = {name: make(both) for own in side.SIDE.values() for name, make in own.items()}
+    assert [(bar["name"], bar["y"]) for bar in made["tasks"]["data"]] == [
+        ("study", [0.871, 0.333]), ("other", [0.6, None]),
+    ]  # fmt: skip
+    traces = {trace["name"]: trace for trace in made["accuracy"]["data"]}
+    assert traces["study (test)"]["y"] == [pytest.approx(0.267), pytest.approx(0.602)]
+    assert traces["other (test)"]["y"] == [0.523, 0.6] and traces["other (dev)"]["y"] == [0.6, 0.7, 0.8]
+    assert [trace["name"] for trace in side.task_accuracy(both, "moods")["data"]] == ["study (test)"]
+    assert made["loss"]["data"][0]["y"][0] == pytest.approx((1 + 1 / 2) / 2)
+    for one in made.values():
+        json.dumps(one, allow_nan=False)
+
+
+def test_what_differs_is_told_and_long_names_give_way_to_it(tmp_path):
+    texts = [
+        '[radio]\nsnr_db = 0.0\n[[tasks]]\nname = "a"\ndevices = 2\n',
+        '[radio]\nsnr_db = 5.0\n[[tasks]]\nname = "a"\n',
+    ]
+    assert runs.differing(texts) == {"radio.snr_db": ["0.0", "5.0"], "tasks.a.devices": ["2", "-"]}
+    assert runs.differing(texts[:1] * 2) == {}
+    long = [tmp_path / f"method=airpfed_snr_db={n}_seed=0-0123abcd" for n in (0, 5)]
+    assert runs.names_of(long, texts) == ["snr_db 0.0, devices 2", "snr_db 5.0, devices -"]
+    assert runs.names_of(long, texts[:1] * 2) == [path.name for path in long]
+    short = [tmp_path / "a", tmp_path / "b"]
+    assert runs.names_of(short, texts) == ["a", "b"]
+    alike = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
+    assert runs.names_of(alike, texts[:1] * 2) == [str(path) for path in alike]
+
+
+def test_a_page_of_several_runs_needs_a_place_and_a_run_is_named_once(run, tmp_path):
+    other = make_run(tmp_path / "other")
+    with pytest.raises(UserError, match=r"^--out: say where"):
+        page.write(run, other)
+    with pytest.raises(UserError, match=r"named twice$"):
+        page.write(run, run, out=tmp_path / "page.html")
+    with pytest.raises(UserError, match=r"not a run's directory"):
+        page.write(run, tmp_path, out=tmp_path / "page.html")
+    path = page.write(run, other, out=tmp_path / "page.html")
+    text = path.read_text()
+    assert path == tmp_path / "page.html" and text.count("0.871") >= 2 and not (run / "report.html").exists()
 
 
 def test_figures_are_plain_json_without_nan(run):
-    rows, summary = record.load(run / "records.jsonl"), record.load_summary(run / "summary.json")
-    for figure in FIGURES.values():
-        json.dumps(figure(rows, summary), allow_nan=False)
+    for name in (name for own in FIGURES.values() for name in own):
+        json.dumps(figure(name, run), allow_nan=False)
 
 
 def test_a_run_that_stopped_before_its_first_round_has_a_report(run):

@@ -17,7 +17,7 @@ from made import QUICK, summary
 from airpfed import cli, record
 from airpfed.errors import UserError
 from airpfed.rounds import evaluate, run
-from airpfed.sweep import files, job, pool, work
+from airpfed.sweep import figures, job, pool, work
 from airpfed.sweep.cells import cells_of, is_done, summary_of
 from airpfed.sweep.job import Plan, sweep
 from airpfed.sweep.screen import SweepScreen
@@ -34,7 +34,7 @@ def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than cells here; one test draws them."""
-    monkeypatch.setattr(files, "DRAWN", ())
+    monkeypatch.setattr(figures, "DRAWN", ())
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def whole(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep left alone: two methods at two SNRs with two seeds, one after another."""
     home = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "DRAWN", ())
+        patch.setattr(figures, "DRAWN", ())
         assert sweep(plan(file, home), SweepScreen()).failed == []
     return home
 
@@ -347,7 +347,7 @@ def test_compare_says_what_it_cannot_do(
 
 
 def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "DRAWN", ("average",))
+    monkeypatch.setattr(figures, "DRAWN", ("average",))
     home = Path(shutil.copytree(whole, whole.parent / "drawn"))
     sweep(plan(file, home), SweepScreen())
     assert {path.name for path in home.glob("average-*")} == {
@@ -356,6 +356,21 @@ def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: 
     drawn = {tuple(line.values()) for line in rows(home / "average-snr_db.csv")}
     keys = ("adapters.method", "radio.snr_db", "mean", "low", "high", "count")
     assert drawn == {tuple(line[k] for k in keys) for line in rows(home / "means.csv") if line["measure"] == "average"}
+
+
+def test_compare_writes_the_sweeps_tables_and_figures(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figures, "DRAWN", ("pi",))
+    out = tmp_path / "deep" / "figures"
+    assert not command(monkeypatch, "compare", whole, "--figures", out)
+    names = {f"pi-round.{end}" for end in ("csv", "svg", "png", "pdf")}
+    assert {path.name for path in out.iterdir()} == {"cells.csv", "rounds.csv", "means.csv"} | names
+    compared, swept = ([float(line["mean"]) for line in rows(folder / "means.csv")] for folder in (out, whole))
+    assert compared == swept
+    (tmp_path / "file").touch()
+    assert command(monkeypatch, "compare", whole, "--figures", tmp_path / "file") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"airpfed: {tmp_path / 'file'}: cannot be made: ")
 
 
 @pytest.mark.loopback

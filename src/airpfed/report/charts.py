@@ -1,4 +1,4 @@
-"""What a link study's figures show: lines chosen and ordered, without drawing."""
+"""What the figures of studies and sweeps show: lines chosen and ordered, without drawing."""
 
 import csv
 import io
@@ -6,11 +6,13 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from airpfed.report.style import ENDINGS
 
 Value = str | float | None
 Line = Mapping[str, Value]
-"""One design at one grid point: grid key -> value as given, "design", and PLOTTED; None where there is no number."""
+"""One series at one grid point: grid key -> value as given, its series, numbers; None where there is none."""
 Axes = Mapping[str, Sequence[str]]
 """Grid key -> its values as given."""
 
@@ -19,6 +21,14 @@ PLOTTED = ("claimed_db", "pi_db", "pi_db_se")
 MOST_PANELS = 6
 UNITS = {"db": "dB", "dbm": "dBm", "hz": "Hz", "m": "m", "gb": "GB"}
 WORDS = {"snr": "SNR", "csi": "CSI", "lr": "learning rate"}
+SERIES = "series"
+"""Column that names a sweep's series."""
+SPLIT = "rank_shared+rank_personal"
+"""The axis of `--grid adapters.rank_shared/adapters.rank_personal=8/0,4/4`, by its short name."""
+LABELS = {
+    "antennas": "antennas M", "devices": "devices K a task", "rank": "rank R", SPLIT: "R_s : R_p", "task": "",
+    "seconds_on_air": "time on air", "joules_a_device": "energy radiated, mean of devices",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ def text(columns: Sequence[str], lines: Sequence[Line]) -> str:
 def names(axes: Axes) -> list[str]:
     """The files that `files` makes for a grid."""
     stems = [(stem_of(key, axes), "csv" if key else "") for key in drawn(axes)]
-    return [f"{stem}.{ending}" for stem, own in stems for ending in (own, "svg", "png") if ending]
+    return [f"{stem}.{ending}" for stem, own in stems for ending in (own, *ENDINGS) if ending]
 
 
 def drawn(axes: Axes) -> list[str]:
@@ -54,24 +64,58 @@ def drawn(axes: Axes) -> list[str]:
     return [key for key, values in axes.items() if len(values) > 1] or [""]
 
 
-def chart_of(lines: Sequence[Line], axes: Axes, key: str) -> Chart:
-    """Choose and order the lines of a key's figure: by panel, by design, by value.
+def chart_of(lines: Sequence[Line], axes: Axes, key: str, series: str = "design") -> Chart:
+    """Choose and order the lines of a key's figure: by panel, by series, by value.
 
     More than MOST_PANELS settings of the other axes are cut to the first, and the title says so.
     """
     others = [other for other in axes if other != key]
     settings = list(itertools.product(*(axes[other] for other in others)))
     values = tuple(axes.get(key, ()))
-    ordered = sorted(values, key=float) if numeric(values) else list(values)
-    designs = list(dict.fromkeys(line["design"] for line in lines))
+    where = scale(key, values)
+    ordered = sorted(values, key=lambda value: where[values.index(value)]) if where else list(values)
+    rank = {value: i for i, value in enumerate(ordered)}
+    designs = list(dict.fromkeys(line[series] for line in lines))
     panels = []
     for setting in settings if len(settings) <= MOST_PANELS else settings[:1]:
         mine = [line for line in lines if all(line[k] == v for k, v in zip(others, setting, strict=True))]
-        mine.sort(key=lambda line: (designs.index(line["design"]), ordered.index(str(line[key])) if key else 0))
-        varied = [told(short(k, axes), v) for k, v in zip(others, setting, strict=True) if len(axes[k]) > 1]
+        mine.sort(key=lambda line: (designs.index(line[series]), rank[str(line[key])] if key else 0))
+        varied = [
+            told(short(k, axes), told_value(k, v) if k == SPLIT else v)
+            for k, v in zip(others, setting, strict=True)
+            if len(axes[k]) > 1
+        ]
         title = ", ".join(varied) + (f" (first of {len(settings)} settings)" if len(settings) > MOST_PANELS else "")
         panels.append((title, tuple(mine)))
     return Chart(stem_of(key, axes), key, tuple(ordered), tuple(panels))
+
+
+def arranged(lines: Sequence[Line], axes: Axes, key: str, measure: str) -> Chart:
+    """A measure's figure over a key. A series: of the first other axis that holds names, or else of the first other."""
+    others = [other for other in axes if other != key and len(axes[other]) > 1]
+    series = next((other for other in others if not scale(other, axes[other])), next(iter(others), ""))
+    named = [{**line, SERIES: told_value(series, str(line[series])) if series else ""} for line in lines]
+    chart = chart_of(named, {axis: values for axis, values in axes.items() if axis != series}, key, SERIES)
+    return replace(chart, name=chart.name.replace("link", measure.replace(" ", "-"), 1))
+
+
+def scale(key: str, values: Sequence[str]) -> list[float]:
+    """Where values lie on an axis of numbers; empty where they are names.
+
+    Splits of one rank, "6/2", lie at their share R_s/R.
+    """
+    if numeric(values):
+        return [float(value) for value in values]
+    pairs = [value.split("/") for value in values] if key == SPLIT else []
+    ranks = [(int(s), int(p)) for s, p in pairs]
+    return [s / (s + p) for s, p in ranks] if len({sum(pair) for pair in ranks}) == 1 else []
+
+
+def told_value(key: str, value: str) -> str:
+    """A value as a reader would write it: splits as 6:2; a number alone with what it is of."""
+    if key == SPLIT:
+        return value.replace("/", ":")
+    return told(key, value) if numeric([value]) else value
 
 
 def numeric(values: Sequence[str]) -> bool:
@@ -97,7 +141,7 @@ def short(key: str, axes: Axes) -> str:
 def label(name: str) -> str:
     """A key's last part in words, its unit in brackets: `snr_db` -> `SNR (dB)`."""
     words, unit = in_words(name)
-    return f"{words} ({unit})" if unit else words
+    return LABELS.get(name, f"{words} ({unit})" if unit else words)
 
 
 def told(name: str, value: str) -> str:

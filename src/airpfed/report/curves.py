@@ -1,91 +1,45 @@
 """Link studies on paper: a figure and its numbers an axis of the grid. matplotlib is loaded when one is drawn."""
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from textwrap import fill
 from typing import Any
 
-from airpfed.report.charts import PLOTTED, Axes, Chart, Line, chart_of, drawn, label, numeric, text
-from airpfed.report.figures import PALETTE
+from airpfed.report import charts, style
+from airpfed.report.charts import PLOTTED, Axes, Chart, Line, label, numeric
 
 MOST_TICKS = 8
-COLUMNS = 2
-"""Panels beside each other: two of PANEL fill the width of a two-column page."""
-PANEL = (3.5, 2.4)
-"""Width and height of a panel, inches."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: Sequence[Any] = (
-    "solid",
-    (0, (5, 1.5)),
-    (0, (1, 1.2)),
-    (0, (5, 1.2, 1, 1.2)),
-    (0, (8, 2)),
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (2, 2)),
-)
-HATCHES = ("", "////", "||||", "\\\\\\\\", "xxxx", "----", "....")
 NMSE = "NMSE of Π (dB)"
-STYLE: Mapping[Any, Any] = {
-    "svg.hashsalt": "airpfed", "text.parse_math": False, "font.size": 8, "axes.labelsize": 9, "axes.titlesize": 8,
-    "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5,
-    "hatch.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "savefig.dpi": 200,
-}  # fmt: skip
 
 
 def files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every figure as SVG and PNG, before them its CSV of the plotted numbers.
+    """(name, content) of every figure as SVG, PNG and PDF, before them its CSV of the plotted numbers.
 
     The same lines give the same bytes. A grid without an axis of two values gives one bar figure by design, whose
     numbers are the lines themselves: no CSV.
     """
-    for key in drawn(axes):
-        chart = chart_of(lines, axes, key)
+    for key in charts.drawn(axes):
+        chart = charts.chart_of(lines, axes, key)
         if key:
             columns = (*(other for other in axes if other != key), key, "design", *PLOTTED)
             plotted = [line for _, panel in chart.panels for line in panel]
-            yield f"{chart.name}.csv", text(columns, plotted).encode()
-        for ending, content in pictures(chart).items():
+            yield f"{chart.name}.csv", charts.text(columns, plotted).encode()
+        for ending, content in style.rendered(partial(drawing, chart)).items():
             yield f"{chart.name}.{ending}", content
-
-
-def pictures(chart: Chart) -> dict[str, bytes]:
-    """A chart as SVG and PNG, without date, and whatever the user's matplotlibrc says."""
-    import matplotlib
-
-    found = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = drawing(chart)
-        for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            file = io.BytesIO()
-            figure.savefig(file, format=ending, metadata=metadata)
-            found[ending] = file.getvalue()
-    return found
 
 
 def drawing(chart: Chart) -> Any:
     """The matplotlib figure of a chart: a panel a setting, one legend above all."""
-    from matplotlib.figure import Figure
-
-    columns = min(COLUMNS, len(chart.panels))
-    rows = math.ceil(len(chart.panels) / columns)
-    figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1] + 0.5), layout="constrained")
-    places = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    figure, places = style.panels(len(chart.panels), NMSE)
     draw = PAINTERS["design" if not chart.key else "numbers" if numeric(chart.values) else "names"]
     handles: list[Any] = []
-    for place, (title, lines) in zip(places, chart.panels, strict=False):
+    for place, (title, lines) in zip(places, chart.panels, strict=True):
         designs = list(dict.fromkeys(str(line["design"]) for line in lines))
         handles = draw(place, chart, {name: [line for line in lines if line["design"] == name] for name in designs})
         place.set_title(fill(title, 52))
-    for place in places[::columns]:
-        place.set_ylabel(NMSE)
-    for place in places[len(chart.panels) :]:
-        place.remove()
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns + 1)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(style.COLUMNS, len(places)) + 1)
     return figure
 
 
@@ -101,28 +55,31 @@ def draw_numbers(place: Any, chart: Chart, designs: Mapping[str, Sequence[Line]]
     handles = []
     for i, (name, lines) in enumerate(designs.items()):
         x = [float(str(line[chart.key])) for line in lines]
-        colour, marker, dash = PALETTE[i % 7], MARKERS[i % 7], DASHES[i % 7]
+        look = {**style.line(i), "markerfacecolor": "none"}
         claimed, measured, error = (numbers(lines, column) for column in PLOTTED)
-        place.plot(x, claimed, color=colour, linestyle=dash)
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": "none"}
-        place.errorbar(x, measured, error, linestyle="none", capsize=2, elinewidth=0.8, **look)
-        handles.append(Line2D([], [], linestyle=dash, label=name, **look))
+        place.plot(x, claimed, color=look["color"], linestyle=look["linestyle"])
+        place.errorbar(x, measured, error, capsize=2, elinewidth=0.8, **{**look, "linestyle": "none"})
+        handles.append(Line2D([], [], label=name, **look))
     ticks(place, chart)
-    return [*handles, *key_to(place, "#666666", "o")]
+    return [*handles, *key_to(place, style.GREY, "o")]
 
 
 def ticks(place: Any, chart: Chart) -> None:
     """A tick at every value, or every few; a logarithmic axis where it spreads them better (never for dB)."""
-    values, name = [float(value) for value in chart.values], chart.key.split(".")[-1]
+    name = chart.key.split(".")[-1]
+    values = charts.scale(chart.key, chart.values)
     place.set_xlabel(label(name))
     if (
         min(values) > 0
         and not name.endswith(("_db", "_dbm"))
+        and name != charts.SPLIT
         and spread([math.log(v) for v in values]) > spread(values)
     ):
         place.set_xscale("log")
     step = math.ceil(len(values) / MOST_TICKS)
-    place.set_xticks(values[::step], chart.values[::step])
+    place.set_xticks(
+        values[::step], [charts.told_value(name, v) if name == charts.SPLIT else v for v in chart.values[::step]]
+    )
     place.set_xticks([], minor=True)
 
 
@@ -156,8 +113,8 @@ def bars(place: Any, i: int, x: Sequence[float], lines: Sequence[Line], width: f
     claimed, measured, error = (numbers(lines, column) for column in PLOTTED)
     place.grid(axis="x", visible=False)
     place.axhline(0, color="black", linewidth=0.8)
-    look: dict[str, Any] = {"color": PALETTE[i % 7], "hatch": HATCHES[i % 7], "edgecolor": "white", "linewidth": 0}
-    made = place.bar(x, measured, width * 0.92, yerr=error, capsize=2, error_kw={"elinewidth": 0.8}, label=name, **look)
+    look = {"capsize": 2, "error_kw": {"elinewidth": 0.8}, **style.bar(i)}
+    made = place.bar(x, measured, width * 0.92, yerr=error, label=name, **look)
     place.hlines(claimed, [v - width / 2 for v in x], [v + width / 2 for v in x], color="black", linewidth=1.6)
     return made
 

@@ -1,20 +1,25 @@
-"""A sweep on paper: a measure over an axis of the grid, means with 95 % intervals, a line or a row of points a series.
+"""A sweep on paper: a measure over an axis of the grid, or task by task; means with 95 % intervals over seeds.
 
-The look is that of the link's figures (`curves`); matplotlib is loaded when a figure is drawn.
+A line or a row of points a series, bars where tasks are across. The look is `style`'s.
 """
 
-import io
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from airpfed.report.charts import Axes, Chart, Line, Value, chart_of, drawn, label, numeric, text
-from airpfed.report.curves import COLUMNS, DASHES, MARKERS, PANEL, STYLE, ticks
-from airpfed.report.figures import PALETTE
+from airpfed.report import style
+from airpfed.report.charts import SERIES, Axes, Chart, Line, arranged, drawn, label, scale, text, told_value
+from airpfed.report.curves import ticks
 
 PLOTTED = ("mean", "low", "high", "count")
-LABELS = {"average": "metric, mean of tasks", "worst": "metric of the worst task"}
+LABELS = {
+    "average": "metric, mean of tasks",
+    "worst": "metric of the worst task",
+    "final": "metric",
+    "pi_mean": "Π, mean of rounds",
+}
+LOGARITHMIC = ("pi_mean",)
+UNTOUCHED = "untouched"
 
 
 def files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tuple[str, bytes]]:
@@ -23,85 +28,91 @@ def files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tuple[str
     lines: axis -> value as given, and PLOTTED. The same lines give the same bytes. No such axis: no figure.
     """
     for key in (key for key in drawn(axes) if key):
-        chart = chart_for(lines, axes, key, measure)
-        plotted = [line for _, panel in chart.panels for line in panel]
-        yield f"{chart.name}.csv", text((*axes, *PLOTTED), plotted).encode()
-        for ending, content in pictures(chart, measure).items():
-            yield f"{chart.name}.{ending}", content
+        yield from figure_files(arranged(lines, axes, key, measure), (*axes, *PLOTTED), measure)
 
 
-def chart_for(lines: Sequence[Line], axes: Axes, key: str, measure: str) -> Chart:
-    """The lines of a figure by panel and series: the first other axis that holds names, or else the first other one."""
-    others = [other for other in axes if other != key and len(axes[other]) > 1]
-    series = next((other for other in others if not numeric(axes[other])), next(iter(others), ""))
-    named = [{**line, "design": line[series] if series else ""} for line in lines]
-    chart = chart_of(named, {axis: values for axis, values in axes.items() if axis != series}, key)
-    return replace(chart, name=chart.name.replace("link", measure.replace(" ", "-"), 1))
+def task_files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]:
+    """The same of the bars by task. axes: with "task"; lines: with UNTOUCHED too, the metric of the untouched model."""
+    yield from figure_files(arranged(lines, axes, "task", "final"), (*axes, *PLOTTED, UNTOUCHED), "final")
 
 
-def pictures(chart: Chart, measure: str) -> dict[str, bytes]:
-    """A chart as SVG, PNG and PDF, without date, and whatever the user's matplotlibrc says."""
-    import matplotlib
-
-    found = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "pdf.fonttype": 42})
-        figure = drawing(chart, measure)
-        dateless: dict[str, dict[str, Value]] = {
-            "svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None},
-        }  # fmt: skip
-        for ending, metadata in dateless.items():
-            file = io.BytesIO()
-            figure.savefig(file, format=ending, metadata=metadata)
-            found[ending] = file.getvalue()
-    return found
+def figure_files(chart: Chart, columns: Sequence[str], measure: str) -> Iterator[tuple[str, bytes]]:
+    """A chart's numbers and pictures."""
+    yield f"{chart.name}.csv", text(columns, [line for _, panel in chart.panels for line in panel]).encode()
+    for ending, content in style.rendered(partial(drawing, chart, measure)).items():
+        yield f"{chart.name}.{ending}", content
 
 
 def drawing(chart: Chart, measure: str) -> Any:
     """The matplotlib figure: a panel a setting of the axes that are neither across nor series, one legend above all."""
-    from matplotlib.figure import Figure
-
-    columns = min(COLUMNS, len(chart.panels))
-    rows = math.ceil(len(chart.panels) / columns)
-    figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1] + 0.5), layout="constrained")
-    places = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    figure, places = style.panels(len(chart.panels), LABELS.get(measure, measure))
     handles: list[Any] = []
-    for place, (title, lines) in zip(places, chart.panels, strict=False):
-        handles = panel(place, chart, lines)
+    for place, (title, lines) in zip(places, chart.panels, strict=True):
+        handles = (bars if chart.key == "task" else points)(place, chart, lines)
+        style.upright(place, lines, measure in LOGARITHMIC)
         place.set_title(title)
-    for place in places[::columns]:
-        place.set_ylabel(LABELS.get(measure, measure))
-    for place in places[len(chart.panels) :]:
-        place.remove()
-    if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns + 1))
+    style.legend(figure, handles, len(places))
     return figure
 
 
-def panel(place: Any, chart: Chart, lines: Sequence[Line]) -> list[Any]:
+def by_series(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of a panel by series, in the order met."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(str(line[SERIES]), []).append(line)
+    return found
+
+
+def points(place: Any, chart: Chart, lines: Sequence[Line]) -> list[Any]:
     """Draw one panel: series side by side over names, as lines over numbers; returns the legend."""
-    series = list(dict.fromkeys(str(line["design"]) for line in lines))
-    numbers = numeric(chart.values)
+    series = by_series(lines)
+    at = scale(chart.key, chart.values)
     handles = []
-    for i, name in enumerate(series):
-        mine = [line for line in lines if line["design"] == name]
-        shift = 0.0 if numbers else (i - (len(series) - 1) / 2) * 0.6 / len(series)
-        x = [float(str(v)) if numbers else chart.values.index(str(v)) + shift for v in (li[chart.key] for li in mine)]
-        y, error = [float(line["mean"] or 0) for line in mine], bars(mine)
-        look = {"color": PALETTE[i % 7], "marker": MARKERS[i % 7], "linestyle": DASHES[i % 7] if numbers else "none"}
+    for i, (name, mine) in enumerate(series.items()):
+        shift = 0.0 if at else (i - (len(series) - 1) / 2) * 0.6 / len(series)
+        indices = [chart.values.index(str(line[chart.key])) for line in mine]
+        x = [at[j] if at else j + shift for j in indices]
+        y, error = [float(line["mean"] or 0) for line in mine], lengths(mine)
+        look = style.line(i) if at else {**style.line(i), "linestyle": "none"}
         handles.append(place.errorbar(x, y, error, capsize=2, elinewidth=0.8, markersize=4, label=name, **look))
-    if numbers:
+    if at:
         ticks(place, chart)
     else:
-        place.set_xticks(range(len(chart.values)), chart.values, rotation=30 if len("".join(chart.values)) > 40 else 0)
-        place.set_xlabel(label(chart.key))
+        named(place, chart)
     return handles
 
 
-def bars(lines: Sequence[Line]) -> list[list[float]]:
-    """Lengths of the error bars below and above; none where a mean is of one seed."""
-    pairs = [(line["mean"], line["low"], line["high"]) for line in lines]
-    below = [0.0 if low is None else float(mean or 0) - float(low) for mean, low, _ in pairs]
-    above = [0.0 if high is None else float(high) - float(mean or 0) for mean, _, high in pairs]
+def bars(place: Any, chart: Chart, lines: Sequence[Line]) -> list[Any]:
+    """Draw one panel: bars of the series side by side, intervals, a rule at the untouched model; returns the legend."""
+    from matplotlib.lines import Line2D
+
+    series = by_series(lines)
+    width = 0.8 / len(series)
+    place.grid(axis="x", visible=False)
+    handles: list[Any] = []
+    for i, (name, mine) in enumerate(series.items()):
+        x = [chart.values.index(str(line["task"])) + (i - (len(series) - 1) / 2) * width for line in mine]
+        y, base = ([float(line[column] or 0) for line in mine] for column in ("mean", UNTOUCHED))
+        error = {"yerr": lengths(mine), "capsize": 2, "error_kw": {"elinewidth": 0.8}}
+        handles.append(place.bar(x, y, width * 0.92, label=name, **error, **style.bar(i)))
+        place.hlines(base, [v - width / 2 for v in x], [v + width / 2 for v in x], color="black", linewidth=1.4)
+    named(place, chart)
+    return [*handles, Line2D([], [], color="black", linewidth=1.4, label="untouched model")]
+
+
+def named(place: Any, chart: Chart) -> None:
+    """Ticks of an axis of names."""
+    names = [told_value(chart.key, value) for value in chart.values]
+    place.set_xticks(range(len(names)), names, rotation=30 if len("".join(names)) > 40 else 0)
+    place.set_xlim(-0.6, len(names) - 0.4)
+    place.set_xlabel(label(chart.key))
+
+
+def lengths(lines: Sequence[Line]) -> list[list[float]] | None:
+    """Lengths of the error bars below and above; none where a mean is of one seed, None where all are."""
+    if all(line["low"] is None for line in lines):
+        return None
+    pairs = [(float(line["mean"] or 0), line["low"], line["high"]) for line in lines]
+    below = [0.0 if low is None else mean - float(low) for mean, low, _ in pairs]
+    above = [0.0 if high is None else float(high) - mean for mean, _, high in pairs]
     return [below, above]

@@ -1,47 +1,96 @@
-"""One self-contained page of a run, readable offline."""
+"""One self-contained page of a run, or of several side by side, readable offline."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from airpfed import record
 from airpfed.errors import UserError
-from airpfed.report.figures import FIGURES, layout
+from airpfed.report import runs as loaded
+from airpfed.report import side
+from airpfed.report.figures import ACROSS, FIGURES, Figure, layout
+from airpfed.report.runs import Run
+from airpfed.report.style import PALETTE
 from airpfed.report.theory import THEORY
 from airpfed.theory.account import account
 
+TABS = ("overview", "learning", "air", "theory", "ledger", "settings")
 
-def write(run: Path) -> Path:
-    """Write `report.html` of a run's directory from what the run left there; returns its path."""
-    if not (run / "experiment.toml").is_file():
-        raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    summary = record.load_summary(run / "summary.json")
-    records = record.load(run / "records.jsonl")
-    environment: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    figures = {name: figure(records, summary) for name, figure in FIGURES.items()}
-    place = record.load_layout(run / "layout.json")
-    if place is not None:
-        figures["layout"] = layout(place)
-    probe = record.load_probe(run / "theory.json")
-    if probe is not None:
-        figures |= {name: figure(records, probe) for name, figure in THEORY.items()}
-    page = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
-    text = page.get_template("page.html").render(
-        title=run.name,
+
+def write(run: Path, *others: Path, out: Path | None = None) -> Path:
+    """Write the page of these runs' directories from what the runs left there; returns its path.
+
+    out: by default `report.html` in the directory of the one run; with several runs it has to be said.
+    """
+    runs = loaded.load((run, *others))
+    if out is None and others:
+        raise UserError("--out: say where the page of several runs should be, e.g. --out runs.html")
+    path = out or run / "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    record.write_atomic(path, page_of(runs))
+    return path
+
+
+def page_of(runs: Sequence[Run]) -> str:
+    """The page as HTML."""
+    figures = figures_of_one(runs[0]) if len(runs) == 1 else figures_of_many(runs)
+    pages = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))
+    tabs = [tab for tab in TABS if tab != "theory" or any(run.probe for run in runs)]
+    return pages.get_template("page.html").render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side",
+        runs=runs,
+        colours=[PALETTE[i % len(PALETTE)] for i in range(len(runs))],
+        tabs=tabs,
+        across=ACROSS,
         number=record.number,
-        summary=summary,
-        ledger=summary.ledger.model_dump(),
-        meaning={key: field.description for key, field in record.Ledger.model_fields.items()},
-        settings=(run / "experiment.toml").read_text(encoding="utf-8"),
-        environment=environment,
-        environment_text=json.dumps(environment, indent=2),
-        failed=account(records, probe).failed if probe else {},
-        absent=[(row.round, row.absent) for row in records if row.absent],
-        figures=figures,
+        tasks=side.task_names(runs),
+        ledger=record.Ledger.model_fields,
+        accounts={run.name: account(run.records, run.probe) for run in runs if run.probe},
+        differing=loaded.differing([run.settings for run in runs]) if len(runs) > 1 else {},
+        json=json,
+        figures={tab: figures.get(tab, {}) for tab in tabs},
+        drawings={name: figure for own in figures.values() for name, figure in own.items()},
+        phases=list(dict.fromkeys(phase for run in runs for phase in run.summary.seconds)),
         plotly=get_plotlyjs(),
     )
-    record.write_atomic(run / "report.html", text)
-    return run / "report.html"
+
+
+def figures_of_one(run: Run) -> dict[str, dict[str, Figure]]:
+    """Tab -> name -> figure."""
+    found = {tab: {name: make(run.records, run.summary) for name, make in own.items()} for tab, own in FIGURES.items()}
+    if run.place is not None:
+        found["air"]["layout"] = layout(run.place)
+    if run.probe is not None:
+        found["theory"] = {name: make(run.records, run.probe) for name, make in THEORY.items()}
+    return found
+
+
+def figures_of_many(runs: Sequence[Run]) -> dict[str, dict[str, Figure]]:
+    """Tab -> name -> figure; the theory's figures of each run that was metered, a place a drop of its own."""
+    found = {tab: {name: make(runs) for name, make in own.items()} for tab, own in side.SIDE.items()}
+    found["learning"] |= {
+        f"accuracy-{i}": side.task_accuracy(runs, name) for i, name in enumerate(side.task_names(runs))
+    }
+    places = [run.place for run in runs]
+    for i, run in enumerate(runs):
+        if run.place is not None and run.place not in places[:i]:
+            having = [other.name for other, place in zip(runs, places, strict=True) if place == run.place]
+            found["air"][f"layout-{i}"] = titled(layout(run.place), ", ".join(having))
+    if any(run.probe for run in runs):
+        found["theory"] = {"psi": side.psi(runs)}
+    for i, run in enumerate(runs):
+        if run.probe is not None:
+            own = {f"{name}-{i}": titled(make(run.records, run.probe), run.name) for name, make in THEORY.items()}
+            found["theory"] |= own
+    return found
+
+
+def titled(figure: Figure, names: str) -> Figure:
+    """The figure with the runs' names in its title."""
+    return {**figure, "title": f"{figure['title']}: {names}"}

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from airpfed.record import Probe, RoundRecord, Theory
-from airpfed.report.figures import PALETTE, Figure, Series, chart, colour
+from airpfed.report.figures import Figure, Series, chart, colour
+from airpfed.report.style import PALETTE
 from airpfed.theory.account import judged, psis
 
 CAUSES = {"gap": "loss gap", "sgd": "SGD noise", "heterogeneity": "data heterogeneity", "channel": "channel"}

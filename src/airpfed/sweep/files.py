@@ -10,38 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from airpfed import record
+from airpfed.record import RoundRecord
 from airpfed.report import charts, means
+from airpfed.sweep import figures
 from airpfed.sweep.cells import names
-from airpfed.sweep.tables import Interval, Mean, Run
+from airpfed.sweep.figures import plotted
+from airpfed.sweep.tables import Mean, Run
 
-DRAWN = ("average", "worst")
-"""Measures that get figures."""
 ENDS = ("", "_low", "_high")
 
 Line = dict[str, charts.Value]
 
 
-def write(runs: Sequence[Run], found: Sequence[Mean], axes: Mapping[str, Sequence[str]], home: Path) -> list[str]:
-    """Write all tables and figures of a sweep's runs into `home`; returns the names of the files.
+def write(
+    runs: Sequence[Run], found: Sequence[Mean], axes: Mapping[str, Sequence[str]], home: Path, base: Path
+) -> list[str]:
+    """Write all tables and figures of runs into `home`; returns the names of the files.
 
-    axes: of the grid, or what differs between the runs that are compared.
+    axes: of the grid, or what differs between the runs that are compared. base: where the runs' folders stand.
     """
-    short = dict(zip(axes, names(axes), strict=True))
     extra = list(dict.fromkeys(axis for run in runs for axis, _ in run.extra))
+    rounds = {run.folder: record.load(base / run.folder / "records.jsonl") for run in runs}
     made = {
         "cells.csv": table([line for run in runs for line in task_lines(run)], [*axes, *extra]),
-        "rounds.csv": table([line for run in runs for line in round_lines(run, home)], [*axes, *extra]),
+        "rounds.csv": table([line for run in runs for line in round_lines(run, rounds[run.folder])], [*axes, *extra]),
         "means.csv": table([mean_line(one) for one in found], list(axes)),
     }
-    files = {name: content.encode() for name, content in made.items()}
-    plain = {short[axis]: values for axis, values in axes.items()}
-    for measure in DRAWN:
-        chosen = [one for one in found if one.measure == measure]
-        lines = [{**{short[axis]: v for axis, v in one.where}, **plotted(one.value)} for one in chosen]
-        files |= dict(means.files(lines, plain, measure)) if lines else {}
-    for name, content in files.items():
+    written = {name: content.encode() for name, content in made.items()}
+    plain = dict(zip(names(axes), axes.values(), strict=True))
+    written |= dict(figures.files(runs, found, plain, rounds, base))
+    for name, content in written.items():
         record.write_atomic(home / name, content)
-    return list(files)
+    return list(written)
 
 
 def table(lines: Sequence[Line], first: Sequence[str]) -> str:
@@ -62,9 +62,8 @@ def task_lines(run: Run) -> list[Line]:
     return lines
 
 
-def round_lines(run: Run, home: Path) -> list[Line]:
+def round_lines(run: Run, records: Sequence[RoundRecord]) -> list[Line]:
     """A line a round and task: loss, dev metric, error of the sums, and what was spent up to then."""
-    records = record.load(home / run.folder / "records.jsonl")
     spent = accumulate((row.ledger for row in records), lambda a, b: a + b)
     lines: list[Line] = []
     for row, cost in zip(records, spent, strict=True):
@@ -86,11 +85,6 @@ def mean_line(one: Mean) -> Line:
     line: Line = {**dict(one.where), "measure": one.measure, **plotted(one.value)}
     gap = plotted(one.difference) if one.difference else dict.fromkeys(means.PLOTTED)
     return line | {f"difference_{key}": value for key, value in gap.items()}
-
-
-def plotted(value: Interval) -> Line:
-    """An interval under the names of its parts."""
-    return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
 
 
 def as_json(found: Sequence[Mean], against: Mapping[str, str]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
         raise UserError(f"{plan.home}: no cell could be computed: {failed[0]}")
     found = means(runs, against)
     tree = files.as_json(found, against) | {"failed": failed}
-    made = files.write(runs, found, axes, plan.home)
+    made = files.write(runs, found, axes, plan.home, plan.home)
     files.write_json(tree, plan.home / "sweep.json")
     screen.say(f"{plan.home}: wrote {', '.join(['sweep.json', *made])}")
     return Report(found, axes, against, tree, failed)
@@ -114,11 +114,20 @@ def tune(runs: Sequence[Run], axes: Axes, tuned: Axes, home: Path, screen: Sweep
     return [tuple(f"{key}={value}" for key, value in (*point, *choice)) for point, (choice, _) in best.items()]
 
 
-def compare(folders: Sequence[Path], against: Sequence[str]) -> Report:
-    """Finished runs side by side; pairs are runs of one seed. Raises UserError where a folder holds none."""
+def compare(folders: Sequence[Path], against: Sequence[str], out: Path | None, screen: SweepScreen) -> Report:
+    """Finished runs side by side; pairs are runs of one seed. Raises UserError where a folder holds none.
+
+    out: where to write the tables and figures too.
+    """
     runs, axes = runs_of(folders)
     base = reference(against, axes)
     found = means(runs, base)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made: {error.strerror}") from None
+        screen.say(f"{out}: wrote {', '.join(files.write(runs, found, axes, out, Path()))}")
     return Report(found, axes, base, files.as_json(found, base), [])
 
 

@@ -1,0 +1,93 @@
+"""What a run left behind, loaded for a page."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from airpfed import record
+from airpfed.errors import UserError
+from airpfed.record import Layout, Probe, RoundRecord, Summary
+
+LONG = 24
+"""Letters of a folder's name above which runs beside each other are called by the settings in which they differ."""
+MOST = 3
+"""The most settings in a name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's files. name: told apart from the other runs' of the page. settings: experiment.toml as it stands."""
+
+    name: str
+    summary: Summary
+    records: list[RoundRecord]
+    environment: dict[str, Any]
+    settings: str
+    place: Layout | None
+    probe: Probe | None
+
+
+def load(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders; UserError names one that holds none, or that is named twice."""
+    if twice := next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None):
+        raise UserError(f"{twice}: named twice")
+    found = [load_one(folder) for folder in folders]
+    names = names_of(folders, [run.settings for run in found])
+    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+
+
+def names_of(folders: Sequence[Path], settings: Sequence[str]) -> list[str]:
+    """What to call the runs: by their folders, where these are short and tell them apart; else by what differs."""
+    names = [folder.resolve().name for folder in folders]
+    if len(names) == 1 or (len(set(names)) == len(names) and max(map(len, names)) <= LONG):
+        return names
+    rows = differing(settings)
+    said = [", ".join(told(key, values[i]) for key, values in rows.items()) for i in range(len(names))]
+    if len(set(said)) == len(said) and len(rows) <= MOST:
+        return said
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def told(key: str, value: str) -> str:
+    """A setting in a name: a word alone, a number with the last part of its key."""
+    return value.strip('"') if value.startswith('"') else f"{key.split('.')[-1]} {value}"
+
+
+def load_one(folder: Path) -> Run:
+    """One run."""
+    if not (folder / "experiment.toml").is_file():
+        raise UserError(f"{folder}: not a run's directory (no experiment.toml in it)")
+    return Run(
+        name=folder.resolve().name,
+        summary=record.load_summary(folder / "summary.json"),
+        records=record.load(folder / "records.jsonl"),
+        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        settings=(folder / "experiment.toml").read_text(encoding="utf-8"),
+        place=record.load_layout(folder / "layout.json"),
+        probe=record.load_probe(folder / "theory.json"),
+    )
+
+
+def differing(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Key -> a value a settings file, of the keys in which they differ; a dash where one has no such key."""
+    flat = [dict(flattened(tomllib.loads(text))) for text in texts]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    values = {key: [one.get(key, "-") for one in flat] for key in keys}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+
+def flattened(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """`section.key` and value; tables in a list go by their name."""
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found += flattened(value, f"{path}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for number, one in enumerate(value):
+                found += flattened(one, f"{path}{key}.{one.get('name', number)}.")
+        else:
+            found.append((f"{path}{key}", json.dumps(value, ensure_ascii=False, default=str)))
+    return found
