@@ -23,7 +23,7 @@ from airpfed.rounds.state import State
 
 @dataclass(frozen=True)
 class Options:
-    """What all cases are told. base: in place of each case's own models; file: of the real data. 0 pairs: the case's."""
+    """What all cases are told. base: in place of the cases' own models; file: of the real data. 0 pairs: the case's."""
 
     quick: bool
     base: str
@@ -108,7 +108,7 @@ def real_data(options: Options) -> dict[str, Any]:
         whole = filled.cpu + made.rounds * found["variants"]["round"]["cpu"]["median"]
         row = {"adapters": name, "layers": layers, "goal": goal, "fill": vars(filled), "rounds": made.rounds}
         rows.append(row | found | {"cpu_ratio_of_a_run": whole / (made.rounds * step)})
-    return {"file": str(options.file), "rows": rows}
+    return {"file": options.file.name, "rows": rows}
 
 
 def fill(made: Experiment) -> Spent:
@@ -143,7 +143,13 @@ def overhead(options: Options) -> dict[str, Any]:
     assert all(0 < row["model_wall"] < row["wall"] for row in rows), "the model's passes were not seen"
     shares = {c: quartiles([1 - row[f"model_{c}"] / row[c] for row in rows]) for c in ("wall", "cpu")}
     phases = {name: median(row["phases"].get(name, 0.0) for row in rows) for name in rows[0]["phases"]}
-    fields = {"devices": devices, "batch": batch, "tokens": tokens, "antennas": antennas, "design": settings.radio.design}
+    fields = {
+        "devices": devices,
+        "batch": batch,
+        "tokens": tokens,
+        "antennas": antennas,
+        "design": settings.radio.design,
+    }
     fields |= {"blocks": -(-uses // settings.radio.coherence_symbols), "base": options.base or "minilm", "goal": 0.10}
     return {**fields, "share": shares, "phases": phases, "rounds": rows}
 

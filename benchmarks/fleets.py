@@ -50,7 +50,9 @@ def random_tokens(
     vocabulary = ready.base.model.get_input_embeddings().num_embeddings
 
     def sample(device: int, number: int) -> Encoded:
-        *ids, target = torch.randint(0, vocabulary, (tokens + 1,), generator=stream(0, "bench", device, number)).tolist()
+        *ids, target = torch.randint(
+            0, vocabulary, (tokens + 1,), generator=stream(0, "bench", device, number)
+        ).tolist()
         return Encoded(tuple(ids), (target if causal else target % CLASSES,))
 
     ends = [sum(counts[: n + 1]) for n in range(len(counts))]

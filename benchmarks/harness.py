@@ -107,7 +107,7 @@ def summary(turns: Mapping[str, Sequence[Spent]], against: str) -> dict[str, dic
 
 
 def machine() -> dict[str, object]:
-    """What the figures stand on: processor, cores, threads, versions, commit, load before the case."""
+    """What the figures stand on: processor, cores, threads, versions, commit."""
     import torch
     import transformers
 
@@ -117,9 +117,8 @@ def machine() -> dict[str, object]:
         model = names[0].partition(":")[2].strip() if names else model
     return {
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

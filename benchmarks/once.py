@@ -15,8 +15,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if __name__ == "__main__":  # before torch is loaded, as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from harness import peak_mb
 

@@ -13,9 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it: waiting threads sleep soon
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if __name__ == "__main__":  # before torch is loaded, as the command line sets it: waiting threads sleep soon
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from cases import Options, full_length, overhead, real_data
@@ -27,7 +27,7 @@ HOME = Path(__file__).parents[1]
 CASES = {"start": start, "overhead": overhead, "full_length": full_length, "real_data": real_data, "scale": scale}
 
 
-def words() -> argparse.Namespace:
+def words(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few turns, few devices, few tokens")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where CASE.json go")
@@ -36,16 +36,18 @@ def words() -> argparse.Namespace:
     parser.add_argument("--cases", default=",".join(CASES), help="which, with commas between")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of every comparison; 0: each case's own")
     parser.add_argument("--base", default="", help="base model instead of each case's own")
-    parser.add_argument("--file", type=Path, default=HOME / "experiments/quickstart.toml", help="experiment of real data")
+    parser.add_argument(
+        "--file", type=Path, default=HOME / "experiments/quickstart.toml", help="experiment of real data"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
     parser.add_argument("--max-devices", type=int, default=10_000, help="scale: no more devices than these")
     parser.add_argument("--memory-gb", type=float, default=12.0, help="scale: memory a process may take; 0: any")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="start, scale: seconds a process may take")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> int:
-    asked = words()
+def main(given: list[str] | None = None) -> int:
+    asked = words(given)
     if asked.threads:
         torch.set_num_threads(asked.threads)
         os.environ["OMP_NUM_THREADS"] = str(asked.threads)
@@ -57,6 +59,7 @@ def main() -> int:
         if name not in CASES:
             sys.exit(f'--cases: no case "{name}"; there are {", ".join(CASES)}')
         print(name, flush=True)
+        load = os.getloadavg()[0]
         try:
             found = CASES[name](options)
         except Exception as error:  # one case's failure is a result too, and the others go on
@@ -64,7 +67,7 @@ def main() -> int:
         if "failed" in found:
             failed.append(name)
             print(f"  {found['failed']}", flush=True)
-        keep(asked.out, name, asked.quick, found)
+        keep(asked.out, name, asked.quick, {**found, "load": load})
     page = asked.docs or (None if asked.quick else HOME / "docs/performance.md")
     if page is not None:
         regenerate(page, asked.out)

@@ -83,7 +83,8 @@ def overhead(found: Found) -> str:
         f"{found['base']}, {found['devices']} devices x {found['batch']} x {found['tokens']} tokens, "
         f"{found['antennas']} antennas, {found['blocks']} coherence blocks a round, design {found['design']}: outside "
         f"the model's forward and backward passes {100 * share['wall']['median']:.1f} % of a round's time "
-        f"({100 * share['cpu']['median']:.1f} % of its CPU seconds), {verdict(share['wall']['median'], found['goal'])}. "
+        f"({100 * share['cpu']['median']:.1f} % of its CPU seconds), "
+        f"{verdict(share['wall']['median'], found['goal'])}. "
         f"Phases: {phases}."
     )
 
@@ -117,7 +118,9 @@ def peers(found: Found) -> str:
     """Every engine at every number of devices."""
     parts = []
     for row in found["rows"]:
-        title = f"{row['base']}, {row['devices']} devices x {row['batch']} x {row['tokens']} tokens, {row['turns']} turns."
+        title = (
+            f"{row['base']}, {row['devices']} devices x {row['batch']} x {row['tokens']} tokens, {row['turns']} turns."
+        )
         lines = []
         for name, one in row["variants"].items():
             ratios = [interval(one[f"{c}_ratio"]) if f"{c}_ratio" in one else "1" for c in ("wall", "cpu")]
@@ -140,7 +143,7 @@ def section(found: Found) -> str:
     on = found["machine"]
     where = (
         f"*{on['cores']} cores ({on['processor']}), {on['threads']} threads, torch {on['torch']}, load before "
-        f"{on['load']:.1f}, commit {on['commit']}, {on['time']}{', quick' if found['quick'] else ''}.*"
+        f"{found['load']:.1f}, commit {on['commit']}, {on['time']}{', quick' if found['quick'] else ''}.*"
     )
     body = f"Failed: {found['failed']}." if "failed" in found else RENDER[found["case"]](found)
     return f"{where}\n\n{body}"

@@ -3,8 +3,8 @@
     make bench-peers            # makes .venv-peers and runs this in it
     .venv-peers/bin/python benchmarks/peers/run.py --devices 20 --turns 3
 
-Writes OUT/peers.json and the last table of docs/performance.md. The sums of gradients are compared first; an engine that
-fails or differs is left out, and its row says why. CPU seconds count all processes of the engines.
+Writes OUT/peers.json and the last table of docs/performance.md. The sums of gradients are compared first; an engine
+that fails or differs is left out, and its row says why. CPU seconds count all processes of the engines.
 """
 
 import argparse
@@ -52,13 +52,13 @@ def main() -> int:
     from tables import regenerate
 
     wanted = {int(word) for word in asked.devices.split(",") if word}
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for devices, batch, tokens, turns in ROWS:
         if not wanted or devices in wanted:
             spec = {"base": asked.base, "devices": devices, "batch": batch, "tokens": tokens}
             without = [word for word in asked.without.split(",") if word]
             rows.append(apart(spec | {"turns": asked.turns or turns, "without": without}))
-    keep(asked.out, "peers", False, {"rows": rows})
+    keep(asked.out, "peers", False, {"rows": rows, "load": load})
     regenerate(asked.docs, asked.out)
     return 0
 
@@ -130,7 +130,9 @@ def compared(here: Any, engines: dict[str, Any], turns: int, begin: float) -> di
         f"{name}: left out, its sum differs by {value:.1e}" for name, value in differences.items() if value > ALIKE
     ]
     if "flower" in engines:
-        notes.append(f"Flower: {time.time() - begin:.1f} s until its first round was back, here with the first of all others.")
+        notes.append(
+            f"Flower: {time.time() - begin:.1f} s until its first round was back, here with the first of all others."
+        )
     alike = {name: play for name, play in engines.items() if differences.get(name, 0.0) <= ALIKE}
     found = interleaved(alike, turns, cpu=tree_cpu)
     return {"differences": differences, "notes": notes, "variants": summary(found, against="ours")}
