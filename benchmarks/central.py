@@ -92,14 +92,16 @@ def train_step(one: Central, samples: Weighted) -> None:
     one.optimizer.step()
 
 
-def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int], turns: int = 2) -> dict[int, float]:
-    """CPU seconds of the step at each micro-batch (least of some turns); the best one is set."""
+def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> dict[int, float]:
+    """CPU seconds of one step at each micro-batch, once warm; the best one is set."""
     seconds: dict[int, float] = {}
-    for turn in range(turns):
-        for size in sorted({min(size, len(samples)) for size in sizes}):
-            one.micro_batch, start = size, time.process_time()
-            train_step(one, samples)
-            seconds[size] = min(seconds.get(size, float("inf")) if turn else float("inf"), time.process_time() - start)
+    for size in sorted({min(size, len(samples)) for size in sizes}):
+        one.micro_batch = size
+        if not seconds:
+            train_step(one, samples[: 2 * size])
+        start = time.process_time()
+        train_step(one, samples)
+        seconds[size] = time.process_time() - start
     one.micro_batch = min(seconds, key=seconds.__getitem__)
     return seconds
 

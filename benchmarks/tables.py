@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 Found = dict[str, Any]
@@ -100,18 +101,38 @@ def start(found: Found) -> str:
 
 
 def scale(found: Found) -> str:
-    """A line for every number of devices."""
+    """A line for every number of devices, and what it says of the goals."""
     head = ["base", "devices", "tokens", "R_s + R_p", "entries a device", "wall ms a device", "CPU ms a device",
-            "peak MB"]  # fmt: skip
+            "of it in the air", "peak MB"]  # fmt: skip
     rows = []
     for row in found["rows"]:
-        start = [row["base"], f"{row['devices']:,}", str(row["tokens"]), f"{row['rank']} + {row['rank']}"]
+        begin = [row["base"], f"{row['devices']:,}", str(row["tokens"]), f"{row['rank']} + {row['rank']}"]
         if "failed" in row:
-            rows.append([*start, f"failed: {row['failed']}", "", "", ""])
+            rows.append([*begin, f"failed: {row['failed']}", *[""] * 4])
             continue
+        share = median(one["phases"]["air"] / one["wall"] for one in row["rounds"])
         times = [f"{row[f'{clock}_ms_a_device']:.2f}" for clock in ("wall", "cpu")]
-        rows.append([*start, f"{row['entries']:,}", *times, f"{row['peak_mb']:.0f}"])
-    return table(head, rows)
+        rows.append([*begin, f"{row['entries']:,}", *times, f"{100 * share:.0f} %", f"{row['peak_mb']:.0f}"])
+    return "\n\n".join([table(head, rows), *scale_goals(found["rows"])])
+
+
+def scale_goals(rows: Sequence[Found]) -> list[str]:
+    """Whether time a device stays flat, and whether 1,000 devices of the largest base fit."""
+    done = [row for row in rows if "failed" not in row]
+    small = [row for row in done if row["rank"] == rows[0]["rank"]]
+    lines = []
+    if len(small) > 1:
+        apart = {c: small[-1][f"{c}_ms_a_device"] / small[0][f"{c}_ms_a_device"] for c in ("wall", "cpu")}
+        lines.append(
+            f"Time a device at {small[-1]['devices']:,} devices over that at {small[0]['devices']:,}: wall "
+            f"{apart['wall']:.2f}, CPU {apart['cpu']:.2f}; {verdict(apart['cpu'], 1.2)}."
+        )
+    lines += [
+        f"Peak memory, {row['base']}, {row['devices']:,} devices: {verdict(row['peak_mb'], 6000)} MB."
+        for row in done
+        if row["rank"] != rows[0]["rank"]
+    ]
+    return lines
 
 
 def peers(found: Found) -> str:
@@ -128,7 +149,7 @@ def peers(found: Found) -> str:
             lines.append([name, spread(one["wall"]), spread(one["cpu"]), *ratios,
                           "" if difference is None else f"{difference:.1e}"])  # fmt: skip
         head = ["", "wall s a round", "CPU s a round", "wall ratio to ours", "CPU ratio to ours", "gradient differs by"]
-        parts += [title, table(head, lines), *row["notes"]]
+        parts += [title, table(head, lines), *(f"{note}." for note in row["notes"])]
     return "\n\n".join(parts)
 
 

@@ -121,6 +121,7 @@ def row(spec: dict[str, Any]) -> dict[str, Any]:
 
 def compared(here: Any, engines: dict[str, Any], turns: int, begin: float) -> dict[str, Any]:
     """Agreement with the loop's sum, then turns of all that agree."""
+    import torch
     from harness import interleaved, summary
     from work import difference
 
@@ -131,11 +132,16 @@ def compared(here: Any, engines: dict[str, Any], turns: int, begin: float) -> di
     ]
     if "flower" in engines:
         notes.append(
-            f"Flower: {time.time() - begin:.1f} s until its first round was back, here with the first of all others."
+            f"Flower: {time.time() - begin:.1f} s until its first round was back, here with the first of all others"
         )
     alike = {name: play for name, play in engines.items() if differences.get(name, 0.0) <= ALIKE}
     found = interleaved(alike, turns, cpu=tree_cpu)
-    return {"differences": differences, "notes": notes, "variants": summary(found, against="ours")}
+    return {
+        "threads": torch.get_num_threads(),
+        "differences": differences,
+        "notes": notes,
+        "variants": summary(found, against="ours"),
+    }
 
 
 if __name__ == "__main__":
