@@ -104,7 +104,8 @@ def real_data(options: Options) -> dict[str, Any]:
     for name, (layers, goal) in REAL_DATA.items():
         overrides = [f"adapters.layers={layers}"]
         if options.quick:
-            overrides += ["tasks.*.samples_per_device=8", "tasks.*.dev_samples=0", "tasks.*.test_samples=4"]
+            overrides += ["tasks.*.devices=1", "tasks.*.samples_per_device=8", "devices.batch_size=2"]
+            overrides += ["tasks.*.dev_samples=0", "tasks.*.test_samples=4"]
         settings, made = from_file(options.file, overrides)
         filled = fill(made)
         found = against_peft(settings, made, options.turns(9))

@@ -50,7 +50,7 @@ def answer(words: list[str], options: Options) -> dict[str, Any]:
 
 def start(options: Options) -> dict[str, Any]:
     """Seconds from the start of a process to its first gradient, and of the command's help; caches warm."""
-    turns, warm_up = options.turns(5), 0 if options.quick else 1
+    turns, warm_up = (1, 0) if options.quick else (options.turns(5), 1)
     first = [answer(["start", str(options.file)], options) for _ in range(turns + warm_up)][warm_up:]
     command = Path(sys.executable).parent / "airpfed"
     words = [str(command)] if command.is_file() else [sys.executable, "-m", "airpfed.cli"]

@@ -125,10 +125,11 @@ def scale_goals(rows: Sequence[Found]) -> list[str]:
         apart = {c: small[-1][f"{c}_ms_a_device"] / small[0][f"{c}_ms_a_device"] for c in ("wall", "cpu")}
         lines.append(
             f"Time a device at {small[-1]['devices']:,} devices over that at {small[0]['devices']:,}: wall "
-            f"{apart['wall']:.2f}, CPU {apart['cpu']:.2f}; {verdict(apart['cpu'], 1.2)}."
+            f"{apart['wall']:.2f}, CPU {apart['cpu']:.2f}; wall {verdict(apart['wall'], 1.2)}."
         )
     lines += [
-        f"Peak memory, {row['base']}, {row['devices']:,} devices: {verdict(row['peak_mb'], 6000)} MB."
+        f"Peak memory, {row['base']}, {row['devices']:,} devices: {row['peak_mb']:.0f} MB, "
+        f"{verdict(row['peak_mb'], 6000)}."
         for row in done
         if row["rank"] != rows[0]["rank"]
     ]

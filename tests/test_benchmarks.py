@@ -125,6 +125,19 @@ def test_children_count_devices_and_say_why_they_fail(tiny_llama: Path, llama_se
     assert "failed" in answer(["scale", "--base", str(tiny_llama)], options), "50 MB are too few"
 
 
+def test_scale_says_what_failed_and_whether_time_a_device_is_flat() -> None:
+    done = {"base": "b", "tokens": 16, "entries": 9, "rounds": [{"wall": 1.0, "phases": {"air": 0.25}}]}
+    row = done | {"devices": 100, "rank": 1, "wall_ms_a_device": 2.0, "cpu_ms_a_device": 1.0, "peak_mb": 500.0}
+    more = row | {"devices": 1000, "wall_ms_a_device": 2.5}
+    large = row | {"devices": 1000, "rank": 4, "peak_mb": 5999.0}
+    failed = {"base": "b", "devices": 10_000, "tokens": 16, "rank": 1, "failed": "exit 1: no memory"}
+    text = tables.scale({"rows": [row, more, failed, large]})
+    assert "| 10,000 | 16 | 1 + 1 | failed: exit 1: no memory |" in text
+    assert "25 %" in text
+    assert "over that at 100: wall 1.25, CPU 1.00; wall <= 1.2: not met." in text
+    assert "1,000 devices: 5999 MB, <= 6000: met." in text
+
+
 def test_a_case_that_fails_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--quick", "--out", str(tmp_path), "--cases", "full_length", "--base", str(tmp_path / "nowhere")]
     assert speed.main(words) == 1
