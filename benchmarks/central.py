@@ -106,8 +106,8 @@ def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> d
     return seconds
 
 
-def agreement(made: Experiment, one: Central, seed: int = 0) -> float:
-    """Relative difference of the two gradients at random adapters that all tasks share, the largest over all factors.
+def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]:
+    """Relative difference of the two gradients at random adapters that all tasks share, and that of the worst factor.
 
     Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss.
     """
@@ -120,7 +120,9 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> float:
     ours = unflatten(mean_gradient(made, found), fleet.layout)
     backward(one, samples_of(made, start, seed))
     theirs = taken(one, ours)
-    return max(float((ours[key] - theirs[key]).norm() / theirs[key].norm()) for key in ours)
+    apart = {key: (float((ours[key] - theirs[key]).norm()), float(theirs[key].norm())) for key in ours}
+    whole = sum(off**2 for off, _ in apart.values()) / sum(size**2 for _, size in apart.values())
+    return {"whole": whole**0.5, "worst_factor": max(off / size for off, size in apart.values())}
 
 
 def shared_values(state: State, seed: int) -> Vectors:

@@ -1,8 +1,8 @@
 """Speed and scale, measured by variants that take turns in one process: JSON, and the tables of docs/performance.md.
 
-    python benchmarks/speed.py                                  # all cases, about 12 minutes on two idle cores
+    python benchmarks/speed.py                                  # all cases, about 15 minutes on two idle cores
     python benchmarks/speed.py --cases start,overhead --pairs 5
-    python benchmarks/speed.py --quick                          # small, under a minute; leaves the page alone
+    python benchmarks/speed.py --quick                          # small; leaves the page alone
 
 Every case writes OUT/CASE.json. A case that fails is written down as failed, and the exit code is 1. Run it on an idle
 machine; ratios of a pair stand some noise, seconds do not.

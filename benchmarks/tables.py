@@ -62,8 +62,8 @@ def of_peft(found: Found, title: Callable[[Found], str]) -> str:
         parts += [
             f"{title(row)}: {row['variants']['round']['turns']} pairs.",
             table(["", *COMPARED], compared(row["variants"], names)),
-            f"Round over PEFT, wall, {goal}. Gradients differ by {row['difference']:.1e} (relative, the worst "
-            f"factor).{amortised}",
+            f"Round over PEFT, wall, {goal}. Gradients differ by {row['difference']['whole']:.1e} (relative; "
+            f"the worst factor {row['difference']['worst_factor']:.1e}).{amortised}",
         ]
     return "\n\n".join(parts)
 

@@ -72,7 +72,7 @@ def test_peft_s_gradient_is_ours_and_a_wrong_weight_shows(tiny_llama: Path, monk
     settings, made = random_tokens(str(tiny_llama), 5, 2, 8, {})
     one = central.central(settings, made)
     for one.micro_batch in (0, 3):
-        assert central.agreement(made, one) < 1e-5
+        assert max(central.agreement(made, one).values()) < 1e-5
     weighted = central.samples_of
 
     def wrong(*words: object) -> list:
@@ -80,7 +80,7 @@ def test_peft_s_gradient_is_ours_and_a_wrong_weight_shows(tiny_llama: Path, monk
         return [(first, 1.02 * weight), *rest]
 
     monkeypatch.setattr(central, "samples_of", wrong)
-    assert central.agreement(made, one) > 1e-4
+    assert min(central.agreement(made, one).values()) > 1e-4
 
 
 def test_random_samples_are_full_and_fixed(tiny_bert: Path) -> None:
@@ -106,7 +106,7 @@ def test_quick_writes_json_and_tables(
         assert found["quick"] and found["machine"]["torch"] == torch.__version__
         assert f"old {case}" not in page.read_text()
         for row in found.get("rows", []):
-            assert row["difference"] < 1e-5
+            assert max(row["difference"].values()) < 1e-5
             assert set(row["variants"]) == {"round", "peft", "gradients"}
             assert row["variants"]["gradients"]["wall"]["median"] < row["variants"]["round"]["wall"]["median"]
     assert 0 < found["share"]["wall"]["median"] < 1
