@@ -44,6 +44,8 @@ QUICK_FULL_LENGTH = (("minilm", 4, 2, 16),)
 """Of --quick, which also takes MiniLM for the real data, four devices and two samples each."""
 REAL_DATA = {"all layers": ("all", 0.60), "top third": ("last-10", 0.30)}
 """Where adapters are -> setting, goal."""
+ALIKE = 1e-4
+"""Gradients that differ by more, relative, are not timed; float32 gives 1e-6 to 1e-5."""
 MICRO_BATCHES = (8, 16, 32, 64)
 """Samples of a forward pass that PEFT's step is tried at; fewer where a round has fewer."""
 
@@ -71,6 +73,8 @@ def against_peft(settings: Any, made: Experiment, pairs: int) -> dict[str, Any]:
     """A round and one centralised PEFT step over the same samples, in turn; PEFT at the micro-batch it likes best."""
     one, rounds = central(settings, made), Rounds(made)
     difference = agreement(made, one)
+    if not difference["whole"] < ALIKE:
+        raise RuntimeError(f"the two gradients differ by {difference}: not the same work")
     searched = best_micro_batch(one, samples_of(made, made.initial.devices.cursors, 0), MICRO_BATCHES)
     print(f"  PEFT's CPU seconds by micro-batch: {searched}; gradients differ by {difference}", flush=True)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from airpfed.devices.fleet import batches, gradients
+from airpfed.devices.fleet import batches, gradients, only_classes
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import load
 from airpfed.model.encode import Encoded, collate
@@ -21,8 +21,8 @@ from airpfed.rounds.state import State, vectors
 from airpfed.settings import Settings
 from airpfed.streams import stream
 
-Weighted = list[tuple[Encoded, float]]
-"""Samples with what each counts in the loss: D_k/D over the device's batch."""
+Weighted = list[tuple[Encoded, float, int]]
+"""Samples with what each counts in the loss, D_k/D over the device's batch, and its task's classes (0: causal LM)."""
 
 
 @dataclass
@@ -62,7 +62,9 @@ def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
     plan, _ = batches(fleet, cursors, made.batch_size, 1)
     sizes = [len(shard) for shard in fleet.shards]
     pooled = [
-        (fleet.shards[k][i], sizes[k] / sum(sizes) / len(steps[0])) for k, steps in enumerate(plan) for i in steps[0]
+        (fleet.shards[k][i], sizes[k] / sum(sizes) / len(steps[0]), fleet.classes[int(fleet.task_of[k])])
+        for k, steps in enumerate(plan)
+        for i in steps[0]
     ]
     random.Random(seed).shuffle(pooled)
     return pooled
@@ -74,16 +76,16 @@ def backward(one: Central, samples: Weighted) -> None:
     size = one.micro_batch or len(samples)
     for start in range(0, len(samples), size):
         part = samples[start : start + size]
-        batch = collate([sample for sample, _ in part], one.pad, one.causal)
+        batch = collate([sample for sample, _, _ in part], one.pad, one.causal)
         fields: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         if one.causal:
             fields |= {"position_ids": (batch.mask.long().cumsum(1) - 1).clamp(min=0), "use_cache": False}
             fields |= {"logits_to_keep": batch.targets.shape[1]}
         scores = one.model(**fields).logits
-        scores = scores if one.causal else scores[:, None, :]
+        scores = scores if one.causal else only_classes(scores[:, None, :], [limit for _, _, limit in part])
         each = cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), reduction="none").reshape(len(part), -1)
         counts = (batch.targets != -100).sum(1)
-        (each.sum(1) / counts @ torch.tensor([weight for _, weight in part])).backward()
+        (each.sum(1) / counts @ torch.tensor([weight for _, weight, _ in part])).backward()
 
 
 def train_step(one: Central, samples: Weighted) -> None:

@@ -76,8 +76,8 @@ def test_peft_s_gradient_is_ours_and_a_wrong_weight_shows(tiny_llama: Path, monk
     weighted = central.samples_of
 
     def wrong(*words: object) -> list:
-        (first, weight), *rest = weighted(*words)
-        return [(first, 1.02 * weight), *rest]
+        (first, weight, classes), *rest = weighted(*words)
+        return [(first, 1.02 * weight, classes), *rest]
 
     monkeypatch.setattr(central, "samples_of", wrong)
     assert min(central.agreement(made, one).values()) > 1e-4

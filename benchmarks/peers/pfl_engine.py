@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from central import backward
+from fleets import CLASSES
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.common_types import Population
@@ -40,7 +41,7 @@ class Wrapped(torch.nn.Module):
     def loss(self, device: Any, turn: Any) -> None:
         rows = self.here.rows(int(device[0]), int(turn[0]))
         shard = self.here.made.fleet.shards[int(device[0])]
-        backward(self.here.one, [(shard[i], 1 / len(rows)) for i in rows])
+        backward(self.here.one, [(shard[i], 1 / len(rows), CLASSES) for i in rows])
 
     def metrics(self, *_data: Any) -> dict[str, Any]:
         return {}

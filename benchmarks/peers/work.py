@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 from central import Central, backward, central, mean_gradient, put, shared_values, taken
-from fleets import SAMPLES, random_tokens
+from fleets import CLASSES, SAMPLES, random_tokens
 from torch import Tensor
 
 from airpfed.devices.fleet import draw, gradients
@@ -47,7 +47,7 @@ def trained(one: Central) -> list[Tensor]:
 def device_gradient(here: World, device: int, turn: int) -> Tensor:
     """One device's gradient with PEFT, all trained parameters in a row."""
     rows = here.rows(device, turn)
-    backward(here.one, [(here.made.fleet.shards[device][i], 1 / len(rows)) for i in rows])
+    backward(here.one, [(here.made.fleet.shards[device][i], 1 / len(rows), CLASSES) for i in rows])
     found = []
     for parameter in trained(here.one):
         assert parameter.grad is not None
