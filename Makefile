@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Test workers take a thread each; two torch pools on the same cores only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: env run test loopback check format docs clean
+.PHONY: env run test loopback check format docs bench bench-peers clean
 
 env: .venv/ready
 
@@ -36,5 +36,19 @@ format: env
 docs: env
 	$(BIN)/python -m airpfed.reference > docs/reference.md
 
+bench: env
+	$(BIN)/python benchmarks/speed.py
+
+# Other simulators in an environment of their own; pfl's privacy accountant wants an older attrs than we tested with.
+bench-peers: .venv-peers/ready
+	.venv-peers/bin/python benchmarks/peers/run.py
+
+.venv-peers/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	grep -v '^attrs==' constraints.txt > .venv-peers/constraints.txt
+	.venv-peers/bin/pip install --quiet --constraint .venv-peers/constraints.txt torch
+	.venv-peers/bin/pip install --quiet --constraint .venv-peers/constraints.txt --editable . pfl==0.6.0 "flwr[simulation]==1.41.0"
+	touch $@
+
 clean:
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

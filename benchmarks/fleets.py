@@ -1,0 +1,69 @@
+"""Experiments to measure: the package's own objects from settings, on random tokens or on the tasks of a file."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from airpfed import build, reading
+from airpfed.model import catalog
+from airpfed.model.encode import Encoded
+from airpfed.rounds.run import Experiment
+from airpfed.settings import Settings
+from airpfed.streams import stream
+from airpfed.tasks.sample import Task
+
+CLASSES = 4
+MODULES = {"minilm": ("query", "value"), "smollm2-135m": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")}
+SAMPLES = 2
+"""Batches that a device of random tokens holds, so that rounds differ."""
+
+
+def random_tokens(
+    base: str, devices: int, batch: int, tokens: int, sections: Mapping[str, Mapping[str, Any]]
+) -> tuple[Settings, Experiment]:
+    """An experiment whose samples are random tokens, all of the same length: nothing to save by cutting padding.
+
+    Devices are dealt to four tasks (as many as there are, if fewer) of CLASSES classes; a causal LM should predict one
+    random token, a classifier a class. sections: settings over those that base, batch and tokens ask for.
+    """
+    counts = [part for part in ((devices + n) // 4 for n in range(4)) if part]
+    made: dict[str, dict[str, Any]] = {
+        "model": {"base": base, "max_tokens": max(tokens, 4)},
+        "adapters": {"target_modules": MODULES.get(base, ("q_proj", "v_proj"))},
+        "devices": {"batch_size": batch},
+    }
+    for name, section in sections.items():
+        made[name] = made.get(name, {}) | dict(section)
+    tasks = [
+        {"name": f"task{n}", "devices": count, "dev_samples": 0, "test_samples": 1} for n, count in enumerate(counts)
+    ]
+    settings = Settings.model_validate({**made, "tasks": tasks})
+    causal = catalog.is_causal(catalog.resolve(base))
+    labels = () if causal else tuple(f"class{n}" for n in range(CLASSES))
+    empty = tuple(
+        Task(one.name, "generate" if causal else "classify", labels, (), (), (), "") for one in settings.tasks
+    )
+    ready = build.prepared(settings, empty)
+    vocabulary = ready.base.model.get_input_embeddings().num_embeddings
+
+    def sample(device: int, number: int) -> Encoded:
+        *ids, target = torch.randint(
+            0, vocabulary, (tokens + 1,), generator=stream(0, "bench", device, number)
+        ).tolist()
+        return Encoded(tuple(ids), (target if causal else target % CLASSES,))
+
+    ends = [sum(counts[: n + 1]) for n in range(len(counts))]
+    shards = tuple(
+        tuple(tuple(sample(k, i) for i in range(SAMPLES * batch)) for k in range(end - count, end))
+        for count, end in zip(counts, ends, strict=True)
+    )
+    return settings, build.experiment(settings, empty, replace(ready, shards=shards))
+
+
+def from_file(file: Path, overrides: list[str]) -> tuple[Settings, Experiment]:
+    """The experiment of a settings file, as `airpfed run` builds it."""
+    settings = reading.read(file, overrides)
+    return settings, build.experiment(settings, build.load_tasks(settings))

@@ -1,0 +1,163 @@
+"""The harness of the benchmarks: what it says of times is right, and a quick run leaves JSON."""
+
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import central
+import harness
+import numpy as np
+import once
+import pytest
+import speed
+import tables
+import torch
+from cases import Options
+from children import answer
+from fleets import random_tokens
+from harness import Spent, interleaved, quartiles, ratio, spent, summary
+
+
+def test_variants_take_turns_and_warm_up_does_not_count() -> None:
+    calls: list[tuple[str, int]] = []
+    clock = iter(range(100))
+    variants = {name: (lambda pair, name=name: calls.append((name, pair))) for name in ("A", "B")}
+    turns = interleaved(variants, pairs=2, warm_up=1, cpu=lambda: float(next(clock)))
+    assert calls == [("A", -1), ("B", -1), ("A", 0), ("B", 0), ("A", 1), ("B", 1)]
+    assert {name: [one.cpu for one in own] for name, own in turns.items()} == {"A": [1.0, 1.0], "B": [1.0, 1.0]}
+
+
+def test_quartiles_are_numpys() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
+
+
+def test_ratio_pairs_its_turns() -> None:
+    """B drifts a hundredfold and A with it: pair by pair the ratio is exact, and so is its interval."""
+    below = np.geomspace(1, 100, 15)
+    found = ratio(list(1.1 * below), list(below))
+    np.testing.assert_allclose([found.median, found.low, found.high], 1.1, rtol=1e-12)
+
+
+def test_interval_of_the_ratio_covers_as_often_as_it_says() -> None:
+    """95 % of intervals hold the true median, within five standard errors of 300 trials; and they are not wide."""
+    rng, trials = np.random.default_rng(0), 300
+    below = np.ones(15)
+    found = [ratio(list(2 * np.exp(0.1 * rng.standard_normal(15))), list(below), seed) for seed in range(trials)]
+    covered = np.mean([one.low <= 2 <= one.high for one in found])
+    assert abs(covered - 0.95) < 5 * (0.95 * 0.05 / trials) ** 0.5
+    # The median of 15 normal values has a standard error of about 1.25 sigma / sqrt(15).
+    assert np.median([one.high - one.low for one in found]) < 2 * 2 * 1.96 * 1.25 * 0.1 / 15**0.5
+
+
+def test_summary_holds_ratios_against_the_one_named() -> None:
+    turns = {"a": [Spent(2.0, 3.0, 10.0), Spent(4.0, 6.0, 30.0)], "b": [Spent(1.0, 1.0, 5.0), Spent(2.0, 2.0, 5.0)]}
+    found = summary(turns, against="b")
+    assert found["a"]["wall_ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert found["a"]["cpu_ratio"] == {"median": 3.0, "low": 3.0, "high": 3.0}
+    assert found["a"]["peak_mb"] == 30.0
+    assert "wall_ratio" not in found["b"]
+
+
+def test_a_turn_has_its_own_seconds_and_memory() -> None:
+    """Sleep is wall time and no CPU; 200 MB that were let go are not in the next turn's peak."""
+    asleep = spent(lambda: time.sleep(0.1))
+    assert asleep.wall >= 0.1 > asleep.cpu
+    large, small = spent(lambda: np.ones(25_000_000).sum()), spent(lambda: None)
+    if Path("/proc/self/clear_refs").exists():
+        assert large.peak_mb > small.peak_mb + 150
+
+
+def test_peft_s_gradient_is_ours_and_a_wrong_weight_shows(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, made = random_tokens(str(tiny_llama), 5, 2, 8, {})
+    one = central.central(settings, made)
+    for one.micro_batch in (0, 3):
+        assert max(central.agreement(made, one).values()) < 1e-5
+    weighted = central.samples_of
+
+    def wrong(*words: object) -> list:
+        (first, weight, classes), *rest = weighted(*words)
+        return [(first, 1.02 * weight, classes), *rest]
+
+    monkeypatch.setattr(central, "samples_of", wrong)
+    assert min(central.agreement(made, one).values()) > 1e-4
+
+
+def test_random_samples_are_full_and_fixed(tiny_bert: Path) -> None:
+    sections = {"adapters": {"target_modules": ("query", "value")}}
+    _, made = random_tokens(str(tiny_bert), 6, 2, 8, sections)
+    assert made.fleet.task_of.tolist() == [0, 1, 2, 2, 3, 3]
+    assert {len(sample.ids) for shard in made.fleet.shards for sample in shard} == {8}
+    assert made.fleet.shards == random_tokens(str(tiny_bert), 6, 2, 8, sections)[1].fleet.shards
+
+
+def test_quick_writes_json_and_tables(
+    tmp_path: Path, tiny_llama: Path, llama_settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(f"{case}\n<!-- bench: {case} -->\nold {case}\n<!-- end: {case} -->\n" for case in tables.RENDER)
+    )
+    out, cases = tmp_path / "out", ["full_length", "real_data", "overhead"]
+    words = ["--quick", "--out", str(out), "--docs", str(page), "--cases", ",".join(cases), "--base", str(tiny_llama)]
+    assert speed.main([*words, "--file", str(llama_settings)]) == 0, capsys.readouterr().out
+    for case in cases:
+        found = json.loads((out / f"{case}.json").read_text())
+        assert found["quick"] and found["machine"]["torch"] == torch.__version__
+        assert f"old {case}" not in page.read_text()
+        for row in found.get("rows", []):
+            assert max(row["difference"].values()) < 1e-5
+            assert set(row["variants"]) == {"round", "peft", "gradients"}
+            assert row["variants"]["gradients"]["wall"]["median"] < row["variants"]["round"]["wall"]["median"]
+    assert 0 < found["share"]["wall"]["median"] < 1
+    assert found["blocks"] == 50
+    assert "old start" in page.read_text(), "what was not measured stays"
+
+
+def test_children_count_devices_and_say_why_they_fail(tiny_llama: Path, llama_settings: Path) -> None:
+    words = {"base": str(tiny_llama), "devices": 12, "tokens": 8, "rank": 1, "antennas": 4, "rounds": 2}
+    found = once.scale(Namespace(**words))
+    assert len(found["rounds"]) == 2 and 0 < found["built_mb"] <= found["peak_mb"]
+    began = time.time()
+    times = once.start(Namespace(file=llama_settings, set=[]))
+    assert began < times["imported"] < times["built"] < times["first_gradient"] < time.time()
+    options = Options(True, "", llama_settings, 1, 10, 0.05, 60.0)
+    assert "failed" in answer(["scale", "--base", str(tiny_llama)], options), "50 MB are too few"
+
+
+def test_scale_says_what_failed_and_whether_time_a_device_is_flat() -> None:
+    done = {"base": "b", "tokens": 16, "entries": 9, "rounds": [{"wall": 1.0, "phases": {"air": 0.25}}]}
+    row = done | {"devices": 100, "rank": 1, "wall_ms_a_device": 2.0, "cpu_ms_a_device": 1.0, "peak_mb": 500.0}
+    more = row | {"devices": 1000, "wall_ms_a_device": 2.5}
+    large = row | {"devices": 1000, "rank": 4, "peak_mb": 5999.0}
+    failed = {"base": "b", "devices": 10_000, "tokens": 16, "rank": 1, "failed": "exit 1: no memory"}
+    text = tables.scale({"rows": [row, more, failed, large]})
+    assert "| 10,000 | 16 | 1 + 1 | failed: exit 1: no memory |" in text
+    assert "25 %" in text
+    assert "over that at 100: wall 1.25, CPU 1.00; wall <= 1.2: not met." in text
+    assert "1,000 devices: 5999 MB, <= 6000: met." in text
+
+
+def test_a_case_that_fails_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--quick", "--out", str(tmp_path), "--cases", "full_length", "--base", str(tmp_path / "nowhere")]
+    assert speed.main(words) == 1
+    assert "nowhere" in json.loads((tmp_path / "full_length.json").read_text())["failed"]
+
+
+def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
+    harness.keep(tmp_path, "scale", True, {"rows": []})
+    (tmp_path / "page.md").write_text("nothing here\n")
+    with pytest.raises(ValueError, match="bench: scale"):
+        tables.regenerate(tmp_path / "page.md", tmp_path)
+
+
+def test_peers_do_the_same_work(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop with PEFT and the stacked pass; pfl and Flower are held to the same sum where they are installed."""
+    monkeypatch.syspath_prepend(str(Path(harness.__file__).parent / "peers"))
+    import work
+
+    monkeypatch.setitem(work.METHOD["adapters"], "target_modules", ("query", "value"))
+    here = work.world(str(tiny_bert), 3, 2, 8)
+    wanted = work.ours(here, 0)
+    assert work.difference(here, work.loop(here, 0), wanted) < 1e-5
+    assert work.difference(here, work.loop(here, 1), wanted) > 1e-2, "another turn has other samples"
