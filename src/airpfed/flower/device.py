@@ -15,7 +15,6 @@ from torch import Tensor
 from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.fleet import Fleet, draw, gradients
 from airpfed.devices.payload import SENT, encoded, rounding, sizes
-from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
 from airpfed.flower import personal
 from airpfed.flower.agreement import Agreement, difference, hashed
@@ -67,7 +66,7 @@ def device_of(
     fleet = experiment.fleet
     task = int(fleet.task_of[number])
     alone = Fleet(
-        fleet.backbone, fleet.layout, PrefixCache(fleet.backbone), (fleet.shards[number],), torch.zeros(1).long(),
+        fleet.backbone, fleet.layout, fleet.cache.fresh(), (fleet.shards[number],), torch.zeros(1).long(),
         (fleet.classes[task],), fleet.seed,
     )  # fmt: skip
     return Device(number, experiment, fleet, alone, task, alpha, agreed, max_norm, folder)
