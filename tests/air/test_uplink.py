@@ -229,7 +229,7 @@ class Spy:
 
     def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        original, design, sent = transmit.collapsed, air.design, iter(range(10**9))
+        original, design, sent = transmit.superpose, air.design, iter(range(10**9))
         assert design is not None
 
         def watched(slot: Slot) -> Transceiver:
@@ -237,12 +237,12 @@ class Spy:
             self.slots.append((slot, made, []))
             return made
 
-        def heard(gain, x, noise, group_of, signs):
+        def superpose(gain, x, of):
             blocks = [symbols for slot, _, symbols in self.slots for _ in slot.h]
             blocks[next(sent)].append(x)  # the blocks of all slots, in the order of the designs
-            return original(gain, x, noise, group_of, signs)
+            return original(gain, x, of)
 
-        monkeypatch.setattr(transmit, "collapsed", heard)
+        monkeypatch.setattr(transmit, "superpose", superpose)
         self.air = replace(air, design=watched)
 
 
