@@ -33,7 +33,7 @@ from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
 UNSHAPING: dict[str, set[str]] = {
-    "devices": {"cache_gb"},
+    "devices": {"cache_gb", "gradients_gb"},
     "server": {"rounds", "air_seconds"},
     "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
     "theory": {"meter_every"},
@@ -182,7 +182,9 @@ def experiment(
     order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
-    fleet = Fleet(base, order, cache, devices, task_of, classes, settings.run.seed, hands)
+    fleet = Fleet(
+        base, order, cache, devices, task_of, classes, settings.run.seed, hands, settings.devices.gradients_gb * 1e9
+    )
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
     link, memory, merge = link_of(settings, fleet, side)

@@ -145,6 +145,9 @@ class DeviceSettings(Section):
         description="devices computed together; 0: as many as memory_gb allows; 1: each alone, the same bits as on a "
         "device of a federation",
     )
+    gradients_gb: float = Field(
+        2.0, ge=0, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
+    )
     cache_gb: float = Field(
         2.0,
         ge=0,

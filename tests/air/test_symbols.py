@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from airpfed.air.rows import rows_of
 from airpfed.air.symbols import FLOOR, common_sigma, normalise, pack, unpack, uses_of
 from airpfed.streams import stream
 
@@ -69,12 +70,14 @@ def test_the_common_sigma_is_the_largest_root_mean_square_of_the_round():
     """Over a device's own entries, not over the padded row."""
     short = torch.zeros(2, 10)
     short[0, :4], short[1] = 3.0, 2.0
-    assert common_sigma([torch.ones(2, 5), short], [torch.tensor([5, 5]), torch.tensor([4, 10])]) == 3.0
+    assert (
+        common_sigma([rows_of(torch.ones(2, 5)), rows_of(short)], [torch.tensor([5, 5]), torch.tensor([4, 10])]) == 3.0
+    )
 
 
 def test_under_a_common_sigma_weaker_devices_send_with_less_power():
     g = rows()
-    sigma = common_sigma([g], [LENGTHS])
+    sigma = common_sigma([rows_of(g)], [LENGTHS])
     made = normalise(g, LENGTHS, WEIGHTS, sigma)
     expected = g.double().square().sum(1) / LENGTHS / sigma**2
     torch.testing.assert_close(made.power, expected)

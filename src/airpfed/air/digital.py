@@ -49,7 +49,7 @@ def quantised(air: Air, job: Job, t: int) -> dict[str, Tensor]:
     values, variance = torch.zeros_like(exact), torch.zeros_like(exact)
     random = stream(air.seed, "rounding", t, job.name)
     for rows in chunks(*job.vectors.shape):
-        own, weights = job.vectors[rows].double(), job.weights[:, rows]
+        own, weights = job.vectors[rows], job.weights[:, rows]
         found, spare = rounded(own, air.digital.bits, random)
         exact += weights @ own
         values += weights @ found

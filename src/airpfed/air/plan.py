@@ -147,9 +147,10 @@ def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " pr
     parts = air.samples[devices] * own
     lengths = torch.tensor(air.lengths)[air.task_of[devices]]
     longest = int(lengths.max())
+    rows = Rows(((personal, devices),), min(longest, personal.shape[1]))
     groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
     return Job(
-        "p" + ",".join(str(n) for n in tasks), devices, Rows(((personal, devices),), longest), lengths, groups,
+        "p" + ",".join(str(n) for n in tasks), devices, rows, lengths, groups,
         parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / air.samples[here].sum(),
         tuple(None if air.topology == "single_cell" else n for n in tasks),
         torch.eye(len(tasks), dtype=torch.float64), tuple(tasks),

@@ -41,20 +41,26 @@ class Rows:
         return self.parts[0][0].dtype
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "k d"]:
-        """A copy of some streams' vectors."""
+        """Some streams' vectors, a copy in float64."""
         return self.take(rows, 0, self.width)
 
     def take(self, rows: slice, begin: int, end: int) -> Float[Tensor, "k _d"]:
-        """A copy of columns `begin` to `end` of some streams' vectors."""
+        """Columns `begin` to `end` of some streams' vectors, a copy in float64."""
         first, last, _ = rows.indices(self.shape[0])
         found = []
         for matrix, index in self.parts:
-            chosen = index[max(0, first) : max(0, last)]
-            first, last = first - len(index), last - len(index)
-            part = matrix[:, begin:end][chosen]
+            part = matrix[together(index[max(0, first) : max(0, last)]), begin:end].to(torch.float64, copy=True)
             spill.release(matrix)
-            found.append(torch.nn.functional.pad(part, (0, end - begin - part.shape[1])))
+            first, last, missing = first - len(index), last - len(index), end - begin - part.shape[1]
+            found.append(torch.nn.functional.pad(part, (0, missing)) if missing else part)
         return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def together(index: Int[Tensor, " k"]) -> slice | Int[Tensor, " k"]:
+    """Ascending indices as a slice where they are consecutive: that selects without a copy."""
+    if len(index) and int(index[-1]) - int(index[0]) + 1 == len(index):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
 
 
 def rows_of(matrix: Float[Tensor, "K d"]) -> Rows:

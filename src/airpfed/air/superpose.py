@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.rows import together
 from airpfed.air.slot import Transceiver
 
 
@@ -38,12 +39,7 @@ def antenna_by_antenna(
 
 def members(group_of: Int[Tensor, " K"], targets: int) -> list[slice | Int[Tensor, " _k"]]:
     """Streams that each receiver wants; a slice where they stand together, which selects without a copy."""
-    found: list[slice | Tensor] = []
-    for j in range(targets):
-        own = (group_of == j).nonzero().flatten()
-        whole = len(own) and int(own[-1]) - int(own[0]) + 1 == len(own)
-        found.append(slice(int(own[0]), int(own[-1]) + 1) if whole else own)
-    return found
+    return [together((group_of == j).nonzero().flatten()) for j in range(targets)]
 
 
 def superpose(

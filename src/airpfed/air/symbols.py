@@ -47,7 +47,7 @@ class Entries:
 
     def own(self, rows: slice) -> Float[Tensor, "k d"]:
         """g_k, float64, 0 beyond a device's own entries."""
-        return self._silenced(self.of.take(rows, self.first, self.last).double(), rows)
+        return self._silenced(self.of.take(rows, self.first, self.last), rows)
 
     def _silenced(self, g: Float[Tensor, "k d"], rows: slice) -> Float[Tensor, "k d"]:
         lengths = self.lengths[rows]
@@ -74,10 +74,10 @@ class Normalised:
     valid: Bool[Tensor, "T d"]
 
 
-def common_sigma(vectors: Sequence[Rows | Float[Tensor, "_K _d"]], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
+def common_sigma(vectors: Sequence[Rows], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
     """sigma_t of the appendix: the largest root mean square of any device's vector in any slot of the round."""
     powers = [
-        v[rows].double().square().sum(1) / n[rows].clamp(min=1)
+        v[rows].square().sum(1) / n[rows].clamp(min=1)
         for v, n in zip(vectors, lengths, strict=True)
         for rows in chunks(*v.shape)
     ]

@@ -150,7 +150,7 @@ def exact(job: Job) -> Sums:
     """The error-free link: Ghat = G, at no error and no energy."""
     zero = torch.zeros(len(job.mix), dtype=torch.float64)
     weights = job.mix @ job.weights
-    parts = (weights[:, rows] @ job.vectors[rows].double() for rows in chunks(*job.vectors.shape))
+    parts = (weights[:, rows] @ job.vectors[rows] for rows in chunks(*job.vectors.shape))
     sums = sum(parts, torch.zeros(len(zero), job.vectors.shape[1], dtype=torch.float64)).to(job.vectors.dtype)
     scale = torch.ones_like(zero)
     return Sums(sums, zero, zero, zero, zero, zero, zero, scale, torch.zeros(len(job.devices), dtype=torch.float64))

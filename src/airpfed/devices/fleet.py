@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from airpfed import spill
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone, adapted, logits
@@ -23,6 +24,7 @@ class Fleet:
 
     shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head
     (classifier). hands: batches that a device takes at once, where it stands for so many; by default one.
+    gradient_bytes: of a round's gradients held in memory, more lies in a temporary file (`spill`).
     """
 
     backbone: Backbone
@@ -33,6 +35,7 @@ class Fleet:
     classes: tuple[int, ...]
     seed: int
     hands: tuple[int, ...] = ()
+    gradient_bytes: float = float("inf")
 
 
 def draw(fleet: Fleet, device: int, cursor: int, count: int) -> list[int]:
@@ -76,12 +79,25 @@ def gradients(
     plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
     (E local_lr) comes back instead. turn: columns of the `global` vector that local steps move (None: all); what a
     method in turn lets rest must rest here too. At most `chunk` devices are computed together, never of two tasks:
-    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope).
+    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope), ordinary
+    tensors that may lie in a file: one pass over the model, however many devices, and every normaliser exact.
     """
-    chunks = _chunks(fleet.task_of.tolist(), chunk)
-    parts = [_chunk(fleet, vectors, plan, devices, local_lr, turn) for devices in chunks]
-    scopes = parts[0][0].keys()
-    return {scope: torch.cat([p[0][scope] for p in parts]) for scope in scopes}, torch.cat([p[1] for p in parts])
+    whole, losses = held(fleet), torch.zeros(len(fleet.shards))
+    for devices in _chunks(fleet.task_of.tolist(), chunk):
+        found, loss = _chunk(fleet, vectors, plan, devices, local_lr, turn)
+        rows = slice(devices[0], devices[-1] + 1)
+        losses[rows] = loss
+        for scope, matrix in whole.items():
+            matrix[rows] = found[scope]
+            spill.release(matrix)
+    return whole, losses
+
+
+def held(fleet: Fleet) -> Vectors:
+    """Room for a round's gradients, scope -> (K, d_scope); each scope has its share of `gradient_bytes`."""
+    sizes = {scope: fleet.layout.size(scope) for scope in SCOPES}
+    share = fleet.gradient_bytes / max(1, sum(sizes.values()))
+    return {scope: spill.zeros(len(fleet.shards), size, share * size) for scope, size in sizes.items()}
 
 
 def _chunks(task_of: Sequence[int], size: int) -> Iterator[list[int]]:
