@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from airpfed import spill
+from airpfed.devices.buckets import PASS_TOKENS, buckets
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone, adapted, logits
@@ -172,10 +173,18 @@ def row_losses(
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
-    A shorter row is filled up with its first sample, at weight 0.
+    A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together.
     """
     width = max(len(row) for row in rows)
-    loss = stacked_loss(fleet, factors, devices, [[*row, *[row[0]] * (width - len(row))] for row in rows])
+    full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
+    sizes = [[len(fleet.shards[k][i].ids) for i in row] for k, row in zip(devices, full, strict=True)]
+    order = [sorted(range(width), key=own.__getitem__) for own in sizes]
+    cuts = buckets([sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type])
+    parts = [
+        stacked_loss(fleet, factors, devices, [[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)])
+        for a, b in cuts
+    ]
+    loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
     return loss, weight.to(loss)
 
