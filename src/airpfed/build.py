@@ -183,7 +183,16 @@ def experiment(
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
     fleet = Fleet(
-        base, order, cache, devices, task_of, classes, settings.run.seed, hands, settings.devices.gradients_gb * 1e9
+        base,
+        order,
+        cache,
+        devices,
+        task_of,
+        classes,
+        settings.run.seed,
+        hands,
+        settings.devices.gradients_gb * 1e9,
+        settings.devices.precision == "bfloat16",
     )
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)

@@ -145,6 +145,11 @@ class DeviceSettings(Section):
         description="devices computed together; 0: as many as memory_gb allows; 1: each alone, the same bits as on a "
         "device of a federation",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what training passes multiply matrices in; bfloat16 (autocast) leaves gradients about a percent "
+        "off; evaluation and theory stay at float32",
+    )
     gradients_gb: float = Field(
         2.0, ge=0, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
     )

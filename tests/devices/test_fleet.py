@@ -239,3 +239,18 @@ def test_gradients_in_a_file_are_those_in_memory(llama_settings: Path) -> None:
     for a, b in zip(vectors(states[0]).values(), vectors(states[1]).values(), strict=True):
         assert torch.equal(a, b)
     assert rows[0].mse == rows[1].mse and rows[0].loss == rows[1].loss
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_bfloat16_passes_leave_gradients_a_percent_off(kind: str, request: pytest.FixtureRequest) -> None:
+    """Matrices of 8 significant bits: a relative error of 2^-12 to 2^-4 of each device's gradient, and not none."""
+    file = request.getfixturevalue(f"{kind}_settings")
+    exact, rounded = (experiment(file, f"devices.precision={name}") for name in ("float32", "bfloat16"))
+    values = random_vectors(exact)
+    plan, _ = batches(exact.fleet, exact.initial.devices.cursors, BATCH, 1)
+    (wanted, loss), (found, near) = (gradients(made.fleet, values, plan, 0.0, 8) for made in (exact, rounded))
+    assert ((near - loss).abs() < 0.05 * loss).all()
+    for scope in ("global", "task"):
+        assert found[scope].dtype == torch.float32
+        off = (found[scope] - wanted[scope]).norm(dim=1) / wanted[scope].norm(dim=1)
+        assert (off > 2**-12).all() and (off < 2**-4).all()

@@ -5,7 +5,7 @@ What travels back is what these functions put into a parcel: nothing of device s
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def device_of(
     """Device `number` of an experiment that holds its data; its own state lies in `folder`."""
     fleet = experiment.fleet
     task = int(fleet.task_of[number])
-    alone = Fleet(
-        fleet.backbone, fleet.layout, fleet.cache.fresh(), (fleet.shards[number],), torch.zeros(1).long(),
-        (fleet.classes[task],), fleet.seed,
+    alone = replace(
+        fleet, cache=fleet.cache.fresh(), shards=(fleet.shards[number],), task_of=torch.zeros(1).long(),
+        classes=(fleet.classes[task],), hands=(),
     )  # fmt: skip
     return Device(number, experiment, fleet, alone, task, alpha, agreed, max_norm, folder)
 
