@@ -22,7 +22,7 @@ test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2
 
 loopback: env
-	$(ONE_THREAD) $(BIN)/pytest -m loopback tests/flower
+	$(ONE_THREAD) $(BIN)/pytest -m loopback
 
 check: env
 	$(BIN)/ruff format --check .

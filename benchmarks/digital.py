@@ -5,7 +5,7 @@ data, start and channels; only the link differs. A link has arrived when the mea
 within 0.02 of what the error-free link ends with. The rival sends each device's gradients in 1, 2, 4 or 8 bits an
 entry, devices one after another or in groups that the antennas tell apart (the best group size): its learning is the
 same, its time is not. Pilots, side information and feedback count on both sides. Runs that stand in the output file
-already are not run again.
+already are not run again. `--air-only`: no learning, the seconds of one round only.
 """
 
 import argparse
@@ -37,15 +37,42 @@ def air_of(experiment: Experiment, settings: Settings, link: str, snr_db: float)
     return build.air(settings.model_copy(update={"radio": radio}), experiment.fleet)
 
 
-def grouped_seconds(air: Air, experiment: Experiment) -> float:
-    """Mean seconds on air of a round of the digital link with groups told apart by the antennas."""
-    assert air.digital is not None
-    spatial = replace(air, digital=Digital(air.digital.bits, True))
+def round_seconds(air: Air, experiment: Experiment) -> float:
+    """Mean seconds on air of a round; they do not depend on what is sent."""
     order = experiment.fleet.layout
     empty = [torch.zeros(len(air.samples), order.size(scope)) for scope in ("global", "task")]
     everyone = torch.ones(len(air.samples), dtype=torch.bool)
-    rounds = [send(spatial, t, *empty, everyone, fresh_memory(air)).ledger.air_seconds for t in (1, 2, 3)]
+    rounds = [send(air, t, *empty, everyone, fresh_memory(air)).ledger.air_seconds for t in (1, 2, 3)]
     return statistics.mean(rounds)
+
+
+def grouped_seconds(air: Air, experiment: Experiment) -> float:
+    """`round_seconds` of the digital link with groups told apart by the antennas."""
+    assert air.digital is not None
+    return round_seconds(replace(air, digital=Digital(air.digital.bits, True)), experiment)
+
+
+def air_only(chosen: argparse.Namespace) -> None:
+    """Seconds on air of one round over K and bits, and their ratio to the first link's; mean over seeds."""
+    print("| devices a task | SNR dB | link | s a round | ratio | s a round, grouped | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    cells = [(d, snr) for d in chosen.devices for snr in chosen.snr]
+    for devices, snr in cells:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for seed in range(chosen.seeds):
+            small = ["tasks.*.samples_per_device=1", "tasks.*.dev_samples=0", "tasks.*.test_samples=1"]
+            here = [f"tasks.*.devices={devices}", f"run.seed={seed}"]
+            settings = reading.read(chosen.file, [*chosen.set, *small, *here])
+            experiment = build.experiment(settings, build.load_tasks(settings))
+            for link in chosen.links:
+                air = air_of(experiment, settings, link, snr)
+                grouped = grouped_seconds(air, experiment) if air.digital else float("nan")
+                found.setdefault(link, []).append((round_seconds(air, experiment), grouped))
+        base = statistics.mean(plain for plain, _ in found[chosen.links[0]])
+        for link, pairs in found.items():
+            plain, grouped = (statistics.mean(values) for values in zip(*pairs, strict=True))
+            cells_ = f"{plain:.4f} | {plain / base:.2f} | {grouped:.4f} | {grouped / base:.2f}".replace("nan", "")
+            print(f"| {devices} | {snr:g} | {link} | {cells_} |", flush=True)
 
 
 def curve(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> dict[str, Any]:
@@ -81,7 +108,11 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=2)
     arguments.add_argument("--set", action="append", default=[])
     arguments.add_argument("--out", type=Path, default=Path("runs/digital.jsonl"))
+    arguments.add_argument("--air-only", action="store_true")
     chosen = arguments.parse_args()
+    if chosen.air_only:
+        air_only(chosen)
+        return
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     cells = [(d, snr, seed) for d in chosen.devices for snr in chosen.snr for seed in range(chosen.seeds)]

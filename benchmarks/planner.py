@@ -49,7 +49,7 @@ def main() -> None:
 def with_radio(experiment: Experiment, settings) -> Experiment:
     """The experiment over another radio, unmetered."""
     assert experiment.meter is not None
-    radio = build.air(settings, experiment.fleet, experiment.meter.names)
+    radio = build.air(settings, experiment.fleet)
     server = replace(experiment.initial.server, memory=fresh_memory(radio))
     initial = replace(experiment.initial, server=server)
     return replace(experiment, link=partial(send, radio), initial=initial, meter=replace(experiment.meter, every=0))

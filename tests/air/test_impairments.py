@@ -41,6 +41,21 @@ def measured(air: Air, count: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     )
 
 
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("phase", [0.2, 0.9])
+def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
+    """E|xi v - v E xi|^2 of gains of any angle, or of its real part."""
+    harm, v = (
+        Impairments(phase_rad=phase, outage=0.2),
+        torch.polar(torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([0.0, 0.8, 2.5]).double()),
+    )
+    moved = torch.cat([factors(harm, seed, 1, range(200), 3) for seed in range(200)]) * v
+    off = moved - harm.mean * v
+    square = off.real.square() if real else off.abs().square()
+    error = square.mean(0) - harm.scattered(v, real)
+    assert bool((error.abs() < 5 * square.std(0) / len(square) ** 0.5).all())
+
+
 @pytest.mark.parametrize(
     ("harm", "factor"),
     [

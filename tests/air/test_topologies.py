@@ -48,6 +48,7 @@ def test_two_hop_mixes_its_receivers_by_their_share_of_the_data():
     jobs = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))
     torch.testing.assert_close(jobs[0].mix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
     assert jobs[0].stations == (0, 1) and jobs[0].targets == (None,)
+    torch.testing.assert_close(jobs[0].importance[None, :], jobs[0].mix.square())  # independent errors add so
     got = send(air, 1, shared, personal, everyone(air))
     G_s, _ = means(air, shared, personal, everyone(air))
     error = slots(got)[0]
