@@ -290,3 +290,11 @@ rounds = 2
     assert done.code == 0, done.err
     summary = record.load_summary(tmp_path / "out" / "summary.json")
     assert summary.rounds == 2 and summary.tasks["mine"].samples == 40
+
+
+def test_help_loads_nothing_heavy():
+    """`airpfed --help` answers at once: every command imports what it needs when it is called."""
+    heavy = ("torch", "flwr", "transformers", "pydantic", "numpy")
+    code = f"import sys; from airpfed import cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

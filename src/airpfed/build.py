@@ -33,6 +33,7 @@ from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
 
 UNSHAPING: dict[str, set[str]] = {
+    "devices": {"cache_gb", "gradients_gb"},
     "server": {"rounds", "air_seconds"},
     "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
     "theory": {"meter_every"},
@@ -140,7 +141,12 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
     asked = [asdict(one) | {"name": "", "dev": ""} for one in views]
     parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], asked]
     return Prepared(
-        tasks, base, PrefixCache(base), shards, views, hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        tasks,
+        base,
+        PrefixCache(base, settings.devices.cache_gb, settings.devices.cache_precision),
+        shards,
+        views,
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
     )
 
 
@@ -152,6 +158,7 @@ def preparation(settings: Settings) -> str:
         adapters.target_modules,
         adapters.layers,
         adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+        settings.devices.cache_precision,
     ]
     return json.dumps([parts, places])
 
@@ -166,7 +173,7 @@ def experiment(
     made = made or prepared(settings, tasks)
     base, shards, cache, hands = made.base, made.shards, made.cache, tuple[int, ...]()
     if settings.adapters.method == "centralised":
-        (hands, shards), cache = pooled(shards), PrefixCache(base)  # its shelves hold the data of other devices
+        (hands, shards), cache = pooled(shards), cache.fresh()  # its shelves hold the data of other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
     blocks = adapters.blocks_of(
         settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
@@ -175,7 +182,18 @@ def experiment(
     order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
-    fleet = Fleet(base, order, cache, devices, task_of, classes, settings.run.seed, hands)
+    fleet = Fleet(
+        base,
+        order,
+        cache,
+        devices,
+        task_of,
+        classes,
+        settings.run.seed,
+        hands,
+        settings.devices.gradients_gb * 1e9,
+        settings.devices.precision == "bfloat16",
+    )
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
     link, memory, merge = link_of(settings, fleet, side)

@@ -145,6 +145,23 @@ class DeviceSettings(Section):
         description="devices computed together; 0: as many as memory_gb allows; 1: each alone, the same bits as on a "
         "device of a federation",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what training passes multiply matrices in; bfloat16 (autocast) leaves gradients about a percent "
+        "off; evaluation and theory stay at float32",
+    )
+    gradients_gb: float = Field(
+        2.0, ge=0, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
+    )
+    cache_gb: float = Field(
+        2.0,
+        ge=0,
+        description="memory for what the layers below the lowest adapter make of the samples, GB; the rest goes to a "
+        "temporary file",
+    )
+    cache_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what these values are kept as; bfloat16 halves them and rounds each by up to 2^-8"
+    )
 
 
 class ServerSettings(Section):

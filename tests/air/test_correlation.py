@@ -15,16 +15,19 @@ from airpfed.air.correlation import (
     LARGEST,
     Correlation,
     Evidence,
+    Related,
     claimed,
     estimate,
     evidence,
     matrix,
+    own_noise,
     pairs,
     remember,
     scaled,
     terms,
 )
 from airpfed.air.designs.table import DESIGNS
+from airpfed.air.impairments import NONE
 from airpfed.air.slot import Slot, Transceiver, gains, mse, silent
 from airpfed.air.symbols import Packing, pack, unpack
 from airpfed.streams import stream
@@ -180,6 +183,26 @@ def test_the_matrix():
     apart = matrix(Correlation(0.5, 0.2), task_of, task_of, True)
     assert free.tolist() == [[1, 0.5, 0.2], [0.5, 1, 0.2], [0.2, 0.2, 1]]
     assert apart.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), scrambled=st.booleans(), rho=st.sampled_from(RHOS))
+def test_labels_stand_for_the_matrix(seed, scrambled, rho):
+    """Any tasks on any targets: every use of R costs K with labels and K^2 with the matrix, and gives the same."""
+    rng = stream(seed, "labels")
+    task_of, target_of = (torch.randint(n, (DEVICES,), generator=rng) for n in (4, TASKS))
+    slot, made, _, power = random_case(seed, "real" if seed % 2 else "iq")
+    dense, labels = matrix(rho, task_of, target_of, scrambled), pairs(task_of, target_of, scrambled)
+    R = Related(rho, labels)
+    torch.testing.assert_close(R.times(torch.eye(DEVICES, dtype=torch.float64)), dense, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(claimed(slot, made, R, power), claimed(slot, made, dense, power), rtol=1e-12, atol=0)
+    a, b = (scaled(slot, made, one, power).receiver for one in (R, dense))
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+    found = terms(slot, made, labels, power)
+    level = found.alone + rho.within * found.within + rho.cross * found.cross
+    v = (gains(slot.h, made) * power.sqrt(), own_noise(slot, made, power, NONE))
+    parts = torch.stack([v[0].real, v[0].imag])[: 1 if slot.real else 2]
+    torch.testing.assert_close(level, ((parts @ dense) * parts).sum((0, -1)) + v[1], rtol=1e-12, atol=0)
 
 
 # ---------------------------------------------------------------- the gain

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import ledger, pieces, transmit, uplink
+from airpfed.air import ledger, pieces, rows, transmit, uplink
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import design_of, refine_of
 from airpfed.air.grouping import error_of
-from airpfed.air.impairments import NONE
-from airpfed.air.plan import Air, grouping_of, plan
+from airpfed.air.impairments import NONE, Impairments
+from airpfed.air.plan import Air, Digital, grouping_of, plan
 from airpfed.air.slot import Slot, Transceiver, silent, spent
 from airpfed.air.transmit import transmitted
 from airpfed.air.uplink import Received, fresh_memory
@@ -229,7 +229,7 @@ class Spy:
 
     def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        original, design, sent = transmit.collapsed, air.design, iter(range(10**9))
+        original, design, sent = transmit.superpose, air.design, iter(range(10**9))
         assert design is not None
 
         def watched(slot: Slot) -> Transceiver:
@@ -237,12 +237,12 @@ class Spy:
             self.slots.append((slot, made, []))
             return made
 
-        def heard(gain, x, noise, group_of, signs):
+        def superpose(gain, x, of):
             blocks = [symbols for slot, _, symbols in self.slots for _ in slot.h]
             blocks[next(sent)].append(x)  # the blocks of all slots, in the order of the designs
-            return original(gain, x, noise, group_of, signs)
+            return original(gain, x, of)
 
-        monkeypatch.setattr(transmit, "collapsed", heard)
+        monkeypatch.setattr(transmit, "superpose", superpose)
         self.air = replace(air, design=watched)
 
 
@@ -462,3 +462,20 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
         if name in ("all zero", "nobody", "all channels dead"):
             assert (got.shared == 0).all() or name == "all channels dead", name
             assert got.ledger.joules_max == 0, name
+
+
+@pytest.mark.parametrize(("access", "packing"), [("tdma", "iq"), ("concurrent", "real"), ("superposed", "iq")])
+@pytest.mark.parametrize("kind", ["analog", "exact", "digital"])
+def test_some_streams_at_a_time_give_the_sums_of_all_at_once(access, packing, kind, monkeypatch):
+    """One stream a chunk, a device absent in the middle, every impairment: equal up to the order of a sum."""
+    harm = Impairments(0.2, 2.0, 0.1, None)
+    changes = {"exact": {"design": None}, "digital": {"design": None, "digital": Digital(4, False)}}.get(kind, {})
+    air = replace(make_air(access=access, packing=packing, csi_error=0.05, harm=harm, subcarriers=8), **changes)
+    present = torch.tensor([True, True, True, False, True])
+    together = send(air, 1, *gradients(air), present)
+    monkeypatch.setattr(rows, "ENTRIES", 1)
+    apart = send(air, 1, *gradients(air), present)
+    torch.testing.assert_close(apart.shared, together.shared, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(apart.personal, together.personal, rtol=1e-5, atol=1e-7)
+    assert apart.ledger.joules_max == pytest.approx(together.ledger.joules_max, rel=1e-12)
+    assert apart.pi == pytest.approx(together.pi, rel=1e-9) and apart.pi_claimed == pytest.approx(together.pi_claimed)

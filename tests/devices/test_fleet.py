@@ -9,11 +9,11 @@ from one_device import OneDevice, one_device
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from airpfed import build, reading
-from airpfed.devices.fleet import Fleet, batches, draw, gradients, stacked_loss
+from airpfed import build, reading, spill
+from airpfed.devices.fleet import Fleet, batches, draw, gradients, held, stacked_loss
 from airpfed.model.adapters import SCOPES, blocks_of
 from airpfed.model.vector import KINDS, Vectors, gather
-from airpfed.rounds.run import Experiment
+from airpfed.rounds.run import Experiment, play_round
 from airpfed.rounds.state import vectors
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=1.0", "tasks.*.samples_per_device=5")
@@ -229,3 +229,28 @@ def test_batches_follow_each_other_and_small_shards_give_small_ones(llama_settin
     for k, steps in enumerate(plan):
         assert [len(rows) for rows in steps] == [int(counts[k])] * 3
         assert [i for rows in steps for i in rows] == draw(fleet, k, int(before[k]), 3 * int(counts[k]))
+
+
+def test_gradients_in_a_file_are_those_in_memory(llama_settings: Path) -> None:
+    """One round through model and air: where gradients lie changes nothing, bit for bit."""
+    made = [experiment(llama_settings, f"devices.gradients_gb={room}") for room in (1.0, 0.0)]
+    states, rows = zip(*(play_round(one, one.initial) for one in made), strict=True)
+    assert not spill.filed(held(made[0].fleet)["task"]) and spill.filed(held(made[1].fleet)["task"])
+    for a, b in zip(vectors(states[0]).values(), vectors(states[1]).values(), strict=True):
+        assert torch.equal(a, b)
+    assert rows[0].mse == rows[1].mse and rows[0].loss == rows[1].loss
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_bfloat16_passes_leave_gradients_a_percent_off(kind: str, request: pytest.FixtureRequest) -> None:
+    """Matrices of 8 significant bits: a relative error of 2^-12 to 2^-4 of each device's gradient, and not none."""
+    file = request.getfixturevalue(f"{kind}_settings")
+    exact, rounded = (experiment(file, f"devices.precision={name}") for name in ("float32", "bfloat16"))
+    values = random_vectors(exact)
+    plan, _ = batches(exact.fleet, exact.initial.devices.cursors, BATCH, 1)
+    (wanted, loss), (found, near) = (gradients(made.fleet, values, plan, 0.0, 8) for made in (exact, rounded))
+    assert ((near - loss).abs() < 0.05 * loss).all()
+    for scope in ("global", "task"):
+        assert found[scope].dtype == torch.float32
+        off = (found[scope] - wanted[scope]).norm(dim=1) / wanted[scope].norm(dim=1)
+        assert (off > 2**-12).all() and (off < 2**-4).all()

@@ -49,6 +49,32 @@ def test_values_do_not_depend_on_which_batch_asked(made: Experiment) -> None:
         assert torch.equal(whole[index], single[index]) and torch.equal(whole[index], mixed[index])
 
 
+def test_memory_limit_changes_where_values_lie_and_nothing_else(llama_settings: Path) -> None:
+    fleet = experiment(llama_settings).fleet
+    shard, every = fleet.shards[0], list(range(len(fleet.shards[0])))
+    whole = PrefixCache(fleet.backbone).rows("device 0", shard, every) or []
+    some = sum(value.nbytes for value in whole) / 2
+    for room in (0.0, some / 1e9):
+        limited = PrefixCache(fleet.backbone, room)
+        for _ in range(2):
+            for index in reversed(every):
+                (found,) = limited.rows("device 0", shard, [index]) or []
+                assert torch.equal(found, whole[index])
+        held = sum(value.nbytes for value in limited._kept.values())
+        assert held <= room * 1e9 and bool(limited._kept) == (room > 0) and limited._written
+
+
+def test_bfloat16_rounds_each_entry_by_its_last_place(llama_settings: Path) -> None:
+    fleet = experiment(llama_settings).fleet
+    shard, every = fleet.shards[0], list(range(8))
+    exact = PrefixCache(fleet.backbone).rows("device 0", shard, every) or []
+    for room in (1.0, 0.0):
+        rounded = PrefixCache(fleet.backbone, room, "bfloat16").rows("device 0", shard, every) or []
+        for a, b in zip(exact, rounded, strict=True):
+            assert b.dtype == torch.float32 and ((a - b).abs() <= 2**-8 * a.abs()).all() and not torch.equal(a, b)
+            assert torch.equal(b, a.bfloat16().float())
+
+
 @KINDS
 def test_a_kept_value_is_the_layers_own(made: Experiment) -> None:
     """Each sample alone, without padding, through the layers below the lowest adapter, one after another."""

@@ -37,10 +37,41 @@ INDEPENDENT = Correlation(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Pairs:
-    """1 for each two different devices whose symbols correlate at the receivers: same task, different tasks."""
+    """Which two different devices' symbols correlate at the receivers, as labels: no K x K matrix is held.
 
-    within: Float[Tensor, "K K"]
-    cross: Float[Tensor, "K K"]
+    cell: devices of one task that are scrambled alike, which correlate by rho_w; heard: all that are scrambled alike,
+    of which those of other cells correlate by rho_x. A cell lies in one `heard`.
+    """
+
+    cell: Int[Tensor, " K"]
+    heard: Int[Tensor, " K"]
+
+    def within(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """v times the matrix that is 1 for two different devices of one cell."""
+        return pooled(v, self.cell) - v
+
+    def cross(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """v times the matrix that is 1 for two devices that are heard together, of different cells."""
+        return pooled(v, self.heard) - pooled(v, self.cell)
+
+
+@dataclass(frozen=True)
+class Related:
+    """R of a slot's symbols as a product with vectors, at a cost of K instead of K^2; `matrix` is its specification."""
+
+    correlation: Correlation
+    pairs: Pairs
+
+    def times(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """v R."""
+        return v + self.correlation.within * self.pairs.within(v) + self.correlation.cross * self.pairs.cross(v)
+
+
+def pooled(v: Float[Tensor, "*S K"], label: Int[Tensor, " K"]) -> Float[Tensor, "*S K"]:
+    """Each entry replaced by the sum over the entries of the same label."""
+    sums = v.new_zeros(*v.shape[:-1], int(label.max()) + 1 if len(label) else 0)
+    found: Tensor = sums.index_add(-1, label, v)[..., label]
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,31 +112,32 @@ def pairs(task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: b
 
     scrambled: the devices of each target share a random sign per use, so products across targets have zero mean.
     """
-    same = task_of[:, None] == task_of[None, :]
-    heard = (target_of[:, None] == target_of[None, :]) | torch.tensor(not scrambled, device=target_of.device)
-    others = ~torch.eye(len(task_of), dtype=torch.bool, device=task_of.device)
-    return Pairs((same & others & heard).double(), (~same & heard).double())
+    heard = target_of if scrambled else torch.zeros_like(target_of)
+    cell = torch.unique(torch.stack([task_of, heard]), dim=1, return_inverse=True)[1]
+    return Pairs(cell, heard)
 
 
 def matrix(
     correlation: Correlation, task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool
 ) -> Float[Tensor, "K K"]:
     """R of a slot's symbols as its receivers see them, after unscrambling; arguments as in `pairs`."""
-    found = pairs(task_of, target_of, scrambled)
+    same = task_of[:, None] == task_of[None, :]
+    heard = (target_of[:, None] == target_of[None, :]) | torch.tensor(not scrambled, device=target_of.device)
     identity = torch.eye(len(task_of), dtype=torch.float64, device=task_of.device)
-    return identity + correlation.within * found.within + correlation.cross * found.cross
+    within, cross = (same & heard).double() - identity, (~same & heard).double()
+    return identity + correlation.within * within + correlation.cross * cross
 
 
 def claimed(
     slot: Slot,
     transceiver: Transceiver,
-    R: Float[Tensor, "... K K"],
+    R: Related | Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
     harm: Impairments = NONE,
 ) -> Float[Tensor, "B T"]:
     """MSE per real entry that receivers expect of symbols of correlation R and powers p.
 
-    R: one matrix, or one a block. symbol_power: p_ik, mean over target i's entries (B T K or T K), or p_k.
+    R: labels, or a matrix, for all blocks or one each. symbol_power: p_ik, mean over target i's entries, or p_k.
     sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2, e_i = gains_i - w_i;
     of real symbols Re(e) stands for e. CSI errors are independent from device to device, so their part does not know R.
     With impairments the gains are E xi of what they were, and every device scatters some power by itself.
@@ -151,7 +183,7 @@ def between(
 def scaled(
     slot: Slot,
     transceiver: Transceiver,
-    R: Float[Tensor, "... K K"],
+    R: Related | Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
     harm: Impairments = NONE,
 ) -> Transceiver:
@@ -165,7 +197,7 @@ def scaled(
     v, w = harm.mean * gains(slot.h, transceiver) * root, slot.weights * root
     heard = _coherent(v, R, slot.real) + own_noise(slot, transceiver, symbol_power, harm)
     incoherent = _parts(v, slot.real).square().sum((0, -1))
-    gamma = torch.where(heard > ROUNDING * incoherent, ((v.real @ R) * w).sum(-1) / heard, 1.0)
+    gamma = torch.where(heard > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / heard, 1.0)
     return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
 
 
@@ -183,7 +215,9 @@ def terms(
     """
     v = harm.mean * gains(slot.h, transceiver) * symbol_power.sqrt()
     alone = _parts(v, slot.real).square().sum((0, -1)) + own_noise(slot, transceiver, symbol_power, harm)
-    return Terms(alone, _coherent(v, correlated.within, slot.real), _coherent(v, correlated.cross, slot.real))
+    parts = _parts(v, slot.real)
+    within, cross = ((way(parts) * parts).sum((0, -1)) for way in (correlated.within, correlated.cross))
+    return Terms(alone, within, cross)
 
 
 def evidence(
@@ -235,7 +269,12 @@ def _parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T K"]:
     return v.real[None] if real else torch.stack([v.real, v.imag])
 
 
-def _coherent(v: Complex[Tensor, "B T K"], R: Float[Tensor, "... K K"], real: bool) -> Float[Tensor, "B T"]:
+def _times(v: Float[Tensor, "*S K"], R: Related | Float[Tensor, "... K K"]) -> Float[Tensor, "*S K"]:
+    """v R."""
+    return R.times(v) if isinstance(R, Related) else v @ R
+
+
+def _coherent(v: Complex[Tensor, "B T K"], R: Related | Float[Tensor, "... K K"], real: bool) -> Float[Tensor, "B T"]:
     """v_i R v_i^H; for real symmetric R the real and the imaginary parts add up without a cross term."""
     parts = _parts(v, real)
-    return ((parts @ R) * parts).sum((0, -1))
+    return (_times(parts, R) * parts).sum((0, -1))

@@ -16,6 +16,7 @@ from airpfed.air import ledger
 from airpfed.air.impairments import clipped_statistics
 from airpfed.air.plan import Air, Job, groups_of
 from airpfed.air.quantise import rounded
+from airpfed.air.rows import chunks
 from airpfed.air.symbols import normalise
 from airpfed.air.transmit import backhauled, scale_of, silence_of
 from airpfed.air.world import csi_variance, estimated
@@ -44,14 +45,18 @@ def quantised(air: Air, job: Job, t: int) -> dict[str, Tensor]:
     The error's variance is known exactly to the devices, which tell it as one scalar each. Random: the rounding.
     """
     assert air.digital is not None
-    exact = job.weights @ job.vectors.double()
-    values, variance = rounded(job.vectors.double(), air.digital.bits, stream(air.seed, "rounding", t, job.name))
-    sums, hop = backhauled(air, job, job.weights @ values, stream(air.seed, "backhaul", t, job.name))
-    spread = (job.mix.square() @ (job.weights.square() @ variance + hop)).sum(1)
-    groups = [
-        normalise(job.vectors[:, a:b], (job.lengths - a).clamp(0, b - a), job.weights, None)
-        for a, b in groups_of(air, job)
-    ]
+    exact = torch.zeros(len(job.weights), job.vectors.shape[1], dtype=torch.float64)
+    values, variance = torch.zeros_like(exact), torch.zeros_like(exact)
+    random = stream(air.seed, "rounding", t, job.name)
+    for rows in chunks(*job.vectors.shape):
+        own, weights = job.vectors[rows], job.weights[:, rows]
+        found, spare = rounded(own, air.digital.bits, random)
+        exact += weights @ own
+        values += weights @ found
+        variance += weights.square() @ spare
+    sums, hop = backhauled(air, job, values, stream(air.seed, "backhaul", t, job.name))
+    spread = (job.mix.square() @ (variance + hop)).sum(1)
+    groups = [normalise(job.vectors, job.lengths, job.weights, None, (a, b)) for a, b in groups_of(air, job)]
     zero = torch.zeros_like(spread)
     return {
         "sums": (job.mix @ sums).to(job.vectors.dtype),

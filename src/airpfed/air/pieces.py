@@ -10,11 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.correlation import (
-    Correlation,
-    matrix,
-    scaled,
-)
+from airpfed.air.correlation import Correlation, Pairs, Related, pairs, scaled
 from airpfed.air.plan import Air, Job, RoundFunction, streams_of
 from airpfed.air.slot import Slot, Transceiver, joined, kept
 from airpfed.air.symbols import Normalised, Packing
@@ -44,14 +40,14 @@ class Piece:
     name: str
 
     @property
-    def expected(self) -> Float[Tensor, "K K"]:
-        """R, the correlation of the symbols as the receivers believe it to be."""
-        return matrix(self.believed, *self.relations)
+    def pairs(self) -> Pairs:
+        """Which symbols correlate; targets are scrambled against each other where there are several."""
+        return pairs(self.task_of, self.job.group_of, len(self.job.weights) > 1)
 
     @property
-    def relations(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], bool]:
-        """Task and target of each stream, and whether targets are scrambled against each other."""
-        return self.task_of, self.job.group_of, len(self.job.weights) > 1
+    def expected(self) -> Related:
+        """R, the correlation of the symbols as the receivers believe it to be."""
+        return Related(self.believed, self.pairs)
 
 
 def asked_of(air: Air, job: Job, weights: Float[Tensor, "T K"], known: Tensor, csi_variance: Tensor) -> Slot:

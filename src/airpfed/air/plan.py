@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from airpfed.air.impairments import Impairments
+from airpfed.air.rows import Rows
 from airpfed.air.slot import Slot, Transceiver
 from airpfed.air.symbols import Packing, uses_of
 from airpfed.air.world import World
@@ -87,7 +88,7 @@ class Job:
 
     name: str
     devices: Int[Tensor, " K"]
-    vectors: Float[Tensor, "K d"]
+    vectors: Rows
     lengths: Int[Tensor, " K"]
     groups: Groups
     weights: Float[Tensor, "T K"]
@@ -128,7 +129,7 @@ def _shared(air: Air, shared: Float[Tensor, "K d_s"], here: Int[Tensor, " presen
     parts = samples * own
     share = parts.sum(1) / samples.sum()
     return Job(
-        "s", here, shared[here], torch.full_like(here, shared.shape[1]), air.shared_groups,
+        "s", here, Rows(((shared, here),), shared.shape[1]), torch.full_like(here, shared.shape[1]), air.shared_groups,
         parts / parts.sum(1, keepdim=True), own.double().argmax(0), share.square(),
         tuple(tasks.tolist()) if two_hop else (None,), share[None, :], (None,),
     )  # fmt: skip
@@ -146,9 +147,10 @@ def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " pr
     parts = air.samples[devices] * own
     lengths = torch.tensor(air.lengths)[air.task_of[devices]]
     longest = int(lengths.max())
+    rows = Rows(((personal, devices),), min(longest, personal.shape[1]))
     groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
     return Job(
-        "p" + ",".join(str(n) for n in tasks), devices, personal[devices, :longest], lengths, groups,
+        "p" + ",".join(str(n) for n in tasks), devices, rows, lengths, groups,
         parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / air.samples[here].sum(),
         tuple(None if air.topology == "single_cell" else n for n in tasks),
         torch.eye(len(tasks), dtype=torch.float64), tuple(tasks),
@@ -162,12 +164,12 @@ def _superposed(s: Job, p: Job) -> Job:
     Pi.
     """
     width = max(s.vectors.shape[1], p.vectors.shape[1])
-    vectors = [torch.nn.functional.pad(job.vectors, (0, width - job.vectors.shape[1])) for job in (s, p)]
     cuts = sorted({edge for job in (s, p) for group in job.groups for edge in group})
     entries = torch.stack([p.lengths[row > 0].amax() for row in p.weights]).double()
     alpha = torch.cat([s.importance * s.vectors.shape[1], p.importance * entries])
     return Job(
-        "s+" + p.name, torch.cat([s.devices, p.devices]), torch.cat(vectors), torch.cat([s.lengths, p.lengths]),
+        "s+" + p.name, torch.cat([s.devices, p.devices]), Rows(s.vectors.parts + p.vectors.parts, width),
+        torch.cat([s.lengths, p.lengths]),
         tuple(pairwise(cuts)), _diagonal(s.weights, p.weights),
         torch.cat([s.group_of, len(s.weights) + p.group_of]), alpha / alpha.sum(), (*s.stations, *p.stations),
         _diagonal(s.mix, p.mix), (*s.targets, *p.targets),

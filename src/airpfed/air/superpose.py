@@ -5,12 +5,14 @@ then a receiver vector. The fast path (`collapsed`) uses one scalar gain per dev
 holds both equal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.rows import together
 from airpfed.air.slot import Transceiver
 
 
@@ -35,6 +37,31 @@ def antenna_by_antenna(
     return m.mH @ y
 
 
+def members(group_of: Int[Tensor, " K"], targets: int) -> list[slice | Int[Tensor, " _k"]]:
+    """Streams that each receiver wants; a slice where they stand together, which selects without a copy."""
+    return [together((group_of == j).nonzero().flatten()) for j in range(targets)]
+
+
+def superpose(
+    gain: Complex[Tensor, "T K"], x: Complex[Tensor, "K uses"], of: Sequence[slice | Int[Tensor, " _k"]]
+) -> Complex[Tensor, "T T uses"]:
+    """[i, j]: what receiver i hears of target j's streams, sum_k gain_ik x_k; `of`: `members`.
+
+    Sums over disjoint sets of devices add up: a slot of many devices is superposed some at a time.
+    """
+    return torch.stack([gain[:, own] @ x[own] for own in of], dim=1)
+
+
+def heard(
+    parts: Complex[Tensor, "T T uses"], noise: Complex[Tensor, "T uses"], signs: Float[Tensor, "T uses"]
+) -> Heard:
+    """What the receivers get of superposed streams; arguments as in `collapsed`."""
+    own = parts.diagonal(dim1=0, dim2=1).T
+    crosstalk = parts * ~torch.eye(len(parts), dtype=torch.bool)[:, :, None]
+    scrambled = (crosstalk * signs[None, :, :]).sum(1) * signs
+    return Heard(own + scrambled + noise * signs, own, crosstalk)
+
+
 def collapsed(
     gain: Complex[Tensor, "T K"],
     x: Complex[Tensor, "K uses"],
@@ -47,12 +74,7 @@ def collapsed(
     group_of: which receiver wants device k. signs: +-1 per task and use; a task's devices multiply by their sign and
     its receiver multiplies it away, so other tasks' parts have zero mean.
     """
-    targets = gain.shape[0]
-    parts = torch.stack([gain[:, group_of == j] @ x[group_of == j] for j in range(targets)], dim=1)
-    own = parts.diagonal(dim1=0, dim2=1).T
-    crosstalk = parts * ~torch.eye(targets, dtype=torch.bool)[:, :, None]
-    scrambled = (crosstalk * signs[None, :, :]).sum(1) * signs
-    return Heard(own + scrambled + noise * signs, own, crosstalk)
+    return heard(superpose(gain, x, members(group_of, len(gain))), noise, signs)
 
 
 def receiver_noise(

@@ -1,11 +1,14 @@
 """A gradient becomes symbols: normalising, packing, and both undone."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
+
+from airpfed.air.rows import Rows, chunks, rows_of
 
 Packing = Literal["iq", "real"]
 
@@ -14,15 +17,56 @@ FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Normalised entries u_k = (g_k - mean_k) / divisor_k over columns `first` to `last`, computed for the rows asked.
+
+    lengths: a device's entries of these columns; the rest of its row is silence. divisor: infinite for a device that
+    is silent altogether.
+    """
+
+    of: Rows
+    first: int
+    last: int
+    lengths: Int[Tensor, " K"]
+    mean: Float[Tensor, " K"]
+    divisor: Float[Tensor, " K"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, d)."""
+        return len(self.lengths), self.last - self.first
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "k d"]:
+        """Some devices' entries, float64."""
+        return self.centred(rows).div_(self.divisor[rows, None])
+
+    def centred(self, rows: slice) -> Float[Tensor, "k d"]:
+        """g_k - mean_k, float64."""
+        g = self.own(rows).sub_(self.mean[rows, None])
+        return self._silenced(g, rows)
+
+    def own(self, rows: slice) -> Float[Tensor, "k d"]:
+        """g_k, float64, 0 beyond a device's own entries."""
+        return self._silenced(self.of.take(rows, self.first, self.last), rows)
+
+    def _silenced(self, g: Float[Tensor, "k d"], rows: slice) -> Float[Tensor, "k d"]:
+        lengths = self.lengths[rows]
+        if bool((lengths >= g.shape[1]).all()):
+            return g
+        return g.masked_fill_(torch.arange(g.shape[1])[None, :] >= lengths[:, None], 0.0)
+
+
+@dataclass(frozen=True)
 class Normalised:
     """One normaliser group of one slot, ready to send.
 
-    entries: u_k, mean power over the group's own entries `power` (1, 0 if silent; less than 1 under `common`).
+    entries: u_k, mean power over the group's own entries `power` (1, 0 if silent; less than 1 under `common`); rows of
+    some devices at a time, entries[a:b], since all of them in float64 may be more than fits.
     weights: the design's targets. scale: sigma_i of each target; the sum is sigma_i sum_k weights_ik u_k plus
     `offset`_i, which travels as side information. valid: which entries each target has.
     """
 
-    entries: Float[Tensor, "K d"]
+    entries: Entries | Float[Tensor, "K d"]
     weights: Float[Tensor, "T K"]
     scale: Float[Tensor, " T"]
     offset: Float[Tensor, " T"]
@@ -30,51 +74,65 @@ class Normalised:
     valid: Bool[Tensor, "T d"]
 
 
-def common_sigma(vectors: list[Float[Tensor, "_K _d"]], lengths: list[Int[Tensor, " _K"]]) -> float:
+def common_sigma(vectors: Sequence[Rows], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
     """sigma_t of the appendix: the largest root mean square of any device's vector in any slot of the round."""
-    powers = [v.double().square().sum(1) / n.clamp(min=1) for v, n in zip(vectors, lengths, strict=True) if v.numel()]
+    powers = [
+        v[rows].square().sum(1) / n[rows].clamp(min=1)
+        for v, n in zip(vectors, lengths, strict=True)
+        for rows in chunks(*v.shape)
+    ]
     return float(torch.cat(powers).max().sqrt()) if powers else 0.0
 
 
 def normalise(
-    g: Float[Tensor, "K d"],
+    g: Rows | Float[Tensor, "K _d"],
     lengths: Int[Tensor, " K"],
     weights: Float[Tensor, "T K"],
     sigma: float | None,
+    span: tuple[int, int] | None = None,
 ) -> Normalised:
     """Divide a group by the common `sigma`, or (None) by each device's own deviation after taking its mean away.
 
-    lengths: entries of each device; the rest of its row is silence. Per device, the design's weights become
-    w_ik s_k / sigma_i with sigma_i^2 = sum_k w_ik^2 s_k^2 / sum_k w_ik^2, so that the largest weights stay near w.
+    lengths: entries of each device; the rest of its row is silence. span: columns of the group; None: all. Per device,
+    the design's weights become w_ik s_k / sigma_i with sigma_i^2 = sum_k w_ik^2 s_k^2 / sum_k w_ik^2, so that the
+    largest weights stay near w.
     """
-    own = torch.arange(g.shape[1])[None, :] < lengths[:, None]
-    g = g.double() * own
-    count = lengths.clamp(min=1).double()
-    mean = g.sum(1) / count if sigma is None else torch.zeros(len(g), dtype=torch.float64)
-    centred = (g - mean[:, None]) * own
-    variance = centred.square().sum(1) / count
+    first, last = span or (0, g.shape[1])
+    lengths = (lengths - first).clamp(0, last - first)
+    count, zero = lengths.clamp(min=1).double(), torch.zeros(len(lengths), dtype=torch.float64)
+    entries = Entries(g if isinstance(g, Rows) else rows_of(g), first, last, lengths, zero, torch.ones_like(zero))
+    if sigma is None:
+        entries = replace(entries, mean=over_rows(entries, lambda rows: entries.own(rows).sum(1)) / count)
+    variance = over_rows(entries, lambda rows: entries.centred(rows).square_().sum(1)) / count
+    mean = entries.mean
     if sigma is None:
         loud = variance > FLOOR * (variance.max() + mean.square().max())
         spread = torch.where(loud, variance.sqrt(), 0.0)
         total = (weights.square() @ spread.square() / weights.square().sum(1)).sqrt()
         scaled = torch.where(total[:, None] > 0, weights * spread / total[:, None], 0.0)
-        divisor = torch.where(loud, spread, 1.0)
+        divisor = torch.where(loud, spread, torch.inf)
     else:
         loud = variance > 0
-        divisor = torch.full_like(mean, sigma if sigma > 0 else 1.0)
+        divisor = torch.where(loud, torch.full_like(variance, sigma if sigma > 0 else 1.0), torch.inf)
         total = torch.full((len(weights),), sigma, dtype=torch.float64)
         scaled = weights if sigma > 0 else torch.zeros_like(weights)
-    entries = torch.where(loud[:, None], centred / divisor[:, None], 0.0)
-    valid = torch.stack([own[row > 0].any(0) for row in weights])
-    return Normalised(entries, scaled, total, weights @ mean, entries.square().sum(1) / count, valid)
+    reach = torch.where(weights > 0, lengths, 0).amax(1, keepdim=True)
+    valid = torch.arange(last - first)[None, :] < reach
+    power = torch.where(loud, variance / divisor.square(), 0.0)
+    return Normalised(replace(entries, divisor=divisor), scaled, total, weights @ mean, power, valid)
+
+
+def over_rows(entries: Entries, function: Callable[[slice], Float[Tensor, " _k"]]) -> Float[Tensor, " K"]:
+    """A number a device, computed for some devices at a time."""
+    return torch.cat([function(rows) for rows in chunks(*entries.shape)] or [torch.zeros(0, dtype=torch.float64)])
 
 
 def pack(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]:
     """Real entries as complex symbols of the same mean power: iq (u_2i + j u_2i+1) / sqrt 2, real u."""
     if packing == "real":
         return torch.complex(u, torch.zeros_like(u))
-    padded = torch.nn.functional.pad(u, (0, u.shape[1] % 2))
-    return torch.complex(padded[:, 0::2], padded[:, 1::2]) / 2**0.5
+    padded = torch.nn.functional.pad(u, (0, 1)) if u.shape[1] % 2 else u
+    return torch.view_as_complex(padded.reshape(len(u), -1, 2)) / 2**0.5
 
 
 def unpack(x: Complex[Tensor, "T uses"], packing: Packing, d: int) -> Float[Tensor, "T {d}"]:

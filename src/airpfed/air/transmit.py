@@ -11,13 +11,14 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air import ledger
-from airpfed.air.correlation import Evidence, between, claimed, evidence, own_noise, pairs, terms
+from airpfed.air.correlation import Evidence, between, claimed, evidence, own_noise, terms
 from airpfed.air.impairments import NONE, clipped
 from airpfed.air.pieces import Piece, entries_per_use
 from airpfed.air.plan import Air, Job, over_backhaul
 from airpfed.air.quantise import rounded
+from airpfed.air.rows import chunks
 from airpfed.air.slot import Transceiver, gains
-from airpfed.air.superpose import Heard, collapsed, receiver_noise
+from airpfed.air.superpose import Heard, heard, members, receiver_noise, superpose
 from airpfed.air.symbols import Normalised, pack, unpack
 from airpfed.streams import stream
 
@@ -47,11 +48,10 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
 
     Random: noise, scrambling and rounding, streams named by round and piece.
     """
-    x, group, asked = pack(piece.group.entries, air.packing), piece.group, piece.asked
-    sent = amplified(air, piece, made, x)
-    heard = hear(air, piece, made, sent, t)
-    wanted = group.weights.to(x.dtype) @ x
-    estimate = entries_of(air, piece, heard.received) * group.scale[:, None] + group.offset[:, None] * group.valid
+    group, asked = piece.group, piece.asked
+    total = superposed(air, piece, made)
+    got, wanted = hear(air, piece, made, total.parts, t), total.wanted
+    estimate = entries_of(air, piece, got.received) * group.scale[:, None] + group.offset[:, None] * group.valid
     passed, rounding = backhauled(air, piece.job, estimate, stream(air.seed, "backhaul", t, piece.name))
     truth = entries_of(air, piece, wanted) * group.scale[:, None] + group.offset[:, None] * group.valid
     mix, entries = piece.job.mix, piece.share * group.valid.sum(1)
@@ -61,12 +61,11 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
         """Energies of the receivers' independent errors, given per normalised entry."""
         return (entries * mse * group.scale.square()) @ mix.square().T
 
-    bias, crosstalk = energy(air, piece, heard.own - wanted), crossed(air, piece, heard)
-    known = genie(air, piece, made, (x, wanted)) if air.csi_error or air.harm != NONE else bias + crosstalk
+    bias, crosstalk = energy(air, piece, got.own - wanted), crossed(air, piece, got)
+    known = bias + crosstalk if total.known is None else genie(air, piece, total.known, wanted)
     noise = asked.noise * made.receiver.abs().square().sum(1)
-    powers = torch.stack([sent[:, a:b].abs().square().sum(1) for a, b in piece.spans])
-    expected = terms(asked, made, pairs(*piece.relations), piece.power, air.harm)
-    power = by_block(air, piece, entries_of(air, piece, heard.received).square())
+    expected = terms(asked, made, piece.pairs, piece.power, air.harm)
+    power = by_block(air, piece, entries_of(air, piece, got.received).square())
     return Outcome(
         sums=mix @ passed,
         claimed=added(claimed(asked, made, piece.expected, piece.power, air.harm)) + shared_errors(air, piece, made)
@@ -77,9 +76,43 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
         claimed_genie=known + added(own_noise(asked, made, piece.power, air.harm)) + rounded_off,
         scale=scale_of(piece.job, group),
         silence=silence_of(piece.job, group),
-        joules=(made.transmit.abs().square() * powers).sum(0) * ledger.use_seconds(air.bandwidth_hz),
+        joules=(made.transmit.abs().square() * total.powers).sum(0) * ledger.use_seconds(air.bandwidth_hz),
         learned=evidence(expected, power / entries, entries, piece.believed),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Superposed:
+    """All streams of a piece added up. parts[i, j]: what receiver i hears of target j's streams, without noise.
+
+    known: the same through the gains that receivers know on average, where these are not the true ones. powers: energy
+    of each stream's symbols in each block, as its amplifier leaves them.
+    """
+
+    wanted: Complex[Tensor, "T uses"]
+    parts: Complex[Tensor, "T T uses"]
+    known: Complex[Tensor, "T T uses"] | None
+    powers: Float[Tensor, "B K"]
+
+
+def superposed(air: Air, piece: Piece, made: Transceiver) -> Superposed:
+    """Add the streams up, some at a time: memory holds the sums and a few streams, not K x d symbols."""
+    targets, shape = len(piece.job.weights), piece.group.entries.shape
+    true, differs = gains(piece.true, made), bool(air.csi_error) or air.harm != NONE
+    believed = air.harm.mean * gains(piece.asked.h, made) if differs else None
+    wanted = torch.zeros(targets, piece.spans[-1][1], dtype=torch.complex128)
+    parts = wanted.new_zeros(targets, targets, wanted.shape[1])
+    known, powers = torch.zeros_like(parts) if differs else None, []
+    for rows in chunks(*shape):
+        x, of = pack(piece.group.entries[rows], air.packing), members(piece.job.group_of[rows], targets)
+        sent = amplified(air, piece, made.transmit[:, rows], x)
+        wanted += piece.group.weights[:, rows].to(x.dtype) @ x
+        for block, (a, b) in enumerate(piece.spans):
+            parts[:, :, a:b] += superpose(true[block][:, rows], sent[:, a:b], of)
+            if known is not None and believed is not None:
+                known[:, :, a:b] += superpose(believed[block][:, rows], x[:, a:b], of)
+        powers.append(torch.stack([torch.view_as_real(sent[:, a:b]).square().sum((1, 2)) for a, b in piece.spans]))
+    return Superposed(wanted, parts, known, torch.cat(powers, 1))
 
 
 def entries_of(air: Air, piece: Piece, symbols: Complex[Tensor, "T uses"]) -> Float[Tensor, "T d"]:
@@ -120,12 +153,21 @@ def entries_per_pair(air: Air, piece: Piece, heard: Heard) -> dict[tuple[int, in
 
 
 def genie(
-    air: Air, piece: Piece, made: Transceiver, symbols: tuple[Complex[Tensor, "K uses"], Complex[Tensor, "T uses"]]
+    air: Air, piece: Piece, known: Complex[Tensor, "T T uses"], wanted: Complex[Tensor, "T uses"]
 ) -> Float[Tensor, "B U"]:
-    """What the receivers' gains, as they know them on average, leave of the true symbols; symbols: sent and wanted."""
-    x, wanted = symbols
-    believed = propagated(piece, air.harm.mean * gains(piece.asked.h, made), x)
+    """What the receivers' gains, as they know them on average, leave of the true symbols."""
+    believed = heard_of(known)
     return energy(air, piece, believed.own - wanted) + crossed(air, piece, believed)
+
+
+def heard_of(
+    parts: Complex[Tensor, "T T uses"],
+    noise: Complex[Tensor, "T uses"] | None = None,
+    signs: Float[Tensor, "T uses"] | None = None,
+) -> Heard:
+    """Superposed streams as received; without noise and scrambling where none are given."""
+    noise = torch.zeros_like(parts[0]) if noise is None else noise
+    return heard(parts, noise, torch.ones_like(noise.real) if signs is None else signs)
 
 
 def shared_errors(air: Air, piece: Piece, made: Transceiver) -> Float[Tensor, "B U"]:
@@ -166,39 +208,23 @@ def backhauled(
     return torch.where(edges[:, None], values, estimate), torch.where(edges[:, None], variance, 0.0)
 
 
-def amplified(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"]) -> Complex[Tensor, "K uses"]:
+def amplified(
+    air: Air, piece: Piece, transmit: Complex[Tensor, "B K"], x: Complex[Tensor, "K uses"]
+) -> Complex[Tensor, "K uses"]:
     """Symbols as the devices' amplifiers leave them, relative to their transmit factors."""
     if air.harm.clipping is None:
         return x
-    factor = torch.cat([made.transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(piece.spans)], 1)
+    factor = torch.cat([transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(piece.spans)], 1)
     sent = clipped(factor * x, air.harm.clipping, air.subcarriers)
     return torch.where(factor != 0, sent / torch.where(factor != 0, factor, 1.0), 0.0)
 
 
-def hear(air: Air, piece: Piece, made: Transceiver, x: Complex[Tensor, "K uses"], t: int) -> Heard:
-    """What the receivers get of a piece, block after block."""
+def hear(air: Air, piece: Piece, made: Transceiver, parts: Complex[Tensor, "T T uses"], t: int) -> Heard:
+    """What the receivers get of a piece's superposed streams."""
     random = stream(air.seed, "noise", t, piece.name)
-    signs = signs_of(air, len(piece.job.weights), x.shape[1], t, piece.name)
+    signs = signs_of(air, len(piece.job.weights), parts.shape[-1], t, piece.name)
     noise = [receiver_noise(made, index, air.noise, b - a, random) for index, (a, b) in enumerate(piece.spans)]
-    return propagated(piece, gains(piece.true, made), x, torch.cat(noise, 1), signs)
-
-
-def propagated(
-    piece: Piece,
-    gain: Complex[Tensor, "B T K"],
-    x: Complex[Tensor, "K uses"],
-    noise: Complex[Tensor, "T uses"] | None = None,
-    signs: Float[Tensor, "T uses"] | None = None,
-) -> Heard:
-    """A piece through gains of its blocks; without noise and scrambling where none are given."""
-    targets, uses = gain.shape[1], x.shape[1]
-    noise = torch.zeros(targets, uses, dtype=x.dtype) if noise is None else noise
-    signs = torch.ones(targets, uses, dtype=torch.float64) if signs is None else signs
-    parts = [
-        collapsed(gain[index], x[:, a:b], noise[:, a:b], piece.job.group_of, signs[:, a:b])
-        for index, (a, b) in enumerate(piece.spans)
-    ]
-    return Heard(*(torch.cat([getattr(one, part) for one in parts], -1) for part in ("received", "own", "crosstalk")))
+    return heard_of(parts, torch.cat(noise, 1), signs)
 
 
 def signs_of(air: Air, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:

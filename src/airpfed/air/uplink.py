@@ -19,6 +19,7 @@ from airpfed.air.grouping import best_grouping
 from airpfed.air.impairments import audible, factors
 from airpfed.air.pieces import Piece, antennas_of, asked_of, designed, overlap, spans_of
 from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
+from airpfed.air.rows import chunks
 from airpfed.air.slot import Transceiver
 from airpfed.air.symbols import common_sigma, normalise, uses_of
 from airpfed.air.transmit import Outcome, transmitted
@@ -148,7 +149,9 @@ def sounded(air: Air, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Co
 def exact(job: Job) -> Sums:
     """The error-free link: Ghat = G, at no error and no energy."""
     zero = torch.zeros(len(job.mix), dtype=torch.float64)
-    sums = (job.mix @ job.weights @ job.vectors.double()).to(job.vectors.dtype)
+    weights = job.mix @ job.weights
+    parts = (weights[:, rows] @ job.vectors[rows] for rows in chunks(*job.vectors.shape))
+    sums = sum(parts, torch.zeros(len(zero), job.vectors.shape[1], dtype=torch.float64)).to(job.vectors.dtype)
     scale = torch.ones_like(zero)
     return Sums(sums, zero, zero, zero, zero, zero, zero, scale, torch.zeros(len(job.devices), dtype=torch.float64))
 
@@ -167,9 +170,7 @@ def prepare(air: Air, jobs: Sequence[Job], t: int, beliefs: Sequence[Correlation
             uses = uses_of(last - first, air.packing)
             blocks, spans = spans_of(place, uses, air.coherence_symbols)
             within = slice(blocks.start, blocks.stop)
-            group = normalise(
-                job.vectors[:, first:last], (job.lengths - first).clamp(0, last - first), job.weights, sigma
-            )
+            group = normalise(job.vectors, job.lengths, job.weights, sigma, (first, last))
             share, power = overlap(group, job.group_of, spans, air.packing)
             pieces.append(
                 Piece(

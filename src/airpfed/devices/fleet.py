@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from airpfed import spill
+from airpfed.devices.buckets import PASS_TOKENS, buckets
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone, adapted, logits
@@ -23,6 +25,8 @@ class Fleet:
 
     shards: each device's encoded samples; task_of: each device's task; classes: outputs of each task's head
     (classifier). hands: batches that a device takes at once, where it stands for so many; by default one.
+    gradient_bytes: of a round's gradients held in memory, more lies in a temporary file (`spill`). autocast: training
+    passes multiply matrices in bfloat16, which leaves gradients about a percent off.
     """
 
     backbone: Backbone
@@ -33,6 +37,8 @@ class Fleet:
     classes: tuple[int, ...]
     seed: int
     hands: tuple[int, ...] = ()
+    gradient_bytes: float = float("inf")
+    autocast: bool = False
 
 
 def draw(fleet: Fleet, device: int, cursor: int, count: int) -> list[int]:
@@ -76,12 +82,25 @@ def gradients(
     plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
     (E local_lr) comes back instead. turn: columns of the `global` vector that local steps move (None: all); what a
     method in turn lets rest must rest here too. At most `chunk` devices are computed together, never of two tasks:
-    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope).
+    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope), ordinary
+    tensors that may lie in a file: one pass over the model, however many devices, and every normaliser exact.
     """
-    chunks = _chunks(fleet.task_of.tolist(), chunk)
-    parts = [_chunk(fleet, vectors, plan, devices, local_lr, turn) for devices in chunks]
-    scopes = parts[0][0].keys()
-    return {scope: torch.cat([p[0][scope] for p in parts]) for scope in scopes}, torch.cat([p[1] for p in parts])
+    whole, losses = held(fleet), torch.zeros(len(fleet.shards))
+    for devices in _chunks(fleet.task_of.tolist(), chunk):
+        found, loss = _chunk(fleet, vectors, plan, devices, local_lr, turn)
+        rows = slice(devices[0], devices[-1] + 1)
+        losses[rows] = loss
+        for scope, matrix in whole.items():
+            matrix[rows] = found[scope]
+            spill.release(matrix)
+    return whole, losses
+
+
+def held(fleet: Fleet) -> Vectors:
+    """Room for a round's gradients, scope -> (K, d_scope); each scope has its share of `gradient_bytes`."""
+    sizes = {scope: fleet.layout.size(scope) for scope in SCOPES}
+    share = fleet.gradient_bytes / max(1, sum(sizes.values()))
+    return {scope: spill.zeros(len(fleet.shards), size, share * size) for scope, size in sizes.items()}
 
 
 def _chunks(task_of: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -145,7 +164,8 @@ def loss_gradient(
     Since no device's loss reads another's factors, the gradient of the sum of losses is every device's own gradient.
     """
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in trained(factors).items()}
-    loss, weight = row_losses(fleet, factors | leaves, devices, rows)
+    with torch.autocast(fleet.backbone.device.type, torch.bfloat16, enabled=fleet.autocast):
+        loss, weight = row_losses(fleet, factors | leaves, devices, rows)
     own = (loss * weight).sum(1)
     found = torch.autograd.grad(own.sum(), list(leaves.values()))
     return own.detach(), dict(zip(leaves, found, strict=True))
@@ -156,10 +176,18 @@ def row_losses(
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
-    A shorter row is filled up with its first sample, at weight 0.
+    A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together.
     """
     width = max(len(row) for row in rows)
-    loss = stacked_loss(fleet, factors, devices, [[*row, *[row[0]] * (width - len(row))] for row in rows])
+    full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
+    sizes = [[len(fleet.shards[k][i].ids) for i in row] for k, row in zip(devices, full, strict=True)]
+    order = [sorted(range(width), key=own.__getitem__) for own in sizes]
+    cuts = buckets([sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type])
+    parts = [
+        stacked_loss(fleet, factors, devices, [[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)])
+        for a, b in cuts
+    ]
+    loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
     return loss, weight.to(loss)
 
@@ -189,6 +217,7 @@ def only_classes(scores: Float[Tensor, "rows last C"], limits: Sequence[int]) ->
 def sample_losses(scores: Float[Tensor, "rows last C"], batch: Batch) -> Float[Tensor, " rows"]:
     """Cross-entropy of each sample in nats, mean over its target positions."""
     targets = batch.targets.to(scores.device)
-    each = cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    each = cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     counts = (targets != IGNORED).sum(1)
     return each.reshape(targets.shape).sum(1) / counts

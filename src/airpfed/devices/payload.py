@@ -82,7 +82,8 @@ def device_bytes(layout: Layout, task: int, payload: Payload) -> int:
 
 def all_bytes(layout: Layout, task_of: Int[Tensor, " K"], payload: Payload) -> int:
     """Bytes of the gradients of all devices."""
-    return sum(device_bytes(layout, int(task), payload) for task in task_of)
+    counts = torch.bincount(task_of).tolist()
+    return sum(count * device_bytes(layout, task, payload) for task, count in enumerate(counts) if count)
 
 
 def encoded(
@@ -113,16 +114,18 @@ def rounded(
     seed: int,
     t: int,
 ) -> Vectors:
-    """Gradients of all devices as they come out of their payload in round t; an absent device's row stays as it is."""
+    """Gradients of all devices as they come out of their payload in round t, in place of those given.
+
+    An absent device's row stays as it is.
+    """
     if payload == "float32":
         return gradients
-    sent = {scope: rows.clone() for scope, rows in gradients.items()}
     for k in present.nonzero().flatten().tolist():
         task, own = int(task_of[k]), {s: rows[k : k + 1] for s, rows in gradients.items()}
         data = encoded(own, layout, task, payload, rounding(seed, k, t))
         for scope, row in decoded(data, layout, task, payload).items():
-            sent[scope][k] = row[0]
-    return sent
+            gradients[scope][k] = row[0]
+    return gradients
 
 
 def rounding(seed: int, device: int, t: int) -> torch.Generator:

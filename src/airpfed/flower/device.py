@@ -5,7 +5,7 @@ What travels back is what these functions put into a parcel: nothing of device s
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.fleet import Fleet, draw, gradients
 from airpfed.devices.payload import SENT, encoded, rounding, sizes
-from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
 from airpfed.flower import personal
 from airpfed.flower.agreement import Agreement, difference, hashed
@@ -66,9 +65,9 @@ def device_of(
     """Device `number` of an experiment that holds its data; its own state lies in `folder`."""
     fleet = experiment.fleet
     task = int(fleet.task_of[number])
-    alone = Fleet(
-        fleet.backbone, fleet.layout, PrefixCache(fleet.backbone), (fleet.shards[number],), torch.zeros(1).long(),
-        (fleet.classes[task],), fleet.seed,
+    alone = replace(
+        fleet, cache=fleet.cache.fresh(), shards=(fleet.shards[number],), task_of=torch.zeros(1).long(),
+        classes=(fleet.classes[task],), hands=(),
     )  # fmt: skip
     return Device(number, experiment, fleet, alone, task, alpha, agreed, max_norm, folder)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from airpfed import build, radio
 from airpfed.air import ledger, link
+from airpfed.air.correlation import matrix
 from airpfed.air.cost import round_ledger
 from airpfed.air.grouping import best_grouping
 from airpfed.air.link import Drops
@@ -191,7 +192,7 @@ def piece_of(
     if top is not None:
         weights, square = job.weights, torch.full_like(square, top)
     name, mix = f"{job.name}/{first}", job.mix * square.sqrt()
-    own = replace(job, weights=weights, vectors=job.vectors[:, first:last], mix=mix, name=name)
+    own = replace(job, weights=weights, vectors=replace(job.vectors, width=last - first), mix=mix, name=name)
     piece = link.draw(air, own, drops, ENTRIES, likeness(job, seen))
     lengths = torch.stack([job.lengths[row > 0].amax() for row in (job.mix != 0).double() @ job.weights])
     tasks = list(seen.tasks.values())
@@ -208,7 +209,7 @@ def parts_of(
         mix @ piece.job.weights,
         mix.to(torch.complex128) @ (air.harm.mean * gains(piece.asked.h, how)).mean(0),
     )
-    likeness = piece.expected.double()
+    likeness = matrix(piece.believed, piece.task_of, piece.job.group_of, len(piece.job.weights) > 1)
     return [
         Part(float(entries[u]), weights[u], heard[u], likeness, float(claimed[:, u].mean()))
         for u in range(len(entries))

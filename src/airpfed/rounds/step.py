@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from airpfed import spill
 from airpfed.air.uplink import Received
 from airpfed.model.vector import Vectors
 from airpfed.rounds.state import DeviceState, Optimizer, State, update, update_turn
@@ -17,7 +18,14 @@ Link = Callable[[int, Tensor, Tensor, Tensor, Tensor], Received]
 
 def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
     """Devices whose whole gradient is finite: the others are absent from the round."""
-    return torch.stack([g.isfinite().all(1) for g in gradients.values()]).all(0)
+    return torch.stack([_finite_rows(g) for g in gradients.values()]).all(0)
+
+
+def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
+    """A row at a time: nothing of the size of all gradients is made."""
+    found = torch.tensor([bool(row.isfinite().all()) for row in gradient], dtype=torch.bool)
+    spill.release(gradient)
+    return found
 
 
 def step(
