@@ -118,7 +118,10 @@ def test_the_files_hold_the_numbers_of_json(file, tmp_path, monkeypatch, capsys)
             assert line[key] == ("" if value is None else str(value)), key
         assert (line["gap"] == "") == (line["radio.access"] == "concurrent")
         assert float(line["claimed_db"]) == pytest.approx(float(line["pi_db"]), abs=0.3)
-    made = ["link.csv", *(f"link-{key}.{ending}" for key in ("snr_db", "access") for ending in ("csv", "svg", "png"))]
+    made = [
+        "link.csv",
+        *(f"link-{key}.{ending}" for key in ("snr_db", "access") for ending in ("csv", "svg", "png", "pdf")),
+    ]
     assert shown.err == f"{out}: wrote {', '.join(made)}\n"
     assert sorted(path.name for path in out.iterdir()) == sorted(made)
     found = {tuple(line.values()) for line in table(out / "link-snr_db.csv")}
@@ -130,7 +133,13 @@ def test_without_a_grid_a_bar_a_design_and_empty_cells_for_no_number(file, tmp_p
     """One draw has no standard error; without a personal adapter there is no p-slot."""
     arguments = ("--draws", "1", "--set", "adapters.rank_personal=0", "--out", tmp_path, "--json")
     assert not link(monkeypatch, file, *arguments)
-    assert {path.name for path in tmp_path.glob("link.*")} == {"link.toml", "link.csv", "link.svg", "link.png"}
+    assert {path.name for path in tmp_path.glob("link.*")} == {
+        "link.toml",
+        "link.csv",
+        "link.svg",
+        "link.png",
+        "link.pdf",
+    }
     shown = json.loads(capsys.readouterr().out)
     for line in table(tmp_path / "link.csv"):
         assert line["pi_db_se"] == line["p_db"] == line["p_db_se"] == ""
