@@ -172,8 +172,8 @@ def followed(
     app.mkdir(exist_ok=True)
     record.write_atomic(app / "pyproject.toml", APP)
     record.write_json(site.work / "plan.json", dict(plan))
-    for name in ("stop", "ended"):
-        Path(plan[name]).unlink(missing_ok=True)
+    for old in (Path(plan["stop"]), *site.work.glob("ended-*")):
+        old.unlink(missing_ok=True)
     log.touch()
     words = [str(Path(sys.executable).parent / "flwr"), "run", str(app), CONNECTION, "--stream"]
     words += ["--run-config", f'plan="{site.work / "plan.json"}"']

@@ -62,7 +62,9 @@ def deployed(
 ) -> tuple[int, bool]:
     """A run on real devices. Returns rounds done, and whether all."""
     site = deployment.site_of(settings, file, out)
-    places = {name: str(site.work / name) for name in ("stop", "ended", "lock")}
+    places = {name: str(site.work / name) for name in ("stop", "lock")}
+    # A file of this launch alone: the process of a launch that was killed may still write that it has failed.
+    places["ended"] = str(site.work / f"ended-{os.getpid()}")
     plan = {**plan, **places, "out": str(out), "log": str(out / "federation.log")}
     show = partial(print, flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C twice: nothing is left behind
