@@ -98,7 +98,7 @@ def full_length(options: Options) -> dict[str, Any]:
     rows = []
     for base, devices, batch, tokens in QUICK_FULL_LENGTH if options.quick else FULL_LENGTH:
         settings, made = random_tokens(options.base or base, devices, batch, tokens, {})
-        row = {"base": base, "devices": devices, "batch": batch, "tokens": tokens, "goal": 1.05}
+        row = {"base": options.base or base, "devices": devices, "batch": batch, "tokens": tokens, "goal": 1.05}
         rows.append(row | against_peft(settings, made, options.turns(15)))
     return {"rows": rows}
 
