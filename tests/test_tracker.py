@@ -73,6 +73,7 @@ def test_without_tensorboard_it_is_one_line_before_the_run(
     llama_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(job.build, "load_tasks", lambda _settings: pytest.fail("told after loading"))
     with pytest.raises(UserError, match=r'^run.tracker = "tensorboard": TensorBoard is not installed; run pip install'):
         job.run_job(llama_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
     assert not (tmp_path / "run" / "records.jsonl").exists()

@@ -11,7 +11,7 @@ from airpfed.rounds.run import Experiment, Outcome, play
 from airpfed.settings import Settings
 from airpfed.tasks.sample import Task
 from airpfed.terminal import Screen
-from airpfed.tracker import TRACKERS
+from airpfed.tracker import Track
 
 
 def conduct(
@@ -22,14 +22,17 @@ def conduct(
     out: Path,
     resume: bool,
     screen: Screen,
+    track: Track,
     stopping: Callable[[], bool],
 ) -> Outcome:
-    """Play all rounds into `out`, or up to the round in which `stopping` turns true, and write what a run leaves."""
+    """Play all rounds into `out`, or up to the round in which `stopping` turns true, and write what a run leaves.
+
+    track: opened before anything was loaded, so that what is not installed is told at once.
+    """
     if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
         same_settings(out / "experiment.toml", settings)
         checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
     outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
-    track = TRACKERS[settings.run.tracker](out)
 
     def watch(row: record.RoundRecord) -> None:
         screen.round(row)

@@ -14,19 +14,21 @@ from airpfed.rounds.state import State
 from airpfed.settings import Settings
 from airpfed.tasks.sample import Task
 from airpfed.terminal import INTERRUPTED, go_on, interruptible, open_screen
+from airpfed.tracker import TRACKERS
 
 
 def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, command: str) -> int:
     """Run an experiment into `out`; returns the exit code."""
     settings = reading.read(file, overrides)
     out = outputs.claimed(out, file.stem, resume)
+    track = TRACKERS[settings.run.tracker](out)
     with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
         for task in tasks:
             screen.say(size_line(task))
         experiment = build.experiment(settings, tasks)
-        outcome = conduct(settings, experiment, tasks, command, out, resume, screen, stopping)
+        outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
         if outcome.completed and not overrides:
             screen.expected(outcome.summary, reading.expected(file))
     if outcome.completed:

@@ -214,8 +214,8 @@ def terms(
     symbol powers.
     """
     v = harm.mean * gains(slot.h, transceiver) * symbol_power.sqrt()
-    alone = _parts(v, slot.real).square().sum((0, -1)) + own_noise(slot, transceiver, symbol_power, harm)
     parts = _parts(v, slot.real)
+    alone = parts.square().sum((0, -1)) + own_noise(slot, transceiver, symbol_power, harm)
     within, cross = ((way(parts) * parts).sum((0, -1)) for way in (correlated.within, correlated.cross))
     return Terms(alone, within, cross)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.devices.fleet import Fleet, batched, row_losses
@@ -193,8 +193,3 @@ def full_losses(fleet: Fleet, points: Sequence[Vectors], batch: int, chunk: int)
 def mean_loss(losses: Sequence[Float[Tensor, " _D"]], weight: Float[Tensor, " K"]) -> float:
     """F of the samples' losses: sum_k D_k/D of the devices' means, in float64."""
     return float(weight @ torch.stack([own.double().mean() for own in losses]))
-
-
-def devices_samples(fleet: Fleet) -> Int[Tensor, " K"]:
-    """D_k of every device."""
-    return torch.tensor([len(shard) for shard in fleet.shards])

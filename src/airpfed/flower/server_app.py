@@ -22,6 +22,7 @@ from airpfed.flower.roster import Roster
 from airpfed.rounds.run import Experiment, Outcome
 from airpfed.settings import Settings
 from airpfed.terminal import Screen, open_screen
+from airpfed.tracker import TRACKERS
 
 
 def federation_of(
@@ -51,13 +52,14 @@ def serve(
     stopping: Callable[[], bool],
 ) -> Outcome:
     """A whole run over a grid. owners: node -> device by registered key (deployment); None in Flower's simulation."""
+    track = TRACKERS[settings.run.tracker](out)
     screen.say("loading tasks and base model")
     tasks = objects.server_tasks(settings, deployed=owners is not None)
     sides = objects.server(settings, tasks)
     run = objects.run_identity(out / "checkpoint", resume, owners is not None)
     federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
     made = federation.experiment(sides[0])
-    outcome = conduct(settings, made, tasks, command, out, resume, screen, stopping)
+    outcome = conduct(settings, made, tasks, command, out, resume, screen, track, stopping)
     if outcome.completed and (owners is not None or made.fleet.layout.size("device")):
         federation.finish(made, outcome.state)
     return outcome

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air.uplink import Received
 from airpfed.devices.fleet import Fleet
-from airpfed.devices.sweep import Sweep
+from airpfed.devices.sweep import Sweep, mean_loss
 from airpfed.model.vector import Vectors
 from airpfed.rounds.state import Optimizer, State
 from airpfed.rounds.step import Link, step
@@ -109,9 +109,8 @@ def stack_of(gradients: Vectors) -> Stack:
 
 def gradients_row(weights: Weights, seen: Sweep, gradient: Direction) -> dict[str, float]:
     """The fields of `record.Gradients`."""
-    losses = torch.stack([own.mean() for own in seen.losses])
     return {
-        "loss": float(weights.device @ losses),
+        "loss": mean_loss(seen.losses, weights.device),
         "gradient": square(weights, gradient),
         "gradient_printed": printed_square(weights, gradient),
         "power": power(weights, seen.gradient),

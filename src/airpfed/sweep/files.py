@@ -17,8 +17,6 @@ from airpfed.sweep.cells import names
 from airpfed.sweep.figures import plotted
 from airpfed.sweep.tables import Mean, Run
 
-ENDS = ("", "_low", "_high")
-
 Line = dict[str, charts.Value]
 
 
