@@ -153,6 +153,9 @@ def sweep(
         list[str] | None,
         typer.Option("--tune", metavar="KEY=A,B,C", help="choose this setting for every point, on the dev splits"),
     ] = None,
+    tune_seeds: Annotated[
+        int | None, typer.Option("--tune-seeds", help="seeds that --tune is judged on; default as many as --seeds")
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="seeds a point, from run.seed on")] = 1,
     against: Annotated[
         list[str] | None,
@@ -179,6 +182,7 @@ def sweep(
         overrides=tuple(set_ or ()),
         grid=tuple(grid or ()),
         tune=tuple(tune or ()),
+        tune_seeds=seeds if tune_seeds is None else tune_seeds,
         seeds=seeds,
         against=tuple(against or ()),
         home=home,

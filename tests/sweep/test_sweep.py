@@ -27,7 +27,15 @@ GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 
 
 def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, **fields: object) -> Plan:
-    known = {"tune": (), "seeds": 2, "against": (), "workers": 1, "ray": None, "command": "airpfed sweep"}
+    known = {
+        "tune": (),
+        "tune_seeds": 2,
+        "seeds": 2,
+        "against": (),
+        "workers": 1,
+        "ray": None,
+        "command": "airpfed sweep",
+    }
     return Plan(file=file, overrides=(*QUICK, *overrides), grid=grid, home=home, **(known | fields))
 
 
@@ -250,6 +258,16 @@ def test_values_are_chosen_on_dev_and_only_the_chosen_are_tested(
     assert asked == [] and tables(tmp_path) == before
 
 
+def test_fewer_seeds_may_choose_than_are_tested(file: Path, tmp_path: Path) -> None:
+    """The seeds beyond those that choose are trained with the chosen value alone."""
+    one = plan(file, tmp_path, "server.rounds=1", grid=(), tune=("server.lr=0.001,0.05",), tune_seeds=1, seeds=3)
+    sweep(one, SweepScreen())
+    assert {line["count"] for line in rows(tmp_path / "tuning.csv")} == {"1"}
+    made = sorted(folder.name.rsplit("-", 1)[0] for folder in (tmp_path / "cells").iterdir())
+    (best,) = {line["server.lr"] for line in rows(tmp_path / "cells.csv")}
+    assert made == sorted([f"lr={lr}_seed=0" for lr in ("0.001", "0.05")] + [f"lr={best}_seed={n}" for n in (1, 2)])
+
+
 def test_a_cell_that_fails_is_told_and_the_others_are_done(file: Path, tmp_path: Path) -> None:
     """What the settings cannot tell beforehand: the model has no layer 13."""
     grid = ("adapters.layers=last-2,last-13",)
@@ -281,6 +299,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | st
         ),
         (["--tune", "server.lr=1,2", "--set", "tasks.*.dev_samples=0"], "--tune: tasks.colours.dev_samples = 0: "),
         (["--grid", "server.lr=1,2", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
+        (["--tune", "server.lr=1,2", "--tune-seeds", "2"], "--tune-seeds 2: should be 1 to --seeds 1"),
         (["--grid", "server.lr/run.eval_every=1/1", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
         (["--grid", "run.seed=1,2"], "--grid run.seed: should be --seeds"),
         (["--grid", "adapters.method=fedit,fedex"], "--grid at adapters.method=fedex: "),

@@ -27,6 +27,7 @@ class Plan:
     overrides: tuple[str, ...]
     grid: tuple[str, ...]
     tune: tuple[str, ...]
+    tune_seeds: int
     seeds: int
     against: tuple[str, ...]
     home: Path
@@ -49,15 +50,15 @@ class Report:
 def sweep(plan: Plan, screen: SweepScreen) -> Report:
     """Compute the cells that are missing, then write tables and figures into the sweep's directory.
 
-    With `tune`, every point is first trained with every tuned value and judged on the dev splits; only those of the
-    best value are scored on the test splits. Everything that can be wrong with a cell's settings is told before the
-    first is begun. Raises KeyboardInterrupt after a whole round of the cells at work.
+    With `tune`, every point is first trained with every tuned value and `tune_seeds` seeds, and judged on the dev
+    splits; only those of the best value are scored on the test splits. Everything that can be wrong with a cell's
+    settings is told before the first is begun. Raises KeyboardInterrupt after a whole round of the cells at work.
     """
     axes, tuned = checked(plan)
     against = reference(plan.against, axes)
     failed: list[str] = []
     if tuned:
-        cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.seeds, "dev")
+        cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.tune_seeds, "dev")
         failed += computed(plan, cells, screen, "tuning")
         spread = tune(finished(cells, plan.home, ()), axes, tuned, plan.home, screen)
         cells = cells_of(plan.file, plan.overrides, spread, plan.seeds, "both")
@@ -81,6 +82,8 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
     varied, chosen_ = ({key for axis in one for key in axis.split("/")} for one in (axes, tuned))
     if plan.seeds < 1:
         raise UserError(f"--seeds {plan.seeds}: should be at least 1")
+    if tuned and not 1 <= plan.tune_seeds <= plan.seeds:
+        raise UserError(f"--tune-seeds {plan.tune_seeds}: should be 1 to --seeds {plan.seeds}")
     if twice := varied & chosen_:
         raise UserError(f"--tune {min(twice)}: is in --grid too")
     if "run.seed" in varied | chosen_:
