@@ -69,8 +69,11 @@ class Rounds:
         self.state, _ = play_round(self.made, self.state)
 
 
-def against_peft(settings: Any, made: Experiment, pairs: int) -> dict[str, Any]:
-    """A round and one centralised PEFT step over the same samples, in turn; PEFT at the micro-batch it likes best."""
+def against_peft(settings: Any, made: Experiment, pairs: int, all_logits: bool = False) -> dict[str, Any]:
+    """A round and one centralised PEFT step over the same samples, in turn; PEFT at the micro-batch it likes best.
+
+    all_logits: a causal LM's PEFT step also as a trainer has it that computes the logits of every position.
+    """
     one, rounds = central(settings, made), Rounds(made)
     difference = agreement(made, one)
     if not difference["whole"] < ALIKE:
@@ -78,12 +81,18 @@ def against_peft(settings: Any, made: Experiment, pairs: int) -> dict[str, Any]:
     searched = best_micro_batch(one, samples_of(made, made.initial.devices.cursors, 0), MICRO_BATCHES)
     print(f"  PEFT's CPU seconds by micro-batch: {searched}; gradients differ by {difference}", flush=True)
 
-    def step(pair: int) -> None:
-        train_step(one, samples_of(made, rounds.before.devices.cursors, pair))
+    def step(pair: int, every: bool = False) -> None:
+        train_step(one, samples_of(made, rounds.before.devices.cursors, pair), every)
 
-    turns = interleaved({"round": rounds.play, "peft": step}, pairs)
+    variants = {"round": rounds.play, "peft": step}
+    if all_logits and one.causal:
+        variants["all_logits"] = partial(step, every=True)
+    turns = interleaved(variants, pairs)
     turns["gradients"] = rounds.gradients[-pairs:]
     found = summary(turns, against="peft")
+    if "all_logits" in turns:
+        plain = summary({key: turns[key] for key in ("round", "all_logits")}, against="all_logits")["round"]
+        found["round"]["to_all_logits"] = plain["wall_ratio"]
     print(f"  wall {found['round']['wall_ratio']}, CPU {found['round']['cpu_ratio']}", flush=True)
     return {
         "difference": difference,
@@ -116,7 +125,7 @@ def real_data(options: Options) -> dict[str, Any]:
             overrides += ["tasks.*.dev_samples=0", "tasks.*.test_samples=4"]
         settings, made = from_file(options.file, overrides)
         filled = fill(made)
-        found = against_peft(settings, made, options.turns(9))
+        found = against_peft(settings, made, options.turns(9), all_logits=True)
         step = found["variants"]["peft"]["cpu"]["median"]
         whole = filled.cpu + made.rounds * found["variants"]["round"]["cpu"]["median"]
         row = {"adapters": name, "layers": layers, "goal": goal, "fill": vars(filled), "rounds": made.rounds}

@@ -70,8 +70,11 @@ def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
     return pooled
 
 
-def backward(one: Central, samples: Weighted) -> None:
-    """The gradient of the weighted loss, in micro-batches padded to their longest; logits only where the loss reads."""
+def backward(one: Central, samples: Weighted, all_logits: bool = False) -> None:
+    """The gradient of the weighted loss, in micro-batches padded to their longest.
+
+    Logits only where the loss reads them; all_logits: of every position, as a trainer has them that asks for nothing.
+    """
     one.optimizer.zero_grad(set_to_none=True)
     size = one.micro_batch or len(samples)
     for start in range(0, len(samples), size):
@@ -80,17 +83,18 @@ def backward(one: Central, samples: Weighted) -> None:
         fields: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         if one.causal:
             fields |= {"position_ids": (batch.mask.long().cumsum(1) - 1).clamp(min=0), "use_cache": False}
-            fields |= {"logits_to_keep": batch.targets.shape[1]}
+            fields |= {"logits_to_keep": 0 if all_logits else batch.targets.shape[1]}
         scores = one.model(**fields).logits
+        scores = scores[:, -batch.targets.shape[1] :] if one.causal else scores
         scores = scores if one.causal else only_classes(scores[:, None, :], [limit for _, _, limit in part])
         each = cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), reduction="none").reshape(len(part), -1)
         counts = (batch.targets != -100).sum(1)
         (each.sum(1) / counts @ torch.tensor([weight for _, weight, _ in part])).backward()
 
 
-def train_step(one: Central, samples: Weighted) -> None:
+def train_step(one: Central, samples: Weighted, all_logits: bool = False) -> None:
     """One centralised step: gradient and Adam."""
-    backward(one, samples)
+    backward(one, samples, all_logits)
     one.optimizer.step()
 
 

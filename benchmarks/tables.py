@@ -52,6 +52,9 @@ def of_peft(found: Found, title: Callable[[Found], str]) -> str:
             "round": "our round",
             "peft": f"PEFT step, micro-batch {row['micro_batch']}",
         }
+        plain = row["variants"]["round"].get("to_all_logits")
+        if plain:
+            names["all_logits"] = "the same with the logits of every position"
         goal = verdict(row["variants"]["round"]["wall_ratio"]["median"], row["goal"])
         amortised = ""
         if "fill" in row and row["fill"]["cpu"] > 0.01:
@@ -62,7 +65,13 @@ def of_peft(found: Found, title: Callable[[Found], str]) -> str:
         parts += [
             f"{title(row)}: {row['variants']['round']['turns']} pairs.",
             table(["", *COMPARED], compared(row["variants"], names)),
-            f"Round over PEFT, wall, {goal}. Gradients differ by {row['difference']['whole']:.1e} (relative; "
+            f"Round over PEFT, wall, {goal}."
+            + (
+                f" Over PEFT with all logits {interval(plain)}, {verdict(plain['median'], row['goal'])}."
+                if plain
+                else ""
+            )
+            + f" Gradients differ by {row['difference']['whole']:.1e} (relative; "
             f"the worst factor {row['difference']['worst_factor']:.1e}).{amortised}",
         ]
     return "\n\n".join(parts)

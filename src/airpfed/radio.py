@@ -10,7 +10,7 @@ from torch import Tensor
 from airpfed import units
 from airpfed.air import geometry
 from airpfed.air.channels import fading, three_gpp
-from airpfed.air.designs.table import design_of, refine_of
+from airpfed.air.designs.table import BUNDLED, design_of, refine_of
 from airpfed.air.impairments import Impairments
 from airpfed.air.plan import Air, Digital, Groups
 from airpfed.air.world import World
@@ -137,6 +137,7 @@ def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
     truncation = None if radio.truncation == "best" else radio.truncation
     return {
         "design": design_of(name, truncation, radio.debias, radio.starts),
+        "bundles": name in BUNDLED,
         "refine": refine_of(name, radio.energy, radio.debias),
         "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
         "digital": Digital(radio.digital_bits, radio.digital_access == "spatial") if name == "digital" else None,

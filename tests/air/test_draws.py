@@ -51,7 +51,7 @@ def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
         blocks.append(len(slot.h))
         return real(slot)
 
-    watched = replace(air, design=counted)
+    watched = replace(air, design=counted, bundles=False)
     shared, personal = gradients(air)
     given = 3, shared, personal, everyone(air), fresh_memory(air)
     send(watched, *given)

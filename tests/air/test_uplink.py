@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air import ledger, pieces, rows, transmit, uplink
 from airpfed.air.correlation import INDEPENDENT
-from airpfed.air.designs.table import design_of, refine_of
+from airpfed.air.designs.table import BUNDLED, design_of, refine_of
 from airpfed.air.grouping import error_of
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.plan import Air, Digital, grouping_of, plan
@@ -30,6 +30,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     air = Air(
         design=design_of(design, None, debias),
+        bundles=design in BUNDLED,
         refine=None,
         rescale=False,
         digital=None,
@@ -225,17 +226,16 @@ def test_a_round_without_devices_is_empty(design):
 
 
 class Spy:
-    """Records what a design is asked and answers, and the symbols of every block of every slot."""
+    """Records what is asked and answered for every slot, and the symbols of every block of every slot."""
 
     def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        original, design, sent = transmit.superpose, air.design, iter(range(10**9))
-        assert design is not None
+        self.air = air
+        original, checked, sent = transmit.superpose, pieces.kept, iter(range(10**9))
 
-        def watched(slot: Slot) -> Transceiver:
-            made = design(slot)
+        def kept(slot: Slot, made: Transceiver) -> Transceiver:
             self.slots.append((slot, made, []))
-            return made
+            return checked(slot, made)
 
         def superpose(gain, x, of):
             blocks = [symbols for slot, _, symbols in self.slots for _ in slot.h]
@@ -243,7 +243,7 @@ class Spy:
             return original(gain, x, of)
 
         monkeypatch.setattr(transmit, "superpose", superpose)
-        self.air = replace(air, design=watched)
+        monkeypatch.setattr(pieces, "kept", kept)
 
 
 @pytest.mark.parametrize(

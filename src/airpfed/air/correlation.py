@@ -142,8 +142,19 @@ def claimed(
     of real symbols Re(e) stands for e. CSI errors are independent from device to device, so their part does not know R.
     With impairments the gains are E xi of what they were, and every device scatters some power by itself.
     """
+    return mismatched(slot, transceiver, R, symbol_power, harm) + own_noise(slot, transceiver, symbol_power, harm)
+
+
+def mismatched(
+    slot: Slot,
+    transceiver: Transceiver,
+    R: Related | Float[Tensor, "... K K"],
+    symbol_power: Float[Tensor, "... K"],
+    harm: Impairments,
+) -> Float[Tensor, "B T"]:
+    """The first part of `claimed`: what gains that are not the weights leave of the symbols."""
     mismatch = (harm.mean * gains(slot.h, transceiver) - slot.weights) * symbol_power.sqrt()
-    return _coherent(mismatch, R, slot.real) + own_noise(slot, transceiver, symbol_power, harm)
+    return _coherent(mismatch, R, slot.real)
 
 
 def own_noise(
@@ -207,15 +218,17 @@ def terms(
     correlated: Pairs,
     symbol_power: Float[Tensor, "... K"],
     harm: Impairments = NONE,
+    noise: Float[Tensor, "B T"] | None = None,
 ) -> Terms:
     """What each receiver expects to hear, E_i = v_i R v_i^H + noise_i, as a linear function of rho_w and rho_x.
 
     Only what receivers know enters: their estimates of the gains, noise, CSI and impairments' statistics, normalised
-    symbol powers.
+    symbol powers. noise: `own_noise`, if it is at hand.
     """
+    noise = own_noise(slot, transceiver, symbol_power, harm) if noise is None else noise
     v = harm.mean * gains(slot.h, transceiver) * symbol_power.sqrt()
     parts = _parts(v, slot.real)
-    alone = parts.square().sum((0, -1)) + own_noise(slot, transceiver, symbol_power, harm)
+    alone = parts.square().sum((0, -1)) + noise
     within, cross = ((way(parts) * parts).sum((0, -1)) for way in (correlated.within, correlated.cross))
     return Terms(alone, within, cross)
 

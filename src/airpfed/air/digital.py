@@ -54,8 +54,8 @@ def quantised(air: Air, job: Job, t: int) -> dict[str, Tensor]:
         exact += weights @ own
         values += weights @ found
         variance += weights.square() @ spare
-    sums, hop = backhauled(air, job, values, stream(air.seed, "backhaul", t, job.name))
-    spread = (job.mix.square() @ (variance + hop)).sum(1)
+    sums, hop = backhauled(air, job, values, t, job.name)
+    spread = (job.mix.square() @ (variance if hop is None else variance + hop)).sum(1)
     groups = [normalise(job.vectors, job.lengths, job.weights, None, (a, b)) for a, b in groups_of(air, job)]
     zero = torch.zeros_like(spread)
     return {

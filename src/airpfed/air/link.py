@@ -10,9 +10,9 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.certificate import lower_bound
-from airpfed.air.pieces import Piece, antennas_of, asked_of, overlap, rescaled
+from airpfed.air.pieces import Piece, antennas_of, asked_of, one_by_one, overlap, rescaled
 from airpfed.air.plan import Air, Job
-from airpfed.air.slot import Transceiver, kept, mse
+from airpfed.air.slot import Transceiver, mse
 from airpfed.air.symbols import Normalised, uses_of
 from airpfed.air.transmit import transmitted
 from airpfed.streams import stream
@@ -89,9 +89,8 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
 
     Random: noise and scrambling, fixed by the seed and the slot; all designs see the same.
     """
-    assert air.design is not None
     begin = time.perf_counter()
-    made = [kept(piece.asked, air.design(piece.asked)) for piece in pieces]
+    made = one_by_one(air, pieces)
     if air.refine is not None:
         uses = [float(piece.job.vectors.shape[1]) for piece in pieces]
         made = air.refine([p.asked for p in pieces], [p.job.devices for p in pieces], uses, made)

@@ -5,12 +5,14 @@ normalise -> pack -> design per coherence block -> superpose in the channel -> u
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.correlation import Correlation, Pairs, Related, pairs, scaled
+from airpfed.air.designs.bundle import in_bundles
 from airpfed.air.plan import Air, Job, RoundFunction, streams_of
 from airpfed.air.slot import Slot, Transceiver, joined, kept
 from airpfed.air.symbols import Normalised, Packing
@@ -39,7 +41,7 @@ class Piece:
     task_of: Int[Tensor, " K"]
     name: str
 
-    @property
+    @cached_property
     def pairs(self) -> Pairs:
         """Which symbols correlate; targets are scrambled against each other where there are several."""
         return pairs(self.task_of, self.job.group_of, len(self.job.weights) > 1)
@@ -122,11 +124,18 @@ def designed(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
 
     Receivers of a design that shrinks are scaled at last to the correlation believed in.
     """
-    assert air.design is not None
-    made = [kept(piece.asked, air.design(piece.asked)) for piece in pieces]
+    made = one_by_one(air, pieces)
     if air.refine is not None and pieces:
         made = refined(air.refine, pieces, made)
     return rescaled(air, pieces, made)
+
+
+def one_by_one(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
+    """One transceiver a piece, each with all the power there is."""
+    assert air.design is not None
+    slots = [piece.asked for piece in pieces]
+    made = in_bundles(air.design, slots) if air.bundles else [air.design(slot) for slot in slots]
+    return [kept(slot, one) for slot, one in zip(slots, made, strict=True)]
 
 
 def rescaled(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
@@ -143,6 +152,6 @@ def refined(refine: RoundFunction, pieces: Sequence[Piece], made: Sequence[Trans
     places = [(piece, one, block) for piece, one in zip(pieces, made, strict=True) for block in range(len(piece.spans))]
     uses = [float(piece.spans[block][1] - piece.spans[block][0]) for piece, _, block in places]
     slots = [one_block(piece.asked, block) for piece, _, block in places]
-    starts = [one.block(block) for _, one, block in places]
+    starts = [one.blocks(slice(block, block + 1)) for _, one, block in places]
     found = iter(refine(slots, [piece.job.devices for piece, _, _ in places], uses, starts))
     return [joined([next(found) for _ in piece.spans]) for piece in pieces]

@@ -39,8 +39,9 @@ class Digital:
 class Air:
     """What stays the same from round to round, linear SI units.
 
-    design: None is the error-free link. refine: None if every slot keeps the power limit by itself. rescale: receivers
-    are scaled to the correlation believed in, which is `correlation`, or estimated from round to round if None.
+    design: None is the error-free link; bundles: it takes slots in bundles. refine: None if every slot keeps the power
+    limit by itself. rescale: receivers are scaled to the correlation believed in, which is `correlation`, or estimated
+    from round to round if None.
     digital: None unless gradients travel as bits. personal_slots: the most p-slots of access `auto`. topology: joint
     and two_hop have station n for task n; backhaul_bits: an entry of an edge's s-sum, None is error-free. world:
     places, gains, channels; csi_error: share of the channels' variance that estimates miss; harm: impairments of the
@@ -49,6 +50,7 @@ class Air:
     """
 
     design: DesignFunction | None
+    bundles: bool
     refine: RoundFunction | None
     rescale: bool
     digital: Digital | None

@@ -13,7 +13,8 @@ class Slot:
     """The design problem of B coherence blocks at once: y = sum_k h_k b_k x_k + z, E|x_k|^2 = 1, z ~ CN(0, noise I_M).
 
     h: channel estimates, linear amplitude, complex128, h[..., k] the channel of device k.
-    weights: w_ik >= 0, 0 where target i does not want device k. importance: alpha_i >= 0, weight of target i's error.
+    weights: w_ik >= 0, 0 where target i does not want device k; of one target they may differ from block to block,
+    (B, 1, K). importance: alpha_i >= 0, weight of target i's error.
     power: P_k in watts, |b_k|^2 <= P_k. noise: sigma2 in watts per complex symbol and antenna, 0 switches it off.
     csi_variance: variance of the estimation error at antenna m of device k, 0 where the estimate is perfect: (K) or
     (1, K) for all antennas alike, or (M, K), with blocks before them where they differ. owner: None where every k is a
@@ -24,7 +25,7 @@ class Slot:
     """
 
     h: Complex[Tensor, "B M K"]
-    weights: Float[Tensor, "T K"]
+    weights: Float[Tensor, "*B T K"]
     importance: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
     noise: float
@@ -42,9 +43,9 @@ class Transceiver:
     transmit: Complex[Tensor, "B K"]
     iterations: int
 
-    def block(self, b: int) -> "Transceiver":
-        """One block alone."""
-        return Transceiver(self.receiver[b : b + 1], self.transmit[b : b + 1], self.iterations)
+    def blocks(self, chosen: slice) -> "Transceiver":
+        """Some blocks alone."""
+        return Transceiver(self.receiver[chosen], self.transmit[chosen], self.iterations)
 
     def where(self, chosen: Bool[Tensor, " B"], other: "Transceiver") -> "Transceiver":
         """This one in the blocks chosen, the other elsewhere."""

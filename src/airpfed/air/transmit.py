@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air import ledger
-from airpfed.air.correlation import Evidence, between, claimed, evidence, own_noise, terms
+from airpfed.air.correlation import Evidence, between, evidence, mismatched, own_noise, terms
 from airpfed.air.impairments import NONE, clipped
 from airpfed.air.pieces import Piece, entries_per_use
 from airpfed.air.plan import Air, Job, over_backhaul
@@ -51,11 +51,11 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     group, asked = piece.group, piece.asked
     total = superposed(air, piece, made)
     got, wanted = hear(air, piece, made, total.parts, t), total.wanted
-    estimate = entries_of(air, piece, got.received) * group.scale[:, None] + group.offset[:, None] * group.valid
-    passed, rounding = backhauled(air, piece.job, estimate, stream(air.seed, "backhaul", t, piece.name))
-    truth = entries_of(air, piece, wanted) * group.scale[:, None] + group.offset[:, None] * group.valid
+    received, offset = entries_of(air, piece, got.received), group.offset[:, None] * group.valid
+    passed, rounding = backhauled(air, piece.job, received * group.scale[:, None] + offset, t, piece.name)
+    truth = entries_of(air, piece, wanted) * group.scale[:, None] + offset
     mix, entries = piece.job.mix, piece.share * group.valid.sum(1)
-    rounded_off = by_block(air, piece, mix.square() @ rounding)
+    rounded_off = 0.0 if rounding is None else by_block(air, piece, mix.square() @ rounding)
 
     def added(mse: Float[Tensor, "B T"]) -> Float[Tensor, "B U"]:
         """Energies of the receivers' independent errors, given per normalised entry."""
@@ -64,16 +64,17 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     bias, crosstalk = energy(air, piece, got.own - wanted), crossed(air, piece, got)
     known = bias + crosstalk if total.known is None else genie(air, piece, total.known, wanted)
     noise = asked.noise * made.receiver.abs().square().sum(1)
-    expected = terms(asked, made, piece.pairs, piece.power, air.harm)
-    power = by_block(air, piece, entries_of(air, piece, got.received).square())
+    own = own_noise(asked, made, piece.power, air.harm)
+    missed = mismatched(asked, made, piece.expected, piece.power, air.harm)
+    expected = terms(asked, made, piece.pairs, piece.power, air.harm, own)
+    power = by_block(air, piece, received.square())
     return Outcome(
         sums=mix @ passed,
-        claimed=added(claimed(asked, made, piece.expected, piece.power, air.harm)) + shared_errors(air, piece, made)
-        + rounded_off,
+        claimed=added(missed + own) + shared_errors(air, piece, made) + rounded_off,
         measured=by_block(air, piece, (mix @ (passed - truth)).square()),
         bias=bias,
         variance=added(noise) + crosstalk + rounded_off,
-        claimed_genie=known + added(own_noise(asked, made, piece.power, air.harm)) + rounded_off,
+        claimed_genie=known + added(own) + rounded_off,
         scale=scale_of(piece.job, group),
         silence=silence_of(piece.job, group),
         joules=(made.transmit.abs().square() * total.powers).sum(0) * ledger.use_seconds(air.bandwidth_hz),
@@ -198,13 +199,13 @@ def silence_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
 
 
 def backhauled(
-    air: Air, job: Job, estimate: Float[Tensor, "T d"], rng: torch.Generator
-) -> tuple[Float[Tensor, "T d"], Float[Tensor, "T d"]]:
-    """(the receivers' sums after the backhaul, variance of its rounding). Random: the rounding."""
+    air: Air, job: Job, estimate: Float[Tensor, "T d"], t: int, name: str
+) -> tuple[Float[Tensor, "T d"], Float[Tensor, "T d"] | None]:
+    """(the receivers' sums after the backhaul, variance of its rounding, None: exact). Random: the rounding."""
     edges = over_backhaul(air, job)
     if air.backhaul_bits is None or not bool(edges.any()):
-        return estimate, torch.zeros_like(estimate)
-    values, variance = rounded(estimate, air.backhaul_bits, rng)
+        return estimate, None
+    values, variance = rounded(estimate, air.backhaul_bits, stream(air.seed, "backhaul", t, name))
     return torch.where(edges[:, None], values, estimate), torch.where(edges[:, None], variance, 0.0)
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from airpfed.errors import UserError, hint
 from airpfed.fetch import Wheel, cache_root, extract
+from airpfed.record import write_atomic
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,27 @@ def first_line(error: BaseException) -> str:
 
 @cache
 def identity(folder: str) -> str:
-    """A base model's fingerprint: sha256 over its config and weight files, or its hub name; computed once a process."""
+    """A base model's fingerprint: sha256 over its config and weight files, or its hub name.
+
+    Kept in the cache for files of the same path, size and time of change: reading all weights takes most of a second.
+    """
     path = Path(folder)
     if not path.is_dir():
         return folder
-    digest = hashlib.sha256(json.dumps(json.loads((path / "config.json").read_text()), sort_keys=True).encode())
-    for file in sorted(path.glob("*.safetensors")):
+    weights = sorted(path.glob("*.safetensors"))
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    config = json.dumps(json.loads((path / "config.json").read_text()), sort_keys=True)
+    kept = cache_root() / "identities" / hashlib.sha256(json.dumps([config, stats]).encode()).hexdigest()
+    with suppress(OSError):
+        return kept.read_text(encoding="ascii")
+    digest = hashlib.sha256(config.encode())
+    for file in weights:
         with file.open("rb") as stream:
             digest.update(str(file.stat().st_size).encode())
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -22,8 +22,10 @@ def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
 
 
 def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
-    """A row at a time: nothing of the size of all gradients is made."""
-    found = torch.tensor([bool(row.isfinite().all()) for row in gradient], dtype=torch.bool)
+    """By sums, which one infinity or NaN spoils; a sum may overflow by itself, so a spoilt one is looked into."""
+    found = gradient.sum(1).isfinite()
+    for row in (~found).nonzero().flatten().tolist():
+        found[row] = gradient[row].isfinite().all()
     spill.release(gradient)
     return found
 

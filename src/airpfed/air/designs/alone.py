@@ -12,10 +12,10 @@ from airpfed.air.designs.unit import Unit
 
 def wanted(unit: Unit) -> tuple[Complex[Tensor, "B D L"], Float[Tensor, "B L"]]:
     """Channels and weights of the devices that the only target wants; of all if it wants none."""
-    h, w = unit.h[:, 0], unit.weights[0]
-    own = w > 0
-    if 0 < int(own.sum()) < len(w):
-        h, w = h[:, :, own], w[own]
+    h, w = unit.h[:, 0], unit.weights[..., 0, :]
+    own = (w > 0).reshape(-1, w.shape[-1]).any(0)
+    if 0 < int(own.sum()) < len(own):
+        h, w = h[:, :, own], w[..., own]
     return h, w.expand(len(h), -1)
 
 

@@ -27,7 +27,7 @@ def mmse(slot: Slot, starts: int = 1, start: Complex[Tensor, "B M T"] | None = N
     say that of a channel just before, with no path and no comparison with forcing (see benchmarks/transceivers.py).
     """
     unit = normalise(slot)
-    if len(slot.weights) == 1:
+    if slot.weights.shape[-2] == 1:
         return single(slot, unit, starts) if start is None else nearby(unit, start)
     if starts != 1 or start is not None:
         raise ValueError("several starts and a given start are for slots of one target")

@@ -20,6 +20,9 @@ DESIGNS: dict[str, DesignFunction] = {
 }
 """A row here is a design everywhere: `radio.design` (whose names stand in settings.py), `airpfed link`, the tests."""
 
+BUNDLED = ("uniform_forcing", "mmse")
+"""Designs that take slots of one target in bundles (`bundle`)."""
+
 WITHOUT_DESIGN = ("error_free", "digital")
 """Links that superpose nothing: the exact sums, and sums of rounded gradients."""
 
@@ -52,4 +55,4 @@ def design_of(
 
 def from_several(design: Callable[..., Transceiver], starts: int, slot: Slot) -> Transceiver:
     """The best of several starts in a slot of one target; elsewhere the design as it is."""
-    return design(slot, starts=starts) if len(slot.weights) == 1 else design(slot)
+    return design(slot, starts=starts) if slot.weights.shape[-2] == 1 else design(slot)

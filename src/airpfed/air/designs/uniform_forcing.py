@@ -28,7 +28,7 @@ def uniform_forcing(slot: Slot, starts: int = 1) -> Transceiver:
     many beams a slot of one target begins from; the best is kept.
     """
     unit = normalise(divided(slot))
-    if len(unit.weights) == 1:
+    if unit.weights.shape[-2] == 1:
         m, steps = least_norm_alone(unit, starts)
         return restore(unit, m, forced(unit, m), steps)
     if starts != 1:
@@ -52,7 +52,7 @@ def least_norm_each(
 
 def forced(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
     """b_k = w_k / (m_i^H h_k), i the target that wants k; 0 where the limit |b_k| <= 1 forbids it (no channel)."""
-    w = unit.weights.sum(0)
+    w = unit.weights.sum(-2)
     a = torch.where(unit.weights > 0, hears(unit, m), 0.0).sum(1)
     size = a.abs()
     b = torch.where(size >= w * (1 - 1e-9), w / torch.where(size > 0, a, 1.0), 0.0)

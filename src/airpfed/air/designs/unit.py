@@ -26,7 +26,7 @@ class Unit:
     """
 
     h: Complex[Tensor, "B V D K"]
-    weights: Float[Tensor, "T K"]
+    weights: Float[Tensor, "*B T K"]
     importance: Float[Tensor, " T"]
     noise: Float[Tensor, " B"]
     csi: Float[Tensor, "B V K"]
@@ -34,7 +34,7 @@ class Unit:
     rows: Int[Tensor, "V N"] | None
     antennas: int
     scale: Float[Tensor, " B"]
-    norm: Float[Tensor, " T"]
+    norm: Float[Tensor, "*B T"]
     power: Float[Tensor, " K"]
     owner: Int[Tensor, " K"] | None
 
@@ -55,7 +55,7 @@ def heard(h: Complex[Tensor, "*B M K"]) -> Bool[Tensor, "*B K"]:
     return audible(powers(h))
 
 
-def typical(power: Float[Tensor, "B K"], wanted: Bool[Tensor, " K"]) -> Float[Tensor, " B"]:
+def typical(power: Float[Tensor, "B K"], wanted: Bool[Tensor, "*b K"]) -> Float[Tensor, " B"]:
     """Geometric mean over the wanted devices that are heard; 1 where none is.
 
     The geometric mean, because one device beside the antennas must not set the unit for all the others.
@@ -74,15 +74,15 @@ def normalise(slot: Slot) -> Unit:
     if rows is not None:
         h, spread = seen(full[:, 0], rows), (seen(csi.expand(-1, full.shape[2], -1), rows)).sum(2)
         spread = spread / (rows >= 0).sum(1)[:, None]
-    scale = typical(powers(own_view(h, slot.weights)) / h.shape[2], (slot.weights > 0).any(0))
+    scale = typical(powers(own_view(h, slot.weights)) / h.shape[2], (slot.weights > 0).any(-2))
     h = h / scale.sqrt()[:, None, None, None]
     basis, h = torch.linalg.qr(h) if h.shape[2] > h.shape[3] else (None, h)
     norm = slot.weights.square().sum(-1).sqrt()
     norm = torch.where(norm > 0, norm, 1.0)
-    importance = slot.importance * norm.square()
+    importance = slot.importance * (norm.square() if slot.weights.dim() == 2 else 1.0)  # of one target 1 in the end
     return Unit(
         h=h,
-        weights=slot.weights / norm[:, None],
+        weights=slot.weights / norm[..., None],
         importance=importance / importance.sum().clamp_min(1e-300),
         noise=(slot.noise / scale).clamp_min(NOISE_FLOOR),
         csi=spread * slot.power / scale[:, None, None],
@@ -109,7 +109,7 @@ def seen(values: Num[Tensor, "B M K"], rows: Int[Tensor, "V N"]) -> Num[Tensor, 
     return found
 
 
-def own_view(h: Complex[Tensor, "B V N K"], weights: Float[Tensor, "T K"]) -> Complex[Tensor, "B N K"]:
+def own_view(h: Complex[Tensor, "B V N K"], weights: Float[Tensor, "*b T K"]) -> Complex[Tensor, "B N K"]:
     """Every device's channel as the target that wants it sees it."""
     if h.shape[1] == 1:
         return h[:, 0]
@@ -125,7 +125,9 @@ def restore(
         spot = torch.where(unit.rows < 0, unit.antennas, unit.rows).T.expand(len(full), -1, -1)
         blank = torch.zeros(len(full), unit.antennas + 1, full.shape[2], dtype=full.dtype, device=full.device)
         full = blank.scatter(1, spot, full)[:, : unit.antennas]
-    return Transceiver(full * unit.norm / unit.scale.sqrt()[:, None, None], transmit * unit.power.sqrt(), iterations)
+    return Transceiver(
+        full * unit.norm[..., None, :] / unit.scale.sqrt()[:, None, None], transmit * unit.power.sqrt(), iterations
+    )
 
 
 def adopt(unit: Unit, receiver: Complex[Tensor, "B M T"]) -> Complex[Tensor, "B D T"]:

@@ -1,0 +1,278 @@
+"""The tables of docs/results.md: each is one `airpfed sweep`, kept below docs/results, drawn and checked by this file.
+
+    python benchmarks/study.py                      # every table: sweep what is missing, then write page and figures
+    python benchmarks/study.py conflict power       # these alone
+    python benchmarks/study.py --check              # one small cell of each again, against the page's intervals
+    python benchmarks/study.py --commands           # what is run
+
+A sweep that was stopped goes on with the same command; its cells are in OUT/NAME. `--check` plays the first seed of a
+table's cheapest method anew and asks that its average lies where one more run is expected with probability 0.95: mean
++- t s sqrt(1 + 1/n) over the table's seeds, and at least SLACK either way. The exit code tells.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airpfed.sweep.tables import t_quantile
+
+HOME = Path(__file__).parents[1]
+KEPT = HOME / "docs/results"
+PAGE = HOME / "docs/results.md"
+METHODS = "adapters.method=airpfed,fedit,per_task_fedit"
+RATES = "server.lr=1e-3,2e-3,5e-3,1e-2,2e-2"
+SLACK = 0.02
+"""Machines round differently; a test split has some hundreds of samples a task."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table. check: the point of the grid that `--check` plays. figures: files of the sweep that the page shows."""
+
+    file: str
+    grid: tuple[str, ...]
+    seeds: int
+    check: Mapping[str, str]
+    tune: str = ""
+    overrides: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    def words(self, out: Path, workers: int) -> list[str]:
+        """Arguments of `airpfed`."""
+        tuned = ["--tune", self.tune, "--tune-seeds", "2"] if self.tune else []
+        grid = [word for one in self.grid for word in ("--grid", one)]
+        changed = [word for one in self.overrides for word in ("--set", one)]
+        whole = ["sweep", self.file, *grid, *changed, "--seeds", str(self.seeds), *tuned, "--out", str(out)]
+        return [*whole, "--workers", str(workers)] if workers else whole
+
+
+def suite(name: str) -> Study:
+    """Three methods of the same total rank on a suite of tasks, each at its own rate."""
+    cheapest = {"adapters.method": "fedit"}
+    return Study(f"experiments/{name}.toml", (METHODS,), 5, cheapest, RATES, figures=("final-task", "average-method"))
+
+
+SUITES = ("conflict", "related", "few", "skewed", "mixed")
+CONFLICT = "experiments/conflict.toml"
+STUDIES: dict[str, Study] = {
+    **{name: suite(name) for name in SUITES},
+    "smollm2": Study(
+        "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
+    ),
+    "power": Study(
+        CONFLICT, ("radio.design=uniform_forcing,mmse,channel_inversion", "radio.snr_db=-20,-10,0"), 3,
+        {"radio.design": "uniform_forcing", "radio.snr_db": "-10"}, figures=("average-snr_db", "pi_mean-snr_db"),
+    ),
+    "split": Study(
+        CONFLICT, ("adapters.rank_shared/adapters.rank_personal=0/8,2/6,4/4,6/2,8/0",), 3,
+        {"adapters.rank_shared": "2", "adapters.rank_personal": "6"}, figures=("average-split",),
+    ),
+    "antennas": Study(
+        CONFLICT, ("radio.antennas=1,4,16",), 3, {"radio.antennas": "1"}, overrides=("radio.snr_db=0",),
+        figures=("average-antennas", "pi_mean-antennas"),
+    ),
+    "devices": Study(
+        CONFLICT, (METHODS, "tasks.*.devices=1,2,4"), 3, {"adapters.method": "fedit", "tasks.*.devices": "1"},
+        figures=("average-devices",),
+    ),
+    "airtime": Study(
+        "experiments/related.toml", (METHODS,), 3, {"adapters.method": "per_task_fedit"},
+        overrides=("server.rounds=120", "server.air_seconds=0.16", "run.eval_every=5"),
+        figures=("dev-air_seconds", "dev-round"),
+    ),
+}  # fmt: skip
+"""A row here is a table of the page, between `<!-- study: NAME -->` and `<!-- end: NAME -->`."""
+
+COLUMNS: dict[str, tuple[str, str, float]] = {
+    "average": ("average", "{:.3f}", 1),
+    "worst": ("worst task", "{:.3f}", 1),
+    "others": ("on other tasks' data", "{:.3f}", 1),
+    "pi_mean": ("Pi", "{:.1e}", 1),
+    "air_seconds": ("ms on air", "{:.1f}", 1e3),
+    "rounds": ("rounds", "{:.0f}", 1),
+}
+"""Measure -> (head, format, factor)."""
+
+
+def sweep(name: str, study: Study, out: Path, workers: int) -> None:
+    """Play what is missing of a table, then keep what the page and the check need."""
+    subprocess.run([str(command()), *study.words(out / name, workers)], check=True, cwd=HOME)
+    keep(out / name, KEPT / name, study.figures)
+
+
+def command() -> Path:
+    return Path(sys.executable).parent / "airpfed"
+
+
+def keep(made: Path, kept: Path, figures: Sequence[str]) -> None:
+    """Numbers, and figures with theirs."""
+    kept.mkdir(parents=True, exist_ok=True)
+    names = ["sweep.json", "tuning.csv", *(f"{one}.{kind}" for one in figures for kind in ("csv", "svg"))]
+    for name in names:
+        if (made / name).is_file():
+            shutil.copy(made / name, kept / name)
+    wanted = ("seed", "server.lr", "task", "base", "final", "dev", "pi_mean", "rounds", "air_seconds", "joules_mean")
+    with (made / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    axes = [key for key in rows[0] if "." in key and key not in wanted]
+    columns = [*axes, *(key for key in wanted if key in rows[0])]
+    with (kept / "cells.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def averages(rows: Sequence[Mapping[str, str]], point: Mapping[str, str]) -> dict[int, float]:
+    """Seed -> mean final metric over tasks at a point of the grid."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if all(same(row[key], value) for key, value in point.items()):
+            found.setdefault(int(row["seed"]), []).append(float(row["final"]))
+    return {seed: statistics.fmean(values) for seed, values in found.items()}
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two settings say the same; -10 is -10.0."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other
+
+
+def expected(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more run is expected, with probability 0.95."""
+    count, middle = len(values), statistics.fmean(values)
+    half = max(t_quantile(count - 1) * statistics.stdev(values) * (1 + 1 / count) ** 0.5, SLACK)
+    return middle - half, middle + half
+
+
+def check(name: str, study: Study, workers: int) -> str | None:
+    """Play one cell of a table again; what is wrong with it, or None."""
+    with (KEPT / name / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = averages(rows, study.check)
+    chosen = (
+        {row["server.lr"] for row in rows if all(same(row[k], v) for k, v in study.check.items())}
+        if study.tune
+        else set()
+    )
+    seed = min(known)
+    values = {**study.check, **({"server.lr": chosen.pop()} if chosen else {})}
+    changes = [*study.overrides, *(f"{key}={value}" for key, value in values.items()), f"run.seed={seed}"]
+    once = Study(study.file, (), 1, {}, overrides=tuple(changes))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [str(command()), *once.words(Path(folder), workers)], check=True, cwd=HOME, stdout=subprocess.DEVNULL
+        )
+        tree = json.loads((Path(folder) / "sweep.json").read_text())
+    got = tree["points"][0]["measures"]["average"]["mean"]
+    low, high = expected(list(known.values()))
+    told = (
+        f"{name}: {' '.join(changes)}: average {got:.3f}, expected {low:.3f} to {high:.3f} (it was {known[seed]:.3f})"
+    )
+    print(told, flush=True)
+    return None if low <= got <= high else told
+
+
+def table(tree: Mapping[str, Any], lr: Mapping[str, str]) -> str:
+    """A sweep as markdown: a line a point, means with 95 % intervals, differences paired by seed."""
+    points = tree["points"]
+    axes = list(points[0]["set"])
+    against = " ".join(tree["against"].values())
+    more = [title for key, (title, _, _) in COLUMNS.items() if key != "average" and key in points[0]["measures"]]
+    head = [*(axis.split(".")[-1] for axis in axes), *(["lr"] if lr else []), "average", f"minus {against}", *more]
+    lines = [head, ["---"] * len(head)]
+    for point in points:
+        place, measures = list(point["set"].values()), point["measures"]
+        gap = measures["average"]["difference"]
+        cells = [shown(measures[key], form, by) for key, (_, form, by) in COLUMNS.items() if key in measures]
+        apart = shown(gap, "{:+.3f}", 1) if gap else ""
+        lines.append([*place, *([lr[" ".join(place)]] if lr else []), cells[0], apart, *cells[1:]])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shown(one: Mapping[str, float | None], form: str, by: float) -> str:
+    """A mean, with its interval where that is not a point."""
+    mean, low, high = (None if one[key] is None else float(one[key]) * by for key in ("mean", "low", "high"))  # type: ignore[arg-type]
+    text = form.format(mean)
+    if low is None or high is None or form.format(low) == form.format(high):
+        return text
+    return f"{text} [{form.format(low)}, {form.format(high)}]"
+
+
+def section(name: str, study: Study) -> str:
+    """A table with its command and figures."""
+    tree = json.loads((KEPT / name / "sweep.json").read_text())
+    rates: dict[str, str] = {}
+    if study.tune:
+        with (KEPT / name / "tuning.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        axes = list(tree["points"][0]["set"])
+        rates = {" ".join(row[axis] for axis in axes): row["server.lr"] for row in rows if row["chosen"] == "true"}
+    call = shlex.join(["airpfed", *study.words(Path("runs/study") / name, 0)])
+    pictures = [
+        f"![{name}: {one}](results/{name}/{one}.svg)" for one in study.figures if (KEPT / name / f"{one}.svg").is_file()
+    ]
+    seeds = points_seeds(tree)
+    return "\n\n".join(
+        [f"    {call}", table(tree, rates), f"{seeds} seeds a point; [numbers](results/{name}).", *pictures]
+    )
+
+
+def points_seeds(tree: Mapping[str, Any]) -> str:
+    """How many seeds points have."""
+    return " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
+
+
+def write() -> None:
+    """Put every table that is kept between its markers of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, study in STUDIES.items():
+        begin, end = f"<!-- study: {name} -->\n", f"<!-- end: {name} -->"
+        if (KEPT / name / "sweep.json").is_file():
+            head, found, rest = text.partition(begin)
+            _, closed, tail = rest.partition(end)
+            if not found or not closed:
+                raise SystemExit(f"{PAGE}: has no markers {begin.strip()} and {end}")
+            text = f"{head}{begin}\n{section(name, study)}\n\n{end}{tail}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(STUDIES)}; default all")
+    parser.add_argument("--out", type=Path, default=HOME / "runs/study", help="where the sweeps are")
+    parser.add_argument("--workers", type=int, default=0, help="cells at once; 0: one a core")
+    parser.add_argument("--check", action="store_true", help="play one cell of each table again")
+    parser.add_argument("--commands", action="store_true", help="print the commands and do nothing")
+    parser.add_argument("--page", action="store_true", help="write the page from what is kept, play nothing")
+    asked = parser.parse_args()
+    wrong = [name for name in asked.names if name not in STUDIES]
+    if wrong:
+        parser.error(f"no table {wrong[0]}; there are {', '.join(STUDIES)}")
+    chosen = {name: STUDIES[name] for name in asked.names or STUDIES}
+    if asked.commands:
+        for name, study in chosen.items():
+            print(shlex.join(["airpfed", *study.words(asked.out / name, asked.workers)]))
+        return 0
+    if asked.check:
+        there = {name: study for name, study in chosen.items() if (KEPT / name / "cells.csv").is_file()}
+        return 1 if [told for name, study in there.items() if (told := check(name, study, asked.workers))] else 0
+    for name, study in () if asked.page else chosen.items():
+        sweep(name, study, asked.out, asked.workers)
+    write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
