@@ -56,16 +56,16 @@ class Study:
         return [*whole, "--workers", str(workers)] if workers else whole
 
 
-def suite(name: str) -> Study:
+def suite(name: str, *overrides: str) -> Study:
     """Three methods of the same total rank on a suite of tasks, each at its own rate."""
-    cheapest = {"adapters.method": "fedit"}
-    return Study(f"experiments/{name}.toml", (METHODS,), 5, cheapest, RATES, figures=("final-task", "average-method"))
+    figures = ("final-task", "average-method")
+    return Study(f"experiments/{name}.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES, overrides, figures)
 
 
-SUITES = ("conflict", "related", "few", "skewed", "mixed")
 CONFLICT = "experiments/conflict.toml"
 STUDIES: dict[str, Study] = {
-    **{name: suite(name) for name in SUITES},
+    **{name: suite(name) for name in ("conflict", "related", "few")},
+    **{name: suite(name, "tasks.*.devices=2") for name in ("skewed", "mixed")},
     "smollm2": Study(
         "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
     ),
@@ -82,7 +82,7 @@ STUDIES: dict[str, Study] = {
         figures=("average-antennas", "pi_mean-antennas"),
     ),
     "devices": Study(
-        CONFLICT, (METHODS, "tasks.*.devices=1,2,4"), 3, {"adapters.method": "fedit", "tasks.*.devices": "1"},
+        CONFLICT, (METHODS, "tasks.*.devices=1,4"), 3, {"adapters.method": "fedit", "tasks.*.devices": "1"},
         figures=("average-devices",),
     ),
     "airtime": Study(
@@ -106,12 +106,14 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 
 def sweep(name: str, study: Study, out: Path, workers: int) -> None:
     """Play what is missing of a table, then keep what the page and the check need."""
-    subprocess.run([str(command()), *study.words(out / name, workers)], check=True, cwd=HOME)
+    play(study.words(out / name, workers))
     keep(out / name, KEPT / name, study.figures)
 
 
-def command() -> Path:
-    return Path(sys.executable).parent / "airpfed"
+def play(words: Sequence[str]) -> None:
+    """The command with these words; its tables are in files, so nothing is shown of them."""
+    command = Path(sys.executable).parent / "airpfed"
+    subprocess.run([str(command), *words], check=True, cwd=HOME, stdout=subprocess.DEVNULL)
 
 
 def keep(made: Path, kept: Path, figures: Sequence[str]) -> None:
@@ -136,9 +138,14 @@ def averages(rows: Sequence[Mapping[str, str]], point: Mapping[str, str]) -> dic
     """Seed -> mean final metric over tasks at a point of the grid."""
     found: dict[int, list[float]] = {}
     for row in rows:
-        if all(same(row[key], value) for key, value in point.items()):
+        if matches(row, point):
             found.setdefault(int(row["seed"]), []).append(float(row["final"]))
     return {seed: statistics.fmean(values) for seed, values in found.items()}
+
+
+def matches(row: Mapping[str, str], point: Mapping[str, str]) -> bool:
+    """Whether a line is of a point of the grid."""
+    return all(same(row[key], value) for key, value in point.items())
 
 
 def same(one: str, other: str) -> bool:
@@ -161,19 +168,13 @@ def check(name: str, study: Study, workers: int) -> str | None:
     with (KEPT / name / "cells.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     known = averages(rows, study.check)
-    chosen = (
-        {row["server.lr"] for row in rows if all(same(row[k], v) for k, v in study.check.items())}
-        if study.tune
-        else set()
-    )
     seed = min(known)
-    values = {**study.check, **({"server.lr": chosen.pop()} if chosen else {})}
+    rates = {row["server.lr"] for row in rows if study.tune and matches(row, study.check)}
+    values = {**study.check, **({"server.lr": rates.pop()} if rates else {})}
     changes = [*study.overrides, *(f"{key}={value}" for key, value in values.items()), f"run.seed={seed}"]
     once = Study(study.file, (), 1, {}, overrides=tuple(changes))
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [str(command()), *once.words(Path(folder), workers)], check=True, cwd=HOME, stdout=subprocess.DEVNULL
-        )
+        play(once.words(Path(folder), workers))
         tree = json.loads((Path(folder) / "sweep.json").read_text())
     got = tree["points"][0]["measures"]["average"]["mean"]
     low, high = expected(list(known.values()))

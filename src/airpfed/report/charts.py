@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from airpfed.report.style import ENDINGS
 
-Value = str | float | None
+Value = str | int | float | None
 Line = Mapping[str, Value]
 """One series at one grid point: grid key -> value as given, its series, numbers; None where there is none."""
 Axes = Mapping[str, Sequence[str]]

@@ -1,0 +1,71 @@
+"""The study: its page holds every table, a table comes from its sweep, and a cell that is off is told."""
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import study
+from typer.testing import CliRunner
+
+from airpfed.cli import app
+
+HOME = Path(__file__).parents[1]
+TWO = study.Study("", ("server.lr=0.01,0.02",), 3, {"server.lr": "0.02"}, overrides=("server.rounds=2",))
+
+
+def in_process(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"{done.output}{done.exception}"
+
+
+@pytest.fixture
+def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> "study.Study":
+    """A table of two rates and three seeds, kept below `tmp_path`."""
+    monkeypatch.setattr(study, "play", in_process)
+    monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr("airpfed.sweep.figures.DRAWN", ("average",))
+    one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
+    study.sweep("two", one, tmp_path / "runs", 1)
+    return one
+
+
+def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "study.Study", tmp_path: Path) -> None:
+    kept = tmp_path / "kept/two"
+    assert {"sweep.json", "cells.csv", "average-lr.csv", "average-lr.svg"} == {path.name for path in kept.iterdir()}
+    lines = study.section("two", made).splitlines()
+    assert lines[0].startswith("    airpfed sweep") and sum(line.startswith("|") for line in lines) == 2 + 2
+    assert study.check("two", made, 1) is None
+    text = (kept / "cells.csv").read_text().splitlines()
+    final = text[0].split(",").index("final")
+    off = [line.split(",") for line in text[1:]]
+    for row in off:
+        row[final] = str(float(row[final]) + 2)
+    (kept / "cells.csv").write_text("\n".join([text[0], *(",".join(row) for row in off)]) + "\n")
+    told = study.check("two", made, 1)
+    assert told is not None and "expected 2." in told.replace("expected 1.", "expected 2.")
+
+
+def test_one_more_run_is_expected_where_runs_were() -> None:
+    low, high = study.expected([0.4, 0.5, 0.6])
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert (high - low) / 2 == pytest.approx(4.302653 * 0.1 * (4 / 3) ** 0.5, rel=1e-5)
+    assert study.expected([0.5, 0.5]) == pytest.approx((0.48, 0.52))
+
+
+def test_points_are_found_however_numbers_are_written() -> None:
+    rows = [{"a": "x", "b": "-10.0", "seed": "0", "final": "0.5"}, {"a": "x", "b": "0", "seed": "0", "final": "1"}]
+    assert study.averages(rows, {"a": "x", "b": "-10"}) == {0: 0.5}
+
+
+@pytest.mark.parametrize("name", study.STUDIES)
+def test_every_table_is_on_the_page_with_its_files(name: str) -> None:
+    """The command of the page is the table's own, its experiment is there, and its numbers are kept."""
+    one, page = study.STUDIES[name], (HOME / "docs/results.md").read_text()
+    match = re.search(f"<!-- study: {name} -->\n(.*?)<!-- end: {name} -->", page, re.DOTALL)
+    assert match is not None and (HOME / one.file).is_file()
+    assert match[1].strip() == study.section(name, one)
+    with (HOME / "docs/results" / name / "cells.csv").open(newline="") as file:
+        seeds = study.averages(list(csv.DictReader(file)), one.check)
+    assert len(seeds) == one.seeds, "what --check plays is in the table"
