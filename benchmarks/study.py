@@ -13,6 +13,7 @@ table's cheapest method anew and asks that its average lies where one more run i
 import argparse
 import csv
 import json
+import os
 import shlex
 import shutil
 import statistics
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +165,7 @@ def expected(values: Sequence[float]) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def check(name: str, study: Study, workers: int) -> str | None:
+def check(name: str, study: Study) -> str | None:
     """Play one cell of a table again; what is wrong with it, or None."""
     with (KEPT / name / "cells.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -174,7 +176,7 @@ def check(name: str, study: Study, workers: int) -> str | None:
     changes = [*study.overrides, *(f"{key}={value}" for key, value in values.items()), f"run.seed={seed}"]
     once = Study(study.file, (), 1, {}, overrides=tuple(changes))
     with tempfile.TemporaryDirectory() as folder:
-        play(once.words(Path(folder), workers))
+        play(once.words(Path(folder), 1))
         tree = json.loads((Path(folder) / "sweep.json").read_text())
     got = tree["points"][0]["measures"]["average"]["mean"]
     low, high = expected(list(known.values()))
@@ -268,7 +270,9 @@ def main() -> int:
         return 0
     if asked.check:
         there = {name: study for name, study in chosen.items() if (KEPT / name / "cells.csv").is_file()}
-        return 1 if [told for name, study in there.items() if (told := check(name, study, asked.workers))] else 0
+        with ThreadPoolExecutor(asked.workers or os.cpu_count()) as pool:
+            told = list(pool.map(check, there, there.values()))
+        return 1 if any(told) else 0
     for name, study in () if asked.page else chosen.items():
         sweep(name, study, asked.out, asked.workers)
     write()
