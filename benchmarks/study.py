@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airpfed.sweep.tables import t_quantile
+from airpfed.sweep.tables import interval, t_quantile
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "docs/results"
@@ -64,6 +64,7 @@ def suite(name: str, *overrides: str) -> Study:
     return Study(f"experiments/{name}.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES, overrides, figures)
 
 
+SUITES = ("conflict", "related", "few", "skewed", "mixed")
 CONFLICT = "experiments/conflict.toml"
 STUDIES: dict[str, Study] = {
     **{name: suite(name) for name in ("conflict", "related", "few")},
@@ -72,7 +73,7 @@ STUDIES: dict[str, Study] = {
         "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
     ),
     "power": Study(
-        CONFLICT, ("radio.design=uniform_forcing,mmse,channel_inversion", "radio.snr_db=-20,-10,0"), 3,
+        CONFLICT, ("radio.design=uniform_forcing,channel_inversion", "radio.snr_db=-20,-10,0"), 3,
         {"radio.design": "uniform_forcing", "radio.snr_db": "-10"}, figures=("average-snr_db", "pi_mean-snr_db"),
     ),
     "split": Study(
@@ -89,7 +90,7 @@ STUDIES: dict[str, Study] = {
     ),
     "airtime": Study(
         "experiments/related.toml", (METHODS,), 3, {"adapters.method": "per_task_fedit"},
-        overrides=("server.rounds=120", "server.air_seconds=0.16", "run.eval_every=5"),
+        overrides=("server.rounds=120", "server.air_seconds=0.107", "run.eval_every=5"),
         figures=("dev-air_seconds", "dev-round"),
     ),
 }  # fmt: skip
@@ -232,6 +233,24 @@ def section(name: str, study: Study) -> str:
     )
 
 
+def overall() -> str:
+    """All suites together: per seed the mean over suites, differences paired by seed, as markdown."""
+    methods = METHODS.partition("=")[2].split(",")
+    found: dict[str, list[float]] = {}
+    for method in methods:
+        suites = []
+        for name in SUITES:
+            with (KEPT / name / "cells.csv").open(newline="") as file:
+                suites.append(averages(list(csv.DictReader(file)), {"adapters.method": method}))
+        found[method] = [statistics.fmean(one[seed] for one in suites) for seed in sorted(suites[0])]
+    lines = [["method", "average over the five suites", f"minus {methods[0]}"], ["---"] * 3]
+    for method, values in found.items():
+        gaps = [a - b for a, b in zip(values, found[methods[0]], strict=True)]
+        apart = shown(vars(interval(gaps)), "{:+.3f}", 1) if method != methods[0] else ""
+        lines.append([method, shown(vars(interval(values)), "{:.3f}", 1), apart])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def points_seeds(tree: Mapping[str, Any]) -> str:
     """How many seeds points have."""
     return " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
@@ -241,14 +260,21 @@ def write() -> None:
     """Put every table that is kept between its markers of the page."""
     text = PAGE.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
-        begin, end = f"<!-- study: {name} -->\n", f"<!-- end: {name} -->"
         if (KEPT / name / "sweep.json").is_file():
-            head, found, rest = text.partition(begin)
-            _, closed, tail = rest.partition(end)
-            if not found or not closed:
-                raise SystemExit(f"{PAGE}: has no markers {begin.strip()} and {end}")
-            text = f"{head}{begin}\n{section(name, study)}\n\n{end}{tail}"
+            text = between(text, name, section(name, study))
+    if all((KEPT / name / "cells.csv").is_file() for name in SUITES):
+        text = between(text, "overall", overall())
     PAGE.write_text(text, encoding="utf-8")
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The page with something else between the markers of a table."""
+    begin, end = f"<!-- study: {name} -->\n", f"<!-- end: {name} -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{PAGE}: has no markers {begin.strip()} and {end}")
+    return f"{head}{begin}\n{content}\n\n{end}{tail}"
 
 
 def main() -> int:
