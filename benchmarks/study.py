@@ -84,15 +84,6 @@ STUDIES: dict[str, Study] = {
         CONFLICT, ("radio.antennas=1,4,16",), 3, {"radio.antennas": "1"}, overrides=("radio.snr_db=0",),
         figures=("average-antennas", "pi_mean-antennas"),
     ),
-    "devices": Study(
-        CONFLICT, (METHODS, "tasks.*.devices=1,4"), 3, {"adapters.method": "fedit", "tasks.*.devices": "1"},
-        figures=("average-devices",),
-    ),
-    "airtime": Study(
-        "experiments/related.toml", (METHODS,), 3, {"adapters.method": "per_task_fedit"},
-        overrides=("server.rounds=120", "server.air_seconds=0.107", "run.eval_every=5"),
-        figures=("dev-air_seconds", "dev-round"),
-    ),
 }  # fmt: skip
 """A row here is a table of the page, between `<!-- study: NAME -->` and `<!-- end: NAME -->`."""
 

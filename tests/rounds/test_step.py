@@ -162,3 +162,14 @@ def test_the_loss_of_a_task_is_weighted_by_samples(llama_settings: Path) -> None
     for n, task in enumerate(made.tasks):
         assert row.loss[task.name] == pytest.approx(float(own[n] @ loss.double()), rel=1e-6)
         assert row.loss[task.name] != pytest.approx(float(loss[made.fleet.task_of == n].mean()), rel=1e-6)
+
+
+def test_a_row_is_finite_if_all_its_entries_are_though_their_sum_is_not() -> None:
+    """Large entries overflow a sum without being infinite; one that is, or a NaN, makes its device absent."""
+    large = torch.full((4, 100), 3e38)
+    large[1, 7], large[2, 99] = torch.inf, torch.nan
+    opposed = torch.zeros(4, 100)
+    opposed[3, :2] = torch.tensor([torch.inf, -torch.inf])
+    empty = torch.zeros(4, 0)
+    assert finite({"global": large, "task": torch.zeros(4, 3), "device": empty}).tolist() == [True, False, False, True]
+    assert finite({"global": opposed}).tolist() == [True, True, True, False]

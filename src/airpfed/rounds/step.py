@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from airpfed import spill
+from airpfed.air.rows import chunks
 from airpfed.air.uplink import Received
 from airpfed.model.vector import Vectors
 from airpfed.rounds.state import DeviceState, Optimizer, State, update, update_turn
@@ -23,10 +24,12 @@ def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
 
 def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
     """By sums, which one infinity or NaN spoils; a sum may overflow by itself, so a spoilt one is looked into."""
-    found = gradient.sum(1).isfinite()
+    found = torch.ones(len(gradient), dtype=torch.bool)
+    for rows in chunks(*gradient.shape):
+        found[rows] = gradient[rows].sum(1).isfinite()
+        spill.release(gradient)
     for row in (~found).nonzero().flatten().tolist():
         found[row] = gradient[row].isfinite().all()
-    spill.release(gradient)
     return found
 
 
