@@ -72,17 +72,9 @@ STUDIES: dict[str, Study] = {
     "smollm2": Study(
         "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
     ),
-    "power": Study(
-        CONFLICT, ("radio.design=uniform_forcing,channel_inversion", "radio.snr_db=-20,-10,0"), 3,
-        {"radio.design": "uniform_forcing", "radio.snr_db": "-10"}, figures=("average-snr_db", "pi_mean-snr_db"),
-    ),
     "split": Study(
         CONFLICT, ("adapters.rank_shared/adapters.rank_personal=0/8,2/6,4/4,6/2,8/0",), 3,
         {"adapters.rank_shared": "2", "adapters.rank_personal": "6"}, figures=("average-split",),
-    ),
-    "antennas": Study(
-        CONFLICT, ("radio.antennas=1,4,16",), 3, {"radio.antennas": "1"}, overrides=("radio.snr_db=0",),
-        figures=("average-antennas", "pi_mean-antennas"),
     ),
 }  # fmt: skip
 """A row here is a table of the page, between `<!-- study: NAME -->` and `<!-- end: NAME -->`."""
