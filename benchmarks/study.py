@@ -1,7 +1,7 @@
 """The tables of docs/results.md: each is one `airpfed sweep`, kept below docs/results, drawn and checked by this file.
 
     python benchmarks/study.py                      # every table: sweep what is missing, then write page and figures
-    python benchmarks/study.py conflict power       # these alone
+    python benchmarks/study.py conflict split       # these alone
     python benchmarks/study.py --check              # one small cell of each again, against the page's intervals
     python benchmarks/study.py --commands           # what is run
 
@@ -74,7 +74,7 @@ STUDIES: dict[str, Study] = {
     ),
     "split": Study(
         CONFLICT, ("adapters.rank_shared/adapters.rank_personal=0/8,2/6,4/4,6/2,8/0",), 3,
-        {"adapters.rank_shared": "2", "adapters.rank_personal": "6"}, figures=("average-split",),
+        {"adapters.rank_shared/adapters.rank_personal": "2/6"}, figures=("average-rank_shared-rank_personal",),
     ),
 }  # fmt: skip
 """A row here is a table of the page, between `<!-- study: NAME -->` and `<!-- end: NAME -->`."""
@@ -157,7 +157,8 @@ def check(name: str, study: Study) -> str | None:
     seed = min(known)
     rates = {row["server.lr"] for row in rows if study.tune and matches(row, study.check)}
     values = {**study.check, **({"server.lr": rates.pop()} if rates else {})}
-    changes = [*study.overrides, *(f"{key}={value}" for key, value in values.items()), f"run.seed={seed}"]
+    joined = [zip(key.split("/"), value.split("/"), strict=True) for key, value in values.items()]
+    changes = [*study.overrides, *(f"{key}={value}" for pair in joined for key, value in pair), f"run.seed={seed}"]
     once = Study(study.file, (), 1, {}, overrides=tuple(changes))
     with tempfile.TemporaryDirectory() as folder:
         play(once.words(Path(folder), 1))
@@ -177,7 +178,13 @@ def table(tree: Mapping[str, Any], lr: Mapping[str, str]) -> str:
     axes = list(points[0]["set"])
     against = " ".join(tree["against"].values())
     more = [title for key, (title, _, _) in COLUMNS.items() if key != "average" and key in points[0]["measures"]]
-    head = [*(axis.split(".")[-1] for axis in axes), *(["lr"] if lr else []), "average", f"minus {against}", *more]
+    head = [
+        *("/".join(key.split(".")[-1] for key in axis.split("/")) for axis in axes),
+        *(["lr"] if lr else []),
+        "average",
+        f"minus {against}",
+        *more,
+    ]
     lines = [head, ["---"] * len(head)]
     for point in points:
         place, measures = list(point["set"].values()), point["measures"]

@@ -107,7 +107,8 @@ def test_quick_writes_json_and_tables(
         assert f"old {case}" not in page.read_text()
         for row in found.get("rows", []):
             assert max(row["difference"].values()) < 1e-5
-            assert set(row["variants"]) == {"round", "peft", "gradients"}
+            extra = {"all_logits"} if case == "real_data" else set()
+            assert set(row["variants"]) == {"round", "peft", "gradients"} | extra
             assert row["variants"]["gradients"]["wall"]["median"] < row["variants"]["round"]["wall"]["median"]
     assert 0 < found["share"]["wall"]["median"] < 1
     assert found["blocks"] == 50
