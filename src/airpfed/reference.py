@@ -88,8 +88,8 @@ keys that change together are joined by a slash: `--grid adapters.method/radio.d
 A cell is a run's directory without adapters and report (`airpfed export` and `airpfed report` make them), computed on
 one thread. Wall-clock times stand in the cells' own files only: the same cells give the same tables to the byte,
 however often the sweep was stopped. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
-best dev metric (mean over tasks and seeds, `--tune-seeds N`: over the first N of them), and scores only that on the test
-splits.
+best dev metric (mean over tasks and seeds, `--tune-seeds N`: over the first N of them), and scores only that on the
+test splits.
 
 | file | what |
 |---|---|
