@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from central import agreement, best_micro_batch, central, samples_of, train_step
 from fleets import from_file, random_tokens
-from harness import Spent, interleaved, quartiles, spent, summary
+from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
 from airpfed import record
 from airpfed.rounds import checkpoint
@@ -91,8 +91,8 @@ def against_peft(settings: Any, made: Experiment, pairs: int, all_logits: bool =
     turns["gradients"] = rounds.gradients[-pairs:]
     found = summary(turns, against="peft")
     if "all_logits" in turns:
-        plain = summary({key: turns[key] for key in ("round", "all_logits")}, against="all_logits")["round"]
-        found["round"]["to_all_logits"] = plain["wall_ratio"]
+        ours, plain = ([one.wall for one in turns[key]] for key in ("round", "all_logits"))
+        found["round"]["to_all_logits"] = asdict(ratio(ours, plain))
     print(f"  wall {found['round']['wall_ratio']}, CPU {found['round']['cpu_ratio']}", flush=True)
     return {
         "difference": difference,

@@ -1,6 +1,6 @@
 """Speed and scale, measured by variants that take turns in one process: JSON, and the tables of docs/performance.md.
 
-    python benchmarks/speed.py                                  # all cases, about 15 minutes on two idle cores
+    python benchmarks/speed.py                                  # all cases: 25 minutes on two cores, and the real data
     python benchmarks/speed.py --cases start,overhead --pairs 5
     python benchmarks/speed.py --quick                          # small; leaves the page alone
 

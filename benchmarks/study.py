@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airpfed.sweep.tables import interval, t_quantile
+from tables import around, table
+
+from airpfed.sweep.tables import interval
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "docs/results"
@@ -110,14 +112,19 @@ def keep(made: Path, kept: Path, figures: Sequence[str]) -> None:
         if (made / name).is_file():
             shutil.copy(made / name, kept / name)
     wanted = ("seed", "server.lr", "task", "base", "final", "dev", "pi_mean", "rounds", "air_seconds", "joules_mean")
-    with (made / "cells.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = lines_of(made / "cells.csv")
     axes = [key for key in rows[0] if "." in key and key not in wanted]
     columns = [*axes, *(key for key in wanted if key in rows[0])]
     with (kept / "cells.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    """A CSV file's lines by the names of its columns."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def averages(rows: Sequence[Mapping[str, str]], point: Mapping[str, str]) -> dict[int, float]:
@@ -144,15 +151,14 @@ def same(one: str, other: str) -> bool:
 
 def expected(values: Sequence[float]) -> tuple[float, float]:
     """Where one more run is expected, with probability 0.95."""
-    count, middle = len(values), statistics.fmean(values)
-    half = max(t_quantile(count - 1) * statistics.stdev(values) * (1 + 1 / count) ** 0.5, SLACK)
-    return middle - half, middle + half
+    one = interval(values)
+    half = SLACK if one.high is None else max((one.high - one.mean) * (one.count + 1) ** 0.5, SLACK)
+    return one.mean - half, one.mean + half
 
 
 def check(name: str, study: Study) -> str | None:
     """Play one cell of a table again; what is wrong with it, or None."""
-    with (KEPT / name / "cells.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = lines_of(KEPT / name / "cells.csv")
     known = averages(rows, study.check)
     seed = min(known)
     rates = {row["server.lr"] for row in rows if study.tune and matches(row, study.check)}
@@ -172,7 +178,7 @@ def check(name: str, study: Study) -> str | None:
     return None if low <= got <= high else told
 
 
-def table(tree: Mapping[str, Any], lr: Mapping[str, str]) -> str:
+def compared(tree: Mapping[str, Any], lr: Mapping[str, str]) -> str:
     """A sweep as markdown: a line a point, means with 95 % intervals, differences paired by seed."""
     points = tree["points"]
     axes = list(points[0]["set"])
@@ -185,14 +191,14 @@ def table(tree: Mapping[str, Any], lr: Mapping[str, str]) -> str:
         f"minus {against}",
         *more,
     ]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for point in points:
         place, measures = list(point["set"].values()), point["measures"]
         gap = measures["average"]["difference"]
         cells = [shown(measures[key], form, by) for key, (_, form, by) in COLUMNS.items() if key in measures]
         apart = shown(gap, "{:+.3f}", 1) if gap else ""
         lines.append([*place, *([lr[" ".join(place)]] if lr else []), cells[0], apart, *cells[1:]])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(head, lines)
 
 
 def shown(one: Mapping[str, float | None], form: str, by: float) -> str:
@@ -209,17 +215,15 @@ def section(name: str, study: Study) -> str:
     tree = json.loads((KEPT / name / "sweep.json").read_text())
     rates: dict[str, str] = {}
     if study.tune:
-        with (KEPT / name / "tuning.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        axes = list(tree["points"][0]["set"])
+        rows, axes = lines_of(KEPT / name / "tuning.csv"), list(tree["points"][0]["set"])
         rates = {" ".join(row[axis] for axis in axes): row["server.lr"] for row in rows if row["chosen"] == "true"}
     call = shlex.join(["airpfed", *study.words(Path("runs/study") / name, 0)])
     pictures = [
         f"![{name}: {one}](results/{name}/{one}.svg)" for one in study.figures if (KEPT / name / f"{one}.svg").is_file()
     ]
-    seeds = points_seeds(tree)
+    seeds = " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
     return "\n\n".join(
-        [f"    {call}", table(tree, rates), f"{seeds} seeds a point; [numbers](results/{name}).", *pictures]
+        [f"    {call}", compared(tree, rates), f"{seeds} seeds a point; [numbers](results/{name}).", *pictures]
     )
 
 
@@ -228,22 +232,14 @@ def overall() -> str:
     methods = METHODS.partition("=")[2].split(",")
     found: dict[str, list[float]] = {}
     for method in methods:
-        suites = []
-        for name in SUITES:
-            with (KEPT / name / "cells.csv").open(newline="") as file:
-                suites.append(averages(list(csv.DictReader(file)), {"adapters.method": method}))
+        suites = [averages(lines_of(KEPT / name / "cells.csv"), {"adapters.method": method}) for name in SUITES]
         found[method] = [statistics.fmean(one[seed] for one in suites) for seed in sorted(suites[0])]
-    lines = [["method", "average over the five suites", f"minus {methods[0]}"], ["---"] * 3]
+    lines = []
     for method, values in found.items():
         gaps = [a - b for a, b in zip(values, found[methods[0]], strict=True)]
         apart = shown(vars(interval(gaps)), "{:+.3f}", 1) if method != methods[0] else ""
         lines.append([method, shown(vars(interval(values)), "{:.3f}", 1), apart])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def points_seeds(tree: Mapping[str, Any]) -> str:
-    """How many seeds points have."""
-    return " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
+    return table(["method", "average over the five suites", f"minus {methods[0]}"], lines)
 
 
 def write() -> None:
@@ -251,20 +247,16 @@ def write() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
         if (KEPT / name / "sweep.json").is_file():
-            text = between(text, name, section(name, study))
+            text = put(text, name, section(name, study))
     if all((KEPT / name / "cells.csv").is_file() for name in SUITES):
-        text = between(text, "overall", overall())
+        text = put(text, "overall", overall())
     PAGE.write_text(text, encoding="utf-8")
 
 
-def between(text: str, name: str, content: str) -> str:
-    """The page with something else between the markers of a table."""
-    begin, end = f"<!-- study: {name} -->\n", f"<!-- end: {name} -->"
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise SystemExit(f"{PAGE}: has no markers {begin.strip()} and {end}")
-    return f"{head}{begin}\n{content}\n\n{end}{tail}"
+def put(text: str, name: str, content: str) -> str:
+    """The page with a table made anew."""
+    head, tail = around(text, "study", name, PAGE)
+    return f"{head}{content}{tail}"
 
 
 def main() -> int:

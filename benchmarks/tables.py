@@ -184,11 +184,18 @@ def regenerate(page: Path, out: Path) -> None:
     """Put every result of `out` between its markers of the page; what was not measured stays as it is."""
     text = page.read_text(encoding="utf-8")
     for case in RENDER:
-        file, begin, end = out / f"{case}.json", f"<!-- bench: {case} -->\n", f"<!-- end: {case} -->"
+        file = out / f"{case}.json"
         if file.is_file():
-            if begin not in text or end not in text:
-                raise ValueError(f"{page}: has no markers {begin.strip()} and {end}")
-            head, _, rest = text.partition(begin)
-            _, _, tail = rest.partition(end)
-            text = f"{head}{begin}\n{section(json.loads(file.read_text(encoding='utf-8')))}\n\n{end}{tail}"
+            head, tail = around(text, "bench", case, page)
+            text = f"{head}{section(json.loads(file.read_text(encoding='utf-8')))}{tail}"
     page.write_text(text, encoding="utf-8")
+
+
+def around(text: str, kind: str, name: str, page: Path) -> tuple[str, str]:
+    """What stands before and after a table of a page, its markers included. Raises ValueError where these are not."""
+    begin, end = f"<!-- {kind}: {name} -->\n", f"<!-- end: {name} -->"
+    head, opened, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"{page}: has no markers {begin.strip()} and {end}")
+    return f"{head}{begin}\n", f"\n\n{end}{tail}"

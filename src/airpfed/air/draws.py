@@ -53,10 +53,7 @@ def designed_together(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
     asked = [piece.asked for piece in pieces]
     slot = replace(asked[0], h=torch.cat([one.h for one in asked]), csi_variance=joined_csi(asked))
     every = kept(slot, air.design(slot))
-    counts = [len(one.h) for one in asked]
-    receivers, transmit = torch.split(every.receiver, counts), torch.split(every.transmit, counts)
-    made = [Transceiver(m, b, every.iterations) for m, b in zip(receivers, transmit, strict=True)]
-    return rescaled(air, pieces, made)
+    return rescaled(air, pieces, every.split([len(one.h) for one in asked]))
 
 
 def joined_csi(asked: Sequence[Slot]) -> Float[Tensor, "*#B m K"]:

@@ -149,9 +149,9 @@ def rescaled(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> 
 
 def refined(refine: RoundFunction, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
     """All blocks of a round's pieces share energy: each becomes a slot of its own."""
-    places = [(piece, one, block) for piece, one in zip(pieces, made, strict=True) for block in range(len(piece.spans))]
-    uses = [float(piece.spans[block][1] - piece.spans[block][0]) for piece, _, block in places]
-    slots = [one_block(piece.asked, block) for piece, _, block in places]
-    starts = [one.blocks(slice(block, block + 1)) for _, one, block in places]
-    found = iter(refine(slots, [piece.job.devices for piece, _, _ in places], uses, starts))
+    places = [(piece, block) for piece in pieces for block in range(len(piece.spans))]
+    uses = [float(piece.spans[block][1] - piece.spans[block][0]) for piece, block in places]
+    slots = [one_block(piece.asked, block) for piece, block in places]
+    starts = [block for one in made for block in one.split([1] * len(one.transmit))]
+    found = iter(refine(slots, [piece.job.devices for piece, _ in places], uses, starts))
     return [joined([next(found) for _ in piece.spans]) for piece in pieces]

@@ -43,9 +43,10 @@ class Transceiver:
     transmit: Complex[Tensor, "B K"]
     iterations: int
 
-    def blocks(self, chosen: slice) -> "Transceiver":
-        """Some blocks alone."""
-        return Transceiver(self.receiver[chosen], self.transmit[chosen], self.iterations)
+    def split(self, counts: Sequence[int]) -> list["Transceiver"]:
+        """Consecutive blocks, so many at a time; the inverse of `joined`."""
+        receivers, transmit = (torch.split(part, list(counts)) for part in (self.receiver, self.transmit))
+        return [Transceiver(m, b, self.iterations) for m, b in zip(receivers, transmit, strict=True)]
 
     def where(self, chosen: Bool[Tensor, " B"], other: "Transceiver") -> "Transceiver":
         """This one in the blocks chosen, the other elsewhere."""

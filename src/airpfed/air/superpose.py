@@ -57,7 +57,7 @@ def heard(
 ) -> Heard:
     """What the receivers get of superposed streams; arguments as in `collapsed`."""
     if len(parts) == 1:
-        return Heard(parts[0] + noise, parts[0], torch.zeros_like(parts))
+        return Heard(parts[0] + noise * signs, parts[0], torch.zeros_like(parts))
     own = parts.diagonal(dim1=0, dim2=1).T
     crosstalk = parts * ~torch.eye(len(parts), dtype=torch.bool)[:, :, None]
     scrambled = (crosstalk * signs[None, :, :]).sum(1) * signs

@@ -134,7 +134,7 @@ def identity(folder: str) -> str:
     if not path.is_dir():
         return folder
     weights = sorted(path.glob("*.safetensors"))
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in weights]
     config = json.dumps(json.loads((path / "config.json").read_text()), sort_keys=True)
     kept = cache_root() / "identities" / hashlib.sha256(json.dumps([config, stats]).encode()).hexdigest()
     with suppress(OSError):

@@ -21,10 +21,8 @@ def in_bundles(design: Callable[[Slot], Transceiver], slots: Sequence[Slot]) -> 
             found[places[0]] = design(slots[places[0]])
             continue
         chosen = [slots[place] for place in places]
-        whole = design(bundled(chosen))
-        ends = torch.tensor([len(slot.h) for slot in chosen]).cumsum(0).tolist()
-        for place, slot, end in zip(places, chosen, ends, strict=True):
-            part = whole.blocks(slice(end - len(slot.h), end))
+        parts = design(bundled(chosen)).split([len(slot.h) for slot in chosen])
+        for place, slot, part in zip(places, chosen, parts, strict=True):
             found[place] = Transceiver(part.receiver, part.transmit * slot.power.sqrt(), part.iterations)
     return [found[place] for place in range(len(slots))]
 
