@@ -66,6 +66,17 @@ def suite(name: str, *overrides: str) -> Study:
     return Study(f"experiments/{name}.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES, overrides, figures)
 
 
+def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
+    """Three methods with the same seconds on air, which are those of airpfed's 40 rounds; each at its own rate."""
+    axis = "adapters.method/server.lr"
+    points = [f"{method}/{rate}" for method, rate in rates.items()]
+    overrides = ("server.rounds=200", f"server.air_seconds={seconds}", "run.eval_every=5")
+    return Study(
+        f"experiments/{name}.toml", (f"{axis}={','.join(points)}",), 5, {axis: points[2]}, overrides=overrides,
+        figures=("dev-air_seconds",),
+    )  # fmt: skip
+
+
 SUITES = ("conflict", "related", "few", "skewed", "mixed")
 CONFLICT = "experiments/conflict.toml"
 STUDIES: dict[str, Study] = {
@@ -78,6 +89,20 @@ STUDIES: dict[str, Study] = {
         CONFLICT, ("adapters.rank_shared/adapters.rank_personal=0/8,2/6,4/4,6/2,8/0",), 3,
         {"adapters.rank_shared/adapters.rank_personal": "2/6"}, figures=("average-rank_shared-rank_personal",),
     ),
+    "power": Study(
+        CONFLICT, ("radio.design=mmse,uniform_forcing,channel_inversion", "radio.snr_db=-20,-10,0"), 3,
+        {"radio.design": "uniform_forcing", "radio.snr_db": "-10"}, figures=("average-snr_db",),
+    ),
+    "antennas": Study(
+        CONFLICT, ("radio.antennas=1,4,16",), 3, {"radio.antennas": "4"}, overrides=("radio.snr_db=-10",),
+        figures=("average-antennas",),
+    ),
+    "devices": Study(
+        CONFLICT, (METHODS, "tasks.*.devices=1,2,4"), 3, {"adapters.method": "fedit", "tasks.*.devices": "1"},
+        figures=("average-devices",),
+    ),
+    "air_conflict": at_equal_air("conflict", 0.1066, airpfed="5e-3", fedit="5e-3", per_task_fedit="5e-3"),
+    "air_related": at_equal_air("related", 0.156, airpfed="5e-3", fedit="2e-3", per_task_fedit="2e-3"),
 }  # fmt: skip
 """A row here is a table of the page, between `<!-- study: NAME -->` and `<!-- end: NAME -->`."""
 

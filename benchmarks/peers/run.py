@@ -8,8 +8,10 @@ that fails or differs is left out, and its row says why. CPU seconds count all p
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--devices", default="", help="rows of these numbers of devices only, with commas between")
     parser.add_argument("--turns", type=int, default=0, help="turns of every engine; 0: each row's own")
     parser.add_argument("--without", default="", help="engines to leave out, with commas between")
+    parser.add_argument("--timeout-s", type=float, default=600.0, help="seconds that a row may take")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
@@ -57,17 +60,29 @@ def main() -> int:
         if not wanted or devices in wanted:
             spec = {"base": asked.base, "devices": devices, "batch": batch, "tokens": tokens}
             without = [word for word in asked.without.split(",") if word]
-            rows.append(apart(spec | {"turns": asked.turns or turns, "without": without}))
-    keep(asked.out, "peers", False, {"rows": rows, "load": load})
-    regenerate(asked.docs, asked.out)
+            rows.append(apart(spec | {"turns": asked.turns or turns, "without": without}, asked.timeout_s))
+            keep(asked.out, "peers", False, {"rows": rows, "load": load})
+            regenerate(asked.docs, asked.out)
     return 0
 
 
-def apart(spec: dict[str, Any]) -> dict[str, Any]:
-    """A row in a process of its own, since an engine's actors stay."""
+def apart(spec: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    """A row in a process of its own, since an engine's actors stay; one that takes too long says so instead."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "row.json"
-        subprocess.run([sys.executable, __file__, "--row", json.dumps(spec), "--out", str(kept)], check=True)
+        command = [sys.executable, __file__, "--row", json.dumps(spec), "--out", str(kept)]
+        with subprocess.Popen(command, start_new_session=True) as row_process:
+            try:
+                if row_process.wait(limit_s) != 0:
+                    raise RuntimeError(
+                        f"{spec['devices']} devices: the row's process ended with {row_process.returncode}"
+                    )
+            except BaseException as error:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(row_process.pid, signal.SIGKILL)  # an engine's actors too
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                return {**spec, "variants": {}, "differences": {}, "notes": [f"Stopped after {limit_s:.0f} s"]}
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 

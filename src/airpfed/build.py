@@ -16,6 +16,7 @@ from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
+from airpfed.heap import keep_freed
 from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
@@ -128,7 +129,8 @@ class Prepared:
 
 
 def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
-    """Load the base model with adapters on it, and tokenise the tasks."""
+    """Load the base model with adapters on it, and tokenise the tasks; sets the process's threads and heap."""
+    keep_freed()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base, limit = load_backbone(settings, tasks), settings.model.max_tokens

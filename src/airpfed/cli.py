@@ -182,7 +182,7 @@ def sweep(
         overrides=tuple(set_ or ()),
         grid=tuple(grid or ()),
         tune=tuple(tune or ()),
-        tune_seeds=seeds if tune_seeds is None else tune_seeds,
+        tune_seeds=tune_seeds,
         seeds=seeds,
         against=tuple(against or ()),
         home=home,

@@ -6,18 +6,20 @@ the cache and moves the finished result into place in one step, so that a name i
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from airpfed.errors import UserError
+from airpfed.record import write_atomic
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ def cache_root() -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "airpfed"
     return Path.home() / ".cache" / "airpfed"
+
+
+def cached(folder: str, key: object, make: Callable[[], str]) -> str:
+    """A text that is made once and kept in a folder of the cache, by what it depends on.
+
+    key: JSON of everything the text depends on. A cache that cannot be read or written only costs time.
+    """
+    path = cache_root() / folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    with suppress(OSError, UnicodeError):
+        return path.read_text(encoding="utf-8")
+    made = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, made)
+    return made
 
 
 def wheel_path(wheel: Wheel) -> Path:

@@ -59,7 +59,7 @@ def test_the_loss_of_completions_is_that_of_a_causal_lm_with_the_prompt_masked(
     with torch.no_grad():
         positions = (batch.mask.long().cumsum(1) - 1).clamp(min=0)
         out = model(input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=positions).logits
-        found = sample_losses(out[:, -batch.targets.shape[1] :], batch)
+        found = sample_losses(out[:, -batch.targets.shape[1] :], batch.targets)
         for sample, loss in zip(samples, found, strict=True):
             full = torch.tensor([[*sample.ids, sample.targets[-1]]])
             labels = full.clone()

@@ -29,7 +29,7 @@ GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, **fields: object) -> Plan:
     known = {
         "tune": (),
-        "tune_seeds": 2,
+        "tune_seeds": None,
         "seeds": 2,
         "against": (),
         "workers": 1,
@@ -299,6 +299,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | st
         ),
         (["--tune", "server.lr=1,2", "--set", "tasks.*.dev_samples=0"], "--tune: tasks.colours.dev_samples = 0: "),
         (["--grid", "server.lr=1,2", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
+        (["--tune-seeds", "1"], "--tune-seeds 1: goes with --tune"),
         (["--tune", "server.lr=1,2", "--tune-seeds", "2"], "--tune-seeds 2: should be 1 to --seeds 1"),
         (["--grid", "server.lr/run.eval_every=1/1", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
         (["--grid", "run.seed=1,2"], "--grid run.seed: should be --seeds"),

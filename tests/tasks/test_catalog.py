@@ -2,6 +2,8 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -117,3 +119,37 @@ def test_real_generated_task() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra 'generate' is not installed")
     first, more = catalog.rows("gym:chain_sum", 5), catalog.rows("gym:chain_sum", 10)
     assert len(first) == 5 and more[:5] == first
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A carried task of three rows, an empty cache; the list grows by a line whenever the rows are read."""
+    read: list[str] = []
+    monkeypatch.setenv("AIRPFED_CACHE", str(tmp_path / "cache"))
+    made = [("How?", "DESC"), ("Who?", "HUM"), ("who? ", "HUM")]
+    monkeypatch.setattr(catalog, "rows", lambda name, _want: read.append(name) or made)
+    return read
+
+
+def test_a_carried_task_is_read_once(small: list[str]) -> None:
+    source = Source("mine", "trec")
+    first = load(source, 0)
+    assert load(source, 0) == first == load(replace(source, name="other"), 0)
+    assert small == ["trec"] and first.removed == 1 and [one.label for one in first.samples] == [1, 3]
+    other = load(replace(source, prompt="{text} It is"), 0)
+    assert small == ["trec"] * 2 and other.samples[0].prompt == "How? It is"
+
+
+def test_the_order_of_labels_is_kept(small: list[str]) -> None:
+    one, two = {"DESC": "description", "HUM": "person"}, {"HUM": "person", "DESC": "description"}
+    loaded = [load(Source("mine", "trec", labels=labels), 0) for labels in (one, two, one)]
+    assert loaded[0] == loaded[2] != loaded[1] and loaded[1].labels == (" person", " description")
+    assert [sample.label for sample in loaded[1].samples] == [1, 0] and len(small) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"kind": "classify"}', '{"samples": [{"wrong": 1}], "labels": []}'])
+def test_a_damaged_file_of_the_cache_is_done_without(small: list[str], tmp_path: Path, damage: str) -> None:
+    first = load(Source("mine", "trec"), 0)
+    [kept] = (tmp_path / "cache/loaded").iterdir()
+    kept.write_text(damage)
+    assert load(Source("mine", "trec"), 0) == first and len(small) == 2

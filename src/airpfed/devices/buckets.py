@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-PASS_TOKENS = {"cpu": 16, "cuda": 4096}
+PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 """What one more pass over the model costs by itself, in tokens' worth of arithmetic: launching its operations."""
 
 
@@ -22,3 +22,11 @@ def buckets(lengths: Sequence[Sequence[int]], pass_tokens: int) -> list[tuple[in
         cost, first = min(ways)
         best.append((cost, [*best[first][1], (first, last)]))
     return best[-1][1]
+
+
+def cost(lengths: Sequence[Sequence[int]], cuts: Sequence[tuple[int, int]], pass_tokens: int) -> int:
+    """What buckets cost, as `buckets` counts."""
+    widest = [max(own[last - 1] for own in lengths) for _, last in cuts]
+    return sum(
+        len(lengths) * (last - first) * width + pass_tokens for (first, last), width in zip(cuts, widest, strict=True)
+    )

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from airpfed import spill
-from airpfed.devices.buckets import PASS_TOKENS, buckets
+from airpfed.devices.buckets import PASS_TOKENS, buckets, cost
+from airpfed.devices.packing import Packing, pack, placed
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
-from airpfed.model.backbone import Backbone, adapted, logits
-from airpfed.model.encode import IGNORED, Batch, Encoded, collate
+from airpfed.model.backbone import Backbone, adapted, logits, packed_logits
+from airpfed.model.encode import IGNORED, Encoded, collate
 from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather, trained
 from airpfed.streams import stream
 
@@ -81,12 +82,12 @@ def gradients(
 
     plan: indices of each device's samples for each of E local steps. With E > 1 the pseudo-gradient (W_start - W_end) /
     (E local_lr) comes back instead. turn: columns of the `global` vector that local steps move (None: all); what a
-    method in turn lets rest must rest here too. At most `chunk` devices are computed together, never of two tasks:
-    samples of one task are of like length, so little padding is computed. Returns scope -> (K, d_scope), ordinary
-    tensors that may lie in a file: one pass over the model, however many devices, and every normaliser exact.
+    method in turn lets rest must rest here too. chunk: devices computed together (`chunks`). Returns scope ->
+    (K, d_scope), ordinary tensors that may lie in a file: one pass over the model, however many devices, and every
+    normaliser exact.
     """
     whole, losses = held(fleet), torch.zeros(len(fleet.shards))
-    for devices in _chunks(fleet.task_of.tolist(), chunk):
+    for devices in chunks(fleet, plan, chunk):
         found, loss = _chunk(fleet, vectors, plan, devices, local_lr, turn)
         rows = slice(devices[0], devices[-1] + 1)
         losses[rows] = loss
@@ -103,9 +104,24 @@ def held(fleet: Fleet) -> Vectors:
     return {scope: spill.zeros(len(fleet.shards), size, share * size) for scope, size in sizes.items()}
 
 
-def _chunks(task_of: Sequence[int], size: int) -> Iterator[list[int]]:
-    for _, members in groupby(range(len(task_of)), key=lambda device: task_of[device]):
-        yield from map(list, batched(members, size))
+def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int) -> Iterator[list[int]]:
+    """Neighbours that are computed together: at most `size`, of one task, whose samples are of like length.
+
+    Where samples are packed, lengths do not matter: then the tokens of `size` devices with most, of up to 2 `size`.
+    """
+    if not fleet.backbone.packs or size == 1:
+        for _, members in groupby(range(len(plan)), key=lambda device: int(fleet.task_of[device])):
+            yield from map(list, batched(members, size))
+        return
+    tokens = [max(sum(len(fleet.shards[k][i].ids) for i in rows) for rows in own) for k, own in enumerate(plan)]
+    room, part, most = 0, list[int](), size * max(tokens)
+    for device, own in enumerate(tokens):
+        if part and (own > room or len(part) == 2 * size):
+            yield part
+            part = []
+        room = (room if part else most) - own
+        part.append(device)
+    yield part
 
 
 def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
@@ -176,34 +192,67 @@ def row_losses(
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
-    A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together.
+    A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together, or all
+    samples in packed rows, whichever is less work.
     """
     width = max(len(row) for row in rows)
+    weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
     full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
     sizes = [[len(fleet.shards[k][i].ids) for i in row] for k, row in zip(devices, full, strict=True)]
-    order = [sorted(range(width), key=own.__getitem__) for own in sizes]
-    cuts = buckets([sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type])
+    order, once = [sorted(range(width), key=own.__getitem__) for own in sizes], PASS_TOKENS[fleet.backbone.device.type]
+    ascending = [sorted(own) for own in sizes]
+    cuts = buckets(ascending, once)
+    if fleet.backbone.packs:
+        plan = pack([own[: len(row)] for own, row in zip(sizes, rows, strict=True)])
+        if plan.cost + once < cost(ascending, cuts, once):
+            loss = packed_losses(fleet, factors, devices, rows, plan)
+            return loss, weight.to(loss)
     parts = [
         stacked_loss(fleet, factors, devices, [[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)])
         for a, b in cuts
     ]
     loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
-    weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
     return loss, weight.to(loss)
+
+
+def packed_losses(
+    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]], plan: Packing
+) -> Float[Tensor, "K b"]:
+    """Loss of every sample in one pass over packed rows; 0 where a row is shorter than the longest."""
+    samples, kept = taken(fleet, devices, rows)
+    batch = placed(samples, plan, fleet.backbone.tokenizer.pad_token_id)
+    hidden = None
+    if kept is not None:
+        hidden = kept[0].new_zeros(plan.rows * plan.width, kept[0].shape[1])
+        for start, state in zip(plan.starts, kept, strict=True):
+            hidden[start : start + len(state)] = state
+        hidden = hidden.reshape(plan.rows, plan.width, -1)
+    with adapted(fleet.backbone, factors, plan.spans):
+        scores = packed_logits(fleet.backbone, batch.ids, batch.positions, batch.at, hidden)
+    losses = torch.split(sample_losses(scores, batch.targets), [len(row) for row in rows])
+    return torch.nn.utils.rnn.pad_sequence(list(losses), batch_first=True)
 
 
 def stacked_loss(
     fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, "K b"]:
     """Loss of every sample, device by device; `rows` are equally many samples of each device's shard."""
-    samples = [fleet.shards[k][i] for k, row in zip(devices, rows, strict=True) for i in row]
-    kept = [fleet.cache.rows(f"device {k}", fleet.shards[k], row) for k, row in zip(devices, rows, strict=True)]
+    samples, kept = taken(fleet, devices, rows)
     batch = collate(samples, fleet.backbone.tokenizer.pad_token_id, fleet.backbone.causal)
-    hidden = None if kept[0] is None else stack([h for part in kept for h in part or ()], fleet.backbone.causal)
+    hidden = None if kept is None else stack(kept, fleet.backbone.causal)
     with adapted(fleet.backbone, factors):
         scores = logits(fleet.backbone, batch.ids, batch.mask, batch.targets.shape[1], hidden)
     limits = [fleet.classes[int(fleet.task_of[k])] for k, row in zip(devices, rows, strict=True) for _ in row]
-    return sample_losses(only_classes(scores, limits), batch).reshape(len(devices), -1)
+    return sample_losses(only_classes(scores, limits), batch.targets).reshape(len(devices), -1)
+
+
+def taken(
+    fleet: Fleet, devices: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[list[Encoded], list[Float[Tensor, "_ H"]] | None]:
+    """Samples of some devices, device by device, and what the layers below the adapters make of them, if kept."""
+    samples = [fleet.shards[k][i] for k, row in zip(devices, rows, strict=True) for i in row]
+    kept = [fleet.cache.rows(f"device {k}", fleet.shards[k], row) for k, row in zip(devices, rows, strict=True)]
+    return samples, None if kept[0] is None else [state for part in kept for state in part or ()]
 
 
 def only_classes(scores: Float[Tensor, "rows last C"], limits: Sequence[int]) -> Float[Tensor, "rows last C"]:
@@ -214,9 +263,9 @@ def only_classes(scores: Float[Tensor, "rows last C"], limits: Sequence[int]) ->
     return scores.masked_fill(beyond[:, None, :].to(scores.device), -torch.inf)
 
 
-def sample_losses(scores: Float[Tensor, "rows last C"], batch: Batch) -> Float[Tensor, " rows"]:
+def sample_losses(scores: Float[Tensor, "rows last C"], wanted: Int[Tensor, "rows last"]) -> Float[Tensor, " rows"]:
     """Cross-entropy of each sample in nats, mean over its target positions."""
-    targets = batch.targets.to(scores.device)
+    targets = wanted.to(scores.device)
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     each = cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     counts = (targets != IGNORED).sum(1)

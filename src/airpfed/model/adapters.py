@@ -1,6 +1,6 @@
 """Adapter blocks and their scopes, and the linear layers that apply them for many devices at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,9 +55,10 @@ def blocks_of(method: str, rank_shared: int, rank_personal: int) -> tuple[Block,
 class StackedLoRA(nn.Module):
     """A frozen linear layer plus the adapters of K devices: W0 x + c B_k A_k x for the rows of device k.
 
-    Rows come device by device, equally many each: x is (K*b, ..., Q). `a` (K, R, Q) and `b` (K, L, R) hold all blocks
-    side by side; while they are None the layer is its base. With B = 0 the output equals the base's exactly.
-    `added` (L, Q), if there is one, is what a server has added to W0.
+    Rows come device by device, equally many each: x is (K*b, ..., Q); or, where `spans` is set, `spans[k]` of the
+    flattened rows are device k's. `a` (K, R, Q) and `b` (K, L, R) hold all blocks side by side; while they are None the
+    layer is its base. With B = 0 the output equals the base's exactly. `added` (L, Q), if there is one, is what a
+    server has added to W0.
     """
 
     def __init__(self, base: nn.Linear, scale: float) -> None:
@@ -68,6 +69,7 @@ class StackedLoRA(nn.Module):
         self.a: Tensor | None = None
         self.b: Tensor | None = None
         self.added: Tensor | None = None
+        self.spans: Sequence[int] | None = None
 
     def forward(self, x: Float[Tensor, "rows *t Q"]) -> Float[Tensor, "rows *t L"]:
         """W0 x + c B A x, each row with its own device's factors."""
@@ -76,9 +78,13 @@ class StackedLoRA(nn.Module):
             return y
         if self.added is not None:
             y = y + nn.functional.linear(x, self.added)
-        rows = x.reshape(self.a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(rows, self.a.transpose(1, 2))
-        return y + self.scale * torch.bmm(low, self.b.transpose(1, 2)).reshape(y.shape)
+        up = self.scale * self.b
+        if self.spans is not None:
+            parts = torch.split(x.reshape(-1, x.shape[-1]), list(self.spans))
+            moved = [part @ a.T @ b.T for part, a, b in zip(parts, self.a.unbind(), up.unbind(), strict=True)]
+            return y + torch.cat(moved).reshape(y.shape)
+        low = torch.bmm(x.reshape(self.a.shape[0], -1, x.shape[-1]), self.a.transpose(1, 2))
+        return y + torch.bmm(low, up.transpose(1, 2)).reshape(y.shape)
 
 
 class StackedHead(nn.Module):

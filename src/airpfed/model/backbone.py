@@ -14,6 +14,9 @@ from airpfed.model import catalog
 from airpfed.model.adapters import StackedHead, StackedLoRA
 from airpfed.model.vector import Factors
 
+PACKABLE = ("gemma", "gemma2", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+"""Model types that read where samples begin off their positions, so that several may lie in one row."""
+
 
 class Kept(nn.Module):
     """A transformer layer below the lowest adapter, which a kept output can stand in for.
@@ -59,6 +62,14 @@ class Backbone:
     layers: dict[str, StackedLoRA | StackedHead]
     prefix: tuple[Kept, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def packs(self) -> bool:
+        """Whether samples of unlike lengths may lie in one row (`packed_logits`).
+
+        Not on a GPU: there a layer's many small products, one a device, would cost more than padding.
+        """
+        return self.causal and self.device.type == "cpu" and self.model.config.model_type in PACKABLE
 
 
 class _ReachedError(Exception):
@@ -169,15 +180,16 @@ def build(
 
 
 @contextmanager
-def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
+def adapted(backbone: Backbone, factors: Factors | None, spans: Sequence[int] | None = None) -> Iterator[None]:
     """The model with the factors of K devices in its layers; rows of a batch then come device by device.
 
-    None: the base.
+    factors: None is the base. spans: tokens of each device where these are unlike; only adapted layers know of them.
     """
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
         if isinstance(layer, StackedLoRA):
             layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
+            layer.spans = spans
         else:
             layer.weight = factors[f"{name}.head"]
     try:
@@ -185,7 +197,7 @@ def adapted(backbone: Backbone, factors: Factors | None) -> Iterator[None]:
     finally:
         for layer in backbone.layers.values():
             if isinstance(layer, StackedLoRA):
-                layer.a = layer.b = layer.added = None
+                layer.a = layer.b = layer.added = layer.spans = None
             else:
                 layer.weight = None
 
@@ -229,6 +241,31 @@ def logits(
     with resumed(backbone, hidden):
         out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
     return out if backbone.causal else out[:, None, :]
+
+
+def packed_logits(
+    backbone: Backbone,
+    ids: Int[Tensor, "rows t"],
+    positions: Int[Tensor, "rows t"],
+    at: Int[Tensor, "n last"],
+    hidden: Float[Tensor, "rows t H"] | None = None,
+) -> Float[Tensor, "n last C"]:
+    """Logits of a causal LM at the flattened tokens `at` of rows in which samples lie end to end.
+
+    positions: of each token in its sample, from 0. No sample reads another. hidden: as in `logits`.
+    """
+
+    def chosen(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0].flatten(0, 1)[None, at.flatten().to(args[0].device)],)
+
+    fields = {"input_ids": ids.to(backbone.device), "position_ids": positions.to(backbone.device)}
+    handle = backbone.model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        with resumed(backbone, hidden):
+            out: Tensor = backbone.model(**fields, use_cache=False).logits
+    finally:
+        handle.remove()
+    return out.reshape(*at.shape, -1)
 
 
 def prefix_output(

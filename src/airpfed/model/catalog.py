@@ -7,15 +7,14 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from airpfed.errors import UserError, hint
-from airpfed.fetch import Wheel, cache_root, extract
-from airpfed.record import write_atomic
+from airpfed.fetch import Wheel, cache_root, cached, extract
 
 
 @dataclass(frozen=True)
@@ -136,18 +135,16 @@ def identity(folder: str) -> str:
     weights = sorted(path.glob("*.safetensors"))
     stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in weights]
     config = json.dumps(json.loads((path / "config.json").read_text()), sort_keys=True)
-    kept = cache_root() / "identities" / hashlib.sha256(json.dumps([config, stats]).encode()).hexdigest()
-    with suppress(OSError):
-        return kept.read_text(encoding="ascii")
-    digest = hashlib.sha256(config.encode())
-    for file in weights:
-        with file.open("rb") as stream:
-            digest.update(str(file.stat().st_size).encode())
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    with suppress(OSError):  # a cache that cannot be written only costs time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, digest.hexdigest())
-    return digest.hexdigest()
+
+    def digest() -> str:
+        found = hashlib.sha256(config.encode())
+        for file in weights:
+            with file.open("rb") as stream:
+                found.update(str(file.stat().st_size).encode())
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+        return found.hexdigest()
+
+    return cached("identities", [config, stats], digest)
 
 
 @contextmanager

@@ -67,16 +67,22 @@ def label_tokens(tokenizer: Any, words: Sequence[str], where: str) -> tuple[int,
     return tuple(first[0] for first in firsts)
 
 
+def targets_of(samples: Sequence[Encoded]) -> Int[Tensor, "rows last"]:
+    """Targets of samples, ending at the last column; IGNORED where a sample has fewer."""
+    last = max(len(sample.targets) for sample in samples)
+    targets = torch.full((len(samples), last), IGNORED, dtype=torch.long)
+    for row, sample in enumerate(samples):
+        targets[row, last - len(sample.targets) :] = torch.tensor(sample.targets)
+    return targets
+
+
 def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
     """Pad samples to the longest of them; targets always end at the last column."""
     width = max(len(sample.ids) for sample in samples)
-    last = max(len(sample.targets) for sample in samples)
     ids = torch.full((len(samples), width), pad, dtype=torch.long)
     mask = torch.zeros(len(samples), width, dtype=torch.bool)
-    targets = torch.full((len(samples), last), IGNORED, dtype=torch.long)
     for row, sample in enumerate(samples):
         columns = slice(width - len(sample.ids), width) if left else slice(0, len(sample.ids))
         ids[row, columns] = torch.tensor(sample.ids)
         mask[row, columns] = True
-        targets[row, last - len(sample.targets) :] = torch.tensor(sample.targets)
-    return Batch(ids, mask, targets)
+    return Batch(ids, mask, targets_of(samples))

