@@ -115,7 +115,8 @@ def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> d
 def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]:
     """Relative difference of the two gradients at random adapters that all tasks share, and that of the worst factor.
 
-    Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss.
+    Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss, sample by
+    sample, since padding alone moves a float32 gradient by some 1e-5.
     """
     fleet, same = made.fleet, shared_values(made.initial, seed)
     first = torch.zeros(1, dtype=torch.long)
@@ -124,6 +125,7 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]
     plan, _ = batches(fleet, start, made.batch_size, 1)
     found, _ = gradients(fleet, same, plan, 1.0, made.chunk)
     ours = unflatten(mean_gradient(made, found), fleet.layout)
+    one.micro_batch = 1
     backward(one, samples_of(made, start, seed))
     theirs = taken(one, ours)
     apart = {key: (float((ours[key] - theirs[key]).norm()), float(theirs[key].norm())) for key in ours}

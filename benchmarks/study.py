@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,10 @@ class Study:
         return [*whole, "--workers", str(workers)] if workers else whole
 
 
-def suite(name: str, *overrides: str) -> Study:
+def suite(name: str, seeds: int, *overrides: str) -> Study:
     """Three methods of the same total rank on a suite of tasks, each at its own rate."""
     figures = ("final-task", "average-method")
-    return Study(f"experiments/{name}.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES, overrides, figures)
+    return Study(f"experiments/{name}.toml", (METHODS,), seeds, {"adapters.method": "fedit"}, RATES, overrides, figures)
 
 
 def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
@@ -77,11 +77,14 @@ def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
     )  # fmt: skip
 
 
+FIRST = 5
+"""Seeds of the first look; suites with more were gone on with, and later seeds are told apart."""
+
 SUITES = ("conflict", "related", "few", "skewed", "mixed")
 CONFLICT = "experiments/conflict.toml"
 STUDIES: dict[str, Study] = {
-    **{name: suite(name) for name in ("conflict", "related", "few")},
-    **{name: suite(name, "tasks.*.devices=2") for name in ("skewed", "mixed")},
+    **{name: suite(name, 10) for name in ("conflict", "related", "few")},
+    **{name: suite(name, 5, "tasks.*.devices=2") for name in ("skewed", "mixed")},
     "smollm2": Study(
         "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
     ),
@@ -247,24 +250,50 @@ def section(name: str, study: Study) -> str:
         f"![{name}: {one}](results/{name}/{one}.svg)" for one in study.figures if (KEPT / name / f"{one}.svg").is_file()
     ]
     seeds = " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
-    return "\n\n".join(
-        [f"    {call}", compared(tree, rates), f"{seeds} seeds a point; [numbers](results/{name}).", *pictures]
-    )
+    said = f"{seeds} seeds a point{later(name) if name in SUITES else ''}; [numbers](results/{name})."
+    return "\n\n".join([f"    {call}", compared(tree, rates), said, *pictures])
+
+
+def by_seed(name: str) -> dict[str, dict[int, float]]:
+    """Method -> seed -> mean over a suite's tasks; the whole first."""
+    rows = lines_of(KEPT / name / "cells.csv")
+    return {method: averages(rows, {"adapters.method": method}) for method in METHODS.partition("=")[2].split(",")}
+
+
+def apart(found: Mapping[str, Mapping[int, float]], method: str, seeds: Iterable[int]) -> str:
+    """A method minus the whole, paired by seed."""
+    whole = next(iter(found.values()))
+    return shown(vars(interval([found[method][seed] - whole[seed] for seed in seeds])), "{:+.3f}", 1)
+
+
+def later(name: str) -> str:
+    """The differences that the seeds after the first show by themselves."""
+    found = by_seed(name)
+    whole, *halves = found
+    seeds = [seed for seed in found[whole] if seed >= FIRST]
+    if not seeds:
+        return ""
+    gaps = ", ".join(f"{method} {apart(found, method, seeds)}" for method in halves)
+    return f" (seeds {FIRST} to {max(seeds)} alone, minus {whole}: {gaps})"
 
 
 def overall() -> str:
-    """All suites together: per seed the mean over suites, differences paired by seed, as markdown."""
-    methods = METHODS.partition("=")[2].split(",")
-    found: dict[str, list[float]] = {}
-    for method in methods:
-        suites = [averages(lines_of(KEPT / name / "cells.csv"), {"adapters.method": method}) for name in SUITES]
-        found[method] = [statistics.fmean(one[seed] for one in suites) for seed in sorted(suites[0])]
-    lines = []
-    for method, values in found.items():
-        gaps = [a - b for a, b in zip(values, found[methods[0]], strict=True)]
-        apart = shown(vars(interval(gaps)), "{:+.3f}", 1) if method != methods[0] else ""
-        lines.append([method, shown(vars(interval(values)), "{:.3f}", 1), apart])
-    return table(["method", "average over the five suites", f"minus {methods[0]}"], lines)
+    """All suites together on the seeds that all have: the mean over suites, differences paired by seed, as markdown."""
+    suites = [by_seed(name) for name in SUITES]
+    seeds = sorted(set.intersection(*(set(values) for one in suites for values in one.values())))
+    found = {
+        method: {seed: statistics.fmean(one[method][seed] for one in suites) for seed in seeds} for method in suites[0]
+    }
+    whole = next(iter(found))
+    lines = [
+        [
+            method,
+            shown(vars(interval(list(values.values()))), "{:.3f}", 1),
+            "" if method == whole else apart(found, method, seeds),
+        ]
+        for method, values in found.items()
+    ]
+    return table(["method", f"average over the five suites, {len(seeds)} seeds", f"minus {whole}"], lines)
 
 
 def write() -> None:

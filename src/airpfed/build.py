@@ -342,7 +342,7 @@ def device_bytes(settings: Settings, fleet: Fleet) -> int:
     widths = sum(linear.in_features + linear.out_features for linear in above)
     tokens = settings.devices.batch_size * settings.model.max_tokens * max(fleet.hands, default=1)
     factors = sum((entry.stop - entry.start) for entry in fleet.layout.entries)
-    return int(8 * 2 * widths * tokens + 16 * factors)
+    return int(8 * widths * tokens + 16 * factors)
 
 
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:

@@ -114,12 +114,14 @@ def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int) -> 
             yield from map(list, batched(members, size))
         return
     tokens = [max(sum(len(fleet.shards[k][i].ids) for i in rows) for rows in own) for k, own in enumerate(plan)]
-    room, part, most = 0, list[int](), size * max(tokens)
+    most = size * max(tokens)
+    even = -(-sum(tokens) // -(-sum(tokens) // most)) + max(tokens) // 2  # of like size, rather than a rest at the end
+    part, held_tokens = list[int](), 0
     for device, own in enumerate(tokens):
-        if part and (own > room or len(part) == 2 * size):
+        if part and (held_tokens + own > min(most, even) or len(part) == 2 * size):
             yield part
-            part = []
-        room = (room if part else most) - own
+            part, held_tokens = [], 0
+        held_tokens += own
         part.append(device)
     yield part
 
