@@ -69,3 +69,26 @@ def test_every_table_is_on_the_page_with_its_files(name: str) -> None:
     with (HOME / "docs/results" / name / "cells.csv").open(newline="") as file:
         seeds = study.averages(list(csv.DictReader(file)), one.check)
     assert len(seeds) == one.seeds, "what --check plays is in the table"
+
+
+def test_later_seeds_are_told_apart_and_the_whole_is_of_the_seeds_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made-up suites: the first has seven seeds, the second five; the halves lose 0.1 and 0.2, later twice that."""
+    monkeypatch.setattr(study, "KEPT", tmp_path)
+    monkeypatch.setattr(study, "SUITES", ("long", "short"))
+    loses = {"airpfed": 0.0, "fedit": 0.1, "per_task_fedit": 0.2}
+    for name, count in {"long": 7, "short": 5}.items():
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "cells.csv").open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["adapters.method", "seed", "task", "final"])
+            for method, less in loses.items():
+                for seed in range(count):
+                    twice = 1 + (seed >= study.FIRST)
+                    out.writerows([method, seed, task, 0.9 - 0.01 * seed - less * twice] for task in ("a", "b"))
+    assert study.later("long") == " (seeds 5 to 6 alone, minus airpfed: fedit -0.200, per_task_fedit -0.400)"
+    assert study.later("short") == ""
+    head, _, *lines = study.overall().splitlines()
+    assert "5 seeds" in head
+    assert [line.split("|")[3].strip() for line in lines] == ["", "-0.100", "-0.200"]
