@@ -28,7 +28,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "20000",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }  # fmt: skip
-ROWS = ((20, 8, 32, 9), (500, 1, 32, 5))
+ROWS = ((20, 8, 32, 9), (500, 1, 32, 3))
 """(devices, samples, tokens, turns): few devices with real work, many with little."""
 ENGINES = ("loop", "pfl", "flower")
 ALIKE = 1e-4
