@@ -89,7 +89,7 @@ def backward(one: Central, samples: Weighted, all_logits: bool = False) -> None:
         scores = scores if one.causal else only_classes(scores[:, None, :], [limit for _, _, limit in part])
         each = cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), reduction="none").reshape(len(part), -1)
         counts = (batch.targets != -100).sum(1)
-        (each.sum(1) / counts @ torch.tensor([weight for _, weight, _ in part])).backward()
+        (each.sum(1) / counts @ torch.tensor([weight for _, weight, _ in part]).to(each)).backward()
 
 
 def train_step(one: Central, samples: Weighted, all_logits: bool = False) -> None:
@@ -103,8 +103,7 @@ def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> d
     seconds: dict[int, float] = {}
     for size in sorted({min(size, len(samples)) for size in sizes}):
         one.micro_batch = size
-        if not seconds:
-            train_step(one, samples[: 2 * size])
+        train_step(one, samples[: 2 * size])  # the first of a size pays for the memory it is given
         start = time.process_time()
         train_step(one, samples)
         seconds[size] = time.process_time() - start
@@ -115,8 +114,8 @@ def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> d
 def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]:
     """Relative difference of the two gradients at random adapters that all tasks share, and that of the worst factor.
 
-    Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss, sample by
-    sample, since padding alone moves a float32 gradient by some 1e-5.
+    Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss, in float64, for
+    in float32 its own error is the larger one.
     """
     fleet, same = made.fleet, shared_values(made.initial, seed)
     first = torch.zeros(1, dtype=torch.long)
@@ -125,9 +124,11 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]
     plan, _ = batches(fleet, start, made.batch_size, 1)
     found, _ = gradients(fleet, same, plan, 1.0, made.chunk)
     ours = unflatten(mean_gradient(made, found), fleet.layout)
-    one.micro_batch = 1
+    one.model.double()
+    one.micro_batch = 16
     backward(one, samples_of(made, start, seed))
     theirs = taken(one, ours)
+    one.model.float()
     apart = {key: (float((ours[key] - theirs[key]).norm()), float(theirs[key].norm())) for key in ours}
     whole = sum(off**2 for off, _ in apart.values()) / sum(size**2 for _, size in apart.values())
     return {"whole": whole**0.5, "worst_factor": max(off / size for off, size in apart.values())}

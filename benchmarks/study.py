@@ -73,7 +73,7 @@ def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
     overrides = ("server.rounds=200", f"server.air_seconds={seconds}", "run.eval_every=5")
     return Study(
         f"experiments/{name}.toml", (f"{axis}={','.join(points)}",), 5, {axis: points[2]}, overrides=overrides,
-        figures=("dev-air_seconds",),
+        figures=("dev-seconds_on_air",),
     )  # fmt: skip
 
 
