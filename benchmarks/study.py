@@ -83,7 +83,8 @@ FIRST = 5
 SUITES = ("conflict", "related", "few", "skewed", "mixed")
 CONFLICT = "experiments/conflict.toml"
 STUDIES: dict[str, Study] = {
-    **{name: suite(name, 10) for name in ("conflict", "related", "few")},
+    **{name: suite(name, 10) for name in ("conflict", "few")},
+    "related": suite("related", 5),
     **{name: suite(name, 5, "tasks.*.devices=2") for name in ("skewed", "mixed")},
     "smollm2": Study(
         "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)

@@ -201,19 +201,16 @@ def row_losses(
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
     full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
     sizes = [[len(fleet.shards[k][i].ids) for i in row] for k, row in zip(devices, full, strict=True)]
-    order, once = [sorted(range(width), key=own.__getitem__) for own in sizes], PASS_TOKENS[fleet.backbone.device.type]
-    ascending = [sorted(own) for own in sizes]
+    order = [sorted(range(width), key=own.__getitem__) for own in sizes]
+    ascending, once = [sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type]
     cuts = buckets(ascending, once)
-    if fleet.backbone.packs:
-        plan = pack([own[: len(row)] for own, row in zip(sizes, rows, strict=True)])
-        if plan.cost + once < cost(ascending, cuts, once):
-            loss = packed_losses(fleet, factors, devices, rows, plan)
-            return loss, weight.to(loss)
-    parts = [
-        stacked_loss(fleet, factors, devices, [[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)])
-        for a, b in cuts
-    ]
-    loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
+    plan = pack([own[: len(row)] for own, row in zip(sizes, rows, strict=True)]) if fleet.backbone.packs else None
+    if plan is not None and plan.cost + once < cost(ascending, cuts, once):
+        loss = packed_losses(fleet, factors, devices, rows, plan)
+    else:
+        chosen = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
+        parts = [stacked_loss(fleet, factors, devices, part) for part in chosen]
+        loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
     return loss, weight.to(loss)
 
 
