@@ -10,6 +10,7 @@ import study
 from typer.testing import CliRunner
 
 from airpfed.cli import app
+from airpfed.reading import expected
 
 HOME = Path(__file__).parents[1]
 TWO = study.Study("", ("server.lr=0.01,0.02",), 3, {"server.lr": "0.02"}, overrides=("server.rounds=2",))
@@ -45,6 +46,12 @@ def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "stud
     (kept / "cells.csv").write_text("\n".join([text[0], *(",".join(row) for row in off)]) + "\n")
     told = study.check("two", made)
     assert told is not None and "expected 2." in told.replace("expected 1.", "expected 2.")
+
+
+@pytest.mark.parametrize("name", ["conflict", "related", "few", "smollm2"])
+def test_what_a_suites_file_expects_is_what_its_table_says(name: str) -> None:
+    one, values = study.STUDIES[name], study.by_seed(name)["airpfed"].values()
+    assert expected(HOME / one.file)["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
 
 
 def test_one_more_run_is_expected_where_runs_were() -> None:

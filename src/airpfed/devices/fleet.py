@@ -147,15 +147,15 @@ def _chunk(
     now = {key: tensor.to(fleet.backbone.device) for key, tensor in start.items()}
     steps = len(plan[devices[0]])
     moves = movable(fleet, now, turn) if steps > 1 else {}
-    total = {key: torch.zeros_like(tensor) for key, tensor in trained(now).items()}
+    total: Factors = {}
     losses = []
     for step in range(steps):
         loss, gradient = loss_gradient(fleet, now, devices, [plan[k][step] for k in devices])
         losses.append(loss)
-        total = {key: total[key] + gradient[key] for key in total}
+        total = {key: total[key] + gradient[key] for key in total} if total else gradient
         if step + 1 < steps:
             now |= {key: now[key] - local_lr * moves[key] * gradient[key] for key in total}
-    mean = {key: (tensor / steps).cpu() for key, tensor in total.items()}
+    mean = {key: tensor.cpu() if steps == 1 else (tensor / steps).cpu() for key, tensor in total.items()}
     return flatten(mean, fleet.layout), losses[0].cpu()
 
 
