@@ -12,7 +12,7 @@ from airpfed.air.uplink import fresh_memory, send
 CASES = {
     "tdma": ("uniform_forcing", {}),
     "concurrent, mmse, wrong estimates": ("mmse", {"access": "concurrent", "csi_error": 0.05, "antennas": 16}),
-    "superposed": ("mmse", {"access": "superposed", "coherence_symbols": 200}),
+    "superposed": ("mmse", {"access": "superposed"}),
     "auto": ("mmse", {"access": "auto", "personal_slots": 2}),
     "error-free": ("error_free", {}),
 }

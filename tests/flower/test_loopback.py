@@ -95,8 +95,7 @@ def test_three_engines_end_in_the_same_adapters(tmp_path: Path) -> None:
         assert torch.equal(parameters(tmp_path / engine), parameters(tmp_path / "alone"))
     own = [adapters(site / f"device-{k}" / "state") for k in range(3)]
     assert own == [{"trec": wanted["trec"]}, {"movies": wanted["movies"]}, {"movies": wanted["movies"]}]
-    stacked, alone = parameters(tmp_path / "stacked"), parameters(tmp_path / "alone")
-    assert (stacked - alone).norm() <= 1e-5 * alone.norm(), "Adam may move an entry whose gradient is all rounding"
+    torch.testing.assert_close(parameters(tmp_path / "stacked"), parameters(tmp_path / "alone"), rtol=0, atol=1e-5)
     seconds = [sum(row.seconds.values()) for row in running.rows()]
     print("seconds a round over TLS:", [round(one, 1) for one in seconds])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-PASS_TOKENS = {"cpu": 64, "cuda": 4096}
+PASS_TOKENS = {"cpu": 16, "cuda": 4096}
 """What one more pass over the model costs by itself, in tokens' worth of arithmetic: launching its operations."""
 
 

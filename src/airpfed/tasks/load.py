@@ -65,8 +65,9 @@ def load(source: Source, want: int) -> Loaded:
     if wheel is None:
         return _read(plan, want)
     key = [wheel.sha256, _code(), {**vars(plan), "name": "", "labels": list((plan.labels or {}).items())}]
+    kept = cached("loaded", key, lambda: json.dumps(asdict(_read(plan, want))))
     with suppress(ValueError, TypeError, KeyError):  # a damaged file in the cache
-        parts = json.loads(cached("loaded", key, lambda: json.dumps(asdict(_read(plan, want)))))
+        parts = json.loads(kept)
         samples = tuple(Sample(**one) for one in parts.pop("samples"))
         return Loaded(**parts | {"labels": tuple(parts["labels"]), "samples": samples})
     return _read(plan, want)
