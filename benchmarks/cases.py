@@ -129,8 +129,16 @@ def real_data(options: Options) -> dict[str, Any]:
         step = found["variants"]["peft"]["cpu"]["median"]
         whole = filled.cpu + made.rounds * found["variants"]["round"]["cpu"]["median"]
         row = {"adapters": name, "layers": layers, "goal": goal, "fill": vars(filled), "rounds": made.rounds}
+        row["tokens"], row["padded"] = tokens(made, found["micro_batch"])
         rows.append(row | found | {"cpu_ratio_of_a_run": whole / (made.rounds * step)})
     return {"file": options.file.name, "rows": rows}
+
+
+def tokens(made: Experiment, micro_batch: int) -> tuple[int, int]:
+    """Of the first round's samples, and with PEFT's padding."""
+    lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
+    parts = [lengths[start : start + micro_batch] for start in range(0, len(lengths), micro_batch)]
+    return sum(lengths), sum(len(part) * max(part) for part in parts)
 
 
 def fill(made: Experiment) -> Spent:
@@ -142,6 +150,32 @@ def fill(made: Experiment) -> Spent:
             fleet.cache.rows(f"device {k}", shard, range(len(shard)))
 
     return spent(work)
+
+
+def compiled(options: Options) -> dict[str, Any]:
+    """Gradients with the transformer layers below the last under `torch.compile`, in turn with the same as they are.
+
+    The last one is another function in every pass (`passes.read_only`).
+    """
+    base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
+    _, made = random_tokens(options.base or base, devices, batch, length, {})
+    top: Any = made.fleet.backbone.top
+    stacks = [one for one in made.fleet.backbone.model.modules() if isinstance(one, torch.nn.ModuleList)]
+    below: list[Any] = next(list(one)[:-1] for one in stacks if len(one) and one[-1] is top)
+    plain = [layer._compiled_call_impl for layer in below]
+    for layer in below:
+        layer.compile()
+    ready = [layer._compiled_call_impl for layer in below]
+
+    def run(calls: list[Any], _pair: int) -> None:
+        for layer, call in zip(below, calls, strict=True):
+            layer._compiled_call_impl = call
+        simulated(made, made.initial)
+
+    first = spent(lambda: run(ready, 0))
+    turns = interleaved({"compiled": partial(run, ready), "plain": partial(run, plain)}, options.turns(9))
+    sizes = {"devices": devices, "batch": batch, "tokens": length}
+    return {"base": options.base or base, **sizes, "first": vars(first), "variants": summary(turns, against="plain")}
 
 
 def overhead(options: Options) -> dict[str, Any]:

@@ -18,13 +18,16 @@ if __name__ == "__main__":  # before torch is loaded, as the command line sets i
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from cases import Options, full_length, overhead, real_data
+from cases import Options, compiled, full_length, overhead, real_data
 from children import scale, start
 from harness import keep
 from tables import regenerate
 
 HOME = Path(__file__).parents[1]
-CASES = {"start": start, "overhead": overhead, "full_length": full_length, "real_data": real_data, "scale": scale}
+CASES = {
+    "start": start, "overhead": overhead, "full_length": full_length, "real_data": real_data, "compiled": compiled,
+    "scale": scale,
+}  # fmt: skip
 
 
 def words(given: list[str] | None) -> argparse.Namespace:

@@ -5,9 +5,10 @@
     python benchmarks/study.py --check              # one small cell of each again, against the page's intervals
     python benchmarks/study.py --commands           # what is run
 
-A sweep that was stopped goes on with the same command; its cells are in OUT/NAME. `--check` plays the first seed of a
-table's cheapest method anew and asks that its average lies where one more run is expected with probability 0.95: mean
-+- t s sqrt(1 + 1/n) over the table's seeds, and at least SLACK either way. The exit code tells.
+A sweep that was stopped goes on with the same command; its cells are in OUT/NAME, with the CPU seconds of every call,
+of which the page says the sum. `--check` plays the first seed of a table's cheapest method anew and asks that its
+average lies where one more run is expected with probability 0.95: mean +- t s sqrt(1 + 1/n) over the table's seeds, and
+at least SLACK either way. The exit code tells.
 """
 
 import argparse
@@ -37,6 +38,10 @@ METHODS = "adapters.method=airpfed,fedit,per_task_fedit"
 RATES = "server.lr=1e-3,2e-3,5e-3,1e-2,2e-2"
 SLACK = 0.02
 """Machines round differently; a test split has some hundreds of samples a task."""
+
+
+COST = "cpu_seconds.txt"
+"""A line a call of the sweep: what it took, whether it was stopped or not."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ STUDIES: dict[str, Study] = {
     "related": suite("related", 5),
     **{name: suite(name, 5, "tasks.*.devices=2") for name in ("skewed", "mixed")},
     "smollm2": Study(
-        "experiments/conflict-smollm2.toml", (METHODS,), 3, {"adapters.method": "fedit"}, figures=("average-method",)
+        "experiments/conflict-smollm2.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES,
+        figures=("average-method",),
     ),
     "split": Study(
         CONFLICT, ("adapters.rank_shared/adapters.rank_personal=0/8,2/6,4/4,6/2,8/0",), 3,
@@ -123,8 +129,19 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 
 def sweep(name: str, study: Study, out: Path, workers: int) -> None:
     """Play what is missing of a table, then keep what the page and the check need."""
-    play(study.words(out / name, workers))
+    begin = spent()
+    try:
+        play(study.words(out / name, workers))
+    finally:
+        if (out / name).is_dir():
+            with (out / name / COST).open("a") as file:
+                file.write(f"{spent() - begin:.1f}\n")
     keep(out / name, KEPT / name, study.figures)
+
+
+def spent() -> float:
+    """CPU seconds of all processes that this one has waited for, and of those that they have."""
+    return sum(os.times()[2:4])
 
 
 def play(words: Sequence[str]) -> None:
@@ -136,7 +153,7 @@ def play(words: Sequence[str]) -> None:
 def keep(made: Path, kept: Path, figures: Sequence[str]) -> None:
     """Numbers, and figures with theirs."""
     kept.mkdir(parents=True, exist_ok=True)
-    names = ["sweep.json", "tuning.csv", *(f"{one}.{kind}" for one in figures for kind in ("csv", "svg"))]
+    names = ["sweep.json", "tuning.csv", COST, *(f"{one}.{kind}" for one in figures for kind in ("csv", "svg"))]
     for name in names:
         if (made / name).is_file():
             shutil.copy(made / name, kept / name)
@@ -251,8 +268,24 @@ def section(name: str, study: Study) -> str:
         f"![{name}: {one}](results/{name}/{one}.svg)" for one in study.figures if (KEPT / name / f"{one}.svg").is_file()
     ]
     seeds = " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
-    said = f"{seeds} seeds a point{later(name) if name in SUITES else ''}; [numbers](results/{name})."
+    took = "" if hours(name) is None else f"; {hours(name):.2f} CPU hours"
+    said = f"{seeds} seeds a point{later(name) if name in SUITES else ''}{took}; [numbers](results/{name})."
     return "\n\n".join([f"    {call}", compared(tree, rates), said, *pictures])
+
+
+def hours(name: str) -> float | None:
+    """CPU hours that a table took, all calls together; None where they were not kept."""
+    path = KEPT / name / COST
+    return sum(map(float, path.read_text().split())) / 3600 if path.is_file() else None
+
+
+def costs() -> str:
+    """What all tables took, in a line."""
+    found = {name: hours(name) for name in STUDIES}
+    missing = [name for name, spent in found.items() if spent is None]
+    rest = f"; not kept for {', '.join(missing)}" if missing else ""
+    counted = f"{len(found) - len(missing)} tables of {len(found)}"
+    return f"CPU hours of {counted}: {sum(filter(None, found.values())):.2f}{rest}."
 
 
 def by_seed(name: str) -> dict[str, dict[int, float]]:
@@ -305,6 +338,7 @@ def write() -> None:
             text = put(text, name, section(name, study))
     if all((KEPT / name / "cells.csv").is_file() for name in SUITES):
         text = put(text, "overall", overall())
+    text = put(text, "costs", costs())
     PAGE.write_text(text, encoding="utf-8")
 
 

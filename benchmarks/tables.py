@@ -56,9 +56,11 @@ def of_peft(found: Found, title: Callable[[Found], str]) -> str:
         if plain:
             names["all_logits"] = "the same with the logits of every position"
         goal = verdict(row["variants"]["round"]["wall_ratio"]["median"], row["goal"])
-        amortised = ""
+        more = ""
+        if "padded" in row:
+            more = f" The first round has {row['tokens']:,} tokens, PEFT's with padding {row['padded']:,}."
         if "fill" in row and row["fill"]["cpu"] > 0.01:
-            amortised = (
+            more += (
                 f" Filling the frozen-prefix cache once took {row['fill']['cpu']:.3g} CPU s; with it, a run of "
                 f"{row['rounds']} rounds costs {row['cpu_ratio_of_a_run']:.3f} of PEFT's CPU seconds."
             )
@@ -72,7 +74,7 @@ def of_peft(found: Found, title: Callable[[Found], str]) -> str:
                 else ""
             )
             + f" Gradients differ by {row['difference']['whole']:.1e} (relative; "
-            f"the worst factor {row['difference']['worst_factor']:.1e}).{amortised}",
+            f"the worst factor {row['difference']['worst_factor']:.1e}).{more}",
         ]
     return "\n\n".join(parts)
 
@@ -83,6 +85,19 @@ def full_length(found: Found) -> str:
 
 def real_data(found: Found) -> str:
     return of_peft(found, lambda r: f"Data of `{found['file']}`, adapters in {r['adapters']}")
+
+
+def compiled(found: Found) -> str:
+    """What compiling gains, and what its first pass costs."""
+    one, size = (
+        found["variants"]["compiled"],
+        f"{found['devices']} devices x {found['batch']} x {found['tokens']} tokens",
+    )
+    return (
+        f"{found['base']}, {size}, {one['turns']} pairs: "
+        f"compiled layers take {interval(one['wall_ratio'])} of the wall time, {interval(one['cpu_ratio'])} of the CPU "
+        f"seconds; the first pass, which compiles them, takes {found['first']['wall']:.3g} s."
+    )
 
 
 def overhead(found: Found) -> str:
@@ -164,8 +179,8 @@ def peers(found: Found) -> str:
 
 
 RENDER: dict[str, Callable[[Found], str]] = {
-    "full_length": full_length, "real_data": real_data, "overhead": overhead, "start": start, "scale": scale,
-    "peers": peers,
+    "full_length": full_length, "real_data": real_data, "compiled": compiled, "overhead": overhead, "start": start,
+    "scale": scale, "peers": peers,
 }  # fmt: skip
 
 

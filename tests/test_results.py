@@ -2,6 +2,8 @@
 
 import csv
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,8 @@ def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "study.Study", tmp_path: Path) -> None:
     kept = tmp_path / "kept/two"
-    assert {"sweep.json", "cells.csv", "average-lr.csv", "average-lr.svg"} == {path.name for path in kept.iterdir()}
+    names = {"sweep.json", "cells.csv", "average-lr.csv", "average-lr.svg", study.COST}
+    assert names == {path.name for path in kept.iterdir()}
     lines = study.section("two", made).splitlines()
     assert lines[0].startswith("    airpfed sweep") and sum(line.startswith("|") for line in lines) == 2 + 2
     assert study.check("two", made) is None
@@ -52,6 +55,28 @@ def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "stud
 def test_what_a_suites_file_expects_is_what_its_table_says(name: str) -> None:
     one, values = study.STUDIES[name], study.by_seed(name)["airpfed"].values()
     assert expected(HOME / one.file)["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
+
+
+def test_cpu_hours_are_of_all_calls_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stopped call took counts too, and tables without a record are named."""
+
+    def stopped(_words: object) -> None:
+        subprocess.run([sys.executable, "-c", "sum(range(10**8))"], check=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "play", stopped)
+    monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(study, "STUDIES", {"one": TWO, "other": TWO})
+    (tmp_path / "runs/one").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            study.sweep("one", TWO, tmp_path / "runs", 1)
+    told = [float(line) for line in (tmp_path / "runs/one" / study.COST).read_text().split()]
+    assert len(told) == 2 and all(seconds > 0.2 for seconds in told)
+    (tmp_path / "kept/one").mkdir(parents=True)
+    (tmp_path / "kept/one" / study.COST).write_text("1800\n5400\n")
+    assert study.hours("one") == 2 and study.hours("other") is None
+    assert study.costs() == "CPU hours of 1 tables of 2: 2.00; not kept for other."
 
 
 def test_one_more_run_is_expected_where_runs_were() -> None:

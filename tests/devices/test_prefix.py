@@ -10,8 +10,8 @@ from airpfed import build, reading
 from airpfed.devices.evaluate import classify
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PAGE, PrefixCache, pages, stack
-from airpfed.model.backbone import adapted, logits, prefix_output
 from airpfed.model.encode import Encoded, collate
+from airpfed.model.passes import adapted, logits, prefix_output
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import vectors

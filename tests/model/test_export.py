@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from airpfed import build, outputs, reading
 from airpfed.errors import UserError
 from airpfed.model import export
-from airpfed.model.backbone import adapted, logits
+from airpfed.model.passes import adapted, logits
 from airpfed.model.vector import Factors
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.run import Experiment

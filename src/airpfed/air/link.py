@@ -55,7 +55,7 @@ def draw(air: Air, job: Job, drops: Drops, entries: int, rho: float) -> Piece:
     group = Normalised(
         torch.cat(symbols, 1), job.weights, ones, torch.zeros_like(ones),
         torch.ones(len(job.devices), dtype=torch.float64),
-        torch.ones(len(job.weights), blocks * entries, dtype=torch.bool),
+        torch.full((len(job.weights),), blocks * entries),
     )  # fmt: skip
     spans = tuple((block * uses, (block + 1) * uses) for block in range(blocks))
     asked = asked_of(air, job, job.weights, drops.known, drops.csi_variance)

@@ -99,8 +99,9 @@ def overlap(
     A target with a shorter vector hears the first blocks only, and its streams are silent in the tail of the others.
     """
     per = entries_per_use(packing)
-    parts = [group.valid[:, per * a : per * b].double() for a, b in spans]
-    both = torch.stack([part @ part.T for part in parts])
+    ends = torch.tensor([0, *(b for _, b in spans)])
+    common = torch.minimum(group.reach[:, None], group.reach)
+    both = torch.minimum(common, per * ends[:, None, None]).diff(dim=0).double()
     own = both.diagonal(dim1=1, dim2=2)
     share = own / own.sum(0).clamp(min=1)
     return share, (both / own.clamp(min=1)[:, :, None])[:, :, target_of] * group.power

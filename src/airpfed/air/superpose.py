@@ -85,7 +85,6 @@ def receiver_noise(
     """Draw m_i^H z for z ~ CN(0, noise I_M): jointly Gaussian over receivers with covariance noise M^H M."""
     m = transceiver.receiver[block]
     values, vectors = torch.linalg.eigh(m.mH @ m)
-    root = vectors * values.clamp(min=0).sqrt()
-    z = torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)
-    heard: Tensor = noise**0.5 * (root @ z)
+    root = vectors * (noise * values.clamp(min=0)).sqrt()
+    heard: Tensor = root @ torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)
     return heard

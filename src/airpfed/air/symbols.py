@@ -1,11 +1,11 @@
 """A gradient becomes symbols: normalising, packing, and both undone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.rows import Rows, chunks, rows_of
@@ -38,22 +38,26 @@ class Entries:
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "k d"]:
         """Some devices' entries, float64."""
-        return self.centred(rows).div_(self.divisor[rows, None])
+        g = self.of.take(rows, self.first, self.last).sub_(self.mean[rows, None])
+        return cut(g.div_(self.divisor[rows, None]), self.lengths[rows])
 
-    def centred(self, rows: slice) -> Float[Tensor, "k d"]:
-        """g_k - mean_k, float64."""
-        g = self.own(rows).sub_(self.mean[rows, None])
-        return self._silenced(g, rows)
+    def moments(self, centred: bool) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+        """Means (0 unless centred) of all devices' own entries, and their mean squares about them."""
+        means, squares, counts = [], [], self.lengths.clamp(min=1).double()
+        for rows in chunks(*self.shape):
+            g, own = cut(self.of.take(rows, self.first, self.last), self.lengths[rows]), counts[rows]
+            means.append(g.sum(1) / own if centred else torch.zeros_like(own))
+            g = cut(g.sub_(means[-1][:, None]), self.lengths[rows]) if centred else g
+            squares.append(torch.linalg.vector_norm(g, dim=1).square() / own)
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return torch.cat([nothing, *means]), torch.cat([nothing, *squares])
 
-    def own(self, rows: slice) -> Float[Tensor, "k d"]:
-        """g_k, float64, 0 beyond a device's own entries."""
-        return self._silenced(self.of.take(rows, self.first, self.last), rows)
 
-    def _silenced(self, g: Float[Tensor, "k d"], rows: slice) -> Float[Tensor, "k d"]:
-        lengths = self.lengths[rows]
-        if bool((lengths >= g.shape[1]).all()):
-            return g
-        return g.masked_fill_(torch.arange(g.shape[1])[None, :] >= lengths[:, None], 0.0)
+def cut(values: Float[Tensor, "T d"], lengths: Int[Tensor, " T"]) -> Float[Tensor, "T d"]:
+    """Values with zeros beyond the first `lengths` of each row."""
+    if bool((lengths >= values.shape[1]).all()):
+        return values
+    return values.masked_fill(torch.arange(values.shape[1])[None, :] >= lengths[:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Normalised:
     entries: u_k, mean power over the group's own entries `power` (1, 0 if silent; less than 1 under `common`); rows of
     some devices at a time, entries[a:b], since all of them in float64 may be more than fits.
     weights: the design's targets. scale: sigma_i of each target; the sum is sigma_i sum_k weights_ik u_k plus
-    `offset`_i, which travels as side information. valid: which entries each target has.
+    `offset`_i, which travels as side information. reach: entries that each target has, the first of a row.
     """
 
     entries: Entries | Float[Tensor, "K d"]
@@ -71,7 +75,7 @@ class Normalised:
     scale: Float[Tensor, " T"]
     offset: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
-    valid: Bool[Tensor, "T d"]
+    reach: Int[Tensor, " T"]
 
 
 def common_sigma(vectors: Sequence[Rows], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
@@ -99,12 +103,9 @@ def normalise(
     """
     first, last = span or (0, g.shape[1])
     lengths = (lengths - first).clamp(0, last - first)
-    count, zero = lengths.clamp(min=1).double(), torch.zeros(len(lengths), dtype=torch.float64)
+    zero = torch.zeros(len(lengths), dtype=torch.float64)
     entries = Entries(g if isinstance(g, Rows) else rows_of(g), first, last, lengths, zero, torch.ones_like(zero))
-    if sigma is None:
-        entries = replace(entries, mean=over_rows(entries, lambda rows: entries.own(rows).sum(1)) / count)
-    variance = over_rows(entries, lambda rows: entries.centred(rows).square_().sum(1)) / count
-    mean = entries.mean
+    mean, variance = entries.moments(sigma is None)
     if sigma is None:
         loud = variance > FLOOR * (variance.max() + mean.square().max())
         spread = torch.where(loud, variance.sqrt(), 0.0)
@@ -116,15 +117,9 @@ def normalise(
         divisor = torch.where(loud, torch.full_like(variance, sigma if sigma > 0 else 1.0), torch.inf)
         total = torch.full((len(weights),), sigma, dtype=torch.float64)
         scaled = weights if sigma > 0 else torch.zeros_like(weights)
-    reach = torch.where(weights > 0, lengths, 0).amax(1, keepdim=True)
-    valid = torch.arange(last - first)[None, :] < reach
+    reach = torch.where(weights > 0, lengths, 0).amax(1)
     power = torch.where(loud, variance / divisor.square(), 0.0)
-    return Normalised(replace(entries, divisor=divisor), scaled, total, weights @ mean, power, valid)
-
-
-def over_rows(entries: Entries, function: Callable[[slice], Float[Tensor, " _k"]]) -> Float[Tensor, " K"]:
-    """A number a device, computed for some devices at a time."""
-    return torch.cat([function(rows) for rows in chunks(*entries.shape)] or [torch.zeros(0, dtype=torch.float64)])
+    return Normalised(replace(entries, mean=mean, divisor=divisor), scaled, total, weights @ mean, power, reach)
 
 
 def pack(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]:
@@ -132,7 +127,7 @@ def pack(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]
     if packing == "real":
         return torch.complex(u, torch.zeros_like(u))
     padded = torch.nn.functional.pad(u, (0, 1)) if u.shape[1] % 2 else u
-    return torch.view_as_complex(padded.reshape(len(u), -1, 2)) / 2**0.5
+    return torch.view_as_complex((2**-0.5 * padded).reshape(len(u), -1, 2))
 
 
 def unpack(x: Complex[Tensor, "T uses"], packing: Packing, d: int) -> Float[Tensor, "T {d}"]:

@@ -19,7 +19,7 @@ from airpfed.air.quantise import rounded
 from airpfed.air.rows import chunks
 from airpfed.air.slot import Transceiver, gains
 from airpfed.air.superpose import Heard, heard, members, receiver_noise, superpose
-from airpfed.air.symbols import Normalised, pack, unpack
+from airpfed.air.symbols import Normalised, cut, pack, unpack
 from airpfed.streams import stream
 
 
@@ -51,10 +51,11 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     group, asked = piece.group, piece.asked
     total = superposed(air, piece, made)
     got, wanted = hear(air, piece, made, total.parts, t), total.wanted
-    received, offset = entries_of(air, piece, got.received), group.offset[:, None] * group.valid
-    passed, rounding = backhauled(air, piece.job, received * group.scale[:, None] + offset, t, piece.name)
-    truth = entries_of(air, piece, wanted) * group.scale[:, None] + offset
-    mix, entries = piece.job.mix, piece.share * group.valid.sum(1)
+    received, truth = entries_of(air, piece, got.received), entries_of(air, piece, wanted)
+    offset = cut(group.offset[:, None].repeat(1, received.shape[1]), group.reach)
+    estimate, truth = (torch.addcmul(offset, one, group.scale[:, None]) for one in (received, truth))
+    passed, rounding = backhauled(air, piece.job, estimate, t, piece.name)
+    mix, entries = piece.job.mix, piece.share * group.reach
     rounded_off = 0.0 if rounding is None else by_block(air, piece, mix.square() @ rounding)
 
     def added(mse: Float[Tensor, "B T"]) -> Float[Tensor, "B U"]:
@@ -67,11 +68,11 @@ def transmitted(air: Air, piece: Piece, made: Transceiver, t: int) -> Outcome:
     own = own_noise(asked, made, piece.power, air.harm)
     missed = mismatched(asked, made, piece.expected, piece.power, air.harm)
     expected = terms(asked, made, piece.pairs, piece.power, air.harm, own)
-    power = by_block(air, piece, received.square())
+    power = energies(air, piece, received)
     return Outcome(
-        sums=mix @ passed,
+        sums=summed(piece.job, passed),
         claimed=added(missed + own) + shared_errors(air, piece, made) + rounded_off,
-        measured=by_block(air, piece, (mix @ (passed - truth)).square()),
+        measured=energies(air, piece, summed(piece.job, passed - truth)),
         bias=bias,
         variance=added(noise) + crosstalk + rounded_off,
         claimed_genie=known + added(own) + rounded_off,
@@ -107,18 +108,35 @@ def superposed(air: Air, piece: Piece, made: Transceiver) -> Superposed:
     for rows in chunks(*shape):
         x, of = pack(piece.group.entries[rows], air.packing), members(piece.job.group_of[rows], targets)
         sent = amplified(air, piece, made.transmit[:, rows], x)
-        wanted += piece.group.weights[:, rows].to(x.dtype) @ x
+        wanted += torch.view_as_complex((piece.group.weights[:, rows] @ real(x)).reshape(targets, -1, 2))
         for block, (a, b) in enumerate(piece.spans):
             parts[:, :, a:b] += superpose(true[block][:, rows], sent[:, a:b], of)
             if known is not None and believed is not None:
                 known[:, :, a:b] += superpose(believed[block][:, rows], x[:, a:b], of)
-        powers.append(torch.stack([torch.view_as_real(sent[:, a:b]).square().sum((1, 2)) for a, b in piece.spans]))
-    return Superposed(wanted, parts, known, torch.cat(powers, 1))
+        powers.append(torch.stack([torch.linalg.vector_norm(real(sent[:, a:b]), dim=1) for a, b in piece.spans]))
+    return Superposed(wanted, parts, known, torch.cat(powers, 1).square())
+
+
+def real(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
+    """Real and imaginary parts by turns; a view where symbols lie in a row."""
+    return torch.view_as_real(x).flatten(1)
 
 
 def entries_of(air: Air, piece: Piece, symbols: Complex[Tensor, "T uses"]) -> Float[Tensor, "T d"]:
     """Real entries of received symbols, each target's own."""
-    return unpack(symbols, air.packing, piece.group.entries.shape[1]) * piece.group.valid
+    return cut(unpack(symbols, air.packing, piece.group.entries.shape[1]), piece.group.reach)
+
+
+def summed(job: Job, values: Float[Tensor, "T d"]) -> Float[Tensor, "U d"]:
+    """The slot's sums of what its receivers get; where each sum is one receiver's, there is nothing to add."""
+    alone = job.mix.shape[0] == job.mix.shape[1] and bool((job.mix == torch.eye(len(job.mix))).all())
+    return values if alone else job.mix @ values
+
+
+def energies(air: Air, piece: Piece, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
+    """Sums of squares over the entries of each coherence block."""
+    per = entries_per_use(air.packing)
+    return torch.stack([torch.linalg.vector_norm(values[:, per * a : per * b], dim=1) for a, b in piece.spans]).square()
 
 
 def by_block(air: Air, piece: Piece, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
@@ -129,8 +147,7 @@ def by_block(air: Air, piece: Piece, values: Float[Tensor, "U d"]) -> Float[Tens
 
 def energy(air: Air, piece: Piece, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:
     """Energies of the slot's sums, by block, for errors of its receivers in symbols."""
-    scaled_errors = entries_of(air, piece, errors) * piece.group.scale[:, None]
-    return by_block(air, piece, (piece.job.mix @ scaled_errors).square())
+    return energies(air, piece, summed(piece.job, entries_of(air, piece, errors) * piece.group.scale[:, None]))
 
 
 def crossed(air: Air, piece: Piece, heard: Heard) -> Float[Tensor, "B U"]:
@@ -143,7 +160,7 @@ def crossed(air: Air, piece: Piece, heard: Heard) -> Float[Tensor, "B U"]:
     for (i, j), (of_i, of_j) in values.items():
         touched = (mix[:, [i, j]] != 0).any(1)
         both = mix[touched, i, None] * of_i + mix[touched, j, None] * of_j
-        found[:, touched] += by_block(air, piece, both.square())
+        found[:, touched] += energies(air, piece, both)
     return found
 
 
@@ -178,7 +195,7 @@ def shared_errors(air: Air, piece: Piece, made: Transceiver) -> Float[Tensor, "B
         return torch.zeros(len(piece.spans), len(mix), dtype=torch.float64)
     q = mix * group.scale
     cross = between(piece.asked, made, piece.believed.cross, piece.job.group_of, (piece.power, air.harm))
-    entries = piece.share * group.valid.sum(1)
+    entries = piece.share * group.reach
     return torch.einsum("ui,bij,uj,bi->bu", q, cross, q, entries)
 
 
@@ -189,12 +206,12 @@ def scale_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
     """
     share = job.mix.square() * job.weights.square().sum(1)
     sigma = (share @ group.scale.square()) / share.sum(1)
-    return sigma * ((job.mix != 0).double() @ group.valid.double() > 0).sum(1)
+    return sigma * torch.where(job.mix != 0, group.reach, 0).amax(1)
 
 
 def silence_of(job: Job, group: Normalised) -> Float[Tensor, " U"]:
     """Error energy of each sum if nothing were sent, for i.i.d. symbols."""
-    alone = group.scale.square() * group.valid.sum(1) * (group.weights.square() @ group.power)
+    alone = group.scale.square() * group.reach * (group.weights.square() @ group.power)
     return alone @ job.mix.square().T
 
 

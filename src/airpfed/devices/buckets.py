@@ -5,6 +5,9 @@ from collections.abc import Sequence
 PASS_TOKENS = {"cpu": 16, "cuda": 4096}
 """What one more pass over the model costs by itself, in tokens' worth of arithmetic: launching its operations."""
 
+FAR = 1536
+"""Tokens of a row at which attention, which reads all of it, costs about as much as everything else."""
+
 
 def buckets(lengths: Sequence[Sequence[int]], pass_tokens: int) -> list[tuple[int, int]]:
     """Columns [first, last) to be computed together, at the least padded tokens plus `pass_tokens` a bucket.
@@ -24,9 +27,14 @@ def buckets(lengths: Sequence[Sequence[int]], pass_tokens: int) -> list[tuple[in
     return best[-1][1]
 
 
-def cost(lengths: Sequence[Sequence[int]], cuts: Sequence[tuple[int, int]], pass_tokens: int) -> int:
+def padded_cost(lengths: Sequence[Sequence[int]], cuts: Sequence[tuple[int, int]], pass_tokens: int) -> int:
     """What buckets cost, as `buckets` counts."""
     widest = [max(own[last - 1] for own in lengths) for _, last in cuts]
     return sum(
         len(lengths) * (last - first) * width + pass_tokens for (first, last), width in zip(cuts, widest, strict=True)
     )
+
+
+def packed_cost(lengths: Sequence[int], pass_tokens: int) -> float:
+    """What one pass over samples end to end costs: their tokens, and attention in rows as long as the longest."""
+    return sum(lengths) + len(lengths) * max(lengths) ** 2 / FAR + pass_tokens

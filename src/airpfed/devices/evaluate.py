@@ -8,8 +8,8 @@ from torch import Tensor
 
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import stack
-from airpfed.model.backbone import adapted, inputs, logits
 from airpfed.model.encode import Encoded, collate
+from airpfed.model.passes import adapted, inputs, logits
 from airpfed.model.vector import Factors
 
 ROWS = 32

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from airpfed import spill
-from airpfed.devices.buckets import PASS_TOKENS, buckets, cost
-from airpfed.devices.packing import Packing, pack, placed
+from airpfed.devices.buckets import PASS_TOKENS, buckets, packed_cost, padded_cost
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
-from airpfed.model.backbone import Backbone, adapted, logits, packed_logits
-from airpfed.model.encode import IGNORED, Encoded, collate
+from airpfed.model.backbone import Backbone
+from airpfed.model.encode import IGNORED, Encoded, collate, pack
+from airpfed.model.passes import adapted, logits, packed_logits
 from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather, trained
 from airpfed.streams import stream
 
@@ -195,7 +195,7 @@ def row_losses(
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
     A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together, or all
-    samples in packed rows, whichever is less work.
+    samples end to end, whichever is less work.
     """
     width = max(len(row) for row in rows)
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
@@ -204,9 +204,9 @@ def row_losses(
     order = [sorted(range(width), key=own.__getitem__) for own in sizes]
     ascending, once = [sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type]
     cuts = buckets(ascending, once)
-    plan = pack([own[: len(row)] for own, row in zip(sizes, rows, strict=True)]) if fleet.backbone.packs else None
-    if plan is not None and plan.cost + once < cost(ascending, cuts, once):
-        loss = packed_losses(fleet, factors, devices, rows, plan)
+    each = [size for own, row in zip(sizes, rows, strict=True) for size in own[: len(row)]]
+    if fleet.backbone.packs and packed_cost(each, once) < padded_cost(ascending, cuts, once):
+        loss = packed_losses(fleet, factors, devices, rows)
     else:
         chosen = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
         parts = [stacked_loss(fleet, factors, devices, part) for part in chosen]
@@ -215,20 +215,15 @@ def row_losses(
 
 
 def packed_losses(
-    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]], plan: Packing
+    fleet: Fleet, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, "K b"]:
-    """Loss of every sample in one pass over packed rows; 0 where a row is shorter than the longest."""
+    """Loss of every sample in one pass over all, end to end; 0 where a row is shorter than the longest."""
     samples, kept = taken(fleet, devices, rows)
-    batch = placed(samples, plan, fleet.backbone.tokenizer.pad_token_id)
-    hidden = None
-    if kept is not None:
-        hidden = kept[0].new_zeros(plan.rows * plan.width, kept[0].shape[1])
-        for start, state in zip(plan.starts, kept, strict=True):
-            hidden[start : start + len(state)] = state
-        hidden = hidden.reshape(plan.rows, plan.width, -1)
-    with adapted(fleet.backbone, factors, plan.spans):
-        scores = packed_logits(fleet.backbone, batch.ids, batch.positions, batch.at, hidden)
-    losses = torch.split(sample_losses(scores, batch.targets), [len(row) for row in rows])
+    batch, counts = pack(samples), [len(row) for row in rows]
+    spans = [int(own.sum()) for own in torch.split(torch.tensor(batch.lengths), counts)]
+    with adapted(fleet.backbone, factors, spans):
+        scores = packed_logits(fleet.backbone, batch, counts, None if kept is None else torch.cat(kept))
+    losses = torch.split(sample_losses(scores, batch.targets), counts)
     return torch.nn.utils.rnn.pad_sequence(list(losses), batch_first=True)
 
 

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.model.backbone import Backbone, prefix_output
+from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded, collate
+from airpfed.model.passes import prefix_output
 
 PAGE = 4
 """Samples computed together: neighbours in length, so that little padding is computed.

@@ -1,21 +1,22 @@
-"""The frozen base model: loading, attaching adapters, one forward pass for the rows of many devices."""
+"""The frozen base model: loading, and attaching adapters."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from airpfed.errors import UserError, hint
 from airpfed.model import catalog
 from airpfed.model.adapters import StackedHead, StackedLoRA
-from airpfed.model.vector import Factors
 
-PACKABLE = ("gemma", "gemma2", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-"""Model types that read where samples begin off their positions, so that several may lie in one row."""
+DECODERS = ("gemma", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+"""Types of causal LMs whose layers `model.passes` knows: only their attention, `self_attn`, reads across tokens."""
+
+FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
+"""Types of classifiers that read the last layer at the first token only; across tokens read `attention.self`."""
 
 
 class Kept(nn.Module):
@@ -69,11 +70,13 @@ class Backbone:
 
         Not on a GPU: there a layer's many small products, one a device, would cost more than padding.
         """
-        return self.causal and self.device.type == "cpu" and self.model.config.model_type in PACKABLE
+        return self.causal and self.device.type == "cpu" and self.model.config.model_type in DECODERS
 
-
-class _ReachedError(Exception):
-    """Carries the prefix's output out of a forward pass that need not go on."""
+    @cached_property
+    def top(self) -> nn.Module | None:
+        """The last layer, if what reads across tokens is known of it (`passes.read_only`)."""
+        known = DECODERS if self.causal else FIRST_TOKEN
+        return _layer_stack(self.model)[1][-1] if self.model.config.model_type in known else None
 
 
 def load(
@@ -177,113 +180,3 @@ def build(
     # In the order of the modules: the layer whose rows are classes is the last.
     heads = {n: m.start.cpu() for n, m in model.named_modules() if isinstance(m, StackedHead)}
     return Backbone(model, tokenizer, folder, causal, sites, heads, found, prefix, torch.device(device))
-
-
-@contextmanager
-def adapted(backbone: Backbone, factors: Factors | None, spans: Sequence[int] | None = None) -> Iterator[None]:
-    """The model with the factors of K devices in its layers; rows of a batch then come device by device.
-
-    factors: None is the base. spans: tokens of each device where these are unlike; only adapted layers know of them.
-    """
-    for name, layer in (backbone.layers if factors is not None else {}).items():
-        assert factors is not None
-        if isinstance(layer, StackedLoRA):
-            layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
-            layer.spans = spans
-        else:
-            layer.weight = factors[f"{name}.head"]
-    try:
-        yield
-    finally:
-        for layer in backbone.layers.values():
-            if isinstance(layer, StackedLoRA):
-                layer.a = layer.b = layer.added = layer.spans = None
-            else:
-                layer.weight = None
-
-
-@contextmanager
-def resumed(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
-    """The model with its prefix's output already there: the layers below the lowest adapter are not computed."""
-    if hidden is not None:
-        for layer in backbone.prefix:
-            layer.skip = True
-        backbone.prefix[-1].value = hidden
-    try:
-        yield
-    finally:
-        for layer in backbone.prefix:
-            layer.skip, layer.value = False, None
-
-
-def inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]) -> dict[str, Tensor]:
-    """Keyword arguments of the model: a causal LM is padded on the left and told its positions."""
-    fields = {"input_ids": ids, "attention_mask": mask.long()}
-    if backbone.causal:
-        fields["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-        fields["use_cache"] = False  # type: ignore[assignment]
-    return {key: value.to(backbone.device) if isinstance(value, Tensor) else value for key, value in fields.items()}
-
-
-def logits(
-    backbone: Backbone,
-    ids: Int[Tensor, "rows t"],
-    mask: Bool[Tensor, "rows t"],
-    last: int,
-    hidden: Float[Tensor, "rows t H"] | None = None,
-) -> Float[Tensor, "rows last C"]:
-    """Logits of the last `last` positions (causal LM), or of the classes (classifier, last = 1).
-
-    ids are padded on the left for a causal LM and on the right for a classifier; mask is False on padding. hidden: the
-    prefix's output for these rows, if it is at hand.
-    """
-    keep = {"logits_to_keep": last} if backbone.causal else {}
-    with resumed(backbone, hidden):
-        out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
-    return out if backbone.causal else out[:, None, :]
-
-
-def packed_logits(
-    backbone: Backbone,
-    ids: Int[Tensor, "rows t"],
-    positions: Int[Tensor, "rows t"],
-    at: Int[Tensor, "n last"],
-    hidden: Float[Tensor, "rows t H"] | None = None,
-) -> Float[Tensor, "n last C"]:
-    """Logits of a causal LM at the flattened tokens `at` of rows in which samples lie end to end.
-
-    positions: of each token in its sample, from 0. No sample reads another. hidden: as in `logits`.
-    """
-
-    def chosen(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (args[0].flatten(0, 1)[None, at.flatten().to(args[0].device)],)
-
-    fields = {"input_ids": ids.to(backbone.device), "position_ids": positions.to(backbone.device)}
-    handle = backbone.model.get_output_embeddings().register_forward_pre_hook(chosen)
-    try:
-        with resumed(backbone, hidden):
-            out: Tensor = backbone.model(**fields, use_cache=False).logits
-    finally:
-        handle.remove()
-    return out.reshape(*at.shape, -1)
-
-
-def prefix_output(
-    backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]
-) -> Float[Tensor, "rows t H"]:
-    """What the first adapted layer reads: the output of the layers below it, without gradients."""
-    top = backbone.prefix[-1]
-
-    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-        raise _ReachedError(output if isinstance(output, Tensor) else output[0])
-
-    handle = top.layer.register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            backbone.model(**inputs(backbone, ids, mask))
-    except _ReachedError as reached:
-        hidden: Tensor = reached.args[0]
-        return hidden
-    finally:
-        handle.remove()
-    raise RuntimeError("the model did not run its own layers")

@@ -35,6 +35,21 @@ class Batch:
     targets: Int[Tensor, "rows last"]
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Samples end to end.
+
+    positions: of each token in its sample, from 0. at: the tokens whose predictions the targets are for (where a sample
+    has fewer targets, its first). lengths: of the samples.
+    """
+
+    ids: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
+    at: Int[Tensor, "n last"]
+    targets: Int[Tensor, "n last"]
+    lengths: tuple[int, ...]
+
+
 def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> tuple[int, ...]:
     """Token ids of a prompt, at most `limit`.
 
@@ -86,3 +101,14 @@ def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
         ids[row, columns] = torch.tensor(sample.ids)
         mask[row, columns] = True
     return Batch(ids, mask, targets_of(samples))
+
+
+def pack(samples: Sequence[Encoded]) -> Packed:
+    """Samples one behind the other, nothing between them."""
+    targets, lengths = targets_of(samples), [len(sample.ids) for sample in samples]
+    ends = torch.tensor(lengths).cumsum(0)[:, None]
+    first = ends - torch.tensor(lengths)[:, None]
+    at = torch.maximum(ends - torch.arange(targets.shape[1], 0, -1), first)  # what lies before a sample is ignored
+    ids = torch.tensor([token for sample in samples for token in sample.ids])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return Packed(ids, positions, at, targets, tuple(lengths))

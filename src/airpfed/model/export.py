@@ -13,8 +13,9 @@ from airpfed import record
 from airpfed.errors import UserError
 from airpfed.model import catalog
 from airpfed.model.adapters import StackedLoRA
-from airpfed.model.backbone import Backbone, adapted, logits
+from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded, collate
+from airpfed.model.passes import adapted, logits
 from airpfed.model.vector import Factors
 
 TOLERANCE = 1e-4

@@ -1,0 +1,179 @@
+"""One forward pass for the rows of many devices: what is kept is not computed again, and nothing that nobody reads."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from airpfed.model.adapters import StackedLoRA
+from airpfed.model.attention import each_alone
+from airpfed.model.backbone import Backbone
+from airpfed.model.encode import Packed
+from airpfed.model.vector import Factors
+
+
+class _ReachedError(Exception):
+    """Carries a value out of a forward pass that need not go on."""
+
+
+@contextmanager
+def adapted(backbone: Backbone, factors: Factors | None, spans: Sequence[int] | None = None) -> Iterator[None]:
+    """The model with the factors of K devices in its layers; rows of a batch then come device by device.
+
+    factors: None is the base. spans: tokens of each device where these are unlike; only adapted layers know of them.
+    """
+    for name, layer in (backbone.layers if factors is not None else {}).items():
+        assert factors is not None
+        if isinstance(layer, StackedLoRA):
+            layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
+            layer.spans = spans
+        else:
+            layer.weight = factors[f"{name}.head"]
+    try:
+        yield
+    finally:
+        for layer in backbone.layers.values():
+            if isinstance(layer, StackedLoRA):
+                layer.a = layer.b = layer.added = layer.spans = None
+            else:
+                layer.weight = None
+
+
+@contextmanager
+def resumed(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
+    """The model with its prefix's output already there: the layers below the lowest adapter are not computed."""
+    if hidden is not None:
+        for layer in backbone.prefix:
+            layer.skip = True
+        backbone.prefix[-1].value = hidden
+    try:
+        yield
+    finally:
+        for layer in backbone.prefix:
+            layer.skip, layer.value = False, None
+
+
+def inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]) -> dict[str, Tensor]:
+    """Keyword arguments of the model: a causal LM is padded on the left and told its positions."""
+    fields = {"input_ids": ids, "attention_mask": mask.long()}
+    if backbone.causal:
+        fields["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        fields["use_cache"] = False  # type: ignore[assignment]
+    return {key: value.to(backbone.device) if isinstance(value, Tensor) else value for key, value in fields.items()}
+
+
+@contextmanager
+def read_only(
+    backbone: Backbone, take: Callable[[Tensor], Tensor], spans: Sequence[int] | None = None
+) -> Iterator[None]:
+    """The last layer, past its attention, computed only for the tokens that `take` takes out of (rows, t, _).
+
+    spans: how many those are of each device, where they are unlike. A layer that is not known (`Backbone.top`) computes
+    all, and nothing is taken.
+    """
+    layer: Any = backbone.top
+    if layer is None:
+        yield
+        return
+    whole = layer.forward
+    crossing, out = (layer.self_attn, layer.self_attn.o_proj) if backbone.causal else (layer.attention.self, None)
+
+    def forward(hidden: Tensor, *args: Any, **given: Any) -> Any:
+        context = take(_reached(out or crossing, lambda: whole(hidden, *args, **given), before=out is not None))
+        with _spans(layer, spans):
+            crossing.forward = lambda *_args, **_given: (context if out is None else out(context), None)
+            try:
+                return whole(take(hidden), *args, **given)
+            finally:
+                del crossing.forward
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+@contextmanager
+def _spans(layer: nn.Module, spans: Sequence[int] | None) -> Iterator[None]:
+    """Adapters of a layer with other spans."""
+    inside = [module for module in layer.modules() if isinstance(module, StackedLoRA)] if spans is not None else []
+    before = [module.spans for module in inside]
+    for module in inside:
+        module.spans = spans
+    try:
+        yield
+    finally:
+        for module, own in zip(inside, before, strict=True):
+            module.spans = own
+
+
+def _reached(module: nn.Module, run: Callable[[], Any], before: bool) -> Tensor:
+    """What a module is given first (before) or gives, from a pass that ends there."""
+
+    def stop(_module: nn.Module, args: Any, output: Any = None) -> None:
+        value = args if before else output
+        raise _ReachedError(value if isinstance(value, Tensor) else value[0])
+
+    handle = module.register_forward_pre_hook(stop) if before else module.register_forward_hook(stop)
+    try:
+        run()
+    except _ReachedError as reached:
+        found: Tensor = reached.args[0]
+        return found
+    finally:
+        handle.remove()
+    raise RuntimeError("the model did not run its own layers")
+
+
+def logits(
+    backbone: Backbone,
+    ids: Int[Tensor, "rows t"],
+    mask: Bool[Tensor, "rows t"],
+    last: int,
+    hidden: Float[Tensor, "rows t H"] | None = None,
+) -> Float[Tensor, "rows last C"]:
+    """Logits of the last `last` positions (causal LM), or of the classes (classifier, last = 1).
+
+    ids are padded on the left for a causal LM and on the right for a classifier; mask is False on padding. hidden: the
+    prefix's output for these rows, if it is at hand.
+    """
+    keep = {"logits_to_keep": last} if backbone.causal else {}
+    part = slice(-last, None) if backbone.causal else slice(0, 1)
+    with resumed(backbone, hidden), read_only(backbone, lambda x: x[:, part]):
+        out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
+    return out if backbone.causal else out[:, None, :]
+
+
+def packed_logits(
+    backbone: Backbone,
+    packed: Packed,
+    spans: Sequence[int],
+    hidden: Float[Tensor, "T H"] | None = None,
+) -> Float[Tensor, "n last C"]:
+    """Logits of a causal LM at the tokens `packed.at`; no sample reads another.
+
+    spans: samples of each device. hidden: the prefix's output for these tokens, if it is at hand.
+    """
+    at = packed.at.flatten().to(backbone.device)
+    fields = {"input_ids": packed.ids, "position_ids": packed.positions}
+    fields = {key: value[None].to(backbone.device) for key, value in fields.items()}
+    read = [count * packed.at.shape[1] for count in spans]
+    with (
+        resumed(backbone, None if hidden is None else hidden[None]),
+        read_only(backbone, lambda x: x[:, at], read),
+        each_alone(backbone.model, packed.lengths, backbone.device) as told,
+    ):
+        out: Tensor = backbone.model(**fields, **told, use_cache=False).logits
+    return out.reshape(*packed.at.shape, -1)
+
+
+def prefix_output(
+    backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]
+) -> Float[Tensor, "rows t H"]:
+    """What the first adapted layer reads: the output of the layers below it, without gradients."""
+    with torch.no_grad():
+        return _reached(backbone.prefix[-1].layer, lambda: backbone.model(**inputs(backbone, ids, mask)), before=False)

@@ -1,0 +1,60 @@
+"""Samples end to end: gradients are those of padded samples, and neighbours share a pass by their tokens."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from airpfed import build, reading
+from airpfed.devices import fleet as fleets
+from airpfed.devices.fleet import batches, chunks, gradients
+from airpfed.rounds.state import vectors
+
+
+@pytest.mark.parametrize("layers", ["all", "last-2"])
+@pytest.mark.parametrize("method", ["airpfed", "feddpa"])
+@pytest.mark.parametrize("kind", ["classify", "generate"])
+def test_gradients_are_those_of_padded_samples(
+    llama_settings: Path, kind: str, method: str, layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [f"adapters.layers={layers}", f"adapters.method={method}", "devices.batch_size=10"]
+    if kind == "generate":
+        changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
+    read = reading.read(llama_settings, changes)
+    made = build.experiment(read, build.load_tasks(read))
+    rng = torch.Generator().manual_seed(0)
+    values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
+    plan, _ = batches(made.fleet, made.initial.devices.cursors, 10, 1)
+    assert len({len(rows[0]) for rows in plan}) == 2, "devices of unequally many samples"
+    passes: list[int] = []
+    real = fleets.packed_losses
+    monkeypatch.setattr(fleets, "packed_losses", lambda *given: passes.append(1) or real(*given))
+    found, loss = gradients(made.fleet, values, plan, 0.0, 3)
+    assert len(passes) == len(list(chunks(made.fleet, plan, 3))) == 2
+    monkeypatch.setattr("airpfed.model.backbone.DECODERS", ())
+    padded, wanted = gradients(made.fleet, values, plan, 0.0, 3)
+    assert len(passes) == 2, "padded this time"
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    for scope, rows in padded.items():
+        assert not rows.numel() or (found[scope] - rows).norm() <= 1e-5 * rows.norm()
+
+
+def test_samples_of_one_length_are_not_packed(llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = reading.read(llama_settings, ["model.max_tokens=4"])
+    made = build.experiment(read, build.load_tasks(read))
+    monkeypatch.setattr(fleets, "packed_losses", None)
+    plan, _ = batches(made.fleet, made.initial.devices.cursors, 3, 1)
+    _, loss = gradients(made.fleet, vectors(made.initial), plan, 0.0, 5)
+    assert loss.isfinite().all()
+
+
+def test_neighbours_share_a_pass_up_to_the_tokens_of_the_largest(llama_settings: Path) -> None:
+    read = reading.read(llama_settings, [])
+    made = build.experiment(read, build.load_tasks(read))
+    plan, _ = batches(made.fleet, made.initial.devices.cursors, 3, 1)
+    tokens = [sum(len(made.fleet.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
+    for size in range(1, 6):
+        found = list(chunks(made.fleet, plan, size))
+        assert list(chain(*found)) == list(range(5))
+        assert all(sum(tokens[k] for k in part) <= size * max(tokens) and len(part) <= 2 * size for part in found)

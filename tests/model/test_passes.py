@@ -1,0 +1,108 @@
+"""A pass computes what is read and no more: samples end to end read themselves, the last layer is where it is read."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from airpfed.model.attention import gather, places, spread
+from airpfed.model.backbone import DECODERS, FIRST_TOKEN, Backbone
+from airpfed.model.encode import IGNORED, Encoded, collate, pack
+from airpfed.model.passes import inputs, logits, packed_logits
+
+SAMPLES = [Encoded(tuple(range(a, b)), (0, 0)) for a, b in ((3, 9), (10, 12), (20, 31), (33, 38))]
+
+
+def tiny(kind: str, **more: Any) -> Any:
+    torch.manual_seed(0)
+    wanted = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    if kind in DECODERS:
+        config = AutoConfig.for_model(kind, **wanted, num_key_value_heads=2, head_dim=4, **more)
+        return AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **wanted, num_labels=3)).eval()
+
+
+def base(model: Any, causal: bool) -> Backbone:
+    return Backbone(model, None, "", causal, {}, {}, {}, ())
+
+
+def entering(module: nn.Module, seen: list[int]) -> None:
+    """Tokens that a module is given, pass by pass."""
+    module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, -2).shape[0]))
+
+
+@pytest.mark.parametrize(("kind", "window"), [*((kind, None) for kind in DECODERS), ("mistral", 4), ("phi3", 4)])
+def test_samples_end_to_end_do_not_see_each_other(kind: str, window: int | None) -> None:
+    model = tiny(kind, **({} if window is None else {"sliding_window": window}))
+    one, batch, seen = base(model, True), pack(SAMPLES), list[int]()
+    assert one.packs
+    entering(model.model.layers[-1].mlp, seen)
+    with torch.no_grad():
+        found = packed_logits(one, batch, [1, 3])
+        assert seen == [8], "the last layer computes what is read"
+        for sample, scores in zip(SAMPLES, found, strict=True):
+            alone = model(input_ids=torch.tensor([sample.ids])).logits[0, -2:]
+            torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, *FIRST_TOKEN])
+def test_the_last_layer_is_computed_where_it_is_read_and_answers_the_same(kind: str) -> None:
+    causal, seen = kind in DECODERS, list[int]()
+    model = tiny(kind)
+    one, batch = base(model, causal), collate(SAMPLES, 0, causal)
+    with torch.no_grad():
+        whole = model(**inputs(one, batch.ids, batch.mask)).logits
+    top: Any = one.top
+    entering(top.mlp if causal else top.intermediate, seen)
+    found = logits(one, batch.ids, batch.mask, 2 if causal else 1)
+    torch.testing.assert_close(found, whole[:, -2:] if causal else whole[:, None], rtol=1e-4, atol=1e-5)
+    assert seen == [8 if causal else 4]
+    assert "forward" not in vars(top), "the layer is as it was"
+
+
+def test_a_layer_of_another_make_computes_everything() -> None:
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    one, batch = base(model, True), collate(SAMPLES, 0, True)
+    assert one.top is None and not one.packs
+    found = logits(one, batch.ids, batch.mask, 2)
+    torch.testing.assert_close(found, model(**inputs(one, batch.ids, batch.mask)).logits[:, -2:])
+
+
+def test_tokens_positions_and_targets_lie_in_their_places() -> None:
+    found = pack([Encoded((5, 6, 7), (8, 9)), Encoded((3,), (4,)), Encoded((1, 2), (2, 3))])
+    assert found.ids.tolist() == [5, 6, 7, 3, 1, 2]
+    assert found.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert found.at.tolist() == [[1, 2], [3, 3], [4, 5]]
+    assert found.targets.tolist() == [[8, 9], [IGNORED, 4], [2, 3]]
+    assert found.lengths == (3, 1, 2)
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_every_token_has_a_row_of_its_sample(lengths: list[int]) -> None:
+    where = places(lengths, torch.device("cpu"))
+    tokens = torch.arange(1.0, sum(lengths) + 1)[:, None]
+    rows: Tensor = spread(tokens, where).reshape(len(lengths), max(lengths))
+    assert [row[row > 0].tolist() for row in rows] == [own[:, 0].tolist() for own in tokens.split(lengths)]
+    assert all((row[: len(own)] > 0).all() for row, own in zip(rows, tokens.split(lengths), strict=True))
+    assert torch.equal(gather(rows.flatten()[:, None], where), tokens)
+
+
+def test_derivatives_of_places_are_right_twice() -> None:
+    where = places([3, 1, 2], torch.device("cpu"))
+    rng = torch.Generator().manual_seed(0)
+    for function, count in ((spread, 6), (gather, 9)):
+        x = torch.randn(count, 2, generator=rng, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
+        assert torch.autograd.gradgradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
