@@ -16,6 +16,7 @@ from fleets import from_file, random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
 from airpfed import record
+from airpfed.model.backbone import layer_stack
 from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Collected, Experiment, play_round, simulated
 from airpfed.rounds.state import State
@@ -129,12 +130,12 @@ def real_data(options: Options) -> dict[str, Any]:
         step = found["variants"]["peft"]["cpu"]["median"]
         whole = filled.cpu + made.rounds * found["variants"]["round"]["cpu"]["median"]
         row = {"adapters": name, "layers": layers, "goal": goal, "fill": vars(filled), "rounds": made.rounds}
-        row["tokens"], row["padded"] = tokens(made, found["micro_batch"])
+        row["tokens"], row["padded"] = token_counts(made, found["micro_batch"])
         rows.append(row | found | {"cpu_ratio_of_a_run": whole / (made.rounds * step)})
     return {"file": options.file.name, "rows": rows}
 
 
-def tokens(made: Experiment, micro_batch: int) -> tuple[int, int]:
+def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     """Of the first round's samples, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
     parts = [lengths[start : start + micro_batch] for start in range(0, len(lengths), micro_batch)]
@@ -159,9 +160,7 @@ def compiled(options: Options) -> dict[str, Any]:
     """
     base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
     _, made = random_tokens(options.base or base, devices, batch, length, {})
-    top: Any = made.fleet.backbone.top
-    stacks = [one for one in made.fleet.backbone.model.modules() if isinstance(one, torch.nn.ModuleList)]
-    below: list[Any] = next(list(one)[:-1] for one in stacks if len(one) and one[-1] is top)
+    below: list[Any] = list(layer_stack(made.fleet.backbone.model)[1])[:-1]
     plain = [layer._compiled_call_impl for layer in below]
     for layer in below:
         layer.compile()

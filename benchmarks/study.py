@@ -39,7 +39,6 @@ RATES = "server.lr=1e-3,2e-3,5e-3,1e-2,2e-2"
 SLACK = 0.02
 """Machines round differently; a test split has some hundreds of samples a task."""
 
-
 COST = "cpu_seconds.txt"
 """A line a call of the sweep: what it took, whether it was stopped or not."""
 
@@ -268,7 +267,8 @@ def section(name: str, study: Study) -> str:
         f"![{name}: {one}](results/{name}/{one}.svg)" for one in study.figures if (KEPT / name / f"{one}.svg").is_file()
     ]
     seeds = " or ".join(str(count) for count in sorted({len(point["seeds"]) for point in tree["points"]}))
-    took = "" if hours(name) is None else f"; {hours(name):.2f} CPU hours"
+    used = hours(name)
+    took = "" if used is None else f"; {used:.2f} CPU hours"
     said = f"{seeds} seeds a point{later(name) if name in SUITES else ''}{took}; [numbers](results/{name})."
     return "\n\n".join([f"    {call}", compared(tree, rates), said, *pictures])
 
@@ -282,7 +282,7 @@ def hours(name: str) -> float | None:
 def costs() -> str:
     """What all tables took, in a line."""
     found = {name: hours(name) for name in STUDIES}
-    missing = [name for name, spent in found.items() if spent is None]
+    missing = [name for name, used in found.items() if used is None]
     rest = f"; not kept for {', '.join(missing)}" if missing else ""
     counted = f"{len(found) - len(missing)} tables of {len(found)}"
     return f"CPU hours of {counted}: {sum(filter(None, found.values())):.2f}{rest}."

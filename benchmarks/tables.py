@@ -89,14 +89,11 @@ def real_data(found: Found) -> str:
 
 def compiled(found: Found) -> str:
     """What compiling gains, and what its first pass costs."""
-    one, size = (
-        found["variants"]["compiled"],
-        f"{found['devices']} devices x {found['batch']} x {found['tokens']} tokens",
-    )
+    one = found["variants"]["compiled"]
     return (
-        f"{found['base']}, {size}, {one['turns']} pairs: "
-        f"compiled layers take {interval(one['wall_ratio'])} of the wall time, {interval(one['cpu_ratio'])} of the CPU "
-        f"seconds; the first pass, which compiles them, takes {found['first']['wall']:.3g} s."
+        f"{found['base']}, {found['devices']} devices x {found['batch']} x {found['tokens']} tokens, {one['turns']} "
+        f"pairs: compiled layers take {interval(one['wall_ratio'])} of the wall time, {interval(one['cpu_ratio'])} of "
+        f"the CPU seconds; the first pass, which compiles them, takes {found['first']['wall']:.3g} s."
     )
 
 

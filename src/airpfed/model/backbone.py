@@ -76,7 +76,7 @@ class Backbone:
     def top(self) -> nn.Module | None:
         """The last layer, if what reads across tokens is known of it (`passes.read_only`)."""
         known = DECODERS if self.causal else FIRST_TOKEN
-        return _layer_stack(self.model)[1][-1] if self.model.config.model_type in known else None
+        return layer_stack(self.model)[1][-1] if self.model.config.model_type in known else None
 
 
 def load(
@@ -116,7 +116,7 @@ def attach(
     layers: "all", "last-n", or indices into the model's list of transformer layers. Raises UserError where a module
     name or a layer is not there.
     """
-    stack_name, stack = _layer_stack(model)
+    stack_name, stack = layer_stack(model)
     chosen = _chosen(layers, len(stack))
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     inside = {n: m for n, m in linears.items() if n.startswith(stack_name + ".")}
@@ -141,7 +141,7 @@ def attach(
     return found, prefix
 
 
-def _layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
+def layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
     """The model's list of transformer layers: its longest ModuleList."""
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not stacks:

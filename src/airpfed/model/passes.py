@@ -80,9 +80,10 @@ def read_only(
         return
     whole = layer.forward
     crossing, out = (layer.self_attn, layer.self_attn.o_proj) if backbone.causal else (layer.attention.self, None)
+    read_across = crossing.register_forward_hook if out is None else out.register_forward_pre_hook
 
     def forward(hidden: Tensor, *args: Any, **given: Any) -> Any:
-        context = take(_reached(out or crossing, lambda: whole(hidden, *args, **given), before=out is not None))
+        context = take(_reached(read_across, lambda: whole(hidden, *args, **given)))
         with _spans(layer, spans):
             crossing.forward = lambda *_args, **_given: (context if out is None else out(context), None)
             try:
@@ -111,14 +112,14 @@ def _spans(layer: nn.Module, spans: Sequence[int] | None) -> Iterator[None]:
             module.spans = own
 
 
-def _reached(module: nn.Module, run: Callable[[], Any], before: bool) -> Tensor:
-    """What a module is given first (before) or gives, from a pass that ends there."""
+def _reached(hook: Callable[[Any], Any], run: Callable[[], Any]) -> Tensor:
+    """The first of what a module is given or gives, from a pass that ends there; `hook`: its method that registers."""
 
-    def stop(_module: nn.Module, args: Any, output: Any = None) -> None:
-        value = args if before else output
+    def stop(_module: nn.Module, *seen: Any) -> None:
+        value = seen[-1]  # the output, if there is one yet
         raise _ReachedError(value if isinstance(value, Tensor) else value[0])
 
-    handle = module.register_forward_pre_hook(stop) if before else module.register_forward_hook(stop)
+    handle = hook(stop)
     try:
         run()
     except _ReachedError as reached:
@@ -151,17 +152,17 @@ def logits(
 def packed_logits(
     backbone: Backbone,
     packed: Packed,
-    spans: Sequence[int],
+    counts: Sequence[int],
     hidden: Float[Tensor, "T H"] | None = None,
 ) -> Float[Tensor, "n last C"]:
     """Logits of a causal LM at the tokens `packed.at`; no sample reads another.
 
-    spans: samples of each device. hidden: the prefix's output for these tokens, if it is at hand.
+    counts: samples of each device. hidden: the prefix's output for these tokens, if it is at hand.
     """
     at = packed.at.flatten().to(backbone.device)
     fields = {"input_ids": packed.ids, "position_ids": packed.positions}
     fields = {key: value[None].to(backbone.device) for key, value in fields.items()}
-    read = [count * packed.at.shape[1] for count in spans]
+    read = [count * packed.at.shape[1] for count in counts]
     with (
         resumed(backbone, None if hidden is None else hidden[None]),
         read_only(backbone, lambda x: x[:, at], read),
@@ -176,4 +177,5 @@ def prefix_output(
 ) -> Float[Tensor, "rows t H"]:
     """What the first adapted layer reads: the output of the layers below it, without gradients."""
     with torch.no_grad():
-        return _reached(backbone.prefix[-1].layer, lambda: backbone.model(**inputs(backbone, ids, mask)), before=False)
+        hook = backbone.prefix[-1].layer.register_forward_hook
+        return _reached(hook, lambda: backbone.model(**inputs(backbone, ids, mask)))
