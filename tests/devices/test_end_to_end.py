@@ -13,12 +13,14 @@ from airpfed.rounds.state import vectors
 
 
 @pytest.mark.parametrize("layers", ["all", "last-2"])
-@pytest.mark.parametrize("method", ["airpfed", "feddpa"])
-@pytest.mark.parametrize("kind", ["classify", "generate"])
+@pytest.mark.parametrize("method", ["airpfed", "feddpa", "ffa"])
+@pytest.mark.parametrize(("kind", "tokens"), [("classify", 48), ("classify", 4), ("generate", 48)])
 def test_gradients_are_those_of_padded_samples(
-    llama_settings: Path, kind: str, method: str, layers: str, monkeypatch: pytest.MonkeyPatch
+    llama_settings: Path, kind: str, tokens: int, method: str, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """4 tokens: all samples are of one length."""
     changes = [f"adapters.layers={layers}", f"adapters.method={method}", "devices.batch_size=10"]
+    changes.append(f"model.max_tokens={tokens}")
     if kind == "generate":
         changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
     read = reading.read(llama_settings, changes)
@@ -38,15 +40,6 @@ def test_gradients_are_those_of_padded_samples(
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
     for scope, rows in padded.items():
         assert not rows.numel() or (found[scope] - rows).norm() <= 1e-5 * rows.norm()
-
-
-def test_samples_of_one_length_are_not_packed(llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = reading.read(llama_settings, ["model.max_tokens=4"])
-    made = build.experiment(read, build.load_tasks(read))
-    monkeypatch.setattr(fleets, "packed_losses", None)
-    plan, _ = batches(made.fleet, made.initial.devices.cursors, 3, 1)
-    _, loss = gradients(made.fleet, vectors(made.initial), plan, 0.0, 5)
-    assert loss.isfinite().all()
 
 
 def test_neighbours_share_a_pass_up_to_the_tokens_of_the_largest(llama_settings: Path) -> None:

@@ -4,15 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from airpfed.model import attention
 from airpfed.model.attention import gather, places, spread
 from airpfed.model.backbone import DECODERS, FIRST_TOKEN, Backbone
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
 from airpfed.model.passes import inputs, logits, packed_logits
+
+PRICES = {"one group": attention.price, "many": lambda rows, width: rows * width * width}
 
 SAMPLES = [Encoded(tuple(range(a, b)), (0, 0)) for a, b in ((3, 9), (10, 12), (20, 31), (33, 38))]
 
@@ -38,8 +41,12 @@ def entering(module: nn.Module, seen: list[int]) -> None:
     module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, -2).shape[0]))
 
 
+@pytest.mark.parametrize("price", ["one group", "many"])
 @pytest.mark.parametrize(("kind", "window"), [*((kind, None) for kind in DECODERS), ("mistral", 4), ("phi3", 4)])
-def test_samples_end_to_end_do_not_see_each_other(kind: str, window: int | None) -> None:
+def test_samples_end_to_end_do_not_see_each_other(
+    kind: str, window: int | None, price: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "price", PRICES[price])
     model = tiny(kind, **({} if window is None else {"sliding_window": window}))
     one, batch, seen = base(model, True), pack(SAMPLES), list[int]()
     assert one.packs
@@ -88,15 +95,22 @@ def test_tokens_positions_and_targets_lie_in_their_places() -> None:
     assert found.lengths == (3, 1, 2)
 
 
-@settings(deadline=None)
+@pytest.mark.parametrize("price", PRICES)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_every_token_has_a_row_of_its_sample(lengths: list[int]) -> None:
-    where = places(lengths, torch.device("cpu"))
+def test_every_token_has_a_row_of_its_sample(price: str, lengths: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "price", PRICES[price])
+        where = places(lengths, torch.device("cpu"))
+    assert len(where.groups) == (1 if price == "one group" else len(set(lengths)))
     tokens = torch.arange(1.0, sum(lengths) + 1)[:, None]
-    rows: Tensor = spread(tokens, where).reshape(len(lengths), max(lengths))
-    assert [row[row > 0].tolist() for row in rows] == [own[:, 0].tolist() for own in tokens.split(lengths)]
-    assert all((row[: len(own)] > 0).all() for row, own in zip(rows, tokens.split(lengths), strict=True))
-    assert torch.equal(gather(rows.flatten()[:, None], where), tokens)
+    filled = spread(tokens, where)
+    sizes = [rows * width for rows, width in where.groups]
+    rows = [row for part, one in zip(filled.split(sizes), where.groups, strict=True) for row in part.reshape(one)]
+    found = sorted(([value for value in row.tolist() if value > 0] for row in rows), key=lambda own: own[0])
+    assert found == [own[:, 0].tolist() for own in tokens.split(lengths)]
+    assert all((row[: int((row > 0).sum())] > 0).all() for row in rows), "filled up at the end"
+    assert torch.equal(gather(filled, where), tokens)
+    assert where.as_they_are == (len(set(lengths)) == 1)
 
 
 def test_derivatives_of_places_are_right_twice() -> None:
@@ -106,3 +120,18 @@ def test_derivatives_of_places_are_right_twice() -> None:
         x = torch.randn(count, 2, generator=rng, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
         assert torch.autograd.gradgradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_short_and_wide_rows_are_attended_alike(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 7, 4, generator=rng).requires_grad_() for heads in (6, 3, 3))
+    mask = attention.seen(7, window, torch.device("cpu"))
+    assert mask.sum() == (28 if window is None else 18)
+    found = []
+    for limit in (7, 6):
+        monkeypatch.setattr(attention, "SHORT", limit)
+        out = attention.rowwise(query, key, value, 0.3, mask)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (query, key, value))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from airpfed import spill
-from airpfed.devices.buckets import PASS_TOKENS, buckets, packed_cost, padded_cost
 from airpfed.devices.prefix import PrefixCache, stack
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone
+from airpfed.model.buckets import buckets
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
 from airpfed.model.passes import adapted, logits, packed_logits
 from airpfed.model.vector import Factors, Layout, Vectors, flatten, gather, trained
 from airpfed.streams import stream
+
+PASS_TOKENS = {"cpu": 16, "cuda": 4096}
+"""What one more pass over the model costs by itself, in tokens' worth of arithmetic: launching its operations."""
 
 
 @dataclass(frozen=True)
@@ -194,23 +197,23 @@ def row_losses(
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
-    A shorter row is filled up with its first sample, at weight 0. Samples of like length are computed together, or all
-    samples end to end, whichever is less work.
+    All samples lie end to end, or those of like length are computed together. There a shorter row is filled up with its
+    first sample, at weight 0.
     """
     width = max(len(row) for row in rows)
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
+    if fleet.backbone.packs:
+        loss = packed_losses(fleet, factors, devices, rows)
+        return loss, weight.to(loss)
     full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
     sizes = [[len(fleet.shards[k][i].ids) for i in row] for k, row in zip(devices, full, strict=True)]
     order = [sorted(range(width), key=own.__getitem__) for own in sizes]
-    ascending, once = [sorted(own) for own in sizes], PASS_TOKENS[fleet.backbone.device.type]
-    cuts = buckets(ascending, once)
-    each = [size for own, row in zip(sizes, rows, strict=True) for size in own[: len(row)]]
-    if fleet.backbone.packs and packed_cost(each, once) < padded_cost(ascending, cuts, once):
-        loss = packed_losses(fleet, factors, devices, rows)
-    else:
-        chosen = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
-        parts = [stacked_loss(fleet, factors, devices, part) for part in chosen]
-        loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
+    widths = [max(column) for column in zip(*map(sorted, sizes), strict=True)]
+    once = PASS_TOKENS[fleet.backbone.device.type]
+    cuts = buckets(widths, [len(rows)] * width, lambda count, tokens: count * tokens + once)
+    chosen = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
+    parts = [stacked_loss(fleet, factors, devices, part) for part in chosen]
+    loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
     return loss, weight.to(loss)
 
 
