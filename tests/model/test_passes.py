@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -96,6 +96,7 @@ def test_tokens_positions_and_targets_lie_in_their_places() -> None:
 
 
 @pytest.mark.parametrize("price", PRICES)
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_every_token_has_a_row_of_its_sample(price: str, lengths: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:

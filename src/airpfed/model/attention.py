@@ -21,7 +21,7 @@ NAME = "airpfed_end_to_end"
 """Under which transformers knows `attend`."""
 
 SHORT = 128
-"""Up to this width two batched products are faster than torch's fused attention, which saves memory in wider rows."""
+"""Up to this width two batched products were faster (AVX2, two cores); beyond, torch's fused attention saves memory."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Places:
 
 
 def price(rows: int, width: int) -> int:
-    """Of attention in so many rows: products and copies, and a group's own start, as measured on two CPUs."""
+    """Of attention in so many rows: products and copies, and what a group costs by itself; in proportion."""
     return rows * width * (width + 96) + 4096
 
 
