@@ -6,7 +6,7 @@
     python benchmarks/study.py --commands           # what is run
 
 A sweep that was stopped goes on with the same command; its cells are in OUT/NAME, with the CPU seconds of every call,
-of which the page says the sum. `--check` plays the first seed of a table's cheapest method anew and asks that its
+of which the page says the sum. A cell of the same settings as one in OUT already is copied from there. `--check` plays the first seed of a table's cheapest method anew and asks that its
 average lies where one more run is expected with probability 0.95: mean +- t s sqrt(1 + 1/n) over the table's seeds, and
 at least SLACK either way. The exit code tells.
 """
@@ -129,8 +129,9 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 def sweep(name: str, study: Study, out: Path, workers: int) -> None:
     """Play what is missing of a table, then keep what the page and the check need."""
     begin = spent()
+    there = [out / other for other in STUDIES if other != name and (out / other / "cells").is_dir()]
     try:
-        play(study.words(out / name, workers))
+        play([*study.words(out / name, workers), *(word for other in there for word in ("--reuse", str(other)))])
     finally:
         if (out / name).is_dir():
             with (out / name / COST).open("a") as file:

@@ -166,6 +166,9 @@ def sweep(
         Path | None, typer.Option("--out", metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
+    reuse: Annotated[
+        list[Path] | None, typer.Option("--reuse", metavar="DIR", help="copy another sweep's cells of the same settings")
+    ] = None,
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')
     ] = None,
@@ -186,6 +189,7 @@ def sweep(
         seeds=seeds,
         against=tuple(against or ()),
         home=home,
+        reuse=tuple(reuse or ()),
         workers=workers,
         ray=ray,
         command=command,

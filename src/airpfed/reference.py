@@ -89,7 +89,7 @@ A cell is a run's directory without adapters and report (`airpfed export` and `a
 one thread. Wall-clock times stand in the cells' own files only: the same cells give the same tables to the byte,
 however often the sweep was stopped. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
 best dev metric (mean over tasks and seeds, `--tune-seeds N`: over the first N of them), and scores only that on the
-test splits.
+test splits. `--reuse DIR` copies the finished cells of another sweep that have the same settings.
 
 | file | what |
 |---|---|

@@ -32,6 +32,7 @@ def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, 
         "tune_seeds": None,
         "seeds": 2,
         "against": (),
+        "reuse": (),
         "workers": 1,
         "ray": None,
         "command": "airpfed sweep",
@@ -109,6 +110,31 @@ def test_what_is_there_is_not_done_again(
     assert len(played) == 4 and all("_seed=2-" in name for name in played)
     sweep(plan(file, whole), SweepScreen())
     assert tables(whole) == before
+
+
+def test_cells_of_another_sweep_are_copied_by_their_settings(
+    whole: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Axes in another order name the folders otherwise; a cell of other settings, or begun here already, is computed."""
+    played = []
+    real = work.play
+    monkeypatch.setattr(work, "play", lambda *args: played.append(args[1].name) or real(*args))
+    grid = tuple(reversed(GRID))
+    begun = cells_of(file, QUICK, [("radio.snr_db=20", "adapters.method=fedit")], 1)[0]
+    (tmp_path / "here/cells" / begun.folder).mkdir(parents=True)
+    sweep(plan(file, tmp_path / "here", grid=grid, reuse=(whole,)), SweepScreen())
+    assert played == [begun.folder]
+    mine, theirs = ([{**line, "run": ""} for line in rows(home / "cells.csv")] for home in (tmp_path / "here", whole))
+    assert len(mine) == 16 and all(line in theirs for line in mine)
+    assert not list((tmp_path / "here/cells").glob(".*")), "nothing half copied is left"
+    played.clear()
+    sweep(plan(file, tmp_path / "other", "server.lr=0.5", reuse=(whole,), seeds=1), SweepScreen())
+    assert len(played) == 4
+
+
+def test_a_folder_to_reuse_must_be_a_sweep(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--reuse {tmp_path}: holds no cells"):
+        sweep(plan(file, tmp_path / "here", reuse=(tmp_path,)), SweepScreen())
 
 
 def test_killed_twice_and_resumed_it_gives_the_same_tables(whole: Path, file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,28 @@ def folder_of(point: Point, seed: int, settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     words = [f"{key}={value}" for key, value in zip(names(point), (p.split("=", 1)[1] for p in point), strict=True)]
     return re.sub(r"[^\w.=+,-]", "-", "_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
+
+
+def lacking(cells: Iterable[Cell], home: Path) -> list[Cell]:
+    """The cells of a sweep's directory that are not done."""
+    return [cell for cell in cells if not is_done(summary_of(home / "cells" / cell.folder), cell.settings.run)]
+
+
+def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path]) -> int:
+    """Copy the cells that are done in another sweep, whatever they are called there; how many were.
+
+    A cell comes whole or not at all, for its folder gets its name last; one that was begun here goes on here.
+    """
+    there = {path.name[-8:]: path for other in others for path in (other / "cells").glob("*-" + 8 * "[0-9a-f]")}
+    copied = 0
+    for cell in cells:
+        found, own = there.get(cell.folder[-8:]), home / "cells" / cell.folder
+        if found is not None and not own.exists() and is_done(summary_of(found), cell.settings.run):
+            partial = own.with_name(f".{own.name}")
+            shutil.copytree(found, partial, dirs_exist_ok=True)
+            partial.rename(own)
+            copied += 1
+    return copied
 
 
 def names(axes: Iterable[str]) -> list[str]:

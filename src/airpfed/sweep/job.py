@@ -11,7 +11,7 @@ from airpfed.errors import UserError, hint
 from airpfed.grid import Point, axes_of, points
 from airpfed.report import charts
 from airpfed.sweep import files, pool
-from airpfed.sweep.cells import Cell, cells_of, is_done, summary_of
+from airpfed.sweep.cells import Cell, adopt, cells_of, is_done, lacking, summary_of
 from airpfed.sweep.compare import runs_of
 from airpfed.sweep.screen import SweepScreen
 from airpfed.sweep.tables import Mean, Run, chosen, means
@@ -23,7 +23,8 @@ Axes = dict[str, list[str]]
 class Plan:
     """What a sweep was asked for.
 
-    tune_seeds: None is all seeds. against: `axis=value` of the reference. workers: 0 is one a core.
+    tune_seeds: None is all seeds. against: `axis=value` of the reference. reuse: sweeps whose cells may be copied.
+    workers: 0 is one a core.
     """
 
     file: Path
@@ -34,6 +35,7 @@ class Plan:
     seeds: int
     against: tuple[str, ...]
     home: Path
+    reuse: tuple[Path, ...]
     workers: int
     ray: str | None
     command: str
@@ -83,6 +85,9 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
     """The axes of the grid and the tuned ones. Raises UserError where they cannot go together."""
     axes, tuned = axes_of(plan.grid), axes_of(plan.tune, "--tune")
     varied, chosen_ = ({key for axis in one for key in axis.split("/")} for one in (axes, tuned))
+    for folder in plan.reuse:
+        if not (folder / "cells").is_dir():
+            raise UserError(f"--reuse {folder}: holds no cells; should be the directory of a sweep")
     if plan.seeds < 1:
         raise UserError(f"--seeds {plan.seeds}: should be at least 1")
     if plan.tune_seeds is not None and not tuned:
@@ -142,9 +147,13 @@ def compare(folders: Sequence[Path], against: Sequence[str], out: Path | None, s
 def computed(plan: Plan, cells: Sequence[Cell], screen: SweepScreen, what: str) -> list[str]:
     """Compute the cells that are not done; a line for each that could not be.
 
-    Those that share data and base model come one after another, so that a worker loads them once.
+    What another sweep of `reuse` has is copied. Those that share data and base model come one after another, so that a
+    worker loads them once.
     """
-    missing = [c for c in cells if not is_done(summary_of(plan.home / "cells" / c.folder), c.settings.run)]
+    missing = lacking(cells, plan.home)
+    if copied := adopt(missing, plan.home, plan.reuse):
+        screen.say(f"{what}: {copied} copied from {', '.join(map(str, plan.reuse))}")
+        missing = lacking(missing, plan.home)
     missing.sort(key=lambda cell: (cell.seed, preparation(cell.settings)))
     if len(cells) > len(missing):
         screen.say(f"{what}: {len(cells) - len(missing)} of {len(cells)} are there already")
