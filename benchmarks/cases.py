@@ -16,7 +16,9 @@ from fleets import from_file, random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
 from airpfed import record
+from airpfed.devices.fleet import batches
 from airpfed.model.backbone import layer_stack
+from airpfed.model.encode import pack
 from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Collected, Experiment, play_round, simulated
 from airpfed.rounds.state import State
@@ -136,10 +138,13 @@ def real_data(options: Options) -> dict[str, Any]:
 
 
 def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
-    """Of the first round's samples, and with PEFT's padding."""
+    """Of the first round's samples as they are computed here, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
     parts = [lengths[start : start + micro_batch] for start in range(0, len(lengths), micro_batch)]
-    return sum(lengths), sum(len(part) * max(part) for part in parts)
+    fleet, plan = made.fleet, batches(made.fleet, made.initial.devices.cursors, made.batch_size, 1)[0]
+    rows = [[fleet.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
+    ours = len(pack([sample for row in rows for sample in row], [len(row) for row in rows]).ids)
+    return ours, sum(len(part) * max(part) for part in parts)
 
 
 def fill(made: Experiment) -> Spent:

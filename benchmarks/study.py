@@ -6,9 +6,9 @@
     python benchmarks/study.py --commands           # what is run
 
 A sweep that was stopped goes on with the same command; its cells are in OUT/NAME, with the CPU seconds of every call,
-of which the page says the sum. A cell of the same settings as one in OUT already is copied from there. `--check` plays the first seed of a table's cheapest method anew and asks that its
-average lies where one more run is expected with probability 0.95: mean +- t s sqrt(1 + 1/n) over the table's seeds, and
-at least SLACK either way. The exit code tells.
+of which the page says the sum. A cell of the same settings as one in OUT already is copied from there. `--check` plays
+the first seed of a table's cheapest method anew and asks that its average lies where one more run is expected with
+probability 0.95: mean +- t s sqrt(1 + 1/n) over the table's seeds, and at least SLACK either way. The exit code tells.
 """
 
 import argparse

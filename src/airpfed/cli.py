@@ -167,7 +167,8 @@ def sweep(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
     reuse: Annotated[
-        list[Path] | None, typer.Option("--reuse", metavar="DIR", help="copy another sweep's cells of the same settings")
+        list[Path] | None,
+        typer.Option("--reuse", metavar="DIR", help="copy cells of the same settings from this sweep"),
     ] = None,
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')

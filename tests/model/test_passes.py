@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from airpfed.model import attention
-from airpfed.model.attention import gather, places, spread
+from airpfed.model.attention import Places, collect, gather, move, places, put, spread
 from airpfed.model.backbone import DECODERS, FIRST_TOKEN, Backbone
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
 from airpfed.model.passes import inputs, logits, packed_logits
@@ -48,7 +48,7 @@ def test_samples_end_to_end_do_not_see_each_other(
 ) -> None:
     monkeypatch.setattr(attention, "price", PRICES[price])
     model = tiny(kind, **({} if window is None else {"sliding_window": window}))
-    one, batch, seen = base(model, True), pack(SAMPLES), list[int]()
+    one, batch, seen = base(model, True), pack(SAMPLES, [1, 3]), list[int]()
     assert one.packs
     entering(model.model.layers[-1].mlp, seen)
     with torch.no_grad():
@@ -87,12 +87,42 @@ def test_a_layer_of_another_make_computes_everything() -> None:
 
 
 def test_tokens_positions_and_targets_lie_in_their_places() -> None:
-    found = pack([Encoded((5, 6, 7), (8, 9)), Encoded((3,), (4,)), Encoded((1, 2), (2, 3))])
+    found = pack([Encoded((5, 6, 7), (8, 9)), Encoded((3,), (4,)), Encoded((1, 2), (2, 3))], [1, 2])
     assert found.ids.tolist() == [5, 6, 7, 3, 1, 2]
     assert found.positions.tolist() == [0, 1, 2, 0, 0, 1]
     assert found.at.tolist() == [[1, 2], [3, 3], [4, 5]]
     assert found.targets.tolist() == [[8, 9], [IGNORED, 4], [2, 3]]
     assert found.lengths == (3, 1, 2)
+    assert found.token.tolist() == found.first.tolist() == list(range(6)) and found.spans == (3, 3)
+
+
+def test_what_samples_of_a_device_begin_with_alike_is_there_once() -> None:
+    """The second device begins like the first, and a sample may be the beginning of another."""
+    ids = (5, 6, 7), (5, 6, 8, 7), (5, 6), (5, 6, 7), (6, 7)
+    found = pack([Encoded(one, (9,)) for one in ids], [3, 2])
+    assert found.ids.tolist() == [5, 6, 7, 8, 7, 5, 6, 7, 6, 7] and found.spans == (5, 5)
+    assert found.positions.tolist() == [0, 1, 2, 2, 3, 0, 1, 2, 0, 1]
+    assert found.token.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 5, 6, 7, 8, 9]
+    assert found.first.tolist() == [0, 1, 2, 5, 6, 9, 10, 11, 12, 13]
+    assert found.at.tolist() == [[2], [4], [1], [7], [9]] and found.lengths == (3, 4, 2, 3, 2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_samples_that_begin_alike_have_the_scores_and_gradients_they_have_alone(kind: str) -> None:
+    model, ids = tiny(kind), [(5, 6, 7), (5, 6, 8, 7), (5, 6), (5, 6, 7)]
+    one, batch = base(model, True), pack([Encoded(own, (9,)) for own in ids], [3, 1])
+    assert len(batch.ids) == 8
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    found = packed_logits(one, batch, [3, 1])[:, 0]
+    alone = torch.cat([model(input_ids=torch.tensor([own])).logits[:, -1] for own in ids])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    mine, theirs = (torch.autograd.grad(out.sin().sum(), weight)[0] for out in (found, alone))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def alone(lengths: list[int], shared: list[int] | None = None) -> Places:
+    """Places of samples that share nothing, or these tokens."""
+    return places(lengths, torch.tensor(shared or range(sum(lengths))), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("price", PRICES)
@@ -101,7 +131,7 @@ def test_tokens_positions_and_targets_lie_in_their_places() -> None:
 def test_every_token_has_a_row_of_its_sample(price: str, lengths: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "price", PRICES[price])
-        where = places(lengths, torch.device("cpu"))
+        where = alone(lengths)
     assert len(where.groups) == (1 if price == "one group" else len(set(lengths)))
     tokens = torch.arange(1.0, sum(lengths) + 1)[:, None]
     filled = spread(tokens, where)
@@ -114,13 +144,13 @@ def test_every_token_has_a_row_of_its_sample(price: str, lengths: list[int]) -> 
     assert where.as_they_are == (len(set(lengths)) == 1)
 
 
-def test_derivatives_of_places_are_right_twice() -> None:
-    where = places([3, 1, 2], torch.device("cpu"))
-    rng = torch.Generator().manual_seed(0)
-    for function, count in ((spread, 6), (gather, 9)):
+@pytest.mark.parametrize("where", [alone([3, 1, 2]), alone([3, 1, 2], [0, 1, 2, 0, 0, 1])])
+def test_derivatives_of_places_are_right_twice(where: Places) -> None:
+    rng, tokens = torch.Generator().manual_seed(0), len(where.place)
+    for way, count in ((spread, tokens), (put, tokens), (gather, len(where.token)), (collect, len(where.token))):
         x = torch.randn(count, 2, generator=rng, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
-        assert torch.autograd.gradgradcheck(lambda x, f=function: f(x, where).pow(2), (x,))
+        assert torch.autograd.gradcheck(lambda x, way=way: move(x, where, way).pow(2), (x,))
+        assert torch.autograd.gradgradcheck(lambda x, way=way: move(x, where, way).pow(2), (x,))
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -115,7 +115,7 @@ def test_what_is_there_is_not_done_again(
 def test_cells_of_another_sweep_are_copied_by_their_settings(
     whole: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Axes in another order name the folders otherwise; a cell of other settings, or begun here already, is computed."""
+    """Axes in another order name the folders otherwise; a cell of other settings, or begun here, is computed."""
     played = []
     real = work.play
     monkeypatch.setattr(work, "play", lambda *args: played.append(args[1].name) or real(*args))

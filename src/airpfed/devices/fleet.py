@@ -222,10 +222,10 @@ def packed_losses(
 ) -> Float[Tensor, "K b"]:
     """Loss of every sample in one pass over all, end to end; 0 where a row is shorter than the longest."""
     samples, kept = taken(fleet, devices, rows)
-    batch, counts = pack(samples), [len(row) for row in rows]
-    spans = [int(own.sum()) for own in torch.split(torch.tensor(batch.lengths), counts)]
-    with adapted(fleet.backbone, factors, spans):
-        scores = packed_logits(fleet.backbone, batch, counts, None if kept is None else torch.cat(kept))
+    counts = [len(row) for row in rows]
+    batch = pack(samples, counts)
+    with adapted(fleet.backbone, factors, batch.spans):
+        scores = packed_logits(fleet.backbone, batch, counts, None if kept is None else torch.cat(kept)[batch.first])
     losses = torch.split(sample_losses(scores, batch.targets), counts)
     return torch.nn.utils.rnn.pad_sequence(list(losses), batch_first=True)
 

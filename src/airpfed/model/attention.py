@@ -1,11 +1,11 @@
 """Attention of samples that lie end to end in one row: each reads itself only, in a row of its own.
 
 Everything else in a transformer layer works token by token, so only here is padding computed, and little of it: samples
-of like length have rows of one width.
+of like length have rows of one width. Only here, too, is what samples begin with alike computed once for each.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from airpfed.model.buckets import buckets
+from airpfed.model.encode import Packed
 
 NAME = "airpfed_end_to_end"
 """Under which transformers knows `attend`."""
@@ -29,18 +30,21 @@ class Places:
     """Where T tokens are when each sample has a row of its own, filled up at its end.
 
     groups: (rows, width) of samples of like length, group by group. token: of each of the P places (anything where one
-    is empty). empty: those places. place: of each token.
+    is empty). empty: those places. place: of each token, its first. again: the other places of tokens that samples
+    share; silent: these and the empty ones.
     """
 
     groups: tuple[tuple[int, int], ...]
     token: Int[Tensor, " P"]
     empty: Int[Tensor, " _"]
     place: Int[Tensor, " T"]
+    again: Int[Tensor, " _"]
+    silent: Int[Tensor, " _"]
 
     @property
     def as_they_are(self) -> bool:
         """Whether tokens are in their places already."""
-        return len(self.groups) == 1 and not len(self.empty)
+        return len(self.groups) == 1 and not len(self.silent)
 
 
 def price(rows: int, width: int) -> int:
@@ -48,8 +52,8 @@ def price(rows: int, width: int) -> int:
     return rows * width * (width + 96) + 4096
 
 
-def places(lengths: Sequence[int], device: torch.device) -> Places:
-    """For samples of these lengths, one behind the other."""
+def places(lengths: Sequence[int], shared: Int[Tensor, " whole"], device: torch.device) -> Places:
+    """For samples of these lengths, one behind the other; shared: which of the T tokens each of theirs is."""
     counts = sorted(Counter(lengths).items())
     cuts = buckets([length for length, _ in counts], [count for _, count in counts], price)
     groups = tuple((sum(count for _, count in counts[a:b]), counts[b - 1][0]) for a, b in cuts)
@@ -61,51 +65,56 @@ def places(lengths: Sequence[int], device: torch.device) -> Places:
         token.append((sizes.cumsum(0) - sizes)[own, None] + column)
         held.append(column < sizes[own, None])
     tokens, holds = (torch.cat([part.flatten() for part in one]) for one in (token, held))
-    place = torch.empty(int(sizes.sum()), dtype=torch.long)
-    place[tokens[holds]] = holds.nonzero()[:, 0]
-    parts = tokens.clamp(max=len(place) - 1), (~holds).nonzero()[:, 0], place
+    token_at = shared[tokens.clamp(max=len(shared) - 1)]
+    full = holds.nonzero()[:, 0]
+    place = torch.full((int(shared.max()) + 1,), len(tokens)).scatter_reduce_(0, token_at[full], full, "amin")
+    again = full[place[token_at[full]] != full]
+    empty = (~holds).nonzero()[:, 0]
+    parts = token_at, empty, place, again, torch.cat([empty, again])
     return Places(groups, *(part.to(device) for part in parts))
 
 
-class Spread(torch.autograd.Function):
-    """Tokens (T, ...) to places (P, ...), zeros where these are empty; the adjoint of `Gather`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, where: Places) -> Tensor:
-        """A copy of rows, so that the backward pass is one too."""
-        ctx.where = where
-        return x.index_select(0, where.token).index_fill_(0, where.empty, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """What came to each token's place."""
-        return gather(gradients[0], ctx.where), None
-
-
-class Gather(torch.autograd.Function):
-    """Places (P, ...) to tokens (T, ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, where: Places) -> Tensor:
-        """A copy of rows."""
-        ctx.where = where
-        return x.index_select(0, where.place)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """What came to each place, nothing where it is empty."""
-        return spread(gradients[0], ctx.where), None
-
-
 def spread(x: Float[Tensor, "T ..."], where: Places) -> Float[Tensor, "P ..."]:
-    """`Spread`."""
-    found: Tensor = x if where.as_they_are else Spread.apply(x, where)  # type: ignore[no-untyped-call]
-    return found
+    """Tokens to all their places, zeros where these are empty."""
+    return x.index_select(0, where.token).index_fill_(0, where.empty, 0.0)
+
+
+def collect(x: Float[Tensor, "P ..."], where: Places) -> Float[Tensor, "T ..."]:
+    """The sum over a token's places."""
+    return gather(x, where).index_add_(0, where.token[where.again], x.index_select(0, where.again))
 
 
 def gather(x: Float[Tensor, "P ..."], where: Places) -> Float[Tensor, "T ..."]:
-    """`Gather`."""
-    found: Tensor = x if where.as_they_are else Gather.apply(x, where)  # type: ignore[no-untyped-call]
+    """What is in a token's first place."""
+    return x.index_select(0, where.place)
+
+
+def put(x: Float[Tensor, "T ..."], where: Places) -> Float[Tensor, "P ..."]:
+    """Tokens to their first places, zeros elsewhere."""
+    return x.index_select(0, where.token).index_fill_(0, where.silent, 0.0)
+
+
+ADJOINT = {spread: collect, collect: spread, gather: put, put: gather}
+
+
+class Move(torch.autograd.Function):
+    """One of the above; the derivative is its adjoint, copies of rows like itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: Places, way: Callable[[Tensor, Places], Tensor]) -> Tensor:
+        """The way."""
+        ctx.where, ctx.way = where, way
+        return way(x, where)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Its adjoint."""
+        return move(gradients[0], ctx.where, ADJOINT[ctx.way]), None, None
+
+
+def move(x: Tensor, where: Places, way: Callable[[Tensor, Places], Tensor]) -> Tensor:
+    """A way with a derivative; nothing is done where tokens are in their places."""
+    found: Tensor = x if where.as_they_are else Move.apply(x, where, way)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -123,14 +132,14 @@ def attend(
 ) -> tuple[Float[Tensor, "1 T heads h"], None]:
     """Causal attention, in the form that transformers asks for. sliding_window: tokens that each one reads."""
     sizes = [rows * width for rows, width in where.groups]
-    parts = (torch.split(spread(one[0].transpose(0, 1), where), sizes) for one in (query, key, value))
+    parts = (torch.split(move(one[0].transpose(0, 1), where, spread), sizes) for one in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = []
     for (rows, width), *three in zip(where.groups, *parts, strict=True):
         q, k, v = (x.reshape(rows, width, *x.shape[1:]).transpose(1, 2) for x in three)
         out = rowwise(q, k, v, scale, seen(width, sliding_window, query.device))
         found.append(out.transpose(1, 2).flatten(0, 1))
-    return gather(torch.cat(found), where)[None], None
+    return move(torch.cat(found), where, gather)[None], None
 
 
 def seen(width: int, window: int | None, device: torch.device) -> Tensor:
@@ -157,14 +166,14 @@ def rowwise(
 
 
 @contextmanager
-def each_alone(model: Any, lengths: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:
-    """The model with `attend` for samples of these lengths; yields what its forward pass has to be told."""
+def each_alone(model: Any, packed: Packed, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The model with `attend` for these samples; yields what its forward pass has to be told."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        yield {"where": places(lengths, device)}
+        yield {"where": places(packed.lengths, packed.token, device)}
     finally:
         model.set_attn_implementation(before)

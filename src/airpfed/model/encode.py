@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples end to end.
+    """Samples of some devices end to end, except that what samples of one device begin with alike is there once.
 
     positions: of each token in its sample, from 0. at: the tokens whose predictions the targets are for (where a sample
-    has fewer targets, its first). lengths: of the samples.
+    has fewer targets, its first). lengths: of the samples. token: which of T each of their tokens is, sample by sample.
+    first: of those, the first that is it. spans: tokens of each device.
     """
 
     ids: Int[Tensor, " T"]
@@ -48,6 +50,9 @@ class Packed:
     at: Int[Tensor, "n last"]
     targets: Int[Tensor, "n last"]
     lengths: tuple[int, ...]
+    token: Int[Tensor, " whole"]
+    first: Int[Tensor, " T"]
+    spans: tuple[int, ...]
 
 
 def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> tuple[int, ...]:
@@ -103,12 +108,28 @@ def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
     return Batch(ids, mask, targets_of(samples))
 
 
-def pack(samples: Sequence[Encoded]) -> Packed:
-    """Samples one behind the other, nothing between them."""
+def pack(samples: Sequence[Encoded], counts: Sequence[int]) -> Packed:
+    """Samples one behind the other, nothing between them; counts: of each device, one behind the other too.
+
+    What a causal LM makes of a token depends on the tokens up to it and on the device's adapters alone.
+    """
     targets, lengths = targets_of(samples), [len(sample.ids) for sample in samples]
     ends = torch.tensor(lengths).cumsum(0)[:, None]
-    first = ends - torch.tensor(lengths)[:, None]
-    at = torch.maximum(ends - torch.arange(targets.shape[1], 0, -1), first)  # what lies before a sample is ignored
-    ids = torch.tensor([token for sample in samples for token in sample.ids])
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    return Packed(ids, positions, at, targets, tuple(lengths))
+    begin = ends - torch.tensor(lengths)[:, None]
+    at = torch.maximum(ends - torch.arange(targets.shape[1], 0, -1), begin)  # what lies before a sample is ignored
+    known: dict[tuple[int, int], int] = {}  # (token before it, id) -> token
+    token, first, spans = list[int](), list[int](), list[int]()
+    rest = iter(samples)
+    for count in counts:
+        there = len(known)
+        for sample in islice(rest, count):
+            one = -len(spans) - 1  # nothing before it, on this device
+            for each in sample.ids:
+                one = known.setdefault((one, each), len(known))
+                if one == len(first):
+                    first.append(len(token))
+                token.append(one)
+        spans.append(len(known) - there)
+    ids, positions = torch.tensor([each for _, each in known]), torch.cat([torch.arange(one) for one in lengths])
+    which, firsts = torch.tensor(token), torch.tensor(first)
+    return Packed(ids, positions[firsts], which[at], targets, tuple(lengths), which, firsts, tuple(spans))

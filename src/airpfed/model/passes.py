@@ -166,7 +166,7 @@ def packed_logits(
     with (
         resumed(backbone, None if hidden is None else hidden[None]),
         read_only(backbone, lambda x: x[:, at], read),
-        each_alone(backbone.model, packed.lengths, backbone.device) as told,
+        each_alone(backbone.model, packed, backbone.device) as told,
     ):
         out: Tensor = backbone.model(**fields, **told, use_cache=False).logits
     return out.reshape(*packed.at.shape, -1)
