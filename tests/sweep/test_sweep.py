@@ -137,6 +137,15 @@ def test_a_folder_to_reuse_must_be_a_sweep(file: Path, tmp_path: Path) -> None:
         sweep(plan(file, tmp_path / "here", reuse=(tmp_path,)), SweepScreen())
 
 
+def test_a_cell_that_cannot_be_copied_is_told_in_a_line(whole: Path, file: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(whole, tmp_path / "broken"))
+    cell = next((broken / "cells").iterdir())
+    (cell / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=rf"{cell.name}: .*No such file") as told:
+        sweep(plan(file, tmp_path / "here", reuse=(broken,)), SweepScreen())
+    assert "\n" not in str(told.value)
+
+
 def test_killed_twice_and_resumed_it_gives_the_same_tables(whole: Path, file: Path, tmp_path: Path) -> None:
     """kill -9 with two workers at work, which die with it, then with one; the rest is done in this process."""
     options = [part for item in QUICK for part in ("--set", item)] + [p for axis in GRID for p in ("--grid", axis)]

@@ -67,13 +67,16 @@ def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path]) -> int:
 
     A cell comes whole or not at all, for its folder gets its name last; one that was begun here goes on here.
     """
-    there = {path.name[-8:]: path for other in others for path in (other / "cells").glob("*-" + 8 * "[0-9a-f]")}
+    there = {path.name[-8:]: path for other in others for path in (other / "cells").glob("[!.]*-" + 8 * "[0-9a-f]")}
     copied = 0
     for cell in cells:
         found, own = there.get(cell.folder[-8:]), home / "cells" / cell.folder
         if found is not None and not own.exists() and is_done(summary_of(found), cell.settings.run):
             partial = own.with_name(f".{own.name}")
-            shutil.copytree(found, partial, dirs_exist_ok=True)
+            try:
+                shutil.copytree(found, partial, dirs_exist_ok=True)
+            except shutil.Error as error:
+                raise UserError(f"{partial}: {error.args[0][0][2]}") from None
             partial.rename(own)
             copied += 1
     return copied
