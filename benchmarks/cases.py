@@ -17,6 +17,7 @@ from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
 from airpfed import record
 from airpfed.devices.fleet import batches
+from airpfed.devices.workers import workers
 from airpfed.model.backbone import layer_stack
 from airpfed.model.encode import pack
 from airpfed.rounds import checkpoint
@@ -165,7 +166,8 @@ def compiled(options: Options) -> dict[str, Any]:
     """
     base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
     _, made = random_tokens(options.base or base, devices, batch, length, {})
-    below: list[Any] = list(layer_stack(made.fleet.backbone.model)[1])[:-1]
+    every = made.fleet.backbone.twins(workers(made.fleet.backbone, made.chunk))
+    below: list[Any] = [layer for one in every for layer in list(layer_stack(one.model)[1])[:-1]]
     plain = [layer._compiled_call_impl for layer in below]
     for layer in below:
         layer.compile()
@@ -183,25 +185,27 @@ def compiled(options: Options) -> dict[str, Any]:
 
 
 def overhead(options: Options) -> dict[str, Any]:
-    """Time of a round, its record and checkpoint that is not the model's forward and backward pass."""
+    """Time of a round, its record and checkpoint that is not the model's forward and backward pass.
+
+    Where passes run side by side, a core that waits for the others' end is not in a pass.
+    """
     devices, batch, tokens, antennas, blocks = (8, 2, 16, 8, 50) if options.quick else (100, 8, 32, 64, 50)
     wanted: dict[str, dict[str, Any]] = {"radio": {"antennas": antennas}}
     settings, made = random_tokens(options.base or "minilm", devices, batch, tokens, wanted)
     uses = channel_uses(made)
     wanted["radio"]["coherence_symbols"] = -(-uses // blocks)
     settings, made = random_tokens(options.base or "minilm", devices, batch, tokens, wanted)
-    state, rows = made.initial, []
+    state, rows, at_once = made.initial, [], workers(made.fleet.backbone, made.chunk)
     with tempfile.TemporaryDirectory() as name:
         for _ in range(options.turns(3) + 1):
             kept: list[tuple[State, dict[str, float]]] = []
-            with model_time(made) as passes:
+            with model_time(made, at_once) as passes:
                 one = spent(partial(lambda kept, state: kept.append(whole_round(made, state, Path(name))), kept, state))
             state, phases = kept[0]
-            model = {"model_wall": sum(wall for wall, _ in passes), "model_cpu": sum(cpu for _, cpu in passes)}
-            rows.append({**vars(one), **model, "phases": phases})
+            rows.append({**vars(one), "model_wall": sum(passes) / at_once, "phases": phases})
     rows = rows[1:]
     assert all(0 < row["model_wall"] < row["wall"] for row in rows), "the model's passes were not seen"
-    shares = {c: quartiles([1 - row[f"model_{c}"] / row[c] for row in rows]) for c in ("wall", "cpu")}
+    share = quartiles([1 - row["model_wall"] / row["wall"] for row in rows])
     phases = {name: median(row["phases"].get(name, 0.0) for row in rows) for name in rows[0]["phases"]}
     fields = {
         "devices": devices,
@@ -211,7 +215,7 @@ def overhead(options: Options) -> dict[str, Any]:
         "design": settings.radio.design,
     }
     fields |= {"blocks": -(-uses // settings.radio.coherence_symbols), "base": options.base or "minilm", "goal": 0.10}
-    return {**fields, "share": shares, "phases": phases, "rounds": rows}
+    return {**fields, "share": share, "phases": phases, "rounds": rows}
 
 
 def channel_uses(made: Experiment) -> int:
@@ -234,25 +238,27 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
 
 
 @contextlib.contextmanager
-def model_time(made: Experiment) -> Iterator[list[tuple[float, float]]]:
-    """(wall, CPU) seconds of every forward pass of the base model and of every backward pass within the block."""
-    seen: list[tuple[float, float]] = []
+def model_time(made: Experiment, workers: int) -> Iterator[list[float]]:
+    """Wall seconds of every pass forward and backward over the base model within the block, on `workers` at once."""
+    seen = list[float]()
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            wall, cpu = time.perf_counter(), time.process_time()
+            begin = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                seen.append((time.perf_counter() - wall, time.process_time() - cpu))
+                seen.append(time.perf_counter() - begin)
 
         return run
 
-    model, slope = made.fleet.backbone.model, torch.autograd.grad
-    forward = model.forward
-    model.forward, torch.autograd.grad = timed(forward), timed(slope)  # type: ignore[assignment]
+    models, slope = [one.model for one in made.fleet.backbone.twins(workers)], torch.autograd.grad
+    for model in models:
+        model.forward = timed(model.forward)
+    torch.autograd.grad = timed(slope)  # type: ignore[assignment]
     try:
         yield seen
     finally:
-        del model.forward
+        for model in models:
+            del model.forward
         torch.autograd.grad = slope

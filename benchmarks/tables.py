@@ -104,9 +104,8 @@ def overhead(found: Found) -> str:
     return (
         f"{found['base']}, {found['devices']} devices x {found['batch']} x {found['tokens']} tokens, "
         f"{found['antennas']} antennas, {found['blocks']} coherence blocks a round, design {found['design']}: outside "
-        f"the model's forward and backward passes {100 * share['wall']['median']:.1f} % of a round's time "
-        f"({100 * share['cpu']['median']:.1f} % of its CPU seconds), "
-        f"{verdict(share['wall']['median'], found['goal'])}. "
+        f"the model's forward and backward passes {100 * share['median']:.1f} % of a round's time, "
+        f"{verdict(share['median'], found['goal'])}. "
         f"Phases: {phases}."
     )
 

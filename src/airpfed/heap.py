@@ -9,6 +9,7 @@ from contextlib import suppress
 
 TRIM_THRESHOLD = -1
 MMAP_MAX = -4
+ARENA_MAX = -8
 """Parameters of `mallopt`, as in malloc.h."""
 
 
@@ -18,3 +19,4 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(TRIM_THRESHOLD, -1)
         mallopt(MMAP_MAX, 0)
+        mallopt(ARENA_MAX, 1)  # one heap for all threads: what one frees another may use

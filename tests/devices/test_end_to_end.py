@@ -1,4 +1,4 @@
-"""Samples end to end: gradients are those of padded samples, and neighbours share a pass by their tokens."""
+"""Samples end to end: gradients are those of padded samples, and devices share a pass by their tokens."""
 
 from itertools import chain
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from airpfed import build, reading
 from airpfed.devices import fleet as fleets
 from airpfed.devices.fleet import batches, chunks, gradients
+from airpfed.devices.workers import workers
 from airpfed.rounds.state import vectors
 
 
@@ -33,7 +34,7 @@ def test_gradients_are_those_of_padded_samples(
     real = fleets.packed_losses
     monkeypatch.setattr(fleets, "packed_losses", lambda *given: passes.append(1) or real(*given))
     found, loss = gradients(made.fleet, values, plan, 0.0, 3)
-    assert len(passes) == len(list(chunks(made.fleet, plan, 3))) == 2
+    assert len(passes) == len(chunks(made.fleet, plan, 3, workers(made.fleet.backbone, 3))) == 2
     monkeypatch.setattr("airpfed.model.backbone.DECODERS", ())
     padded, wanted = gradients(made.fleet, values, plan, 0.0, 3)
     assert len(passes) == 2, "padded this time"
@@ -42,12 +43,19 @@ def test_gradients_are_those_of_padded_samples(
         assert not rows.numel() or (found[scope] - rows).norm() <= 1e-5 * rows.norm()
 
 
-def test_neighbours_share_a_pass_up_to_the_tokens_of_the_largest(llama_settings: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would(
+    llama_settings: Path, at_once: int
+) -> None:
     read = reading.read(llama_settings, [])
     made = build.experiment(read, build.load_tasks(read))
     plan, _ = batches(made.fleet, made.initial.devices.cursors, 3, 1)
     tokens = [sum(len(made.fleet.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
-    for size in range(1, 6):
-        found = list(chunks(made.fleet, plan, size))
-        assert list(chain(*found)) == list(range(5))
-        assert all(sum(tokens[k] for k in part) <= size * max(tokens) and len(part) <= 2 * size for part in found)
+    for size in range(at_once, 6):
+        found = chunks(made.fleet, plan, size, at_once)
+        held = [sum(tokens[k] for k in part) for part in found]
+        assert sorted(chain(*found)) == list(range(5)) and held == sorted(held, reverse=True)
+        assert len(found) % at_once == 0 or len(found) == 5
+        assert sum(held[:at_once]) <= size * max(tokens) and max(held) - min(held) <= max(tokens)
+        assert sum(sorted(map(len, found))[-at_once:]) <= 2 * size
+    assert chunks(made.fleet, plan, 1) == [[k] for k in sorted(range(5), key=lambda k: -tokens[k])]

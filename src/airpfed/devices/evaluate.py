@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import stack
+from airpfed.devices.workers import side_by_side, workers
+from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import adapted, inputs, logits
 from airpfed.model.vector import Factors
 
 ROWS = 32
-"""Samples a forward pass of the evaluation."""
+"""Samples computed at once."""
 
 
 def classify(
@@ -23,25 +24,27 @@ def classify(
 
     factors: of one model (K = 1); None is the base model. shelf: name under which the prefix cache keeps these samples.
     """
-    answers: list[int] = []
-    for rows in _by_length(samples):
-        with torch.no_grad(), adapted(fleet.backbone, factors):
-            scores = _scores(fleet, shelf, samples, rows)[:, -1, list(choices)]
-        answers += scores.argmax(1).tolist()
-    return _restore(answers, [i for rows in _by_length(samples) for i in rows])
+    count = workers(fleet.backbone, len(samples))
+    batches = _by_length(samples, ROWS // count)
+    fleet.cache.fill(shelf, samples, range(len(samples)))
+
+    def work(backbone: Backbone, rows: list[int]) -> list[int]:
+        batch = collate([samples[i] for i in rows], backbone.tokenizer.pad_token_id, backbone.causal)
+        kept = fleet.cache.rows(shelf, samples, rows)
+        hidden = None if kept is None else stack(kept, backbone.causal)
+        with torch.no_grad(), adapted(backbone, factors):
+            scores = logits(backbone, batch.ids, batch.mask, 1, hidden)[:, -1, list(choices)]
+        found: list[int] = scores.argmax(1).tolist()
+        return found
+
+    answers = side_by_side(fleet.backbone, work, batches, count)
+    return _restore([one for part in answers for one in part], [i for rows in batches for i in rows])
 
 
-def _scores(fleet: Fleet, shelf: str, samples: Sequence[Encoded], rows: Sequence[int]) -> Tensor:
-    batch = collate([samples[i] for i in rows], fleet.backbone.tokenizer.pad_token_id, fleet.backbone.causal)
-    kept = fleet.cache.rows(shelf, samples, rows)
-    hidden = None if kept is None else stack(kept, fleet.backbone.causal)
-    return logits(fleet.backbone, batch.ids, batch.mask, 1, hidden)
-
-
-def _by_length(samples: Sequence[Encoded]) -> list[list[int]]:
-    """Batches of samples of like length, so that little padding is computed."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].ids))
-    return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+def _by_length(samples: Sequence[Encoded], size: int) -> list[list[int]]:
+    """Batches of samples of like length, so that little padding is computed; the longest first."""
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _restore(values: list[int], order: list[int]) -> list[int]:
@@ -58,7 +61,8 @@ def complete(
     backbone, tokenizer = fleet.backbone, fleet.backbone.tokenizer
     samples = [Encoded(ids, (0,)) for ids in prompts]
     texts: list[str] = []
-    for rows in _by_length(samples):
+    batches = _by_length(samples, ROWS)
+    for rows in batches:
         batch = collate([samples[i] for i in rows], tokenizer.pad_token_id, left=True)
         fields: dict[str, Any] = {
             k: v for k, v in inputs(backbone, batch.ids, batch.mask).items() if k != "position_ids"
@@ -67,5 +71,5 @@ def complete(
         with torch.no_grad(), adapted(backbone, factors):
             out = backbone.model.generate(**fields, max_new_tokens=max_new_tokens)
         texts += tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)
-    order = [i for rows in _by_length(samples) for i in rows]
+    order = [i for rows in batches for i in rows]
     return [text for _, text in sorted(zip(order, texts, strict=True))]

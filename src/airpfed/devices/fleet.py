@@ -1,8 +1,9 @@
 """The devices of a run, their data, and the gradients of many of them in one stacked pass."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from math import ceil
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from airpfed import spill
 from airpfed.devices.prefix import PrefixCache, stack
+from airpfed.devices.workers import dealt, side_by_side, workers
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import Backbone
 from airpfed.model.buckets import buckets
@@ -90,13 +92,19 @@ def gradients(
     normaliser exact.
     """
     whole, losses = held(fleet), torch.zeros(len(fleet.shards))
-    for devices in chunks(fleet, plan, chunk):
-        found, loss = _chunk(fleet, vectors, plan, devices, local_lr, turn)
-        rows = slice(devices[0], devices[-1] + 1)
-        losses[rows] = loss
+    for k, steps in enumerate(plan):
+        fleet.cache.fill(f"device {k}", fleet.shards[k], [i for rows in steps for i in rows])
+
+    def work(backbone: Backbone, devices: list[int]) -> None:
+        found, loss = _chunk(replace(fleet, backbone=backbone), vectors, plan, devices, local_lr, turn)
+        index = torch.tensor(devices)
+        losses[index] = loss.to(losses)
         for scope, matrix in whole.items():
-            matrix[rows] = found[scope]
+            matrix[index] = found[scope].to(matrix)
             spill.release(matrix)
+
+    count = workers(fleet.backbone, chunk)
+    side_by_side(fleet.backbone, work, chunks(fleet, plan, chunk, count), count)
     return whole, losses
 
 
@@ -107,26 +115,23 @@ def held(fleet: Fleet) -> Vectors:
     return {scope: spill.zeros(len(fleet.shards), size, share * size) for scope, size in sizes.items()}
 
 
-def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int) -> Iterator[list[int]]:
-    """Neighbours that are computed together: at most `size`, of one task, whose samples are of like length.
+def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int, at_once: int = 1) -> list[list[int]]:
+    """Devices of one task that are computed together, with about as many tokens in each chunk; the largest first.
 
-    Where samples are packed, lengths do not matter: then the tokens of `size` devices with most, of up to 2 `size`.
+    size: devices of all chunks that are computed at once. Where samples are packed, tasks do not matter, and there may
+    be up to twice as many if they have no more tokens than `size` of the largest.
     """
-    if not fleet.backbone.packs or size == 1:
-        for _, members in groupby(range(len(plan)), key=lambda device: int(fleet.task_of[device])):
-            yield from map(list, batched(members, size))
-        return
     tokens = [max(sum(len(fleet.shards[k][i].ids) for i in rows) for rows in own) for k, own in enumerate(plan)]
-    most = size * max(tokens)
-    even = -(-sum(tokens) // -(-sum(tokens) // most)) + max(tokens) // 2  # of like size, rather than a rest at the end
-    part, held_tokens = list[int](), 0
-    for device, own in enumerate(tokens):
-        if part and (held_tokens + own > min(most, even) or len(part) == 2 * size):
-            yield part
-            part, held_tokens = [], 0
-        held_tokens += own
-        part.append(device)
-    yield part
+    packs = fleet.backbone.packs and size > 1
+    groups = [list(own) for _, own in groupby(range(len(plan)), key=lambda k: 0 if packs else int(fleet.task_of[k]))]
+    found = []
+    for members in groups:
+        own = [tokens[k] for k in members]
+        most = 2 * size if packs else size
+        count = max(ceil(len(own) / most), ceil(sum(own) / (size * max(own))))
+        lists = dealt(own, min(at_once * count, len(own)), ceil(most / at_once))
+        found += [[members[index] for index in part] for part in lists]
+    return sorted(found, key=lambda part: -sum(tokens[k] for k in part))
 
 
 def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:

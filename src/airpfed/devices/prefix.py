@@ -6,6 +6,7 @@ In memory up to a limit, and in a temporary file beyond it; where a value lies d
 import tempfile
 import weakref
 from collections.abc import Sequence
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -34,6 +35,7 @@ class Overflow:
         self._file = tempfile.TemporaryFile(prefix="airpfed-")  # noqa: SIM115 - lives as long as its owner
         weakref.finalize(self, self._file.close)
         self._place = 0
+        self._reading = Lock()
 
     def put(self, value: Tensor) -> tuple[int, torch.Size]:
         """Write a value; returns where it is."""
@@ -47,8 +49,9 @@ class Overflow:
     def get(self, where: tuple[int, torch.Size], dtype: torch.dtype) -> Tensor:
         """Read a value back, bit for bit."""
         place, shape = where
-        self._file.seek(place)
-        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+        with self._reading:
+            self._file.seek(place)
+            data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
@@ -78,14 +81,18 @@ class PrefixCache:
 
     def rows(self, shelf: str, samples: Sequence[Encoded], indices: Sequence[int]) -> list[Float[Tensor, "_ H"]] | None:
         """Hidden states (tokens, H) of samples[i] for i in indices; pages that are missing are computed."""
+        self.fill(shelf, samples, indices)
+        return [self._get((shelf, index)) for index in indices] if self._backbone.prefix else None
+
+    def fill(self, shelf: str, samples: Sequence[Encoded], indices: Sequence[int]) -> None:
+        """Compute the pages of samples[i] for i in indices that are missing; rows may then be read in any thread."""
         if not self._backbone.prefix:
-            return None
+            return
         missing = {index for index in indices if not self._has((shelf, index))}
         if missing:
             for page in pages(samples):
                 if missing.intersection(page):
                     self._compute(shelf, samples, page)
-        return [self._get((shelf, index)) for index in indices]
 
     def _compute(self, shelf: str, samples: Sequence[Encoded], page: Sequence[int]) -> None:
         batch = collate([samples[i] for i in page], self._backbone.tokenizer.pad_token_id, self._backbone.causal)

@@ -1,7 +1,8 @@
 """The frozen base model: loading, and attaching adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -63,6 +64,20 @@ class Backbone:
     layers: dict[str, StackedLoRA | StackedHead]
     prefix: tuple[Kept, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _twins: list["Backbone"] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def twins(self, count: int) -> list["Backbone"]:
+        """Itself and others, `count` in all, that have the same weights under modules of their own.
+
+        A pass tells its modules what they need to know, so passes at the same time need one each.
+        """
+        while len(self._twins) < count - 1:
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+            model = deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+            layers = {name: model.get_submodule(name) for name in self.layers}
+            prefix = tuple(module for module in model.modules() if isinstance(module, Kept))
+            self._twins.append(replace(self, model=model, layers=layers, prefix=prefix))
+        return [self, *self._twins[: count - 1]]
 
     @property
     def packs(self) -> bool:
