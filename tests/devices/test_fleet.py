@@ -1,17 +1,19 @@
 """Stacked gradients: equal to one device at a time, to finite differences, and unmoved by who is computed together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from one_device import OneDevice, one_device
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from airpfed import build, reading, spill
-from airpfed.devices.fleet import Fleet, batches, draw, gradients, held, stacked_loss
+from airpfed.devices.fleet import Fleet, batches, draw, gradients, held, sample_losses, stacked_loss
 from airpfed.model.adapters import SCOPES, blocks_of
+from airpfed.model.encode import IGNORED
 from airpfed.model.vector import KINDS, Vectors, gather
 from airpfed.rounds.run import Experiment, play_round
 from airpfed.rounds.state import vectors
@@ -254,3 +256,23 @@ def test_bfloat16_passes_leave_gradients_a_percent_off(kind: str, request: pytes
         assert found[scope].dtype == torch.float32
         off = (found[scope] - wanted[scope]).norm(dim=1) / wanted[scope].norm(dim=1)
         assert (off > 2**-12).all() and (off < 2**-4).all()
+
+
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_losses_over_a_large_vocabulary_and_their_slopes_are_those_of_float64(ignored: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(8, 3, 50_000, generator=rng)
+    targets = torch.randint(0, 50_000, (8, 3), generator=rng)
+    targets[:, :ignored] = IGNORED
+
+    def slope(at: torch.Tensor, losses: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        at = at.clone().requires_grad_()
+        found = losses(at, targets)
+        return found.detach().double(), torch.autograd.grad(found.sum(), at)[0].double()
+
+    def plain(at: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        each = cross_entropy(at.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+        return each.reshape(wanted.shape).sum(1) / (3 - ignored)
+
+    for found, wanted in zip(slope(scores, sample_losses), slope(scores.double(), plain), strict=True):
+        assert (found - wanted).norm() <= 5e-7 * wanted.norm()
