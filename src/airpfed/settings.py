@@ -138,12 +138,12 @@ class DeviceSettings(Section):
     batch_size: int = Field(4, ge=1, description="samples a local step")
     local_steps: int = Field(1, ge=1, description="E; with E > 1 the pseudo-gradient is sent")
     local_lr: float = Field(1e-3, gt=0, description="learning rate of local steps (E > 1 only)")
-    memory_gb: float = Field(4.0, gt=0, description="memory for the activations of devices computed together, GB")
+    memory_gb: float = Field(4.0, gt=0, description="memory for the activations of devices computed at once, GB")
     chunk: int = Field(
         0,
         ge=0,
-        description="devices computed together; 0: as many as memory_gb allows; 1: each alone, the same bits as on a "
-        "device of a federation",
+        description="devices computed at once, on a CPU in passes side by side; 0: as many as memory_gb allows; 1: "
+        "each alone, the same bits as on a device of a federation",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
