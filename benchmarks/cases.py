@@ -238,8 +238,8 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
 
 
 @contextlib.contextmanager
-def model_time(made: Experiment, workers: int) -> Iterator[list[float]]:
-    """Wall seconds of every pass forward and backward over the base model within the block, on `workers` at once."""
+def model_time(made: Experiment, at_once: int) -> Iterator[list[float]]:
+    """Wall seconds of every pass forward and backward over the base model within the block, `at_once` at a time."""
     seen = list[float]()
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,7 +252,7 @@ def model_time(made: Experiment, workers: int) -> Iterator[list[float]]:
 
         return run
 
-    models, slope = [one.model for one in made.fleet.backbone.twins(workers)], torch.autograd.grad
+    models, slope = [one.model for one in made.fleet.backbone.twins(at_once)], torch.autograd.grad
     for model in models:
         model.forward = timed(model.forward)
     torch.autograd.grad = timed(slope)  # type: ignore[assignment]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from airpfed.devices.fleet import Fleet
+from airpfed.devices.fleet import Fleet, batched
 from airpfed.devices.prefix import stack
 from airpfed.devices.workers import side_by_side, workers
 from airpfed.model.backbone import Backbone
@@ -44,7 +44,7 @@ def classify(
 def _by_length(samples: Sequence[Encoded], size: int) -> list[list[int]]:
     """Batches of samples of like length, so that little padding is computed; the longest first."""
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    return [list(part) for part in batched(order, size)]
 
 
 def _restore(values: list[int], order: list[int]) -> list[int]:

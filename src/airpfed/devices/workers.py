@@ -14,7 +14,7 @@ import torch
 from airpfed.model.backbone import Backbone
 
 MOST = 4
-"""Passes at once: between its operations each one needs Python's lock, for about a tenth of its time."""
+"""Passes at once: more would wait for each other, for between its operations each one needs Python's lock."""
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
