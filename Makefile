@@ -22,7 +22,7 @@ test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2
 
 loopback: env
-	$(ONE_THREAD) $(BIN)/pytest -m loopback
+	$(ONE_THREAD) $(BIN)/pytest -m loopback --numprocesses 2
 
 check: env
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """Tiny models with real architectures, made on the spot: nothing is downloaded."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,18 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import checked
 from tiny import WORDS, make_settings
 
 LAYERS = 12
 """More than ten: an order that sorts layer 10 before layer 2 in one place only must show."""
+
+
+@pytest.fixture(autouse=True)
+def checks_begin_anew() -> Iterator[None]:
+    checked.begin()
+    yield
+    checked.begin()
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -16,7 +16,7 @@ from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
-from airpfed.heap import keep_freed
+from airpfed.heap import keep_freed, uncollected
 from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
@@ -133,7 +133,8 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
     keep_freed()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    base, limit = load_backbone(settings, tasks), settings.model.max_tokens
+    with uncollected():
+        base, limit = load_backbone(settings, tasks), settings.model.max_tokens
     words = [label_tokens(base, task) for task in tasks]
     shards = tuple(
         tuple(tuple(train_sample(base, s, task, own, limit) for s in shard) for shard in task.train)

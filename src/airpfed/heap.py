@@ -1,11 +1,13 @@
-"""The process's heap: what a round frees is kept for the next one.
+"""The process's heap: what a round frees is kept for the next one, and nothing is looked through for garbage too early.
 
 By default glibc gives large blocks back to the system at once, and every round pays again for each page it is given: on
 virtual machines that can cost more than the arithmetic done in them.
 """
 
 import ctypes
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 TRIM_THRESHOLD = -1
 MMAP_MAX = -4
@@ -20,3 +22,15 @@ def keep_freed() -> None:
         mallopt(TRIM_THRESHOLD, -1)
         mallopt(MMAP_MAX, 0)
         mallopt(ARENA_MAX, 1)  # one heap for all threads: what one frees another may use
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for garbage in the block: importing and loading leave a million objects, each of them in use."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

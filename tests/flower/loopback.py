@@ -1,6 +1,7 @@
 """A whole federation on this machine, as docs/federation.md starts it: scripts, TLS, keys; nothing is left behind."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -35,7 +36,7 @@ def airpfed(*words: str | Path) -> str:
 
 def free_port(count: int = 1) -> int:
     """The first of so many ports in a row that are free."""
-    for first in range(20000 + os.getpid() % 20000, 60000, count):
+    for first in range(20000 + secrets.randbelow(20000), 60000, count):
         try:
             for port in range(first, first + count):
                 socket.create_server(("127.0.0.1", port)).close()
