@@ -211,7 +211,8 @@ def check(name: str, study: Study) -> str | None:
     values = {**study.check, **({"server.lr": rates.pop()} if rates else {})}
     joined = [zip(key.split("/"), value.split("/"), strict=True) for key, value in values.items()]
     changes = [*study.overrides, *(f"{key}={value}" for pair in joined for key, value in pair), f"run.seed={seed}"]
-    once = Study(study.file, (), 1, {}, overrides=tuple(changes))
+    unread = ["run.cross_eval=false", "run.eval_every=0"]
+    once = Study(study.file, (), 1, {}, overrides=tuple(changes + unread))
     with tempfile.TemporaryDirectory() as folder:
         play(once.words(Path(folder), 1))
         tree = json.loads((Path(folder) / "sweep.json").read_text())

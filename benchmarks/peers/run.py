@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--devices", default="", help="rows of these numbers of devices only, with commas between")
     parser.add_argument("--turns", type=int, default=0, help="turns of every engine; 0: each row's own")
     parser.add_argument("--without", default="", help="engines to leave out, with commas between")
-    parser.add_argument("--timeout-s", type=float, default=600.0, help="seconds that a row may take")
+    parser.add_argument("--timeout-s", type=float, default=1800.0, help="seconds that a row may take")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
