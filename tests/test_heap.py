@@ -1,7 +1,8 @@
-"""The search for garbage: off while packages and models are loaded, and nothing that a load left is kept for good."""
+"""The search for garbage: off while packages and the first model are loaded, on after them."""
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,23 +14,30 @@ class Cycle:
         self.me = self
 
 
-def test_nothing_is_collected_in_the_block_and_the_next_one_collects_what_it_left() -> None:
-    assert gc.isenabled()
-    with uncollected():
-        assert not gc.isenabled()
-        gone = weakref.ref(Cycle())
-    assert gc.isenabled()
-    gc.collect()
-    assert gone() is not None, "what was there at the block's end is not looked at again"
-    with uncollected():
-        assert gone() is None
+@pytest.fixture(autouse=True)
+def as_in_a_new_process() -> Iterator[None]:
+    gc.unfreeze()
+    yield
     gc.unfreeze()
 
 
-def test_an_error_leaves_the_search_as_it_was() -> None:
+def test_only_the_first_block_is_without_collection() -> None:
+    for first in (True, False):
+        with uncollected():
+            assert gc.isenabled() is not first
+            gone = weakref.ref(Cycle())
+        assert gc.isenabled()
+        gc.collect()
+        assert (gone() is not None) is first, "what was there at the first block's end is not looked at again"
+
+
+def test_after_an_error_it_is_on_again() -> None:
     with pytest.raises(OSError), uncollected():
         raise OSError
     assert gc.isenabled()
+
+
+def test_who_has_switched_it_off_finds_it_off() -> None:
     gc.disable()
     try:
         with uncollected():
@@ -37,4 +45,3 @@ def test_an_error_leaves_the_search_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
-        gc.unfreeze()

@@ -26,19 +26,17 @@ def keep_freed() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No search for garbage in the block, nor later in what is there at its end.
+    """No search for garbage in the block, nor later in what is there at its end; of several blocks, in the first.
 
-    Importing packages and loading a model leave two million objects, all in use: walking through them again and again
-    takes a sixth of a start. Of blocks in a row each collects what the one before has left, once.
+    Importing packages and loading a model leave two million objects, all in use, and walking through them again and
+    again takes a while. For a later model the packages are there already.
     """
-    on = gc.isenabled()
+    if not gc.isenabled() or gc.get_freeze_count():
+        yield
+        return
     gc.disable()
-    if gc.get_freeze_count():
-        gc.unfreeze()
-        gc.collect()
     try:
         yield
     finally:
         gc.freeze()
-        if on:
-            gc.enable()
+        gc.enable()
