@@ -28,7 +28,7 @@ def keep_freed() -> None:
 def uncollected() -> Iterator[None]:
     """No search for garbage in the block, nor later in what is there at its end; of several blocks, in the first.
 
-    Importing packages and loading a model leave two million objects, all in use, and walking through them again and
+    Importing packages and loading a model leave half a million objects, all in use, and walking through them again and
     again takes a while. For a later model the packages are there already.
     """
     if not gc.isenabled() or gc.get_freeze_count():
