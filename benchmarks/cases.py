@@ -19,6 +19,7 @@ from airpfed import record
 from airpfed.devices.fleet import batches
 from airpfed.devices.workers import workers
 from airpfed.model.backbone import layer_stack
+from airpfed.model.buckets import batched
 from airpfed.model.encode import pack
 from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Collected, Experiment, play_round, simulated
@@ -141,11 +142,10 @@ def real_data(options: Options) -> dict[str, Any]:
 def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     """Of the first round's samples as they are computed here, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
-    parts = [lengths[start : start + micro_batch] for start in range(0, len(lengths), micro_batch)]
     fleet, plan = made.fleet, batches(made.fleet, made.initial.devices.cursors, made.batch_size, 1)[0]
     rows = [[fleet.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
     ours = len(pack([sample for row in rows for sample in row], [len(row) for row in rows]).ids)
-    return ours, sum(len(part) * max(part) for part in parts)
+    return ours, sum(len(part) * max(part) for part in batched(lengths, micro_batch))
 
 
 def fill(made: Experiment) -> Spent:
@@ -154,7 +154,7 @@ def fill(made: Experiment) -> Spent:
 
     def work() -> None:
         for k, shard in enumerate(fleet.shards):
-            fleet.cache.rows(f"device {k}", shard, range(len(shard)))
+            fleet.cache.fill(f"device {k}", shard, range(len(shard)))
 
     return spent(work)
 

@@ -39,6 +39,9 @@ RATES = "server.lr=1e-3,2e-3,5e-3,1e-2,2e-2"
 SLACK = 0.02
 """Machines round differently; a test split has some hundreds of samples a task."""
 
+UNREAD = ("run.cross_eval=false", "run.eval_every=0")
+"""What `--check` leaves out: scores that it does not compare and that no round depends on."""
+
 COST = "cpu_seconds.txt"
 """A line a call of the sweep: what it took, whether it was stopped or not."""
 
@@ -211,8 +214,7 @@ def check(name: str, study: Study) -> str | None:
     values = {**study.check, **({"server.lr": rates.pop()} if rates else {})}
     joined = [zip(key.split("/"), value.split("/"), strict=True) for key, value in values.items()]
     changes = [*study.overrides, *(f"{key}={value}" for pair in joined for key, value in pair), f"run.seed={seed}"]
-    unread = ["run.cross_eval=false", "run.eval_every=0"]
-    once = Study(study.file, (), 1, {}, overrides=tuple(changes + unread))
+    once = Study(study.file, (), 1, {}, overrides=(*changes, *UNREAD))
     with tempfile.TemporaryDirectory() as folder:
         play(once.words(Path(folder), 1))
         tree = json.loads((Path(folder) / "sweep.json").read_text())

@@ -17,9 +17,9 @@ LAYERS = 12
 
 @pytest.fixture(autouse=True)
 def checks_begin_anew() -> Iterator[None]:
-    checked.begin()
+    checked.begin()  # wider fixtures have called functions before
     yield
-    checked.begin()
+    checked.begin()  # and those of the next test call them before this one does
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -134,7 +134,8 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     with uncollected():
-        base, limit = load_backbone(settings, tasks), settings.model.max_tokens
+        base = load_backbone(settings, tasks)
+    limit = settings.model.max_tokens
     words = [label_tokens(base, task) for task in tasks]
     shards = tuple(
         tuple(tuple(train_sample(base, s, task, own, limit) for s in shard) for shard in task.train)

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from airpfed.devices.fleet import Fleet, batched
+from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import stack
 from airpfed.devices.workers import side_by_side, workers
 from airpfed.model.backbone import Backbone
+from airpfed.model.buckets import batched
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import adapted, inputs, logits
 from airpfed.model.vector import Factors

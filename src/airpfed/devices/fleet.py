@@ -1,8 +1,8 @@
 """The devices of a run, their data, and the gradients of many of them in one stacked pass."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby
 from math import ceil
 
 import torch
@@ -131,13 +131,6 @@ def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int, at_
         lists = dealt(own, min(at_once * count, len(own)), ceil(most / at_once))
         found += [[members[index] for index in part] for part in lists]
     return sorted(found, key=lambda part: -sum(tokens[k] for k in part))
-
-
-def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
-    """Consecutive tuples of at most `size` items."""
-    rest = iter(items)
-    while part := tuple(islice(rest, size)):
-        yield part
 
 
 def _chunk(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.model.backbone import Backbone
+from airpfed.model.buckets import batched
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import prefix_output
 
@@ -132,7 +133,7 @@ class PrefixCache:
 def pages(samples: Sequence[Encoded]) -> list[list[int]]:
     """Indices of a shelf's samples, PAGE at a time, in the order of their lengths."""
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].ids))
-    return [order[start : start + PAGE] for start in range(0, len(order), PAGE)]
+    return [list(page) for page in batched(order, PAGE)]
 
 
 def stack(rows: Sequence[Float[Tensor, "_ H"]], left: bool) -> Float[Tensor, "rows t H"]:

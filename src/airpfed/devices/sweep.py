@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.devices.fleet import Fleet, batched, row_losses
+from airpfed.devices.fleet import Fleet, row_losses
+from airpfed.model.buckets import batched
 from airpfed.model.vector import Factors, Vectors, flatten, gather
 from airpfed.streams import stream
 from airpfed.theory.constants import batch_variance, interval, sample_variance

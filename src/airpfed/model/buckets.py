@@ -1,6 +1,7 @@
 """Length buckets: samples of like length are computed together, so that little padding is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 Price = Callable[[int, int], int]
 """(rows, width) -> what computing so many rows of that width in one piece costs."""
@@ -22,3 +23,10 @@ def buckets(widths: Sequence[int], rows: Sequence[int], price: Price) -> list[tu
         cost, first = min(ways)
         best.append((cost, [*best[first][1], (first, last)]))
     return best[-1][1]
+
+
+def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Consecutive tuples of at most `size` items."""
+    rest = iter(items)
+    while part := tuple(islice(rest, size)):
+        yield part
