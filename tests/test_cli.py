@@ -157,6 +157,8 @@ def test_a_checkpoint_of_other_settings_is_refused(airpfed, file, finished, tmp_
     copy = shutil.copytree(finished, tmp_path / "copy")
     done = airpfed("run", file, "--set", "radio.antennas=9", "--out", copy, "--resume")
     one_line(done, "cannot be resumed with radio.antennas = 9 (was 8)")
+    done = airpfed("run", file, "--set", "tasks.colours.test_samples=9", "--out", copy, "--resume")
+    one_line(done, "cannot be resumed with tasks.colours.test_samples = 9 (was 12)")
     assert (copy / "experiment.toml").read_bytes() == (finished / "experiment.toml").read_bytes()
 
 

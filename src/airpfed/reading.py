@@ -1,7 +1,7 @@
 """TOML and `--set` to `Settings`, with errors of one line: the key, its value, what would be right."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,18 +41,24 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
 
 def differences(before: Settings, now: Settings, free: Mapping[str, set[str]]) -> list[str]:
     """`section.key = now (was before)` for every key that differs, those in `free` aside."""
-    old, new = (settings.model_dump(mode="json", exclude=dict(free)) for settings in (before, now))
-    lines = []
-    for section, keys in new.items():
-        if keys is None:
-            continue
-        pairs = enumerate(keys) if isinstance(keys, list) else keys.items()
-        was = old.get(section, {})
-        for key, value in pairs:
-            other = was[key] if not isinstance(was, list) or key < len(was) else None
-            if value != other:
-                lines.append(f"{section}.{key} = {_show(value)} (was {_show(other)})")
-    return lines
+    old, new = (dict(_leaves(one.model_dump(mode="json", exclude=dict(free)))) for one in (before, now))
+    return [
+        f"{key} = {_show(new.get(key))} (was {_show(old.get(key))})"
+        for key in dict.fromkeys([*new, *old])
+        if new.get(key) != old.get(key)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree of settings, as `--set` spells them; before the tasks' keys, their names."""
+    for key, value in tree.items():
+        if key == "tasks":
+            yield key, [task["name"] for task in value]
+        inside = {task["name"]: task for task in value} if key == "tasks" else value
+        if isinstance(inside, dict):
+            yield from ((f"{key}.{inner}", leaf) for inner, leaf in _leaves(inside))
+        else:
+            yield key, value
 
 
 def expected(path: Path) -> dict[str, tuple[float, float]]:

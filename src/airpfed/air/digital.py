@@ -76,9 +76,9 @@ def airtime(air: Air, t: int, bits: Float[Tensor, " K"]) -> Airtime:
     assert air.digital is not None
     order = air.world.gain.amax(0).argsort(descending=True)
     order = order[bits[order] > 0]
-    largest = min(len(order), len(air.world.gain) * air.world.antennas) if air.digital.spatial else 1
+    largest = min(len(order), len(air.world.gain) * air.world.antennas if air.digital.spatial else 1)
     sizes = [1 << power for power in range(largest.bit_length())] if largest else []
-    tried = [scheduled(air, t, bits, [order[i : i + size] for i in range(0, len(order), size)]) for size in sizes]
+    tried = [scheduled(air, t, bits, list(torch.split(order, size))) for size in sizes]
     zero = torch.zeros_like(bits)
     return min(tried, key=lambda one: one.uses + one.pilots, default=Airtime(zero, 0.0, 0, zero))
 
