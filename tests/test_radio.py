@@ -72,3 +72,10 @@ def test_impairments_are_linear_and_off_by_default():
     assert radio.harm_of(RadioSettings()) == NONE
     found = radio.harm_of(RadioSettings(phase_error_deg=90.0, clipping_db=3.0, outage=0.1, fade_truncation_db=10.0))
     assert vars(found) == pytest.approx(vars(Impairments(math.pi / 2, 10**0.3, 0.1, 0.1)))
+
+
+def test_groups_of_one_kind_share_a_place_in_the_memory():
+    spans = dict.fromkeys(("A", "B", "head"), (0, 4))
+    assert radio.rows_of({"A": spans["A"], "B": spans["B"]}, spans) == (0, 1, 2)
+    assert radio.rows_of({"A": spans["A"], "B": spans["B"]}, {"head": spans["head"]}) == (2,)
+    assert radio.rows_of({"B": spans["B"]}, {"A": spans["A"], "B": spans["B"]}) == (1, 0)

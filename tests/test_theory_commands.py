@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from airpfed import cli, record
+from airpfed import build, cli, reading, record
 from airpfed.planning import make
+from airpfed.rounds.run import play_round
 from airpfed.theory.account import energy
 from tiny import make_settings
 
@@ -144,3 +145,42 @@ def test_the_cheapest_candidate_keeps_the_limit(plan: Path) -> None:
     assert (best is None) == (not within)
     assert best is None or best["joules"] == min(one["joules"] for one in within)
     assert len({one["psi"] for one in tree["candidates"]}) == 4
+
+
+@pytest.mark.parametrize("head", ["task", "global", "frozen", "device"])
+def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path, tiny_bert: Path) -> None:
+    overrides = [
+        "server.optimizer=sgd", "server.rounds=2", "theory.pilot_rounds=0", "theory.beta=5", f"adapters.head={head}",
+    ]  # fmt: skip
+    file = make_settings(tmp_path, tiny_bert, causal=False)
+    said = make.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+    settings = reading.read(file, [*overrides, "radio.snr_db=10"])
+    made = build.experiment(settings, build.load_tasks(settings))
+    state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
+    assert said.channel_uses == 2 * play_round(made, state)[1].ledger.channel_uses
+
+
+def test_receivers_that_know_less_are_never_planned_to_hear_better(file: Path) -> None:
+    """At -10 dB, devices' gradients alike: what receivers believe changes the design, not the symbols."""
+    v = {
+        belief: make.make(
+            file, ["radio.design=mmse", f"radio.correlation={belief}"], ["radio.snr_db=-10"], ["2:2"], 0.5, 20
+        )
+        for belief in ("none", "estimated")
+    }
+    none, estimated = (one.candidates[0].channel for one in v.values())
+    assert estimated < none
+
+
+def test_a_plan_says_nothing_of_psi_where_nothing_is_proved(file: Path) -> None:
+    """Adam; several local steps; a step above the rule's has ours alone."""
+
+    def stated(*overrides: str) -> tuple[bool, bool]:
+        one = make.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+        return one.psi is not None, one.psi_ours is not None
+
+    rule = make.make(file, [], ["radio.snr_db=10"], ["2:2"], 0.5, 2).probe.eta
+    assert stated(f"server.lr={0.9 * rule}") == (True, True)
+    assert stated(f"server.lr={1.1 * rule}") == (False, True)
+    assert stated("devices.local_steps=2", f"server.lr={0.9 * rule}") == (False, False)
+    assert stated("server.optimizer=adam", "server.lr=0.01") == (False, False)

@@ -8,7 +8,8 @@ from typing import Any
 from airpfed import reading, record
 from airpfed.errors import UserError
 from airpfed.record import Constants, Ledger, Probe, RoundRecord
-from airpfed.theory.account import Account, account, psis
+from airpfed.theory.account import Account, account, eta_of, psis
+from airpfed.theory.bound import within_rule
 
 
 def load(run: Path) -> tuple[list[RoundRecord], Probe]:
@@ -27,12 +28,16 @@ def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
     end = "-" if found.loss_end is None else f"{found.loss_end:.4f}"
     yield f"F on the training data {probe.points[0].loss:.4f} -> {end}, {found.rounds} of {len(records)} rounds metered"
     yield from verdicts(found, probe)
+    eta = eta_of(records, probe)
     if found.psi:
         name = "(43)" if probe.unbiased else "ours"
         seen = "-" if found.gradient is None else f"{found.gradient:.4g}"
         parts = ", ".join(f"{key} {100 * value:.3g} %" for key, value in found.psi.shares.items())
         yield f"Psi_{len(records)} ({name}) {found.psi.total:.4g}, mean Lambda measured {seen}; {parts}"
-    eta = next((row.theory.eta for row in records if row.theory), probe.eta)
+    elif not probe.plain:
+        yield "no Psi_T: (43) and ours speak of plain SGD"
+    elif probe.unbiased and not within_rule(eta, probe.constants):
+        yield "no Psi_T: (43) is proved for steps up to the rule's"
     yield f"step size {eta:.4g}, the rule's {probe.eta:.4g}"
     yield "constants " + ", ".join(f"{key} {value:.4g}" for key, value in constants_of(probe.constants).items())
     for name, rounds in found.failed.items():

@@ -20,6 +20,7 @@ from airpfed.heap import keep_freed, uncollected
 from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
+from airpfed.model.vector import Layout
 from airpfed.rounds.evaluate import Split, TaskView
 from airpfed.rounds.merge import RULES, Merge
 from airpfed.rounds.meter import Meter
@@ -179,11 +180,7 @@ def experiment(
     if settings.adapters.method == "centralised":
         (hands, shards), cache = pooled(shards), cache.fresh()  # its shelves hold the data of other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
-    blocks = adapters.blocks_of(
-        settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
-    )
-    shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = vector.layout(base.sites, blocks, shapes, classes, settings.adapters.head)
+    order = layout_of(settings, base, classes)
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
     fleet = Fleet(
@@ -230,6 +227,14 @@ def experiment(
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
     )
+
+
+def layout_of(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
+    """The vectors that devices have with the settings' method and ranks. classes: outputs of each task's head."""
+    wanted = settings.adapters
+    blocks = adapters.blocks_of(wanted.method, wanted.rank_shared, wanted.rank_personal)
+    shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
+    return vector.layout(base.sites, blocks, shapes, classes, wanted.head)
 
 
 def meter_of(settings: Settings, fleet: Fleet, side: Air, chunk: int) -> Meter:
@@ -279,11 +284,7 @@ def link_of(settings: Settings, fleet: Fleet, side: Air) -> tuple[Link, torch.Te
     """The link, its memory before the first round, and the rule that takes the sum's place where the method has one."""
     method, layout = settings.adapters.method, fleet.layout
     if layout.in_turn:
-        groups = layout.groups("global")
-        airs = [
-            replace(side, shared_groups=tuple((a - first, b - first) for a, b in groups if first <= a and b <= last))
-            for first, last in layout.turns()
-        ]
+        airs = [in_turn(side, layout, turn) for turn in layout.turns()]
         return partial(send_in_turn, airs, layout.turns()), fresh_memories(airs), None
     link: Link = partial(send, side)
     if method == "centralised":
@@ -291,6 +292,14 @@ def link_of(settings: Settings, fleet: Fleet, side: Air) -> tuple[Link, torch.Te
     span = settings.devices.local_steps * settings.devices.local_lr
     rule = Merge(RULES[method], fleet, side, span) if method in RULES else None
     return link, fresh_memory(side), rule
+
+
+def in_turn(side: Air, layout: Layout, turn: tuple[int, int]) -> Air:
+    """The air of rounds that send some columns of the s-vector only."""
+    first, last = turn
+    kinds = {k: (a - first, b - first) for k, (a, b) in layout.kinds("global").items() if first <= a and b <= last}
+    rows = radio.rows_of(kinds, layout.kinds("task"))
+    return replace(side, shared_groups=tuple(kinds.values()), personal_rows=rows)
 
 
 def label_tokens(base: Backbone, task: Task) -> tuple[int, ...]:
@@ -322,9 +331,7 @@ def air(settings: Settings, fleet: Fleet, told: torch.Tensor | None = None) -> A
     here = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
     samples = here if told is None else told
     order = fleet.layout
-    return radio.air(
-        settings, fleet.task_of, samples, (order.groups("global"), order.groups("task")), order.task_lengths
-    )
+    return radio.air(settings, fleet.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths)
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:

@@ -1,6 +1,7 @@
 """The radio's settings to objects: where devices are, what channels are, what designs and impairments there are."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,21 +13,28 @@ from airpfed.air import geometry
 from airpfed.air.channels import fading, three_gpp
 from airpfed.air.designs.table import BUNDLED, design_of, refine_of
 from airpfed.air.impairments import Impairments
-from airpfed.air.plan import Air, Digital, Groups
+from airpfed.air.plan import Air, Digital
 from airpfed.air.world import World
 from airpfed.errors import UserError
 from airpfed.settings import RadioSettings, Settings
 from airpfed.streams import stream
+
+Kinds = Mapping[str, tuple[int, int]]
+"""Kind of factor -> its columns in a vector."""
 
 
 def air(
     settings: Settings,
     task_of: Tensor,
     samples: Tensor,
-    groups: tuple[Groups, Groups],
+    kinds: tuple[Kinds, Kinds],
     lengths: tuple[int, ...],
 ) -> Air:
-    """The radio side of any devices, in linear SI units: their tasks, their samples D_k, and the vectors they send."""
+    """The radio side of any devices, in linear SI units.
+
+    samples: D_k. kinds: kind of factor -> its columns, a normaliser group, of the s- and the p-vectors; lengths: of
+    each task's p-vector.
+    """
     radio = settings.radio
     names = tuple(task.name for task in settings.tasks)
     place = world(radio, settings.run.seed, task_of, len(names))
@@ -51,11 +59,18 @@ def air(
         coherence_symbols=radio.coherence_symbols,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
-        shared_groups=groups[0],
-        personal_groups=groups[1],
+        shared_groups=tuple(kinds[0].values()),
+        personal_groups=tuple(kinds[1].values()),
+        personal_rows=rows_of(*kinds),
         lengths=lengths,
         seed=settings.run.seed,
     )
+
+
+def rows_of(shared: Kinds, personal: Kinds) -> tuple[int, ...]:
+    """For each p-group the number of the s-group of the same kind of factor, or one of its own if there is none."""
+    kinds = [*dict.fromkeys([*shared, *personal])]
+    return tuple(kinds.index(kind) for kind in personal)
 
 
 def world(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) -> World:

@@ -34,8 +34,12 @@ class SlotError(Row):
         description="||E Ghat - G||^2 / (sigma^2 d) over noise and scrambling; given gradients, channels"
     )
     variance: float = Field(description="E||Ghat - E Ghat||^2 / (sigma^2 d) over noise and scrambling")
-    silence: float = Field(description="MSE if nothing were sent (divide by it for the NMSE), i.i.d. symbols")
-    scale: float = Field(description="sum of sigma_g^2 d_g over normaliser groups: times measured, the squared error")
+    silence: float = Field(
+        description="MSE if nothing were sent (divide by it for the NMSE), i.i.d. symbols; 0 if error-free"
+    )
+    scale: float = Field(
+        description="sum of sigma_g^2 d_g over normaliser groups: times measured, the squared error; 1 if error-free"
+    )
 
 
 class MeanSquaredErrors(Row):
@@ -117,7 +121,7 @@ class Point(Gradients):
     alike: dict[str, float] = Field(description='"s" or task -> mean correlation of its devices\' mini-batch gradients')
     as_shared: float = Field(description="part of Lambda in A and B if every rank were shared")
     as_personal: float = Field(description="the same if every rank were personal")
-    head: float = Field(description="part of Lambda in the task heads")
+    head: float = Field(description="part of Lambda that no split of the ranks changes: heads, what devices keep")
     gain: float = Field(description="<G, mean Ghat> / ||G||^2 over channel draws")
     deviation: float = Field(description="||mean Ghat - gain G|| / ||G|| over channel draws, their noise taken away")
     channel: float = Field(description="mean over channel draws of the channel's energy as claimed")
@@ -130,6 +134,8 @@ class Probe(Row):
     eta: float = Field(description="the rule's step 1 / (lambda (C + 1) beta)")
     reach: float = Field(description="distance from the start up to which the constants were looked at")
     unbiased: bool = Field(description="whether the radio's design claims E Ghat = G")
+    plain: bool = Field(True, description="whether the update is plain SGD, which (39) to (43) and ours speak of")
+    lr: float | None = Field(None, description="the run's step size; null: the rule's")
     tasks: dict[str, float] = Field(description="task -> D_n/D")
     points: list[Point] = Field(description="the start and points of the pilot")
     used: int = Field(description="how many of the points the constants cover")

@@ -132,8 +132,8 @@ def air_of(settings: Settings) -> Air:
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])
-    groups = (((0, d_s),) if d_s else (), ((0, d_p),) if d_p else ())
-    return radio.air(settings, task_of, torch.cat(counts).double(), groups, (d_p,) * len(tasks))
+    kinds = {"all": (0, d_s)} if d_s else {}, {"all": (0, d_p)} if d_p else {}
+    return radio.air(settings, task_of, torch.cat(counts).double(), kinds, (d_p,) * len(tasks))
 
 
 def ranks(settings: Settings) -> tuple[Method, int, int]:

@@ -54,6 +54,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         subcarriers=16,
         shared_groups=((0, 20), (20, 41)),
         personal_groups=((0, 16), (16, 37)),
+        personal_rows=(0, 1),
         lengths=LENGTHS,
         seed=3,
     )
@@ -305,7 +306,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     for piece, one in zip(flat, made, strict=True):
         length = torch.tensor([float(b - a) for a, b in piece.spans], dtype=torch.float64)
         square = one.transmit.abs().square() / piece.asked.power
-        power.index_add_(0, piece.job.devices, length @ square)
+        power.index_add_(0, piece.job.devices, length @ (square * pieces.sent_power(air, piece)))
         uses.index_add_(0, piece.job.devices, length.sum().expand(len(piece.job.devices)))
         peak = max(peak, float(square.max()))
     assert (power <= uses * (1 + 1e-9)).all()
@@ -479,3 +480,52 @@ def test_some_streams_at_a_time_give_the_sums_of_all_at_once(access, packing, ki
     torch.testing.assert_close(apart.personal, together.personal, rtol=1e-5, atol=1e-7)
     assert apart.ledger.joules_max == pytest.approx(together.ledger.joules_max, rel=1e-12)
     assert apart.pi == pytest.approx(together.pi, rel=1e-9) and apart.pi_claimed == pytest.approx(together.pi_claimed)
+
+
+def test_debiasing_real_symbols_brings_nothing_back():
+    """Two targets at 20 dB and four antennas: what designs put into the imaginary part stays there."""
+    changes = {"antennas": 4, "access": "concurrent", "packing": "real", "coherence_symbols": 10_000}
+    errors = {}
+    for debias in (False, True):
+        air = make_air("mmse", debias, noise=0.1 * GAIN / 100, **changes)
+        rounds = [send(air, t, *gradients(air), everyone(air)).mse.p.values() for t in range(1, 5)]
+        errors[debias] = sum(e.measured for tasks in rounds for e in tasks)
+        bias = sum(e.bias for tasks in rounds for e in tasks)
+    assert errors[True] < 1.5 * errors[False]
+    assert bias < 0.1 * errors[True]
+
+
+@pytest.mark.parametrize("packing", ["iq", "real"])
+def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_block(packing):
+    """Half of every vector three times smaller than the rest: unit power over the group, not in each of its blocks."""
+    air = make_air(
+        "mmse", packing=packing, coherence_symbols=100, refine=refine_of("mmse", "per_round", False),
+        noise=0.1 * GAIN / 10**0.5, power=torch.full((5,), 0.1, dtype=torch.float64), shared_groups=((0, 400),),
+        personal_groups=(), personal_rows=(), lengths=(0, 0),
+    )  # fmt: skip
+    shared = torch.randn(5, 400, generator=stream(0, "uneven"))
+    shared[:, 200:] /= 3
+    spent = []
+    for t in range(1, 7):
+        got = send(air, t, shared, torch.zeros(5, 0), everyone(air))
+        spent.append(got.ledger.joules_max / (0.1 * got.ledger.channel_uses * ledger.use_seconds(air.bandwidth_hz)))
+    assert max(spent) <= 1 + 1e-9
+    assert max(spent) > 0.9, "it is used, too"
+    assert got.ledger.side_bits == 32 * 5 * (2 + (2 if packing == "iq" else 4))
+
+
+def test_a_head_does_not_lend_its_correlation_to_the_shared_factors():
+    """p-vectors of heads alone, all alike; shared A factors that are not: receivers must not take A for the head."""
+    air = make_air(
+        "mmse", correlation=None, rescale=True, coherence_symbols=10_000, shared_groups=((0, 400), (400, 800)),
+        personal_groups=((0, 200),), personal_rows=(2,), lengths=(200, 200),
+    )  # fmt: skip
+    memory = fresh_memory(air)
+    for t in range(1, 4):
+        rng = stream(5, "kinds", t)
+        shared = torch.randn(5, 800, generator=rng)
+        heads = torch.randn(2, 200, generator=rng)[TASKS] + 0.1 * torch.randn(5, 200, generator=rng)
+        got = uplink.send(air, t, shared, heads, everyone(air), memory)
+        memory = got.memory
+    (a, _), (b, _), (head, _) = got.correlation
+    assert max(a, b) < 0.2 and head > 0.8

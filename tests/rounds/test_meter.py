@@ -9,17 +9,21 @@ import torch
 
 from airpfed import build, reading, record
 from airpfed.air.draws import send_draws
-from airpfed.devices import curvature, sweep
+from airpfed.air.uplink import Received
+from airpfed.devices import curvature
+from airpfed.devices import sweep as full_data
 from airpfed.devices.fleet import gradients
+from airpfed.devices.sweep import sweep
 from airpfed.record import Probe, Theory
 from airpfed.rounds import run
 from airpfed.rounds.checkpoint import tensors_of
-from airpfed.rounds.meter import Played, draw, place
+from airpfed.rounds.meter import Played, draw, place, stack_of
 from airpfed.rounds.metered import metered
 from airpfed.rounds.run import Experiment, Outcome, play, play_round
 from airpfed.rounds.state import State, vectors
 from airpfed.theory import bound
-from airpfed.theory.space import square
+from airpfed.theory.constants import batch_variance
+from airpfed.theory.space import averaged, square
 from tiny import make_settings
 
 PLAIN = (
@@ -168,13 +172,13 @@ def test_a_metered_round_passes_over_the_data_once_with_and_twice_without_gradie
     """Samples computed, padding aside: D with gradients, D after the step, D dealt over the draws; no Hessian."""
     made, one = played
     counts = {True: 0, False: 0}
-    real = sweep.row_losses
+    real = full_data.row_losses
 
     def counted(fleet, factors, devices, rows):  # type: ignore[no-untyped-def]
         counts[torch.is_grad_enabled()] += sum(len(row) for row in rows)
         return real(fleet, factors, devices, rows)
 
-    monkeypatch.setattr(sweep, "row_losses", counted)
+    monkeypatch.setattr(full_data, "row_losses", counted)
     monkeypatch.setattr(curvature, "row_losses", None)
     assert made.meter is not None
     metered(made.meter, probe_of(whole), made.initial, one, 0.1)
@@ -258,3 +262,40 @@ def test_an_absent_device_silences_41_but_not_38(
     row = metered(made.meter, probe_of(whole), made.initial, replace(one, gradients=gone, present=present), 0.1)
     assert row.bounds.one_round is None and row.bounds.one_round_ours is None
     assert row.change <= row.bounds.descent
+
+
+def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, Played]) -> None:
+    """r of a twentieth of G, orthogonal to it, gains that vary by 0.3, noise: the mean of rho^2 over probes is true."""
+    made, one = played
+    assert made.meter is not None
+    wanted, rng = averaged(made.meter.weights, stack_of(one.gradients)), torch.Generator().manual_seed(0)
+    near, whole = wanted.shared, square(made.meter.weights, wanted)
+    off = torch.randn(len(near), generator=rng, dtype=torch.float64)
+    off -= (off @ near) / (near @ near) * near
+    off *= 0.05 * whole**0.5 / off.norm()
+    like = made.meter.draws(1, one.gradients["global"], one.gradients["task"], one.present, made.initial.server.memory)
+
+    def draws(*_: object) -> list[Received]:
+        gains = 0.8 + 0.3 * torch.randn(20, generator=rng, dtype=torch.float64)
+        noise = 0.3 * (whole / len(near)) ** 0.5 * torch.randn(20, len(near), generator=rng, dtype=torch.float64)
+        return [
+            replace(like[0], shared=(gain * near + off + own).float(), personal=(gain * wanted.personal).float())
+            for gain, own in zip(gains, noise, strict=True)
+        ]
+
+    meter = replace(made.meter, draws=draws)
+    found = torch.tensor([draw(meter, one, 1.0).deviation for _ in range(40)]) ** 2
+    error = float(found.std()) / len(found) ** 0.5
+    assert abs(float(found.mean()) - 0.05**2) <= 5 * error
+    assert 5 * error < 0.5 * 0.05**2
+
+
+def test_the_noise_of_a_mini_batch_is_that_of_the_workers_own(file: Path) -> None:
+    """A worker of `centralised` takes as many samples at once as all its devices together."""
+    made = experiment(file, *METERED, "radio.design=error_free", "adapters.method=centralised")
+    fleet, values = made.fleet, vectors(made.initial)
+    assert fleet.hands and min(fleet.hands) > 1
+    whole, alone = (sweep(one, values, 1, 4).sgd for one in (fleet, replace(fleet, hands=())))
+    for k, shard in enumerate(fleet.shards):
+        factor = batch_variance(fleet.hands[k], len(shard))[1] / batch_variance(1, len(shard))[1]
+        assert float(whole[k]) == pytest.approx(factor * float(alone[k]), rel=1e-9)

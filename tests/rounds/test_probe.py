@@ -91,3 +91,16 @@ def test_the_pilot_goes_no_farther_than_it_has_to(meter: Meter) -> None:
     assert pilot_step(replace(meter, lr=50.0), start) == 1 / 8
     assert pilot_step(replace(meter, given={"beta": 2.0}), start) == 0.5
     assert pilot_step(replace(meter, optimizer="adam", lr=0.02), start) == 0.02
+
+
+@pytest.mark.parametrize("method", ["airpfed", "feddpa", "local"])
+def test_what_a_device_keeps_is_in_no_sum(
+    method: str, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
+) -> None:
+    """A step of SGD along what devices keep, mini-batches far apart: E||G||^2 counts each device's noise whole."""
+    file = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+    made = experiment(file, *METERED, f"adapters.method={method}")
+    assert made.meter is not None
+    share = float(made.meter.weights.within.max())
+    assert share < 1
+    assert concluded(made.meter, pilot(), {}).constants.largest == (share if method == "airpfed" else 1.0)

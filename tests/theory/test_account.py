@@ -70,3 +70,15 @@ def test_rounds_that_are_not_plain_sgd_are_not_judged() -> None:
     assert as_json(found, probe)["psi"] is None
     nothing = account([], probe)
     assert nothing.rounds == 0 and nothing.psi is None and nothing.loss_end is None
+
+
+def test_psi_is_not_stated_where_43_proves_nothing() -> None:
+    """Above the rule's step, and for Adam or several local steps; a rate that was set is the run's without a meter."""
+    records = [make_record(1), make_record(2)]
+    rule = bound.step_size(CONSTANTS)
+    stated = account(records, make_probe(lr=rule / 2)).psi
+    assert stated is not None and stated.gap == pytest.approx(2 * 1.5 / (rule / 2 * 2))
+    assert account(records, make_probe(lr=rule)).psi is not None
+    assert account(records, make_probe(lr=1.1 * rule)).psi is None
+    assert account(records, make_probe(plain=False)).psi is None
+    assert account(records, make_probe(unbiased=False, lr=1.1 * rule)).psi is not None, "ours holds for any step"

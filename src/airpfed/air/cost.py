@@ -22,9 +22,12 @@ def round_ledger(air: Air, jobs: Sequence[Job], joules_of: Sequence[Float[Tensor
     return analog_ledger(air, jobs, joules_of, d_s) if air.digital is None else digital_ledger(air, jobs, t, d_s)
 
 
-def side_scalars(air: Air, job: Job) -> int:
-    """Scalars a stream's device tells in a slot: its largest power, or mean and variance of every normaliser group."""
-    return 1 if air.normalizer == "common" else 2 * len(job.groups)
+def side_scalars(air: Air, job: Job, factors: int) -> int:
+    """Scalars a stream's device tells in a slot: its largest power, or mean and variance of every normaliser group.
+
+    Where slots share energy, also the power of its symbols for each of its `factors`.
+    """
+    return (1 if air.normalizer == "common" else 2 * len(job.groups)) + (factors if air.refine is not None else 0)
 
 
 def analog_ledger(air: Air, jobs: Sequence[Job], joules_of: Sequence[Float[Tensor, " _K"]], d_s: int) -> Ledger:
@@ -38,8 +41,9 @@ def analog_ledger(air: Air, jobs: Sequence[Job], joules_of: Sequence[Float[Tenso
     pilots, place, estimated_to = 0, 0, torch.full((devices,), -1)
     for job, spent, count in zip(jobs, joules_of, uses, strict=True):
         joules.index_add_(0, job.devices, spent)
-        scalars.index_add_(0, job.devices, torch.full_like(spent, side_scalars(air, job)))
-        told.index_add_(0, job.devices, torch.full_like(spent, designs_of(air, job, place)))
+        factors = designs_of(air, job, place)
+        scalars.index_add_(0, job.devices, torch.full_like(spent, side_scalars(air, job, factors)))
+        told.index_add_(0, job.devices, torch.full_like(spent, factors))
         first, last = place // air.coherence_symbols, (place + count - 1) // air.coherence_symbols
         sending = torch.unique(job.devices)
         pilots += int((last + 1 - (estimated_to[sending] + 1).clamp(min=first)).sum())

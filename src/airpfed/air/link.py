@@ -93,7 +93,9 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
     made = one_by_one(air, pieces)
     if air.refine is not None:
         uses = [float(piece.job.vectors.shape[1]) for piece in pieces]
-        made = air.refine([p.asked for p in pieces], [p.job.devices for p in pieces], uses, made)
+        devices = [piece.job.devices for piece in pieces]
+        powers = [torch.ones(len(one), dtype=torch.float64) for one in devices]
+        made = air.refine([piece.asked for piece in pieces], devices, uses, powers, made)
     made = rescaled(air, pieces, made)
     seconds = time.perf_counter() - begin
     return [studied(air, piece, one) for piece, one in zip(pieces, made, strict=True)], made, seconds

@@ -17,9 +17,18 @@ from airpfed.air.world import World
 
 DesignFunction = Callable[[Slot], Transceiver]
 RoundFunction = Callable[
-    [Sequence[Slot], Sequence[Int[Tensor, " _K"]], Sequence[float], Sequence[Transceiver]], list[Transceiver]
+    [
+        Sequence[Slot],
+        Sequence[Int[Tensor, " _K"]],
+        Sequence[float],
+        Sequence[Float[Tensor, " _K"]],
+        Sequence[Transceiver],
+    ],
+    list[Transceiver],
 ]
-"""(slots of a round, their devices, their uses, transceivers made slot by slot) -> transceivers that share energy."""
+"""(slots of a round, their devices, their uses, powers of their streams' symbols, transceivers made slot by slot) ->
+transceivers that share energy.
+"""
 Groups = tuple[tuple[int, int], ...]
 Grouping = tuple[tuple[int, ...], ...]
 """Tasks of each p-slot, in the order of transmission."""
@@ -46,7 +55,8 @@ class Air:
     and two_hop have station n for task n; backhaul_bits: an entry of an edge's s-sum, None is error-free. world:
     places, gains, channels; csi_error: share of the channels' variance that estimates miss; harm: impairments of the
     devices. power: P_k, watts; noise: sigma2, watts per antenna. samples: D_k. groups: columns of each normaliser group
-    of the s- and p-vectors; lengths: entries of each task's p-vector.
+    of the s- and p-vectors, personal_rows: the number of the s-group of the same kind as each p-group, or one of its
+    own; lengths: entries of each task's p-vector.
     """
 
     design: DesignFunction | None
@@ -74,6 +84,7 @@ class Air:
     subcarriers: int
     shared_groups: Groups
     personal_groups: Groups
+    personal_rows: tuple[int, ...]
     lengths: tuple[int, ...]
     seed: int
 
@@ -83,7 +94,8 @@ class Job:
     """One slot's work: one stream a row of `vectors`, one receiver a row of `weights`, one sum a row of `mix`.
 
     devices: of each stream; a superposed slot has two streams a device, s and p. lengths: entries of each stream's
-    vector; group_of: which receiver wants it; importance: what a receiver's error counts in the round's. stations:
+    vector; rows: the place of each group in the memory; group_of: which receiver wants a stream; importance: what a
+    receiver's error counts in the round's. stations:
     where each receiver is, None at all stations together. mix: the slot's sums from the receivers' ones, the identity
     but for two_hop, whose s-sum is sum_n (D_n/D) times that of edge n. targets: the task of each sum, None for s.
     """
@@ -93,6 +105,7 @@ class Job:
     vectors: Rows
     lengths: Int[Tensor, " K"]
     groups: Groups
+    rows: tuple[int, ...]
     weights: Float[Tensor, "T K"]
     group_of: Int[Tensor, " K"]
     importance: Float[Tensor, " T"]
@@ -132,6 +145,7 @@ def _shared(air: Air, shared: Float[Tensor, "K d_s"], here: Int[Tensor, " presen
     share = parts.sum(1) / samples.sum()
     return Job(
         "s", here, Rows(((shared, here),), shared.shape[1]), torch.full_like(here, shared.shape[1]), air.shared_groups,
+        tuple(range(len(air.shared_groups))),
         parts / parts.sum(1, keepdim=True), own.double().argmax(0), share.square(),
         tuple(tasks.tolist()) if two_hop else (None,), share[None, :], (None,),
     )  # fmt: skip
@@ -152,7 +166,7 @@ def _personal(air: Air, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " pr
     rows = Rows(((personal, devices),), min(longest, personal.shape[1]))
     groups = tuple((a, min(b, longest)) for a, b in air.personal_groups if a < longest)
     return Job(
-        "p" + ",".join(str(n) for n in tasks), devices, rows, lengths, groups,
+        "p" + ",".join(str(n) for n in tasks), devices, rows, lengths, groups, air.personal_rows[: len(groups)],
         parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / air.samples[here].sum(),
         tuple(None if air.topology == "single_cell" else n for n in tasks),
         torch.eye(len(tasks), dtype=torch.float64), tuple(tasks),
@@ -172,7 +186,7 @@ def _superposed(s: Job, p: Job) -> Job:
     return Job(
         "s+" + p.name, torch.cat([s.devices, p.devices]), Rows(s.vectors.parts + p.vectors.parts, width),
         torch.cat([s.lengths, p.lengths]),
-        tuple(pairwise(cuts)), _diagonal(s.weights, p.weights),
+        tuple(pairwise(cuts)), tuple(range(len(cuts) - 1)), _diagonal(s.weights, p.weights),
         torch.cat([s.group_of, len(s.weights) + p.group_of]), alpha / alpha.sum(), (*s.stations, *p.stations),
         _diagonal(s.mix, p.mix), (*s.targets, *p.targets),
     )  # fmt: skip
@@ -202,12 +216,18 @@ def groups_of(air: Air, job: Job) -> Groups:
     return ((0, job.vectors.shape[1]),) if air.normalizer == "common" else job.groups
 
 
+def rows_of(air: Air, job: Job) -> tuple[int, ...]:
+    """The places in the memory of a slot's normaliser groups."""
+    return (0,) if air.normalizer == "common" else job.rows
+
+
 def memory_rows(air: Air) -> int:
-    """Normaliser groups that a slot can have at most: each has a correlation of its own."""
-    counts = len(air.shared_groups), len(air.personal_groups)
+    """Kinds of normaliser groups, or pieces of superposed ones: each has a correlation of its own."""
     if air.normalizer == "common":
         return 1
-    return max(1, sum(counts) if air.access == "superposed" else max(counts))
+    if air.access == "superposed":
+        return max(1, len(air.shared_groups) + len(air.personal_groups))
+    return max([1, len(air.shared_groups), *(row + 1 for row in air.personal_rows)])
 
 
 def streams_of(devices: Int[Tensor, " K"]) -> Int[Tensor, " K"] | None:

@@ -18,7 +18,7 @@ from airpfed.air.digital import quantised
 from airpfed.air.grouping import best_grouping
 from airpfed.air.impairments import audible, factors
 from airpfed.air.pieces import Piece, antennas_of, asked_of, designed, overlap, spans_of
-from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, slot_uses
+from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, rows_of, slot_uses
 from airpfed.air.rows import chunks
 from airpfed.air.slot import Transceiver
 from airpfed.air.symbols import common_sigma, normalise, uses_of
@@ -93,7 +93,7 @@ def send(
         pieces = prepare(air, jobs, t, beliefs)
         each = through(air, pieces, designed(air, [piece for slot in pieces for piece in slot]), t)
         done = [together(job, parts) for job, parts in zip(jobs, each, strict=True)]
-        memory = remembered(memory, each)
+        memory = remembered(memory, [rows_of(air, job) for job in jobs], each)
     received = collect(air, jobs, done, shared.shape[1], personal.shape[1], present)
     cost = round_ledger(air, jobs, [sums.joules for sums in done], t, shared.shape[1])
     correlation = tuple((one.within, one.cross) for one in beliefs)
@@ -108,7 +108,7 @@ def through(air: Air, pieces: Sequence[Sequence[Piece]], made: Sequence[Transcei
 
 
 def fresh_memory(air: Air) -> Float[Tensor, "G 7"]:
-    """No evidence yet: one row a normaliser group, which the s- and the p-slots share."""
+    """No evidence yet: one row a kind of normaliser group, which the s- and the p-slots share."""
     return torch.zeros(memory_rows(air), len(astuple(Evidence())), dtype=torch.float64)
 
 
@@ -119,13 +119,19 @@ def believed(air: Air, row: Float[Tensor, " 7"]) -> Correlation:
     return estimate(Evidence(*row.tolist()))
 
 
-def remembered(memory: Float[Tensor, "G 7"], slots: Sequence[Sequence[Outcome]]) -> Float[Tensor, "G 7"]:
-    """The memory after a round: what its slots taught about each normaliser group, on top of what was known."""
-    rows = []
-    for index, row in enumerate(memory):
-        learned = [parts[index].learned for parts in slots if index < len(parts)]
-        rows.append(torch.tensor(astuple(remember(Evidence(*row.tolist()), sum(learned, Evidence())))))
-    return torch.stack(rows).double()
+def remembered(
+    memory: Float[Tensor, "G 7"], places: Sequence[Sequence[int]], slots: Sequence[Sequence[Outcome]]
+) -> Float[Tensor, "G 7"]:
+    """The memory after a round: what its slots taught about each kind of group, on top of what was known.
+
+    places: of each slot's groups in the memory.
+    """
+    learned = [Evidence()] * len(memory)
+    for own, parts in zip(places, slots, strict=True):
+        for place, one in zip(own, parts, strict=True):
+            learned[place] = learned[place] + one.learned
+    rows = [remember(Evidence(*row.tolist()), new) for row, new in zip(memory, learned, strict=True)]
+    return torch.tensor([astuple(row) for row in rows], dtype=torch.float64)
 
 
 def grouping(air: Air, t: int, present: Bool[Tensor, " K"]) -> Grouping:
@@ -166,7 +172,7 @@ def prepare(air: Air, jobs: Sequence[Job], t: int, beliefs: Sequence[Correlation
     variance, slots, place = csi_variance(air.world, air.csi_error), [], 0
     for job in jobs:
         pieces = []
-        for row, (first, last) in enumerate(groups_of(air, job)):
+        for row, (first, last) in zip(rows_of(air, job), groups_of(air, job), strict=True):
             uses = uses_of(last - first, air.packing)
             blocks, spans = spans_of(place, uses, air.coherence_symbols)
             within = slice(blocks.start, blocks.stop)
@@ -213,7 +219,7 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
                 personal[task, :width] = sums.sums[row, :width].float()
     heard = torch.tensor([bool((present & (air.task_of == n)).any()) for n in range(len(air.task_names))])
     mse = MeanSquaredErrors(s=errors.pop("", None), p=errors)
-    pi, pi_claimed = (combined(air, mse, d_s, key) for key in ("measured", "claimed"))
+    pi, pi_claimed = (combined(air, mse, d_s, present, key) for key in ("measured", "claimed"))
     return Received(shared, personal, heard, mse, pi, pi_claimed, Ledger(), (), torch.zeros(0, 7, dtype=torch.float64))
 
 
@@ -223,12 +229,13 @@ def _error(sums: Sums, row: int) -> SlotError:
     return SlotError(scale=scale, **{key: value / scale if scale > 0 else 0.0 for key, value in parts.items()})
 
 
-def combined(air: Air, mse: MeanSquaredErrors, d_s: int, key: str) -> float | None:
-    """Pi: MSEs weighted by the shares of d, tasks by D_n/D (shares of R where there is no head).
+def combined(air: Air, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, " K"], key: str) -> float | None:
+    """Pi: MSEs weighted by the shares of d, tasks by D_n/D of the present (shares of R where there is no head).
 
     None if nothing was sent.
     """
-    share = {n: float(air.samples[air.task_of == n].sum() / air.samples.sum()) for n in range(len(air.lengths))}
+    here = air.samples * present
+    share = {n: float(here[air.task_of == n].sum() / here.sum().clamp_min(1e-300)) for n in range(len(air.lengths))}
     terms: list[tuple[float, float]] = [(d_s, getattr(mse.s, key))] if mse.s else []
     for n, name in enumerate(air.task_names):
         if name in mse.p:

@@ -61,17 +61,19 @@ def _order(seed: int, device: int, epoch: int, size: int) -> list[int]:
 
 
 def batches(fleet: Fleet, cursors: Int[Tensor, " K"], batch: int, steps: int) -> tuple[list[list[list[int]]], Tensor]:
-    """Sample indices of each device for each local step, and the cursors after them.
-
-    Small shards give small batches.
-    """
-    hands = fleet.hands or (1,) * len(fleet.shards)
-    counts = [min(batch * many, len(shard)) for many, shard in zip(hands, fleet.shards, strict=True)]
+    """Sample indices of each device for each local step, and the cursors after them."""
+    counts = batch_sizes(fleet, batch)
     plan = [
         [draw(fleet, k, int(cursors[k]) + step * count, count) for step in range(steps)]
         for k, count in enumerate(counts)
     ]
     return plan, cursors + steps * torch.tensor(counts)
+
+
+def batch_sizes(fleet: Fleet, batch: int) -> list[int]:
+    """Samples that each device takes at once: small shards give small batches."""
+    hands = fleet.hands or (1,) * len(fleet.shards)
+    return [min(batch * many, len(shard)) for many, shard in zip(hands, fleet.shards, strict=True)]
 
 
 def gradients(

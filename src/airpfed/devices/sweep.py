@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.devices.fleet import Fleet, row_losses
+from airpfed.devices.fleet import Fleet, batch_sizes, row_losses
 from airpfed.model.buckets import batched
 from airpfed.model.vector import Factors, Vectors, flatten, gather
 from airpfed.streams import stream
@@ -28,7 +28,8 @@ class Group:
 class Sweep:
     """F_k and grad F_k of every device, losses of its samples, and E||g_k - grad F_k||^2 with its interval's half.
 
-    energy: E||g_k||^2 of a mini-batch by scope and kind of factor, e.g. ("global", "B").
+    sgd: of the worst round's mini-batch (`batch_variance`). energy: E||g_k||^2, mean over the rounds, by scope and kind
+    of factor, e.g. ("global", "B").
     """
 
     losses: tuple[Float[Tensor, " _D"], ...]
@@ -88,7 +89,7 @@ def sweep(fleet: Fleet, vectors: Vectors, batch: int, chunk: int) -> Sweep:
     waiting: dict[int, list[Tensor]] = {k: [] for k in range(len(fleet.shards))}
     counts = [sum(group.device == k for group in dealt) for k in waiting]
     seen: dict[int, Own] = {}
-    groups = columns(fleet)
+    groups, taken = columns(fleet), batch_sizes(fleet, batch)
     for part in together(fleet, dealt, chunk):
         chosen = [dealt[index] for index in part]
         loss, rows = group_gradients(fleet, vectors, chosen)
@@ -97,7 +98,7 @@ def sweep(fleet: Fleet, vectors: Vectors, batch: int, chunk: int) -> Sweep:
             waiting[dealt[index].device].append(row)
         for k in [k for k, got in waiting.items() if len(got) == counts[k]]:
             sizes = torch.tensor([float(len(group.rows)) for group in dealt if group.device == k])
-            seen[k] = summed(torch.stack(waiting.pop(k)).double(), sizes.double(), batch, groups)
+            seen[k] = summed(torch.stack(waiting.pop(k)).double(), sizes.double(), taken[k], groups)
     cut = [fleet.layout.size("global"), fleet.layout.size("task"), fleet.layout.size("device")]
     each = [seen[k] for k in range(len(fleet.shards))]
     return Sweep(
@@ -136,16 +137,16 @@ def summed(
 ) -> Own:
     """What a device's groups of samples say of its gradient, and of that of a mini-batch."""
     centre = (sizes / sizes.sum()) @ means
-    factor = batch_variance(1.0, batch, int(sizes.sum()))
+    usual, worst = batch_variance(batch, int(sizes.sum()))
 
-    def noise(first: int, last: int) -> tuple[float, float]:
+    def noise(first: int, last: int, factor: float) -> tuple[float, float]:
         if len(sizes) < 2 or factor == 0:
             return 0.0, 0.0
         mean, half = interval(sample_variance(means[:, first:last], sizes, centre[first:last]))
         return factor * mean, factor * half
 
-    energy = {key: float(centre[a:b].square().sum()) + noise(a, b)[0] for key, (a, b) in groups.items()}
-    return Own(centre, *noise(0, means.shape[1]), energy)
+    energy = {key: float(centre[a:b].square().sum()) + noise(a, b, usual)[0] for key, (a, b) in groups.items()}
+    return Own(centre, *noise(0, means.shape[1], worst), energy)
 
 
 def in_order(dealt: Sequence[Group], values: Sequence[Tensor], device: int, count: int) -> Float[Tensor, " _D"]:

@@ -126,7 +126,9 @@ def lines(made: Plan) -> Iterator[str]:
     yield f"F at the start {made.loss_start:.4f}; beta {constants.beta:.4g}, admissible step {made.probe.eta:.4g}"
     yield f"memory about {made.memory_gb:.2g} GB, wall time about {made.wall_seconds:.0f} s for {made.rounds} rounds"
     limit = f"channel share up to {100 * made.limit:g} %"
-    if made.cheapest is None:
+    if not made.probe.plain:
+        yield "no Psi_T: (43) and ours speak of plain SGD, one local step"
+    elif made.cheapest is None:
         yield f"no candidate has a {limit}"
     else:
         settings = " ".join(f"--set {key}={value}" for key, value in made.candidates[made.cheapest].set.items())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed import build, radio
 from airpfed.air import ledger, link
-from airpfed.air.correlation import matrix
+from airpfed.air.correlation import Correlation, matrix
 from airpfed.air.cost import round_ledger
 from airpfed.air.grouping import best_grouping
 from airpfed.air.link import Drops
@@ -22,7 +22,6 @@ from airpfed.air.uplink import sounded
 from airpfed.air.world import csi_variance
 from airpfed.devices.fleet import Fleet
 from airpfed.model import vector
-from airpfed.model.adapters import blocks_of
 from airpfed.record import Constants, Ledger, Probe
 from airpfed.settings import Settings
 from airpfed.theory import bound
@@ -42,9 +41,9 @@ Spectrum = dict[str, list[tuple[tuple[int, int], Float[Tensor, " K"]]]]
 class Candidate:
     """One setting of the run: what Psi_T is predicted to be, and its price over all rounds.
 
-    set: key -> value. psi: (43), None where the design is biased; psi_ours: our bound's, None where it proves nothing.
-    shares: of psi, or else of psi_ours; none where both are None. channel: mean energy of a round's errors. joules:
-    mean over devices.
+    set: key -> value. psi: (43), None where the design is biased or the step above the rule's; psi_ours: our bound's,
+    None where it proves nothing; both None unless SGD is plain. shares: of psi, or else of psi_ours; none where both
+    are None. channel: mean energy of a round's errors. joules: mean over devices.
     """
 
     set: dict[str, Any]
@@ -64,10 +63,10 @@ def predicted(
     settings: Settings, changes: dict[str, Any], fleet: Fleet, seen: Probe, draws: int, base: Settings
 ) -> Candidate:
     """One candidate. base: the settings that were probed; draws: channels of the run's own drop of devices."""
-    order = layout_of(settings, fleet)
+    order = build.layout_of(settings, fleet.backbone, fleet.classes)
     samples = torch.tensor([float(len(shard)) for shard in fleet.shards], dtype=torch.float64)
-    groups = order.groups("global"), order.groups("task")
-    air = radio.air(settings, fleet.task_of, samples, groups, order.task_lengths)
+    kinds = order.kinds("global"), order.kinds("task")
+    air = radio.air(settings, fleet.task_of, samples, kinds, order.task_lengths)
     drops = drops_of(air, draws)
     parts, cost = studied(air, jobs_of(air, order, drops), spectrum_of(fleet.layout, order, seen), seen, drops)
     unbiased = build.unbiased(settings)
@@ -75,7 +74,8 @@ def predicted(
     eta = bound.step_size(fixed) if isinstance(settings.server.lr, str) else settings.server.lr
     energy, rounds = numbers.channel_energy(parts), settings.server.rounds
     given = eta, fixed, seen.points[0].loss, rounds, energy
-    psi, ours = bound.average(*given) if unbiased else None, bound.average_ours(*given)
+    psi = bound.average(*given) if unbiased and seen.plain and bound.within_rule(eta, fixed) else None
+    ours = bound.average_ours(*given) if seen.plain else None
     best = psi or ours
     return Candidate(
         set=changes,
@@ -90,14 +90,6 @@ def predicted(
         joules=rounds * cost.joules_mean,
         channel_uses=rounds * cost.channel_uses,
     )
-
-
-def layout_of(settings: Settings, fleet: Fleet) -> vector.Layout:
-    """The vectors that devices would send with a candidate's ranks."""
-    ranks = settings.adapters
-    heads = {name: (weight.shape[0], weight.shape[1]) for name, weight in fleet.backbone.heads.items()}
-    blocks = blocks_of(ranks.method, ranks.rank_shared, ranks.rank_personal)
-    return vector.layout(fleet.backbone.sites, blocks, heads, fleet.classes)
 
 
 def constants_of(settings: Settings, seen: Probe, base: Settings, bias: tuple[float, float]) -> Constants:
@@ -160,9 +152,12 @@ def studied(air: Air, jobs: Sequence[Job], spectrum: Spectrum, seen: Probe, drop
         for index, job in enumerate(jobs)
         for span in groups_of(air, job)
     ]
-    found, made, _ = link.study(air, [piece for _, piece, _ in drawn])
+    _, made, _ = link.study(air, [piece for _, piece, _ in drawn])
     parts = []
-    for (index, piece, entries), one, how in zip(drawn, found, made, strict=True):
+    for (index, piece, entries), how in zip(drawn, made, strict=True):
+        alike = likeness(piece.job, seen)
+        piece = replace(piece, believed=Correlation(alike, alike))  # whatever the receivers believed
+        one = link.studied(air, piece, how)
         uses = uses_of(piece.job.vectors.shape[1], air.packing)
         joules[index] += how.transmit.abs().square().mean(0) * uses * ledger.use_seconds(air.bandwidth_hz)
         parts += parts_of(air, piece, entries, one.claimed, how)
@@ -209,10 +204,9 @@ def parts_of(
         mix @ piece.job.weights,
         mix.to(torch.complex128) @ (air.harm.mean * gains(piece.asked.h, how)).mean(0),
     )
-    likeness = matrix(piece.believed, piece.task_of, piece.job.group_of, len(piece.job.weights) > 1)
+    related = matrix(piece.believed, piece.task_of, piece.job.group_of, len(piece.job.weights) > 1)
     return [
-        Part(float(entries[u]), weights[u], heard[u], likeness, float(claimed[:, u].mean()))
-        for u in range(len(entries))
+        Part(float(entries[u]), weights[u], heard[u], related, float(claimed[:, u].mean())) for u in range(len(entries))
     ]
 
 

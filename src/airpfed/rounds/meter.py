@@ -141,7 +141,8 @@ def draw(meter: Meter, played: Played, eta: float) -> Drawn:
     noise = max(0.0, (sum(squares) - count * square(weights, middle)) / max(1, count - 1))
     whole = square(weights, wanted)
     gain, error = gain_of(along, whole)
-    left = max(0.0, square(weights, middle - wanted * gain) - noise / count)
+    # The residual is orthogonal to G, so of the mean's noise only that part is in it which the gain did not take.
+    left = max(0.0, square(weights, middle - wanted * gain) - (noise / count - error**2 * whole))
     return Drawn(
         gain=gain,
         gain_error=error,

@@ -99,7 +99,7 @@ def failures(probe: Probe, row: Theory, drawn: Drawn) -> list[str]:
         "A2": row.sgd <= (fixed.c * row.power + fixed.sigma_sgd2) * slip,
         "A3": row.power <= (fixed.lam * row.gradient + fixed.sigma_dif2) * slip,
         "A3 printed": row.power <= (fixed.lam_printed * row.gradient_printed + fixed.sigma_dif2_printed) * slip,
-        "step": row.bounds.one_round is None or row.eta <= bound.step_size(fixed) * slip,
+        "step": row.bounds.one_round is None or bound.within_rule(row.eta, fixed),
         "region": row.distance <= probe.reach * slip,
         "claim": float(excess.mean()) <= 5 * float(excess.std()) / len(excess) ** 0.5 + 1e-12 * row.power,
     }

@@ -132,28 +132,29 @@ def bending(meter: Meter, state: State) -> Curvature:
 def profile(meter: Meter, seen: Sweep) -> dict[str, object]:
     """What a plan needs to know of the gradients: their energies and correlations, and Lambda for other splits."""
     weights, every = meter.weights, torch.arange(len(meter.fleet.shards))
-    rows = {"global": seen.gradient.shared, "task": seen.gradient.personal}
+    rows, own = {"global": seen.gradient.shared, "task": seen.gradient.personal}, seen.gradient.own
     total = {s: sum((e for (scope, _), e in seen.energy.items() if scope == s), torch.zeros(len(every))) for s in rows}
     likeness = {"s": alike(rows["global"], total["global"], every)}
     for n, name in enumerate(meter.names):
         likeness[name] = alike(rows["task"], total["task"], every[meter.fleet.task_of == n])
     kinds = {scope: meter.fleet.layout.kinds(scope) for scope in ("global", "task")}
-    parts = [rows[s][:, a:b] for s, spans in kinds.items() for kind, (a, b) in spans.items() if kind != "head"]
-    adapters = torch.cat(parts, 1) if parts else rows["global"][:, :0]
-    head = torch.cat(
-        [rows["task"][:, a:b] for kind, (a, b) in kinds["task"].items() if kind == "head"] or [adapters[:, :0]], 1
-    )
-    none = adapters[:, :0]
+    none = rows["global"][:, :0]
 
-    def part(shared: Tensor, personal: Tensor) -> float:
-        return square(weights, averaged(weights, Stack(shared, personal, none)))
+    def columns(scopes: tuple[str, ...], head: bool) -> Tensor:
+        spans = [(s, span) for s in scopes for kind, span in kinds[s].items() if (kind == "head") == head]
+        return torch.cat([none, *(rows[s][:, a:b] for s, (a, b) in spans)], 1)
+
+    def part(shared: Tensor, personal: Tensor, own: Tensor = none) -> float:
+        return square(weights, averaged(weights, Stack(shared, personal, own)))
+
+    adapters = columns(("global", "task"), head=False)
 
     return {
         "energy": {f"{scope}.{kind}": values.tolist() for (scope, kind), values in seen.energy.items()},
         "alike": likeness,
         "as_shared": part(adapters, none),
         "as_personal": part(none, adapters),
-        "head": part(none, head),
+        "head": part(columns(("global",), head=True), columns(("task",), head=True), own),
     }
 
 
@@ -177,6 +178,8 @@ def concluded(meter: Meter, points: list[Point], seconds: dict[str, float]) -> P
         eta=bound.step_size(constants),
         reach=meter.safety * max(point.distance for point in points[:used]),
         unbiased=meter.unbiased,
+        plain=meter.plain,
+        lr=meter.lr,
         tasks=dict(zip(meter.names, meter.weights.task.tolist(), strict=True)),
         points=points,
         used=used,
@@ -219,11 +222,16 @@ def candidates(meter: Meter, points: list[Point]) -> list[Constants]:
                 sigma_dif2=given.get("sigma_dif2", safety * dif),
                 lam_printed=lam,
                 sigma_dif2_printed=given.get("sigma_dif2", safety * apart),
-                largest=float(meter.weights.within.max()),
+                largest=largest(meter),
                 **bias_of(meter, points),
             )
         )
     return found
+
+
+def largest(meter: Meter) -> float:
+    """omega: the largest weight of a device in a sum; what a device keeps to itself is in no sum, and counts whole."""
+    return 1.0 if meter.fleet.layout.size("device") else float(meter.weights.within.max())
 
 
 def bias_of(meter: Meter, points: list[Point]) -> dict[str, float]:

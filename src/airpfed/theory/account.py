@@ -47,15 +47,18 @@ def psis(
     records: Sequence[RoundRecord], probe: Probe, key: Literal["claimed", "measured"] = "claimed"
 ) -> list[Average | None]:
     """Psi_T for T = 1, 2, ...: (43), or ours where the design is biased; None where nothing is proved."""
-    of = bound.average if probe.unbiased else bound.average_ours
     eta, start = eta_of(records, probe), probe.points[0].loss
+    if not probe.plain or (probe.unbiased and not bound.within_rule(eta, probe.constants)):
+        return [None] * len(records)
+    of = bound.average if probe.unbiased else bound.average_ours
     spent = accumulate(energy(row.mse, probe.tasks, key) for row in records)
     return [of(eta, probe.constants, start, count, total / count) for count, total in enumerate(spent, 1)]
 
 
 def eta_of(records: Sequence[RoundRecord], probe: Probe) -> float:
-    """The step size of the run: as metered, else the rule's."""
-    return next((row.theory.eta for row in records if row.theory), probe.eta)
+    """The step size of the run: as metered, else as set, else the rule's."""
+    set_ = probe.eta if probe.lr is None else probe.lr
+    return next((row.theory.eta for row in records if row.theory), set_)
 
 
 def account(records: Sequence[RoundRecord], probe: Probe) -> Account:

@@ -37,6 +37,11 @@ def step_size(constants: Constants) -> float:
     return 1 / (constants.lam * (constants.c + 1) * constants.beta)
 
 
+def within_rule(eta: float, constants: Constants) -> bool:
+    """Whether (41) and (43) are proved for this step."""
+    return eta <= step_size(constants) * (1 + 1e-9)
+
+
 def channel_energy(groups: Iterable[tuple[float, float, float]]) -> float:
     """sum_g share_g sigma_g^2 d_g MSE_g of (share, sigma^2 d, MSE) a normaliser group.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import gcd, log, sqrt
 
 import torch
 from jaxtyping import Float
@@ -82,9 +82,18 @@ def sample_variance(
     return groups / (groups - 1) * sizes * (means - centre).double().square().sum(1)
 
 
-def batch_variance(variance: float, batch: int, samples: int) -> float:
-    """E||g - mean||^2 of the mean of `batch` of `samples` values drawn without replacement."""
-    return variance * (1 / min(batch, samples) - 1 / samples)
+def batch_variance(batch: int, samples: int) -> tuple[float, float]:
+    """E||g - mean||^2 of mini-batches, relative to a sample's: mean over the rounds, and that of the worst one.
+
+    Epochs follow one another, each in a random order of its own, from the start on. A batch that ends an epoch has a
+    part of it and a part of the next, each drawn without replacement: sum_i b_i (1 - b_i / D) / b^2 over the parts.
+    """
+    size = min(batch, samples)
+    apart = gcd(size, samples)
+    whole = (samples - size) // apart + 1
+    parts = [size] * whole + list(range(apart, size, apart))
+    each = [(size - (one**2 + (size - one) ** 2) / samples) / size**2 for one in parts]
+    return sum(each) / len(each), max(each)
 
 
 def envelope(x: Sequence[float], y: Sequence[float], least: float) -> list[tuple[float, float]]:

@@ -72,12 +72,13 @@ def at_split(probe: Probe, shared: float, given: bool) -> Constants:
     """The constants if `shared` of all ranks were shared: beta, C and sigma_SGD^2 stay, devices disagree otherwise.
 
     F_n, grad F_k and mini-batch noise do not know which ranks are shared, Lambda does: sharing averages over more
-    devices. given: sigma_dif^2 was given and stays too.
+    devices. As at the probe's own split, the least disagreement seen is also asked for at a gradient of 0. given:
+    sigma_dif^2 was given and stays too.
     """
     if given:
         return probe.constants
-    lam, spread = probe.constants.lam, 0.0
-    for point in probe.points[: probe.used]:
-        gradient = shared * point.as_shared + (1 - shared) * point.as_personal + point.head
-        spread = max(spread, point.power - lam * gradient)
+    lam, points = probe.constants.lam, probe.points[: probe.used]
+    seen = [(p.power, shared * p.as_shared + (1 - shared) * p.as_personal + p.head) for p in points]
+    least = min(power - gradient for power, gradient in seen)
+    spread = max(0.0, least, *(power - lam * gradient for power, gradient in seen))
     return probe.constants.model_copy(update={"sigma_dif2": probe.safety * spread})

@@ -50,7 +50,7 @@ def shared(
 ) -> tuple[list[Transceiver], list[Transceiver]]:
     alone = [mmse(slot) for slot in slots]
     devices = [torch.arange(slots[0].h.shape[2])] * 2
-    return alone, share_energy(slots, devices, uses, alone)
+    return alone, share_energy(slots, devices, uses, [torch.ones(len(one)).double() for one in devices], alone)
 
 
 @pytest.mark.parametrize(("antennas", "devices", "tasks"), [(16, 12, 3), (4, 12, 3), (3, 2, 1), (1, 4, 2)])
@@ -79,7 +79,7 @@ def test_a_general_solver_finds_nothing_better_nearby(make_slot, seed, monkeypat
     _, made = shared(slots)
     units = tuple(normalise(slot) for slot in slots)
     weight = (0.5, 0.5)
-    problem = Problem(units, weight, budget_of([torch.arange(3)] * 2, (1.0, 1.0)))
+    problem = Problem(units, weight, budget_of([torch.arange(3)] * 2, (1.0, 1.0), [torch.ones(3).double()] * 2))
     m = tuple(adopt(unit, one.receiver) for unit, one in zip(units, made, strict=True))
     monkeypatch.setattr(alternation, "PATIENCE", 1000)
     monkeypatch.setattr(alternation, "TOLERANCE", 1e-12)

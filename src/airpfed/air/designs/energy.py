@@ -12,24 +12,29 @@ from airpfed.air.designs.mmse import STEPS
 from airpfed.air.designs.unit import adopt, normalise, restore
 from airpfed.air.slot import Slot, Transceiver, objective
 
+FAINT = 1e-6
+"""Least power of a stream's symbols that is counted: one that is silent in a slot is not amplified without end."""
+
 
 def share_energy(
     slots: Sequence[Slot],
     devices: Sequence[Int[Tensor, " _K"]],
     uses: Sequence[float],
+    powers: Sequence[Float[Tensor, " _K"]],
     starts: Sequence[Transceiver],
 ) -> list[Transceiver]:
-    """Least sum_j uses_j objective_j with sum_j uses_j |b_jk|^2 <= P_k sum_j uses_j over the slots j that k sends in.
+    """Least sum_j uses_j objective_j with sum_j uses_j p_jk |b_jk|^2 <= P_k sum_j uses_j over the slots j that k is in.
 
     devices: the device, numbered over the round, of each stream of each slot; a device has the same limit P_k in all.
-    Slots have the same B; block b of all slots is one round. starts: transceivers that keep the limit slot by slot,
-    e.g. `mmse`'s; their receivers are the start of a joint accelerated alternation, so the sum never rises.
+    powers: mean power p_jk of each stream's symbols in its slot. Slots have the same B; block b of all slots is one
+    round. starts: transceivers that keep the limit, e.g. `mmse`'s; their receivers are the start of a joint accelerated
+    alternation, so the sum never rises.
     """
     units = tuple(normalise(slot) for slot in slots)
     weight = tuple(
         u * float((slot.importance * slot.weights.square().sum(-1)).sum()) for u, slot in zip(uses, slots, strict=True)
     )
-    problem = Problem(units, tuple(w / max(sum(weight), 1e-300) for w in weight), budget_of(devices, uses))
+    problem = Problem(units, tuple(w / max(sum(weight), 1e-300) for w in weight), budget_of(devices, uses, powers))
     m: Receivers = tuple(adopt(unit, start.receiver) for unit, start in zip(units, starts, strict=True))
     m, steps = accelerate(problem, m, STEPS)
     sent = transmit(problem, m)
@@ -45,12 +50,12 @@ def total(slots: Sequence[Slot], uses: Sequence[float], made: Sequence[Transceiv
     return torch.stack([u * objective(slot, one) for u, slot, one in zip(uses, slots, made, strict=True)]).sum(0)
 
 
-def budget_of(devices: Sequence[Int[Tensor, " _K"]], uses: Sequence[float]) -> Budget:
+def budget_of(
+    devices: Sequence[Int[Tensor, " _K"]], uses: Sequence[float], powers: Sequence[Float[Tensor, " _K"]]
+) -> Budget:
     """Each device's budget in units of its limit: the uses of the slots that it sends in, once a slot."""
     owner = torch.cat(list(devices))
-    cost = torch.cat(
-        [torch.full(one.shape, float(u), dtype=torch.float64) for one, u in zip(devices, uses, strict=True)]
-    )
+    cost = torch.cat([float(u) * power.clamp_min(FAINT) for u, power in zip(uses, powers, strict=True)])
     limit = torch.zeros(int(owner.max()) + 1, dtype=torch.float64)
     for one, u in zip(devices, uses, strict=True):
         limit[one.bincount(minlength=len(limit)) > 0] += float(u)

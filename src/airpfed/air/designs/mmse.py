@@ -103,9 +103,11 @@ def winners(unit: Unit) -> list[Complex[Tensor, "B D T"]]:
 def debias(slot: Slot, transceiver: Transceiver) -> Transceiver:
     """Each receiver over its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2, g_ik = m_i^H h_k b_k.
 
-    Afterwards the weighted mean gain is 1; device by device it still is not. A receiver that hears nothing stays.
+    Afterwards the weighted mean gain is 1; device by device it still is not. A receiver that hears nothing stays. Of
+    real symbols only the real part counts: a receiver is not turned, for what it put out of the way would come back.
     """
     square = slot.weights.square().sum(-1)
     mean = (gains(slot.h, transceiver) * slot.weights).sum(-1) / torch.where(square > 0, square, 1.0)
+    mean = mean.real.to(mean.dtype) if slot.real else mean
     mean = torch.where(mean.abs() > 1e-12, mean, 1.0)
     return Transceiver(transceiver.receiver / mean.conj()[:, None, :], transceiver.transmit, transceiver.iterations)
