@@ -300,3 +300,56 @@ def test_help_loads_nothing_heavy():
     code = f"import sys; from airpfed import cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_resumed_run_says_what_is_changed_and_never_goes_back(airpfed, file, finished, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    done = airpfed("run", file, "--set", f"server.rounds={ROUNDS - 1}", "--out", copy, "--resume")
+    one_line(done, f"server.rounds = {ROUNDS - 1}: {ROUNDS} rounds are done already")
+    assert (copy / "experiment.toml").read_bytes() == (finished / "experiment.toml").read_bytes()
+    done = airpfed("run", file, "--set", "run.eval_every=0", "--out", copy, "--resume")
+    assert done.code == 0 and "resumed with run.eval_every = 0 (was 4)" in done.out
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "twice"])
+def test_records_that_do_not_fit_the_checkpoint_are_refused(airpfed, file, finished, tmp_path, damage):
+    import shutil
+
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    lines = (copy / "records.jsonl").read_text().splitlines(keepends=True)
+    kept = {"gone": [], "cut": lines[:1], "twice": [*lines[:1], *lines]}[damage]
+    (copy / "records.jsonl").write_text("".join(kept))
+    done = airpfed("run", file, "--set", f"server.rounds={ROUNDS + 2}", "--out", copy, "--resume")
+    one_line(done, "records.jsonl: should hold rounds 1 to", "each once")
+    assert (copy / "records.jsonl").read_text() == "".join(kept)
+
+
+def test_two_runs_at_once_do_not_share_a_folder(airpfed, file, tmp_path):
+    from airpfed.lock import only
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with only(out):
+        one_line(airpfed("run", file, "--out", out), "another run is at work here")
+
+
+@pytest.mark.parametrize("command", ["report", "plan"])
+def test_out_never_overwrites_a_file_of_another_kind(airpfed, file, finished, tmp_path, command):
+    own = tmp_path / "mine.csv"
+    own.write_text("text,label\n")
+    one_line(airpfed(command, {"report": finished, "plan": file}[command], "--out", own), "--out", "should be a file")
+    one_line(
+        airpfed(command, {"report": finished, "plan": file}[command], "--out", tmp_path), "--out", "should be a file"
+    )
+    assert own.read_text() == "text,label\n"
+
+
+def test_a_model_that_diverged_answers_nothing(airpfed, tiny_bert, tmp_path):
+    """Steps of 1e30: scores are no numbers, none of them is right, and the line names the setting."""
+    file = make_settings(tmp_path, tiny_bert, causal=False)
+    done = airpfed("run", file, "--set", "server.lr=1e30", "--set", "server.rounds=2", "--out", tmp_path / "out")
+    one_last = done.err.strip().splitlines()[-1]
+    assert done.code == 2 and "training has diverged; try a smaller server.lr" in one_last
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["average"] == 0

@@ -57,7 +57,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("radio.antennas=2.5", ["radio.antennas = 2.5", "a whole number"]),
         ("radio.antennas=0", ["radio.antennas = 0", "at least 1"]),
         ("radio.antennas=true", ["radio.antennas = true", "a whole number"]),
-        ("radio.bandwidth_hz=-1.0", ["radio.bandwidth_hz = -1.0", "greater than 0"]),
+        ("radio.bandwidth_hz=-1.0", ["radio.bandwidth_hz = -1.0", "at least 1"]),
         ("radio.csi_error=1.0", ["radio.csi_error = 1.0", "less than 1"]),
         ("radio.snr_db=inf", ["radio.snr_db = inf", "number"]),
         ("radio.noise_dbm=loud", ['radio.noise_dbm = "loud"', '"thermal", "off"']),

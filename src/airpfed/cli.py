@@ -105,8 +105,11 @@ def plan(
 
     from rich.console import Console
 
+    from airpfed.outputs import written_to
     from airpfed.planning import make
 
+    if out is not None:
+        written_to(out, ".json")
     made = make.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
     if out is not None:
         make.keep(made, out)
@@ -270,8 +273,11 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html of a run again, or one page of several runs side by side."""
+    from airpfed.outputs import written_to
     from airpfed.report.page import write
 
+    if out is not None:
+        written_to(out, ".html")
     typer.echo(write(*run_dirs, out=out))
 
 

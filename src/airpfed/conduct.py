@@ -7,7 +7,7 @@ from airpfed import build, outputs, reading, record
 from airpfed.errors import UserError
 from airpfed.report import page
 from airpfed.rounds import checkpoint
-from airpfed.rounds.run import Experiment, Outcome, play
+from airpfed.rounds.run import Experiment, Outcome, play, recorded
 from airpfed.settings import Settings
 from airpfed.tasks.sample import Task
 from airpfed.terminal import Screen
@@ -30,8 +30,11 @@ def conduct(
     track: opened before anything was loaded, so that what is not installed is told at once.
     """
     if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
-        same_settings(out / "experiment.toml", settings)
-        checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
+        same_settings(out / "experiment.toml", settings, screen.say)
+        state = checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
+        recorded(out / "records.jsonl", state.round)
+        if state.round > settings.server.rounds:
+            raise UserError(f"server.rounds = {settings.server.rounds}: {state.round} rounds are done already in {out}")
     outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
 
     def watch(row: record.RoundRecord) -> None:
@@ -51,9 +54,13 @@ def conduct(
     return outcome
 
 
-def same_settings(written: Path, settings: Settings) -> None:
-    """UserError naming what differs from the run that is to be resumed, but for what a resumed run may change."""
-    changed = reading.differences(reading.read(written), settings, build.UNSHAPING)
+def same_settings(written: Path, settings: Settings, say: Callable[[str], None]) -> None:
+    """UserError naming what differs from the run that is to be resumed; what it may change is said."""
+    before = reading.read(written)
+    changed = reading.differences(before, settings, build.UNSHAPING)
+    if not changed:
+        for line in reading.differences(before, settings, {}):
+            say(f"resumed with {line}")
     if changed:
         raise UserError(
             f"{written.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out"

@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed import build, outputs, reading
 from airpfed.conduct import conduct
 from airpfed.errors import UserError
+from airpfed.lock import only
 from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import State
@@ -21,8 +22,12 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
     """Run an experiment into `out`; returns the exit code."""
     settings = reading.read(file, overrides)
     out = outputs.claimed(out, file.stem, resume)
-    track = TRACKERS[settings.run.tracker](out)
-    with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
+    with (
+        only(out),
+        open_screen(settings.server.rounds) as screen,
+        interruptible(screen) as stopping,
+    ):
+        track = TRACKERS[settings.run.tracker](out)
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
         for task in tasks:

@@ -57,6 +57,12 @@ def claim(out: Path, resume: bool) -> None:
         raise UserError(f"{out}: cannot be made: {error.strerror}") from None
 
 
+def written_to(path: Path, ending: str) -> None:
+    """Make sure that `--out` names a file of the kind that will be written, and not by a slip one of the user's own."""
+    if path.suffix != ending or path.is_dir():
+        raise UserError(f"--out {path}: should be a file that ends in {ending}")
+
+
 def begin(settings: Settings, experiment: Experiment, data: dict[str, str], command: str, out: Path) -> None:
     """Write the resolved settings and what the run stands on: versions, commit, hashes of data and base model."""
     write(settings, out / "experiment.toml")

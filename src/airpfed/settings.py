@@ -111,7 +111,7 @@ class TaskSettings(Section):
     dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet label skew")
     device_column: str = Field("", description="column that names a sample's device, for split = column")
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
-    sizes_sigma: float = Field(0.5, ge=0, description="sigma of the log-normal sizes")
+    sizes_sigma: float = Field(0.5, ge=0, le=10, description="sigma of the log-normal sizes")
     max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
     power_dbm: float | Numbers | None = Field(
         None,
@@ -125,6 +125,9 @@ class TaskSettings(Section):
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
         if self.devices == 0 and self.split != "column":
             raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
+        limits = self.power_dbm if isinstance(self.power_dbm, tuple) else (self.power_dbm or 0.0,)
+        if wrong := [one for one in limits if abs(one) > 200]:
+            raise ValueError(f"power_dbm = {wrong[0]:g}: should be from -200 to 200")
         if isinstance(self.power_dbm, tuple) and len(self.power_dbm) != self.devices > 0:
             raise ValueError(
                 f"power_dbm has {len(self.power_dbm)} values: should be one, or {self.devices}, one a device"
@@ -175,7 +178,9 @@ class ServerSettings(Section):
     )
     rounds: int = Field(35, ge=1, description="T, number of rounds")
     air_seconds: float | None = Field(
-        None, gt=0, description="rounds also end when another would take more seconds on air than this in all"
+        None,
+        gt=0,
+        description="rounds also end when another would take more seconds on air than this in all; the first is played",
     )
 
     @model_validator(mode="after")
@@ -236,8 +241,8 @@ class RadioSettings(Section):
     )
     speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
     antennas: int = Field(16, ge=1, description="M, receive antennas of a station")
-    carrier_hz: float = Field(3.5e9, gt=0, description="carrier frequency, Hz")
-    bandwidth_hz: float = Field(20e6, gt=0, description="bandwidth, Hz")
+    carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
+    bandwidth_hz: float = Field(20e6, ge=1, le=1e12, description="bandwidth, Hz")
     subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
     power_dbm: float = Field(
         20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, mean over a slot"
@@ -286,7 +291,7 @@ class RadioSettings(Section):
         "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
     )
     starts: int = Field(
-        1, ge=1, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
+        1, ge=1, le=1000, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
     )
     debias: bool = Field(False, description="mmse: divide by the mean effective gain")
     digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits an entry, stochastically rounded")
@@ -299,15 +304,15 @@ class RadioSettings(Section):
         "square with wrap-around, all access points one station",
     )
     drop: int = Field(0, ge=0, description="which drop of the seed: places, shadowing and fading differ")
-    cell_radius_m: float = Field(200.0, gt=0, description="devices are dropped uniformly in a disc of this radius, m")
+    cell_radius_m: float = Field(200.0, gt=0, le=1e6, description="devices are dropped in a disc of this radius, m")
     min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the centre of its disc, m")
     edge_distance_m: float = Field(
-        400.0, ge=0, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
+        400.0, ge=0, le=1e6, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
     )
     access_points: int = Field(400, ge=1, description="cell_free: stations on the square, each of `antennas` antennas")
-    square_m: float = Field(1000.0, gt=0, description="cell_free: side of the square, m")
-    height_m: float = Field(0.0, ge=0, description="height of stations above devices, m")
-    path_loss_exponent: float = Field(3.0, gt=0, description="log-distance exponent beyond 1 m")
+    square_m: float = Field(1000.0, gt=0, le=1e6, description="cell_free: side of the square, m")
+    height_m: float = Field(0.0, ge=0, le=1e6, description="height of stations above devices, m")
+    path_loss_exponent: float = Field(3.0, gt=0, le=10, description="log-distance exponent beyond 1 m")
     path_loss_1m_db: float | Literal["free_space"] = Field(
         "free_space", description="path loss at 1 m, dB; free_space: Friis at the carrier"
     )
@@ -374,7 +379,9 @@ class RunSettings(Section):
     seed: int = Field(0, ge=0, description="seed of every random stream")
     eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
     score: Literal["test", "dev", "both"] = Field(
-        "test", description="what the models are scored on after the last round; dev: the test split stays untouched"
+        "test",
+        description="what the trained models are scored on after the last round; dev: on the test split only the "
+        "untouched model is. A sweep scores on test, and on dev where it tunes",
     )
     cross_eval: bool = Field(
         False, description="score every task's model on the other tasks' test splits too, where its classes allow it"
@@ -382,7 +389,7 @@ class RunSettings(Section):
     tracker: Literal["none", "tensorboard"] = Field(
         "none", description="where records go besides records.jsonl; tensorboard: event files in the run's directory"
     )
-    threads: int = Field(0, ge=0, description="CPU threads; 0: as many as torch chooses")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: as many as torch chooses")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; auto: a GPU if there is one"
     )
@@ -417,7 +424,9 @@ class FederationSettings(Section):
         "per tensor group); `airpfed run` rounds the same way",
     )
     max_norm: float = Field(
-        1e3, gt=0, description="largest L2 norm of a device's gradient that is taken; beyond it the device is absent"
+        1e3,
+        gt=0,
+        description="federation: largest L2 norm of a device's gradient that is taken; beyond it the device is absent",
     )
     min_devices: int = Field(0, ge=0, description="devices that must be there for a round to start; 0: all")
     wait_seconds: float = Field(
@@ -458,6 +467,13 @@ class Settings(Section):
     theory: TheorySettings = TheorySettings()
     federation: FederationSettings = FederationSettings()
     node: NodeSettings | None = None
+
+    @model_validator(mode="after")
+    def _port_is_one(self) -> "Settings":
+        address = self.federation.address
+        if address and not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
+            raise ValueError(f'federation.address = "{address}": the port should be from 1 to 65535')
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Settings":

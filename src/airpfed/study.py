@@ -26,6 +26,8 @@ from airpfed.settings import Method, Settings
 from airpfed.tasks.split import sizes
 
 EVERY = tuple(DESIGNS)
+SECTIONS = ("radio", "tasks", "adapters", "run")
+"""Sections of the settings that a study without a model depends on."""
 
 ENTRIES = 1000
 """Real entries sent a channel and a unit of rank; channel uses are told for vectors of this length."""
@@ -77,8 +79,11 @@ def studies(
     for name in designs:
         if name not in DESIGNS:
             raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
-    every = []
-    for point in points(axes_of(grid)):
+    axes, every = axes_of(grid), []
+    for key in (key for axis in axes for key in axis.split("/")):
+        if key.split(".")[0] not in SECTIONS:
+            raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(SECTIONS)} only")
+    for point in points(axes):
         with at(point):
             settings = reading.read(file, [*overrides, *changes(point)])
             if not any(
@@ -224,7 +229,7 @@ def table(title: str, rows: dict[str, Row], draws: int) -> Table:
     for name, one in rows.items():
         made.add_row(
             name,
-            *(f"{mean:.2f} +- {error:.2f}" for mean, error in (one.pi_db, one.s_db, one.p_db)),
+            *(f"{mean:.2f} +- {error:.2f}".replace("nan", "-") for mean, error in (one.pi_db, one.s_db, one.p_db)),
             *(f"{value:.3e}" for value in (one.claimed, one.measured, one.bias)),
             "-" if one.gap is None else f"{100 * one.gap:.1f} %",
             str(one.iterations),

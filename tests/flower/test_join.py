@@ -21,10 +21,10 @@ from airpfed.flower import commands, join, objects, processes
 from airpfed.flower.founding import Plan, found
 from airpfed.flower.join import Kept, meaning, unreachable, watch
 from airpfed.flower.parcel import Parcel
-from airpfed.flower.places import alone, ended_holder
 from airpfed.flower.processes import ended, started
 from airpfed.flower.relay import ask
 from airpfed.flower.server_app import federation_of
+from airpfed.lock import alone, ended_holder
 from tiny import make_settings
 
 
@@ -209,7 +209,7 @@ def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from airpfed.flower.places import locked
+from airpfed.lock import locked
 held = locked(Path({str(lock)!r}), 1.0)
 print("on", flush=True)
 time.sleep(60)

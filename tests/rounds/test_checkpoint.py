@@ -79,7 +79,7 @@ def test_a_damaged_file_is_noticed(tmp_path: Path, change: str) -> None:
 def test_a_damaged_pointer_is_noticed(tmp_path: Path, text: str) -> None:
     write(tmp_path, state(2), seed=3, fingerprint="f")
     (tmp_path / LATEST).write_text(text)
-    assert "no checkpoint" in one_line(lambda: read(tmp_path, state(0), "f"))
+    assert "latest.json: damaged" in one_line(lambda: read(tmp_path, state(0), "f"))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

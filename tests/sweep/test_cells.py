@@ -87,3 +87,8 @@ def test_an_unreadable_summary_is_none(tmp_path: Path) -> None:
     assert summary_of(tmp_path) is None
     (tmp_path / "summary.json").write_text('{"method": "fedit"')
     assert summary_of(tmp_path) is None
+
+
+def test_two_points_of_the_same_settings_are_refused(file: Path) -> None:
+    with pytest.raises(UserError, match=r"server.lr=1e-3 and server.lr=0.001 are the same settings"):
+        cells_of(file, QUICK, [("server.lr=1e-3",), ("server.lr=0.001",)], 1)

@@ -16,6 +16,7 @@ from made import QUICK, summary
 
 from airpfed import cli, record
 from airpfed.errors import UserError
+from airpfed.lock import alone
 from airpfed.rounds import evaluate, run
 from airpfed.sweep import figures, job, pool, work
 from airpfed.sweep.cells import cells_of, is_done, summary_of
@@ -206,7 +207,7 @@ def test_two_processes_at_one_cell_do_it_once(file: Path, tmp_path: Path, monkey
     """The second waits for the lock, then finds the cell done."""
     (cell,) = cells_of(file, QUICK, [()], 1)
     job_ = (cell.settings.model_dump_json(), tmp_path / "cells" / cell.folder, "x")
-    with work.locked(job_[1]):
+    with alone(job_[1] / ".lock", 0.0):
         second = threading.Thread(target=lambda: ended.append(work.work(*job_)))
         ended: list[work.Result] = []
         second.start()
@@ -338,6 +339,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | st
         (["--tune", "server.lr=1,2", "--tune-seeds", "2"], "--tune-seeds 2: should be 1 to --seeds 1"),
         (["--grid", "server.lr/run.eval_every=1/1", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
         (["--grid", "run.seed=1,2"], "--grid run.seed: should be --seeds"),
+        (["--grid", "run.score=dev,test"], "run.score: a sweep scores the test splits"),
+        (["--set", "run.score=dev"], "run.score: a sweep scores the test splits"),
         (["--grid", "adapters.method=fedit,fedex"], "--grid at adapters.method=fedex: "),
         (["--grid", "server.lr=1,2", "--ray", "local"], "--ray: Ray is not installed"),
     ],

@@ -80,6 +80,6 @@ def shadowing(
 def noise_for_snr(gain: Float[Tensor, "*S K"], power: Float[Tensor, " K"], snr: float) -> float:
     """Noise power in watts at which the median over devices of P_k gain_k / noise is `snr` (linear), per antenna.
 
-    gain_k: that of the device's strongest station.
+    gain_k: that of the device's strongest station; of an even number of devices the lower one of the middle two counts.
     """
     return float((power * gain.reshape(-1, gain.shape[-1]).amax(0)).median()) / snr

@@ -17,11 +17,14 @@ from airpfed.model.vector import Factors
 ROWS = 32
 """Samples computed at once."""
 
+NONE = -1
+"""The answer of a model that has diverged: right nowhere."""
+
 
 def classify(
     fleet: Fleet, factors: Factors | None, shelf: str, samples: Sequence[Encoded], choices: Sequence[int]
 ) -> list[int]:
-    """Index of the best of `choices` (label tokens, or classes) for each sample.
+    """Index of the best of `choices` (label tokens, or classes) for each sample; NONE where no score is a number.
 
     factors: of one model (K = 1); None is the base model. shelf: name under which the prefix cache keeps these samples.
     """
@@ -35,7 +38,7 @@ def classify(
         hidden = None if kept is None else stack(kept, backbone.causal)
         with torch.no_grad(), adapted(backbone, factors):
             scores = logits(backbone, batch.ids, batch.mask, 1, hidden)[:, -1, list(choices)]
-        found: list[int] = scores.argmax(1).tolist()
+        found: list[int] = scores.argmax(1).where(scores.isfinite().all(1), NONE).tolist()
         return found
 
     answers = side_by_side(fleet.backbone, work, batches, count)

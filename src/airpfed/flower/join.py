@@ -15,8 +15,9 @@ from pathlib import Path
 from airpfed import reading
 from airpfed.errors import UserError
 from airpfed.flower import certificates
-from airpfed.flower.places import alone, host_of, node_of, port_of
+from airpfed.flower.places import host_of, node_of, port_of
 from airpfed.flower.processes import ended, last_line, pause, started
+from airpfed.lock import alone
 
 PAUSES = (1.0, 2.0, 5.0)
 """Seconds before a process that has ended is started again, the first times and from then on."""

@@ -14,7 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed import outputs, reading
 from airpfed.errors import UserError
 from airpfed.flower import deployment
-from airpfed.flower.places import alone, counted, ended_holder, federable
+from airpfed.flower.places import counted, federable
+from airpfed.lock import alone, ended_holder
 from airpfed.settings import Settings
 from airpfed.terminal import INTERRUPTED, Screen, go_on, interruptible, open_screen
 

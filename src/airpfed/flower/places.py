@@ -1,14 +1,7 @@
 """Where a device stands: its number, its task, the server's host; from settings alone."""
 
-import fcntl
-import os
 import re
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from airpfed.errors import UserError
 from airpfed.settings import NodeSettings, Settings
@@ -53,41 +46,3 @@ def host_of(address: str) -> str:
 def port_of(address: str) -> int:
     """The port of host:port."""
     return int(address.rpartition(":")[2])
-
-
-@contextmanager
-def alone(file: Path, seconds: float) -> Iterator[None]:
-    """Hold the lock of a folder; UserError if another process holds it for longer than `seconds`."""
-    with locked(file, seconds):
-        yield
-
-
-def locked(file: Path, seconds: float) -> IO[str]:
-    """A lock that lasts until the file is closed, at the latest with this process, whatever ends it.
-
-    The file holds the number of the process that has the lock.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, end = file.open("a+"), time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            return handle
-        except OSError:
-            if time.monotonic() >= end:
-                handle.close()
-                raise UserError(f"{file.parent}: another process works in this folder") from None
-            time.sleep(0.2)
-
-
-def ended_holder(file: Path, seconds: float) -> None:
-    """Until nobody holds a lock; who still does after so many seconds is killed."""
-    try:
-        locked(file, seconds).close()
-    except UserError:
-        with suppress(OSError, ValueError):
-            os.kill(int(file.read_text()), signal.SIGKILL)
-        locked(file, 5.0).close()

@@ -16,9 +16,9 @@ from airpfed.errors import UserError
 from airpfed.flower import objects
 from airpfed.flower.agreement import Agreement
 from airpfed.flower.federation import Federation
-from airpfed.flower.places import locked
 from airpfed.flower.post import Grid, Post
 from airpfed.flower.roster import Roster
+from airpfed.lock import locked
 from airpfed.rounds.run import Experiment, Outcome
 from airpfed.settings import Settings
 from airpfed.terminal import Screen, open_screen

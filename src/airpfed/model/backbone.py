@@ -172,10 +172,13 @@ def _chosen(layers: str | Sequence[int], count: int) -> set[int]:
                 f'adapters.layers = "{layers}": the model has {count} layers; "last-{count}" or "all" are all'
             )
         return set(range(count - last, count))
-    wrong = [index for index in layers if not -count <= index < count]
-    if wrong or not layers:
-        raise UserError(f"adapters.layers = {list(layers)}: indices should be from 0 to {count - 1}")
-    return {index % count for index in layers}
+    found = {index % count for index in layers}
+    if not layers or len(found) < len(layers) or not all(-count <= index < count for index in layers):
+        raise UserError(
+            f"adapters.layers = {list(layers)}: indices should be from 0 to {count - 1}, or -1 (the last) to -{count}, "
+            "each layer once"
+        )
+    return found
 
 
 def build(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def checked(backbone: Backbone, factors: Factors, classes: int, alpha: float, fo
     write(backbone, factors, classes, alpha, folder)
     reloaded = reload(base, folder)
     gap = difference(backbone, factors, classes, reloaded, samples)
+    if not isfinite(gap):
+        raise UserError(f"{folder}: its logits are no numbers, training has diverged; try a smaller server.lr")
     if not gap < TOLERANCE:
         raise UserError(f"{folder}: the reloaded adapter's logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
     return reloaded

@@ -79,11 +79,16 @@ def read(folder: Path, like: Saved, fingerprint: str) -> Saved:
     try:
         latest = json.loads((folder / LATEST).read_text(encoding="utf-8"))
         name, sha256, made_by, done = (latest[key] for key in ("file", "sha256", "fingerprint", "round"))
-        data = (folder / name).read_bytes()
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+    except FileNotFoundError:
         raise UserError(f"{folder}: no checkpoint here to resume from; run without --resume") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / LATEST}: damaged; restore it, or begin anew elsewhere") from None
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{folder / name}: missing; restore it, or begin anew elsewhere") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{folder / name}: damaged (its sha256 differs); restore it or run without --resume")
+        raise UserError(f"{folder / name}: damaged (its sha256 differs); restore it, or begin anew elsewhere")
     if made_by != fingerprint:
         raise UserError(f"{folder}: this checkpoint is of other settings, data or base model; use another --out")
     try:

@@ -120,7 +120,7 @@ def play(
     saved = out / "checkpoint"
     resumed = resume and checkpoint.exists(saved)
     state = checkpoint.read(saved, experiment.initial, experiment.fingerprint) if resumed else experiment.initial
-    records = [row for row in record.load(out / "records.jsonl") if row.round <= state.round] if resumed else []
+    records = recorded(out / "records.jsonl", state.round) if resumed else []
     record.rewrite(out / "records.jsonl", records)
     if not resumed:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
@@ -135,6 +135,17 @@ def play(
     completed = not goes_on(experiment, records)
     final = final_scores(experiment, state, records, say) if completed else None
     return Outcome(state, summarise(experiment, records, base, final), completed)
+
+
+def recorded(path: Path, done: int) -> list[RoundRecord]:
+    """The records of the rounds that a checkpoint stands behind; UserError unless all are there."""
+    records = [row for row in record.load(path) if row.round <= done]
+    if [row.round for row in records] != list(range(1, done + 1)):
+        raise UserError(
+            f"{path}: should hold rounds 1 to {done}, as the checkpoint does, each once; restore it, or begin anew "
+            "elsewhere"
+        )
+    return records
 
 
 def probed(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], None]) -> Probe | None:

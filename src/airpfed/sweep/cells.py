@@ -46,6 +46,10 @@ def cells_of(
             run = settings.run.model_copy(update={"threads": settings.run.threads or 1, "score": score or "test"})
             settings = settings.model_copy(update={"run": run})
             found.append(Cell(point, seed, settings, folder_of(point, seed, settings)))
+    once = {cell.folder[-8:]: cell.point for cell in reversed(found)}
+    for cell in found:
+        if (other := once[cell.folder[-8:]]) != cell.point:
+            raise UserError(f"--grid: {' '.join(other)} and {' '.join(cell.point)} are the same settings")
     return found
 
 
@@ -90,7 +94,9 @@ def names(axes: Iterable[str]) -> list[str]:
 
 
 def summary_of(folder: Path) -> Summary | None:
-    """A run's summary, or None where there is none (that can be read)."""
+    """A run's summary, or None where there is none (that can be read) or its records are gone."""
+    if not (folder / "records.jsonl").is_file():
+        return None
     try:
         return record.load_summary(folder / "summary.json")
     except UserError:

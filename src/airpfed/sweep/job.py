@@ -98,7 +98,10 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
         raise UserError(f"--tune {min(twice)}: is in --grid too")
     if "run.seed" in varied | chosen_:
         raise UserError("--grid run.seed: should be --seeds, which means are taken over")
-    for task in reading.read(plan.file, plan.overrides).tasks if tuned else ():
+    settings = reading.read(plan.file, plan.overrides)
+    if "run.score" in varied | chosen_ or settings.run.score != "test":
+        raise UserError("run.score: a sweep scores the test splits; --tune KEY=A,B chooses on the dev splits first")
+    for task in settings.tasks if tuned else ():
         if task.dev_samples == 0:
             raise UserError(f"--tune: tasks.{task.name}.dev_samples = 0: the values are judged on the dev split")
     return axes, tuned

@@ -1,12 +1,12 @@
 """One cell of a sweep, in the process that computes it; what cells share is loaded once a process."""
 
-import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed import build, outputs, record
 from airpfed.errors import UserError
+from airpfed.lock import alone
 from airpfed.rounds import checkpoint
 from airpfed.rounds.run import play
 from airpfed.settings import Settings
@@ -61,7 +62,7 @@ def work(settings_json: str, folder: Path, command: str, stopping: Callable[[], 
     """
     settings = Settings.model_validate_json(settings_json)
     try:
-        with locked(folder):
+        with alone(folder / ".lock", inf):
             if is_done(summary_of(folder), settings.run):
                 return Result("done")
             return _play(settings, folder, command, stopping or _stopping)
@@ -96,12 +97,3 @@ def prepared(settings: Settings) -> build.Prepared:
         _kept.clear()
         _kept[key] = build.prepared(settings, build.load_tasks(settings))
     return _kept[key]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The only process at work in a directory; waits for another to end. The system lets go of a dead one's lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

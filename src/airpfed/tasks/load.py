@@ -88,6 +88,8 @@ def _read(plan: Source, want: int) -> Loaded:
     if plan.classes:
         plan, rows = _only(plan, rows)
     kept = _distinct([(fill(template, row, plan.max_chars), row) for row in rows])
+    if kind == "classify" and len(kept) < len(rows):
+        _still_differ(plan, rows, [row for _, row in kept])
     labels = _labels(plan, [row for _, row in kept]) if kind == "classify" else {}
     index = {name: position for position, name in enumerate(labels)}
     samples = tuple(
@@ -177,14 +179,15 @@ def _check(plan: Source, template: str, rows: Sequence[Row]) -> None:
     for setting, name in wanted:
         if name not in known:
             columns = ", ".join(known)
+            apart = "; fields should be separated by commas" if re.search("[;\t|]", columns) and len(known) == 1 else ""
             raise UserError(
                 f"tasks.{plan.name}.{setting} names {name!r}, but {plan.source!r} has the columns {columns}"
-                f"{hint(name, known)}"
+                f"{apart or hint(name, known)}"
             )
         for number, row in enumerate(rows, start=1):
             if not row.get(name, "").strip():
                 raise UserError(
-                    f"tasks.{plan.name}.source: row {number} of {plan.source!r} has nothing in column {name!r}"
+                    f"tasks.{plan.name}.source: row {number} of {plan.source!r} has no text in column {name!r}"
                 )
 
 
@@ -194,6 +197,16 @@ def _distinct(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
     for prompt, row in rows:
         first.setdefault(" ".join(prompt.casefold().split()), (prompt, row))
     return list(first.values())
+
+
+def _still_differ(plan: Source, rows: Sequence[Row], kept: Sequence[Row]) -> None:
+    """Raise UserError where a class went with the duplicates."""
+    before, after = ({row[plan.label_column] for row in part} for part in (rows, kept))
+    if gone := sorted(before - after):
+        raise UserError(
+            f"tasks.{plan.name}.source: the {len(rows)} rows of {plan.source!r} make {len(kept)} distinct prompts, the "
+            f"first of each kept, and none of class {gone[0]!r}; prompts should differ (text, prompt, max_chars)"
+        )
 
 
 def _labels(plan: Source, rows: Sequence[Row]) -> dict[str, str]:
@@ -211,7 +224,11 @@ def _labels(plan: Source, rows: Sequence[Row]) -> dict[str, str]:
         raise UserError(f"{where} holds the one class {seen[0]!r}; a classification needs two or more")
     words = list(labels.values())
     if shared := [word for word in words if words.count(word) > 1 or not word.strip()]:
-        raise UserError(f"tasks.{plan.name}.labels give {shared[0]!r}; every class needs a word of its own")
+        alike = " and ".join(repr(name) for name, word in labels.items() if word == shared[0])
+        raise UserError(
+            f"tasks.{plan.name}.labels: the word of {alike} is {shared[0].strip()!r} in {plan.source!r}; every "
+            "class needs one of its own"
+        )
     return labels
 
 

@@ -61,6 +61,9 @@ def read_hub(source: str) -> list[Row]:
 
 def _csv(path: Path) -> Iterable[Mapping[str, Any]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    names = list(reader.fieldnames or ())
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"column {twice[0]!r} stands twice in the header")
     for row in reader:
         if None in row:
             raise ValueError(f"line {reader.line_num} has more fields than the header")
@@ -121,7 +124,12 @@ def _name(value: int | None, names: list[str]) -> str | None:
 
 
 def _as_text(row: Mapping[str, Any]) -> Row:
-    return {str(key): "" if value is None else str(value) for key, value in row.items()}
+    return {str(key): _text_of(value) for key, value in row.items()}
+
+
+def _text_of(value: Any) -> str:
+    """A text, number or truth value as text; nothing for what is none of them, or no number."""
+    return "" if value is None or isinstance(value, dict | list) or value != value else str(value)
 
 
 def _one_line(error: Exception) -> str:
