@@ -529,3 +529,16 @@ def test_a_head_does_not_lend_its_correlation_to_the_shared_factors():
         memory = got.memory
     (a, _), (b, _), (head, _) = got.correlation
     assert max(a, b) < 0.2 and head > 0.8
+
+
+def test_pi_weighs_tasks_by_the_data_of_the_present():
+    """As the sums do: without device 4 the second task has 10 of 18 samples, not 12 of 20."""
+    air = make_air()
+    present = torch.arange(5) != 4
+    got = send(air, 1, *gradients(air), present)
+    assert got.mse.s is not None
+    parts = {(41, got.mse.s.measured)} | {
+        (share * length, got.mse.p[name].measured)
+        for share, length, name in zip((8 / 18, 10 / 18), LENGTHS, air.task_names, strict=True)
+    }
+    assert got.pi == pytest.approx(sum(w * mse for w, mse in parts) / sum(w for w, _ in parts), rel=1e-12)

@@ -6,7 +6,7 @@ import pytest
 from made import QUICK
 from test_tables import summary
 
-from airpfed import reading
+from airpfed import reading, record
 from airpfed.errors import UserError
 from airpfed.settings import RunSettings
 from airpfed.sweep.cells import cells_of, folder_of, is_done, names, summary_of
@@ -84,6 +84,7 @@ def test_a_cell_is_done_when_it_is_scored_as_asked(
 
 
 def test_an_unreadable_summary_is_none(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
     assert summary_of(tmp_path) is None
     (tmp_path / "summary.json").write_text('{"method": "fedit"')
     assert summary_of(tmp_path) is None
@@ -92,3 +93,11 @@ def test_an_unreadable_summary_is_none(tmp_path: Path) -> None:
 def test_two_points_of_the_same_settings_are_refused(file: Path) -> None:
     with pytest.raises(UserError, match=r"server.lr=1e-3 and server.lr=0.001 are the same settings"):
         cells_of(file, QUICK, [("server.lr=1e-3",), ("server.lr=0.001",)], 1)
+
+
+def test_a_cell_without_its_records_is_not_done(tmp_path: Path) -> None:
+    made = summary({"a": 0.5})
+    record.write_json(tmp_path / "summary.json", made)
+    assert summary_of(tmp_path) is None
+    (tmp_path / "records.jsonl").touch()
+    assert summary_of(tmp_path) == made

@@ -63,3 +63,11 @@ def test_another_split_moves_heterogeneity_alone() -> None:
     for k in (none, half, every):
         assert k.model_copy(update={"sigma_dif2": 0.0}) == probe.constants.model_copy(update={"sigma_dif2": 0.0})
     assert at_split(probe, 1.0, True) == probe.constants
+
+
+def test_disagreement_at_another_split_does_not_vanish_with_the_gradient() -> None:
+    """A lambda that covers all of it where the probe looked still leaves the least seen at a gradient of 0."""
+    probe = make_probe([make_point(power=5.0, as_shared=1.0, as_personal=3.0, head=0.5)], safety=1.5)
+    wide = probe.model_copy(update={"constants": probe.constants.model_copy(update={"lam": 10.0})})
+    assert at_split(wide, 1.0, given=False).sigma_dif2 == pytest.approx(1.5 * (5 - 1.5))
+    assert at_split(wide, 0.0, given=False).sigma_dif2 == pytest.approx(1.5 * (5 - 3.5))
