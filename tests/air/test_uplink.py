@@ -488,7 +488,7 @@ def test_debiasing_real_symbols_brings_nothing_back():
     errors = {}
     for debias in (False, True):
         air = make_air("mmse", debias, noise=0.1 * GAIN / 100, **changes)
-        rounds = [send(air, t, *gradients(air), everyone(air)).mse.p.values() for t in range(1, 5)]
+        rounds = [send(air, t, *gradients(air), everyone(air)).mse.p.values() for t in (1, 2)]
         errors[debias] = sum(e.measured for tasks in rounds for e in tasks)
         bias = sum(e.bias for tasks in rounds for e in tasks)
     assert errors[True] < 1.5 * errors[False]
