@@ -10,6 +10,8 @@ import argparse
 import statistics
 from pathlib import Path
 
+import torch
+
 from airpfed import build, reading
 from airpfed.air.plan import Air
 from airpfed.air.uplink import Received, combined, fresh_memory, send
@@ -35,7 +37,8 @@ def airs(settings: Settings, experiment: Experiment, snr_db: float | None) -> di
 
 def ratios(air: Air, received: Received, d_s: int) -> tuple[float, float, float]:
     """Claimed and genie's Pi over the measured one, and the measured one."""
-    pi = [combined(air, received.mse, d_s, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
+    every = torch.ones(len(air.samples), dtype=torch.bool)
+    pi = [combined(air, received.mse, d_s, every, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
     return pi[0] / pi[2], pi[1] / pi[2], pi[2]
 
 
