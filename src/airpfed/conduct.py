@@ -58,10 +58,9 @@ def same_settings(written: Path, settings: Settings, say: Callable[[str], None])
     """UserError naming what differs from the run that is to be resumed; what it may change is said."""
     before = reading.read(written)
     changed = reading.differences(before, settings, build.UNSHAPING)
-    if not changed:
-        for line in reading.differences(before, settings, {}):
-            say(f"resumed with {line}")
     if changed:
         raise UserError(
             f"{written.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out"
         )
+    for line in reading.differences(before, settings, {}):
+        say(f"resumed with {line}")

@@ -90,15 +90,20 @@ def study(air: Air, pieces: Sequence[Piece]) -> tuple[list[SlotStudy], list[Tran
     Random: noise and scrambling, fixed by the seed and the slot; all designs see the same.
     """
     begin = time.perf_counter()
+    made = transceivers(air, pieces)
+    seconds = time.perf_counter() - begin
+    return [studied(air, piece, one) for piece, one in zip(pieces, made, strict=True)], made, seconds
+
+
+def transceivers(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
+    """The designs of all slots of B rounds, each block a round of its own."""
     made = one_by_one(air, pieces)
     if air.refine is not None:
         uses = [float(piece.job.vectors.shape[1]) for piece in pieces]
         devices = [piece.job.devices for piece in pieces]
         powers = [torch.ones(len(one), dtype=torch.float64) for one in devices]
         made = air.refine([piece.asked for piece in pieces], devices, uses, powers, made)
-    made = rescaled(air, pieces, made)
-    seconds = time.perf_counter() - begin
-    return [studied(air, piece, one) for piece, one in zip(pieces, made, strict=True)], made, seconds
+    return rescaled(air, pieces, made)
 
 
 def studied(air: Air, piece: Piece, made: Transceiver) -> SlotStudy:

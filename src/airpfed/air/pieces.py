@@ -13,7 +13,7 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation, Pairs, Related, pairs, scaled
 from airpfed.air.designs.bundle import in_bundles
-from airpfed.air.plan import Air, Job, RoundFunction, streams_of
+from airpfed.air.plan import Air, Job, streams_of
 from airpfed.air.rows import chunks
 from airpfed.air.slot import Slot, Transceiver, joined, kept
 from airpfed.air.symbols import Normalised, Packing
@@ -128,7 +128,7 @@ def designed(air: Air, pieces: Sequence[Piece]) -> list[Transceiver]:
     """
     made = one_by_one(air, pieces)
     if air.refine is not None and pieces:
-        made = refined(air, air.refine, pieces, made)
+        made = refined(air, pieces, made)
     return rescaled(air, pieces, made)
 
 
@@ -149,17 +149,18 @@ def rescaled(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> 
     ]
 
 
-def refined(air: Air, refine: RoundFunction, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
+def refined(air: Air, pieces: Sequence[Piece], made: Sequence[Transceiver]) -> list[Transceiver]:
     """All blocks of a round's pieces share energy: each becomes a slot of its own.
 
     Symbols have unit power over a piece, not in every block of it: devices tell what theirs have.
     """
+    assert air.refine is not None
     places = [(piece, block) for piece in pieces for block in range(len(piece.spans))]
     uses = [float(piece.spans[block][1] - piece.spans[block][0]) for piece, block in places]
     slots = [one_block(piece.asked, block) for piece, block in places]
     starts = [block for one in made for block in one.split([1] * len(one.transmit))]
     powers = [power for piece in pieces for power in sent_power(air, piece)]
-    found = iter(refine(slots, [piece.job.devices for piece, _ in places], uses, powers, starts))
+    found = iter(air.refine(slots, [piece.job.devices for piece, _ in places], uses, powers, starts))
     return [joined([next(found) for _ in piece.spans]) for piece in pieces]
 
 

@@ -152,7 +152,7 @@ def studied(air: Air, jobs: Sequence[Job], spectrum: Spectrum, seen: Probe, drop
         for index, job in enumerate(jobs)
         for span in groups_of(air, job)
     ]
-    _, made, _ = link.study(air, [piece for _, piece, _ in drawn])
+    made = link.transceivers(air, [piece for _, piece, _ in drawn])
     parts = []
     for (index, piece, entries), how in zip(drawn, made, strict=True):
         alike = likeness(piece.job, seen)
