@@ -13,6 +13,7 @@ from airpfed.air.impairments import NONE
 from airpfed.air.plan import Air
 from airpfed.air.turns import fresh_memories, send_in_turn, unsent
 from airpfed.air.uplink import fresh_memory, send
+from airpfed.devices import fast_paths
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
@@ -195,6 +196,7 @@ def experiment(
         settings.devices.gradients_gb * 1e9,
         settings.devices.precision == "bfloat16",
     )
+    fleet, notes = on_fast_paths(settings, fleet, made)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
     link, memory, merge = link_of(settings, fleet, side)
@@ -226,7 +228,18 @@ def experiment(
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
+        notes=notes,
     )
+
+
+def on_fast_paths(settings: Settings, fleet: Fleet, made: Prepared) -> tuple[Fleet, tuple[str, ...]]:
+    """The fleet computing in the fast ways that are right on its base, and lines that say which are not."""
+    prompts = [sample for task in made.views for sample in (*task.test.prompts, *task.dev.prompts)]
+    generate = any(task.kind == "generate" for task in made.views)
+    stacking = settings.devices.chunk != 1 and len(fleet.shards) > 1
+    found = fast_paths.known(fleet, prompts, base_hash(made.base), stacking, generate)
+    backbone = fleet.cache.computed_on(found.paths)
+    return replace(fleet, backbone=backbone), tuple(fast_paths.lines(f'model.base = "{settings.model.base}"', found))
 
 
 def layout_of(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
@@ -337,9 +350,11 @@ def air(settings: Settings, fleet: Fleet, told: torch.Tensor | None = None) -> A
 def chunk_size(settings: Settings, fleet: Fleet) -> int:
     """Devices computed together: `devices.chunk`, or so many that all stays within `devices.memory_gb`.
 
-    A linear layer keeps about its input and output, four bytes each, twice over for what lies between; a device's
-    factors are held about four times (values, gradients, sums).
+    One, where several in a pass are not right on this base. A linear layer keeps about its input and output, four bytes
+    each, twice over for what lies between; a device's factors are held about four times (values, gradients, sums).
     """
+    if not fleet.backbone.paths.stacking:
+        return 1
     if settings.devices.chunk:
         return settings.devices.chunk
     return max(1, min(len(fleet.shards), int(settings.devices.memory_gb * 1e9 // device_bytes(settings, fleet))))

@@ -35,6 +35,8 @@ def conduct(
         recorded(out / "records.jsonl", state.round)
         if state.round > settings.server.rounds:
             raise UserError(f"server.rounds = {settings.server.rounds}: {state.round} rounds are done already in {out}")
+    for line in experiment.notes:
+        screen.say(line)
     outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
 
     def watch(row: record.RoundRecord) -> None:

@@ -85,7 +85,7 @@ def test_a_kept_value_is_the_layers_own(made: Experiment) -> None:
         ids = torch.tensor([sample.ids])
         with torch.no_grad():
             seen = []
-            handle = base.prefix[-1].layer.register_forward_hook(lambda _m, _a, out, s=seen: s.append(out))
+            handle = base.prefix[-1].base.register_forward_hook(lambda _m, _a, out, s=seen: s.append(out))
             base.model(input_ids=ids)
             handle.remove()
         alone = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from airpfed.errors import UserError
 from airpfed.model import backbone, vector
 from airpfed.model.adapters import blocks_of
-from airpfed.model.backbone import Backbone
+from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.encode import Batch, Encoded, collate
 from airpfed.model.passes import adapted, inputs, logits
 from airpfed.model.vector import Factors
@@ -103,9 +103,11 @@ def test_each_row_has_its_own_devices_factors(kind: str, request: pytest.Fixture
 
 def test_positions_count_from_the_first_real_token(tiny_llama: Path) -> None:
     """A model with absolute positions would notice padding on the left otherwise; a rotary one hides the slip."""
-    base = made(tiny_llama, "llama")
+    base = made(tiny_llama, "llama").on(FastPaths(batching=True, left=True))
     fields = inputs(base, batch_of(base).ids, batch_of(base).mask)
     assert fields["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [0, 0, 0, 1, 2], [0, 0, 0, 0, 1]]
+    alone = inputs(base, batch_of(base).ids[:1], batch_of(base).mask[:1])
+    assert "position_ids" not in alone, "a model that begins elsewhere than at 0 counts by itself"
 
 
 @pytest.mark.parametrize(

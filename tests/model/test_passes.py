@@ -6,14 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from airpfed.model import attention
 from airpfed.model.attention import Places, collect, gather, move, places, put, spread
-from airpfed.model.backbone import DECODERS, FIRST_TOKEN, Backbone
+from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
-from airpfed.model.passes import inputs, logits, packed_logits
+from airpfed.model.passes import FEWEST_ROWS, inputs, logits, packed_logits
+
+DECODERS = ("gemma", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 
 PRICES = {"one group": attention.price, "many": lambda rows, width: rows * width * width}
 
@@ -33,7 +36,8 @@ def tiny(kind: str, **more: Any) -> Any:
 
 
 def base(model: Any, causal: bool) -> Backbone:
-    return Backbone(model, None, "", causal, {}, {}, {}, ())
+    paths = FastPaths(packing=causal, last_layer=True, batching=True, left=causal)
+    return Backbone(model, None, "", causal, {}, {}, {}, (), paths=paths)
 
 
 def entering(module: nn.Module, seen: list[int]) -> None:
@@ -49,7 +53,6 @@ def test_samples_end_to_end_do_not_see_each_other(
     monkeypatch.setattr(attention, "price", PRICES[price])
     model = tiny(kind, **({} if window is None else {"sliding_window": window}))
     one, batch, seen = base(model, True), pack(SAMPLES, [1, 3]), list[int]()
-    assert one.packs
     entering(model.model.layers[-1].mlp, seen)
     with torch.no_grad():
         found = packed_logits(one, batch, [1, 3])
@@ -74,16 +77,47 @@ def test_the_last_layer_is_computed_where_it_is_read_and_answers_the_same(kind: 
     assert "forward" not in vars(top), "the layer is as it was"
 
 
-def test_a_layer_of_another_make_computes_everything() -> None:
+def test_a_layer_of_another_make_cannot_be_cut_and_computes_everything_where_it_is_not() -> None:
     config = AutoConfig.for_model(
         "gpt2", vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
     one, batch = base(model, True), collate(SAMPLES, 0, True)
-    assert one.top is None and not one.packs
-    found = logits(one, batch.ids, batch.mask, 2)
-    torch.testing.assert_close(found, model(**inputs(one, batch.ids, batch.mask)).logits[:, -2:])
+    with pytest.raises(AttributeError):
+        logits(one, batch.ids, batch.mask, 2)
+    whole = one.on(FastPaths(batching=True, left=True))
+    found = logits(whole, batch.ids, batch.mask, 2)
+    torch.testing.assert_close(found, model(**inputs(whole, batch.ids, batch.mask)).logits[:, -2:])
+
+
+@pytest.mark.parametrize("last_layer", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_few_positions_are_computed_with_others_so_that_a_vocabulary_is_not_added_up_one_by_one(
+    packing: bool, last_layer: bool
+) -> None:
+    """And nothing of the others is in the gradient."""
+    model, sample = tiny("llama"), SAMPLES[:1]
+    paths = FastPaths(packing=packing, last_layer=last_layer, batching=True, left=True)
+    one, seen = base(model, True).on(paths), list[int]()
+    model.lm_head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, -2).shape[0]))
+    weight = model.model.layers[0].self_attn.k_proj.weight
+
+    def found() -> Tensor:
+        if packing:
+            return packed_logits(one, pack(sample, [1]), [1])[:, -1]
+        batch = collate(sample, 0, True)
+        return logits(one, batch.ids, batch.mask, 2)[:, -1]
+
+    alone = model(input_ids=torch.tensor([sample[0].ids])).logits[:, -1]
+    seen.clear()
+    mine, theirs = (torch.autograd.grad(out.sin().sum(), weight)[0] for out in (found(), alone))
+    assert seen == [6 if packing and not last_layer else FEWEST_ROWS]
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    seen.clear()
+    with torch.no_grad():
+        found()
+    assert seen == [6 if packing and not last_layer else 2]
 
 
 def test_tokens_positions_and_targets_lie_in_their_places() -> None:

@@ -1,9 +1,12 @@
 """What a task's model answers on a split."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import stack
@@ -29,20 +32,28 @@ def classify(
     factors: of one model (K = 1); None is the base model. shelf: name under which the prefix cache keeps these samples.
     """
     count = workers(fleet.backbone, len(samples))
-    batches = _by_length(samples, ROWS // count)
+    batches = _by_length(samples, ROWS // count if fleet.backbone.paths.batching else 1)
     fleet.cache.fill(shelf, samples, range(len(samples)))
 
     def work(backbone: Backbone, rows: list[int]) -> list[int]:
-        batch = collate([samples[i] for i in rows], backbone.tokenizer.pad_token_id, backbone.causal)
-        kept = fleet.cache.rows(shelf, samples, rows)
-        hidden = None if kept is None else stack(kept, backbone.causal)
-        with torch.no_grad(), adapted(backbone, factors):
-            scores = logits(backbone, batch.ids, batch.mask, 1, hidden)[:, -1, list(choices)]
+        scores = last_scores(replace(fleet, backbone=backbone), factors, shelf, samples, rows)[:, list(choices)]
         found: list[int] = scores.argmax(1).where(scores.isfinite().all(1), NONE).tolist()
         return found
 
     answers = side_by_side(fleet.backbone, work, batches, count)
     return _restore([one for part in answers for one in part], [i for rows in batches for i in rows])
+
+
+def last_scores(
+    fleet: Fleet, factors: Factors | None, shelf: str, samples: Sequence[Encoded], rows: Sequence[int]
+) -> Float[Tensor, "rows C"]:
+    """Logits of samples[i] for i in rows by one model, in one pass: of the last position, or of the classes."""
+    backbone = fleet.backbone
+    batch = collate([samples[i] for i in rows], backbone.tokenizer.pad_token_id, backbone.paths.left)
+    kept = fleet.cache.rows(shelf, samples, rows)
+    hidden = None if kept is None else stack(kept, backbone.paths.left)
+    with torch.no_grad(), adapted(backbone, factors):
+        return logits(backbone, batch.ids, batch.mask, 1, hidden)[:, -1]
 
 
 def _by_length(samples: Sequence[Encoded], size: int) -> list[list[int]]:
@@ -65,7 +76,7 @@ def complete(
     backbone, tokenizer = fleet.backbone, fleet.backbone.tokenizer
     samples = [Encoded(ids, (0,)) for ids in prompts]
     texts: list[str] = []
-    batches = _by_length(samples, ROWS)
+    batches = _by_length(samples, ROWS if backbone.paths.batching else 1)
     for rows in batches:
         batch = collate([samples[i] for i in rows], tokenizer.pad_token_id, left=True)
         fields: dict[str, Any] = {

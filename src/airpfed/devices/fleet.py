@@ -123,7 +123,7 @@ def chunks(fleet: Fleet, plan: Sequence[Sequence[Sequence[int]]], size: int, at_
     be up to twice as many if they have no more tokens than `size` of the largest.
     """
     tokens = [max(sum(len(fleet.shards[k][i].ids) for i in rows) for rows in own) for k, own in enumerate(plan)]
-    packs = fleet.backbone.packs and size > 1
+    packs = fleet.backbone.paths.packing and size > 1
     groups = [list(own) for _, own in groupby(range(len(plan)), key=lambda k: 0 if packs else int(fleet.task_of[k]))]
     found = []
     for members in groups:
@@ -187,7 +187,8 @@ def loss_gradient(
     with torch.autocast(fleet.backbone.device.type, torch.bfloat16, enabled=fleet.autocast):
         loss, weight = row_losses(fleet, factors | leaves, devices, rows)
     own = (loss * weight).sum(1)
-    found = torch.autograd.grad(own.sum(), list(leaves.values()))
+    # A factor that no sample reads (of an expert that none is sent to, say) has gradient 0.
+    found = torch.autograd.grad(own.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return own.detach(), dict(zip(leaves, found, strict=True))
 
 
@@ -196,12 +197,14 @@ def row_losses(
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of unequally many samples of some devices, and the weights that give each device's mean.
 
-    All samples lie end to end, or those of like length are computed together. There a shorter row is filled up with its
-    first sample, at weight 0.
+    All samples lie end to end, or those of like length are computed together (there a shorter row is filled up with its
+    first sample, at weight 0), or each is computed alone: as `FastPaths` of the backbone says.
     """
+    paths = fleet.backbone.paths
+    assert len(devices) == 1 or paths.stacking, "devices come one at a time where they may not be stacked"
     width = max(len(row) for row in rows)
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
-    if fleet.backbone.packs:
+    if paths.packing:
         loss = packed_losses(fleet, factors, devices, rows)
         return loss, weight.to(loss)
     full = [[*row, *[row[0]] * (width - len(row))] for row in rows]
@@ -210,6 +213,7 @@ def row_losses(
     widths = [max(column) for column in zip(*map(sorted, sizes), strict=True)]
     once = PASS_TOKENS[fleet.backbone.device.type]
     cuts = buckets(widths, [len(rows)] * width, lambda count, tokens: count * tokens + once)
+    cuts = cuts if paths.batching else [(column, column + 1) for column in range(width)]
     chosen = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
     parts = [stacked_loss(fleet, factors, devices, part) for part in chosen]
     loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
@@ -234,8 +238,8 @@ def stacked_loss(
 ) -> Float[Tensor, "K b"]:
     """Loss of every sample, device by device; `rows` are equally many samples of each device's shard."""
     samples, kept = taken(fleet, devices, rows)
-    batch = collate(samples, fleet.backbone.tokenizer.pad_token_id, fleet.backbone.causal)
-    hidden = None if kept is None else stack(kept, fleet.backbone.causal)
+    batch = collate(samples, fleet.backbone.tokenizer.pad_token_id, fleet.backbone.paths.left)
+    hidden = None if kept is None else stack(kept, fleet.backbone.paths.left)
     with adapted(fleet.backbone, factors):
         scores = logits(fleet.backbone, batch.ids, batch.mask, batch.targets.shape[1], hidden)
     limits = [fleet.classes[int(fleet.task_of[k])] for k, row in zip(devices, rows, strict=True) for _ in row]

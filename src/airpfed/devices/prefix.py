@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.model.backbone import Backbone
+from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.buckets import batched
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import prefix_output
@@ -59,7 +59,7 @@ class Overflow:
 class PrefixCache:
     """Hidden states of samples on named shelves (a device's data, a test split), by page.
 
-    Off (every call returns None) where the lowest layer has an adapter.
+    Off (every call returns None) where the lowest layer has an adapter, or the backbone keeps nothing.
     """
 
     def __init__(self, backbone: Backbone, memory_gb: float = float("inf"), precision: Precision = "float32") -> None:
@@ -80,23 +80,30 @@ class PrefixCache:
         """An empty cache of the same kind."""
         return PrefixCache(self._backbone, self._memory_gb, self._precision)
 
+    def computed_on(self, paths: FastPaths) -> Backbone:
+        """The backbone, computing in these ways from now on; what was kept in other ways is let go."""
+        if paths != self._backbone.paths:
+            other = PrefixCache(self._backbone.on(paths), self._memory_gb, self._precision)
+            vars(self).update(vars(other))
+        return self._backbone
+
     def rows(self, shelf: str, samples: Sequence[Encoded], indices: Sequence[int]) -> list[Float[Tensor, "_ H"]] | None:
         """Hidden states (tokens, H) of samples[i] for i in indices; pages that are missing are computed."""
         self.fill(shelf, samples, indices)
-        return [self._get((shelf, index)) for index in indices] if self._backbone.prefix else None
+        return [self._get((shelf, index)) for index in indices] if self._backbone.kept_layers else None
 
     def fill(self, shelf: str, samples: Sequence[Encoded], indices: Sequence[int]) -> None:
         """Compute the pages of samples[i] for i in indices that are missing; rows may then be read in any thread."""
-        if not self._backbone.prefix:
+        if not self._backbone.kept_layers:
             return
         missing = {index for index in indices if not self._has((shelf, index))}
         if missing:
-            for page in pages(samples):
+            for page in pages(samples, PAGE if self._backbone.paths.batching else 1):
                 if missing.intersection(page):
                     self._compute(shelf, samples, page)
 
     def _compute(self, shelf: str, samples: Sequence[Encoded], page: Sequence[int]) -> None:
-        batch = collate([samples[i] for i in page], self._backbone.tokenizer.pad_token_id, self._backbone.causal)
+        batch = collate([samples[i] for i in page], self._backbone.tokenizer.pad_token_id, self._backbone.paths.left)
         hidden = prefix_output(self._backbone, batch.ids, batch.mask)
         for index, row, keep in zip(page, hidden, batch.mask.to(hidden.device), strict=True):
             self._put((shelf, index), row[keep].to(self._held))
@@ -130,10 +137,10 @@ class PrefixCache:
         return value.to(self._backbone.device, self._computed)
 
 
-def pages(samples: Sequence[Encoded]) -> list[list[int]]:
-    """Indices of a shelf's samples, PAGE at a time, in the order of their lengths."""
+def pages(samples: Sequence[Encoded], size: int = PAGE) -> list[list[int]]:
+    """Indices of a shelf's samples, `size` at a time, in the order of their lengths."""
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].ids))
-    return [list(page) for page in batched(order, PAGE)]
+    return [list(page) for page in batched(order, size)]
 
 
 def stack(rows: Sequence[Float[Tensor, "_ H"]], left: bool) -> Float[Tensor, "rows t H"]:

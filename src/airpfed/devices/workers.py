@@ -21,8 +21,12 @@ Done = TypeVar("Done")
 
 
 def workers(backbone: Backbone, parts: int) -> int:
-    """How many passes run at once if there are at least so many parts; one on a GPU, which is busy with one."""
-    return max(1, min(torch.get_num_threads(), parts, MOST)) if backbone.device.type == "cpu" else 1
+    """How many passes run at once if there are at least so many parts; one on a GPU, which is busy with one.
+
+    One, too, where copies of the model do not compute what it computes.
+    """
+    at_once = backbone.paths.parallel and backbone.device.type == "cpu"
+    return max(1, min(torch.get_num_threads(), parts, MOST)) if at_once else 1
 
 
 def side_by_side(

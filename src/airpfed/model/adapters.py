@@ -115,7 +115,7 @@ class StackedLoRA(nn.Module):
     Rows come device by device, equally many each: x is (K*b, ..., Q); or, where `spans` is set, `spans[k]` of the
     flattened rows are device k's. `a` (K, R, Q) and `b` (K, L, R) hold all blocks side by side; while they are None the
     layer is its base. With B = 0 the output equals the base's exactly. `added` (L, Q), if there is one, is what a
-    server has added to W0.
+    server has added to W0. `fused` is whether `LowRank` computes it, for bases that are a plain product.
     """
 
     def __init__(self, base: nn.Linear, scale: float) -> None:
@@ -127,12 +127,19 @@ class StackedLoRA(nn.Module):
         self.b: Tensor | None = None
         self.added: Tensor | None = None
         self.spans: Sequence[int] | None = None
+        self.fused = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that models read off their linear layers (weight, bias, in_features) are the base's."""
+        return attribute(self, name)
 
     def forward(self, x: Float[Tensor, "rows *t Q"]) -> Float[Tensor, "rows *t L"]:
         """W0 x + c B A x, each row with its own device's factors."""
         if self.a is None or self.b is None:
             base: Tensor = self.base(x)
             return base
+        if not self.fused:
+            return self._by_operations(x, self.a, self.b)
         weight, bias, device = self.base.weight, self.base.bias, x.device.type
         up = (self.scale * self.b).mT.contiguous()
         tensors = x.reshape(-1, x.shape[-1]), weight, bias, self.a, up
@@ -143,6 +150,24 @@ class StackedLoRA(nn.Module):
         out: Tensor = LowRank.apply(*tensors, spans)  # type: ignore[no-untyped-call]
         y = out.reshape(*x.shape[:-1], -1)
         return y if self.added is None else y + nn.functional.linear(x, self.added)
+
+    def _by_operations(
+        self, x: Float[Tensor, "rows *t Q"], a: Float[Tensor, "K R Q"], b: Float[Tensor, "K L R"]
+    ) -> Float[Tensor, "rows *t L"]:
+        """The same as PEFT computes it: the base as it is, then A, then B, operation by operation."""
+        y: Tensor = self.base(x)
+        spans = list(self.spans) if self.spans is not None and len(set(self.spans)) > 1 else None
+        low = product(product(x.reshape(-1, x.shape[-1]), a.mT, spans), b.mT, spans)
+        y = y + self.scale * low.reshape(y.shape)
+        return y if self.added is None else y + nn.functional.linear(x, self.added)
+
+
+def attribute(wrapper: nn.Module, name: str) -> Any:
+    """An attribute of a module that wraps another as its `base`: its own, or the base's."""
+    try:
+        return nn.Module.__getattr__(wrapper, name)
+    except AttributeError:
+        return getattr(nn.Module.__getattr__(wrapper, "base"), name)
 
 
 class StackedHead(nn.Module):
@@ -158,6 +183,10 @@ class StackedHead(nn.Module):
         super().__init__()
         self.base = base
         self.weight: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that models read off their linear layers (bias, in_features) are the base's."""
+        return attribute(self, name)
 
     @property
     def start(self) -> Float[Tensor, "C H"]:

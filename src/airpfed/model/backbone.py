@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,40 +11,63 @@ from torch import Tensor, nn
 
 from airpfed.errors import UserError, hint
 from airpfed.model import catalog
-from airpfed.model.adapters import StackedHead, StackedLoRA
+from airpfed.model.adapters import StackedHead, StackedLoRA, attribute
 
-DECODERS = ("gemma", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-"""Types of causal LMs whose layers `model.passes` knows: only their attention, `self_attn`, reads across tokens."""
 
-FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-"""Types of classifiers that read the last layer at the first token only; across tokens read `attention.self`."""
+@dataclass(frozen=True)
+class FastPaths:
+    """Which fast ways of computing are used; by default none: one sample at a time, as PEFT does it.
+
+    Each is used on a base only where it was measured to give the same numbers (`devices.fast_paths`).
+
+    prefix: what the layers below the lowest adapter make of a sample is kept. packing: samples of unlike lengths lie
+    end to end in one row (causal LMs on a CPU). last_layer: past its attention, the last layer is computed only where
+    it is read. stacking: several devices in one pass. batching: several samples in one pass, shorter ones padded.
+    left: on which side. parallel: passes side by side, each over modules of its own. fused: an adapted layer is one
+    function.
+    """
+
+    prefix: bool = False
+    packing: bool = False
+    last_layer: bool = False
+    stacking: bool = False
+    batching: bool = False
+    left: bool = False
+    parallel: bool = False
+    fused: bool = False
 
 
 class Kept(nn.Module):
     """A transformer layer below the lowest adapter, which a kept output can stand in for.
 
-    While `skip` is set the layer hands its input on unchanged; while `value` is set it returns that instead.
+    While `skip` is set the layer hands its input on unchanged; while `value` is set it returns that instead. Both come
+    in the form that the layer returned when it last ran: a tensor, or a tuple that begins with it.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         """Wrap `layer`."""
         super().__init__()
-        self.layer = layer
+        self.base = layer
         self.skip = False
         self.value: Tensor | None = None
+        self.empty: int | None = None
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's output, its input, or the kept value."""
-        if self.value is not None:
-            return self.value
-        return hidden if self.skip else self.layer(hidden, *args, **kwargs)
+        if self.value is None and not self.skip:
+            out = self.base(*args, **kwargs)
+            self.empty = len(out) - 1 if isinstance(out, tuple) else None
+            if self.empty and any(one is not None for one in out[1:]):
+                self.empty = -1  # more than one tensor: nothing can stand in for it
+            return out
+        if self.empty == -1:
+            raise ValueError("a layer returns more than its hidden states")
+        hidden = self.value if self.value is not None else args[0] if args else next(iter(kwargs.values()))
+        return hidden if self.empty is None else (hidden, *[None] * self.empty)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes that models read off their layers (an attention type, say) come from the wrapped one."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
+        return attribute(self, name)
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,8 @@ class Backbone:
     """A base model with adapters attached.
 
     sites: name -> (L, Q) of each adapted linear layer; heads: name -> initial (C, H + 1) weight of each head layer
-    (none for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes.
+    (none for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes. paths: the fast
+    ways of computing that are used.
     """
 
     model: Any
@@ -64,6 +88,7 @@ class Backbone:
     layers: dict[str, StackedLoRA | StackedHead]
     prefix: tuple[Kept, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    paths: FastPaths = FastPaths()
     _twins: list["Backbone"] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def twins(self, count: int) -> list["Backbone"]:
@@ -79,19 +104,24 @@ class Backbone:
             self._twins.append(replace(self, model=model, layers=layers, prefix=prefix))
         return [self, *self._twins[: count - 1]]
 
+    def on(self, paths: FastPaths) -> "Backbone":
+        """The same, computing in other ways."""
+        return replace(self, paths=paths)
+
     @property
-    def packs(self) -> bool:
-        """Whether samples of unlike lengths may lie in one row (`packed_logits`).
+    def kept_layers(self) -> tuple[Kept, ...]:
+        """Layers whose output is kept, sample by sample: none where that is not one of the ways that are used."""
+        return self.prefix if self.paths.prefix else ()
 
-        Not on a GPU: there a layer's many small products, one a device, would cost more than padding.
-        """
-        return self.causal and self.device.type == "cpu" and self.model.config.model_type in DECODERS
-
-    @cached_property
+    @property
     def top(self) -> nn.Module | None:
-        """The last layer, if what reads across tokens is known of it (`passes.read_only`)."""
-        known = DECODERS if self.causal else FIRST_TOKEN
-        return layer_stack(self.model)[1][-1] if self.model.config.model_type in known else None
+        """The last layer, where it is computed only where it is read (`passes.read_only`)."""
+        return layer_stack(self.model)[1][-1] if self.paths.last_layer else None
+
+    @property
+    def forward_parameters(self) -> set[str]:
+        """Keyword arguments that the model's forward pass names."""
+        return set(signature(self.model.forward).parameters)
 
 
 def load(

@@ -52,8 +52,8 @@ class Experiment:
     fingerprint: of settings, data and base model; base_key: of what the untouched model's scores depend on. merge: the
     rule in the link's place, where the method has one. air_seconds: budget of the run. score: the final models' split.
     lr: None where the probe decides it. meter: None where nothing of the theory is asked for.
-    payload: how gradients travel. collect, rate: the devices' work in a round, and a task's score; a federation asks
-    real devices.
+    payload: how gradients travel. notes: lines for the user about how this base is computed. collect, rate: the
+    devices' work in a round, and a task's score; a federation asks real devices.
     """
 
     method: str
@@ -78,6 +78,7 @@ class Experiment:
     cross_eval: bool = False
     base_key: str = ""
     payload: Payload = "float32"
+    notes: tuple[str, ...] = ()
     collect: "Collect" = field(default_factory=lambda: simulated)
     rate: "Rate" = field(default_factory=lambda: simulated_score)
 
