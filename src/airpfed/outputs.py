@@ -1,14 +1,13 @@
 """A run's directory: what is written before the first round and after the last."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
-from airpfed import radio, record, units
+from airpfed import files, radio, record, units
 from airpfed.air.world import World
 from airpfed.build import base_hash
 from airpfed.errors import UserError
@@ -123,20 +122,19 @@ def adapters(settings: Settings, experiment: Experiment, state: State, out: Path
     for number, task in enumerate(experiment.tasks):
         classes = fleet.classes[number]
         samples = task.test.prompts[:8]
-        for device, name in models_of(experiment, number):
+        for device, parts in models_of(experiment, number):
             factors = model_of(fleet, values, number, device)
             base = export.fresh_base(fleet.backbone, classes)
             if why:
-                folder = out / "merged" / name
+                folder = below(out, "merged", *parts)
                 export.merge_plainly(fleet.backbone, factors, classes, base, samples, folder)
                 written.append(folder)
                 continue
-            folder = out / "adapters" / name
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder = below(out, "adapters", *parts)
             alpha = settings.adapters.alpha
             loaded = export.checked(fleet.backbone, factors, classes, alpha, folder, base, samples)
             if merged:
-                export.merge(loaded, fleet.backbone.tokenizer, out / "merged" / name)
+                export.merge(loaded, fleet.backbone.tokenizer, below(out, "merged", *parts))
             written.append(folder)
     return written
 
@@ -152,10 +150,20 @@ def no_adapter(settings: Settings) -> str | None:
     )
 
 
-def models_of(experiment: Experiment, task: int) -> list[tuple[int, str]]:
-    """The models of a task: (a device that has it, folder name); one a device where anything is of device scope."""
+def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, ...]]]:
+    """The models of a task: (a device that has it, names of the folders it lies in).
+
+    One a device where anything is of device scope.
+    """
     devices = (experiment.fleet.task_of == task).nonzero().flatten().tolist()
-    name = experiment.tasks[task].name.replace(":", "-")
+    name = experiment.tasks[task].name
     if experiment.initial.devices.own.value.shape[1] == 0:
-        return [(devices[0], name)]
-    return [(device, os.path.join(name, f"device-{device}")) for device in devices]  # noqa: PTH118
+        return [(devices[0], (name,))]
+    return [(device, (name, f"device-{device}")) for device in devices]
+
+
+def below(folder: Path, *names: str) -> Path:
+    """A path below a run's folder, each part checked."""
+    for name in names:
+        folder = files.inside(folder, name)
+    return folder

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from airpfed import files
 from airpfed.errors import UserError
 
 
@@ -317,13 +318,16 @@ def load_probe(path: Path) -> Probe | None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
-    spare = path.with_name(f".{path.name}.{os.getpid()}")
+    spare = files.temporary(path)
     try:
-        with naming(path), spare.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        spare.replace(path)
+        with naming(path):
+            for left in files.leftovers(path.parent, path.name):
+                files.discard(left)
+            with spare.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            spare.replace(path)
     finally:
         with suppress(OSError):
             spare.unlink(missing_ok=True)
