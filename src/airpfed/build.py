@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -29,10 +30,11 @@ from airpfed.rounds.state import start
 from airpfed.rounds.step import Link
 from airpfed.settings import Settings, TaskSettings
 from airpfed.streams import stream
-from airpfed.tasks.load import Source
+from airpfed.tasks.load import Source, load
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
+from airpfed.tasks.task import wanted
 
 UNSHAPING: dict[str, set[str]] = {
     "devices": {"cache_gb", "gradients_gb"},
@@ -84,6 +86,31 @@ def shares_of(task: TaskSettings) -> Shares:
         sizes_sigma=task.sizes_sigma,
         split_as=task.split_as,
     )
+
+
+def fingerprints() -> Callable[[Settings], str | None]:
+    """What a run of some settings would have as its fingerprint now, without its model being built.
+
+    None where data or base model are not to be had. Each source and base is read once in the life of the function.
+    """
+    data: dict[str, str] = {}
+    bases: dict[str, str] = {}
+
+    def fingerprint_now(settings: Settings) -> str | None:
+        found = []
+        try:
+            for task in settings.tasks:
+                source, want = source_of(task), wanted(shares_of(task), settings.run.seed, task.name)
+                key = repr((source, want))
+                data[key] = data.get(key) or load(source, want).sha256
+                found.append(data[key])
+            base = settings.model.base
+            bases[base] = bases.get(base) or catalog.identity(catalog.resolve(base))
+        except UserError:
+            return None
+        return fingerprint_of(settings, found, bases[base])
+
+    return fingerprint_now
 
 
 def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
@@ -356,7 +383,12 @@ def device_bytes(settings: Settings, fleet: Fleet) -> int:
 
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:
     """sha256 of what a run's numbers depend on: settings, data, base model."""
-    parts = [settings.model_dump(mode="json", exclude=UNSHAPING), [t.source_sha256 for t in tasks], base_hash(base)]
+    return fingerprint_of(settings, [task.source_sha256 for task in tasks], base_hash(base))
+
+
+def fingerprint_of(settings: Settings, data: Sequence[str], base: str) -> str:
+    """The same from the hashes of the tasks' data and of the base model."""
+    parts = [settings.model_dump(mode="json", exclude=UNSHAPING), list(data), base]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # as written: the order of labels is that of classes
 
 

@@ -37,8 +37,8 @@ def inside(folder: Path, name: str) -> Path:
     plain = folded(name)
     if not plain[:1].isalnum() or plain.endswith(".") or len(plain) > LONGEST or RESERVED.fullmatch(plain):
         raise UserError(
-            f"{name[:60]!r}: cannot name a file in {folder}; should begin with a letter or digit, not end in a dot, and "
-            f"have at most {LONGEST} characters"
+            f"{name[:60]!r}: cannot name a file in {folder}; should begin with a letter or digit, not end in a dot, "
+            f"and have at most {LONGEST} characters"
         )
     path = folder / plain
     if path.is_symlink():
@@ -100,7 +100,7 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` at the end of the block, whole; where it fails, nothing moves.
+    """A temporary folder that takes the place of `folder` at the end of the block, whole, or not where it fails.
 
     What stood in that place is removed only if it is what an earlier call left: a folder of files that are all written
     again. Raises UserError, before anything is moved, where a link, a file, or a folder with anything else stands

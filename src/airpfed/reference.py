@@ -154,6 +154,8 @@ def _fields(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is dict:
         return "object of " + _type(typing.get_args(annotation)[1])
     if typing.get_origin(annotation) is list:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airpfed import reading
+from airpfed import reading, record
 from airpfed.errors import UserError
+from airpfed.files import TEMPORARY
+from airpfed.record import Summary
 from airpfed.settings import Settings, TaskSettings
-from airpfed.sweep.cells import UNNAMED, summary_of
+from airpfed.sweep.cells import UNNAMED
 from airpfed.sweep.tables import Run
 
 ABSENT = "-"
@@ -22,9 +24,8 @@ def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
     found = []
     for folder in folders:
         places = sorted(path.parent for path in folder.rglob("summary.json"))
-        scored = [
-            (place, summary) for place in places if (summary := summary_of(place)) and summary.average is not None
-        ]
+        read = [(place, whole(place)) for place in places if not any(map(TEMPORARY.fullmatch, place.parts))]
+        scored = [(place, summary) for place, summary in read if summary is not None]
         if not scored:
             raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
         found += [(place, reading.read(place / "experiment.toml"), summary) for place, summary in scored]
@@ -37,6 +38,20 @@ def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
         for (place, settings, summary), one in zip(found, flat, strict=True)
     ]
     return unique(runs), axes
+
+
+def whole(folder: Path) -> Summary | None:
+    """A run's summary if it is scored; UserError where it cannot be read, or the records are of other rounds."""
+    summary = record.load_summary(folder / "summary.json")
+    if summary.average is None:
+        return None
+    records = record.load(folder / "records.jsonl")
+    record.together(folder, summary, records)
+    if len(records) > summary.rounds:
+        raise UserError(
+            f"{folder}: {len(records)} rounds are done, summary.json is of {summary.rounds}; end it (--resume)"
+        )
+    return summary
 
 
 def unique(runs: Sequence[Run]) -> list[Run]:
