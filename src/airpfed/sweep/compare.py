@@ -1,6 +1,6 @@
 """`airpfed compare`: finished runs side by side, wherever they are, by the settings in which they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from airpfed.sweep.tables import Run
 ABSENT = "-"
 
 
-def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
+def runs_of(folders: Sequence[Path], say: Callable[[str], None]) -> tuple[list[Run], dict[str, list[str]]]:
     """All scored runs in the folders and below them, and what differs: setting -> its values, in the order met.
 
-    Settings that change nothing of what is trained, and the seed, are no difference. Raises UserError where a folder
-    holds none.
+    Settings that change nothing of what is trained, and the seed, are no difference. say: told of runs that are not
+    finished, and left out. Raises UserError where a folder holds none that is.
     """
     found = []
     for folder in folders:
-        places = sorted(path.parent for path in folder.rglob("summary.json"))
+        places = sorted({path.parent for name in ("summary.json", "experiment.toml") for path in folder.rglob(name)})
         read = [(place, whole(place)) for place in places if not any(map(TEMPORARY.fullmatch, place.parts))]
+        if unfinished := [place for place, summary in read if summary is None]:
+            say(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
         scored = [(place, summary) for place, summary in read if summary is not None]
         if not scored:
             raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
@@ -42,8 +44,8 @@ def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
 
 def whole(folder: Path) -> Summary | None:
     """A run's summary if it is scored; UserError where it cannot be read, or the records are of other rounds."""
-    summary = record.load_summary(folder / "summary.json")
-    if summary.average is None:
+    summary = record.read_json(folder / "summary.json", Summary)
+    if summary is None or summary.average is None:
         return None
     records = record.load(folder / "records.jsonl")
     record.together(folder, summary, records)

@@ -135,7 +135,7 @@ def compare(folders: Sequence[Path], against: Sequence[str], out: Path | None, s
 
     out: where to write the tables and figures too.
     """
-    runs, axes = runs_of(folders)
+    runs, axes = runs_of(folders, screen.say)
     base = reference(against, axes)
     found = means(runs, base)
     if out is not None:
