@@ -126,7 +126,10 @@ def seconds_of(records: list[RoundRecord]) -> float:
 
 def read_plan(path: Path) -> Plan:
     """A plan that `airpfed plan --out` wrote."""
-    found = record.read_json(path, Plan)
+    try:
+        found = record.read_json(path, Plan)
+    except UserError as error:
+        raise UserError(f"{error}; not a plan") from None
     if found is None:
         raise UserError(f"{path}: no such plan; `airpfed plan FILE.toml --out {path}` writes one")
     return found

@@ -91,10 +91,12 @@ def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path], now: Finger
             partial = temporary(own)
             try:
                 shutil.copytree(found, partial, ignore=shutil.ignore_patterns(".*"))
-            except shutil.Error as error:
-                discard(partial)
-                raise UserError(f"{partial}: {error.args[0][0][2]}") from None
-            partial.rename(own)
+                partial.rename(own)
+            except OSError as error:
+                if partial.exists():
+                    discard(partial)
+                why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+                raise UserError(f"{found}: cannot be copied: {why}") from None
             copied += 1
     return copied
 
