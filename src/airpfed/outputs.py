@@ -17,7 +17,7 @@ from airpfed.build import base_hash
 from airpfed.errors import UserError
 from airpfed.model import export
 from airpfed.reading import write
-from airpfed.rounds.checkpoint import FIRST, LATEST
+from airpfed.rounds.checkpoint import LATEST, name_of
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.merge import RULES
 from airpfed.rounds.run import Experiment
@@ -103,7 +103,7 @@ def begun(out: Path) -> None:
     done += [
         path
         for path in checkpoint.glob("*")
-        if path.name not in (FIRST, "run.json", "base.json") and not leftover(path)
+        if path.name not in (name_of(0), "run.json", "base.json") and not leftover(path)
     ]
     records = out / "records.jsonl"
     if [path for path in done if os.path.lexists(path)] or (records.exists() and records.stat().st_size):

@@ -21,8 +21,6 @@ from airpfed.files import discard, leftovers
 from airpfed.record import Count, Row, content, read_json, write_atomic, write_json
 
 LATEST = "latest.json"
-FIRST = "round-000000.safetensors"
-"""The tensors before round 1, which are a function of settings, data and base model."""
 TENSORS = re.compile(r"round-[0-9]+\.safetensors")
 
 
@@ -72,7 +70,7 @@ def rebuilt(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
 def write(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
     """Save a state. Random streams are functions of (seed, name, round), so seed and round are their positions."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"round-{state.round:06d}.safetensors"
+    name = name_of(state.round)
     data = save(tensors_of(state))
     write_atomic(folder / name, data)
     written: dict[str, object] = {
@@ -83,7 +81,17 @@ def write(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
         "fingerprint": fingerprint,
     }
     write_json(folder / LATEST, written)
-    for old in folder.glob("round-*.safetensors"):  # the last round's
+    clear(folder, name)
+
+
+def name_of(done: int) -> str:
+    """The file with the tensors after so many rounds."""
+    return f"round-{done:06d}.safetensors"
+
+
+def clear(folder: Path, name: str) -> None:
+    """Remove other rounds' tensors than those of `name`, and what killed writes left."""
+    for old in folder.glob("round-*.safetensors"):
         if old.name != name and TENSORS.fullmatch(old.name):
             old.unlink(missing_ok=True)
     for left in leftovers(folder):
@@ -116,7 +124,10 @@ def read(folder: Path, like: Saved, fingerprint: str) -> Saved:
 def latest_of(folder: Path) -> Latest | None:
     """What latest.json says; None where there is none, UserError where it is damaged."""
     try:
-        return read_json(folder / LATEST, Latest)
+        found = read_json(folder / LATEST, Latest)
+        if found is not None and found.file != name_of(found.round):
+            raise UserError(f"{folder / LATEST}: damaged, {found.file} is not of round {found.round}")
+        return found
     except UserError as error:
         raise UserError(f"{error}; restore it, or begin anew elsewhere") from None
 

@@ -132,7 +132,9 @@ def play(
     state = checkpoint.read(saved, experiment.initial, experiment.fingerprint) if resumed else experiment.initial
     records = recorded(out / "records.jsonl", state.round) if resumed else []
     record.rewrite(out / "records.jsonl", records)
-    if not resumed:
+    if resumed:
+        checkpoint.clear(saved, checkpoint.name_of(state.round))
+    else:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
     probe = probed(experiment, out / "theory.json", resumed, say)
     base = base_scores(experiment, saved / "base.json", say)
