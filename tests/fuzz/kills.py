@@ -178,7 +178,7 @@ def same(whole: dict[str, bytes], left: dict[str, bytes], why: str) -> None:
     assert left.keys() == whole.keys(), f"{why}: {sorted(left.keys() ^ whole.keys())}"
     for name, data in whole.items():
         if name.endswith("environment.json"):
-            ours, theirs = ({**json.loads(one), "command": ""} for one in (left[name], data))
+            ours, theirs = ({**json.loads(one), "command": "", "commit": ""} for one in (left[name], data))
             assert ours == theirs, f"{why}: {name}"
         elif name.endswith((".json", ".jsonl")):
             assert timeless(left[name]) == timeless(data), f"{why}: {name}"

@@ -78,6 +78,7 @@ def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[],
     made = prepared(settings)
     experiment = build.experiment(settings, made.tasks, made)
     track = TRACKERS[settings.run.tracker](folder)
+    again = list(outputs.renewed(folder))
     outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder)
     own, common = folder / "checkpoint" / "base.json", folder.parent.parent / BASE / f"{made.base_key[:16]}.json"
     own.parent.mkdir(exist_ok=True)
@@ -90,7 +91,7 @@ def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[],
         record.write_atomic(common, scores)
     record.write_json(folder / "summary.json", outcome.summary)
     track(outcome.summary)
-    return Result("done" if outcome.completed else "stopped", why)
+    return Result("done" if outcome.completed else "stopped", "; ".join([*again, *([why] if why else [])]))
 
 
 def resumable(folder: Path, experiment: Experiment) -> tuple[bool, str]:
