@@ -48,12 +48,12 @@ def conduct(
     outcome = play(experiment, out, resume, watch, stopping, screen.say)
     record.write_json(out / "summary.json", outcome.summary)
     track(outcome.summary)
+    page.write(out)  # before the export, which refuses a model that diverged
     if outcome.completed and (why := outputs.no_adapter(settings)):
         screen.say(why)
     elif outcome.completed:
         screen.say("exporting adapters")
         outputs.adapters(settings, experiment, outcome.state, out, merged=False)
-    page.write(out)
     screen.summary(outcome.summary, out)
     return outcome
 

@@ -5,8 +5,9 @@
 
 An event is an open for writing, fsync, rename, remove, mkdir or rmdir below the folder or the cache. Each is met in a
 forked child of this process, which has loaded everything: `os._exit` before it; right after a file was opened; after a
-part of what was to be pushed to the disk. What the same command with `--resume` (or once more) then leaves is what an
-undisturbed one leaves, bit for bit but for wall-clock times, and no other file.
+part of what was to be pushed to the disk; Ctrl-C twice before it; a disk that is full from there on. What the same
+command with `--resume` (or once more) then leaves is what an undisturbed one leaves, bit for bit but for wall-clock
+times, and no other file.
 """
 
 import errno
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 
 from runs import Done, command, contents, save_settings, timeless
 
-How = Literal["count", "before", "opened", "torn", "full"]
+How = Literal["count", "before", "opened", "torn", "full", "interrupt"]
 WRITING = os.O_WRONLY | os.O_RDWR
 KILLED = 137
 
@@ -77,6 +78,10 @@ class Watch:
         if self.how == "full" and number >= self.at and name in ("open", "fsync", "mkdir"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if self.how == "count" or number != self.at or self.how == "full":
+            return
+        if self.how == "interrupt":  # Ctrl-C twice: the first asks the run to stop, the second ends it here
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             return
         if self.how == "opened" and name == "open":
             os.open(path, detail | os.O_CREAT, 0o666)
@@ -152,7 +157,7 @@ class Killing:
         """The ways in which event `at` (from 1) can go wrong."""
         name = self.events[at - 1].split()[0]
         found: list[How] = ["before"]
-        found += ["opened"] if name == "open" else ["torn"] if name == "fsync" else []
+        found += {"open": ["opened"], "fsync": ["torn"], "rename": ["interrupt"]}.get(name, [])
         return [*found, "full"] if name in ("open", "fsync", "mkdir") else found
 
     def check(self, how: How, at: int) -> None:
@@ -165,6 +170,8 @@ class Killing:
             assert not done.traceback and "Traceback" not in done.err, why
             full = done.code == 2 and len(lines) == 1 and "No space left" in lines[0]
             assert full or done.code == 0, why  # a cache that cannot be written only costs time
+        elif how == "interrupt":
+            assert done.code == 130 and not done.traceback, why
         else:
             assert done.code == KILLED, why
         again = self.program.again if self.out.exists() else self.program.words
