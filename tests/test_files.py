@@ -107,6 +107,21 @@ def test_what_others_put_there_stays(stranger: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a", "theirs"}
 
 
+def test_a_fill_that_was_killed_between_its_moves_puts_the_old_back(tmp_path: Path) -> None:
+    old = tmp_path / f".a.old.{temporary(Path('a')).name.split('.')[2]}.{ended_process()}"
+    fill(old, "1", "x")
+    with pytest.raises(ZeroDivisionError), filling(tmp_path / "a"):
+        _ = 1 / 0
+    assert tree(tmp_path) == {"a/x": "1"}
+
+
+def test_pieces_that_are_not_written_again_may_be_named(tmp_path: Path) -> None:
+    fill(tmp_path / "a", "1", "x", "x-1-of-2", "x-2-of-2")
+    with filling(tmp_path / "a", r"x-\d-of-\d") as spare:
+        (spare / "x").write_text("2")
+    assert tree(tmp_path) == {"a/x": "2"}
+
+
 def test_a_fill_that_fails_leaves_the_old(tmp_path: Path) -> None:
     fill(tmp_path / "a", "1", "x")
     with pytest.raises(ZeroDivisionError), filling(tmp_path / "a") as spare:

@@ -30,11 +30,10 @@ from airpfed.rounds.state import start
 from airpfed.rounds.step import Link
 from airpfed.settings import Settings, TaskSettings
 from airpfed.streams import stream
-from airpfed.tasks.load import Source, load
+from airpfed.tasks.load import Source
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build as build_task
-from airpfed.tasks.task import wanted
 
 UNSHAPING: dict[str, set[str]] = {
     "devices": {"cache_gb", "gradients_gb"},
@@ -91,24 +90,20 @@ def shares_of(task: TaskSettings) -> Shares:
 def fingerprints() -> Callable[[Settings], str | None]:
     """What a run of some settings would have as its fingerprint now, without its model being built.
 
-    None where data or base model are not to be had. Each source and base is read once in the life of the function.
+    None where data or base model are not to be had. What several settings share is read once.
     """
-    data: dict[str, str] = {}
+    data: dict[str, list[str]] = {}
     bases: dict[str, str] = {}
 
     def fingerprint_now(settings: Settings) -> str | None:
-        found = []
+        base = settings.model.base
+        key = settings.model_dump_json(include={"tasks": True, "run": {"seed"}})
         try:
-            for task in settings.tasks:
-                source, want = source_of(task), wanted(shares_of(task), settings.run.seed, task.name)
-                key = repr((source, want))
-                data[key] = data.get(key) or load(source, want).sha256
-                found.append(data[key])
-            base = settings.model.base
+            data[key] = data.get(key) or [task.source_sha256 for task in load_tasks(settings)]
             bases[base] = bases.get(base) or catalog.identity(catalog.resolve(base))
         except UserError:
             return None
-        return fingerprint_of(settings, found, bases[base])
+        return fingerprint_of(settings, data[key], bases[base])
 
     return fingerprint_now
 

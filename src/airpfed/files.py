@@ -99,24 +99,24 @@ def discard(path: Path) -> None:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def filling(folder: Path, also: str = "") -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` at the end of the block, whole, or not where it fails.
 
     What stood in that place is removed only if it is what an earlier call left: a folder of files that are all written
-    again. Raises UserError, before anything is moved, where a link, a file, or a folder with anything else stands
-    there.
+    again, or whose names match `also`. What a call left that was killed between its two moves is put back first.
+    Raises UserError, before anything is moved, where a link, a file, or a folder with anything else stands there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in leftovers(folder.parent, f"{folder.name}.old"):
+        discard(left) if os.path.lexists(folder) else left.rename(folder)
     for left in leftovers(folder.parent, folder.name):
         discard(left)
     spare = temporary(folder)
     spare.mkdir()
     try:
         yield spare
-        replaceable(folder, {path.name for path in spare.iterdir()})
-        old = spare.with_name(f".{folder.name}.old.{machine()}.{os.getpid()}")
-        for left in leftovers(folder.parent, f"{folder.name}.old"):
-            discard(left)
+        replaceable(folder, {path.name for path in spare.iterdir()}, also)
+        old = temporary(folder.with_name(f"{folder.name}.old"))
         if folder.exists():
             folder.rename(old)
         spare.rename(folder)
@@ -128,12 +128,16 @@ def filling(folder: Path) -> Iterator[Path]:
         raise
 
 
-def replaceable(folder: Path, names: set[str]) -> None:
-    """UserError unless nothing stands at `folder`, or a folder of files that all have one of these names."""
+def replaceable(folder: Path, names: set[str], also: str = "") -> None:
+    """UserError unless nothing stands at `folder`, or a folder of files that all have one of these names.
+
+    also: a regular expression of other names.
+    """
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: a link or file; a folder is written here, so move it away")
     for path in sorted(folder.iterdir()):
-        if path.name not in names or path.is_symlink() or not path.is_file():
+        known = path.name in names or re.fullmatch(also, path.name)
+        if not known or path.is_symlink() or not path.is_file():
             raise UserError(f"{path}: was not written by airpfed and would be lost; move it, or its folder, away")

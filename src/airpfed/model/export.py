@@ -18,6 +18,9 @@ from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import adapted, logits
 from airpfed.model.vector import Factors
 
+SHARD = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+"""Files of merged weights, which may be cut into more pieces or fewer."""
+
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit, between our model and the reloaded export."""
 
@@ -142,13 +145,13 @@ def merge_plainly(
     gap = difference(backbone, factors, classes, base.eval(), samples)
     if not gap < TOLERANCE:
         raise UserError(f"{folder}: the merged weights' logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
-    with files.filling(folder) as spare, catalog.quiet():
+    with files.filling(folder, SHARD) as spare, catalog.quiet():
         base.save_pretrained(str(spare))
         backbone.tokenizer.save_pretrained(str(spare))
 
 
 def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:
     """Write base and adapter merged into plain weights, with the tokenizer."""
-    with files.filling(folder) as spare, catalog.quiet():
+    with files.filling(folder, SHARD) as spare, catalog.quiet():
         reloaded.merge_and_unload().save_pretrained(str(spare))
         tokenizer.save_pretrained(str(spare))
