@@ -75,6 +75,12 @@ def test_a_folder_of_the_users_own_is_taken_and_left(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"notes.txt": "own"}
 
 
+def test_a_federation_that_was_killed_before_its_first_file_can_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "flower").mkdir()
+    (tmp_path / "federation.log").touch()
+    claim(tmp_path, resume=True)
+
+
 def test_killed_before_its_first_file_a_run_can_be_resumed(tmp_path: Path) -> None:
     claim(tmp_path, resume=True)
     files.temporary(tmp_path / "experiment.toml").write_text("")
@@ -121,11 +127,12 @@ def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path: Path) 
     done = subprocess.Popen([sys.executable, "-S", "-c", ""])
     done.wait()
     made(tmp_path, (*FILES, "latest", "adapters", "merged"))
+    (tmp_path / f".notes.{done.pid}").write_text("the user's own")
     before = tree(tmp_path)
     for place in ("", "checkpoint", "adapters", "merged", "adapters/a"):
-        (tmp_path / place / f".latest.json.{done.pid}").write_text("")
+        (tmp_path / place / f".latest.json.{files.machine()}.{done.pid}").write_text("")
         (tmp_path / place / f".a.{files.machine()}.{done.pid}").mkdir()
     tidied(tmp_path)
     assert tree(tmp_path) == before
-    assert not list(tmp_path.rglob(".*"))
+    assert [path.name for path in tmp_path.rglob(".*")] == [f".notes.{done.pid}"]
     assert outputs.traces(tmp_path) == [*FILES, *FOLDERS]

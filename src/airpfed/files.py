@@ -59,13 +59,14 @@ def machine() -> str:
 def leftovers(folder: Path, name: str | None = None) -> list[Path]:
     """What killed writes left in a folder: temporary files and folders of processes that have ended.
 
-    name: only those of this file. Those of other machines stay: nobody knows here whether they have ended.
+    name: only those of this file, also as earlier versions named them. Those of other machines stay: nobody knows here
+    whether they have ended.
     """
-    found = []
+    found, machines = list[Path](), (machine(),) if name is None else (machine(), None)
     with suppress(OSError):
         for path in folder.iterdir():
             match = TEMPORARY.fullmatch(path.name)
-            if match and (name is None or match["name"] == name) and match["machine"] in (None, machine()):
+            if match and match["machine"] in machines and name in (None, match["name"]):
                 process = int(match["process"])
                 if process == os.getpid() or not lives(process):
                     found.append(path)

@@ -37,6 +37,9 @@ def locked(file: Path, seconds: float) -> IO[str]:
                 handle.close()
                 raise UserError(f"{file.parent}: another process works in this folder") from None
             time.sleep(0.2)
+        except BaseException:
+            handle.close()
+            raise
 
 
 @contextmanager

@@ -28,7 +28,9 @@ FILES = (
     "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "theory.json", "report.html",
 )  # fmt: skip
 FOLDERS = ("checkpoint", "adapters", "merged")
-"""What a run leaves in its folder, besides what trackers and a federation's processes keep there."""
+"""What a run leaves in its folder."""
+BESIDE = ("tensorboard", "flower", "devices", "federation.log")
+"""What trackers and a federation's processes keep there."""
 
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -51,8 +53,9 @@ def newest_folder(runs: Path, stem: str) -> Path:
 
 def started(run: Path) -> float | None:
     """When a folder's run was begun or last gone on with; None where it holds none."""
-    times = [(run / name).lstat().st_mtime for name in traces(run)]
-    return max(times, default=None)
+    names = traces(run)
+    written = [name for name in names if name == FILES[0]] or names  # settings are written when a run begins or goes on
+    return max(((run / name).lstat().st_mtime for name in written), default=None)
 
 
 def traces(run: Path) -> list[str]:
@@ -77,7 +80,8 @@ def claim(out: Path, resume: bool) -> None:
         raise UserError(
             f"{out}: holds a run already ({there[0]}); add --resume to go on with it, or choose another --out"
         )
-    if resume and not there and any(not files.TEMPORARY.fullmatch(path.name) for path in out.iterdir()):
+    others = [path for path in out.iterdir() if path.name not in BESIDE and not leftover(path)] if resume else []
+    if others and not there:
         raise UserError(f"{out}: nothing to resume, no run's files are here; run without --resume first")
     for name in there:
         if (out / name).is_dir() != (name in FOLDERS):
