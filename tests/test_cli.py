@@ -353,3 +353,21 @@ def test_a_model_that_diverged_answers_nothing(airpfed, tiny_bert, tmp_path):
     one_last = done.err.strip().splitlines()[-1]
     assert done.code == 2 and "training has diverged; try a smaller server.lr" in one_last
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["average"] == 0
+    assert not list((tmp_path / "out" / "adapters").iterdir()), "what is refused is not left behind"
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("lr", ["1e10", "1e20", "1e38"])
+def test_a_run_that_diverges_can_be_reported_and_gone_on_with(airpfed, file, tmp_path, lr):
+    """Whatever its numbers come to, its records can be read; a round more ends as the run itself did."""
+    options = ("--set", f"server.lr={lr}", "--set", "server.optimizer=sgd", "--out", tmp_path / "out")
+    first = airpfed("run", file, *options, "--set", "server.rounds=3")
+    assert first.code in (0, 2) and "Traceback" not in first.err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert airpfed("report", tmp_path / "out").code == 0
+    again = airpfed("run", file, *options, "--set", "server.rounds=4", "--resume")
+    assert again.code in (0, 2) and "Traceback" not in again.err
+    assert len(record.load(tmp_path / "out" / "records.jsonl")) == 4
+    done = airpfed("compare", tmp_path / "out", "--json")
+    assert done.code == 0 and json.loads(done.out, parse_constant=lambda text: pytest.fail(text))

@@ -10,7 +10,7 @@ import airpfed
 
 ROOT = Path(airpfed.__file__).parent
 LEVELS = [
-    {"errors", "units", "streams", "heap", "spill", "lock", "settings", "reading", "record", "fetch"},
+    {"errors", "units", "streams", "heap", "spill", "lock", "files", "settings", "reading", "record", "fetch"},
     {"tasks", "model", "air", "theory"},
     {"devices"},
     {"rounds"},

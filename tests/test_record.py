@@ -1,9 +1,13 @@
 """Records on disk, and sums of ledgers."""
 
 import errno
+import json
+import math
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from airpfed import record
@@ -99,5 +103,92 @@ def test_a_missing_or_foreign_summary_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no summary here"):
         record.load_summary(path)
     path.write_text("{}")
-    with pytest.raises(UserError, match="not a summary of this version"):
+    with pytest.raises(UserError, match=f"{path}: damaged, or of another version"):
         record.load_summary(path)
+
+
+ANY = st.floats() | st.sampled_from([1e100, -1e100, 1.1e100, 1e308, math.inf, -math.inf, math.nan, 5e-324])
+
+
+def likely(values: st.SearchStrategy) -> st.SearchStrategy:
+    """What a round may come to: mostly ordinary, with numbers of every kind among them."""
+    error = st.builds(SlotError, **dict.fromkeys(SlotError.model_fields, values))
+    spent = {key: values for key, field in Ledger.model_fields.items() if isinstance(field.default, float)}
+    return st.builds(
+        RoundRecord,
+        round=st.integers(1, 9), loss=st.dictionaries(st.sampled_from("ab"), values), pi=values | st.none(),
+        accuracy=st.dictionaries(st.sampled_from("ab"), values), pi_claimed=values | st.none(),
+        mse=st.builds(MeanSquaredErrors, s=error | st.none(), p=st.dictionaries(st.sampled_from("ab"), error)),
+        correlation=st.lists(st.tuples(values, values), max_size=2), ledger=st.builds(Ledger, **spent),
+        absent=st.just([]), theory=st.none(), seconds=st.dictionaries(st.just("air"), values),
+    )  # fmt: skip
+
+
+@given(likely(ANY))
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_round_comes_to_is_written_as_finite_numbers_and_read_again(tmp_path_factory, row_):
+    path = tmp_path_factory.mktemp("r") / "records.jsonl"
+    record.append(path, row_)
+
+    def finite(tree):
+        if isinstance(tree, float):
+            return math.isfinite(tree) and abs(tree) <= record.LARGEST
+        parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+        return all(finite(part) for part in parts)
+
+    def refused(text):
+        raise AssertionError(f"{text} is no JSON")
+
+    assert finite(json.loads(path.read_text(), parse_constant=refused))
+    (read,) = record.load(path)
+    assert read.model_dump_json() == row_.model_dump_json() == path.read_text().rstrip()
+    record.rewrite(path, [read])
+    assert record.load(path)[0].model_dump_json() == row_.model_dump_json()
+    record.write_json(path.with_name("ledger.json"), row_.ledger)
+    ledger = record.read_json(path.with_name("ledger.json"), Ledger)
+    assert ledger.model_dump_json() == row_.ledger.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "1e308", "NaN", "Infinity", "1" * 400, '"x"', "[1]", "{}", "true?"]
+)
+def test_a_number_that_no_round_writes_is_refused(file, number):
+    text = file.read_text().replace('"pi":0.2', f'"pi":{number}', 1)
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"{file}: line 1 is not a round's record"):
+        record.load(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"method": "\\ud800"}', b"9" * 5000, b"null", b"[1]", b"\0"]
+)
+def test_a_damaged_file_is_one_line_that_names_it(content, tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        record.load_summary(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("place", ["a folder", "a loop", "below a file"])
+def test_what_is_no_file_is_one_line(place, tmp_path):
+    path = tmp_path / "summary.json"
+    if place == "a folder":
+        path.mkdir()
+    elif place == "a loop":
+        path.symlink_to(path)
+    else:
+        path.touch()
+        path = path / "summary.json"
+    with pytest.raises(UserError, match=rf"{path}: "):
+        record.load_summary(path)
+    with pytest.raises((UserError, OSError), match=str(tmp_path)):
+        record.load(path)
+
+
+def test_records_belong_to_their_summary(file, tmp_path):
+    record.together(tmp_path, None, record.load(file))
+    for rows in ([row(1), row(3)], [row(1), row(1)], [row(2)]):
+        with pytest.raises(UserError, match="should hold rounds"):
+            record.together(tmp_path, None, rows)

@@ -1,25 +1,47 @@
 """`airpfed bound`: a run's rounds against the theory, from what the run left in its directory."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, JsonValue
+
 from airpfed import reading, record
 from airpfed.errors import UserError
-from airpfed.record import Constants, Ledger, Probe, RoundRecord
+from airpfed.record import Constants, Ledger, Number, Probe, RoundRecord
 from airpfed.theory.account import Account, account, eta_of, psis
 from airpfed.theory.bound import within_rule
 
 
+class Candidate(BaseModel):
+    """What a plan predicts of one choice of settings, as far as it is compared."""
+
+    set: dict[str, JsonValue]
+    air_seconds: Number
+    joules: Number
+    shares: dict[str, Number]
+    psi: Number | None
+    psi_ours: Number | None
+
+
+class Plan(BaseModel):
+    """A plan's file, as far as it is compared."""
+
+    candidates: list[Candidate]
+    rounds: int = Field(ge=1, le=1 << 62)
+    wall_seconds: Number
+
+
 def load(run: Path) -> tuple[list[RoundRecord], Probe]:
     """Records and probe of a run; UserError where there is no run or it has nothing of the theory."""
-    if not (run / "experiment.toml").is_file():
+    if not (run / "experiment.toml").exists():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     probe = record.load_probe(run / "theory.json")
     if probe is None:
         raise UserError(f'{run}: no theory.json; run with --set theory.meter_every=5, or server.lr = "theory"')
-    return record.load(run / "records.jsonl"), probe
+    records = record.load(run / "records.jsonl")
+    record.together(run, record.read_json(run / "summary.json", record.Summary), records)
+    return records, probe
 
 
 def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
@@ -70,29 +92,31 @@ def compared(run: Path, records: list[RoundRecord], probe: Probe, path: Path) ->
     """What a plan had predicted for the settings of this run, beside what came of them."""
     plan = read_plan(path)
     settings = reading.read(run / "experiment.toml").model_dump(mode="json")
-    mine = [one for one in plan["candidates"] if all(value_of(settings, key) == v for key, v in one["set"].items())]
+    mine = [one for one in plan.candidates if all(value_of(settings, key) == v for key, v in one.set.items())]
     if not mine:
         raise UserError(f"{path}: has no candidate with the settings of {run}; plan with --grid and --split for them")
     said, cost, rounds = mine[0], sum((row.ledger for row in records), Ledger()), len(records)
     seen = psis(records, probe, "measured")[-1] if records else None
-    part = rounds / plan["rounds"]
-    pairs = {
-        "air seconds": (part * said["air_seconds"], cost.air_seconds),
-        "joules a device": (part * said["joules"], cost.joules_mean),
-        "wall seconds": (part * plan["wall_seconds"], seconds_of(records)),
+    part = rounds / plan.rounds
+    pairs: dict[str, tuple[float | None, float]] = {
+        "air seconds": (part * said.air_seconds, cost.air_seconds),
+        "joules a device": (part * said.joules, cost.joules_mean),
+        "wall seconds": (part * plan.wall_seconds, seconds_of(records)),
     }
-    if said["shares"] and seen is not None and rounds == plan["rounds"]:
-        pairs["Psi_T"] = said["psi"] if probe.unbiased else said["psi_ours"], seen.total
-        pairs["channel share"] = said["shares"]["channel"], seen.shares["channel"]
+    if said.shares and seen is not None and rounds == plan.rounds:
+        pairs["Psi_T"] = said.psi if probe.unbiased else said.psi_ours, seen.total
+        pairs["channel share"] = said.shares.get("channel"), seen.shares["channel"]
     for name, (predicted, measured) in pairs.items():
+        if predicted is None:
+            continue
         ratio = f"{predicted / measured:.3g}" if measured else "-"
         yield f"plan: {name} {predicted:.4g} predicted, {measured:.4g} measured, ratio {ratio}"
 
 
 def value_of(settings: dict[str, Any], key: str) -> Any:
     """`section.key` of dumped settings."""
-    section, name = key.split(".", 1)
-    return settings[section][name]
+    section, _, name = key.partition(".")
+    return (settings.get(section) or {}).get(name)
 
 
 def seconds_of(records: list[RoundRecord]) -> float:
@@ -100,14 +124,12 @@ def seconds_of(records: list[RoundRecord]) -> float:
     return sum(row.seconds.get(phase, 0.0) for row in records for phase in ("gradients", "air"))
 
 
-def read_plan(path: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> Plan:
     """A plan that `airpfed plan --out` wrote."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such plan; `airpfed plan FILE.toml --out {path}` writes one") from None
-    except ValueError:
-        raise UserError(f"{path}: not a plan (JSON is needed)") from None
-    if "candidates" not in found:
-        raise UserError(f"{path}: not a plan (no candidates in it)")
+        found = record.read_json(path, Plan)
+    except UserError as error:
+        raise UserError(f"{error}; not a plan") from None
+    if found is None:
+        raise UserError(f"{path}: no such plan; `airpfed plan FILE.toml --out {path}` writes one")
     return found

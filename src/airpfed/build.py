@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -85,6 +86,27 @@ def shares_of(task: TaskSettings) -> Shares:
         sizes_sigma=task.sizes_sigma,
         split_as=task.split_as,
     )
+
+
+def fingerprints() -> Callable[[Settings], str | None]:
+    """What a run of some settings would have as its fingerprint now, without its model being built.
+
+    None where data or base model are not to be had. What several settings share is read once.
+    """
+    data: dict[str, list[str]] = {}
+    bases: dict[str, str] = {}
+
+    def fingerprint_now(settings: Settings) -> str | None:
+        base = settings.model.base
+        key = settings.model_dump_json(include={"tasks": True, "run": {"seed"}})
+        try:
+            data[key] = data.get(key) or [task.source_sha256 for task in load_tasks(settings)]
+            bases[base] = bases.get(base) or catalog.identity(catalog.resolve(base))
+        except UserError:
+            return None
+        return fingerprint_of(settings, data[key], bases[base])
+
+    return fingerprint_now
 
 
 def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
@@ -371,7 +393,12 @@ def device_bytes(settings: Settings, fleet: Fleet) -> int:
 
 def fingerprint(settings: Settings, tasks: tuple[Task, ...], base: Backbone) -> str:
     """sha256 of what a run's numbers depend on: settings, data, base model."""
-    parts = [settings.model_dump(mode="json", exclude=UNSHAPING), [t.source_sha256 for t in tasks], base_hash(base)]
+    return fingerprint_of(settings, [task.source_sha256 for task in tasks], base_hash(base))
+
+
+def fingerprint_of(settings: Settings, data: Sequence[str], base: str) -> str:
+    """The same from the hashes of the tasks' data and of the base model."""
+    parts = [settings.model_dump(mode="json", exclude=UNSHAPING), list(data), base]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # as written: the order of labels is that of classes
 
 

@@ -132,14 +132,16 @@ def bound(
     """Hold a metered run against the convergence theory: violations, slack, Psi_T and who causes it."""
     import json
 
-    from airpfed import bounds
+    from airpfed import bounds, record
     from airpfed.theory.account import account, as_json
 
     records, probe = bounds.load(run_dir)
-    if json_:
-        typer.echo(json.dumps(as_json(account(records, probe), probe)))
-        return
-    for line in [*bounds.lines(records, probe), *(bounds.compared(run_dir, records, probe, plan_) if plan_ else [])]:
+    with record.fitting(run_dir):
+        if json_:
+            typer.echo(json.dumps(record.told(as_json(account(records, probe), probe))))
+            return
+        lines = [*bounds.lines(records, probe), *(bounds.compared(run_dir, records, probe, plan_) if plan_ else [])]
+    for line in lines:
         typer.echo(line)
 
 

@@ -1,5 +1,6 @@
 """A run from its objects to its report: what the simulator and a federation share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +30,11 @@ def conduct(
 
     track: opened before anything was loaded, so that what is not installed is told at once.
     """
-    if resume and checkpoint.exists(out / "checkpoint"):  # refuse another run's before its settings are replaced
+    if resume:  # refuse another run's before its settings are replaced
         same_settings(out / "experiment.toml", settings, screen.say)
+        for line in outputs.renewed(out):
+            screen.say(line)
+    if resume and checkpoint.exists(out / "checkpoint"):
         state = checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
         recorded(out / "records.jsonl", state.round)
         if state.round > settings.server.rounds:
@@ -46,19 +50,27 @@ def conduct(
     outcome = play(experiment, out, resume, watch, stopping, screen.say)
     record.write_json(out / "summary.json", outcome.summary)
     track(outcome.summary)
+    page.write(out)  # before the export, which refuses a model that diverged
     if outcome.completed and (why := outputs.no_adapter(settings)):
         screen.say(why)
     elif outcome.completed:
         screen.say("exporting adapters")
         outputs.adapters(settings, experiment, outcome.state, out, merged=False)
-    page.write(out)
     screen.summary(outcome.summary, out)
     return outcome
 
 
 def same_settings(written: Path, settings: Settings, say: Callable[[str], None]) -> None:
-    """UserError naming what differs from the run that is to be resumed; what it may change is said."""
-    before = reading.read(written)
+    """UserError naming what differs from the run that is to be resumed; what it may change is said.
+
+    Settings that cannot be read are written again: the checkpoint's fingerprint tells whether they are the same.
+    """
+    try:
+        before = reading.read(written)
+    except UserError as error:
+        if os.path.lexists(written):
+            say(f"{' '.join(str(error).split())[:300]}; written again, if the checkpoint is of these settings")
+        return
     changed = reading.differences(before, settings, build.UNSHAPING)
     if changed:
         raise UserError(

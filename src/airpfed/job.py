@@ -1,6 +1,8 @@
 """A run from its settings file to its report: what the command line does, step by step."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,7 +25,7 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
     settings = reading.read(file, overrides)
     out = outputs.claimed(out, file.stem, resume)
     with (
-        only(out),
+        alone_in(out, resume),
         open_screen(settings.server.rounds) as screen,
         interruptible(screen) as stopping,
     ):
@@ -42,6 +44,15 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
     return INTERRUPTED
 
 
+@contextmanager
+def alone_in(out: Path, resume: bool) -> Iterator[None]:
+    """The only process in a run's folder, which is claimed again now that nobody else can write there."""
+    with only(out):
+        outputs.claim(out, resume)
+        outputs.tidied(out)
+        yield
+
+
 def size_line(task: Task) -> str:
     """How many samples a task's devices really hold; fewer than asked for where the source has no more."""
     sizes = [len(shard) for shard in task.train]
@@ -51,8 +62,12 @@ def size_line(task: Task) -> str:
 
 def export_job(run: Path, merged: bool) -> list[Path]:
     """Export the adapters of a run from its checkpoint."""
-    settings, experiment, state = reopen(run)
-    written = outputs.adapters(settings, experiment, state, run, merged)
+    if not run.is_dir():
+        raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
+    with only(run):
+        settings, experiment, state = reopen(run)
+        outputs.tidied(run)
+        written = outputs.adapters(settings, experiment, state, run, merged)
     if not written:
         raise UserError(f"{run}: each device has a model of its own here, and has exported it to its own state folder")
     return written

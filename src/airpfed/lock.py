@@ -1,6 +1,5 @@
 """Folders in which one process works at a time."""
 
-import fcntl
 import os
 import signal
 import time
@@ -28,16 +27,19 @@ def locked(file: Path, seconds: float) -> IO[str]:
     handle, end = file.open("a+"), time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(handle.fileno())
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
             return handle
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() >= end:
                 handle.close()
                 raise UserError(f"{file.parent}: another process works in this folder") from None
             time.sleep(0.2)
+        except BaseException:
+            handle.close()
+            raise
 
 
 @contextmanager
@@ -45,12 +47,22 @@ def only(folder: Path) -> Iterator[None]:
     """The only run in a folder, which nothing is left in for it; UserError if there is another."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            hold(handle)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another run is at work here; wait for it, or choose another --out") from None
         yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another run is at work here; choose another --out") from None
     finally:
         os.close(handle)
+
+
+def hold(handle: int) -> None:
+    """Lock an open file or folder until it is closed; BlockingIOError where another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        raise UserError("this system has no fcntl, which airpfed locks folders with; Linux and macOS have it") from None
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def ended_holder(file: Path, seconds: float) -> None:

@@ -3,22 +3,34 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from airpfed import radio, record, units
+from airpfed import files, radio, record, units
 from airpfed.air.world import World
 from airpfed.build import base_hash
 from airpfed.errors import UserError
 from airpfed.model import export
 from airpfed.reading import write
+from airpfed.rounds.checkpoint import LATEST, name_of
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.merge import RULES
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import State, vectors
 from airpfed.settings import Settings
+
+FILES = (
+    "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "theory.json", "report.html",
+)  # fmt: skip
+FOLDERS = ("checkpoint", "adapters", "merged")
+"""What a run leaves in its folder."""
+BESIDE = ("tensorboard", "flower", "devices", "federation.log")
+"""What trackers and a federation's processes keep there."""
 
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -30,11 +42,25 @@ def fresh_folder(runs: Path, stem: str) -> Path:
 
 
 def newest_folder(runs: Path, stem: str) -> Path:
-    """The newest run of a settings file; UserError if there is none."""
-    found = [folder for folder in runs.glob(f"{stem}*") if (folder / "experiment.toml").is_file()]
+    """The newest run of a settings file, among `runs/stem` and `runs/stem-N`; UserError if there is none."""
+    own = re.compile(rf"{re.escape(stem)}(-[0-9]+)?")
+    places = [path for path in runs.iterdir() if own.fullmatch(path.name)] if runs.is_dir() else []
+    found = [(time, folder) for folder in places if (time := started(folder)) is not None]
     if not found:
         raise UserError(f"{runs / stem}: nothing to resume; run without --resume first")
-    return max(found, key=lambda folder: (folder / "experiment.toml").stat().st_mtime)
+    return max(found)[1]
+
+
+def started(run: Path) -> float | None:
+    """When a folder's run was begun or last gone on with; None where it holds none."""
+    names = traces(run)
+    written = [name for name in names if name == FILES[0]] or names  # settings are written when a run begins or goes on
+    return max(((run / name).lstat().st_mtime for name in written), default=None)
+
+
+def traces(run: Path) -> list[str]:
+    """Names of a run's files in a folder: whichever of them is there, the folder is that run's."""
+    return [name for name in (*FILES, *FOLDERS) if os.path.lexists(run / name)]
 
 
 def claimed(out: Path | None, stem: str, resume: bool) -> Path:
@@ -49,12 +75,72 @@ def claim(out: Path, resume: bool) -> None:
     """Make sure `out` can be written to and holds no run that this one would overwrite."""
     if resume and not out.is_dir():
         raise UserError(f"{out}: nothing to resume; run without --resume first")
-    if not resume and (out / "records.jsonl").is_file():
-        raise UserError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
+    there = traces(out)
+    if not resume and there:
+        raise UserError(
+            f"{out}: holds a run already ({there[0]}); add --resume to go on with it, or choose another --out"
+        )
+    others = [path for path in out.iterdir() if path.name not in BESIDE and not leftover(path)] if resume else []
+    if others and not there:
+        raise UserError(f"{out}: nothing to resume, no run's files are here; run without --resume first")
+    for name in there:
+        if (out / name).is_dir() != (name in FOLDERS):
+            what = "a folder" if name in FOLDERS else "a file"
+            raise UserError(f"{out / name}: should be {what} of the run; restore it, or move it away")
+    if resume:
+        begun(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made: {error.strerror}") from None
+
+
+def begun(out: Path) -> None:
+    """UserError where a run's checkpoint is gone after rounds that it stood for: to begin anew would lose them.
+
+    Nothing is lost where the run was killed before its first checkpoint was whole.
+    """
+    checkpoint = out / "checkpoint"
+    if os.path.lexists(checkpoint / LATEST):
+        return
+    done = [out / name for name in ("summary.json", "adapters", "merged", "report.html", "theory.json")]
+    done += [
+        path
+        for path in checkpoint.glob("*")
+        if path.name not in (name_of(0), "run.json", "base.json") and not leftover(path)
+    ]
+    records = out / "records.jsonl"
+    if [path for path in done if os.path.lexists(path)] or (records.exists() and records.stat().st_size):
+        raise UserError(
+            f"{checkpoint / LATEST}: missing, and rounds were done here; restore it, or begin anew elsewhere"
+        )
+
+
+def leftover(path: Path) -> bool:
+    """Whether a file is what a killed write left."""
+    return bool(files.TEMPORARY.fullmatch(path.name))
+
+
+def renewed(out: Path) -> Iterator[str]:
+    """A line for every damaged file of a run that going on with it writes again."""
+    kinds: dict[str, Any] = {
+        "environment.json": record.Environment,
+        "layout.json": record.Layout,
+        "summary.json": record.Summary,
+    }
+    for name, kind in kinds.items():
+        try:
+            record.read_json(out / name, kind)
+        except UserError as error:
+            yield f"{error}; written again"
+
+
+def tidied(out: Path) -> None:
+    """Remove what killed writes left in a run's folder, which this process holds the lock of."""
+    for folder in (out, *(out / name for name in FOLDERS), *(out / "adapters").glob("*"), *(out / "merged").glob("*")):
+        if folder.is_dir() and not folder.is_symlink():
+            for left in files.leftovers(folder):
+                files.discard(left)
 
 
 def written_to(path: Path, ending: str) -> None:
@@ -123,20 +209,19 @@ def adapters(settings: Settings, experiment: Experiment, state: State, out: Path
     for number, task in enumerate(experiment.tasks):
         classes = fleet.classes[number]
         samples = task.test.prompts[:8]
-        for device, name in models_of(experiment, number):
+        for device, parts in models_of(experiment, number):
             factors = model_of(fleet, values, number, device)
             base = export.fresh_base(fleet.backbone, classes)
             if why:
-                folder = out / "merged" / name
+                folder = below(out, "merged", *parts)
                 export.merge_plainly(fleet.backbone, factors, classes, base, samples, folder)
                 written.append(folder)
                 continue
-            folder = out / "adapters" / name
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder = below(out, "adapters", *parts)
             alpha = settings.adapters.alpha
             loaded = export.checked(fleet.backbone, factors, classes, alpha, folder, base, samples)
             if merged:
-                export.merge(loaded, fleet.backbone.tokenizer, out / "merged" / name)
+                export.merge(loaded, fleet.backbone.tokenizer, below(out, "merged", *parts))
             written.append(folder)
     return written
 
@@ -152,10 +237,20 @@ def no_adapter(settings: Settings) -> str | None:
     )
 
 
-def models_of(experiment: Experiment, task: int) -> list[tuple[int, str]]:
-    """The models of a task: (a device that has it, folder name); one a device where anything is of device scope."""
+def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, ...]]]:
+    """The models of a task: (a device that has it, names of the folders it lies in).
+
+    One a device where anything is of device scope.
+    """
     devices = (experiment.fleet.task_of == task).nonzero().flatten().tolist()
-    name = experiment.tasks[task].name.replace(":", "-")
+    name = experiment.tasks[task].name
     if experiment.initial.devices.own.value.shape[1] == 0:
-        return [(devices[0], name)]
-    return [(device, os.path.join(name, f"device-{device}")) for device in devices]  # noqa: PTH118
+        return [(devices[0], (name,))]
+    return [(device, (name, f"device-{device}")) for device in devices]
+
+
+def below(folder: Path, *names: str) -> Path:
+    """A path below a run's folder, each part checked."""
+    for name in names:
+        folder = files.inside(folder, name)
+    return folder

@@ -51,6 +51,12 @@ FILES = """## Files of a run
 | `theory.json` | the probe before round 1, where the theory was asked for |
 | `report.html` | one page, readable offline: overview, learning, air, theory (if metered), ledger, settings |
 
+A folder that holds any of these is a run: `airpfed run` begins in none of them, and `--resume` goes on only from a
+whole checkpoint, or where nothing was done yet. What `--resume` can make again (settings, environment, layout, summary,
+probe, base scores, report, adapters) may be missing or damaged, and is told. Nothing is removed that airpfed did not
+write. A number that is infinite or none is `null`. Temporary files are called `.NAME.MACHINE.PROCESS` and go when the
+folder is next worked in.
+
 `airpfed report RUN_DIR` writes the page again, also of a sweep's cell; `airpfed report RUN_DIR... --out FILE.html`
 one page of several runs side by side, which are called by their folders, or by what differs where those names are long.
 
@@ -87,9 +93,10 @@ missing and writes the files below into DIR. A value of `--grid` may be a range 
 keys that change together are joined by a slash: `--grid adapters.method/radio.design=airpfed/mmse,fedex/error_free`.
 A cell is a run's directory without adapters and report (`airpfed export` and `airpfed report` make them), computed on
 one thread. Wall-clock times stand in the cells' own files only: the same cells give the same tables to the byte,
-however often the sweep was stopped. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
+however often the sweep was stopped. A cell whose records, checkpoint, data or base model are not what they were is
+played again, and told. `--tune KEY=A,B,C` trains every point with every value, keeps the one with the
 best dev metric (mean over tasks and seeds, `--tune-seeds N`: over the first N of them), and scores only that on the
-test splits. `--reuse DIR` copies the finished cells of another sweep that have the same settings.
+test splits. `--reuse DIR` copies the finished cells of another sweep of the same settings, data and base model.
 
 | file | what |
 |---|---|
@@ -154,6 +161,8 @@ def _fields(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is dict:
         return "object of " + _type(typing.get_args(annotation)[1])
     if typing.get_origin(annotation) is list:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from airpfed.files import LONGEST, RESERVED, folded, same_place
+
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -76,7 +78,12 @@ class AdapterSettings(Section):
 class TaskSettings(Section):
     """One task: where its samples come from, how they become prompts, how they are split over its devices."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$", description="name of the task in all outputs")
+    name: str = Field(
+        min_length=1,
+        max_length=LONGEST,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9_:-])?$",
+        description="name of the task in all outputs",
+    )
     source: str = Field(
         "", description="catalogue name, .csv/.jsonl/.parquet file, or hf:OWNER/NAME; default: the name"
     )
@@ -481,6 +488,15 @@ class Settings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        places: dict[str, str] = {}
+        for name in names:
+            if RESERVED.fullmatch(folded(name)):
+                raise ValueError(f'tasks.name = "{name}": a device on Windows, where no file can be called so')
+            if (other := places.setdefault(same_place(name), name)) != name:
+                raise ValueError(
+                    f'tasks.name = "{name}" would have the same folder as "{other}": names should differ in more than '
+                    'capitals, and ":" for "-"'
+                )
         return self
 
     @model_validator(mode="after")

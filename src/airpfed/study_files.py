@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from airpfed.errors import UserError
+from airpfed.files import inside
 from airpfed.grid import Point, axes_of
 from airpfed.record import write_atomic
 from airpfed.report import charts, curves
@@ -24,7 +25,7 @@ def kept(
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     for name in charts.names(axes):  # no old figure beside new numbers if this study is stopped
-        (folder / name).unlink(missing_ok=True)
+        inside(folder, name).unlink(missing_ok=True)
     columns, lines = (*axes, "design", *NUMBERS), list[charts.Line]()
     write_atomic(folder / "link.csv", charts.text(columns, lines))
     for point, rows in found:
@@ -32,7 +33,7 @@ def kept(
         write_atomic(folder / "link.csv", charts.text(columns, lines))
         yield point, rows
     for name, content in curves.files(lines, axes):
-        write_atomic(folder / name, content)
+        write_atomic(inside(folder, name), content)
     say(f"{folder}: wrote {', '.join(['link.csv', *charts.names(axes)])}")
 
 

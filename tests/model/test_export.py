@@ -127,11 +127,32 @@ def test_a_slip_of_two_percent_in_the_scale_is_refused(llama_settings: Path, tmp
 def test_an_export_is_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
     _, made = experiment(llama_settings)
     factors = model_of(made.fleet, vectors(made.initial), 0, 0)
+    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:4]
     for _ in range(2):
-        export.write(made.fleet.backbone, factors, 0, 6.0, tmp_path / "a")
+        export.checked(base, factors, 0, 6.0, tmp_path / "a", export.fresh_base(base, 0), samples)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["a"]
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(made.fleet.backbone.sites), "the same file on every machine"
+
+
+def test_an_adapter_that_does_not_pass_takes_no_place(llama_settings: Path, tmp_path: Path) -> None:
+    _, made = experiment(llama_settings)
+    factors, base = model_of(made.fleet, vectors(made.initial), 0, 0), made.fleet.backbone
+
+    def checked(values: Factors) -> None:
+        samples = made.tasks[0].test.prompts[:4]
+        export.checked(base, values, 0, 6.0, tmp_path / "deep" / "a", export.fresh_base(base, 0), samples)
+
+    broken = {name: value * torch.nan for name, value in factors.items()}
+    with pytest.raises(UserError, match="training has diverged"):
+        checked(broken)
+    assert list((tmp_path / "deep").iterdir()) == []
+    checked(factors)
+    before = (tmp_path / "deep" / "a" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="training has diverged"):
+        checked(broken)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+    assert (tmp_path / "deep" / "a" / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_a_narrow_tasks_head_is_cut_to_its_own_classes(bert_settings: Path) -> None:

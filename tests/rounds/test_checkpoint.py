@@ -75,6 +75,30 @@ def test_a_damaged_file_is_noticed(tmp_path: Path, change: str) -> None:
     assert "damaged" in one_line(lambda: read(tmp_path, state(0), "f"))
 
 
+@pytest.mark.parametrize("field", [{"round": 3}, {"round": -1}, {"file": "../round-000002.safetensors"}, {"seed": "x"}])
+def test_a_pointer_that_contradicts_itself_is_damaged(tmp_path: Path, field: dict[str, object]) -> None:
+    write(tmp_path, state(2), seed=3, fingerprint="f")
+    told = json.loads((tmp_path / LATEST).read_text())
+    (tmp_path / LATEST).write_text(json.dumps(told | field))
+    assert "latest.json: damaged" in one_line(lambda: read(tmp_path, state(0), "f"))
+
+
+def test_tensors_of_another_type_do_not_fit(tmp_path: Path) -> None:
+    write(tmp_path, state(2), seed=3, fingerprint="f")
+    like = state(0)
+    other = State(0, like.server, like.devices, like.frozen.double())
+    assert "does not fit" in one_line(lambda: read(tmp_path, other, "f"))
+
+
+def test_what_is_no_round_of_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / "round-best.safetensors").write_text("own")
+    (tmp_path / "my-round-000001.safetensors").write_text("own")
+    for t in range(2):
+        write(tmp_path, state(t), seed=3, fingerprint="f")
+    names = {LATEST, "round-000001.safetensors", "round-best.safetensors", "my-round-000001.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"file": "round-000009.safetensors"}'])
 def test_a_damaged_pointer_is_noticed(tmp_path: Path, text: str) -> None:
     write(tmp_path, state(2), seed=3, fingerprint="f")

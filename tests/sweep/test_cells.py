@@ -8,6 +8,7 @@ from test_tables import summary
 
 from airpfed import reading, record
 from airpfed.errors import UserError
+from airpfed.record import Ledger, MeanSquaredErrors, RoundRecord
 from airpfed.settings import RunSettings
 from airpfed.sweep.cells import cells_of, folder_of, is_done, names, summary_of
 
@@ -95,9 +96,25 @@ def test_two_points_of_the_same_settings_are_refused(file: Path) -> None:
         cells_of(file, QUICK, [("server.lr=1e-3",), ("server.lr=0.001",)], 1)
 
 
-def test_a_cell_without_its_records_is_not_done(tmp_path: Path) -> None:
+def rows(*rounds: int) -> list[RoundRecord]:
+    empty = {"loss": {}, "mse": MeanSquaredErrors(), "pi": None, "pi_claimed": None, "seconds": {}}
+    return [RoundRecord(round=number, ledger=Ledger(), **empty) for number in rounds]
+
+
+@pytest.mark.parametrize("rounds", [None, (), (1, 2), (1, 3), (1, 2, 2), (2, 3, 4), (1, 2, 3)])
+def test_a_cell_without_the_records_of_its_rounds_is_not_done(rounds: tuple[int, ...] | None, tmp_path: Path) -> None:
     made = summary({"a": 0.5})
     record.write_json(tmp_path / "summary.json", made)
-    assert summary_of(tmp_path) is None
-    (tmp_path / "records.jsonl").touch()
-    assert summary_of(tmp_path) == made
+    if rounds is not None:
+        record.rewrite(tmp_path / "records.jsonl", rows(*rounds))
+    assert summary_of(tmp_path) == (made if rounds == (1, 2, 3) else None)
+
+
+def test_a_cell_whose_checkpoint_is_of_another_round_is_not_done(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "summary.json", summary({"a": 0.5}))
+    record.rewrite(tmp_path / "records.jsonl", rows(1, 2, 3))
+    for done in (2, 3, 4):
+        latest = {"file": f"round-{done:06d}.safetensors", "sha256": "", "round": done, "seed": 0, "fingerprint": ""}
+        (tmp_path / "checkpoint").mkdir(exist_ok=True)
+        record.write_json(tmp_path / "checkpoint" / "latest.json", latest)
+        assert (summary_of(tmp_path) is not None) == (done == 3)

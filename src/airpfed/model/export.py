@@ -1,6 +1,5 @@
 """A task's model as a plain PEFT adapter, checked by loading it with PEFT alone."""
 
-import shutil
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from airpfed import record
+from airpfed import files, record
 from airpfed.errors import UserError
 from airpfed.model import catalog
 from airpfed.model.adapters import StackedLoRA
@@ -18,6 +17,9 @@ from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded, collate
 from airpfed.model.passes import adapted, logits
 from airpfed.model.vector import Factors
+
+SHARD = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+"""Files of merged weights, which may be cut into more pieces or fewer."""
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit, between our model and the reloaded export."""
@@ -47,7 +49,10 @@ def head_rows(backbone: Backbone, factors: Factors, classes: int) -> dict[str, T
 
 
 def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors: rank R_s + R_p and alpha as set give the same scale."""
+    """Write adapter_config.json and adapter_model.safetensors: rank R_s + R_p and alpha as set give the same scale.
+
+    folder: there already, and empty.
+    """
     from peft import LoraConfig, TaskType
 
     rank = next(iter(factors.values())).shape[1]
@@ -62,14 +67,9 @@ def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, fold
         inference_mode=True,
     )
     config.target_modules = sorted(backbone.sites)  # PEFT makes it a set, written in another order by every process
-    spare = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(spare, ignore_errors=True)
-    spare.mkdir(parents=True)
-    config.save_pretrained(str(spare))
+    config.save_pretrained(str(folder))
     data = save(peft_tensors(backbone, factors, classes), {"format": "pt"})
-    record.write_atomic(spare / "adapter_model.safetensors", data)
-    shutil.rmtree(folder, ignore_errors=True)
-    spare.replace(folder)
+    record.write_atomic(folder / "adapter_model.safetensors", data)
 
 
 def fresh_base(backbone: Backbone, classes: int) -> Any:
@@ -109,14 +109,18 @@ def difference(backbone: Backbone, factors: Factors, classes: int, reloaded: Any
 
 def checked(backbone: Backbone, factors: Factors, classes: int, alpha: float, folder: Path, base: Any,
             samples: Sequence[Encoded]) -> Any:  # fmt: skip
-    """Write an adapter, reload it on `base`, compare the logits; the reloaded model, or UserError if they differ."""
-    write(backbone, factors, classes, alpha, folder)
-    reloaded = reload(base, folder)
-    gap = difference(backbone, factors, classes, reloaded, samples)
-    if not isfinite(gap):
-        raise UserError(f"{folder}: its logits are no numbers, training has diverged; try a smaller server.lr")
-    if not gap < TOLERANCE:
-        raise UserError(f"{folder}: the reloaded adapter's logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
+    """Write an adapter, reload it on `base`, compare the logits; the reloaded model, or UserError if they differ.
+
+    An adapter that does not pass is not left behind, and takes no other's place.
+    """
+    with files.filling(folder) as spare:
+        write(backbone, factors, classes, alpha, spare)
+        reloaded = reload(base, spare)
+        gap = difference(backbone, factors, classes, reloaded, samples)
+        if not isfinite(gap):
+            raise UserError(f"{folder}: its logits are no numbers, training has diverged; try a smaller server.lr")
+        if not gap < TOLERANCE:
+            raise UserError(f"{folder}: the reloaded adapter's logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
     return reloaded
 
 
@@ -141,13 +145,13 @@ def merge_plainly(
     gap = difference(backbone, factors, classes, base.eval(), samples)
     if not gap < TOLERANCE:
         raise UserError(f"{folder}: the merged weights' logits differ by {gap:.1e} (allowed {TOLERANCE:.0e})")
-    with catalog.quiet():
-        base.save_pretrained(str(folder))
-        backbone.tokenizer.save_pretrained(str(folder))
+    with files.filling(folder, SHARD) as spare, catalog.quiet():
+        base.save_pretrained(str(spare))
+        backbone.tokenizer.save_pretrained(str(spare))
 
 
 def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:
     """Write base and adapter merged into plain weights, with the tokenizer."""
-    with catalog.quiet():
-        reloaded.merge_and_unload().save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+    with files.filling(folder, SHARD) as spare, catalog.quiet():
+        reloaded.merge_and_unload().save_pretrained(str(spare))
+        tokenizer.save_pretrained(str(spare))

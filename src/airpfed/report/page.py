@@ -33,7 +33,9 @@ def write(run: Path, *others: Path, out: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    record.write_atomic(path, page_of(runs))
+    with record.fitting(run, *others):
+        made = page_of(runs)
+    record.write_atomic(path, made)
     return path
 
 

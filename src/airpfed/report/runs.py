@@ -58,17 +58,31 @@ def told(key: str, value: str) -> str:
 
 def load_one(folder: Path) -> Run:
     """One run."""
-    if not (folder / "experiment.toml").is_file():
-        raise UserError(f"{folder}: not a run's directory (no experiment.toml in it)")
+    settings = settings_text(folder / "experiment.toml")
+    summary, records = record.load_summary(folder / "summary.json"), record.load(folder / "records.jsonl")
+    record.together(folder, summary, records)
+    environment = record.read_json(folder / "environment.json", record.Environment)
     return Run(
-        name=folder.resolve().name,
-        summary=record.load_summary(folder / "summary.json"),
-        records=record.load(folder / "records.jsonl"),
-        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
-        settings=(folder / "experiment.toml").read_text(encoding="utf-8"),
+        name=folder.absolute().name,
+        summary=summary,
+        records=records,
+        environment=environment.root if environment else {},
+        settings=settings,
         place=record.load_layout(folder / "layout.json"),
         probe=record.load_probe(folder / "theory.json"),
     )
+
+
+def settings_text(path: Path) -> str:
+    """A run's settings as they stand; UserError where they are no TOML."""
+    data = record.content(path)
+    if data is None:
+        raise UserError(f"{path.parent}: not a run's directory (no experiment.toml in it)")
+    try:
+        tomllib.loads(text := data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid TOML: {' '.join(str(error).split())[:160]}") from None
+    return text
 
 
 def differing(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -1,17 +1,17 @@
 """The loop of a run, on one page."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from airpfed import record
@@ -83,6 +83,16 @@ class Experiment:
     rate: "Rate" = field(default_factory=lambda: simulated_score)
 
 
+Metric = Annotated[float, Field(ge=0, le=1)]
+
+
+class BaseScores(record.Row):
+    """base.json: what the scores depend on, and a task's (metric, balanced) each."""
+
+    key: str
+    scores: list[tuple[Metric, Metric | None]]
+
+
 Collect = Callable[[Experiment, State], Collected]
 Rate = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
 """(experiment, state, number of a task, split) -> the task's score; None where no device could be asked."""
@@ -123,7 +133,9 @@ def play(
     state = checkpoint.read(saved, experiment.initial, experiment.fingerprint) if resumed else experiment.initial
     records = recorded(out / "records.jsonl", state.round) if resumed else []
     record.rewrite(out / "records.jsonl", records)
-    if not resumed:
+    if resumed:
+        checkpoint.clear(saved, checkpoint.name_of(state.round))
+    else:
         checkpoint.write(saved, state, experiment.seed, experiment.fingerprint)
     probe = probed(experiment, out / "theory.json", resumed, say)
     base = base_scores(experiment, saved / "base.json", say)
@@ -153,10 +165,19 @@ def probed(experiment: Experiment, path: Path, kept: bool, say: Callable[[str], 
     """What is known before the first round: looked at once, kept beside the records for a resumed run."""
     if experiment.meter is None:
         return None
-    found = record.load_probe(path) if kept else None
+    found = None
+    try:
+        found = record.load_probe(path) if kept else None
+    except UserError as error:
+        say(f"{error}; made again")
     if found is None:
         say("probing the theory's constants")
-        found = look_around(experiment.meter, experiment.initial)
+        try:
+            found = look_around(experiment.meter, experiment.initial)
+        except ValidationError as error:
+            raise UserError(
+                f"theory: the probe failed ({record.first_problem(error)}); is the base model's loss finite?"
+            ) from None
         record.write_json(path, found)
     return found
 
@@ -191,10 +212,12 @@ def final_scores(
 
 def base_scores(experiment: Experiment, path: Path, say: Callable[[str], None]) -> list[Score]:
     """Test scores of the untouched model: computed once, kept in a file for every run of the same base and splits."""
-    with suppress(OSError, KeyError, TypeError, ValueError):  # a missing or damaged file is made again
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == experiment.base_key:
-            return [Score(*pair) for pair in kept["scores"]]
+    try:
+        kept = record.read_json(path, BaseScores)
+        if kept and kept.key == experiment.base_key and len(kept.scores) == len(experiment.tasks):
+            return [Score(*pair) for pair in kept.scores]
+    except UserError as error:
+        say(f"{error}; made again")
     say("scoring the untouched model on the test splits")
     scores = [score(experiment.fleet, None, task, "test") for task in experiment.tasks]
     pairs = [[one.value, one.balanced] for one in scores]
@@ -272,13 +295,13 @@ def simulated_score(experiment: Experiment, state: State, number: int, which: Li
 def task_losses(experiment: Experiment, found: Collected, present: Tensor) -> dict[str, float]:
     """F_n of the round's batches: the D_k-weighted mean over a task's devices that were present.
 
-    Tasks with none are left out.
+    Losses that are no numbers are left out, and tasks with none.
     """
     losses = {}
     for n, task in enumerate(experiment.tasks):
-        weight = found.samples * present * (experiment.fleet.task_of == n)
+        weight = found.samples * present * (experiment.fleet.task_of == n) * found.loss.isfinite()
         if weight.sum() > 0:
-            losses[task.name] = float((weight * found.loss.nan_to_num() / weight.sum()).sum())
+            losses[task.name] = float((weight * found.loss.nan_to_num(posinf=0.0, neginf=0.0) / weight.sum()).sum())
     return losses
 
 
@@ -300,7 +323,7 @@ def summarise(experiment: Experiment, records: list[RoundRecord], base: list[Sco
         )
         for task, start, end, dev, others in zip(experiment.tasks, base, last.test, last.dev, last.others, strict=True)
     }
-    pis = [row.pi for row in records if row.pi is not None]
+    pis = [row.pi for row in records if row.pi is not None and isfinite(row.pi)]
     phases = {phase: sum(row.seconds.get(phase, 0.0) for row in records) for phase in phases_of(records)}
     return Summary(
         method=experiment.method,

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from airpfed import reading, record
 from airpfed.errors import UserError
+from airpfed.files import discard, folded, inside, leftovers, temporary
 from airpfed.grid import Point, at, changes
 from airpfed.record import Summary
+from airpfed.rounds import checkpoint
 from airpfed.settings import RunSettings, Settings
 
 UNNAMED = {"run": {"threads", "score", "cross_eval", "tracker"}}
 """Settings that make no other cell: they do not change what is trained."""
+
+Fingerprints = Callable[[Settings], str | None]
+"""The fingerprint that a run of some settings would have now; None where data or base model are not to be had."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,20 @@ def folder_of(point: Point, seed: int, settings: Settings) -> str:
     tree = settings.model_dump(mode="json", exclude=UNNAMED)
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     words = [f"{key}={value}" for key, value in zip(names(point), (p.split("=", 1)[1] for p in point), strict=True)]
-    return re.sub(r"[^\w.=+,-]", "-", "_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
+    return folded("_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
 
 
-def lacking(cells: Iterable[Cell], home: Path) -> list[Cell]:
+def place_of(cell: Cell, home: Path) -> Path:
+    """A cell's folder in a sweep's directory."""
+    return inside(home / "cells", cell.folder)
+
+
+def lacking(cells: Iterable[Cell], home: Path, now: Fingerprints) -> list[Cell]:
     """The cells of a sweep's directory that are not done."""
-    return [cell for cell in cells if not is_done(summary_of(home / "cells" / cell.folder), cell.settings.run)]
+    return [cell for cell in cells if done(place_of(cell, home), cell.settings, now) is None]
 
 
-def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path]) -> int:
+def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path], now: Fingerprints) -> int:
     """Copy the cells that are done in another sweep, whatever they are called there; how many were.
 
     A cell comes whole or not at all, for its folder gets its name last; one that was begun here goes on here.
@@ -74,14 +83,20 @@ def adopt(cells: Iterable[Cell], home: Path, others: Iterable[Path]) -> int:
     there = {path.name[-8:]: path for other in others for path in (other / "cells").glob("[!.]*-" + 8 * "[0-9a-f]")}
     copied = 0
     for cell in cells:
-        found, own = there.get(cell.folder[-8:]), home / "cells" / cell.folder
-        if found is not None and not own.exists() and is_done(summary_of(found), cell.settings.run):
-            partial = own.with_name(f".{own.name}")
+        found, own = there.get(cell.folder[-8:]), place_of(cell, home)
+        if found is not None and not own.exists() and done(found, cell.settings, now) is not None:
+            own.parent.mkdir(parents=True, exist_ok=True)
+            for left in leftovers(own.parent, own.name):
+                discard(left)
+            partial = temporary(own)
             try:
-                shutil.copytree(found, partial, dirs_exist_ok=True)
-            except shutil.Error as error:
-                raise UserError(f"{partial}: {error.args[0][0][2]}") from None
-            partial.rename(own)
+                shutil.copytree(found, partial, ignore=shutil.ignore_patterns(".*"))
+                partial.rename(own)
+            except OSError as error:
+                if partial.exists():
+                    discard(partial)
+                why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+                raise UserError(f"{found}: cannot be copied: {why}") from None
             copied += 1
     return copied
 
@@ -94,13 +109,30 @@ def names(axes: Iterable[str]) -> list[str]:
 
 
 def summary_of(folder: Path) -> Summary | None:
-    """A run's summary, or None where there is none (that can be read) or its records are gone."""
-    if not (folder / "records.jsonl").is_file():
-        return None
+    """A run's summary; None where there is none that can be read, or its records or checkpoint are of other rounds."""
     try:
-        return record.load_summary(folder / "summary.json")
+        summary = record.load_summary(folder / "summary.json")
+        record.together(folder, summary, record.load(folder / "records.jsonl"))
+        latest = checkpoint.latest_of(folder / "checkpoint")
     except UserError:
         return None
+    return summary if latest is None or latest.round == summary.rounds else None
+
+
+def done(folder: Path, settings: Settings, now: Fingerprints) -> Summary | None:
+    """The summary of a run that is complete, scored as these settings ask, and of them, today's data and base model.
+
+    now: gives the fingerprint of settings, data and base model today. A run that cannot be compared, because data or
+    base model are not to be had any more, is taken as it is.
+    """
+    summary = summary_of(folder)
+    if not is_done(summary, settings.run):
+        return None
+    try:
+        kept = record.read_json(folder / "environment.json", record.Environment)
+    except UserError:
+        return None
+    return summary if kept is not None and now(settings) in (None, kept.root.get("fingerprint")) else None
 
 
 def is_done(summary: Summary | None, run: RunSettings) -> bool:

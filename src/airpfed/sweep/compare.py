@@ -1,30 +1,33 @@
 """`airpfed compare`: finished runs side by side, wherever they are, by the settings in which they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from airpfed import reading
+from airpfed import reading, record
 from airpfed.errors import UserError
+from airpfed.files import TEMPORARY
+from airpfed.record import Summary
 from airpfed.settings import Settings, TaskSettings
-from airpfed.sweep.cells import UNNAMED, summary_of
+from airpfed.sweep.cells import UNNAMED
 from airpfed.sweep.tables import Run
 
 ABSENT = "-"
 
 
-def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
+def runs_of(folders: Sequence[Path], say: Callable[[str], None]) -> tuple[list[Run], dict[str, list[str]]]:
     """All scored runs in the folders and below them, and what differs: setting -> its values, in the order met.
 
-    Settings that change nothing of what is trained, and the seed, are no difference. Raises UserError where a folder
-    holds none.
+    Settings that change nothing of what is trained, and the seed, are no difference. say: told of runs that are not
+    finished, and left out. Raises UserError where a folder holds none that is.
     """
     found = []
     for folder in folders:
-        places = sorted(path.parent for path in folder.rglob("summary.json"))
-        scored = [
-            (place, summary) for place in places if (summary := summary_of(place)) and summary.average is not None
-        ]
+        places = sorted({path.parent for name in ("summary.json", "experiment.toml") for path in folder.rglob(name)})
+        read = [(place, whole(place)) for place in places if not any(map(TEMPORARY.fullmatch, place.parts))]
+        if unfinished := [place for place, summary in read if summary is None]:
+            say(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
+        scored = [(place, summary) for place, summary in read if summary is not None]
         if not scored:
             raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
         found += [(place, reading.read(place / "experiment.toml"), summary) for place, summary in scored]
@@ -37,6 +40,20 @@ def runs_of(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[str]]]:
         for (place, settings, summary), one in zip(found, flat, strict=True)
     ]
     return unique(runs), axes
+
+
+def whole(folder: Path) -> Summary | None:
+    """A run's summary if it is scored; UserError where it cannot be read, or the records are of other rounds."""
+    summary = record.read_json(folder / "summary.json", Summary)
+    if summary is None or summary.average is None:
+        return None
+    records = record.load(folder / "records.jsonl")
+    record.together(folder, summary, records)
+    if len(records) > summary.rounds:
+        raise UserError(
+            f"{folder}: {len(records)} rounds are done, summary.json is of {summary.rounds}; end it (--resume)"
+        )
+    return summary
 
 
 def unique(runs: Sequence[Run]) -> list[Run]:

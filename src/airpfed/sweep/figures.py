@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -93,7 +94,8 @@ def course_lines(
         spent = [costs(rounds[run.folder]) for run in seeds]
         names = [""] if len(points) > 1 or len(reached[0]) == 1 else [name for name in reached[0] if name]
         for name in names:
-            for number in sorted(set.intersection(*(set(one.get(name, {})) for one in reached))):
+            having = [{number for number, value in one.get(name, {}).items() if isfinite(value)} for one in reached]
+            for number in sorted(set.intersection(*having)):
                 cost = {key: fmean(one[number][key] for one in spent) for key in course.ACROSS[1:]}
                 value = plotted(interval([one[name][number] for one in reached]))
                 lines.append({**where[point], "task": name, "round": number, **cost, **value})

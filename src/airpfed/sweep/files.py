@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airpfed import record
+from airpfed.files import folded, inside
 from airpfed.record import RoundRecord
 from airpfed.report import charts, means
 from airpfed.sweep import figures
@@ -38,8 +39,8 @@ def write(
     plain = dict(zip(names(axes), axes.values(), strict=True))
     written |= dict(figures.files(runs, found, plain, rounds, base))
     for name, content in written.items():
-        record.write_atomic(home / name, content)
-    return list(written)
+        record.write_atomic(inside(home, name), content)
+    return [folded(name) for name in written]
 
 
 def table(lines: Sequence[Line], first: Sequence[str]) -> str:
@@ -97,4 +98,4 @@ def as_json(found: Sequence[Mean], against: Mapping[str, str]) -> dict[str, Any]
 
 def write_json(tree: Mapping[str, Any], path: Path) -> None:
     """The same tree as a file."""
-    record.write_atomic(path, json.dumps(tree, indent=2) + "\n")
+    record.write_atomic(path, json.dumps(record.told(tree), indent=2, allow_nan=False) + "\n")

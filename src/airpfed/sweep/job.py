@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from airpfed import reading, record
-from airpfed.build import preparation
+from airpfed.build import fingerprints, preparation
 from airpfed.errors import UserError, hint
 from airpfed.grid import Point, axes_of, points
 from airpfed.report import charts
 from airpfed.sweep import files, pool
-from airpfed.sweep.cells import Cell, adopt, cells_of, is_done, lacking, summary_of
+from airpfed.sweep.cells import Cell, Fingerprints, adopt, cells_of, done, lacking, place_of, summary_of
 from airpfed.sweep.compare import runs_of
 from airpfed.sweep.screen import SweepScreen
 from airpfed.sweep.tables import Mean, Run, chosen, means
@@ -61,16 +61,16 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
     """
     axes, tuned = checked(plan)
     against = reference(plan.against, axes)
-    failed: list[str] = []
+    failed, now = list[str](), fingerprints()
     if tuned:
         cells = cells_of(plan.file, plan.overrides, points(axes | tuned), plan.tune_seeds or plan.seeds, "dev")
-        failed += computed(plan, cells, screen, "tuning")
-        spread = tune(finished(cells, plan.home, ()), axes, tuned, plan.home, screen)
+        failed += computed(plan, cells, screen, "tuning", now)
+        spread = tune(finished(cells, plan.home, (), now), axes, tuned, plan.home, screen)
         cells = cells_of(plan.file, plan.overrides, spread, plan.seeds, "both")
     else:
         cells = cells_of(plan.file, plan.overrides, points(axes), plan.seeds)
-    failed += computed(plan, cells, screen, "cells")
-    runs = finished(cells, plan.home, list(tuned))
+    failed += computed(plan, cells, screen, "cells", now)
+    runs = finished(cells, plan.home, list(tuned), now)
     if not runs:
         raise UserError(f"{plan.home}: no cell could be computed: {failed[0]}")
     found = means(runs, against)
@@ -135,7 +135,7 @@ def compare(folders: Sequence[Path], against: Sequence[str], out: Path | None, s
 
     out: where to write the tables and figures too.
     """
-    runs, axes = runs_of(folders)
+    runs, axes = runs_of(folders, screen.say)
     base = reference(against, axes)
     found = means(runs, base)
     if out is not None:
@@ -147,16 +147,16 @@ def compare(folders: Sequence[Path], against: Sequence[str], out: Path | None, s
     return Report(found, axes, base, files.as_json(found, base), [])
 
 
-def computed(plan: Plan, cells: Sequence[Cell], screen: SweepScreen, what: str) -> list[str]:
+def computed(plan: Plan, cells: Sequence[Cell], screen: SweepScreen, what: str, now: Fingerprints) -> list[str]:
     """Compute the cells that are not done; a line for each that could not be.
 
     What another sweep of `reuse` has is copied. Those that share data and base model come one after another, so that a
     worker loads them once.
     """
-    missing = lacking(cells, plan.home)
-    if copied := adopt(missing, plan.home, plan.reuse):
+    missing = lacking(cells, plan.home, now)
+    if copied := adopt(missing, plan.home, plan.reuse, now):
         screen.say(f"{what}: {copied} copied from {', '.join(map(str, plan.reuse))}")
-        missing = lacking(missing, plan.home)
+        missing = lacking(missing, plan.home, now)
     missing.sort(key=lambda cell: (cell.seed, preparation(cell.settings)))
     if len(cells) > len(missing):
         screen.say(f"{what}: {len(cells) - len(missing)} of {len(cells)} are there already")
@@ -170,18 +170,18 @@ def computed(plan: Plan, cells: Sequence[Cell], screen: SweepScreen, what: str) 
             workers = pool.workers_of(plan.workers, missing[0].settings)
             stream = pool.local(missing, plan.home, plan.command, workers, tick)
         for cell, result in stream:
-            passed(cell, result, summary_of(plan.home / "cells" / cell.folder))
+            passed(cell, result, summary_of(place_of(cell, plan.home)))
             if result.end == "failed":
                 failed.append(f"{cell.folder}: {result.why}")
     return failed
 
 
-def finished(cells: Iterable[Cell], home: Path, tuned: Sequence[str]) -> list[Run]:
+def finished(cells: Iterable[Cell], home: Path, tuned: Sequence[str], now: Fingerprints) -> list[Run]:
     """The cells that are done as runs, point by point; a tuned value is a column and no axis."""
     found = []
     for cell in sorted(cells, key=lambda cell: cell.seed):
-        summary = summary_of(home / "cells" / cell.folder)
-        if summary is not None and is_done(summary, cell.settings.run):
+        summary = done(place_of(cell, home), cell.settings, now)
+        if summary is not None:
             pairs = [(key, value) for key, _, value in (axis.partition("=") for axis in cell.point)]
             where = tuple((k, v) for k, v in pairs if k not in tuned)
             extra = tuple((k, v) for k, v in pairs if k in tuned)

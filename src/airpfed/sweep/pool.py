@@ -12,7 +12,7 @@ from typing import Any
 from airpfed.errors import UserError
 from airpfed.settings import Settings
 from airpfed.sweep import work
-from airpfed.sweep.cells import Cell
+from airpfed.sweep.cells import Cell, place_of
 from airpfed.sweep.work import Result
 
 TICK = 0.5
@@ -48,7 +48,7 @@ def local(cells: Sequence[Cell], home: Path, command: str, workers: int, tick: C
         if one
         else ProcessPoolExecutor(min(workers, len(cells)), context, work.begin, (Stopping(stop),))
     )
-    jobs = [(cell.settings.model_dump_json(), home / "cells" / cell.folder, command) for cell in cells]
+    jobs = [(cell.settings.model_dump_json(), place_of(cell, home), command) for cell in cells]
     try:
         waiting: dict[Future[Result], Cell] = {
             executor.submit(work.work, *job, stop.is_set if one else None): cell
@@ -116,10 +116,9 @@ def on_ray(cells: Sequence[Cell], home: Path, command: str, address: str, tick: 
         raise UserError(f"--ray {address}: {str(error).splitlines()[0]}") from None
     try:
         remote = ray.remote(num_cpus=1, max_retries=3)(work.work)
-        place = str(home.resolve())
+        place = home.resolve()
         waiting = {
-            remote.remote(cell.settings.model_dump_json(), Path(place) / "cells" / cell.folder, command): cell
-            for cell in cells
+            remote.remote(cell.settings.model_dump_json(), place_of(cell, place), command): cell for cell in cells
         }
         while waiting:
             ended, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)

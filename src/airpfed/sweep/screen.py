@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from airpfed.record import Summary, number
-from airpfed.sweep.cells import Cell, names
+from airpfed.sweep.cells import Cell, names, place_of
 from airpfed.sweep.tables import Interval, Mean, Where
 from airpfed.sweep.work import Result
 
@@ -42,12 +42,13 @@ class SweepScreen:
             task = bar.add_task(f"{what} 0/{len(cells)}", total=total)
 
             def tick() -> None:
-                done = sum(rounds_done(home / "cells" / cell.folder) for cell in cells) if not bar.disable else 0
+                done = sum(rounds_done(place_of(cell, home)) for cell in cells) if not bar.disable else 0
                 bar.update(task, completed=done, description=f"{what} {ended[0]}/{len(cells)}")
 
             def passed(cell: Cell, result: Result, summary: Summary | None) -> None:
                 ended[0] += 1
-                self.say(f"{ended[0]}/{len(cells)} {cell.folder}: {told(result, summary)}")
+                again = f" ({result.why})" if result.end == "done" and result.why else ""
+                self.say(f"{ended[0]}/{len(cells)} {cell.folder}: {told(result, summary)}{again}")
                 tick()
 
             yield tick, passed
@@ -57,7 +58,7 @@ def rounds_done(folder: Path) -> int:
     """Rounds that a run has written down."""
     try:
         return (folder / "records.jsonl").read_bytes().count(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

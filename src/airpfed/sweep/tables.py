@@ -61,7 +61,7 @@ def measures(summary: Summary) -> dict[str, float | None]:
     }
     found |= {f"task {name}": task.final for name, task in summary.tasks.items()}
     found |= summary.ledger.model_dump()
-    return {key: None if value is None else float(value) for key, value in found.items()}
+    return {key: None if value is None or not math.isfinite(value) else float(value) for key, value in found.items()}
 
 
 def interval(values: Sequence[float]) -> Interval:

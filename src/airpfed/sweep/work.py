@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from multiprocessing import parent_process
@@ -16,10 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed import build, outputs, record
 from airpfed.errors import UserError
 from airpfed.lock import alone
+from airpfed.outputs import tidied
+from airpfed.record import content
 from airpfed.rounds import checkpoint
-from airpfed.rounds.run import play
+from airpfed.rounds.run import Experiment, play, recorded
 from airpfed.settings import Settings
-from airpfed.sweep.cells import is_done, summary_of
+from airpfed.sweep.cells import done
 from airpfed.tracker import TRACKERS
 
 BASE = "base"
@@ -28,7 +29,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Result:
-    """How a cell ended; why, if it failed."""
+    """How a cell ended; why, if it failed, or was played again because what was there is damaged or of other data."""
 
     end: Literal["done", "stopped", "failed"]
     why: str = ""
@@ -63,7 +64,8 @@ def work(settings_json: str, folder: Path, command: str, stopping: Callable[[], 
     settings = Settings.model_validate_json(settings_json)
     try:
         with alone(folder / ".lock", inf):
-            if is_done(summary_of(folder), settings.run):
+            tidied(folder)
+            if done(folder, settings, build.fingerprints()):
                 return Result("done")
             return _play(settings, folder, command, stopping or _stopping)
     except UserError as error:
@@ -76,18 +78,34 @@ def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[],
     made = prepared(settings)
     experiment = build.experiment(settings, made.tasks, made)
     track = TRACKERS[settings.run.tracker](folder)
+    again = list(outputs.renewed(folder))
     outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder)
     own, common = folder / "checkpoint" / "base.json", folder.parent.parent / BASE / f"{made.base_key[:16]}.json"
     own.parent.mkdir(exist_ok=True)
-    with suppress(FileNotFoundError):
-        record.write_atomic(own, common.read_bytes())
-    outcome = play(experiment, folder, checkpoint.exists(own.parent), track, stopping, lambda _: None)
+    if (scores := content(common)) is not None:
+        record.write_atomic(own, scores)
+    resume, why = resumable(folder, experiment)
+    outcome = play(experiment, folder, resume, track, stopping, lambda _: None)
     common.parent.mkdir(exist_ok=True)
-    if not common.exists():
-        record.write_atomic(common, own.read_bytes())
+    if content(common) != (scores := own.read_bytes()):
+        record.write_atomic(common, scores)
     record.write_json(folder / "summary.json", outcome.summary)
     track(outcome.summary)
-    return Result("done" if outcome.completed else "stopped")
+    return Result("done" if outcome.completed else "stopped", "; ".join([*again, *([why] if why else [])]))
+
+
+def resumable(folder: Path, experiment: Experiment) -> tuple[bool, str]:
+    """Whether a cell can go on from its checkpoint; else why it is played again, if anything of it is there."""
+    try:
+        if checkpoint.exists(folder / "checkpoint"):
+            state = checkpoint.read(folder / "checkpoint", experiment.initial, experiment.fingerprint)
+            recorded(folder / "records.jsonl", state.round)
+            return True, ""
+        if record.load(folder / "records.jsonl"):
+            return False, f"{folder / 'checkpoint'}: no checkpoint; played again"
+    except UserError as error:
+        return False, f"{error}; played again"
+    return False, ""
 
 
 def prepared(settings: Settings) -> build.Prepared:

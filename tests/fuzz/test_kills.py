@@ -1,0 +1,47 @@
+"""A few of the kills of `python tests/fuzz/kills.py`, and two of a whole process."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kills
+import pytest
+from kills import killed_processes, same, spread
+from runs import save_settings
+
+DRIVER = Path(kills.__file__)
+
+
+def test_killed_at_events_of_the_disk_every_program_ends_as_undisturbed() -> None:
+    """In a process of its own, which forks before anything has begun to compute."""
+    done = subprocess.run([sys.executable, str(DRIVER), "4"], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    found = dict(re.findall(r"^(\w+): 4 of (\d+) events", done.stdout, re.MULTILINE))
+    assert lines[-1] == "0 failed" and found.keys() == {"run", "export", "report", "sweep"}
+    assert int(found["run"]) > 60, "events are seen"
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "settings").mkdir()
+    assert killed_processes(2, save_settings(tmp_path / "settings", metered=False), tmp_path) == 2
+
+
+def test_events_are_spread_from_the_first_to_the_last() -> None:
+    assert spread(5, None) == spread(5, 9) == [1, 2, 3, 4, 5]
+    assert spread(100, 4) == [1, 34, 67, 100]
+
+
+def test_what_differs_is_seen() -> None:
+    """The comparison that all kills are held to."""
+    whole = {"records.jsonl": b'{"round": 1, "seconds": 2}\n', "a": b"1"}
+    same(whole, {**whole, "records.jsonl": b'{"round": 1, "seconds": 3}\n'}, "")
+    for other in (
+        {"a": b"1"},
+        {**whole, ".b": b""},
+        {**whole, "a": b"2"},
+        {**whole, "records.jsonl": b'{"round": 2}\n'},
+    ):
+        with pytest.raises(AssertionError):
+            same(whole, other, "")
