@@ -10,12 +10,12 @@ import airpfed
 
 ROOT = Path(airpfed.__file__).parent
 LEVELS = [
-    {"errors", "units", "streams", "heap", "spill", "lock", "files", "settings", "reading", "record", "fetch"},
+    {"errors", "units", "streams", "heap", "spill", "lock", "files", "settings", "reading", "record", "fetch", "paths"},
     {"tasks", "model", "air", "theory"},
     {"devices"},
     {"rounds"},
     {"build", "radio"},
-    {"report", "outputs", "terminal", "reference", "tracker", "grid", "conduct", "flower"},
+    {"report", "outputs", "terminal", "reference", "tracker", "grid", "conduct", "flower", "data_report"},
     {"job", "study", "study_files", "bounds", "planning", "sweep", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -111,4 +111,5 @@ def test_nothing_below_build_sees_the_settings():
         "sweep",
         "conduct",
         "flower",
+        "data_report",
     }

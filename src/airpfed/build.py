@@ -34,7 +34,7 @@ from airpfed.streams import stream
 from airpfed.tasks.load import Source
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.split import Shares
-from airpfed.tasks.task import build as build_task
+from airpfed.tasks.task import build_all
 
 UNSHAPING: dict[str, set[str]] = {
     "devices": {"cache_gb", "gradients_gb"},
@@ -54,7 +54,8 @@ GIVEN = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
 
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
     """All tasks, loaded, split and shared over their devices."""
-    return tuple(build_task(source_of(task), shares_of(task), settings.run.seed) for task in settings.tasks)
+    wanted = [(source_of(task), how) for task, how in zip(settings.tasks, all_shares(settings), strict=True)]
+    return build_all(wanted, settings.run.seed)
 
 
 def source_of(task: TaskSettings) -> Source:
@@ -70,6 +71,7 @@ def source_of(task: TaskSettings) -> Source:
         labels=task.labels or None,
         max_chars=task.max_chars or None,
         classes=task.classes,
+        max_empty_share=task.max_empty_share,
     )
 
 
@@ -107,6 +109,20 @@ def fingerprints() -> Callable[[Settings], str | None]:
         return fingerprint_of(settings, data[key], bases[base])
 
     return fingerprint_now
+
+
+def all_shares(settings: Settings) -> list[Shares]:
+    """`shares_of` every task, where tasks that split alike, by way of others too, name the same shuffle."""
+    leads = {task.name: task.split_as for task in settings.tasks}
+
+    def root(name: str) -> str:
+        met = [name]
+        while leads.get(met[-1]) and leads[met[-1]] not in met:
+            met.append(leads[met[-1]])
+        onward = leads.get(met[-1])  # a ring of tasks has no end: the first of them by name stands for it
+        return min(met[met.index(onward) :]) if onward else met[-1]
+
+    return [replace(shares_of(task), split_as=root(task.name) if task.split_as else "") for task in settings.tasks]
 
 
 def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:

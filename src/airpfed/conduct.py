@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airpfed import build, outputs, reading, record
+from airpfed.data_report import data_lines, data_report
 from airpfed.errors import UserError
 from airpfed.report import page
 from airpfed.rounds import checkpoint
@@ -39,9 +40,10 @@ def conduct(
         recorded(out / "records.jsonl", state.round)
         if state.round > settings.server.rounds:
             raise UserError(f"server.rounds = {settings.server.rounds}: {state.round} rounds are done already in {out}")
-    for line in experiment.notes:
+    reports = data_report(settings, tasks, experiment)
+    for line in [*data_lines(reports), *experiment.notes]:
         screen.say(line)
-    outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out)
+    outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in tasks}, command, out, reports)
 
     def watch(row: record.RoundRecord) -> None:
         screen.round(row)

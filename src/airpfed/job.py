@@ -15,7 +15,6 @@ from airpfed.rounds import checkpoint
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import State
 from airpfed.settings import Settings
-from airpfed.tasks.sample import Task
 from airpfed.terminal import INTERRUPTED, go_on, interruptible, open_screen
 from airpfed.tracker import TRACKERS
 
@@ -32,8 +31,6 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
         track = TRACKERS[settings.run.tracker](out)
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
-        for task in tasks:
-            screen.say(size_line(task))
         experiment = build.experiment(settings, tasks)
         outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
         if outcome.completed and not overrides:
@@ -51,13 +48,6 @@ def alone_in(out: Path, resume: bool) -> Iterator[None]:
         outputs.claim(out, resume)
         outputs.tidied(out)
         yield
-
-
-def size_line(task: Task) -> str:
-    """How many samples a task's devices really hold; fewer than asked for where the source has no more."""
-    sizes = [len(shard) for shard in task.train]
-    each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    return f"task {task.name}: {len(sizes)} devices x {each} samples, dev {len(task.dev)}, test {len(task.test)}"
 
 
 def export_job(run: Path, merged: bool) -> list[Path]:

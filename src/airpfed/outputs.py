@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,15 @@ def written_to(path: Path, ending: str) -> None:
         raise UserError(f"--out {path}: should be a file that ends in {ending}")
 
 
-def begin(settings: Settings, experiment: Experiment, data: dict[str, str], command: str, out: Path) -> None:
-    """Write the resolved settings and what the run stands on: versions, commit, hashes of data and base model."""
+def begin(
+    settings: Settings,
+    experiment: Experiment,
+    data: dict[str, str],
+    command: str,
+    out: Path,
+    reports: Mapping[str, record.DataReport],
+) -> None:
+    """Write the resolved settings and what the run stands on: versions, commit, data, hashes of data and base model."""
     write(settings, out / "experiment.toml")
     environment: dict[str, object] = {
         "command": command,
@@ -164,6 +171,7 @@ def begin(settings: Settings, experiment: Experiment, data: dict[str, str], comm
         "base_sha256": base_hash(experiment.fleet.backbone),
         "data_sha256": data,
         "fingerprint": experiment.fingerprint,
+        "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     record.write_json(out / "environment.json", environment)
     place = radio.world(settings.radio, settings.run.seed, experiment.fleet.task_of, len(settings.tasks))

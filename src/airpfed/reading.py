@@ -9,18 +9,16 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.errors import UserError, hint
+from airpfed.paths import base_in, source_in
 from airpfed.record import write_atomic
 from airpfed.settings import Settings
-
-FILES = (".csv", ".json", ".jsonl", ".parquet", ".gguf")
-"""Endings of the files that settings may name."""
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     """The settings of a file, changed by `section.key=value` overrides; raises UserError with a line a problem.
 
-    A task's key is `tasks.NAME.key`, or `tasks.*.key` for every task. Data and model paths in the file are relative to
-    the file.
+    A task's key is `tasks.NAME.key`, or `tasks.*.key` for every task. Data and model paths are relative to the file,
+    also those of overrides.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -88,17 +86,9 @@ def write(settings: Settings, path: Path, heading: str = "", defaults: bool = Tr
 
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
-    """Names of files that exist beside the settings file, made absolute, so that a run does not depend on the cwd.
-
-    A bare word is a name, never a file: a folder `sms` beside the settings does not take the place of the task `sms`.
-    """
-
-    def anchored(name: str) -> str:
-        is_file = "/" in name or Path(name).suffix in FILES
-        return str((folder / name).resolve()) if is_file and (folder / name).exists() else name
-
-    tasks = tuple(t.model_copy(update={"source": anchored(t.source or t.name)}) for t in settings.tasks)
-    model = settings.model.model_copy(update={"base": anchored(settings.model.base)})
+    """The paths of data and of the base model made absolute, so that a run does not depend on the working directory."""
+    tasks = tuple(t.model_copy(update={"source": source_in(t.source or t.name, folder)}) for t in settings.tasks)
+    model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
     return settings.model_copy(update={"tasks": tasks, "model": model})
 
 

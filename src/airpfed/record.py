@@ -253,6 +253,32 @@ class Layout(Row):
     devices: list[Place] = Field(description="the devices in their order")
 
 
+class DataReport(Row):
+    """What the data of a task is, known before round 1."""
+
+    rows: int = Field(description="rows of the source, those of classes that were not asked for aside")
+    skipped: int = Field(description="rows without text or label, left out")
+    duplicates: int = Field(description="rows left out because their text, as the prompt has it, had come before")
+    contradictions: int = Field(description="those of the duplicates with another class or answer than the row kept")
+    barred: int = Field(description="samples kept from training because a task of the same split_as tests on them")
+    devices: int = Field(description="devices of the task")
+    samples_least: int = Field(description="training samples of the device that has fewest; 0 where they are not here")
+    samples_most: int = Field(description="training samples of the device that has most")
+    dev: int = Field(description="samples of the dev split")
+    test: int = Field(description="samples of the test split")
+    classes: dict[str, list[int]] = Field(description="class -> samples in train, dev and test (classify)")
+    prompts_cut: float = Field(description="share of all prompts that model.max_tokens cuts")
+    prompts_cut_tokens: float | None = Field(
+        description="median length of those before the cut, with the answer where one is trained on, tokens"
+    )
+    answers_cut: float = Field(description="share of the training answers that it cuts, the end token with them")
+    answers_cut_tokens: float | None = Field(description="median length of those before the cut, tokens")
+    alike_when_cut: int = Field(
+        description="test prompts that the model reads, once cut, as it reads a training prompt"
+    )
+    notes: list[str] = Field(description="what else should be known, a line each")
+
+
 class TaskSummary(Row):
     """One task's outcome on its test split."""
 

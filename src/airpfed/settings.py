@@ -85,7 +85,8 @@ class TaskSettings(Section):
         description="name of the task in all outputs",
     )
     source: str = Field(
-        "", description="catalogue name, .csv/.jsonl/.parquet file, or hf:OWNER/NAME; default: the name"
+        "",
+        description="catalogue name, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or hf:./folder; default: the name",
     )
     kind: Literal["auto", "classify", "generate"] = Field(
         "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
@@ -120,6 +121,12 @@ class TaskSettings(Section):
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
     sizes_sigma: float = Field(0.5, ge=0, le=10, description="sigma of the log-normal sizes")
     max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
+    max_empty_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="rows without text or label that may be skipped, as a share of all; more: an error",
+    )
     power_dbm: float | Numbers | None = Field(
         None,
         description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
@@ -508,7 +515,8 @@ class Settings(Section):
                 raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
             if other is None:
                 continue
-            keys = ("classes", "prompt", "test_samples", "dev_samples")
+            keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
+            keys += () if task.prompt else ("text", "kind")  # which the default prompt is made of
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
             differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
             if differs:

@@ -141,7 +141,7 @@ def test_settings_errors(source: Source, change: dict[str, object], named: str) 
         ("a.csv", b"text,label\na,x\nb,x\n", "the one class 'x'"),
         ("a.csv", b"text,label\na,x\nA ,y\n", "the 2 rows of"),
         ("a.csv", b"text,label\na,x\nA ,y\n", "make 1 distinct prompts, the first of each kept, and none of class 'y'"),
-        ("a.csv", b"text,label\na,x\nb, x\n", "the word of ' x' and 'x' is 'x'"),
+        ("a.csv", b"text,label\na,x\nb, x\n", "the one class 'x'"),
         ("a.csv", b"text,label,text\na,x,b\n", "column 'text' stands twice in the header"),
         ("a.csv", b"text;label\na;x\n", "has the columns text;label; fields should be separated by commas"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": "b"}\n', "row 1 of"),

@@ -13,6 +13,7 @@ from typing import Literal
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed import build, outputs, record
+from airpfed.data_report import data_report
 from airpfed.errors import UserError
 from airpfed.lock import alone
 from airpfed.outputs import tidied
@@ -79,7 +80,10 @@ def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[],
     experiment = build.experiment(settings, made.tasks, made)
     track = TRACKERS[settings.run.tracker](folder)
     again = list(outputs.renewed(folder))
-    outputs.begin(settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder)
+    reports = data_report(settings, made.tasks, experiment)
+    outputs.begin(
+        settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder, reports
+    )
     own, common = folder / "checkpoint" / "base.json", folder.parent.parent / BASE / f"{made.base_key[:16]}.json"
     own.parent.mkdir(exist_ok=True)
     if (scores := content(common)) is not None:

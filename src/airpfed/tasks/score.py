@@ -1,5 +1,6 @@
 """Metrics of predictions, each in 0..1. All raise ValueError on no predictions and on unequal lengths."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -15,8 +16,12 @@ def balanced_accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
 
 
 def exact_match(predicted: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of texts that equal the answer, white space at both ends aside."""
-    return _mean([guess.strip() == answer.strip() for guess, answer in zip(predicted, answers, strict=True)])
+    """Share of texts that equal the answer, white space at both ends aside and however accents are composed (NFC)."""
+    return _mean([_plain(guess) == _plain(answer) for guess, answer in zip(predicted, answers, strict=True)])
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _mean(values: Sequence[bool] | Sequence[float]) -> float:
