@@ -57,7 +57,8 @@ def _beside(name: str, folder: Path) -> Path:
     """A path as seen from `folder`. Links on the way to a file are followed; the file keeps its own name and ending."""
     try:
         path = folder / (Path(name).expanduser() if name.startswith("~/") or name == "~" else name)
-        str(path).encode()
+        if "\0" in str(path) or not str(path).encode():
+            raise ValueError
         return path.resolve() if path.name in ("", "..") or path.is_dir() else path.parent.resolve() / path.name
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__

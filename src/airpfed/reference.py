@@ -22,8 +22,8 @@ task's by `tasks.NAME.key` or, for all tasks, `tasks.*.key`.
 Paths of data and of the base model are relative to the settings file and to nothing else, also those given with
 `--set`; `~/` is the home folder. A source is a path where it has a slash in it or ends in .csv, .jsonl, .json or
 .parquet (behind `hf:`, where it begins with a dot, a slash or `~/`, or the folder is there); a base model where it
-begins so, ends in .gguf, or has a slash and is there. At most {table.MAX_BYTES >> 20} MB and {table.MAX_CELLS:,} cells of a
-file are read.
+begins so, ends in .gguf, or has a slash and is there. At most {table.MAX_BYTES >> 20} MB and {table.MAX_CELLS:,} cells
+of a file are read.
 """
 
 ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {

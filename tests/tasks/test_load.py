@@ -2,18 +2,25 @@
 
 import csv
 import json
+import os
+import uuid
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from airpfed.errors import UserError
+from airpfed.tasks import table
 from airpfed.tasks.load import Source, fill, load
 from airpfed.tasks.sample import Sample
-from airpfed.tasks.table import READERS, read_file, read_hub
+from airpfed.tasks.table import READERS, hub_parts, read_file, read_hub
 
 ROWS = [
     {"text": "good film, café", "label": "pos", "who": "ann"},
@@ -216,3 +223,289 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
     )
     assert "belong to kind 'classify'" in message(replace(source, kind="generate"))
     assert "needs two or more" in message(replace(source, classes=("b",)))
+
+
+def rows_of(texts: str, labels: str) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in zip(texts.split("|"), labels.split("|"), strict=True)]
+
+
+def test_spellings_of_a_text_are_duplicates_and_contradictions_are_counted(tmp_path: Path) -> None:
+    """The first row stays, whatever the others say."""
+    texts = "caf\u00e9|cafe\u0301|CAF\u00c9 |c\u200bafé|tea|ｔｅａ|milk"
+    found = load(Source("mine", str(write(tmp_path / "a.csv", rows_of(texts, "x|x|y|x|y|x|x")))), 0)
+    assert [(sample.prompt, sample.answer) for sample in found.samples] == [
+        ("caf\u00e9\nLabel:", " x"), ("tea\nLabel:", " y"), ("milk\nLabel:", " x"),
+    ]  # fmt: skip
+    assert (found.counts.rows, found.counts.duplicates, found.counts.contradictions) == (7, 4, 2)
+
+
+def test_spellings_of_a_class_are_one_class(tmp_path: Path) -> None:
+    """As the file spells it first; labels, classes and devices of the settings are found in any spelling."""
+    rows = [
+        row | {"who": who}
+        for row, who in zip(rows_of("a|b|c|d", "e\u0301|\u00e9 |z|z"), ["e\u0301", "\u00e9", "o", "o"], strict=True)
+    ]
+    source = Source("mine", str(write(tmp_path / "a.csv", rows)), device_column="who")
+    found = load(source, 0)
+    assert found.labels == (" e\u0301", " z") and [sample.label for sample in found.samples] == [0, 0, 1, 1]
+    assert {sample.device for sample in found.samples} == {"\u00e9", "o"} and found.names == ("e\u0301", "z")
+    words = load(replace(source, labels={"z": "no", "\u00e9": "yes"}, classes=("e\u0301", "z")), 0)
+    assert words.labels == (" no", " yes") and [sample.label for sample in words.samples] == [1, 1, 0, 0]
+    assert "stands there twice" in message(replace(source, labels={"z": "1", "\u00e9": "2", "e\u0301": "3"}))
+
+
+def test_classes_that_read_alike_are_two_and_told(tmp_path: Path) -> None:
+    found = load(Source("mine", str(write(tmp_path / "a.csv", rows_of("a|b|c|d", "spam|Spam|1|1.0")))), 0)
+    assert len(found.labels) == 4
+    assert found.counts.notes == (
+        "classes 'spam' and 'Spam' read alike, but are two", "classes '1' and '1.0' read alike, but are two",
+    )  # fmt: skip
+
+
+def test_columns_are_found_however_their_names_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("te\u0301,label\na,x\nb,y\n")
+    found = load(Source("mine", str(tmp_path / "a.csv"), text_column="t\u00e9"), 0)
+    assert found == load(Source("mine", str(tmp_path / "a.csv"), prompt="{te\u0301}\nLabel:"), 0)
+    (tmp_path / "a.csv").write_text("te\u0301,t\u00e9,label\na,b,x\n")
+    assert "two columns have names that read alike" in message(Source("mine", str(tmp_path / "a.csv")))
+
+
+def test_rows_without_text_or_label_are_skipped_and_counted(tmp_path: Path) -> None:
+    def table(empty: int) -> Source:
+        rows = [{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(100 - empty)]
+        lacking = [{"text": ("\u200b ", "a")[i % 2], "label": ("x", " ")[i % 2]} for i in range(empty)]
+        return Source("mine", str(write(tmp_path / "a.csv", [*rows[:7], *lacking, *rows[7:]])))
+
+    found = load(table(5), 0)
+    assert len(found.samples) == 95 and found.counts.rows == 100 and found.counts.skipped == 5
+    text = message(table(6))
+    assert "row 8 of" in text and "has no text in column 'text'; so it is with 6 of 100 rows" in text
+    assert "tasks.mine.max_empty_share = 0.05 of them" in text
+    assert load(replace(table(6), max_empty_share=0.06), 0).counts.skipped == 6
+    blank = str(write(tmp_path / "b.csv", rows_of("| | |", "x|y|x|y")))
+    assert "4 of 4 rows" in message(Source("mine", blank, max_empty_share=1.0))
+    rest = [{"text": sample.prompt.partition("\n")[0], "label": sample.answer.strip()} for sample in found.samples]
+    assert found.sha256 == load(Source("mine", str(write(tmp_path / "c.csv", rest))), 0).sha256
+
+
+CELLS = st.one_of(
+    st.sampled_from(["01", "NA", "None", "nan", "null", "True", "2020-01-01", " a ", "é", "a,b", 'q"', "1e5", "0.10"]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f\x85")),
+)  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(CELLS, min_size=2, max_size=8),
+    st.sampled_from([CELLS, st.integers(-99, 99), st.floats(-9, 9), st.booleans()]),
+    st.data(),
+)  # fmt: skip
+def test_a_table_gives_the_same_samples_from_every_kind_of_file(
+    hub: Path, tmp_path: Path, texts: list[str], kind: Any, data: st.DataObject
+) -> None:
+    """And as the folder of a data set: nothing guesses at types."""
+    rows = [{"text": text, "label": data.draw(kind)} for text in texts]
+    found: dict[str, object] = {}
+    for ending in READERS:
+        source = Source("mine", str(write(tmp_path / f"t{ending}", rows)), "generate", max_empty_share=1.0)
+        home = hub / f"{uuid.uuid4().hex}"
+        home.mkdir()
+        (home / f"train{ending}").write_bytes(Path(source.source).read_bytes())
+        for name, one in ((ending, source), (f"hf {ending}", replace(source, source=f"hf:{home}"))):
+            try:
+                loaded = load(one, 0)
+                found[name] = (loaded.samples, loaded.counts, loaded.sha256)
+            except UserError as error:
+                assert "has no text in column" in str(error)
+                found[name] = None
+    assert len({repr(one) for one in found.values()}) == 1, found
+
+
+def test_a_csv_of_a_data_set_is_read_as_it_is_written(hub: Path) -> None:
+    (hub / "train.csv").write_text("text,label\n01,NA\n2020-01-01,None\n1.50,nan\nTRUE,NA\n")
+    found = load(Source("mine", f"hf:{hub}"), 0)
+    assert [sample.prompt.partition("\n")[0] for sample in found.samples] == ["01", "2020-01-01", "1.50", "TRUE"]
+    assert found.labels == (" NA", " None", " nan") and found == load(Source("mine", str(hub / "train.csv")), 0)
+    assert len(load(Source("mine", f"hf:{hub}@train[:2]"), 0).samples) == 2
+    (hub / "test.csv").write_text("text,label\nx,a\n")
+    assert len(load(Source("mine", f"hf:{hub}@train[1:]+test"), 0).samples) == 4
+    assert len(load(Source("mine", f"hf:{hub}@all"), 0).samples) == 5
+
+
+def test_a_tab_separated_file_and_json_lines_of_a_data_set(hub: Path) -> None:
+    (hub / "train.tsv").write_text("text\tlabel\na,1\t01\nb\t1\n")
+    assert load(Source("mine", f"hf:{hub}"), 0).labels == (" 01", " 1")
+    (hub / "train.tsv").unlink()
+    (hub / "train.json").write_text('{"text": "2020-01-01", "label": "01"}\n{"text": "b", "label": 1}\n')
+    found = load(Source("mine", f"hf:{hub}"), 0)
+    assert found.labels == (" 01", " 1") and found.samples[0].prompt == "2020-01-01\nLabel:"
+
+
+def test_what_a_data_set_says_of_its_files_counts(hub: Path) -> None:
+    """Names of classes in a Parquet file of the library's own; separators in its card."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(
+        hub / "train.parquet"
+    )
+    assert [sample.answer for sample in load(Source("mine", f"hf:{hub}"), 0).samples] == [" yes", " no"]
+    (hub / "train.parquet").unlink()
+    (hub / "train.csv").write_text("text;label\na;x\nb;y\n")
+    (hub / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ';'\n---\n")
+    assert load(Source("mine", f"hf:{hub}"), 0).labels == (" x", " y")
+
+
+def test_a_folder_may_hold_the_characters_that_part_a_name(tmp_path: Path) -> None:
+    home = tmp_path / "me@work:x"
+    home.mkdir()
+    assert hub_parts(f"hf:{home}") == (str(home), None, "train")
+    assert hub_parts(f"hf:{home}:conf@test[:5]") == (str(home), "conf", "test[:5]")
+    assert hub_parts("hf:owner/name:conf@test") == ("owner/name", "conf", "test")
+
+
+def test_the_working_directory_is_not_taken_for_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    write(tmp_path / "owner" / "name" / "train.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    text = message(Source("mine", "hf:owner/name"))
+    assert "the working directory holds 'owner/name'" in text and "hf:./owner/name" in text
+    assert "no such folder" in message(Source("mine", f"hf:{tmp_path}/nothing"))
+    (tmp_path / "data.csv").write_text("text,label\na,x\n")
+    text = message(Source("mine", str(tmp_path / "study" / "data.csv")))
+    assert f"{tmp_path}/study/data.csv: No such file" in text and f"{tmp_path}/data.csv is in the working" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        (pa.array([b"a", "é".encode(), None]), ["a", "é", ""]),
+        (pa.array([b"ab", b"cd"], pa.binary(2)), ["ab", "cd"]),
+        (pa.array(["a", "b", "a", None]).dictionary_encode(), ["a", "b", "a", ""]),
+        (pa.array([1, 2, 1]).dictionary_encode(), ["1", "2", "1"]),
+        (pa.array(["a", None], pa.large_string()), ["a", ""]),
+        (pa.array(["a", None], pa.string_view()), ["a", ""]),
+        (pa.array([None, None]), ["", ""]),
+        (pa.array([True, False, None]), ["True", "False", ""]),
+        (pa.array([1, -(2**63), None]), ["1", str(-(2**63)), ""]),
+        (pa.array([1.0, 0.1, float("nan"), None]), ["1.0", "0.1", "", ""]),
+        (pa.array([0.1, 16777216.0], pa.float32()), ["0.1", "16777216.0"]),
+        (pa.array([Decimal("1.50"), None], pa.decimal128(30, 2)), ["1.50", ""]),
+        (pa.array([0, 18262], pa.date32()), ["1970-01-01", "2020-01-01"]),
+        (pa.array([0], pa.timestamp("us", "UTC")), ["1970-01-01 00:00:00+00:00"]),
+        (pa.array([0], pa.timestamp("ns")), ["1970-01-01 00:00:00"]),
+        (pa.array([61], pa.time32("s")), ["00:01:01"]),
+    ],
+    ids=lambda value: str(value.type) if hasattr(value, "type") else "",
+)
+def test_columns_of_a_parquet_file_as_texts(tmp_path: Path, column: pa.Array, texts: list[str]) -> None:
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert [row["text"] for row in read_file(tmp_path / "a.parquet")] == texts
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        (pa.array([b"\xff", b"a"]), "bytes that are not UTF-8 text"),
+        (pa.array([["a"], ["b"]]), "a list"),
+        (pa.array([{"a": 1}, {"a": 2}]), "a struct"),
+        (pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())), "a map"),
+        (pa.array([float("inf"), 1.0]), "a number that is not finite"),
+        (pa.array([2**50, 1], pa.timestamp("us")), "a timestamp[us] out of range"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_columns_that_are_no_text_are_named_if_they_are_used(tmp_path: Path, column: pa.Array, what: str) -> None:
+    column = column if what[:11] != "a timestamp" else pa.array([2**62, 1], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a", "b"], "other": column, "label": ["x", "y"]}), tmp_path / "a.parquet")
+    source = Source("mine", str(tmp_path / "a.parquet"))
+    assert len(load(source, 0).samples) == 2
+    text = message(replace(source, text_column="other"))
+    assert f"row 1 of {source.source!r} holds {what} in column 'other'" in text
+
+
+def test_cells_of_json_that_are_no_text(tmp_path: Path) -> None:
+    cells = {
+        '["a"]': "a list",
+        '{"a": 1}': "an object",
+        "1e400": "a number that is not finite",
+        '"\\ud800"': "half a surrogate",
+    }
+    for cell, what in cells.items():
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "ok", "label": "x"}}\n{{"text": {cell}, "label": "y"}}\n')
+        assert f"row 2 of '{tmp_path}/a.jsonl' holds {what}" in message(Source("mine", str(tmp_path / "a.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("a.csv", '"text";"label"\n"a";"x"\n', "fields should be separated by commas"),
+        ("a.csv", "text\tlabel\na\tx\n", "fields should be separated by commas"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16 text"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-be"), "a zero byte at byte 0 (it may be UTF-16)"),
+        ("a.jsonl", "{}".encode("utf-32"), "UTF-32 text"),
+        ("a.tsv", "text\tlabel\n", "(UTF-8, commas), .jsonl, .json (a list of objects), .parquet (.tsv is not read)"),
+        ("a.csv.gz", b"\x1f\x8b", "(.gz is not read): save or unpack it as one of these"),
+        ("a.XLSX", b"PK", "(.xlsx is not read)"),
+        ("a", "x", "the name has no ending"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "line 1: 'text' stands twice in an object"),
+        ("a.json", '[{"text": "a"}, {"text": "b"},]', "a comma before the end of the list"),
+        ("a.json", '[{"text": "a"} {"text": "b"}]', "expected a comma or the end of the list"),
+        ("a.json", '[{"text": "a"}] []', "more than one list"),
+        ("a.json", '[{"text": "a"}', "expected a comma or the end"),
+        ("a.json", '[{"text": ' + "9" * 5000 + "}]", "a number of 5,000 digits"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", '{"a":' * 100_000, "nested too deeply"),
+        ("a.jsonl", '{"\\ud800": 1}', "half a surrogate pair"),
+    ],
+)  # fmt: skip
+def test_files_that_are_something_else(tmp_path: Path, name: str, content: str | bytes, named: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert named in message(Source("mine", str(tmp_path / name)))
+
+
+def test_only_regular_files_of_a_size_that_fits_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    (tmp_path / "folder.csv").mkdir()
+    with (tmp_path / "huge.csv").open("wb") as file:
+        file.truncate(100 << 30)
+    for name, named in {
+        "fifo.csv": "not a regular file",
+        "zero.csv": "not a regular file",
+        "folder.csv": f"a folder; write hf:{tmp_path}/folder.csv",
+        "huge.csv": "107,374,182,400 bytes; at most 536,870,912 are read",
+    }.items():
+        assert named in message(Source("mine", str(tmp_path / name)))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").symlink_to(tmp_path / "huge.csv")
+    assert "at most 536,870,912 are read" in message(Source("mine", f"hf:{tmp_path}/set"))
+
+
+def test_a_table_that_grows_when_it_is_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its metadata says, by its rows, and by what repeated values add up to; without holding it."""
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["x" * (1 << 16)])
+    pq.write_table(pa.table({"text": long, "label": ["a"] * 100_000}), tmp_path / "repeated.parquet")
+    pq.write_table(pa.table({"text": pa.nulls(11_000_000), "label": pa.nulls(11_000_000)}), tmp_path / "rows.parquet")
+    pq.write_table(
+        pa.table({"text": ["x" * (1 << 20)], "label": ["a"]}), tmp_path / "packed.parquet", compression="zstd"
+    )
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 20
+    assert "more than 536,870,912 letters" in message(Source("mine", str(tmp_path / "repeated.parquet")))
+    assert "22,000,000 cells or more; at most 20,000,000" in message(Source("mine", str(tmp_path / "rows.parquet")))
+    monkeypatch.setattr(table, "MAX_BYTES", 1 << 16)
+    assert "bytes when unpacked; at most 65,536" in message(Source("mine", str(tmp_path / "packed.parquet")))
+    monkeypatch.setattr(table, "MAX_CELLS", 10)
+    assert "at most 10 are read" in message(Source("mine", str(write(tmp_path / "a.csv", ROWS))))
+
+
+def test_a_field_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\n{'x' * 200_000},a\nb,b\n")
+    assert len(load(Source("mine", str(tmp_path / "a.csv")), 0).samples[0].prompt) > 200_000
+
+
+def test_an_error_is_one_line_whatever_the_file_holds(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.csv").write_text("\x1b[2J" + "x" * 5000 + ",b\n1,2\n")
+    text = message(Source("mine", str(tmp_path / "a\nb.csv")))
+    assert text.isprintable() and len(text) <= 1000 and "a\\nb.csv" in text
+    texts = "|".join(f"{'word ' * 50}{i}" for i in range(2000))
+    source = Source("mine", str(write(tmp_path / "b.csv", rows_of(texts, texts))), labels={"a": "a", "b": "b"})
+    assert len(message(source)) < 400

@@ -20,6 +20,11 @@ def test_exact_match_strips_and_nothing_else() -> None:
     assert exact_match([" 42\n", "a  b", "Yes"], ["42", "a b", "yes"]) == pytest.approx(1 / 3)
 
 
+def test_exact_match_does_not_see_how_accents_are_composed() -> None:
+    assert exact_match(["caf\u00e9 ", "e\u0301"], ["cafe\u0301", "\u00e9"]) == 1.0
+    assert exact_match(["\u00e9", "\u00b2"], ["e", "2"]) == 0.0
+
+
 @pytest.mark.parametrize("metric", [accuracy, balanced_accuracy])
 def test_nothing_to_score_is_an_error(metric: object) -> None:
     assert callable(metric)

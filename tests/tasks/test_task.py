@@ -1,15 +1,19 @@
 """From a file to a task: duplicates never cross the split, and the seed fixes everything."""
 
 import json
+import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from airpfed.errors import UserError
-from airpfed.tasks.load import Source
+from airpfed.tasks.load import Source, load
 from airpfed.tasks.split import Shares
-from airpfed.tasks.task import build
+from airpfed.tasks.task import build, build_all, held_out
 
 SHARES = Shares(devices=4, samples_per_device=10, dev_samples=15, test_samples=25)
 
@@ -73,3 +77,72 @@ def test_tasks_that_split_alike_never_train_on_each_others_test_texts(source: So
     assert [s.prompt for s in one.train[0]] != [s.prompt for s in two.train[0]]
     alone = build(turned, SHARES, 1)
     assert kept & {s.prompt for device in alone.train for s in device}, "without it they would"
+
+
+TEXTS = st.sampled_from(
+    ["caf\u00e9", "cafe\u0301", "CAF\u00c9", "tea", " TEA", "t\u200bea", "ｔｅａ", "milk\u00a0x", "milk x", "wine"]
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "text": st.builds("{} {}".format, TEXTS, st.integers(0, 6)),
+            "one": st.sampled_from(["a", "b", "a ", ""]),
+            "two": st.sampled_from(["x", "y", "", ""]),
+        }
+    ),
+    min_size=30,
+    max_size=80,
+)
+
+
+def plain(prompt: str) -> str:
+    shown = "".join(char for char in prompt if unicodedata.category(char) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS, st.integers(0, 9), st.sampled_from([0, 4, 6]), st.booleans())
+def test_no_text_is_tested_on_and_trained_on(
+    tmp_path: Path, rows: list[dict[str, str]], seed: int, cut: int, apart: bool
+) -> None:
+    """Whatever its spelling, in its own task or one that splits alike; their columns need not have the same gaps."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sources = [
+        Source(name, str(path), "generate", "{text}:", label_column=name, max_chars=cut or None, max_empty_share=1.0)
+        for name in ("one", "two")
+    ]
+    shares = Shares(devices=1, samples_per_device=50, dev_samples=1, test_samples=2)
+    second = shares if apart else replace(shares, split_as="one")
+    try:
+        tasks = build_all([(sources[0], shares), (sources[1], second)], seed)
+    except UserError as error:
+        assert re.search("no text in column|distinct samples|samples left to train on", str(error))
+        return
+    for task in tasks:
+        held = [plain(s.prompt) for other in ([task] if apart else tasks) for s in (*other.dev, *other.test)]
+        trained = [plain(s.prompt) for device in task.train for s in device]
+        assert not set(held) & set(trained) and len(set(trained)) == len(trained)
+        source = sources[task.name == "two"]
+        assert task.counts.rows == task.counts.skipped + task.counts.duplicates + len(load(source, 0).samples)
+
+
+def test_what_another_task_tests_on_is_kept_from_training_and_counted(tmp_path: Path) -> None:
+    """Its rows without a label are not the other's, so that the shuffles of the two differ."""
+    rows = [{"text": f"t{i}", "one": "ab"[i % 2], "two": "xy"[i % 2] if i % 10 else ""} for i in range(100)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one = Source("one", str(tmp_path / "rows.jsonl"), label_column="one", prompt="{text}")
+    two = replace(one, name="two", label_column="two", max_empty_share=0.1)
+    shares = Shares(devices=1, samples_per_device=100, dev_samples=10, test_samples=20)
+    first, second = build_all([(one, shares), (two, replace(shares, split_as="one"))], 1)
+    assert second.counts.skipped == 10 and first.counts.barred > 0 and second.counts.barred > 0
+    assert len(first.train[0]) == 70 - first.counts.barred
+    held = {s.prompt for s in (*second.dev, *second.test)}
+    assert held and not held & {s.prompt for s in first.train[0]}
+    assert build(one, shares, 1).counts.barred == 0 and build(one, shares, 1).test == first.test
+
+
+def test_the_server_holds_out_what_the_simulator_does(source: Source) -> None:
+    for shares in (SHARES, replace(SHARES, split_as="another")):
+        task, held = build(source, shares, 1), held_out(source, shares, 1)
+        assert (task.dev, task.test, task.names, task.counts) == (held.dev, held.test, held.names, held.counts)

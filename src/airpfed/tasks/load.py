@@ -231,7 +231,7 @@ def _filled(plan: Source, template: str, rows: Sequence[Row]) -> tuple[list[Row]
             columns = ", ".join(_shown(one, 60) for one in islice(known, 20)) + (", ..." if len(known) > 20 else "")
             raise UserError(
                 f"tasks.{plan.name}.{setting} names {name!r}, but {plan.source!r} has the columns {columns}"
-                f"{(len(known) == 1 and parted(columns)) or _near(name, known)}"
+                f"{(len(known) == 1 and parted(next(iter(known)))) or _near(name, known)}"
             )
     cut = {name for setting, name in wanted if setting == "prompt"}
     kept: list[Row] = []
@@ -254,7 +254,8 @@ def _filled(plan: Source, template: str, rows: Sequence[Row]) -> tuple[list[Row]
         more = f"; so it is with {skipped:,} of {len(rows):,} rows" if skipped > 1 else f"; it has {len(rows):,} rows"
         raise UserError(
             f"tasks.{plan.name}.source: row {first[0]} of {plan.source!r} has no text in column {first[1]!r}{more}, "
-            f"and max_empty_share = {plan.max_empty_share:g} of them may be skipped; fill them in, or raise it"
+            f"and tasks.{plan.name}.max_empty_share = {plan.max_empty_share:g} of them may be skipped; fill them in "
+            "or raise it"
         )
     return kept, skipped
 

@@ -189,7 +189,7 @@ def _is_described(path: Path) -> bool:
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[Mapping[str, Any]]:
     text = _text(path)
-    limit = csv.field_size_limit(max(len(text), 1))
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the file's size is the limit
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         names = list(reader.fieldnames or ())
@@ -201,8 +201,6 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[Mapping[str, Any]]:
             yield row
     except csv.Error as error:
         raise ValueError(f"{error}{parted(text.partition(chr(10))[0])}") from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def parted(header: str) -> str:
@@ -223,7 +221,7 @@ def _text(path: Path) -> str:
         if data.startswith(mark):
             raise UserError(f"{name} text, as its first bytes say; save the file as UTF-8")
     if (at := data.find(b"\0")) >= 0:
-        raise UserError(f"a zero byte at byte {at}, which UTF-8 text does not hold; save the file as UTF-8 text")
+        raise UserError(f"not UTF-8 text: a zero byte at byte {at} (it may be UTF-16); save the file as UTF-8")
     return data.decode("utf-8-sig")
 
 
@@ -277,8 +275,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > 4000:  # Python converts no more than 4,300
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
 
 
 def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
