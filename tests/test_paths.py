@@ -102,6 +102,14 @@ def test_what_is_not_beside_the_settings_is_not_taken_from_the_working_directory
         assert f"{study.parent}/elsewhere/mine.csv is in the working directory, which is not looked at" in text
 
 
+@pytest.mark.parametrize("name", ["models/tiny", "sms"])
+def test_a_base_of_the_hub_is_not_taken_from_the_working_directory(study: Path, name: str) -> None:
+    (study / "models" / "tiny").rmdir()
+    settings = settings_of(study, "mine.csv", f"model.base={name}")
+    with pytest.raises(UserError, match=f'"{name}": the working directory holds .* "./{name}" is a folder beside'):
+        build.load_backbone(settings, build.load_tasks(settings))
+
+
 def test_the_folder_of_a_data_set_is_the_one_beside_the_settings(study: Path) -> None:
     (study / "data" / "train.csv").write_text(TABLE)
     (study.parent / "elsewhere" / "data" / "train.csv").write_text("text,label\nother,a\n")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -127,6 +128,12 @@ def all_shares(settings: Settings) -> list[Shares]:
 
 def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
     """The base model with adapters on it."""
+    name = settings.model.base
+    if name not in catalog.MODELS and not Path(name).is_absolute() and Path(name).is_dir():
+        raise UserError(
+            f'model.base = "{name}": the working directory holds a folder of this name, which would be taken for a model '
+            f'of the hub; "./{name}" is a folder beside the settings file'
+        )
     wanted = settings.adapters
     made = backbone.build(
         settings.model.base,

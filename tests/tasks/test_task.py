@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airpfed.errors import UserError
@@ -100,7 +100,10 @@ def plain(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @given(ROWS, st.integers(0, 9), st.sampled_from([0, 4, 6]), st.booleans())
 def test_no_text_is_tested_on_and_trained_on(
     tmp_path: Path, rows: list[dict[str, str]], seed: int, cut: int, apart: bool
