@@ -131,7 +131,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
     name = settings.model.base
     if name not in catalog.MODELS and not Path(name).is_absolute() and Path(name).is_dir():
         raise UserError(
-            f'model.base = "{name}": the working directory holds a folder of this name, which would be taken for a model '
+            f'model.base = "{name}": the working directory holds a folder of this name, which would be taken for one '
             f'of the hub; "./{name}" is a folder beside the settings file'
         )
     wanted = settings.adapters
