@@ -1,11 +1,12 @@
 """What a run's data is, told before round 1: counts, classes, what was dropped, what the model does not get to read."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from airpfed.model.encode import Encoded
+from airpfed.model.encode import Encoded, prompt_ids
 from airpfed.record import DataReport
 from airpfed.rounds.evaluate import Split, TaskView
 from airpfed.rounds.run import Experiment
@@ -74,7 +75,7 @@ def _prompt_length(sample: Sample, encoded: Encoded, tokenizer: Any, limit: int)
     """Tokens of a prompt as it was before it was cut, and of the answer behind it but for the last."""
     if len(encoded.ids) < limit:
         return len(encoded.ids)
-    return len(tokenizer(sample.prompt).input_ids) + len(encoded.targets) - 1
+    return len(prompt_ids(tokenizer, sample.prompt, sys.maxsize)) + len(encoded.targets) - 1
 
 
 def _answer_length(sample: Sample, encoded: Encoded, tokenizer: Any) -> int:

@@ -506,6 +506,8 @@ def test_an_error_is_one_line_whatever_the_file_holds(tmp_path: Path) -> None:
     (tmp_path / "a\nb.csv").write_text("\x1b[2J" + "x" * 5000 + ",b\n1,2\n")
     text = message(Source("mine", str(tmp_path / "a\nb.csv")))
     assert text.isprintable() and len(text) <= 1000 and "a\\nb.csv" in text
+    (tmp_path / "a\nb.csv").write_text("")
+    assert "a\\nb.csv: the file holds no rows" in message(Source("mine", str(tmp_path / "a\nb.csv")))
     texts = "|".join(f"{'word ' * 50}{i}" for i in range(2000))
     source = Source("mine", str(write(tmp_path / "b.csv", rows_of(texts, texts))), labels={"a": "a", "b": "b"})
     assert len(message(source)) < 400
