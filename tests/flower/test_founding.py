@@ -69,7 +69,7 @@ def test_devices_with_their_own_file_keep_the_wording(file: Path, tmp_path: Path
     home = tmp_path / "site" / "device-3"
     settings = reading.read(home / "device.toml")
     own = settings.tasks[1]
-    assert (own.name, own.source, own.prompt) == ("moods", "data.jsonl", "{text} Label :")
+    assert (own.name, own.source, own.prompt) == ("moods", str(home / "data.jsonl"), "{text} Label :")
     assert list(own.labels) == ["good", "bad", "it"] and not (home / "data.jsonl").exists()
     write_rows(tmp_path / "mine.csv", 9, ("good",), 5)  # one class only: a device's own file may be so
     own = own.model_copy(update={"source": str(tmp_path / "mine.csv")})
