@@ -7,6 +7,7 @@ from dataclasses import astuple
 from typing import Any
 
 from airpfed import build
+from airpfed.flower.parcel import printable
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import vectors
 from airpfed.settings import Settings
@@ -31,6 +32,7 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
         "federation.payload": experiment.payload,
         "run.seed": experiment.seed,
         "model.max_tokens": settings.model.max_tokens,
+        "devices.precision": settings.devices.precision,
     }
     start = hashlib.sha256()
     for scope, values in vectors(experiment.initial).items():
@@ -42,6 +44,7 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
         "adapters.alpha": str(settings.adapters.alpha),
         "initial adapters": start.hexdigest(),
         "tasks": hashed([one.name for one in settings.tasks]),
+        f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
         f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
         **{key: str(value) for key, value in work.items()},
     }
@@ -53,14 +56,15 @@ def difference(server: Any, device: Any) -> str | None:
         return "the other side does not say what it stands on"
     for name in [*server, *(key for key in device if key not in server)]:
         if server.get(name) != device.get(name):
-            return f"{name} differs: {short(server.get(name))} at the server, {short(device.get(name))} on the device"
+            here, there = short(server.get(name)), short(device.get(name))
+            return f"{printable(name, 60)} differs: {here} at the server, {there} on the device"
     return None
 
 
 def short(value: Any) -> str:
     """A value for a line: hashes by their first digits."""
-    text = str(value)
-    return f"{text[:12]}..." if len(text) == 64 else text[:100]
+    text = printable(value, 100)
+    return f"{text[:12]}..." if len(text) == 64 else text
 
 
 def hashed(value: Any) -> str:

@@ -48,7 +48,7 @@ def new_server(
 ) -> None:
     """Write server.key and server.crt, for these host names and addresses and this machine's loopback."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])  # the most it may have; names count
     names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys([*hosts, *LOCAL])])
     made = (
         _certificate(name, authority[1].subject, key.public_key(), days)
@@ -72,11 +72,11 @@ def new_device(private: Path, public: Path) -> None:
 
 def check_server(folder: Path, host: str) -> None:
     """UserError unless the folder has a valid certificate for `host`, signed by its ca.crt, and the key to it."""
-    signer, own = (_read_certificate(folder / name) for name in ("ca.crt", "server.crt"))
+    signer, own = (read_certificate(folder / name) for name in ("ca.crt", "server.crt"))
     key = read_key(folder / "server.key")
     try:
         own.verify_directly_issued_by(signer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise UserError(f"{folder / 'server.crt'}: not signed by {folder / 'ca.crt'}") from None
     if key.public_key() != own.public_key():
         raise UserError(f"{folder / 'server.key'}: not the key of server.crt")
@@ -84,7 +84,12 @@ def check_server(folder: Path, host: str) -> None:
     for name, found in (("ca.crt", signer), ("server.crt", own)):
         if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
             raise UserError(f"{folder / name}: valid from {found.not_valid_before_utc} to {found.not_valid_after_utc}")
-    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        raise UserError(
+            f"{folder / 'server.crt'}: names no host; `airpfed federate init` writes one that does"
+        ) from None
     if _name(host) not in list(names):
         raise UserError(f"{folder / 'server.crt'}: not for {host}; it names {', '.join(str(n.value) for n in names)}")
 
@@ -127,7 +132,8 @@ def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateForm
     path.write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate; UserError where there is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):

@@ -8,20 +8,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from airpfed.devices.evaluate import NONE
 from airpfed.devices.payload import SENT, Payload, Sent, byte_count, decoded, groups_of, sizes
 from airpfed.errors import UserError
-from airpfed.flower.parcel import Parcel
+from airpfed.flower.parcel import Parcel, printable
 from airpfed.model.encode import Encoded
 from airpfed.model.vector import Layout, Vectors
-from airpfed.tasks.sample import Kind
+from airpfed.rounds.evaluate import TaskView
 
 SAMPLES_LIMIT = 10**9
 """No device is believed to hold more."""
 
+ROUNDS_LIMIT = 10**9
+"""No run has more rounds."""
+
+LOSS_LIMIT = 1e6
+"""Nats; a loss beyond it is a model that has diverged, or no loss."""
+
+TOKEN_CHARACTERS = 256
+"""Characters of an answer that one generated token is believed to stand for, at most."""
+
 
 def why_of(parcel: Parcel) -> str:
     """Why an answer is a refusal, in one line of bounded length."""
-    return " ".join(str(parcel.facts.get("why", "no reason given")).split())[:300]
+    return printable(parcel.facts.get("why", "no reason given"))
+
+
+def integer_of(parcel: Parcel, name: str, least: int, most: int) -> int:
+    """A whole number among the facts (true and 1.0 are none); UserError unless it is from `least` to `most`."""
+    value = parcel.facts.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{name} = {printable(value, 40)}: should be a whole number from {least} to {most}")
+    return value
 
 
 def vector_of(parcel: Parcel, name: str, size: int) -> Float[Tensor, " {size}"]:
@@ -35,11 +53,16 @@ def vector_of(parcel: Parcel, name: str, size: int) -> Float[Tensor, " {size}"]:
     return vector
 
 
-def samples_of(parcel: Parcel, vocabulary: int) -> tuple[Encoded, ...]:
-    """Prompts as token ids; UserError where a token is none of the vocabulary's or the lengths do not add up."""
+def samples_of(parcel: Parcel, vocabulary: int, longest: int) -> tuple[Encoded, ...]:
+    """Prompts as token ids; UserError where a token is none of the vocabulary's or the lengths do not add up.
+
+    longest: tokens of the longest prompt.
+    """
     ids, lengths = (integers(parcel, name) for name in ("ids", "lengths"))
     if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
         raise UserError("wrong shape: the prompts' lengths do not add up")
+    if max(lengths) > longest:
+        raise UserError(f"a prompt has {max(lengths)} tokens, at most {longest} (model.max_tokens) are right")
     if min(ids) < 0 or max(ids) >= vocabulary:
         raise UserError("a prompt has a token that the vocabulary does not have")
     place, samples = 0, []
@@ -66,19 +89,36 @@ def packed_integers(values: Sequence[int]) -> bytes:
 def samples_told(parcel: Parcel) -> int:
     """D_k as a device tells it."""
     samples = parcel.facts.get("samples")
-    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= SAMPLES_LIMIT:
-        raise UserError(f"says that it holds {str(samples)[:40]} samples")
+    if type(samples) is not int or not 1 <= samples <= SAMPLES_LIMIT:
+        raise UserError(f"says that it holds {printable(samples, 40)} samples")
     return samples
 
 
-def said_of(parcel: Parcel, count: int, kind: Kind) -> list[Any]:
-    """A model's answers to so many prompts: class indices, or texts; UserError where they are neither."""
-    said, wanted = parcel.facts.get("said"), str if kind == "generate" else int
-    if parcel.kind != "done" or not isinstance(said, list):
+def said_of(parcel: Parcel, count: int, task: TaskView) -> list[Any]:
+    """A model's answers to so many prompts: class indices or NONE, or texts; UserError where they are neither."""
+    said = parcel.facts.get("said")
+    if parcel.kind != "done":
         raise UserError(why_of(parcel))
-    if len(said) != count or not all(isinstance(one, wanted) for one in said):
-        raise UserError(f"it gives {len(said)} answers to {count} prompts, or some of another kind")
+    if not isinstance(said, list) or len(said) != count:
+        found = f"{len(said)} answers" if isinstance(said, list) else "no answers"
+        raise UserError(f"it gives {found} to {count} prompts")
+    if task.kind == "generate":
+        longest = TOKEN_CHARACTERS * task.max_new_tokens
+        if not all(isinstance(one, str) and len(one) <= longest for one in said):
+            raise UserError(f"some of its answers are not texts of at most {longest} characters")
+    elif not all(type(one) is int and (one == NONE or 0 <= one < len(task.labels)) for one in said):
+        raise UserError(f"some of its answers are none of the {len(task.labels)} classes of {task.name}")
     return said
+
+
+def loss_told(parcel: Parcel) -> float:
+    """The loss of a device's batches as it tells it, nats."""
+    loss = parcel.facts.get("loss")
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        raise UserError("its loss is not a number")
+    if not 0 <= loss <= LOSS_LIMIT:
+        raise UserError(f"its loss is {loss:.3g}, from 0 to {LOSS_LIMIT:g} is taken")
+    return loss
 
 
 def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
@@ -94,11 +134,8 @@ def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max
         data[scope] = torch.frombuffer(bytearray(body), dtype=torch.uint8) if right else torch.zeros(0).byte()
     rows = decoded(data, layout, task, payload)
     norm = math.sqrt(sum(float(row.double().square().sum()) for row in rows.values()))
-    loss = parcel.facts.get("loss")
     if not math.isfinite(norm):
         raise UserError("its gradient is not finite")
     if norm > max_norm:
         raise UserError(f"its gradient has norm {norm:.3g}, at most {max_norm:g} is taken")
-    if not isinstance(loss, float) or not math.isfinite(loss):
-        raise UserError("its loss is not a number")
-    return rows, loss
+    return rows, loss_told(parcel)

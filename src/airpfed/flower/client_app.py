@@ -16,6 +16,9 @@ from airpfed.flower.wire import content, parcel_of
 
 Handle = Callable[[Parcel, Context], Parcel]
 
+LONGEST = 86_400.0
+"""Seconds that a trainer is waited for, whatever the server asks for."""
+
 
 def app_of(handle: Handle) -> ClientApp:
     """An app that answers every kind of message by `handle`."""
@@ -38,8 +41,10 @@ def app_of(handle: Handle) -> ClientApp:
 def relayed(parcel: Parcel, context: Context) -> Parcel:
     """The answer of the trainer whose socket the SuperNode's configuration names."""
     path, seconds = Path(str(context.node_config["socket"])), parcel.facts.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
+        seconds = 60.0
     try:
-        return ask(path, parcel, float(seconds) if isinstance(seconds, int | float) else 60.0)
+        return ask(path, parcel, float(seconds))
     except TimeoutError as error:
         return refusal(str(error))
 

@@ -36,9 +36,11 @@ def ready() -> None:
     """
     if importlib.util.find_spec("flwr") is None:
         raise UserError("airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'")
-    quiet = ("FLWR_DISABLE_UPDATE_CHECK", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "HF_HUB_DISABLE_TELEMETRY")
-    os.environ.update(dict.fromkeys(quiet, "1"))
-    os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError("airpfed federate needs a Unix system (Linux, macOS): this one cannot lock files as it does")
+    from airpfed.flower.processes import QUIET
+
+    os.environ.update(QUIET)
 
 
 @app.command()
@@ -74,19 +76,18 @@ def init(
     deal: Annotated[
         bool, typer.Option("--deal", help="give each device its share of the tasks' data, as the simulator deals it")
     ] = False,
-    days: Annotated[int, typer.Option("--days", min=1, help="how long the certificates are valid")] = 365,
-    port: Annotated[
-        int, typer.Option("--port", min=1, max=60000, help="loopback port of device 0's SuperNode; device k: plus k")
-    ] = 9100,
+    days: Annotated[int, typer.Option("--days", help="how long the certificates are valid")] = 365,
+    port: Annotated[int, typer.Option("--port", help="loopback port of device 0's SuperNode; device k: plus k")] = 9100,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
 ) -> None:
     """Make certificates, keys, and a folder with settings and a start script for the server and for each device."""
     ready()
     from airpfed import reading
     from airpfed.flower.founding import Plan, found
-    from airpfed.flower.places import host_of
+    from airpfed.flower.places import checked_address, host_of
 
-    read = reading.read(settings, [*(set_ or []), f'federation.address="{address}"'])
+    checked_address(address)
+    read = reading.read(settings, set_ or [])
     plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
     for line in found(folder, read, plan):
         typer.echo(line)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import tomlkit
 from airpfed import record
 from airpfed.errors import UserError
 from airpfed.flower import certificates
-from airpfed.flower.places import counted, host_of, port_of
-from airpfed.flower.processes import ended, last_line, own_programs, started
+from airpfed.flower.parcel import printable
+from airpfed.flower.places import checked_address, counted, host_of, port_of, private
+from airpfed.flower.processes import ended, environment, last_line, started
 from airpfed.settings import Settings
 
 CONNECTION = "airpfed"
@@ -62,7 +64,11 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """What Flower's processes of this run read."""
-        return {"FLWR_HOME": str(self.work / "home"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+        return {
+            "FLWR_HOME": str(self.work / "home"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "NO_PROXY": host_of(self.local),
+        }
 
 
 def site_of(settings: Settings, file: Path, out: Path) -> Site:
@@ -72,6 +78,7 @@ def site_of(settings: Settings, file: Path, out: Path) -> Site:
         raise UserError(
             f"{file}: federation.address and federation.folder are needed; `airpfed federate init` sets them"
         )
+    checked_address(wanted.address)
     site = Site(
         (file.resolve().parent / wanted.folder).resolve(), out / "flower", host_of(wanted.address), wanted.listen,
         port_of(wanted.address),
@@ -97,8 +104,7 @@ def deploy(
 
     show: takes the lines of that process's log as they come. stopping: asks it to stop after a round.
     """
-    home = site.work / "home"
-    home.mkdir(parents=True, exist_ok=True)
+    home = private(private(site.work) / "home")
     record.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
     log = site.work / "superlink.log"
     superlink = started(superlink_words(site), log, site.environment)
@@ -144,20 +150,33 @@ def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds:
 def admitted(site: Site, device: int) -> int:
     """Admit a device's key; returns the node id by which Flower knows it."""
     words = ["supernode", "register", str(public_key(site, device)), CONNECTION, "--format", "json"]
-    told = json.loads(asked(site, words))
-    return int(told["node-id"])
+    return int(asked(site, words)["node-id"])
 
 
-def asked(site: Site, words: list[str]) -> str:
-    """What Flower's command line prints; UserError with its last line where it fails."""
+def asked(site: Site, words: list[str]) -> dict[str, Any]:
+    """What Flower's command line answers, as JSON; UserError with its reason where it does not succeed.
+
+    Flower 1.41 ends with 0 also then, and says so in what it prints alone.
+    """
     done = subprocess.run(
         [str(Path(sys.executable).parent / "flwr"), *words], capture_output=True, text=True, timeout=120,
-        env={**os.environ, **own_programs(), **site.environment},
+        env=environment(site.environment), errors="replace",
     )  # fmt: skip
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise UserError(f"flwr {words[0]} {words[1]}: {lines[-1]}")
-    return done.stdout
+    return answer_of(done.returncode, done.stdout, done.stderr, f"flwr {words[0]} {words[1]}")
+
+
+def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:
+    """The JSON that a command of Flower's printed; UserError unless it says that it succeeded."""
+    tree: Any = None
+    with suppress(ValueError, RecursionError):
+        tree = json.loads(out)
+    if code == 0 and isinstance(tree, dict) and tree.get("success") is True:
+        return tree
+    said = tree.get("error-message") if isinstance(tree, dict) else None
+    lines = [line for line in (errors.strip() or out.strip()).splitlines() if line.strip()] or ["no output"]
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    hint = f" (the environment sets {proxies[0]})" if proxies else ""
+    raise UserError(f"{command} failed: {printable(said or lines[-1])}{hint}")
 
 
 def followed(
@@ -172,11 +191,13 @@ def followed(
     app.mkdir(exist_ok=True)
     record.write_atomic(app / "pyproject.toml", APP)
     record.write_json(site.work / "plan.json", dict(plan))
+    # In a file, since Flower takes words with quotes or spaces in them apart.
+    record.write_atomic(site.work / "run.toml", tomlkit.dumps({"plan": str(site.work / "plan.json")}))
     for old in (Path(plan["stop"]), *site.work.glob("ended-*")):
         old.unlink(missing_ok=True)
     log.touch()
     words = [str(Path(sys.executable).parent / "flwr"), "run", str(app), CONNECTION, "--stream"]
-    words += ["--run-config", f'plan="{site.work / "plan.json"}"']
+    words += ["--run-config", str(site.work / "run.toml")]
     with log.open(encoding="utf-8") as lines:
         lines.seek(0, 2)
         run = started(words, site.work / "run.log", site.environment)

@@ -18,8 +18,8 @@ from airpfed.devices.payload import SENT, encoded, rounding, sizes
 from airpfed.errors import UserError
 from airpfed.flower import personal
 from airpfed.flower.agreement import Agreement, difference, hashed
-from airpfed.flower.checks import samples_of, vector_of
-from airpfed.flower.parcel import Parcel, refusal
+from airpfed.flower.checks import ROUNDS_LIMIT, integer_of, samples_of, vector_of
+from airpfed.flower.parcel import Parcel, printable, refusal
 from airpfed.flower.personal import Personal
 from airpfed.model import export
 from airpfed.model.vector import Factors, Vectors, gather
@@ -85,7 +85,7 @@ def handled(device: Device, parcel: Parcel) -> Parcel:
             case "finish":
                 return finished(device, parcel)
             case _:
-                return refusal(f"no such question: {parcel.kind[:40]!r}")
+                return refusal(f"no such question: {printable(parcel.kind, 40)!r}")
     except UserError as error:
         return refusal(str(error))
 
@@ -97,10 +97,7 @@ def told(device: Device) -> dict[str, Any]:
 
 def trained(device: Device, parcel: Parcel) -> Parcel:
     """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers."""
-    run, counted = asked(device, parcel)
-    t = parcel.facts.get("round")
-    if not isinstance(t, int) or t < 1:
-        raise UserError("the message names no round")
+    run, t, counted = asked(device, parcel)
     kept = restored(device, run)
     own = personal.begun(kept, t, counted)
     made, fleet = device.experiment, device.fleet
@@ -124,7 +121,7 @@ def trained(device: Device, parcel: Parcel) -> Parcel:
 def answered(device: Device, parcel: Parcel) -> Parcel:
     """What this device's model says to prompts that came as token ids: classes, or texts."""
     factors = model(device, parcel)
-    samples = samples_of(parcel, len(device.fleet.backbone.tokenizer))
+    samples = samples_of(parcel, len(device.fleet.backbone.tokenizer), int(device.agreed["model.max_tokens"]))
     view = device.experiment.tasks[device.task]
     if view.kind == "generate":
         said: list[Any] = list(complete(device.alone, factors, [s.ids for s in samples], view.max_new_tokens))
@@ -146,19 +143,24 @@ def finished(device: Device, parcel: Parcel) -> Parcel:
     return Parcel("done", told(device))
 
 
-def asked(device: Device, parcel: Parcel) -> tuple[str, int]:
-    """The run a parcel belongs to and how often its server counted this device; UserError where they do not agree."""
-    run, counted = parcel.facts.get("run"), parcel.facts.get("counted")
-    if not isinstance(run, str) or not RUN.fullmatch(run) or not isinstance(counted, int):
+def asked(device: Device, parcel: Parcel) -> tuple[str, int, int]:
+    """A parcel's run and round, and in how many earlier rounds its server counted this device.
+
+    UserError where these are none, or where server and device do not agree on what they compute.
+    """
+    run = parcel.facts.get("run")
+    if not isinstance(run, str) or not RUN.fullmatch(run):
         raise UserError("the message names no run")
+    t = integer_of(parcel, "round", 1, ROUNDS_LIMIT)
+    counted = integer_of(parcel, "counted", 0, t - 1)
     if why := difference(parcel.facts.get("agreement"), device.agreed):
         raise UserError(why)
-    return run, counted
+    return run, t, counted
 
 
 def model(device: Device, parcel: Parcel) -> Factors:
     """This device's model with the shared parameters that came, after all rounds that the server counted."""
-    run, counted = asked(device, parcel)
+    run, _, counted = asked(device, parcel)
     kept = restored(device, run)
     values = received(device, parcel, personal.begun(kept, kept.round + 1, counted))
     one = torch.zeros(1, dtype=torch.long)

@@ -11,7 +11,7 @@ from torch import Tensor
 from airpfed.devices.payload import all_bytes, sizes
 from airpfed.errors import UserError
 from airpfed.flower.checks import gradient_of, packed_integers, said_of, samples_told, why_of
-from airpfed.flower.parcel import Parcel
+from airpfed.flower.parcel import Parcel, printable
 from airpfed.flower.post import GRACE, POLL, Letter, Post
 from airpfed.flower.roster import Roster
 from airpfed.model.vector import Vectors
@@ -77,7 +77,7 @@ class Federation:
         rows: Vectors = {s: torch.full((devices, layout.size(s)), torch.nan) for s in ("global", "task")}
         # Nobody reads the last: with it a device is absent where nothing else is sent.
         rows |= {"device": torch.zeros(devices, 0), "frozen": torch.full((devices, 1), torch.nan)}
-        loss = torch.full((devices,), torch.nan)
+        loss = torch.full((devices,), torch.nan, dtype=torch.float64)
         for letter in self.answers(questions):
             device = here[letter.node]
             up += letter.size
@@ -94,17 +94,18 @@ class Federation:
         cursors = t * experiment.local_steps * samples.clamp(max=experiment.batch_size)
         computed = all_bytes(layout, experiment.fleet.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
-        return Collected(rows, loss, cursors, samples.float(), cost)
+        return Collected(rows, loss.float(), cursors, samples.float(), cost)
 
     def taken(self, experiment: Experiment, letter: Letter, device: int, t: int) -> tuple[Vectors, float]:
         """A device's gradient and loss from its answer; UserError where the answer cannot be used."""
         facts = letter.answer.facts
         if letter.answer.kind != "done":
             raise UserError(why_of(letter.answer))
-        if facts.get("run") != self.run or facts.get("round") != t:
-            raise UserError(f"it answers round {str(facts.get('round'))[:20]} of run {str(facts.get('run'))[:8]}")
-        if facts.get("device") != device:
-            raise UserError(f"it answers as device {str(facts.get('device'))[:20]}")
+        run, of, by = (facts.get(name) for name in ("run", "round", "device"))
+        if run != self.run or type(of) is not int or of != t:
+            raise UserError(f"it answers round {printable(of, 20)} of run {printable(run, 11)}")
+        if type(by) is not int or by != device:
+            raise UserError(f"it answers as device {printable(by, 20)}")
         samples, task = samples_told(letter.answer), self.roster.task_of[device]
         found = gradient_of(letter.answer, experiment.fleet.layout, task, experiment.payload, self.terms.max_norm)
         self.roster.samples[device] = samples
@@ -112,16 +113,21 @@ class Federation:
 
     def assemble(self) -> dict[int, int]:
         """Nodes and their devices, once enough are free; UserError if they do not come, or if the run is to stop."""
-        wanted = self.terms.min_devices or len(self.roster.task_of)
+        devices = len(self.roster.task_of)
+        wanted = min(self.terms.min_devices or devices, devices)
         end = time.monotonic() + self.terms.wait_seconds
         while len(here := self.free()) < wanted:
+            there = f"{len(here)} of {wanted} devices are there (federation.min_devices), without {self.away(here)}"
             if self.stopping() or time.monotonic() >= end:
-                raise UserError(
-                    f"{len(here)} of {wanted} devices are there (federation.min_devices); go on with --resume"
-                )
-            self.roster.line("waiting:", f"{len(here)} of {wanted} devices are there and free")
+                raise UserError(f"{there}; go on with --resume")
+            self.roster.line("waiting:", f"{there}; for {self.terms.wait_seconds:g} s at most")
             time.sleep(POLL)
         return here
+
+    def away(self, here: Mapping[int, int]) -> str:
+        """The devices that are not there or not free, the first of them by number."""
+        found = [str(device) for device in range(len(self.roster.task_of)) if device not in here.values()]
+        return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
 
     def free(self) -> dict[int, int]:
         """Nodes that are there and owe no answer, with their devices; those not known are asked who they are."""
@@ -187,7 +193,7 @@ class Federation:
         scores, weights = [], []
         for letter in self.answers(questions):
             try:
-                scores.append(scored(said_of(letter.answer, len(split.prompts), task.kind), split, task.kind))
+                scores.append(scored(said_of(letter.answer, len(split.prompts), task), split, task.kind))
                 weights.append(self.roster.samples[here[letter.node]])
             except UserError as error:
                 self.roster.say(f"device {here[letter.node]} cannot be scored: {error}")

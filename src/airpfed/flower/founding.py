@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from airpfed import build, reading
 from airpfed.errors import UserError
 from airpfed.flower import certificates, objects
-from airpfed.flower.places import counted, federable, node_of
+from airpfed.flower.places import checked_address, checked_host, counted, federable, node_of, private
 from airpfed.record import write_atomic
 from airpfed.settings import FederationSettings, NodeSettings, Settings, TaskSettings
 from airpfed.tasks.load import settled
@@ -30,33 +32,69 @@ class Plan:
     port: int
 
 
+LONGEST = 36_500
+"""Days that certificates may be valid: a hundred years."""
+
+
 def found(folder: Path, settings: Settings, plan: Plan) -> list[str]:
-    """Make everything in a new `folder`; returns lines that say what to do next. UserError if a check fails."""
-    if folder.exists() and any(folder.iterdir()):
+    """Make everything in a new `folder`, at once; returns lines that say what to do next.
+
+    UserError if a check fails; nothing is left then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty; a federation is founded in a new folder, keys are never overwritten")
     federable(settings)
     owners = counted(settings)
+    checked(plan, len(owners))
     tasks = build.load_tasks(settings) if plan.deal else objects.server_tasks(settings, deployed=True)
-    server = folder / "server"
-    for home in (folder, server, server / "devices"):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
+    home = folder.resolve()
+    if home == Path.cwd():
+        raise UserError(f"{folder}: the working directory; a federation is founded in a folder of its own")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{home.name[:100]}.", dir=home.parent))
+    try:
+        _found(made, settings, tasks, plan)
+        write_atomic(made / "README.txt", "\n".join(steps) + "\n")
+        made.replace(home)  # an empty folder gives way
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror or error}") from None
+    except UserError as error:
+        raise UserError(str(error).replace(str(made), str(folder))) from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return steps
+
+
+def checked(plan: Plan, devices: int) -> None:
+    """UserError unless days, address, hosts and ports can be."""
+    if not 1 <= plan.days <= LONGEST:
+        raise UserError(f"--days {plan.days}: should be from 1 to {LONGEST}")
+    checked_address(plan.address)
+    for host in plan.hosts:
+        checked_host(host)
+    if not 1 <= plan.port <= 65536 - devices:
+        raise UserError(f"--port {plan.port}: should be from 1 to {65536 - devices}; device k takes port + k")
+
+
+def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
+    server, devices = folder / "server", len(counted(settings))
+    private(server / "devices")
+    private(server)
     authority = certificates.new_authority(folder, plan.days)
     certificates.new_server(server, authority, plan.hosts, plan.days)
     _copy(folder / "ca.crt", server / "ca.crt")
     joined = settings.federation.model_copy(update={"address": plan.address, "folder": "."})
     reading.write(settings.model_copy(update={"federation": joined}), server / "experiment.toml", SERVER, False)
     _script(server / "start.sh", 'exec airpfed federate experiment.toml --backend deployment "$@"')
-    for device in range(len(owners)):
+    for device in range(devices):
         _found_device(folder, device, device_settings(settings, tasks, device, plan), tasks, plan)
-    check(folder, len(owners), plan.hosts[0])
-    steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
-    write_atomic(folder / "README.txt", "\n".join(steps) + "\n")
-    return steps
+    check(folder, devices, plan.hosts[0])
 
 
 def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
     home, owner = folder / f"device-{device}", counted(settings)[device]
-    home.mkdir(mode=0o700)
+    private(home)
     certificates.new_device(home / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
     _copy(folder / "ca.crt", home / "ca.crt")
     reading.write(settings, home / "device.toml", DEVICE, False)
@@ -66,13 +104,14 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
         deal(tasks[owner].train[place], home)
         again = objects.node_tasks(reading.read(home / "device.toml"), device)[owner].train[place]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[place]]:
-            raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {home / DATA}")
+            raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {DATA}")
 
 
 def deal(samples: Sequence[Sample], home: Path) -> None:
     """Write a device's share of the samples: the prompt as the model reads it, and the answer."""
     rows = [{"prompt": sample.prompt, "answer": sample.answer.strip()} for sample in samples]
     write_atomic(home / DATA, "".join(json.dumps(row) + "\n" for row in rows))
+    (home / DATA).chmod(0o600)
 
 
 def plain(sample: Sample) -> tuple[str, str, int]:

@@ -1,5 +1,7 @@
 """`airpfed federate join`: a device's two processes, trainer and SuperNode, kept alive."""
 
+import os
+import re
 import signal
 import socket as sockets
 import ssl
@@ -15,9 +17,11 @@ from pathlib import Path
 from airpfed import reading
 from airpfed.errors import UserError
 from airpfed.flower import certificates
-from airpfed.flower.places import host_of, node_of, port_of
+from airpfed.flower.parcel import printable
+from airpfed.flower.places import checked_address, host_of, node_of, port_of, private
 from airpfed.flower.processes import ended, last_line, pause, started
 from airpfed.lock import alone
+from airpfed.settings import NodeSettings, Settings
 
 PAUSES = (1.0, 2.0, 5.0)
 """Seconds before a process that has ended is started again, the first times and from then on."""
@@ -25,17 +29,34 @@ PAUSES = (1.0, 2.0, 5.0)
 LASTING = 60.0
 """A process that lived so many seconds has worked: its next pause is the first again."""
 
+WRONG = 2
+"""Exit code of a trainer that found something wrong in settings, data or model: however long it lived, that stays."""
+
+TRIES = {"trainer": 5, "SuperNode": 20}
+"""A process that ends so many times in a row before it has worked is given up; who is refused by the server is not."""
+
+SOCKET_PATH = 107
+"""Bytes of the longest path that a Unix socket may have (macOS: 103)."""
+
+SPARE = re.compile(r"\.(?P<name>.+)\.\d+")
+"""Names of temporary files (`record.write_atomic`), which a killed process leaves behind."""
+
 Say = Callable[[str], None]
 
 
 @dataclass
 class Kept:
-    """A process that is started again whenever it ends. why: what its end means, from its log."""
+    """A process that is started again whenever it ends.
+
+    why: what its end means, from its log. patient: whether an end with this meaning is the server's doing, so that it
+    does not count.
+    """
 
     name: str
     words: list[str]
     log: Path
     why: Callable[[int], str]
+    patient: Callable[[str], bool] = lambda _: False
     process: subprocess.Popen[bytes] | None = None
     begun: float = 0.0
     failures: int = 0
@@ -43,13 +64,17 @@ class Kept:
     environment: dict[str, str] = field(default_factory=dict)
 
     def look(self, say: Say) -> None:
-        """Start it if it is not there and its pause is over; tell of its end."""
+        """Start it if it is not there and its pause is over; tell of its end. UserError if it ends at once for ever."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
-            self.failures = 0 if now - self.begun > LASTING else self.failures + 1
+            code = self.process.returncode
+            why, worked = self.why(code), now - self.begun > LASTING and code != WRONG
+            self.process, self.failures = None, 0 if worked else self.failures + 1
+            if self.failures >= TRIES.get(self.name, 5) and not self.patient(why):
+                raise UserError(f"{self.name} ended {self.failures} times in a row: {why}; all of it is in {self.log}")
             wait = PAUSES[min(self.failures, len(PAUSES) - 1)]
-            say(f"{self.name} ended: {self.why(self.process.returncode)}; again in {wait:g} s")
-            self.process, self.due = None, now + wait
+            say(f"{self.name} ended: {why}; again in {wait:g} s")
+            self.due = now + wait
         if self.process is None and now >= self.due:
             self.process, self.begun = started(self.words, self.log, self.environment), now
             say(f"{self.name} started, process {self.process.pid}")
@@ -61,33 +86,72 @@ class Kept:
 
 
 def join(file: Path, say: Say) -> None:
-    """Take part in a federation until SIGTERM or Ctrl-C. UserError if settings or keys are wrong."""
-    settings = reading.read(file)
-    node = node_of(settings, file)
+    """Take part in a federation until SIGTERM or Ctrl-C.
+
+    UserError if settings or keys are wrong, and if one of the two processes ends at once again and again.
+    """
+    settings, node = ready(file)
     home = file.resolve().parent
     key, authority, address = home / node.key, home / node.certificate, settings.federation.address
-    certificates.read_key(key)
-    if not address or not authority.is_file():
-        raise UserError(
-            f"{file}: federation.address and node.certificate are needed; `airpfed federate init` sets them"
-        )
-    state = home / node.state
     stopping: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
-    # A Unix socket's path has to be short.
-    with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
-        door, logs = Path(folder) / "trainer.sock", (state / "trainer.log", state / "supernode.log")
+    os.umask(0o077)  # whatever this device keeps is for its owner only
+    state = private(home / node.state)
+    with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder:
+        swept(state)
+        door, logs = Path(folder) / DOOR, (state / "trainer.log", state / "supernode.log")
         words = [sys.executable, "-m", "airpfed.flower.trainer", str(file.resolve()), str(door)]
         trainer = Kept("trainer", words, logs[0], lambda code: f"{last_line(logs[0])} (exit {code})")
         words = supernode(address, authority, key, node.device, node.port, door)
-        link = Kept("SuperNode", words, logs[1], lambda code: meaning(code, logs[1]))
-        link.environment = {"FLWR_HOME": str(state / "flower"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+        link = Kept("SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda why: REFUSED in why)
+        link.environment = {
+            "FLWR_HOME": str(state / "flower"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "NO_PROXY": host_of(address),
+        }
         try:
             watch(trainer, link, partial(unreachable, address, authority), say, stopping)
         finally:
             link.end()
             trainer.end()
+
+
+def ready(file: Path) -> tuple[Settings, NodeSettings]:
+    """A device's settings; UserError unless they, its key and the authority's certificate can be used."""
+    settings = reading.read(file)
+    node = node_of(settings, file)
+    home = file.resolve().parent
+    certificates.read_key(home / node.key)
+    if not settings.federation.address:
+        raise UserError(f"{file}: federation.address is needed; `airpfed federate init` sets it")
+    checked_address(settings.federation.address)
+    certificates.read_certificate(home / node.certificate)
+    return settings, node
+
+
+DOOR = "trainer.sock"
+
+
+def short_folder() -> Path:
+    """The folder of temporary files, or /tmp where a Unix socket's path there would be too long or of odd letters."""
+    wanted = Path(tempfile.gettempdir())
+    limit = SOCKET_PATH if sys.platform == "linux" else 103
+    for folder in (wanted, Path("/tmp")):
+        path = folder / "airpfed-12345678" / DOOR
+        if len(os.fsencode(path)) <= limit and re.fullmatch(r"[\w./+-]+", str(path)) and os.access(folder, os.W_OK):
+            return folder
+    raise UserError(
+        f"TMPDIR = {wanted}: too long or of odd letters for a socket, and /tmp cannot be written to; should be of at "
+        f" most {limit - len(DOOR) - 18} letters, digits and ./_+-"
+    )
+
+
+def swept(state: Path) -> None:
+    """Remove temporary files that killed processes have left in a device's state; the caller holds its lock."""
+    for path in state.rglob(".*"):
+        if SPARE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def watch(trainer: Kept, link: Kept, fault: Callable[[], str | None], say: Say, stopping: list[bool]) -> None:
@@ -124,13 +188,16 @@ def unreachable(address: str, authority: Path) -> str | None:
         ):
             return None
     except ssl.SSLCertVerificationError as error:
-        return f"refused: the server at {address} has a wrong certificate: {error.verify_message}"
+        return f"refused: the server at {address} has a wrong certificate: {printable(error.verify_message)}"
     except (OSError, ssl.SSLError) as error:
-        return f"the server at {address} cannot be reached: {error}"
+        return f"the server at {address} cannot be reached: {printable(str(error))}"
+
+
+REFUSED = "refused by the server"
 
 
 def meaning(code: int, log: Path) -> str:
     """What a SuperNode's exit code means."""
     if code == 1 and "Failed to activate" in last_line(log, "Failed to activate"):
-        return "refused by the server: this key is not admitted, or its last process still counts as there (20 s)"
+        return f"{REFUSED}: this key is not admitted, or its last process still counts as there (20 s)"
     return f"{last_line(log, '[Errno', 'Exit Code')} (exit {code})"

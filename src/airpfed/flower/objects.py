@@ -14,9 +14,10 @@ from airpfed import build, record
 from airpfed.air.uplink import send
 from airpfed.errors import UserError
 from airpfed.flower.agreement import Agreement, agreement
-from airpfed.flower.device import Device, device_of
+from airpfed.flower.device import RUN, Device, device_of
 from airpfed.flower.federation import Terms
 from airpfed.flower.places import counted
+from airpfed.rounds.checkpoint import exists as rounds_exist
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import DeviceState, Moving
 from airpfed.rounds.step import Link
@@ -64,19 +65,31 @@ def terms(settings: Settings) -> Terms:
 def run_identity(checkpoint: Path, resume: bool, deployed: bool) -> str:
     """The name under which devices keep their own state: drawn when a run starts, kept with its checkpoint."""
     file = checkpoint / IDENTITY
-    if resume and file.is_file():
-        name: str = json.loads(file.read_text(encoding="utf-8"))["run"]
-        return name
+    if resume and rounds_exist(checkpoint):
+        return identity(file)[0]
     checkpoint.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
     record.write_json(file, {"run": name, "deployed": deployed})
     return name
 
 
+def identity(file: Path) -> tuple[str, bool]:
+    """A federation's run: its name, and whether it was deployed; UserError where the file does not say."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        name, deployed = tree["run"], tree["deployed"]
+        if not isinstance(name, str) or not RUN.fullmatch(name) or not isinstance(deployed, bool):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing, so these rounds were not a federation's; begin anew elsewhere") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file}: damaged; restore it, or begin anew elsewhere") from None
+    return name, deployed
+
+
 def reopened(settings: Settings, checkpoint: Path) -> Experiment:
     """The server's experiment of a federation's run, to read its checkpoint with."""
-    deployed = json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))["deployed"]
-    return server(settings, server_tasks(settings, deployed))[0]
+    return server(settings, server_tasks(settings, identity(checkpoint / IDENTITY)[1]))[0]
 
 
 def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:

@@ -6,6 +6,7 @@ This file knows neither torch nor Flower, so that the process that only relays s
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,14 @@ from typing import Any
 HEAD_LIMIT = 1 << 24
 """Bytes of the longest head; facts are hashes, numbers and, in `answer`, short texts."""
 
+DEPTH = 8
+"""Tables and lists within one another, at most; facts need three."""
+
+NUMBER = 10**18
+"""No whole number in a head is larger: what is made of it fits into 64 bits."""
+
+LINE = 300
+"""Characters that are shown of what another machine says."""
 
 KEYS: dict[str, type] = {"kind": str, "facts": dict, "lengths": dict, "sha256": str}
 """What a head holds."""
@@ -31,9 +40,19 @@ class Parcel:
     bodies: Mapping[str, bytes] = field(default_factory=dict)
 
 
+def printable(value: object, limit: int = LINE) -> str:
+    """What another machine says, as one line that is safe to show: white space, line ends too, becomes one space,
+    what would move the cursor, turn the writing round or cannot be encoded a question mark, and the end is cut.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    words = " ".join(text[: 4 * limit].split())
+    shown = "".join(sign if sign.isprintable() else "?" for sign in words)
+    return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 3] + "..."
+
+
 def refusal(why: str) -> Parcel:
     """The answer that says no, and why."""
-    return Parcel("refused", {"why": why})
+    return Parcel("refused", {"why": printable(why)})
 
 
 def head_of(parcel: Parcel) -> str:
@@ -59,13 +78,15 @@ def opened(head: str | bytes, bodies: Mapping[str, bytes]) -> Parcel:
 
 def tree_of(head: str | bytes) -> dict[str, Any]:
     """A head as JSON, its keys there and of their types; raises BadParcelError otherwise."""
+    if len(head) > HEAD_LIMIT:
+        raise BadParcelError(f"the head of the message is oversize: {len(head)} bytes")
 
     def none(name: str) -> Any:
         raise ValueError(name)  # NaN and infinities are no JSON
 
     try:
         tree = json.loads(head, parse_constant=none)
-        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items())
+        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items()) and bounded(tree, DEPTH)
         good = good and all(type(length) is int and length > 0 for length in tree["lengths"].values())
     except (ValueError, KeyError, TypeError, RecursionError):
         good = False
@@ -73,6 +94,21 @@ def tree_of(head: str | bytes) -> dict[str, Any]:
         raise BadParcelError("the head of the message is not what this version writes")
     found: dict[str, Any] = tree
     return found
+
+
+def bounded(value: Any, depth: int) -> bool:
+    """Whether a JSON value is not too deep, its numbers finite (1e999 is not) and its whole numbers below `NUMBER`."""
+    match value:
+        case dict():
+            return depth > 0 and all(bounded(one, depth - 1) for one in value.values())
+        case list():
+            return depth > 0 and all(bounded(one, depth - 1) for one in value)
+        case float():
+            return math.isfinite(value)
+        case int():
+            return abs(value) < NUMBER
+        case _:
+            return True
 
 
 def digest(parcel: Parcel) -> str:

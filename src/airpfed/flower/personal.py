@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from airpfed.errors import UserError
+from airpfed.flower.places import private
 from airpfed.rounds import checkpoint
 from airpfed.rounds.state import Moving, Optimizer, update
 
@@ -63,5 +64,6 @@ def moved(own: Moving, gradient: Tensor, t: int, optimizer: Optimizer, lr: float
 
 def save(folder: Path, kept: Personal, seed: int, fingerprint: str) -> None:
     """Put it safely on the disk; a crash leaves the old or the new."""
+    private(folder.parent)
     after = Moving(*(getattr(kept.after, item.name).clone() for item in fields(Moving)))  # of its own on the disk
     checkpoint.write(folder, replace(kept, after=after), seed, fingerprint)

@@ -1,13 +1,20 @@
 """Where a device stands: its number, its task, the server's host; from settings alone."""
 
+import ipaddress
 import re
 from pathlib import Path
 
 from airpfed.errors import UserError
+from airpfed.flower.parcel import printable
 from airpfed.settings import NodeSettings, Settings
 
 SIMULATED = ("rolora", "centralised", "fedex", "flora")
 """Methods whose rounds are more than gradients up and sums down: they run in the simulator only."""
+
+
+LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
+"""A host's name."""
 
 
 def federable(settings: Settings) -> None:
@@ -20,6 +27,9 @@ def federable(settings: Settings) -> None:
     }
     if wrong := [words for words, yes in asked.items() if yes]:
         raise UserError(f"{wrong[0]}: not in a federation; `airpfed run` does it")
+    least, there = settings.federation.min_devices, len(counted(settings))
+    if least > there:
+        raise UserError(f"federation.min_devices = {least}: should be at most {there}, the tasks' devices; 0: all")
 
 
 def counted(settings: Settings) -> list[int]:
@@ -38,11 +48,48 @@ def node_of(settings: Settings, file: Path) -> NodeSettings:
     return settings.node
 
 
+def checked_address(address: str) -> None:
+    """UserError unless this is host:port of a machine."""
+    if not 0 < port_of(address) < 1 << 16:
+        raise UserError(f"address {printable(address, 80)}: the port should be from 1 to 65535")
+    checked_host(host_of(address))
+    if ":" in host_of(address) and not address.startswith("["):
+        raise UserError(f"address {printable(address, 80)}: an IPv6 address stands in brackets, e.g. [::1]:9500")
+
+
+def checked_host(host: str) -> None:
+    """UserError unless this can be a machine's name or IP address, and stand in a certificate."""
+    if is_address(host):
+        return
+    if not HOST.fullmatch(host) or len(host) > 253 or host.rpartition(".")[2].isdigit():
+        raise UserError(
+            f"host {printable(host, 80)!r}: should be a host name of letters, digits, hyphens and dots (others as "
+            "xn--...), an IPv4 address, or in an address an IPv6 address in brackets"
+        )
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, without a zone."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host
+
+
 def host_of(address: str) -> str:
     """The host of host:port; an IPv6 address stands in brackets."""
     return re.sub(r"^\[(.*)\]$", r"\1", address.rpartition(":")[0])
 
 
 def port_of(address: str) -> int:
-    """The port of host:port."""
-    return int(address.rpartition(":")[2])
+    """The port of host:port; 0 where it is none."""
+    port = address.rpartition(":")[2]
+    return int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
+
+
+def private(folder: Path) -> Path:
+    """A folder that only its owner may enter, made where it is not there, whatever the umask."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder

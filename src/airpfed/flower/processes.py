@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,27 +10,55 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from airpfed.flower.parcel import printable
+
 GRACE = 5.0
 """Seconds that a process has to end by itself."""
+
+QUIET = {
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Flower and what it brings along do not phone home."""
+
+STEERING = re.compile(r"(FLWR|FORWARDED|UVICORN|GUNICORN|HYPERCORN|WEB|GRPC)_\w*|SSLKEYLOGFILE", re.IGNORECASE)
+"""Variables that change where Flower and its server listen, whom they trust, or who can read along."""
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""What this machine calls itself."""
 
 
 def started(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process in a group of its own, so that Ctrl-C reaches only its parent; its output goes to `log`.
 
-    If the parent is killed, the kernel kills it (Linux).
+    The log is for its owner only. If the parent is killed, the kernel kills the process (Linux).
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with open(log, "ab", opener=_private) as output:
+        os.fchmod(output.fileno(), 0o600)  # also one that an earlier version left
         return subprocess.Popen(
             list(words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **own_programs(), **(extra or {})}, start_new_session=True,
+            env=environment(extra or {}), start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
 
 
-def own_programs() -> dict[str, str]:
-    """PATH with this environment's programs first: Flower starts its own by name."""
-    return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process of ours: this one's, without what would steer Flower (`STEERING`), with `extra`.
+
+    PATH has this environment's programs first, since Flower starts its own by name. NO_PROXY has this machine and, in
+    `extra`, further hosts that are reached directly: a proxy is for others.
+    """
+    found = {name: value for name, value in os.environ.items() if not STEERING.fullmatch(name)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    before = [found.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    direct = ",".join(dict.fromkeys(filter(None, [*before, *LOCAL, extra.get("NO_PROXY", "")])))
+    # No machine is believed when it says for whom it forwards.
+    found |= {**QUIET, "PATH": path, "FORWARDED_ALLOW_IPS": "", **extra}
+    return found | {"NO_PROXY": direct, "no_proxy": direct}
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
@@ -52,11 +81,11 @@ def last_line(log: Path, *words: str) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "no log"
-    lines = [" ".join(line.split()) for line in text.splitlines()[-200:] if line.strip()]
+    lines = [line for line in text.splitlines()[-200:] if line.strip()]
     for word in words:
         if found := [line for line in lines if word in line]:
-            return found[-1][:300]
-    return lines[-1][:300] if lines else "an empty log"
+            return printable(found[-1])
+    return printable(lines[-1]) if lines else "an empty log"
 
 
 def parent_gone(parent: int) -> bool:
@@ -69,6 +98,10 @@ def pause(seconds: float, stopping: Sequence[bool]) -> None:
     end = time.monotonic() + seconds
     while not stopping and time.monotonic() < end:
         time.sleep(0.1)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _die_with_parent() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from airpfed.errors import UserError
 from airpfed.flower.agreement import Agreement, difference
 from airpfed.flower.checks import samples_told, why_of
-from airpfed.flower.parcel import Parcel
+from airpfed.flower.parcel import Parcel, printable
 
 AGAIN = 5.0
 """Seconds after which a node that was refused, or did not answer, is greeted again."""
@@ -65,8 +65,8 @@ class Roster:
         if answer.kind != "done":
             raise UserError(why_of(answer))
         device = answer.facts.get("device")
-        if isinstance(device, bool) or not isinstance(device, int) or not 0 <= device < len(self.task_of):
-            raise UserError(f"says it is device {str(device)[:40]}; there are {len(self.task_of)}, from 0")
+        if type(device) is not int or not 0 <= device < len(self.task_of):
+            raise UserError(f"says it is device {printable(device, 40)}; there are {len(self.task_of)}, from 0")
         if self.owners is not None and self.owners.get(node) != device:
             raise UserError(f"says it is device {device}, but its key is of {self.owners.get(node, 'none')}")
         if why := difference(self.agreed[self.task_of[device]], answer.facts.get("agreement")):

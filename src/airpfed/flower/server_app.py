@@ -16,6 +16,7 @@ from airpfed.errors import UserError
 from airpfed.flower import objects
 from airpfed.flower.agreement import Agreement
 from airpfed.flower.federation import Federation
+from airpfed.flower.parcel import LINE, printable
 from airpfed.flower.post import Grid, Post
 from airpfed.flower.roster import Roster
 from airpfed.lock import locked
@@ -36,7 +37,8 @@ def federation_of(
 ) -> Federation:
     """The devices of a run. sides: the server's experiment and what devices must agree on; run: the run's identity."""
     made, agreed = sides
-    roster = Roster(made.fleet.task_of.tolist(), agreed, owners, say)
+    # Devices' words are cut and cleaned where they are taken, and here once more whatever is said of devices.
+    roster = Roster(made.fleet.task_of.tolist(), agreed, owners, lambda text: say(printable(text, 2 * LINE)))
     link_of = partial(objects.link_of, settings, made)
     return Federation(Post(grid), roster, objects.terms(settings), run, link_of, stopping)
 
@@ -58,6 +60,12 @@ def serve(
     sides = objects.server(settings, tasks)
     run = objects.run_identity(out / "checkpoint", resume, owners is not None)
     federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
+    if 0 < settings.federation.min_devices < len(federation.roster.task_of):
+        screen.say(
+            f"federation.min_devices = {settings.federation.min_devices} of {len(federation.roster.task_of)}: a round "
+            "starts without who is not there, so a run that is broken off and resumed need not end in the same bits "
+            "(0, all, does)"
+        )
     made = federation.experiment(sides[0])
     outcome = conduct(settings, made, tasks, command, out, resume, screen, track, stopping)
     if outcome.completed and (owners is not None or made.fleet.layout.size("device")):
@@ -87,5 +95,7 @@ def main(grid: FlowerGrid, context: Context) -> None:
             ended = {"completed": outcome.completed, "round": outcome.state.round}
         except UserError as error:
             ended = {"error": str(error)}
+        except OSError as error:
+            ended = {"error": f"{error.filename or out}: {error.strerror or error}; go on with --resume"}
         finally:
             record.write_json(Path(plan["ended"]), ended)

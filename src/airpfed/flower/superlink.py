@@ -6,6 +6,7 @@ run code on the server and on every device. Run as `python -m airpfed.flower.sup
 """
 
 import ipaddress
+import os
 import re
 import sys
 from typing import Any
@@ -14,8 +15,16 @@ from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
 
-OPEN = re.compile(r"/v1/fleet/[a-z-]+|/health")
-"""Paths that devices use."""
+from airpfed.flower.parcel import printable
+
+OPEN = {"POST": re.compile(r"/v1/fleet/[a-z-]+"), "GET": re.compile(r"/health")}
+"""Paths that devices use, by method."""
+
+HEADERS = re.compile(
+    r"host|connection|keep-alive|user-agent|accept(-encoding|-language)?|content-(type|length|encoding)|"
+    r"transfer-encoding|expect|(x-)?flwr-[a-z0-9-]+"
+)
+"""Headers that Flower's own programs send. What a forwarder adds, whatever its name, is none of them."""
 
 
 class Gate:
@@ -30,9 +39,9 @@ class Gate:
         if (scope["type"] != "http" and scope["type"] != "websocket") or admitted(scope):
             await self.app(scope, receive, send)
             return
-        print(
-            f"gate: {(scope.get('client') or ['?'])[0]} may not ask for {scope['path']!r}", file=sys.stderr, flush=True
-        )
+        path = printable(scope["path"], 100)
+        who = printable((scope.get("client") or ["?"])[0], 60)
+        print(f"gate: {who} may not ask for {path!r}{stranger(scope)}", file=sys.stderr, flush=True)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -41,8 +50,24 @@ class Gate:
 
 
 def admitted(scope: dict[str, Any]) -> bool:
-    """Whether a request is for the devices' interface, or comes from this machine."""
-    return bool(OPEN.fullmatch(scope["path"])) or same_machine(scope.get("client"), scope.get("server"))
+    """Whether a request was not forwarded, and is for the devices' interface or from this machine."""
+    if stranger(scope):
+        return False
+    return opened(scope) or same_machine(scope.get("client"), scope.get("server"))
+
+
+def opened(scope: dict[str, Any]) -> bool:
+    """Whether a request is for the devices' interface, its path written without any encoding."""
+    right = OPEN.get(scope.get("method", ""))
+    plain = scope.get("raw_path") in (None, scope["path"].encode()) and not scope.get("root_path")
+    return scope["type"] == "http" and right is not None and plain and bool(right.fullmatch(scope["path"]))
+
+
+def stranger(scope: dict[str, Any]) -> str:
+    """A header that shows that a request did not come by itself from one of Flower's programs; or nothing."""
+    names = (name.decode("latin1").lower() for name, _ in scope.get("headers", ()))
+    found = next((name for name in names if not HEADERS.fullmatch(name)), None)
+    return "" if found is None else f" with the header {printable(found, 40)!r}, as a forwarder sends it"
 
 
 def same_machine(client: Any, server: Any) -> bool:
@@ -58,5 +83,6 @@ def same_machine(client: Any, server: Any) -> bool:
 
 
 if __name__ == "__main__":
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would put what a header says in the place of who asks
     extensions.get_middleware = lambda: (Middleware(Gate),)
     flower_superlink()

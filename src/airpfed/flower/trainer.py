@@ -15,7 +15,7 @@ from airpfed import reading
 from airpfed.errors import UserError
 from airpfed.flower import objects
 from airpfed.flower.device import Device, handled
-from airpfed.flower.parcel import BadParcelError, Parcel, packed, refusal
+from airpfed.flower.parcel import BadParcelError, Parcel, packed, printable, refusal
 from airpfed.flower.places import node_of
 from airpfed.flower.processes import parent_gone
 from airpfed.flower.relay import received
@@ -55,7 +55,7 @@ def safely(device: Device, parcel: Parcel) -> Parcel:
     except Exception as error:
         traceback.print_exc()
         reply = refusal(f"{type(error).__name__}: {error}")
-    what = f"{parcel.kind} {parcel.facts.get('round', '')}".strip()
+    what = printable(f"{parcel.kind} {parcel.facts.get('round', '')}", 60)
     outcome = "done" if reply.kind == "done" else f"refused: {reply.facts['why']}"
     print(f"{what}: {outcome}, {time.perf_counter() - begin:.2f} s", flush=True)
     return reply
