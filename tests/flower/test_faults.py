@@ -146,6 +146,22 @@ FAULTS = {
     "another run": (facts(run="f" * 32), "of run ffffffff"),
     "another device's name": (facts(device=0), "it answers as device 0"),
     "no loss": (facts(loss="low"), "its loss is not a number"),
+    "a loss of the largest double": (facts(loss=1e308), "its loss is 1e+308, from 0 to 1e+06 is taken"),
+    "a loss beyond float32": (facts(loss=3e38), "its loss is 3e+38, from 0 to 1e+06 is taken"),
+    "a negative loss": (facts(loss=-0.5), "its loss is -0.5, from 0"),
+    "true as a loss": (facts(loss=True), "its loss is not a number"),
+    "a table as a loss": (facts(loss={"a": [1] * 999}), "its loss is not a number"),
+    "true as a round": (facts(round=True), "it answers round True"),
+    "a round with a point": (facts(round=1.0), "it answers round 1.0"),
+    "a device with a point": (facts(device=2.0), "it answers as device 2.0"),
+    "true as samples": (facts(samples=True), "says that it holds True samples"),
+    "too many samples": (facts(samples=10**9 + 1), "says that it holds 1000000001 samples"),
+    "forged lines": (
+        lambda reply: [Parcel("refused", {"why": "x\nround 1: device 0 is absent: y\u2028z\x1b[2J\u202e" * 99999})],
+        "absent: x round 1: device 0 is absent: y z?[2J?x round 1",
+    ),
+    "a table for a reason": (lambda reply: [Parcel("refused", {"why": {"a\x1b": "b" * 10**6}})], "{'a\\x1b': 'bbb"),
+    "a long name of a run": (facts(run="\x1b[1m" * 10**5), "of run ?[1m?[1"),
     "no samples": (facts(samples=0), "says that it holds 0 samples"),
     "refuses": (lambda reply: [Parcel("refused", {"why": "no\nelectricity " * 99})], "no electricity no electricity"),
 }
@@ -161,7 +177,7 @@ def test_a_bad_answer_is_refused_with_a_line_and_the_rest_is_right(
     assert absent == [[WRONG], []]
     told = [line for line in lines if "is absent" in line]
     assert len(told) == 1 and told[0].startswith(f"round 1: device {WRONG} is absent: ") and words in told[0], lines
-    assert len(told[0]) < 400 and "\n" not in told[0]
+    assert all(len(line) < 400 and line.isprintable() for line in lines)
     assert same(state, without(plain, {1: WRONG}, 2))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.flower.parcel import BadParcelError, Parcel, head_of, opened, packed
+from airpfed.flower.parcel import BadParcelError, Parcel, head_of, opened, packed, printable, refusal
 from airpfed.flower.relay import ask, received
 
 numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
@@ -64,7 +64,8 @@ def head(**changed: object) -> dict[str, object]:
 
 
 HEADS = [
-    [], {}, 3, head(kind=1), head(facts=[]), head(facts={"a": float("nan")}), head(sha256=None),
+    [], {}, 3, head(facts={"a": 2**63}), head(facts={"a": -(10**4000)}),
+    head(kind=1), head(facts=[]), head(facts={"a": float("nan")}), head(sha256=None),
     *(head(lengths=lengths) for lengths in ({"x": -5}, {"x": 0}, {"x": "9"}, [3], {"x": True}, {"x": 1e9})),
 ]  # fmt: skip
 
@@ -81,6 +82,40 @@ def test_a_head_of_another_form_is_refused(head: object) -> None:
 def test_deep_json_is_refused() -> None:
     with pytest.raises(BadParcelError):
         opened("[" * 100_000 + "]" * 100_000, {})
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 5000, "[" * 9 + "]" * 9, '"' + "x" * (1 << 24) + '"'])
+def test_values_that_no_machine_can_use_are_refused(value: str) -> None:
+    """1e999 is JSON and becomes infinity; five thousand digits are more than Python reads."""
+    data = f'{{"kind": "done", "facts": {{"loss": {value}}}, "lengths": {{}}, "sha256": ""}}'
+    with pytest.raises(BadParcelError) as refused:
+        opened(data, {})
+    assert len(str(refused.value)) < 100
+
+
+WORDS = {
+    "a\nround 9: device 0 is absent\r\nb": "a round 9: device 0 is absent b",
+    "\x1b[2J\x1b[Hgone": "?[2J?[Hgone",
+    "\u202eabc\u2066": "?abc?",
+    "a\u2028b\u2029c\x85d\x0be": "a b c d e",
+    "\ud800 \x00 \x7f \u200b \ufeff": "? ? ? ? ?",
+    "naïve 数": "naïve 数",
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_what_others_say_is_one_line_that_moves_no_cursor(text: str) -> None:
+    shown = printable(text)
+    assert shown == WORDS[text]
+    assert shown.encode() and shown.isprintable()
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, " " * 10**6 + "x", {"a": ["b" * 10**5]}, [["\n"] * 10**5], "y " * 150])
+def test_what_others_say_is_cut(value: object) -> None:
+    for limit in (4, 40, 300):
+        assert len(printable(value, limit)) <= limit
+    assert len(str(refusal(str(value)).facts["why"])) <= 300
+    assert printable("x" * 300) == "x" * 300 and printable("x" * 301) == "x" * 297 + "..."
 
 
 def test_oversize_is_refused_before_it_is_read() -> None:

@@ -76,14 +76,22 @@ def test_a_replayed_question_of_an_earlier_round_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("counted", "words"), [(5, "moved 1 times, the server counted 5; restore"), (-1, "counted -1")]
+    ("t", "counted", "words"),
+    [
+        (7, 5, "moved 1 times, the server counted 5; restore"),
+        (7, 7, "counted = 7: should be a whole number from 0 to 6"),
+        (2, -1, "counted = -1: should be a whole number from 0 to 1"),
+        (2, True, "counted = True: should be a whole number"),
+        (2, 1.0, "counted = 1.0: should be a whole number"),
+        (10**9 + 1, 1, "round = 1000000001: should be a whole number from 1 to 1000000000"),
+    ],
 )
 def test_lost_parameters_are_refused(
-    counted: int, words: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    t: int, counted: int, words: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
 ) -> None:
     run = uuid4().hex
     handled(devices[0], question(server, settings, run, 1, 0))
-    answer = handled(devices[0], question(server, settings, run, 2, counted))
+    answer = handled(devices[0], question(server, settings, run, t, counted))
     assert answer.kind == "refused" and words in answer.facts["why"]
 
 

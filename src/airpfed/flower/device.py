@@ -96,7 +96,10 @@ def told(device: Device) -> dict[str, Any]:
 
 
 def trained(device: Device, parcel: Parcel) -> Parcel:
-    """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers."""
+    """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers.
+
+    A question that is refused leaves what it keeps as it was.
+    """
     run, t, counted = asked(device, parcel)
     kept = restored(device, run)
     own = personal.begun(kept, t, counted)
@@ -107,12 +110,12 @@ def trained(device: Device, parcel: Parcel) -> Parcel:
     found, loss = gradients(device.alone, received(device, parcel, own), [plan], made.local_lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
-    assert made.lr is not None
-    after = personal.moved(own, found["device"], t, made.optimizer, made.lr) if good else Personal(t, own, own)
-    personal.save(device.folder / run, after, made.seed, hashed(sorted(device.agreed.items())))
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
+    assert made.lr is not None
+    after = personal.moved(own, found["device"], t, made.optimizer, made.lr)
+    personal.save(device.folder / run, after, made.seed, hashed(sorted(device.agreed.items())))
     data = encoded(found, fleet.layout, device.task, made.payload, rounding(made.seed, device.number, t))
     facts = {**told(device), "run": run, "round": t, "loss": float(loss)}
     return Parcel("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})

@@ -17,8 +17,8 @@ HEAD_LIMIT = 1 << 24
 DEPTH = 8
 """Tables and lists within one another, at most; facts need three."""
 
-NUMBER = 10**18
-"""No whole number in a head is larger: what is made of it fits into 64 bits."""
+NUMBER = 2**63
+"""No whole number in a head reaches it: what is taken fits into 64 bits."""
 
 LINE = 300
 """Characters that are shown of what another machine says."""

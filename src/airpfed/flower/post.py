@@ -96,9 +96,14 @@ class Post:
 
 
 def _read(message: Message) -> tuple[Parcel, int]:
+    """The parcel in an answer, and its bytes; whatever Flower's types make of a stranger's message is a refusal."""
     if message.has_error():
         return refusal(f"Flower says: {message.error.reason or message.error.code}"), 0
+    size = 0
     try:
-        return parcel_of(message), byte_count(message)
+        size = byte_count(message)
+        return parcel_of(message), size
     except BadParcelError as error:
-        return refusal(str(error)), byte_count(message)
+        return refusal(str(error)), size
+    except Exception as error:
+        return refusal(f"the message cannot be read: {type(error).__name__}: {error}"), size
