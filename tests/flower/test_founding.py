@@ -1,16 +1,21 @@
 """`airpfed federate init`: what it makes fits together, and its checks see what does not."""
 
 import datetime
+import os
+import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from airpfed import build, reading
 from airpfed.errors import UserError
-from airpfed.flower import certificates, founding, objects
+from airpfed.flower import certificates, deployment, founding, join, objects
 from airpfed.flower.founding import Plan, found
-from airpfed.flower.places import node_of
+from airpfed.flower.places import federable, host_of, node_of
 from tiny import make_settings, write_rows
 
 PLAN = Plan("hub.example:9500", ("hub.example", "192.0.2.1"), True, 30, 9100)
@@ -88,6 +93,70 @@ def test_a_server_needs_no_training_samples(file: Path) -> None:
     assert len(objects.server_tasks(settings.model_copy(update={"tasks": tuple(small)}), True)[0].test) == 80
 
 
+CONFLICT = """
+[model]
+base = "{base}"
+
+[[tasks]]
+name = "first"
+source = "{folder}/all.csv"
+labels = {{ red = "red", blue = "blue" }}
+
+[[tasks]]
+name = "second"
+source = "{folder}/all.csv"
+labels = {{ red = "blue", blue = "red" }}
+split_as = "first"
+
+[[tasks]]
+name = "third"
+source = "{folder}/all.csv"
+split_as = "first"
+"""
+
+
+@pytest.fixture(scope="module")
+def conflict(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """Three tasks over the same texts, as in experiments/conflict.toml; the second and third are split as the first."""
+    folder = tmp_path_factory.mktemp("conflict")
+    write_rows(folder / "all.csv", 90, ("red", "blue"), 1)
+    file = folder / "conflict.toml"
+    file.write_text(CONFLICT.format(base=tiny_llama, folder=folder))
+    return file
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.data())
+def test_nobody_trains_on_what_the_server_holds_out(conflict: Path, data: st.DataObject) -> None:
+    """Whatever seed, sizes and shares: dev and test are those of `airpfed run`, and none of it is on a device."""
+    whole = st.integers(1, 12)
+    overrides = [f"run.seed={data.draw(st.integers(0, 2**20))}"]
+    overrides += [f"tasks.*.{key}={data.draw(whole)}" for key in ("dev_samples", "test_samples")]
+    for name in ("first", "second", "third"):
+        overrides += [f"tasks.{name}.devices={data.draw(st.integers(1, 3))}"]
+        overrides += [f"tasks.{name}.samples_per_device={data.draw(whole)}"]
+        overrides += [f"tasks.{name}.split={data.draw(st.sampled_from(['iid', 'dirichlet']))}"]
+    settings = reading.read(conflict, overrides)
+    dealt, held = build.load_tasks(settings), objects.server_tasks(settings, deployed=True)
+    assert [(task.dev, task.test) for task in held] == [(task.dev, task.test) for task in dealt]
+    trained = {sample.prompt for task in dealt for shard in task.train for sample in shard}
+    kept = {sample.prompt for task in held for sample in (*task.dev, *task.test)}
+    assert kept and not trained & kept
+
+
+def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path, tmp_path: Path) -> None:
+    """The same of what `init --deal` writes, as the devices and the server read it."""
+    sizes = ["tasks.*.devices=2", "tasks.*.dev_samples=10", "tasks.*.test_samples=20", "tasks.*.samples_per_device=9"]
+    found(tmp_path / "site", reading.read(conflict, sizes), PLAN)
+    server = reading.read(tmp_path / "site" / "server" / "experiment.toml")
+    held = objects.server_tasks(server, deployed=True)
+    kept = {sample.prompt for task in held for sample in (*task.dev, *task.test)}
+    for device in range(6):
+        own = objects.node_tasks(reading.read(tmp_path / "site" / f"device-{device}" / "device.toml"), device)
+        trained = {sample.prompt for task in own for shard in task.train for sample in shard}
+        assert len(trained) == 9 and not trained & kept
+
+
 def test_nothing_is_overwritten(site: Path, file: Path) -> None:
     with pytest.raises(UserError, match="not empty; a federation is founded in a new folder"):
         found(site, reading.read(file), PLAN)
@@ -107,8 +176,6 @@ def test_the_certificate_names_its_hosts_and_loopback(site: Path) -> None:
 
 
 def broken(site: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return shutil.copytree(site / "server", tmp_path / "server")
 
 
@@ -160,3 +227,155 @@ def test_what_only_the_simulator_does_is_refused_in_a_line(change: str, file: Pa
     with pytest.raises(UserError, match="not in a federation; `airpfed run` does it"):
         found(tmp_path / "site", settings, PLAN)
     assert not (tmp_path / "site").exists()
+
+
+WRONG = {
+    "no days": ({"days": 0}, "--days 0: should be from 1 to 36500"),
+    "days before now": ({"days": -5}, "--days -5: should be from 1"),
+    "days beyond all calendars": ({"days": 10**9}, "--days 1000000000: should be from 1"),
+    "no port": ({"address": "localhost"}, "the port should be from 1 to 65535"),
+    "port 0": ({"address": "localhost:0"}, "the port should be from 1 to 65535"),
+    "port 70000": ({"address": "localhost:70000"}, "the port should be from 1 to 65535"),
+    "a port of a hundred digits": ({"address": "localhost:" + "9" * 100}, "the port should be from 1 to 65535"),
+    "an Arabic port": ({"address": "localhost:\u0669\u0669"}, "the port should be from 1 to 65535"),
+    "no host": ({"address": ":9500"}, "host '': should be a host name"),
+    "a space": ({"address": "my hub:9500"}, "host 'my hub': should be a host name"),
+    "a host of 300 letters": ({"address": "a" * 300 + ":9500"}, "should be a host name"),
+    "a name of 260": ({"address": ".".join(["a" * 51] * 5) + ".bb:9500"}, "should be a host name"),
+    "an umlaut": ({"address": "m\u00fcller.example:9500"}, "others as xn--"),
+    "a scheme": ({"address": "https://hub.example:9500"}, "should be a host name"),
+    "a quote": ({"address": 'hub".example:9500'}, "should be a host name"),
+    "an escape": ({"address": "\x1b[2J:9500"}, "host '?[2J': should be"),
+    "IPv6 without brackets": ({"address": "::1:9500"}, "stands in brackets"),
+    "IPv4 out of range": ({"address": "999.1.1.1:9500"}, "should be a host name"),
+    "a zone": ({"address": "[fe80::1%eth0]:9500"}, "should be a host name"),
+    "a further host": ({"hosts": ("hub.example", "a b")}, "host 'a b': should be a host name"),
+    "a device's port": ({"port": 65533}, "--port 65533: should be from 1 to 65531; device k takes port + k"),
+    "no device's port": ({"port": 0}, "--port 0: should be from 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(case: str, file: Path, tmp_path: Path) -> None:
+    changed, words = WRONG[case]
+    plan = replace(PLAN, **changed)
+    if "address" in changed:
+        plan = replace(plan, hosts=(host_of(plan.address),))
+    with pytest.raises(UserError) as told:
+        found(tmp_path / "site", reading.read(file), plan)
+    assert words in str(told.value) and len(str(told.value)) < 300 and str(told.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["[::1]:9500", "[2001:db8::7]:1", "192.0.2.1:65535", "my_hub.example:80", "h:1"])
+def test_what_can_be_is_founded(address: str, file: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, deal=False)
+    found(tmp_path / "site", reading.read(file), plan)
+    certificates.check_server(tmp_path / "site" / "server", host_of(address))
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_a_federation_is_founded_at_once_or_not_at_all(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last device's key cannot be made: the disk is full, say, or the check fails."""
+    made: list[Path] = []
+
+    def fails(private: Path, public: Path) -> None:
+        made.append(private)
+        assert not (tmp_path / "site").exists(), "it does not appear before it is whole"
+        if "device-4" in str(private):
+            raise OSError(28, "No space left on device", str(private))
+        certificates_made(private, public)
+
+    certificates_made = certificates.new_device
+    monkeypatch.setattr(certificates, "new_device", fails)
+    with pytest.raises(UserError, match="site: cannot be made: No space left on device"):
+        found(tmp_path / "site", reading.read(file), PLAN)
+    assert len(made) == 5 and not list(tmp_path.iterdir())
+
+
+def test_all_is_for_its_owner_only_whatever_the_umask(file: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        found(tmp_path / "site", reading.read(file), PLAN)
+    finally:
+        os.umask(before)
+    for home in (tmp_path / "site", *(tmp_path / "site").glob("*/")):
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700, home
+    assert stat.S_IMODE((tmp_path / "site" / "device-0" / "data.jsonl").stat().st_mode) == 0o600
+
+
+def test_more_devices_than_there_are_are_not_waited_for(file: Path, tmp_path: Path) -> None:
+    settings = reading.read(file)
+    wanted = settings.federation.model_copy(update={"min_devices": 99})
+    with pytest.raises(UserError, match=r"federation\.min_devices = 99: should be at most 5"):
+        federable(settings.model_copy(update={"federation": wanted}))
+
+
+DAMAGE = {
+    "missing": None, "empty": b"", "cut": "cut", "garbage": bytes(range(256)) * 9,
+    "another shape": b'[1, {"a": null}]\n', "a folder": "folder",
+}  # fmt: skip
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    match DAMAGE[how]:
+        case bytes() as other:
+            path.write_bytes(other)
+        case "cut":
+            path.write_bytes(data[: len(data) // 2])
+        case "folder":
+            path.mkdir()
+    if path.is_file():
+        path.chmod(0o600)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["experiment.toml", "ca.crt", "server.crt", "server.key", *(f"devices/device-{k}.pub" for k in (0, 4))]
+)
+def test_damaged_files_of_the_server_are_one_line(name: str, how: str, site: Path, tmp_path: Path) -> None:
+    server = shutil.copytree(site / "server", tmp_path / "server")
+    damage(server / name, how)
+    if how == "missing" and "device-" in name:
+        assert deployment.site_of(reading.read(server / "experiment.toml"), server / "experiment.toml", tmp_path)
+        return  # a device whose key is taken out is shut out
+    with pytest.raises(UserError) as told:
+        deployment.site_of(reading.read(server / "experiment.toml"), server / "experiment.toml", tmp_path)
+    line = str(told.value)
+    assert Path(name).name.partition(".")[0] in line and "\n" not in line and len(line) < 500, line
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["device.toml", "ca.crt", "device.key", "data.jsonl"])
+def test_damaged_files_of_a_device_are_one_line(name: str, how: str, site: Path, tmp_path: Path) -> None:
+    home = shutil.copytree(site / "device-0", tmp_path / "device-0")
+    damage(home / name, how)
+    with pytest.raises((UserError, IsADirectoryError)) as told:
+        join.ready(home / "device.toml")
+        objects.node_tasks(reading.read(home / "device.toml"), 0)
+    line = str(told.value)
+    assert "\n" not in line and len(line) < 600 and name in line, line
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_identity_of_a_run_is_one_line(how: str, tmp_path: Path) -> None:
+    name = objects.run_identity(tmp_path, False, True)
+    assert objects.run_identity(tmp_path, True, True) != name, "nothing to go on from: a run begins"
+    name = objects.run_identity(tmp_path, False, True)
+    (tmp_path / "latest.json").write_text("{}")
+    assert objects.run_identity(tmp_path, True, True) == name
+    damage(tmp_path / "run.json", how)
+    for use in (lambda: objects.run_identity(tmp_path, True, True), lambda: objects.identity(tmp_path / "run.json")):
+        with pytest.raises(UserError, match=r"run\.json: (damaged; restore it|missing, so these rounds were not)"):
+            use()
+
+
+@pytest.mark.parametrize("tree", ['{"run": "../x", "deployed": true}', '{"run": 7, "deployed": true}', '{"run": "a"}'])
+def test_an_identity_is_one_that_devices_take(tree: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(tree)
+    with pytest.raises(UserError, match=r"run\.json: damaged"):
+        objects.identity(tmp_path / "run.json")
