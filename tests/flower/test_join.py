@@ -1,9 +1,11 @@
 """A device's processes: the trainer answers, dies and is there again; what keeps them away is told in a line."""
 
 import os
+import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -17,11 +19,11 @@ from local import LocalGrid
 
 from airpfed import cli, reading
 from airpfed.errors import UserError
-from airpfed.flower import commands, join, objects, processes
+from airpfed.flower import commands, deployment, join, objects, processes
 from airpfed.flower.founding import Plan, found
-from airpfed.flower.join import Kept, meaning, unreachable, watch
+from airpfed.flower.join import TRIES, Kept, meaning, unreachable, watch
 from airpfed.flower.parcel import Parcel
-from airpfed.flower.processes import ended, started
+from airpfed.flower.processes import ended, last_line, started
 from airpfed.flower.relay import ask
 from airpfed.flower.server_app import federation_of
 from airpfed.lock import alone, ended_holder
@@ -94,6 +96,115 @@ def test_a_process_that_keeps_ending_is_started_less_and_less_often(tmp_path: Pa
     until(lambda: kept.look(lines.append) or any("again in 5 s" in line for line in lines), 30)
     waits = [line.split("again in ")[1] for line in lines if "again" in line]
     assert waits == ["2 s", "5 s"] and "x ended: 3; again in 2 s" in lines
+
+
+@pytest.mark.parametrize(("name", "tries"), TRIES.items())
+def test_a_process_that_never_works_is_given_up_with_its_last_line(
+    name: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer's settings are wrong, say: it is not started for ever."""
+    monkeypatch.setattr(join, "PAUSES", (0.0,))
+    log = tmp_path / "x.log"
+    kept = Kept(name, ["sh", "-c", "echo 'airpfed: device.toml: \x1b[2Jwrong'; exit 2"], log, lambda _: last_line(log))
+    lines: list[str] = []
+    with pytest.raises(UserError) as told:
+        until(lambda: bool(kept.look(lines.append)), 60)
+    assert str(told.value) == (
+        f"{name} ended {tries} times in a row: airpfed: device.toml: ?[2Jwrong; all of it is in {log}"
+    )
+    assert sum("started" in line for line in lines) == tries and kept.process is None
+
+
+def test_who_is_refused_by_the_server_keeps_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key may be admitted tomorrow."""
+    monkeypatch.setattr(join, "PAUSES", (0.0,))
+    kept = Kept(
+        "SuperNode", ["false"], tmp_path / "x.log", lambda _: f"{join.REFUSED}: x", lambda why: "refused" in why
+    )
+    lines: list[str] = []
+    until(lambda: kept.look(lines.append) or len(lines) > 2 * TRIES["SuperNode"] + 4, 60)
+    kept.end()
+
+
+def test_a_trainer_that_worked_for_long_and_then_finds_something_wrong_is_given_up_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model takes long to load before its settings are found wrong."""
+    monkeypatch.setattr(join, "PAUSES", (0.0,))
+    monkeypatch.setattr(join, "LASTING", 0.0)
+    kept = Kept("trainer", ["sh", "-c", "exit 2"], tmp_path / "x.log", str)
+    with pytest.raises(UserError, match="ended 5 times"):
+        until(lambda: bool(kept.look(lambda _: None)), 60)
+    fine = Kept("trainer", ["sh", "-c", "exit 1"], tmp_path / "y.log", str)
+    lines: list[str] = []
+    until(lambda: fine.look(lines.append) or len(lines) > 20, 60)
+    fine.end()
+
+
+def test_a_log_is_for_its_owner_only(tmp_path: Path) -> None:
+    (tmp_path / "old.log").write_text("x")
+    (tmp_path / "old.log").chmod(0o644)
+    before = os.umask(0)
+    try:
+        for name in ("old.log", "new.log"):
+            ended(started(["true"], tmp_path / name))
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_devices_state_is_for_its_owner_only_and_swept(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `airpfed federate join` begins; what a killed process left half written goes, all else stays."""
+    home = shutil.copytree(site / "device-1", tmp_path / "device-1")
+    run = home / "state" / "runs" / ("a" * 32)
+    run.mkdir(parents=True)
+    (home / "state").chmod(0o755)
+    files = {".latest.json.4242": False, ".round-000003.safetensors.99": False, "latest.json": True, ".mine": True}
+    for name in files:
+        (run / name).write_text("x")
+    (run / ".outside.1").symlink_to(tmp_path)
+    seen: list[int] = []
+
+    def look(trainer: Kept, link: Kept, fault: object, say: object, stopping: list[bool]) -> None:
+        seen.append(stat.S_IMODE((home / "state").stat().st_mode))
+        (home / "state" / "new").touch()
+
+    monkeypatch.setattr(join, "watch", look)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = os.umask(0)
+    try:
+        join.join(home / "device.toml", print)
+    finally:
+        os.umask(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert seen == [0o700] and stat.S_IMODE((home / "state" / "new").stat().st_mode) == 0o600
+    assert {name: (run / name).exists() for name in files} == files and tmp_path.is_dir()
+
+
+@pytest.mark.parametrize("name", ["x" * 90, "a b", 'a"b', "a'b"])
+def test_a_socket_finds_a_place_whatever_tmpdir_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setattr(join.tempfile, "gettempdir", lambda: str(folder))
+    assert join.short_folder() == Path("/tmp")
+    with socket.socket(socket.AF_UNIX) as door:
+        path = Path("/tmp") / f"airpfed-{os.getpid():08d}"
+        path.mkdir()
+        try:
+            door.bind(str(path / join.DOOR))
+        finally:
+            shutil.rmtree(path)
+    monkeypatch.setattr(join.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"TMPDIR = .*: too long or of odd letters for a socket, .* at most 77 letters"):
+        join.short_folder()
+
+
+def test_a_good_tmpdir_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(join.tempfile, "gettempdir", lambda: "/var/tmp")
+    assert join.short_folder() == Path("/var/tmp")
 
 
 def test_what_was_started_dies_with_its_parent(tmp_path: Path) -> None:
@@ -221,3 +332,40 @@ time.sleep(60)
     assert holder.returncode == -signal.SIGKILL
     ended_holder(lock, 0.3)
     assert not alive(holder.pid)
+
+
+SUCCESS = '{"success": true, "node-id": 7}'
+FAILURE = '{"success": false, "error-message": "Connection to the SuperLink\\u001b[1m failed\\nProxyError"}'
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "errors", "words"),
+    [
+        (0, FAILURE, "", "flwr supernode register failed: Connection to the SuperLink?[1m failed ProxyError"),
+        (1, SUCCESS, "x\nno\x1b[2J route\n", "flwr supernode register failed: no?[2J route"),
+        (0, "", "", "flwr supernode register failed: no output"),
+        (0, "[1]", "", "failed: [1]"),
+        (0, '{"success": "true"}', "", "failed"),
+        (0, "<html>" * 999, "", "failed: <html>"),
+    ],
+)
+def test_flowers_command_line_is_believed_only_where_it_says_that_it_succeeded(
+    code: int, out: str, errors: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower 1.41 ends with 0 behind a dead proxy."""
+    assert deployment.answer_of(0, SUCCESS, "", "x")["node-id"] == 7
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(UserError) as told:
+        deployment.answer_of(code, out, errors, "flwr supernode register")
+    line = str(told.value)
+    assert words in line and line.isprintable() and len(line) < 400 and "(the environment sets HTTPS_PROXY)" in line
+
+
+def test_a_plan_of_any_path_reaches_the_servers_process(tmp_path: Path) -> None:
+    """Flower takes a path with quotes or spaces in it apart; from a file it reads it whole."""
+    import tomlkit
+    from flwr.common.config import parse_config_args
+
+    odd = str(tmp_path / "my \"runs\" 'a' = b")
+    (tmp_path / "run.toml").write_text(tomlkit.dumps({"plan": odd}))
+    assert parse_config_args([str(tmp_path / "run.toml")]) == {"plan": odd}

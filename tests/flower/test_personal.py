@@ -1,5 +1,7 @@
 """What a device keeps: it moves once a round, only if the server counted it, and survives the trainer's end."""
 
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -180,3 +182,64 @@ def test_presence_is_seen_where_nothing_is_sent(settings: Settings, devices: dic
     state: State = sides[0].initial
     state, row = play_round(federation.experiment(sides[0]), state)
     assert row.absent == [1] and state.devices.own.updates.tolist() == [1, 0, 1, 1, 1]
+
+
+DAMAGE = {
+    "empty": b"", "cut": "cut", "garbage": bytes(range(256)) * 9, "another shape": b'[1, {"a": null}]',
+    "another table": b'{"file": 1, "sha256": [], "round": {}, "fingerprint": ""}', "missing": None,
+    "a folder": "folder",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["latest.json", "round-000001.safetensors"])
+def test_a_damaged_state_is_one_line(
+    name: str, how: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+) -> None:
+    """Each file of what a device keeps; it is refused, and neither replaced nor removed."""
+    run = uuid4().hex
+    handled(devices[0], question(server, settings, run, 1, 0))
+    file, data = devices[0].folder / run / name, DAMAGE[how]
+    whole = file.read_bytes()
+    file.unlink()
+    if isinstance(data, bytes):
+        file.write_bytes(data)
+    elif how == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif how == "a folder":
+        file.mkdir()
+    before = sorted(path.name for path in file.parent.iterdir())
+    answer = handled(devices[0], question(server, settings, run, 2, 1))
+    assert answer.kind == "refused" and sorted(path.name for path in file.parent.iterdir()) == before
+    why = answer.facts["why"]
+    assert len(why) < 301 and why.isprintable() and ("restore" in why or "damaged" in why), why
+
+
+def test_what_a_device_keeps_is_for_its_owner_only(
+    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+) -> None:
+    """Whatever the umask, and where an earlier version had left it open."""
+    devices[1].folder.mkdir(exist_ok=True)
+    devices[1].folder.chmod(0o755)
+    before = os.umask(0)
+    try:
+        handled(devices[1], question(server, settings, uuid4().hex, 1, 0))  # of devices 0 and 1 alike: of their task
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(devices[1].folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-x", "../..", "a/b", "a" * 300, "\x1b[2J"])
+def test_a_device_writes_where_its_state_is(
+    name: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+) -> None:
+    """A task's name that leads elsewhere is refused before anything is written or removed."""
+    run = uuid4().hex
+    asked = question(server, settings, run, 1, 0)
+    handled(devices[0], asked)
+    view = replace(devices[0].experiment.tasks[0], name=name)
+    made = replace(devices[0].experiment, tasks=(view, *devices[0].experiment.tasks[1:]))
+    before = sorted(devices[0].folder.rglob("*"))
+    answer = handled(replace(devices[0], experiment=made), replace(asked, kind="finish"))
+    assert answer.kind == "refused" and "cannot name a f" in answer.facts["why"]
+    assert sorted(devices[0].folder.rglob("*")) == before

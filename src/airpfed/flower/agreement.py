@@ -45,6 +45,7 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
         "initial adapters": start.hexdigest(),
         "tasks": hashed([one.name for one in settings.tasks]),
         f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
+        f"tasks.{task.name}.labels, as tokens": json.dumps(experiment.tasks[number].choices),
         f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
         **{key: str(value) for key, value in work.items()},
     }

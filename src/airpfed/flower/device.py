@@ -21,6 +21,7 @@ from airpfed.flower.agreement import Agreement, difference, hashed
 from airpfed.flower.checks import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.flower.parcel import Parcel, printable, refusal
 from airpfed.flower.personal import Personal
+from airpfed.flower.places import inside, private
 from airpfed.model import export
 from airpfed.model.vector import Factors, Vectors, gather
 from airpfed.rounds.run import Experiment
@@ -139,7 +140,7 @@ def finished(device: Device, parcel: Parcel) -> Parcel:
     factors, fleet = model(device, parcel), device.fleet
     classes = device.fleet.classes[device.task]
     view = device.experiment.tasks[device.task]
-    folder = device.folder / str(parcel.facts["run"]) / "adapters" / view.name.replace(":", "-")
+    folder = inside(private(device.folder) / str(parcel.facts["run"]) / "adapters", view.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(fleet.backbone, classes)
     export.checked(fleet.backbone, factors, classes, device.alpha, folder, base, device.alone.shards[0][:8])

@@ -143,7 +143,7 @@ def short_folder() -> Path:
             return folder
     raise UserError(
         f"TMPDIR = {wanted}: too long or of odd letters for a socket, and /tmp cannot be written to; should be of at "
-        f" most {limit - len(DOOR) - 18} letters, digits and ./_+-"
+        f"most {limit - len(DOOR) - 18} letters, digits and ./_+-"
     )
 
 

@@ -34,7 +34,10 @@ def fresh(value: Tensor) -> Personal:
 
 def load(folder: Path, like: Personal, fingerprint: str) -> Personal:
     """What is on the disk, or `like` where nothing is yet; UserError if it is damaged or of other settings."""
-    return checkpoint.read(folder, like, fingerprint) if checkpoint.exists(folder) else like
+    try:
+        return checkpoint.read(folder, like, fingerprint) if checkpoint.exists(folder) else like
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: damaged ({type(error).__name__}); restore the device's state folder") from None
 
 
 def begun(kept: Personal, t: int, counted: int) -> Moving:
