@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 import torch
-from local import LocalGrid, Tamper, grid_of, honest, local_devices
+from local import LocalGrid, Tamper, grid_of, honest, local_devices, served
 from safetensors.torch import load_file, save_file
 
 from airpfed import build, reading
@@ -336,6 +336,36 @@ def test_too_few_devices_stop_the_run_so_that_it_can_be_resumed(
     federation.terms = replace(federation.terms, wait_seconds=0.3)
     with pytest.raises(UserError, match=r"3 of 4 devices are there .* go on with --resume"):
         play_round(experiment, experiment.initial)
+
+
+def test_who_is_missing_and_for_how_long_is_told_once(start: Start, devices: dict[int, Device]) -> None:
+    """Not a word for ten minutes was the fault; a line a look would be another."""
+    experiment, federation, lines = start(grid_of({k: devices[k] for k in (0, 1, 3)}), least=5)
+    federation.terms = replace(federation.terms, wait_seconds=0.3)
+    with pytest.raises(UserError, match="without 2, 4; go on with --resume"):
+        play_round(experiment, experiment.initial)
+    waits = [line for line in lines if line.startswith("waiting:") and "3 of 5" in line]
+    assert waits == [
+        "waiting: 3 of 5 devices are there (federation.min_devices), without 2, 4; for 0.3 s at most"
+    ]  # fmt: skip
+
+
+def test_more_than_there_are_is_all_of_them(start: Start, devices: dict[int, Device]) -> None:
+    """`federable` refuses it; whatever gets here, nobody waits for a sixth of five."""
+    experiment, federation, _ = start(grid_of(devices))
+    federation.terms = replace(federation.terms, min_devices=99, wait_seconds=5.0)
+    assert play_round(experiment, experiment.initial)[1].absent == []
+
+
+@pytest.mark.parametrize("least", [0, 5, 4])
+def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: Path, tiny_llama: Path) -> None:
+    """A resumed run's round may begin without a device that the broken one had."""
+    file = make_settings(tmp_path, tiny_llama)
+    overrides = [*BASE, "server.rounds=1", "tasks.*.test_samples=2", f"federation.min_devices={least}"]
+    grid = grid_of(local_devices(reading.read(file, overrides), tmp_path / "devices"))
+    lines = served(file, overrides, tmp_path / "out", grid).lines
+    told = [line for line in lines if "need not end in the same bits" in line]
+    assert [line.startswith("federation.min_devices = 4 of 5: ") for line in told] == [True] * (least == 4)
 
 
 def test_a_server_that_was_killed_goes_on_where_it_was(

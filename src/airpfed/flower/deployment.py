@@ -214,6 +214,8 @@ def followed(
             show(line.rstrip("\n"))
     if not Path(plan["ended"]).exists():
         why = last_line(site.work / "superlink.log", "Error", "ERROR")
+        if superlink.poll() is None:  # then it may be Flower's command line that failed
+            why += f"; {last_line(site.work / 'run.log', 'rror')}"
         raise UserError(f"the server's process ended early: {why}; logs are in {site.work}; go on with --resume")
     found: dict[str, Any] = json.loads(Path(plan["ended"]).read_text(encoding="utf-8"))
     return found

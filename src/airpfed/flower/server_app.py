@@ -86,7 +86,8 @@ def main(grid: FlowerGrid, context: Context) -> None:
     out, stop = Path(plan["out"]), Path(plan["stop"])
     settings = reading.read(Path(plan["file"]), plan["overrides"])
     owners = {int(node): device for node, device in plan["owners"].items()}
-    ended: dict[str, object] = {"error": "the server's process failed; see the log"}
+    fault = f"the server's process failed; see {out / 'flower' / 'superlink.log'}; go on with --resume"
+    ended: dict[str, object] = {"error": fault}
     HELD.append(locked(Path(plan["lock"]), 20.0))
     with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
         try:
