@@ -56,11 +56,12 @@ LINE = 700
 class Case:
     """A message and what is changed of it.
 
-    world: "tasks" (s and p travel) or "devices" (parts of their own, and a task with texts). to: who gets it. kind: of
-    the question, or of the question that it answers. edits: (what, name or place, value), in turn.
+    world: "tasks" (s and p travel), "words" (parts of their own, answers are classes) or "devices" (the same, and a
+    task with texts). to: who gets it. kind: of the question, or of the question that it answers. edits: (what, name or
+    place, value), in turn.
     """
 
-    world: Literal["tasks", "devices"]
+    world: Literal["tasks", "words", "devices"]
     to: Literal["device", "server"]
     kind: Literal["hello", "train", "answer", "finish"]
     edits: tuple[tuple[str, Any, Any], ...]
@@ -102,7 +103,7 @@ edits = st.one_of(
 )  # fmt: skip
 cases = st.builds(
     Case,
-    st.sampled_from(["tasks", "devices"]),
+    st.sampled_from(["tasks", "words", "devices"]),
     st.sampled_from(["device", "server"]),
     st.sampled_from(["hello", "train", "train", "answer", "finish"]),
     st.lists(edits, min_size=1, max_size=3).map(tuple),
@@ -150,8 +151,10 @@ def world(name: str) -> World:
         "federation.wait_seconds=1",
         "federation.deadline_seconds=1",
     ]
+    if name != "tasks":
+        overrides += ["adapters.method=feddpa"]
     if name == "devices":
-        overrides += ["adapters.method=feddpa", "tasks.moods.kind=generate", "tasks.moods.labels={}",
+        overrides += ["tasks.moods.kind=generate", "tasks.moods.labels={}",
                       "tasks.moods.max_new_tokens=3"]  # fmt: skip
     wanted = reading.read(make_settings(folder, base()), overrides)
     tasks = build.load_tasks(wanted)
@@ -163,7 +166,7 @@ def world(name: str) -> World:
     answers = {}
     for kind in ("hello", "train", "answer", "finish"):
         for k in devices:
-            if kind != "answer" or name == "devices":
+            if kind != "answer" or name != "tasks":
                 answers[kind, k] = handled(devices[k], question(bare, federation, kind, k))
     assert all(one.kind == "done" for one in answers.values()), answers
     return replace(bare, answers=answers)
