@@ -15,11 +15,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from flwr.app import Context, RecordDict
 from local import LocalGrid
 
 from airpfed import cli, reading
 from airpfed.errors import UserError
-from airpfed.flower import commands, deployment, join, objects, processes
+from airpfed.flower import client_app, commands, deployment, join, objects, processes
 from airpfed.flower.founding import Plan, found
 from airpfed.flower.join import TRIES, Kept, meaning, unreachable, watch
 from airpfed.flower.parcel import Parcel
@@ -359,6 +360,49 @@ def test_flowers_command_line_is_believed_only_where_it_says_that_it_succeeded(
         deployment.answer_of(code, out, errors, "flwr supernode register")
     line = str(told.value)
     assert words in line and line.isprintable() and len(line) < 400 and "(the environment sets HTTPS_PROXY)" in line
+
+
+def test_flowers_command_line_that_hangs_is_one_line(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a proxy that takes connections and says nothing, say. It is started with this machine as no proxy's."""
+    (tmp_path / "flwr").write_text('#!/bin/sh\necho "$no_proxy" > "$FLWR_HOME"\nexec sleep 60\n')
+    (tmp_path / "flwr").chmod(0o700)
+    monkeypatch.setattr(deployment.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(deployment, "PATIENCE", 2.0)
+    monkeypatch.setenv("NO_PROXY", "a.example")
+    place = deployment.Site(site / "server", tmp_path, "localhost", "192.0.2.1", 9500)
+    with pytest.raises(UserError, match=r"^flwr supernode register failed: no answer within 2 s"):
+        deployment.admitted(place, 0)
+    assert (tmp_path / "home").read_text() == "a.example,localhost,127.0.0.1,::1,192.0.2.1\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits"),
+    [
+        (0.5, 0.5),
+        (7, 7.0),
+        (True, 60.0),
+        ("9", 60.0),
+        (-1, 60.0),
+        (0, 60.0),
+        (1e300, 86400.0),
+        (None, 60.0),
+        ([], 60.0),
+    ],
+)
+def test_the_relay_waits_as_long_as_the_server_says_within_reason(
+    seconds: object, waits: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def ask(path: Path, parcel: Parcel, wait: float) -> Parcel:
+        asked.append(wait)
+        return parcel
+
+    monkeypatch.setattr(client_app, "ask", ask)
+    client_app.relayed(Parcel("train", {"seconds": seconds}), Context(1, 1, {"socket": "x"}, RecordDict(), {}))
+    assert asked == [waits]
 
 
 def test_a_plan_of_any_path_reaches_the_servers_process(tmp_path: Path) -> None:

@@ -215,6 +215,18 @@ def test_a_damaged_state_is_one_line(
     assert len(why) < 301 and why.isprintable() and ("restore" in why or "damaged" in why), why
 
 
+def test_a_full_disk_is_one_line(
+    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = handled(devices[0], question(server, settings, uuid4().hex, 1, 0))
+    assert answer.kind == "refused" and answer.facts["why"].startswith("the device's disk: ")
+    assert answer.facts["why"].endswith(": No space left on device")
+
+
 def test_what_a_device_keeps_is_for_its_owner_only(
     devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
 ) -> None:

@@ -41,10 +41,10 @@ def app_of(handle: Handle) -> ClientApp:
 def relayed(parcel: Parcel, context: Context) -> Parcel:
     """The answer of the trainer whose socket the SuperNode's configuration names."""
     path, seconds = Path(str(context.node_config["socket"])), parcel.facts.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         seconds = 60.0
     try:
-        return ask(path, parcel, float(seconds))
+        return ask(path, parcel, float(min(seconds, LONGEST)))
     except TimeoutError as error:
         return refusal(str(error))
 

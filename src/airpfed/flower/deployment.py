@@ -26,6 +26,9 @@ from airpfed.settings import Settings
 CONNECTION = "airpfed"
 """Name of the server in Flower's own configuration."""
 
+PATIENCE = 120.0
+"""Seconds that Flower's command line has for one question to the server beside it."""
+
 APP = """[project]
 name = "airpfed-federation"
 version = "1.0.0"
@@ -158,11 +161,15 @@ def asked(site: Site, words: list[str]) -> dict[str, Any]:
 
     Flower 1.41 ends with 0 also then, and says so in what it prints alone.
     """
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "flwr"), *words], capture_output=True, text=True, timeout=120,
-        env=environment(site.environment), errors="replace",
-    )  # fmt: skip
-    return answer_of(done.returncode, done.stdout, done.stderr, f"flwr {words[0]} {words[1]}")
+    command = f"flwr {words[0]} {words[1]}"
+    try:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "flwr"), *words], capture_output=True, text=True, timeout=PATIENCE,
+            env=environment(site.environment), errors="replace",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return answer_of(1, "", f"no answer within {PATIENCE:g} s", command)
+    return answer_of(done.returncode, done.stdout, done.stderr, command)
 
 
 def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def handled(device: Device, parcel: Parcel) -> Parcel:
                 return refusal(f"no such question: {printable(parcel.kind, 40)!r}")
     except UserError as error:
         return refusal(str(error))
+    except OSError as error:
+        return refusal(f"the device's disk: {error.filename or device.folder}: {error.strerror or error}")
 
 
 def told(device: Device) -> dict[str, Any]:
