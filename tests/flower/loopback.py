@@ -56,10 +56,11 @@ def eventually(true: Callable[[], object], what: str, seconds: float = 240.0) ->
 
 @dataclass
 class Loopback:
-    """Folders and processes of a federation. log: what a process printed."""
+    """Folders and processes of a federation. log: what a process printed. extra: of the processes' environment."""
 
     site: Path
     out: Path
+    extra: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, *words: str | Path) -> subprocess.Popen[bytes]:
@@ -67,7 +68,7 @@ class Loopback:
         with self.log_file(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [str(self.site / name / "start.sh"), *map(str, words)], stdout=log, stderr=subprocess.STDOUT,
-                env=ENVIRONMENT, start_new_session=True,
+                env={**ENVIRONMENT, **self.extra}, start_new_session=True, umask=0,
             )  # fmt: skip
         return self.processes[name]
 
@@ -103,9 +104,9 @@ class Loopback:
 
 
 @contextmanager
-def federation(site: Path, out: Path) -> Iterator[Loopback]:
+def federation(site: Path, out: Path, extra: dict[str, str] | None = None) -> Iterator[Loopback]:
     """A federation whose processes are all gone afterwards, also those that a process has started."""
-    made = Loopback(site, out)
+    made = Loopback(site, out, extra or {})
     try:
         yield made
     finally:

@@ -2,9 +2,11 @@
 
 import json
 import re
+import ssl
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from loopback import airpfed, copied, eventually, federation, free_port
@@ -130,8 +132,14 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
     """A node is killed (-9) in a round and comes back, the server is killed (-9) and resumed, a key is not admitted, a
     certificate is wrong: the run completes, and all adapters are the simulator's with the same absences.
 
-    On a busy machine a device may be late; it is then absent in that round, and the simulator's is too.
+    On a busy machine a device may be late; it is then absent in that round, and the simulator's is too. The environment
+    is an odd one: proxies that are dead, forwarders that are trusted, a long TMPDIR, no umask; the run's folder has
+    quotes in its name.
     """
+    out, odd = tmp_path / 'an "odd" place', tmp_path / ("t" * 90)
+    odd.mkdir()
+    extra = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    extra |= {"FORWARDED_ALLOW_IPS": "*", "TMPDIR": str(odd), "FLWR_INTERNAL_GRPC_CONTROL_API": "1"}
     file, site = make_settings(tmp_path, tiny_llama), tmp_path / "site"
     ports = free_port(8)
     sets = [part for one in FAULTY for part in ("--set", one)]
@@ -146,7 +154,7 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
     for number, home in enumerate((stranger, misled)):
         text = (home / "device.toml").read_text()
         (home / "device.toml").write_text(re.sub(r"port = \d+", f"port = {ports + 5 + number}", text))
-    with federation(site, tmp_path / "out") as running:
+    with federation(site, out, extra) as running:
         for name in ("device-0", "device-1", "device-2", "stranger", "misled"):
             running.start(name)
         running.serve()
@@ -155,6 +163,13 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
         running.kill("stranger")
         running.kill("misled")
         running.wait_for_round(2)
+        trust = ssl.create_default_context(cafile=str(site / "ca.crt"))
+        for header in ({"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=192.0.2.7"}, {"X-Real-IP": "192.0.2.7"}):
+            for path in ("control/list-runs", "fleet/pull-messages"):
+                asked = httpx.post(
+                    f"https://localhost:{ports}/v1/{path}", headers=header, verify=trust, trust_env=False
+                )
+                assert asked.status_code == 403, (header, path)
         running.kill("device-2")
         killed = len(running.rows())
         eventually(lambda: any(2 in row.absent for row in running.rows()[killed:]), "a round without device 2")
@@ -173,16 +188,20 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
     )
     assert any(re.match(told, line) for line in lines)
     assert all(row.seconds["gradients"] < 2.5 * DEADLINE for row in rows[killed:done]), "rounds end by their deadline"
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for folder in (out / "flower", *(site / f"device-{k}" / "state" for k in range(3))):
+        modes = {path: path.lstat().st_mode & 0o077 for path in (folder, *folder.glob("*.log"))}
+        assert len(modes) > 2 and not any(modes.values()), modes
+        assert not [path for path in folder.rglob(".*") if re.fullmatch(r"\..+\.\d+", path.name)]
+    summary = json.loads((out / "summary.json").read_text())
     assert summary["exit"] == "completed" and summary["average"] is not None
-    made, state = masked(tmp_path / "out" / "experiment.toml", [row.absent for row in rows])
-    assert torch.equal(parameters(tmp_path / "out"), torch.cat([
+    made, state = masked(out / "experiment.toml", [row.absent for row in rows])
+    assert torch.equal(parameters(out), torch.cat([
         state.server.shared.value.flatten(), state.server.personal.value.flatten(),
     ]))  # fmt: skip
-    settings = reading.read(tmp_path / "out" / "experiment.toml")
+    settings = reading.read(out / "experiment.toml")
     wanted = [
         adapters(folder) for folder in outputs.adapters(settings, made, state, tmp_path / "simulated", merged=False)
     ]
     own = [adapters(site / f"device-{k}" / "state") for k in range(3)]
     assert [list(one.values()) for one in own] == [list(one.values()) for one in wanted]
-    assert not list((tmp_path / "out").rglob("adapter_model.safetensors")), "the server has none of device scope"
+    assert not list(out.rglob("adapter_model.safetensors")), "the server has none of device scope"
