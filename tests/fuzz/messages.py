@@ -1,6 +1,6 @@
 """Messages of a federation, mutated, in both directions: each is used with finite numbers, or refused in a line.
 
-`check(case)` plays one of them; `run(n, seed)` plays n and counts what came of them. By hand, in `tests`, with `tests` and
+`check(case)` plays one of them; `run(n, seed)` plays n and counts what came of them. By hand, in `tests`, with it and
 `tests/flower` on the path: `python -m fuzz.messages 2000 0`.
 """
 
