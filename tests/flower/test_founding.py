@@ -4,6 +4,7 @@ import datetime
 import os
 import shutil
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from airpfed import build, reading
+from airpfed import build, cli, reading
 from airpfed.errors import UserError
 from airpfed.flower import certificates, deployment, founding, join, objects
 from airpfed.flower.founding import Plan, found
@@ -264,6 +265,24 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(case: str, file: Path, tm
     with pytest.raises(UserError) as told:
         found(tmp_path / "site", reading.read(file), plan)
     assert words in str(told.value) and len(str(told.value)) < 300 and str(told.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--days", "0"), ("--days", "-1"), ("--days", "9" * 30), ("--port", "0"), ("--port", "65533"), ("--host", "a b"),
+     ("--address", "a b:1"), ("--address", "x:0"), ("--address", 'x":1'), ("--address", "m\u00fcller:1"),
+     ("--address", "x:1\"\n[model]\nbase = \"y")],
+)  # fmt: skip
+def test_the_command_says_so_in_one_line(
+    words: tuple[str, str], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    argv = ["airpfed", "federate", "init", str(tmp_path / "site"), "--settings", str(file), *words]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("airpfed: "), lines
     assert not list(tmp_path.iterdir())
 
 

@@ -84,10 +84,9 @@ def init(
     ready()
     from airpfed import reading
     from airpfed.flower.founding import Plan, found
-    from airpfed.flower.places import checked_address, host_of
+    from airpfed.flower.places import host_of
 
-    checked_address(address)
-    read = reading.read(settings, set_ or [])
+    read = reading.read(settings, [*(set_ or []), f'federation.address="{address}"'])
     plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
     for line in found(folder, read, plan):
         typer.echo(line)
