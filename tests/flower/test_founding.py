@@ -286,7 +286,11 @@ def test_the_command_says_so_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address", ["[::1]:9500", "[2001:db8::7]:1", "192.0.2.1:65535", "my_hub.example:80", "h:1"])
+LONG = f"{'a' * 60}.{'b' * 60}:1"
+"""A name that is longer than the one name that stands in a certificate's subject may be."""
+
+
+@pytest.mark.parametrize("address", ["[::1]:9500", "[2001:db8::7]:1", "192.0.2.1:65535", "my_hub.example:80", LONG])
 def test_what_can_be_is_founded(address: str, file: Path, tmp_path: Path) -> None:
     plan = replace(PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, deal=False)
     found(tmp_path / "site", reading.read(file), plan)
