@@ -162,9 +162,12 @@ def test_a_devices_state_is_for_its_owner_only_and_swept(
     run = home / "state" / "runs" / ("a" * 32)
     run.mkdir(parents=True)
     (home / "state").chmod(0o755)
-    files = {".latest.json.4242": False, ".round-000003.safetensors.99": False, "latest.json": True, ".mine": True}
+    (run / "adapters" / ".colours.0a1b2c3d.77" / "inner").mkdir(parents=True)
+    files = {".latest.json.4242": False, ".latest.json.0a1b2c3d.4242": False, "adapters/.colours.0a1b2c3d.77": False}
+    files |= {".round-000003.safetensors.99": False, "latest.json": True, ".mine": True}
     for name in files:
-        (run / name).write_text("x")
+        if not (run / name).is_dir():
+            (run / name).write_text("x")
     (run / ".outside.1").symlink_to(tmp_path)
     seen: list[int] = []
 

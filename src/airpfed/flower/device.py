@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from airpfed import files
 from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.fleet import Fleet, draw, gradients
 from airpfed.devices.payload import SENT, encoded, rounding, sizes
@@ -21,7 +22,7 @@ from airpfed.flower.agreement import Agreement, difference, hashed
 from airpfed.flower.checks import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.flower.parcel import Parcel, printable, refusal
 from airpfed.flower.personal import Personal
-from airpfed.flower.places import inside, private
+from airpfed.flower.places import private
 from airpfed.model import export
 from airpfed.model.vector import Factors, Vectors, gather
 from airpfed.rounds.run import Experiment
@@ -142,7 +143,7 @@ def finished(device: Device, parcel: Parcel) -> Parcel:
     factors, fleet = model(device, parcel), device.fleet
     classes = device.fleet.classes[device.task]
     view = device.experiment.tasks[device.task]
-    folder = inside(private(device.folder) / str(parcel.facts["run"]) / "adapters", view.name)
+    folder = files.inside(private(device.folder) / str(parcel.facts["run"]) / "adapters", view.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(fleet.backbone, classes)
     export.checked(fleet.backbone, factors, classes, device.alpha, folder, base, device.alone.shards[0][:8])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from airpfed import reading
+from airpfed import files, reading
 from airpfed.errors import UserError
 from airpfed.flower import certificates
 from airpfed.flower.parcel import printable
@@ -37,9 +37,6 @@ TRIES = {"trainer": 5, "SuperNode": 20}
 
 SOCKET_PATH = 107
 """Bytes of the longest path that a Unix socket may have (macOS: 103)."""
-
-SPARE = re.compile(r"\.(?P<name>.+)\.\d+")
-"""Names of temporary files (`record.write_atomic`), which a killed process leaves behind."""
 
 Say = Callable[[str], None]
 
@@ -149,9 +146,9 @@ def short_folder() -> Path:
 
 def swept(state: Path) -> None:
     """Remove temporary files that killed processes have left in a device's state; the caller holds its lock."""
-    for path in state.rglob(".*"):
-        if SPARE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
+    for path in list(state.rglob(".*")):
+        if files.TEMPORARY.fullmatch(path.name) and path.exists() and not path.is_symlink():
+            files.discard(path)
 
 
 def watch(trainer: Kept, link: Kept, fault: Callable[[], str | None], say: Say, stopping: list[bool]) -> None:

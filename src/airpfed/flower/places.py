@@ -88,17 +88,6 @@ def port_of(address: str) -> int:
     return int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The path of what is called `name` right below a folder; UserError where it would not lie there."""
-    plain = name.replace(":", "-")
-    path = folder / plain
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+,-]{0,199}", plain) or path.is_symlink():
-        raise UserError(
-            f"{printable(name, 60)!r}: cannot name a folder in {folder}; should begin with a letter or digit"
-        )
-    return path
-
-
 def private(folder: Path) -> Path:
     """A folder that only its owner may enter, made where it is not there, whatever the umask."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
