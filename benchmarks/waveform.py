@@ -50,10 +50,14 @@ def both(delay_s: float, groups: int, number: int) -> tuple[float, float, float]
 
 def main() -> None:
     print(
-        f"Means over {DRAWS} draws, seed 0. MSE per entry; the sum's own error is the block model's, noise at 20 dB.\n"
+        f"Means over {DRAWS} draws, seed 0. Errors per entry, of symbols of unit power: the sum, their mean, has "
+        f"1/{DEVICES}. Its own error is the block model's, noise at 20 dB.\n"
     )
-    print("| rms delay | groups | waveform minus block | foretold | ratio +- s.e. | the sum's own error |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| rms delay | groups | waveform minus block, per entry | over the sum's power | foretold | ratio +- s.e. "
+        "| own error |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for delay_s in (0.0, 50e-9, 300e-9):
         for groups in (1, 16, 128, 1024):
             rows = torch.tensor([both(delay_s, groups, number) for number in range(DRAWS)], dtype=torch.float64)
@@ -63,7 +67,8 @@ def main() -> None:
                 ratios = rows[:, 0] / rows[:, 1]
                 ratio = f"{float(ratios.mean()):.3f} +- {float(ratios.std()) / DRAWS**0.5:.3f}"
             print(
-                f"| {1e9 * delay_s:g} ns | {groups} | {apart:.2e} | {foretold:.2e} | {ratio} | {error:.2e} |",
+                f"| {1e9 * delay_s:g} ns | {groups} | {apart:.2e} | {DEVICES * apart:.2e} | {foretold:.2e} | {ratio} "
+                f"| {error:.2e} |",
                 flush=True,
             )
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import checked
-from tiny import WORDS, make_settings
+from tiny import WORDS, make_settings, save_tokenizer
 
 LAYERS = 12
 """More than ten: an order that sorts layer 10 before layer 2 in one place only must show."""
@@ -20,14 +19,6 @@ def checks_begin_anew() -> Iterator[None]:
     checked.begin()  # wider fixtures have called functions before
     yield
     checked.begin()  # and those of the next test call them before this one does
-
-
-def save_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

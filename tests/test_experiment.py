@@ -47,6 +47,27 @@ def test_wrong_settings_are_told_in_one_line(
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("radio.clipping_db=3.0",), "clipping amplifier"),
+        (("radio.access=superposed", "radio.design=mmse"), "a number for radio.correlation"),
+        (("radio.topology=two_hop", "radio.design=mmse"), "a number for radio.correlation"),
+    ],
+)
+def test_the_theory_refuses_a_link_that_claims_nothing(overrides, words, llama_settings: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        experiment(llama_settings, "theory.meter_every=1", "server.optimizer=sgd", *overrides)
+
+
+def test_a_heads_scope_is_for_a_base_with_a_head(llama_settings: Path) -> None:
+    """Told where a run begins; a run that is there is opened as it is."""
+    base = experiment(llama_settings, "adapters.head=global").fleet.backbone
+    build.head_applies(reading.read(llama_settings, ["adapters.head=task"]), base)
+    with pytest.raises(UserError, match=r'adapters\.head = "global": does nothing'):
+        build.head_applies(reading.read(llama_settings, ["adapters.head=global"]), base)
+
+
 def test_a_classifier_cannot_generate(bert_settings: Path) -> None:
     with pytest.raises(UserError, match="a classifier cannot generate; use a causal LM"):
         experiment(bert_settings, "tasks.moods.kind=generate", "tasks.moods.labels={}", "tasks.moods.label=text")

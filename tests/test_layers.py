@@ -10,7 +10,8 @@ import airpfed
 
 ROOT = Path(airpfed.__file__).parent
 LEVELS = [
-    {"errors", "units", "streams", "heap", "spill", "lock", "files", "settings", "reading", "record", "fetch", "paths"},
+    {"errors", "units", "streams", "heap", "memory", "spill", "lock", "files", "paths"}
+    | {"settings", "applies", "reading", "record", "fetch"},
     {"tasks", "model", "air", "theory"},
     {"devices"},
     {"rounds"},
@@ -100,6 +101,7 @@ def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
     users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
     assert users <= {
+        "applies",
         "reading",
         "build",
         "radio",

@@ -77,6 +77,7 @@ def complaint(path: Path, *overrides: str) -> str:
         ("tasks.sst2.devices=0", ["tasks.sst2", "devices = 0", "at least 1"]),
         ("tasks.sst2.split=column", ["tasks.sst2", 'split = "column"', "device_column"]),
         ("tasks.sst2.name=gym:basic_arithmetic", ["gym:basic_arithmetic", "stands twice"]),
+        ("tasks.gym:basic_arithmetic.samples_per_device=10000000", ["30000300 samples", "at most 1000000"]),
         ("run.seed=-1", ["run.seed = -1", "at least 0"]),
         ("model.max_tokens=3", ["model.max_tokens = 3", "at least 4"]),
     ],

@@ -16,7 +16,7 @@ from airpfed.cli import app
 from airpfed.errors import UserError
 from airpfed.grid import axes_of
 from airpfed.reading import read
-from airpfed.study import NUMBERS, compare, studies
+from airpfed.study import NUMBERS, compare, numbers, studies
 
 SETTINGS = """
 [adapters]
@@ -61,6 +61,14 @@ def test_csi_error_is_in_the_claim(file: Path) -> None:
     one = compare(read(file, ["radio.snr_db=20", "radio.csi_error=0.05"]), 30, 0.0, only)["uniform_forcing"]
     assert one.claimed > 3 * perfect.claimed
     assert abs(one.measured / one.claimed - 1) < 0.5
+
+
+def test_nothing_is_claimed_of_a_clipping_amplifier(file: Path) -> None:
+    rows = compare(read(file, ["radio.clipping_db=3"]), 2, 0.0, ["mmse"])
+    told = study.as_json(rows)["mmse"]
+    assert told["claimed"] is None and told["measured"] is not None and numbers(rows["mmse"])["claimed_db"] is None
+    claimed = study.table("", rows, 2).columns[4]
+    assert claimed.header == "claimed" and list(claimed.cells) == ["-"]
 
 
 def test_certified_gaps_are_small_and_absent_where_none_is_known(file: Path) -> None:

@@ -6,10 +6,22 @@ import string
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from airpfed.devices.fleet import Fleet
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it", "\n"]
 WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of whole words."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
+    ).save_pretrained(folder)
 
 
 def write_rows(path: Path, rows: int, classes: tuple[str, ...], seed: int) -> Path:

@@ -12,7 +12,7 @@ import torch
 from airpfed import radio
 from airpfed.air.draws import send_draws
 from airpfed.air.impairments import NONE
-from airpfed.air.plan import Air
+from airpfed.air.plan import Air, unclaimed
 from airpfed.air.turns import fresh_memories, send_in_turn, unsent
 from airpfed.air.uplink import fresh_memory, send
 from airpfed.devices import fast_paths
@@ -20,6 +20,7 @@ from airpfed.devices.fleet import Fleet
 from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
 from airpfed.heap import keep_freed, uncollected
+from airpfed.memory import fits
 from airpfed.model import adapters, backbone, catalog, encode, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
@@ -45,9 +46,6 @@ UNSHAPING: dict[str, set[str]] = {
     "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
 }
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
-
-UNBIASED = ("error_free", "digital", "uniform_forcing")
-"""Designs that claim E Ghat = G, which (39) to (43) need, where devices are not impaired."""
 
 GIVEN = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
 """Constants that settings may give instead of the probe."""
@@ -150,6 +148,16 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
     return made
 
 
+def head_applies(settings: Settings, base: Backbone) -> None:
+    """UserError where the user gave a head's scope and the base has none; its own default says nothing."""
+    head = settings.adapters.head
+    if base.causal and head != "task" and "head" in settings.adapters.model_fields_set:
+        raise UserError(
+            f'adapters.head = "{head}": does nothing with model.base = "{settings.model.base}", a causal LM without a '
+            "new head; leave it out, or take a classifier"
+        )
+
+
 def machine(device: str) -> str:
     """The torch device a setting means."""
     if device == "auto":
@@ -241,6 +249,7 @@ def experiment(
         settings.devices.gradients_gb * 1e9,
         settings.devices.precision == "bfloat16",
     )
+    held(settings, fleet)
     fleet, notes = on_fast_paths(settings, fleet, made)
     begin = vector.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = air(settings, fleet)
@@ -298,6 +307,7 @@ def layout_of(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> L
 def meter_of(settings: Settings, fleet: Fleet, side: Air, chunk: int) -> Meter:
     """What the theory's probe and meter need; channel draws have streams of their own, the drop of devices stays."""
     theory, server = settings.theory, settings.server
+    claimable(side)
     random = stream(settings.run.seed, "theory")
     seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
     given = {key: getattr(theory, key) for key in GIVEN}
@@ -323,9 +333,20 @@ def meter_of(settings: Settings, fleet: Fleet, side: Air, chunk: int) -> Meter:
     )
 
 
+def claimable(side: Air) -> None:
+    """UserError where the theory has no claimed error to go by."""
+    if why := unclaimed(side):
+        right = (
+            'clipping_db = "off" would be right'
+            if side.harm.clipping is not None
+            else "a number for radio.correlation, or another radio.access or topology, would be right"
+        )
+        raise UserError(f"theory: the bounds need a claimed error of every sum, and {why}; {right}")
+
+
 def unbiased(settings: Settings) -> bool:
     """Whether the settings' link claims E Ghat = G; errors of linear MMSE channel estimates have mean 0."""
-    return settings.radio.design in UNBIASED and radio.harm_of(settings.radio) == NONE
+    return settings.radio.design in radio.UNBIASED and radio.harm_of(settings.radio) == NONE
 
 
 def pooled(
@@ -389,7 +410,23 @@ def air(settings: Settings, fleet: Fleet, told: torch.Tensor | None = None) -> A
     here = torch.tensor([len(shard) for shard in fleet.shards], dtype=torch.float64)
     samples = here if told is None else told
     order = fleet.layout
+    if settings.radio.design != "error_free":
+        uses = (order.size("global") + sum(order.task_lengths)) // (2 if settings.radio.packing == "iq" else 1)
+        radio.room(settings.radio, len(samples), len(settings.tasks), -(-uses // settings.radio.coherence_symbols))
     return radio.air(settings, fleet.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths)
+
+
+def held(settings: Settings, fleet: Fleet) -> None:
+    """UserError where adapters and their optimizer's state, or one device's step, cannot fit into memory."""
+    order, wanted, devices = fleet.layout, settings.adapters, len(fleet.shards)
+    counts = {scope: vector.copies(scope, len(settings.tasks), devices) for scope in adapters.SCOPES}
+    entries = sum(order.size(scope) * count for scope, count in counts.items())
+    ranks = f"adapters.rank_shared = {wanted.rank_shared}, rank_personal = {wanted.rank_personal}"
+    fits(f"{ranks}: adapters of {entries:,} entries in all", 16.0 * entries, "a lower rank, or fewer layers")
+    local = settings.devices
+    what = f"devices.batch_size = {local.batch_size}, local_steps = {local.local_steps}: a step of one device"
+    plan = 8.0 * local.batch_size * local.local_steps * devices
+    fits(what, device_bytes(settings, fleet) + plan, "a smaller batch, or fewer model.max_tokens")
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:

@@ -67,9 +67,12 @@ def link(
 
     from rich.console import Console
 
-    from airpfed import study, study_files
+    from airpfed import reading, study, study_files
+    from airpfed.applies import notes
 
     found = study.studies(file, set_ or [], grid or [], draws, correlation, design or study.EVERY)
+    for line in notes(reading.read(file, set_ or [])):
+        typer.echo(line, err=True)
     if out is not None:
         found = study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
     for point, rows in found:

@@ -8,8 +8,18 @@ class UserError(Exception):
     """Something the user can put right: a setting, a file, a name.
 
     Its text is one line that names the setting or file, what was wrong and what would be right. The command line prints
-    that line and exits with code 2; it never prints a traceback for it.
+    that line and exits with code 2; it never prints a traceback for it. Characters that do not print are spelt out, so
+    that nothing it quotes can move the cursor.
     """
+
+    def __init__(self, text: str) -> None:
+        """Take the line, or several lines."""
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text with every character that does not print, line breaks aside, as Python would escape it."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def hint(name: str, known: Iterable[str]) -> str:

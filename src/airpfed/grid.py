@@ -5,6 +5,7 @@ change together are joined by a slash, and so are their values: `adapters.rank_s
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ Point = tuple[str, ...]
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER}):({_NUMBER})")
 MOST = 10_000
-"""Values of a range: a step that is a slip of the pen should not fill the memory."""
+"""Values of a range, and points of a grid: a slip of the pen should not fill the memory."""
+
+MOST_COUNTED = 100_000
+"""Draws, seeds or workers."""
 
 
 def axes_of(grid: Sequence[str], option: str = "--grid") -> dict[str, list[str]]:
@@ -48,14 +52,28 @@ def _values(text: str, where: str) -> list[str]:
     match = _RANGE.fullmatch(text)
     if match is None:
         return [text]
-    first, last, step = (Decimal(part) for part in match.groups())
-    if step == 0 or (last - first) * step < 0 or (last - first) / step >= MOST:
-        raise UserError(f"{where}: {text} should be first:last:step, a step that leads from the first to the last")
-    return [f"{(first + k * step).normalize():f}" for k in range(int((last - first) / step) + 1)]
+    try:
+        first, last, step = (Decimal(part) for part in match.groups())
+        leads = step != 0 and (last - first) * step >= 0 and (last - first) / step < MOST
+        if leads and max(abs(first), abs(last), 1 / abs(step)) < Decimal("1e300"):
+            return [f"{(first + k * step).normalize():f}" for k in range(int((last - first) / step) + 1)]
+    except ArithmeticError:  # exponents of a million
+        pass
+    raise UserError(f"{where}: {text} should be first:last:step, a step that leads from the first to the last")
+
+
+def counted(option: str, value: int) -> None:
+    """UserError unless an option's count is from 1 to MOST_COUNTED."""
+    if value < 1:
+        raise UserError(f"{option} {value}: should be at least 1")
+    if value > MOST_COUNTED:
+        raise UserError(f"{option} {value}: should be at most {MOST_COUNTED}")
 
 
 def points(axes: dict[str, list[str]]) -> list[Point]:
-    """All combinations of the axes' values, the last axis fastest."""
+    """All combinations of the axes' values, the last axis fastest; UserError where they are more than MOST."""
+    if (count := math.prod(len(values) for values in axes.values())) > MOST:
+        raise UserError(f"--grid: {count} combinations of {', '.join(axes)}; should be at most {MOST}")
     return list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes.items())))
 
 

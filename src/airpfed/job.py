@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed import build, outputs, reading
+from airpfed.applies import notes
 from airpfed.conduct import conduct
 from airpfed.errors import UserError
 from airpfed.lock import only
@@ -21,7 +22,7 @@ from airpfed.tracker import TRACKERS
 
 def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, command: str) -> int:
     """Run an experiment into `out`; returns the exit code."""
-    settings = reading.read(file, overrides)
+    settings = (reading.read if resume else reading.asked)(file, overrides)
     out = outputs.claimed(out, file.stem, resume)
     with (
         alone_in(out, resume),
@@ -29,9 +30,13 @@ def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, co
         interruptible(screen) as stopping,
     ):
         track = TRACKERS[settings.run.tracker](out)
+        for line in notes(settings):
+            screen.say(line)
         screen.say("loading tasks and base model")
         tasks = build.load_tasks(settings)
         experiment = build.experiment(settings, tasks)
+        if not resume:
+            build.head_applies(settings, experiment.fleet.backbone)
         outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
         if outcome.completed and not overrides:
             screen.expected(outcome.summary, reading.expected(file))

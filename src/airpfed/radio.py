@@ -16,8 +16,12 @@ from airpfed.air.impairments import Impairments
 from airpfed.air.plan import Air, Digital
 from airpfed.air.world import World
 from airpfed.errors import UserError
+from airpfed.memory import fits
 from airpfed.settings import RadioSettings, Settings
 from airpfed.streams import stream
+
+UNBIASED = ("error_free", "digital", "uniform_forcing")
+"""Designs that claim E Ghat = G, which (39) to (43) need, where devices are not impaired."""
 
 Kinds = Mapping[str, tuple[int, int]]
 """Kind of factor -> its columns in a vector."""
@@ -37,6 +41,7 @@ def air(
     """
     radio = settings.radio
     names = tuple(task.name for task in settings.tasks)
+    room(radio, len(task_of), len(names), 1)
     place = world(radio, settings.run.seed, task_of, len(names))
     power = limits(settings, task_of)
     return Air(
@@ -65,6 +70,20 @@ def air(
         lengths=lengths,
         seed=settings.run.seed,
     )
+
+
+def room(radio: RadioSettings, devices: int, tasks: int, blocks: int) -> None:
+    """UserError where the channels of so many blocks cannot fit into memory: as estimated, as they are, cut to slots.
+
+    A place and a mean gain a station and device, 16 bytes a channel coefficient, and a block's taps.
+    """
+    stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
+    taps = len(fading.exponential_profile(radio.delay_spread_s, radio.bandwidth_hz, max(1, radio.subcarriers // 14)))
+    links = 16 * stations * devices
+    wanted = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
+    many = f"{stations} x {radio.antennas} antennas, {devices} devices"
+    what = f"radio.antennas = {radio.antennas}: channels of {many} and {blocks} coherence blocks"
+    fits(what, wanted, "fewer antennas or devices, or longer coherence_symbols")
 
 
 def rows_of(shared: Kinds, personal: Kinds) -> tuple[int, ...]:
@@ -152,6 +171,7 @@ def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
     truncation = None if radio.truncation == "best" else radio.truncation
     return {
         "design": design_of(name, truncation, radio.debias, radio.starts),
+        "biased": name not in UNBIASED,
         "bundles": name in BUNDLED,
         "refine": refine_of(name, radio.energy, radio.debias),
         "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",

@@ -8,10 +8,14 @@ from typing import Any, get_args
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
+from airpfed.applies import refuse, show, unneeded, without
 from airpfed.errors import UserError, hint
 from airpfed.paths import base_in, source_in
 from airpfed.record import write_atomic
 from airpfed.settings import Settings
+
+LARGEST = 4 << 20
+"""Bytes of a settings file: what is larger is something else."""
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
@@ -20,16 +24,7 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     A task's key is `tasks.NAME.key`, or `tasks.*.key` for every task. Data and model paths are relative to the file,
     also those of overrides.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a directory; a settings file (TOML) is needed") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    tree = _tree(path)
     for override in overrides:
         _apply(tree, override)
     tree.pop("expected", None)
@@ -37,11 +32,45 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
     return _anchor(settings, path.parent)
 
 
+def asked(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
+    """`read` for a command that begins from the user's file: what has no effect beside the rest is refused too.
+
+    Not for the settings of a run that is there, which may be older than a rule. training: whether the command trains.
+    """
+    settings = read(path, overrides)
+    refuse(str(path), [settings], training)
+    return settings
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """What a TOML file holds; UserError where it is none."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a directory; a settings file (TOML) is needed")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; a settings file (TOML) is needed")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"{path}: larger than {LARGEST >> 20} MB; a settings file (TOML) is needed")
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML for settings: brackets within brackets, too deep to be read") from None
+    except ValueError as error:  # a null byte in the name; a whole number of thousands of digits
+        raise UserError(f"{path}: cannot be read: {str(error).split(';')[0]}") from None
+
+
 def differences(before: Settings, now: Settings, free: Mapping[str, set[str]]) -> list[str]:
     """`section.key = now (was before)` for every key that differs, those in `free` aside."""
     old, new = (dict(_leaves(one.model_dump(mode="json", exclude=dict(free)))) for one in (before, now))
     return [
-        f"{key} = {_show(new.get(key))} (was {_show(old.get(key))})"
+        f"{key} = {show(new.get(key))} (was {show(old.get(key))})"
         for key in dict.fromkeys([*new, *old])
         if new.get(key) != old.get(key)
     ]
@@ -61,8 +90,11 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def expected(path: Path) -> dict[str, tuple[float, float]]:
     """The results that stand beside a file's settings: field of the summary -> (least, most)."""
-    found: dict[str, list[float]] = tomllib.loads(path.read_text(encoding="utf-8")).get("expected", {})
-    return {key: (low, high) for key, (low, high) in found.items()}
+    found = _tree(path).get("expected", {})
+    try:
+        return {str(key): (float(low), float(high)) for key, (low, high) in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Settings:
@@ -72,16 +104,18 @@ def parse(tree: Mapping[str, Any], where: str) -> Settings:
     except ValidationError as error:
         # A list whose members are wrong is also reported as too short: the members say it better.
         items = [e for e in error.errors() if e["type"] != "too_short" or e["loc"] != ("tasks",)] or error.errors()
-        lines = list(dict.fromkeys(_line(item, tree) for item in items))
+        lines = list(dict.fromkeys(_line(item, tree).replace("\n", "\\n") for item in items))
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def write(settings: Settings, path: Path, heading: str = "", defaults: bool = True) -> None:
     """Write the resolved settings as TOML; `read` gives them back.
 
-    heading: comment lines to begin with. defaults: whether keys at their defaults are written too.
+    heading: comment lines to begin with. defaults: whether keys at their defaults are written too, but for those that
+    do nothing beside the others.
     """
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    without(tree, unneeded(settings))
     write_atomic(path, heading + tomlkit.dumps(tree))
 
 
@@ -93,42 +127,55 @@ def _anchor(settings: Settings, folder: Path) -> Settings:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into the tree."""
+    """Put one `section.key=value` into the tree; `section.key=` takes the key out, so that its default holds."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or len(keys) < 2:
-        raise UserError(f"--set {override}: should be section.key=value, e.g. --set radio.snr_db=10")
+    keys, text = path.strip().split("."), text.strip()
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"--set {_cut(override)}: should be section.key=value, e.g. --set radio.snr_db=10")
     for target in _targets(tree, keys, override):
-        target[keys[-1]] = _value(text.strip())
+        if text:
+            target[keys[-1]] = _value(text, override)
+        else:
+            target.pop(keys[-1], None)
 
 
 def _targets(tree: dict[str, Any], keys: Sequence[str], override: str) -> list[dict[str, Any]]:
     if keys[0] == "tasks" and len(keys) >= 3:
-        name = ".".join(keys[1:-1])
-        tasks = [task for task in tree.get("tasks", []) if name in ("*", task.get("name"))]
+        name, given = ".".join(keys[1:-1]), tree.get("tasks", [])
+        tables = [task for task in given if isinstance(task, dict)] if isinstance(given, list) else []
+        tasks = [task for task in tables if name in ("*", task.get("name"))]
         if not tasks:
-            known = [str(task.get("name")) for task in tree.get("tasks", [])]
-            raise UserError(f"--set {override}: no task {name!r}{nearest(name, known)}")
+            known = [str(task.get("name")) for task in tables]
+            raise UserError(f"--set {_cut(override)}: no task {show(name)}{nearest(name, known)}")
         return tasks
     target = tree
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise UserError(f"--set {override}: {key} is not a section")
+            raise UserError(f"--set {_cut(override)}: {show(key)} is not a section")
     return [target]
 
 
-def _value(text: str) -> Any:
+def _value(text: str, override: str) -> Any:
     """A TOML value; what is none is a string, so that quotes may be left away."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        tree = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except (RecursionError, ValueError):
+        raise UserError(f"--set {_cut(override)}: too deep, or a number of too many digits") from None
+    return tree["value"] if len(tree) == 1 else text
+
+
+def _cut(text: str) -> str:
+    """An override as a message quotes it: on one line, not too long."""
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The nearest known name, or all of them where none is near."""
-    names = sorted(known)
+    names = sorted(show(name)[1:-1] for name in known)
     return hint(name, names) or f"; known: {', '.join(names)}"
 
 
@@ -146,7 +193,7 @@ def _line(item: Any, tree: Mapping[str, Any]) -> str:
     if leaf == "tasks":
         return "tasks: should be written [[tasks]], in two brackets, once for each task"
     right = _right(model, leaf) or "should be a table"
-    return f"{name} = {_show(item['input'])}: {right}"
+    return f"{name} = {show(item['input'])}: {right}"
 
 
 def _locate(loc: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
@@ -210,8 +257,3 @@ def accepts(schema: Mapping[str, Any]) -> str:
     kind = words.get(str(schema.get("type")), "a table")
     limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
     return " ".join([kind, " and ".join(limits)]).strip()
-
-
-def _show(value: Any) -> str:
-    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -56,11 +56,13 @@ class Row(BaseModel):
 class SlotError(Row):
     """Error of one received sum, per normalised real entry (spec: MSE)."""
 
-    claimed: Number = Field(
+    claimed: Number | None = Field(
         description="what the receiver can compute before the round: channel estimates, symbol powers, its estimate of "
-        "the symbols' correlation"
+        "the symbols' correlation; null where nothing is claimed (docs/air.md)"
     )
-    claimed_genie: Number = Field(0.0, description="the same with the true Gram matrix of the round's symbols")
+    claimed_genie: Number | None = Field(
+        0.0, description="the same with the true Gram matrix of the round's symbols; null with clipping_db"
+    )
     measured: Number = Field(description="||Ghat - G||^2 / (sigma^2 d) of the round")
     bias: Number = Field(
         description="||E Ghat - G||^2 / (sigma^2 d) over noise and scrambling; given gradients, channels"
@@ -226,7 +228,7 @@ class RoundRecord(Row):
     accuracy: dict[str, Number] = Field({}, description="task -> dev metric after the update, where evaluated")
     mse: MeanSquaredErrors = Field(description="errors of the over-the-air sums")
     pi: Number | None = Field(description="measured Pi: MSEs weighted by the shares of d; null where nothing was sent")
-    pi_claimed: Number | None = Field(description="the same of the claimed MSEs")
+    pi_claimed: Number | None = Field(description="the same of the claimed MSEs; null where one claims nothing")
     correlation: list[tuple[Number, Number]] = Field(
         [],
         description="correlation of the symbols expected before the round, [within, across] tasks, a normaliser group",

@@ -23,6 +23,8 @@ ERROR_FREE: dict[Method, str] = {
     "flora": "its server needs every device's factors, and the air carries only their sum",
 }
 """Methods that no design of the air carries, and why."""
+MOST_GENERATED = 1_000_000
+"""Samples of a task that are made up on the spot: they are all held in memory."""
 Payload = Literal["float32", "bfloat16", "int8", "int4"]
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
 Channel = Literal[
@@ -46,19 +48,21 @@ class ModelSettings(Section):
     kind: Literal["auto", "causal", "classifier"] = Field(
         "auto", description="causal LM or sequence classifier; auto reads the base model's config"
     )
-    max_tokens: int = Field(48, ge=4, description="tokens a sample is cut to (the middle of a longer prompt goes)")
+    max_tokens: int = Field(
+        48, ge=4, le=1_000_000, description="tokens a sample is cut to (the middle of a longer prompt goes)"
+    )
 
 
 class AdapterSettings(Section):
     """Adapter blocks: which method's table of scopes, which ranks, where."""
 
     method: Method = Field("airpfed", description="row of the table of scopes")
-    rank_shared: int = Field(4, ge=0, description="R_s, rank of the shared s-adapter")
-    rank_personal: int = Field(4, ge=0, description="R_p, rank of the personal p-adapter")
+    rank_shared: int = Field(4, ge=0, le=100_000, description="R_s, rank of the shared s-adapter")
+    rank_personal: int = Field(4, ge=0, le=100_000, description="R_p, rank of the personal p-adapter")
     head: Literal["task", "global", "device", "frozen"] = Field(
         "task", description="scope of a classifier's new head: the task's own, one for all, a device's own, or as drawn"
     )
-    alpha: float = Field(16.0, gt=0, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
     target_modules: Words = Field(
         ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
         min_length=1,
@@ -103,24 +107,31 @@ class TaskSettings(Section):
     )
     classes: Words = Field((), description="only samples of these classes (classify); default: all")
     devices: int = Field(
-        4, ge=0, description="devices that hold this task's training data; 0: one per value of device_column"
+        4,
+        ge=0,
+        le=1_000_000,
+        description="devices that hold this task's training data; 0: one per value of device_column",
     )
     samples_per_device: int = Field(
-        40, ge=1, description="training samples of a device (mean, where sizes are log-normal)"
+        40, ge=1, le=10_000_000, description="training samples of a device (mean, where sizes are log-normal)"
     )
-    dev_samples: int = Field(50, ge=0, description="samples of the dev split, evaluated during the run")
-    test_samples: int = Field(250, ge=1, description="samples of the test split, evaluated before and after the run")
+    dev_samples: int = Field(50, ge=0, le=10_000_000, description="samples of the dev split, evaluated during the run")
+    test_samples: int = Field(
+        250, ge=1, le=10_000_000, description="samples of the test split, evaluated before and after the run"
+    )
     split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
     split_as: str = Field(
         "",
         description="task of the same source whose shuffle into test, dev and train this one shares, so that neither "
         "trains on the other's test texts; default: a shuffle of its own",
     )
-    dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet label skew")
+    dirichlet_alpha: float = Field(0.5, gt=0, le=1e6, description="concentration of the Dirichlet label skew")
     device_column: str = Field("", description="column that names a sample's device, for split = column")
     sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
     sizes_sigma: float = Field(0.5, ge=0, le=10, description="sigma of the log-normal sizes")
-    max_chars: int = Field(0, ge=0, description="characters a text is cut to; 0: the catalogue's, or no limit")
+    max_chars: int = Field(
+        0, ge=0, le=1_000_000_000, description="characters a text is cut to; 0: the catalogue's, or no limit"
+    )
     max_empty_share: float = Field(
         0.05,
         ge=0,
@@ -131,7 +142,9 @@ class TaskSettings(Section):
         None,
         description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
     )
-    max_new_tokens: int = Field(32, ge=1, description="greedy decoding stops after so many tokens (generate)")
+    max_new_tokens: int = Field(
+        32, ge=1, le=100_000, description="greedy decoding stops after so many tokens (generate)"
+    )
 
     @model_validator(mode="after")
     def _column_is_named(self) -> "TaskSettings":
@@ -139,6 +152,12 @@ class TaskSettings(Section):
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
         if self.devices == 0 and self.split != "column":
             raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
+        wanted = self.devices * self.samples_per_device + self.dev_samples + self.test_samples
+        if (self.source or self.name).startswith("gym:") and wanted > MOST_GENERATED:
+            raise ValueError(
+                f"devices = {self.devices}, samples_per_device = {self.samples_per_device}: {wanted} samples would be "
+                f"generated; should be at most {MOST_GENERATED} in all"
+            )
         limits = self.power_dbm if isinstance(self.power_dbm, tuple) else (self.power_dbm or 0.0,)
         if wrong := [one for one in limits if abs(one) > 200]:
             raise ValueError(f"power_dbm = {wrong[0]:g}: should be from -200 to 200")
@@ -152,13 +171,16 @@ class TaskSettings(Section):
 class DeviceSettings(Section):
     """What a device does in a round."""
 
-    batch_size: int = Field(4, ge=1, description="samples a local step")
-    local_steps: int = Field(1, ge=1, description="E; with E > 1 the pseudo-gradient is sent")
-    local_lr: float = Field(1e-3, gt=0, description="learning rate of local steps (E > 1 only)")
-    memory_gb: float = Field(4.0, gt=0, description="memory for the activations of devices computed at once, GB")
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="samples a local step")
+    local_steps: int = Field(1, ge=1, le=1_000_000, description="E; with E > 1 the pseudo-gradient is sent")
+    local_lr: float = Field(1e-3, gt=0, le=1e6, description="learning rate of local steps (E > 1 only)")
+    memory_gb: float = Field(
+        4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
+    )
     chunk: int = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="devices computed at once, on a CPU in passes side by side; 0: as many as memory_gb allows; 1: "
         "each alone, the same bits as on a device of a federation",
     )
@@ -168,11 +190,12 @@ class DeviceSettings(Section):
         "off; evaluation and theory stay at float32",
     )
     gradients_gb: float = Field(
-        2.0, ge=0, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
+        2.0, ge=0, le=1e6, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
     )
     cache_gb: float = Field(
         2.0,
         ge=0,
+        le=1e6,
         description="memory for what the layers below the lowest adapter make of the samples, GB; the rest goes to a "
         "temporary file",
     )
@@ -185,15 +208,16 @@ class ServerSettings(Section):
     """The update on the received gradients."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
-    lr: Annotated[float, Field(gt=0)] | Literal["theory"] = Field(
+    lr: Annotated[float, Field(gt=0, le=1e6)] | Literal["theory"] = Field(
         2e-3,
         description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta), decided by a probe before round 1 "
         '(optimizer = "sgd")',
     )
-    rounds: int = Field(35, ge=1, description="T, number of rounds")
+    rounds: int = Field(35, ge=1, le=10_000_000, description="T, number of rounds")
     air_seconds: float | None = Field(
         None,
         gt=0,
+        le=1e12,
         description="rounds also end when another would take more seconds on air than this in all; the first is played",
     )
 
@@ -225,7 +249,7 @@ class RadioSettings(Section):
         "all p in one slot",
     )
     personal_slots: int | None = Field(
-        None, ge=1, description="access = auto: at most so many p-slots a round; default: one a task"
+        None, ge=1, le=1_000_000, description="access = auto: at most so many p-slots a round; default: one a task"
     )
     channel: Channel = Field(
         "rayleigh",
@@ -242,6 +266,7 @@ class RadioSettings(Section):
     subcarrier_groups: int = Field(
         1,
         ge=1,
+        le=1_000_000,
         description="groups of subcarriers with a channel of their own; a coherence block is a group for a time",
     )
     time_correlation: float = Field(
@@ -254,10 +279,10 @@ class RadioSettings(Section):
         0.0, ge=0, le=1, description="the same from the start of a round to the start of the next (1: static channel)"
     )
     speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
-    antennas: int = Field(16, ge=1, description="M, receive antennas of a station")
+    antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
     bandwidth_hz: float = Field(20e6, ge=1, le=1e12, description="bandwidth, Hz")
-    subcarriers: int = Field(1024, ge=1, description="OFDM subcarriers over the bandwidth")
+    subcarriers: int = Field(1024, ge=1, le=10_000_000, description="OFDM subcarriers over the bandwidth")
     power_dbm: float = Field(
         20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, mean over a slot"
     )
@@ -265,14 +290,18 @@ class RadioSettings(Section):
         "thermal",
         description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none',
     )
-    noise_figure_db: float = Field(7.0, ge=0, description='noise figure of the receiver, dB, for noise_dbm = "thermal"')
+    noise_figure_db: float = Field(
+        7.0, ge=0, le=200, description='noise figure of the receiver, dB, for noise_dbm = "thermal"'
+    )
     snr_db: float | None = Field(
         None,
         ge=-200,
         le=200,
         description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say",
     )
-    coherence_symbols: int = Field(20_000, ge=1, description="complex channel uses that see one channel")
+    coherence_symbols: int = Field(
+        20_000, ge=1, le=1_000_000_000_000, description="complex channel uses that see one channel"
+    )
     normalizer: Literal["common", "per_device"] = Field(
         "per_device", description="one sigma_t for all (the paper's), or mean and variance per device and tensor group"
     )
@@ -317,13 +346,15 @@ class RadioSettings(Section):
         description="discs: devices in a disc round their station; cell_free: access points and devices uniform on a "
         "square with wrap-around, all access points one station",
     )
-    drop: int = Field(0, ge=0, description="which drop of the seed: places, shadowing and fading differ")
+    drop: int = Field(0, ge=0, le=2**63 - 1, description="which drop of the seed: places, shadowing and fading differ")
     cell_radius_m: float = Field(200.0, gt=0, le=1e6, description="devices are dropped in a disc of this radius, m")
-    min_distance_m: float = Field(10.0, gt=0, description="no device is nearer to the centre of its disc, m")
+    min_distance_m: float = Field(10.0, gt=0, le=1e6, description="no device is nearer to the centre of its disc, m")
     edge_distance_m: float = Field(
         400.0, ge=0, le=1e6, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
     )
-    access_points: int = Field(400, ge=1, description="cell_free: stations on the square, each of `antennas` antennas")
+    access_points: int = Field(
+        400, ge=1, le=1_000_000, description="cell_free: stations on the square, each of `antennas` antennas"
+    )
     square_m: float = Field(1000.0, gt=0, le=1e6, description="cell_free: side of the square, m")
     height_m: float = Field(0.0, ge=0, le=1e6, description="height of stations above devices, m")
     path_loss_exponent: float = Field(3.0, gt=0, le=10, description="log-distance exponent beyond 1 m")
@@ -332,7 +363,7 @@ class RadioSettings(Section):
     )
     shadowing_db: float = Field(0.0, ge=0, le=50, description="standard deviation of log-normal shadowing, dB")
     shadowing_decorrelation_m: float = Field(
-        9.0, ge=0, description="distance at which two devices' shadowing correlates by half, m; 0: independent"
+        9.0, ge=0, le=1e9, description="distance at which two devices' shadowing correlates by half, m; 0: independent"
     )
 
     @model_validator(mode="after")
@@ -390,8 +421,10 @@ class RadioSettings(Section):
 class RunSettings(Section):
     """Seed, evaluation, machine."""
 
-    seed: int = Field(0, ge=0, description="seed of every random stream")
-    eval_every: int = Field(0, ge=0, description="rounds between evaluations on the dev split; 0: none")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random stream")
+    eval_every: int = Field(
+        0, ge=0, le=1_000_000_000, description="rounds between evaluations on the dev split; 0: none"
+    )
     score: Literal["test", "dev", "both"] = Field(
         "test",
         description="what the trained models are scored on after the last round; dev: on the test split only the "
@@ -412,21 +445,26 @@ class RunSettings(Section):
 class TheorySettings(Section):
     """The bounds beside a run (docs/theory.md): how often, and how their constants are found before round 1."""
 
-    meter_every: int = Field(0, ge=0, description="rounds between metered ones; 0: no meter")
-    draws: int = Field(20, ge=20, description="channel draws of a metered round, its mini-batches kept")
+    meter_every: int = Field(0, ge=0, le=1_000_000_000, description="rounds between metered ones; 0: no meter")
+    draws: int = Field(20, ge=20, le=100_000, description="channel draws of a metered round, its mini-batches kept")
     pilot_rounds: int = Field(
-        20, ge=0, description="error-free rounds that the probe looks along, on other mini-batches; 0: the start alone"
+        20,
+        ge=0,
+        le=1_000_000,
+        description="error-free rounds that the probe looks along, on other mini-batches; 0: the start alone",
     )
-    hessian_samples: int = Field(8, ge=0, description="samples of each device for the Hessian; 0: all")
-    lanczos_steps: int = Field(8, ge=2, description="Hessian-vector products a point of the probe")
+    hessian_samples: int = Field(
+        8, ge=0, le=1_000_000_000, description="samples of each device for the Hessian; 0: all"
+    )
+    lanczos_steps: int = Field(8, ge=2, le=10_000, description="Hessian-vector products a point of the probe")
     safety: float = Field(
-        1.5, ge=1, description="factor on beta, sigma_SGD^2, sigma_dif^2 and bias as the probe saw them"
+        1.5, ge=1, le=1e6, description="factor on beta, sigma_SGD^2, sigma_dif^2 and bias as the probe saw them"
     )
-    beta: float | None = Field(None, gt=0, description="beta of A1, given instead of probed")
-    c: float | None = Field(None, ge=0, description="C of A2, given")
-    sigma_sgd2: float | None = Field(None, ge=0, description="sigma_SGD^2 of A2, given")
-    lam: float | None = Field(None, gt=0, description="lambda of A3, given")
-    sigma_dif2: float | None = Field(None, ge=0, description="sigma_dif^2 of A3, given for both readings")
+    beta: float | None = Field(None, gt=0, le=1e30, description="beta of A1, given instead of probed")
+    c: float | None = Field(None, ge=0, le=1e30, description="C of A2, given")
+    sigma_sgd2: float | None = Field(None, ge=0, le=1e30, description="sigma_SGD^2 of A2, given")
+    lam: float | None = Field(None, gt=0, le=1e30, description="lambda of A3, given")
+    sigma_dif2: float | None = Field(None, ge=0, le=1e30, description="sigma_dif^2 of A3, given for both readings")
 
 
 class FederationSettings(Section):
@@ -440,14 +478,17 @@ class FederationSettings(Section):
     max_norm: float = Field(
         1e3,
         gt=0,
+        le=1e30,
         description="federation: largest L2 norm of a device's gradient that is taken; beyond it the device is absent",
     )
-    min_devices: int = Field(0, ge=0, description="devices that must be there for a round to start; 0: all")
+    min_devices: int = Field(
+        0, ge=0, le=1_000_000, description="devices that must be there for a round to start; 0: all"
+    )
     wait_seconds: float = Field(
-        600.0, gt=0, description="the run stops, to be resumed, if they are not there for so many seconds"
+        600.0, gt=0, le=1e9, description="the run stops, to be resumed, if they are not there for so many seconds"
     )
     deadline_seconds: float = Field(
-        60.0, gt=0, description="a round ends after so many seconds; who has not answered is absent from it"
+        60.0, gt=0, le=1e9, description="a round ends after so many seconds; who has not answered is absent from it"
     )
     address: Annotated[str, Field(pattern=r"^(|\S+:[0-9]+)$")] = Field(
         "", description="host:port at which devices reach the server; its certificate is for this host"
@@ -461,7 +502,9 @@ class FederationSettings(Section):
 class NodeSettings(Section):
     """One device of a federation; written by `airpfed federate init` into the device's own settings file."""
 
-    device: int = Field(ge=0, description="number of the device: tasks in order, devices of a task in order")
+    device: int = Field(
+        ge=0, le=1_000_000, description="number of the device: tasks in order, devices of a task in order"
+    )
     key: str = Field("device.key", description="the device's private key")
     certificate: str = Field("ca.crt", description="certificate of the authority that signed the server's")
     state: str = Field("state", description="folder of the device's own state and of its logs")

@@ -19,15 +19,22 @@ from airpfed.air.plan import Air, Grouping, Job, grouping_of, plan, slot_uses
 from airpfed.air.slot import Transceiver
 from airpfed.air.uplink import sounded
 from airpfed.air.world import csi_variance
+from airpfed.applies import refuse
 from airpfed.errors import UserError, hint
-from airpfed.grid import Point, at, axes_of, changes, points
+from airpfed.grid import Point, at, axes_of, changes, counted, points
 from airpfed.model.adapters import blocks_of
-from airpfed.settings import Method, Settings
+from airpfed.settings import Method, RadioSettings, Settings
 from airpfed.tasks.split import sizes
 
 EVERY = tuple(DESIGNS)
-SECTIONS = ("radio", "tasks", "adapters", "run")
-"""Sections of the settings that a study without a model depends on."""
+READ = {
+    "radio": {*RadioSettings.model_fields} - {"design", "drop"},
+    "tasks": {"devices", "samples_per_device", "sizes", "sizes_sigma", "power_dbm"},
+    "adapters": {"method", "rank_shared", "rank_personal"},
+    "run": {"seed"},
+}
+"""Keys that a study without a model depends on: every design is compared, and drops are counted from 1."""
+
 
 ENTRIES = 1000
 """Real entries sent a channel and a unit of rank; channel uses are told for vectors of this length."""
@@ -38,12 +45,13 @@ class Row:
     """One design at one setting: decibels are means over draws with their standard errors, the rest is linear.
 
     claimed, measured, bias: Pi. gap: mean of the i.i.d. Pi over its lower bound, minus 1; None where none is known.
+    claimed: None (and nan decibels) where nothing is claimed.
     """
 
     pi_db: tuple[float, float]
     s_db: tuple[float, float]
     p_db: tuple[float, float]
-    claimed: float
+    claimed: float | None
     measured: float
     bias: float
     gap: float | None
@@ -72,17 +80,15 @@ def studies(
 
     Raises UserError before the first point is computed if an option or any point's settings are wrong.
     """
-    if draws < 1:
-        raise UserError(f"--draws {draws}: should be at least 1")
+    counted("--draws", draws)
     if not 0 <= rho <= 1:
         raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
     for name in designs:
         if name not in DESIGNS:
             raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
-    axes, every = axes_of(grid), []
+    axes, every = axes_of(grid), list[tuple[Point, Settings]]()
     for key in (key for axis in axes for key in axis.split("/")):
-        if key.split(".")[0] not in SECTIONS:
-            raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(SECTIONS)} only")
+        checked(key)
     for point in points(axes):
         with at(point):
             settings = reading.read(file, [*overrides, *changes(point)])
@@ -90,8 +96,24 @@ def studies(
                 scope in ("global", "task") for block in blocks_of(*ranks(settings)) for scope in (block.a, block.b)
             ):
                 raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
+            if empty := [task.name for task in settings.tasks if task.devices == 0]:
+                raise UserError(f"tasks.{empty[0]}.devices = 0: a study reads no data; should be at least 1 here")
             every.append((point, settings))
+    refuse(str(file), [settings for _, settings in every], training=False)
     return compared(every, draws, rho, designs)
+
+
+def checked(key: str) -> None:
+    """UserError where a key of the grid has no effect on a study."""
+    section, last = key.split(".")[0], key.split(".")[-1]
+    if key == "radio.design":
+        raise UserError(f"--grid {key}: does not change the link: every design is compared; --design NAME picks some")
+    if section not in READ:
+        raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(READ)} only")
+    table = reading.section_of(Settings.model_fields[section].annotation)
+    if table and last in table.model_fields and last not in READ[section]:
+        right = ", ".join(sorted(READ[section])) if section != "radio" else "every other key of radio"
+        raise UserError(f"--grid {key}: does not change the link, which reads {right}")
 
 
 def compared(
@@ -153,6 +175,7 @@ def drops_of(settings: Settings, air: Air, draws: int) -> tuple[Drops, Air]:
     of drop 1.
     """
     wanted, seed = settings.radio, settings.run.seed
+    radio.room(wanted, len(air.task_of), len(air.lengths), draws)
     worlds = [
         radio.world(wanted.model_copy(update={"drop": number}), seed, air.task_of, len(air.lengths))
         for number in range(1, draws + 1)
@@ -200,18 +223,19 @@ def summarised(
 
     known = [bound * weight.sum() / total for bound, weight in zip(least, weights, strict=True) if bound is not None]
     bound = torch.stack(known).sum(0) if len(known) == len(jobs) else None
+    claims = air.harm.clipping is None
     return Row(
         pi_db=mean_db(pi("measured") / pi("silence")),
         s_db=mean_db(pi("measured", "s") / pi("silence", "s")),
         p_db=mean_db(pi("measured", "p") / pi("silence", "p")),
-        claimed=float(pi("claimed").mean()),
+        claimed=float(pi("claimed").mean()) if claims else None,
         measured=float(pi("measured").mean()),
         bias=float(pi("bias").mean()),
         gap=None if bound is None or not (bound > 0).all() else float((pi("iid") / bound - 1).mean()),
         iterations=sum(one.iterations for one in made),
         ms=1e3 * seconds / len(found[0].claimed),
         uses=sum(slot_uses(air, job) for job in jobs),
-        claimed_db=mean_db(pi("claimed") / pi("silence")),
+        claimed_db=mean_db(pi("claimed") / pi("silence")) if claims else (math.nan, math.nan),
     )
 
 
@@ -230,7 +254,7 @@ def table(title: str, rows: dict[str, Row], draws: int) -> Table:
         made.add_row(
             name,
             *(f"{mean:.2f} +- {error:.2f}".replace("nan", "-") for mean, error in (one.pi_db, one.s_db, one.p_db)),
-            *(f"{value:.3e}" for value in (one.claimed, one.measured, one.bias)),
+            *("-" if value is None else f"{value:.3e}" for value in (one.claimed, one.measured, one.bias)),
             "-" if one.gap is None else f"{100 * one.gap:.1f} %",
             str(one.iterations),
             f"{one.ms:.2f}",

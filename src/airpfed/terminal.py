@@ -115,8 +115,8 @@ def slots(row: RoundRecord) -> list[tuple[str, SlotError | None]]:
 
 
 def claim_and_truth(error: SlotError) -> str:
-    """MSE as claimed/measured."""
-    return f"{error.claimed:.2e}/{error.measured:.2e}"
+    """MSE as claimed/measured; a dash where nothing is claimed."""
+    return f"{'-' if error.claimed is None else f'{error.claimed:.2e}'}/{error.measured:.2e}"
 
 
 def final_table(summary: Summary) -> Table:

@@ -12,7 +12,7 @@ from test_uplink_errors import drawn, excess, large_air, rounds, slots, z_of
 from torch import Tensor
 
 from airpfed.air.impairments import NONE, Impairments, audible, clipped, clipped_statistics, factors
-from airpfed.air.plan import Air
+from airpfed.air.plan import Air, Digital, unclaimed
 from airpfed.record import SlotError
 from airpfed.streams import stream
 from worlds import flat
@@ -111,7 +111,7 @@ def test_what_truncation_silences_is_missing_from_the_sum(design, packing):
     assert sum(e.measured for e in whole) < 1e-3
 
 
-EVERY = Impairments(phase_rad=0.3, clipping=2.0, outage=0.05, truncation=0.2)
+EVERY = Impairments(phase_rad=0.3, outage=0.05, truncation=0.2)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,23 @@ def test_claims_know_the_statistics_of_all_impairments(design, access, packing, 
     rows = list(rounds(replace(air, coherence_symbols=40), 10, monkeypatch))
     for expected in (lambda e: e.claimed, lambda e: e.claimed_genie):
         assert abs(z_of(excess(rows, expected))) < 5
+
+
+@pytest.mark.parametrize("design", ["uniform_forcing", "mmse"])
+@pytest.mark.parametrize("access", ["tdma", "superposed"])
+def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
+    """Bussgang's gain is that of a Gaussian signal of one power: gradients' errors were up to 550 times the claim."""
+    air = large_air(design, access=access, d=400, subcarriers=80, harm=Impairments(clipping=2.0))
+    got = send(air, 1, *drawn(air, 0), everyone(air))
+    assert unclaimed(air) and got.pi is not None and got.pi_claimed is None
+    assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
+
+
+@pytest.mark.parametrize("exact", [{"design": None}, {"design": None, "digital": Digital(4, False)}])
+def test_a_clipping_amplifier_takes_no_claim_from_a_link_without_amplitudes(exact):
+    """Error-free sums and rounded bits have the error that they say."""
+    air = replace(large_air("uniform_forcing", d=400, subcarriers=80, harm=Impairments(clipping=2.0)), **exact)
+    assert unclaimed(air) == "" and send(air, 1, *drawn(air, 0), everyone(air)).pi_claimed is not None
 
 
 def test_a_claim_blind_to_the_phase_would_be_seen(monkeypatch):

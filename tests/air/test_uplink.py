@@ -94,7 +94,7 @@ def everyone(air: Air) -> Tensor:
 def is_finite(received: Received) -> bool:
     numbers = [received.pi or 0.0, received.ledger.air_seconds, received.ledger.joules_max]
     for error in [received.mse.s, *received.mse.p.values()]:
-        numbers += list(error.model_dump().values()) if error else []
+        numbers += [value for value in error.model_dump().values() if value is not None] if error else []
     tensors = bool(received.shared.isfinite().all() and received.personal.isfinite().all())
     return tensors and bool(torch.tensor(numbers).isfinite().all())
 

@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_uplink import everyone, make_air, send
+from test_uplink import TASKS, everyone, make_air, send
 from torch import Tensor
 
 from airpfed.air import impairments, transmit, uplink
@@ -22,6 +22,7 @@ from airpfed.air.uplink import Received, fresh_memory
 from airpfed.air.world import World
 from airpfed.record import SlotError
 from airpfed.streams import stream
+from worlds import flat
 
 DESIGNS = [
     ("uniform_forcing", False),
@@ -238,6 +239,52 @@ def test_correlation_is_learned_from_round_to_round_and_answered(access):
     assert claimed / learned == pytest.approx(1, abs=0.1)
     assert blind / ignored < 0.8
     assert learned < 0.95 * ignored
+
+
+def alike_across(t: int) -> tuple[Tensor, Tensor]:
+    """Gradients of five devices that correlate by 0.7 within a task and by 0.4 across tasks."""
+    rng = stream(13, "alike across", t)
+
+    def rows() -> Tensor:
+        own, common = torch.randn(5, 2000, generator=rng), torch.randn(1, 2000, generator=rng)
+        return 0.3**0.5 * own + 0.4**0.5 * common + 0.3**0.5 * torch.randn(2, 2000, generator=rng)[TASKS]
+
+    return rows(), rows()
+
+
+@pytest.mark.parametrize("design", ["mmse", "channel_inversion", "uniform_forcing"])
+@pytest.mark.parametrize(
+    ("topology", "access"),
+    [(one, access) for one in ("single_cell", "joint", "two_hop") for access in ("tdma", "concurrent", "superposed")],
+)
+def test_no_claim_stays_below_what_is_measured(design, topology, access):
+    """Correlation of tasks that no receiver can hear: with an estimate a claim of 0.70 of the error stood for ever."""
+    gain = torch.full((1 if topology == "single_cell" else 2, 5), 1e-10, dtype=torch.float64)
+    one = ((0, 2000),)
+    air = make_air(
+        design, topology=topology, access=access, world=flat(gain, 8), noise=3e-11, correlation=None,
+        lengths=(2000, 2000), rescale=design == "mmse",
+        shared_groups=one, personal_groups=one, personal_rows=(0,), coherence_symbols=200,
+        biased=design != "uniform_forcing",
+    )  # fmt: skip
+    memory, rows = fresh_memory(air), []
+    for t in range(12):
+        got = uplink.send(air, t, *alike_across(t), everyone(air), memory)
+        memory, rows = got.memory, [*rows, got] if t >= 5 else []
+    both = [[(e.claimed, e.measured) for e in slots(got)] for got in rows]
+    hidden = access == "superposed" or (topology == "two_hop" and design != "uniform_forcing")
+    assert (both[0][0][0] is None) == hidden
+    assert all((got.pi_claimed is None) == hidden for got in rows)
+    for slot in zip(*both, strict=True):
+        ratios = torch.tensor([c / m for c, m in slot if c is not None], dtype=torch.float64)
+        assert len(ratios) < 2 or ratios.mean() > 0.97 - 5 * ratios.std() / len(ratios) ** 0.5
+
+
+@pytest.mark.parametrize(("belief", "told"), [(0.4, True), (None, False)])
+def test_a_correlation_that_is_given_is_claimed_by(belief, told):
+    air = large_air("mmse", access="superposed", correlation=belief)
+    got = send(air, 1, *drawn(air, 0), everyone(air))
+    assert got.mse.s is not None and (got.mse.s.claimed is not None) == told
 
 
 @pytest.mark.parametrize("csi_error", [0.0, 0.05])

@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from airpfed import build, job, reading, record
+from airpfed.errors import UserError
 from airpfed.rounds.checkpoint import tensors_of
-from airpfed.rounds.run import Experiment, Outcome, play
+from airpfed.rounds.run import Experiment, Outcome, play, play_round, task_losses
 from airpfed.rounds.state import State
 
 ROUNDS = ("server.rounds=6", "adapters.method=feddpa", "devices.local_steps=2")
@@ -38,6 +40,34 @@ def same(a: State, b: State) -> bool:
 
 def rows(out: Path) -> list[dict]:
     return [row.model_dump(exclude={"seconds"}) for row in record.load(out / "records.jsonl")]
+
+
+def test_a_round_without_its_step_size_is_refused(llama_settings: Path) -> None:
+    """A learning rate of NaN would be written into every adapter."""
+    made = experiment(llama_settings, "server.lr=theory", "server.optimizer=sgd", "devices.local_steps=1")
+    with pytest.raises(ValueError, match="the probe decides the step size"):
+        play_round(replace(made, meter=None), made.initial)
+
+
+def test_a_base_that_gives_no_numbers_is_not_blamed_on_the_step_size(llama_settings: Path) -> None:
+    made = experiment(llama_settings, "devices.local_steps=1", "adapters.method=airpfed")
+    with torch.no_grad():
+        next(iter(made.fleet.backbone.model.parameters())).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"model\.base: no device has a finite gradient in round 1") as caught:
+        play_round(made, made.initial)
+    assert "_lr" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_is_in_no_mean(llama_settings: Path) -> None:
+    made = experiment(llama_settings)
+    found = made.collect(made, made.initial)
+    present = torch.ones(len(found.loss), dtype=torch.bool)
+    plain = task_losses(made, found, present)
+    for wrong in (float("nan"), float("inf")):
+        loss = found.loss.clone()
+        loss[0] = wrong
+        losses = task_losses(made, replace(found, loss=loss), present)
+        assert losses["colours"] == pytest.approx(float(found.loss[1])) and losses["moods"] == plain["moods"]
 
 
 @pytest.fixture

@@ -23,8 +23,13 @@ MAX_BITS_PER_USE = 8.0
 
 
 def bits_per_use(sinr: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Bits a channel use of a coded digital link: Shannon at a gap, log2(1 + SINR / gap), capped."""
-    return torch.log2(1 + sinr / RATE_GAP).clamp(max=MAX_BITS_PER_USE)
+    """Bits a channel use of a coded digital link: Shannon at a gap, log2(1 + SINR / gap), capped.
+
+    Above 0 for any SINR above 0: where 1 + x rounds to 1, log2(1 + x) is x / ln 2.
+    """
+    ratio = sinr / RATE_GAP
+    bits = torch.where(ratio < 1e-9, ratio / math.log(2), torch.log2(1 + ratio))
+    return bits.clamp(max=MAX_BITS_PER_USE)
 
 
 def digital_rate(

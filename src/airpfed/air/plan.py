@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from airpfed.air.impairments import Impairments
+from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.rows import Rows
 from airpfed.air.slot import Slot, Transceiver
 from airpfed.air.symbols import Packing, uses_of
@@ -56,7 +56,8 @@ class Air:
     places, gains, channels; csi_error: share of the channels' variance that estimates miss; harm: impairments of the
     devices. power: P_k, watts; noise: sigma2, watts per antenna. samples: D_k. groups: columns of each normaliser group
     of the s- and p-vectors, personal_rows: the number of the s-group of the same kind as each p-group, or one of its
-    own; lengths: entries of each task's p-vector.
+    own; lengths: entries of each task's p-vector. biased: the design shrinks the sum, also with perfect channel
+    knowledge.
     """
 
     design: DesignFunction | None
@@ -87,6 +88,7 @@ class Air:
     personal_rows: tuple[int, ...]
     lengths: tuple[int, ...]
     seed: int
+    biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,26 @@ class Job:
     stations: tuple[int | None, ...]
     mix: Float[Tensor, "U T"]
     targets: tuple[int | None, ...]
+
+
+def unclaimed(air: Air) -> str:
+    """Why the error of no sum, or not that of the s-sum, can be foretold; empty where all can.
+
+    Bussgang's gain of a clipping amplifier holds for Gaussian signals of one power over a slot, which gradients' are
+    not. Where s-streams of different tasks are not heard together alone, in a superposed slot or at edges of their own,
+    their correlation cannot be estimated, and the error of a sum with a bias depends on it.
+    """
+    if air.design is None or air.digital is not None:
+        return ""
+    if air.harm.clipping is not None:
+        return "what a clipping amplifier does to gradients cannot be foretold from their mean power"
+    if air.correlation is not None or len(air.task_names) < 2 or not air.shared_groups:
+        return ""
+    if air.access == "superposed" and air.personal_groups:
+        return "how devices of different tasks correlate is not heard where s and p share a slot"
+    if air.topology == "two_hop" and (air.biased or air.harm != NONE):
+        return "how devices of different tasks correlate is not heard at edges of their own"
+    return ""
 
 
 def plan(

@@ -18,7 +18,18 @@ from airpfed.air.digital import quantised
 from airpfed.air.grouping import best_grouping
 from airpfed.air.impairments import audible, factors
 from airpfed.air.pieces import Piece, antennas_of, asked_of, designed, overlap, spans_of
-from airpfed.air.plan import Air, Grouping, Job, grouping_of, groups_of, memory_rows, plan, rows_of, slot_uses
+from airpfed.air.plan import (
+    Air,
+    Grouping,
+    Job,
+    grouping_of,
+    groups_of,
+    memory_rows,
+    plan,
+    rows_of,
+    slot_uses,
+    unclaimed,
+)
 from airpfed.air.rows import chunks
 from airpfed.air.slot import Transceiver
 from airpfed.air.symbols import common_sigma, normalise, uses_of
@@ -208,13 +219,16 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
     """The slots' outcomes put together."""
     shared, personal = torch.zeros(d_s), torch.zeros(len(air.task_names), d_p)
     errors: dict[str, SlotError] = {}
+    unheard = bool(unclaimed(air))
+    clips = unheard and air.harm.clipping is not None
     for job, sums in zip(jobs, done, strict=True):
         for row, task in enumerate(job.targets):
             if task is None:
-                errors[""] = _error(sums, row)
+                errors[""] = _error(sums, row, told=not unheard, genie=not clips)
                 shared = sums.sums[row, :d_s].float()
             else:
-                errors[air.task_names[task]] = _error(sums, row)
+                nothing = clips or (unheard and len(job.targets) > 1 and not bool(sums.joules.any()))
+                errors[air.task_names[task]] = _error(sums, row, told=not nothing, genie=not clips)
                 width = min(d_p, sums.sums.shape[1])
                 personal[task, :width] = sums.sums[row, :width].float()
     heard = torch.tensor([bool((present & (air.task_of == n)).any()) for n in range(len(air.task_names))])
@@ -223,22 +237,25 @@ def collect(air: Air, jobs: list[Job], done: list[Sums], d_s: int, d_p: int, pre
     return Received(shared, personal, heard, mse, pi, pi_claimed, Ledger(), (), torch.zeros(0, 7, dtype=torch.float64))
 
 
-def _error(sums: Sums, row: int) -> SlotError:
+def _error(sums: Sums, row: int, told: bool, genie: bool) -> SlotError:
     scale = float(sums.scale[row])
     parts = {key: float(getattr(sums, key)[row]) for key in (*ERRORS, "silence")}
-    return SlotError(scale=scale, **{key: value / scale if scale > 0 else 0.0 for key, value in parts.items()})
+    values = {key: value / scale if scale > 0 else 0.0 for key, value in parts.items()}
+    hidden = ([] if told else ["claimed"]) + ([] if genie else ["claimed_genie"])
+    return SlotError(scale=scale, **values | dict.fromkeys(hidden))
 
 
 def combined(air: Air, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, " K"], key: str) -> float | None:
     """Pi: MSEs weighted by the shares of d, tasks by D_n/D of the present (shares of R where there is no head).
 
-    None if nothing was sent.
+    None if nothing was sent, or a claim is not made.
     """
     here = air.samples * present
     share = {n: float(here[air.task_of == n].sum() / here.sum().clamp_min(1e-300)) for n in range(len(air.lengths))}
-    terms: list[tuple[float, float]] = [(d_s, getattr(mse.s, key))] if mse.s else []
+    terms: list[tuple[float, float | None]] = [(d_s, getattr(mse.s, key))] if mse.s else []
     for n, name in enumerate(air.task_names):
         if name in mse.p:
             terms.append((share[n] * air.lengths[n], getattr(mse.p[name], key)))
     total = sum(weight for weight, _ in terms)
-    return sum(weight * value for weight, value in terms) / total if total else None
+    known = [weight * value for weight, value in terms if value is not None]
+    return sum(known) / total if total and len(known) == len(terms) else None

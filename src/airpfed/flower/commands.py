@@ -86,7 +86,7 @@ def init(
     from airpfed.flower.founding import Plan, found
     from airpfed.flower.places import host_of
 
-    read = reading.read(settings, [*(set_ or []), f'federation.address="{address}"'])
+    read = reading.asked(settings, [*(set_ or []), f'federation.address="{address}"'])
     plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
     for line in found(folder, read, plan):
         typer.echo(line)

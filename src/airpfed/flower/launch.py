@@ -29,7 +29,7 @@ def federate(
     command: str,
 ) -> int:
     """Run an experiment as a federation into `out`; returns the exit code."""
-    settings = reading.read(file, overrides)
+    settings = (reading.read if resume else reading.asked)(file, overrides)
     federable(settings)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     out = outputs.claimed(out, file.stem, resume)

@@ -1,11 +1,12 @@
 """Which settings a plan compares."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from airpfed import reading
+from airpfed.applies import refuse
 from airpfed.errors import UserError
 from airpfed.grid import at, axes_of, changes, points
 from airpfed.settings import Settings
@@ -16,9 +17,9 @@ VARIED = "radio."
 
 def choices(
     file: Path, overrides: Sequence[str], base: Settings, grid: Sequence[str], splits: Sequence[str]
-) -> Iterator[tuple[dict[str, Any], Settings]]:
+) -> list[tuple[dict[str, Any], Settings]]:
     """(what is set, settings) of every candidate: the grid times the splits R_s:R_p; UserError where one is wrong."""
-    axes = axes_of(grid or default_grid(base))
+    axes, every = axes_of(grid or default_grid(base)), list[tuple[dict[str, Any], Settings]]()
     for key in (one for axis in axes for one in axis.split("/")):
         if not key.startswith(VARIED):
             raise UserError(f"--grid {key}: a plan varies radio settings; ranks by --split R_S:R_P")
@@ -29,9 +30,15 @@ def choices(
             settings = reading.read(file, [*overrides, *changes(point), *extra])
             if settings.radio.design == "digital":
                 raise UserError('radio.design = "digital": a plan knows no rounding; use a design over the air')
+            if settings.radio.clipping_db != "off":
+                raise UserError(
+                    "radio.clipping_db: a plan needs claimed errors, and clipping leaves none; off is right"
+                )
         tree = settings.model_dump(mode="json")
         keys = [change.split("=", 1)[0].split(".") for change in [*changes(point), *extra]]
-        yield {f"{section}.{key}": tree[section][key] for section, key in keys}, settings
+        every.append(({f"{section}.{key}": tree[section][key] for section, key in keys}, settings))
+    refuse(str(file), [settings for _, settings in every], training=False)
+    return every
 
 
 def default_grid(base: Settings) -> list[str]:

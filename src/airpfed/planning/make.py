@@ -12,6 +12,7 @@ from rich.table import Table
 
 from airpfed import build, reading
 from airpfed.errors import UserError
+from airpfed.grid import counted
 from airpfed.planning.choices import choices
 from airpfed.planning.predict import Candidate, predicted
 from airpfed.record import Probe, write_atomic
@@ -41,12 +42,11 @@ def make(
 
     limit: the channel's largest share of Psi_T. draws: channels of the run's own drop of devices, per candidate.
     """
-    if draws < 1:
-        raise UserError(f"--draws {draws}: should be at least 1")
+    counted("--draws", draws)
     if not 0 < limit <= 1:
         raise UserError(f"--limit {100 * limit:g}: should be a percentage above 0, at most 100")
-    base = reading.read(file, overrides)
-    every = list(choices(file, overrides, base, grid, splits))
+    base = reading.asked(file, overrides, training=False)
+    every = choices(file, overrides, base, grid, splits)
     experiment = build.experiment(base, build.load_tasks(base), probing=True)
     assert experiment.meter is not None
     seen = probe(experiment.meter, experiment.initial)

@@ -67,6 +67,7 @@ def predicted(
     samples = torch.tensor([float(len(shard)) for shard in fleet.shards], dtype=torch.float64)
     kinds = order.kinds("global"), order.kinds("task")
     air = radio.air(settings, fleet.task_of, samples, kinds, order.task_lengths)
+    radio.room(settings.radio, len(samples), len(settings.tasks), draws)
     drops = drops_of(air, draws)
     parts, cost = studied(air, jobs_of(air, order, drops), spectrum_of(fleet.layout, order, seen), seen, drops)
     unbiased = build.unbiased(settings)

@@ -133,7 +133,10 @@ def draw(meter: Meter, played: Played, eta: float) -> Drawn:
         total = total + heard
         squares.append(square(weights, heard))
         along.append(dot(weights, wanted, heard))
-        claimed.append(energy(received.mse, shares, "claimed"))
+        spent = energy(received.mse, shares, "claimed")
+        if spent is None:
+            raise ValueError("the meter needs a claimed error; a link that claims nothing is refused at build")
+        claimed.append(spent)
         measured.append(square(weights, heard - wanted))
         states.append(state)
     count = len(states)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import isfinite
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Annotated, Literal
@@ -240,7 +240,7 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
     """
     seconds: dict[str, float] = {}
     before = state
-    lr = experiment.lr if experiment.lr is not None else probe.eta if probe else nan
+    lr = step_size(experiment, probe)
     with timed(seconds, "gradients"):
         found = experiment.collect(experiment, state)
     with timed(seconds, "air"):
@@ -274,8 +274,20 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
     )
 
 
+def step_size(experiment: Experiment, probe: Probe | None) -> float:
+    """The server's learning rate: as set, or as the probe decided; ValueError where that is not at hand."""
+    if experiment.lr is not None:
+        return experiment.lr
+    if probe is None:
+        raise ValueError('server.lr = "theory": the probe decides the step size, and this round is played without it')
+    return probe.eta
+
+
 def simulated(experiment: Experiment, state: State) -> Collected:
-    """All devices' work in this process; gradients as they come out of their payload."""
+    """All devices' work in this process; gradients as they come out of their payload.
+
+    Raises UserError where the untouched base gives no device a finite gradient: training cannot have diverged yet.
+    """
     fleet = experiment.fleet
     plan, cursors = batches(fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
     turns = fleet.layout.turns()
@@ -283,7 +295,14 @@ def simulated(experiment: Experiment, state: State) -> Collected:
     found, loss = gradients(fleet, vectors(state), plan, experiment.local_lr, experiment.chunk, turn)
     samples = torch.tensor([float(len(shard)) for shard in fleet.shards])
     cost = Ledger() if fleet.hands else Ledger(payload_bytes=all_bytes(fleet.layout, fleet.task_of, experiment.payload))
-    sent = rounded(found, finite(found), fleet.layout, fleet.task_of, experiment.payload, fleet.seed, state.round + 1)
+    heard = finite(found)
+    if state.round == 0 and not heard.any():
+        steps = "" if experiment.local_steps == 1 else ", or devices.local_lr is too large"
+        raise UserError(
+            "model.base: no device has a finite gradient in round 1, before any step of the server: the base gives no "
+            f"numbers for these tasks{steps}"
+        )
+    sent = rounded(found, heard, fleet.layout, fleet.task_of, experiment.payload, fleet.seed, state.round + 1)
     return Collected(sent, loss, cursors, samples, cost)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from airpfed import reading, record
+from airpfed import applies, reading, record
 from airpfed.errors import UserError
 from airpfed.files import discard, folded, inside, leftovers, temporary
 from airpfed.grid import Point, at, changes
@@ -41,20 +41,30 @@ def cells_of(
     is the faster use of them. score: what `run.score` becomes. Raises UserError if any cell's settings are wrong.
     """
     first = reading.read(file, overrides).run.seed
-    chosen = list(points)
+    chosen, read = list(points), list[Settings]()
     found = []
     for seed in range(first, first + seeds):
         for point in chosen:
             with at(point):
                 settings = reading.read(file, [*overrides, *changes(point), f"run.seed={seed}"])
+            read.append(settings)
             run = settings.run.model_copy(update={"threads": settings.run.threads or 1, "score": score or "test"})
             settings = settings.model_copy(update={"run": run})
             found.append(Cell(point, seed, settings, folder_of(point, seed, settings)))
-    once = {cell.folder[-8:]: cell.point for cell in reversed(found)}
-    for cell in found:
-        if (other := once[cell.folder[-8:]]) != cell.point:
+    applies.refuse(str(file), read[: len(chosen)])
+    same = [_trained(cell.settings) for cell in found]
+    once = {key: cell.point for key, cell in zip(reversed(same), reversed(found), strict=True)}
+    for key, cell in zip(same, found, strict=True):
+        if (other := once[key]) != cell.point:
             raise UserError(f"--grid: {' '.join(other)} and {' '.join(cell.point)} are the same settings")
     return found
+
+
+def _trained(settings: Settings) -> str:
+    """What of the settings is trained: two points that agree in it are one."""
+    tree = applies.effective(settings)
+    applies.without(tree, ((section, key) for section, keys in UNNAMED.items() for key in keys))
+    return json.dumps(tree)
 
 
 def folder_of(point: Point, seed: int, settings: Settings) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from airpfed import reading, record
 from airpfed.build import fingerprints, preparation
 from airpfed.errors import UserError, hint
-from airpfed.grid import Point, axes_of, points
+from airpfed.grid import Point, axes_of, counted, points
 from airpfed.report import charts
 from airpfed.sweep import files, pool
 from airpfed.sweep.cells import Cell, Fingerprints, adopt, cells_of, done, lacking, place_of, summary_of
@@ -88,8 +88,9 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
     for folder in plan.reuse:
         if not (folder / "cells").is_dir():
             raise UserError(f"--reuse {folder}: holds no cells; should be the directory of a sweep")
-    if plan.seeds < 1:
-        raise UserError(f"--seeds {plan.seeds}: should be at least 1")
+    counted("--seeds", plan.seeds)
+    if plan.workers:
+        counted("--workers", plan.workers)
     if plan.tune_seeds is not None and not tuned:
         raise UserError(f"--tune-seeds {plan.tune_seeds}: goes with --tune, and nothing is tuned")
     if plan.tune_seeds is not None and not 1 <= plan.tune_seeds <= plan.seeds:

@@ -31,10 +31,12 @@ class Account:
     failed: dict[str, list[int]]
 
 
-def energy(mse: MeanSquaredErrors, shares: dict[str, float], key: Literal["claimed", "measured"]) -> float:
-    """A round's E||Ghat - G||^2 in the weights of F: sum over slots of share, sigma^2 d and MSE."""
+def energy(mse: MeanSquaredErrors, shares: dict[str, float], key: Literal["claimed", "measured"]) -> float | None:
+    """A round's E||Ghat - G||^2 in the weights of F: sum over slots of share, sigma^2 d and MSE; None: no claim."""
     groups = [(1.0, mse.s.scale, getattr(mse.s, key))] if mse.s else []
     groups += [(shares[name], error.scale, getattr(error, key)) for name, error in mse.p.items()]
+    if any(value is None for _, _, value in groups):
+        return None
     return bound.channel_energy(groups)
 
 
@@ -51,7 +53,11 @@ def psis(
     if not probe.plain or (probe.unbiased and not bound.within_rule(eta, probe.constants)):
         return [None] * len(records)
     of = bound.average if probe.unbiased else bound.average_ours
-    spent = accumulate(energy(row.mse, probe.tasks, key) for row in records)
+    each = [energy(row.mse, probe.tasks, key) for row in records]
+    known = [one for one in each if one is not None]
+    if len(known) < len(each):
+        return [None] * len(records)
+    spent = accumulate(known)
     return [of(eta, probe.constants, start, count, total / count) for count, total in enumerate(spent, 1)]
 
 
