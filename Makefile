@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Test workers take a thread each; two torch pools on the same cores only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
+SEED ?= 0
 
-.PHONY: env run test loopback check format docs bench bench-peers clean
+.PHONY: env run test loopback fuzz models check format docs bench bench-peers clean
 
 env: .venv/ready
 
@@ -23,6 +24,20 @@ test: env
 
 loopback: env
 	$(ONE_THREAD) $(BIN)/pytest -m loopback --numprocesses 2
+
+# Settings, folders, messages and data files by the thousand, and kills at every event of the disk; counts at the end.
+FUZZ := PYTHONPATH=tests:tests/flower:tests/fuzz $(ONE_THREAD) $(BIN)/python
+fuzz: env
+	$(FUZZ) -m settings_tree 2000 $(SEED)
+	$(FUZZ) tests/fuzz/folders.py
+	$(FUZZ) -m fuzz.messages 2000 $(SEED)
+	$(FUZZ) tests/fuzz/data_files.py 1000 $(SEED)
+	$(FUZZ) tests/fuzz/kills.py
+	$(FUZZ) tests/fuzz/kills.py --processes 20
+
+# Every architecture of transformers against PEFT; writes docs/models.md.
+models: env
+	$(ONE_THREAD) $(BIN)/python benchmarks/architectures.py --out docs/models.md
 
 check: env
 	$(BIN)/ruff format --check .

@@ -82,7 +82,7 @@ def complete(
         fields: dict[str, Any] = {
             k: v for k, v in inputs(backbone, batch.ids, batch.mask).items() if k != "position_ids"
         }
-        fields |= {"use_cache": True, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
+        fields |= {"use_cache": backbone.paths.decoding, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
         with torch.no_grad(), adapted(backbone, factors):
             out = backbone.model.generate(**fields, max_new_tokens=max_new_tokens)
         texts += tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)

@@ -45,6 +45,7 @@ WAYS: Mapping[str, str] = {
     "last_layer": "the last layer only where it is read",
     "packing": "samples end to end",
     "parallel": "passes side by side",
+    "decoding": "a cache of keys and values in greedy decoding",
 }
 """Name of each way in `FastPaths` -> what it is, in the order in which they are tried."""
 
@@ -159,7 +160,9 @@ def probing(fleet: Fleet, prompts: Sequence[Encoded], tokens: int) -> Fleet:
     filler = [token for shard in shards for sample in shard for token in sample.ids]
     first = [lengthened(shards[0][-1], filler, tokens), shards[0][0]]
     second = [shards[1][-1], shards[1][len(shards[1]) // 2], shards[1][0]]
-    third = [shards[2][len(shards[2]) // 2]]
+    everyone = by_length([*(sample for shard in fleet.shards for sample in shard), *prompts])
+    least = everyone[0]  # the shortest text of all is read too
+    third = [replace(least, targets=shards[2][0].targets[: len(least.ids)])]
     task_of = fleet.task_of[torch.tensor(chosen)]
     limits = [fleet.classes[int(n)] for n in task_of]
     changed = [
@@ -320,8 +323,17 @@ def wanted_paths(backbone: Backbone, stacking: bool) -> FastPaths:
     padding. Classifiers are padded first on the side that their tokenizer names.
     """
     cpu, causal = backbone.device.type == "cpu", backbone.causal
-    left = causal or getattr(backbone.tokenizer, "padding_side", "right") == "left"
-    return FastPaths(bool(backbone.prefix), causal and cpu, True, stacking, True, left, cpu, True)
+    return FastPaths(
+        prefix=bool(backbone.prefix),
+        packing=causal and cpu,
+        last_layer=True,
+        stacking=stacking,
+        batching=True,
+        left=causal or getattr(backbone.tokenizer, "padding_side", "right") == "left",
+        parallel=cpu,
+        fused=True,
+        decoding=causal,
+    )
 
 
 def lines(base: str, found: Measured) -> list[str]:

@@ -24,7 +24,7 @@ class FastPaths:
     end to end in one row (causal LMs on a CPU). last_layer: past its attention, the last layer is computed only where
     it is read. stacking: several devices in one pass. batching: several samples in one pass, shorter ones padded.
     left: on which side. parallel: passes side by side, each over modules of its own. fused: an adapted layer is one
-    function.
+    function. decoding: greedy decoding keeps keys and values of tokens that it has read.
     """
 
     prefix: bool = False
@@ -35,6 +35,7 @@ class FastPaths:
     left: bool = False
     parallel: bool = False
     fused: bool = False
+    decoding: bool = False
 
 
 class Kept(nn.Module):
