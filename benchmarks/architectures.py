@@ -1,0 +1,674 @@
+"""Every architecture of transformers, shrunk, with our adapters: gradients and exports held against PEFT.
+
+    python benchmarks/architectures.py                  # all, and docs/models.md
+    python benchmarks/architectures.py --part 3/10      # a tenth, by turns
+    python benchmarks/architectures.py --only llama xlnet --out /dev/stdout
+
+PEFT is asked as plainly as can be: one sample at a time, no padding, no cache. Exit code 1 if a number is wrong or
+anything but a line for the user comes out.
+"""
+
+import argparse
+import json
+import os
+import resource
+import select
+import signal
+import string
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from shrink import SCALES, VOCABULARY, Scale, shrunk
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from airpfed import build
+from airpfed.devices.evaluate import classify
+from airpfed.devices.fleet import Fleet, gradients
+from airpfed.errors import UserError
+from airpfed.model import export
+from airpfed.model.backbone import layer_stack
+from airpfed.model.encode import Encoded
+from airpfed.model.vector import Factors, Vectors, gather, unflatten
+from airpfed.rounds.run import Experiment
+from airpfed.settings import Settings
+from airpfed.streams import stream
+from airpfed.tasks.sample import Sample, Task
+
+WRONG = 1e-4
+"""Largest relative difference from PEFT that is rounding."""
+
+TOLD = 1e-5
+"""From which on a difference is printed."""
+
+MAX_TOKENS = 24
+RANK = 2
+LAYERS = ("all", "last-1")
+PASSES = {"together": (0, 1), "alone": (1, 1), "side by side": (0, 2)}
+"""`devices.chunk` and threads: one stack of all devices, each device by itself, two stacks in modules of their own."""
+
+RESULTS = ("right and fast", "right and slow", "refused", "WRONG", "TRACEBACK", "not built")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it"]
+WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
+WORDS = WORDS[: VOCABULARY - 16]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture: its name in transformers, a causal LM or a classifier, the class of the model."""
+
+    name: str
+    kind: str
+    model: str
+    inside: str = ""
+
+
+@dataclass
+class Row:
+    """What came of a case; modes: of each setting of layers and passes, its result, error and note."""
+
+    name: str
+    kind: str
+    model: str
+    result: str = "not built"
+    error: float = 0.0
+    note: str = ""
+    modes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+
+
+def cases() -> list[Case]:
+    """All classes of the mappings, each once, and the text stacks of image-text models where they are another class."""
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    found: dict[tuple[str, str], Case] = {}
+    for kind, mapping in (
+        ("causal", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("classifier", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    ):
+        for name, model in mapping.items():
+            found.setdefault((kind, model), Case(name, kind, model))
+    for name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        try:
+            own = CONFIG_MAPPING[name]().get_text_config(decoder=True).model_type
+        except Exception:
+            continue  # its class, if it is in a mapping above, says why
+        model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(own)
+        if model is not None and own != name:
+            found.setdefault(("causal", model), Case(own, "causal", model, inside=name))
+    return sorted(found.values(), key=lambda case: (case.kind, case.model.lower()))
+
+
+def tiny(case: Case, folder: Path) -> str:
+    """Save a shrunk model with random weights and a tokenizer; returns "" or why it cannot be built."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    auto = AutoModelForCausalLM if case.kind == "causal" else AutoModelForSequenceClassification
+    reasons = []
+    for scale in SCALES:
+        try:
+            torch.manual_seed(0)
+            config = shrunk(defaults(CONFIG_MAPPING[case.name], case.kind), scale)
+            config.pad_token_id = 0
+            model = auto.from_config(config).eval()
+            randomise(model)
+            ids = torch.tensor([[*range(20, 30), 4]])
+            with torch.no_grad():
+                out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **cacheless(case.kind)).logits
+            if not out.isfinite().all():
+                raise ValueError("its logits are no numbers")
+        except Exception as error:
+            reasons.append(f"{type(error).__name__}: {one_line(error)}")
+            continue
+        base = getattr(model, model.base_model_prefix, None) if case.kind == "classifier" else None
+        (model if base is None else base).save_pretrained(folder)
+        save_tokenizer(folder)
+        return ""
+    return reasons[0]
+
+
+def defaults(config: Any, kind: str) -> Any:
+    """A config as its class gives it; one that may be an encoder or a decoder is what the mapping wants it for."""
+    found = config()
+    if kind == "causal" and hasattr(found, "is_decoder"):
+        found.is_decoder = True
+    return found
+
+
+def cacheless(kind: str) -> dict[str, bool]:
+    """What our passes tell a causal LM."""
+    return {"use_cache": False} if kind == "causal" else {}
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of an exception's text that says something."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1][:160] if lines else ""
+
+
+def randomise(model: nn.Module) -> None:
+    """Weights so large that every token reads every other: from the usual start, attention is nearly even."""
+    rng = torch.Generator().manual_seed(1)
+    done: set[int] = set()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.data_ptr() in done or not value.is_floating_point():
+                continue
+            done.add(value.data_ptr())
+            noise = torch.randn(value.shape, generator=rng)
+            if value.dim() < 2:
+                value.add_(0.1 * noise)
+            else:
+                value.copy_(noise * value[0].numel() ** -0.5)
+
+
+def save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
+    ).save_pretrained(folder)
+
+
+def texts(lengths: Sequence[int], name: str) -> list[str]:
+    """Random words; the samples of one device begin alike."""
+    rng = stream(0, "architectures", name)
+    start = " ".join(WORDS[20:22])
+    draws = [torch.randint(13, len(WORDS), (length - 2,), generator=rng).tolist() for length in lengths]
+    return [" ".join([start, *(WORDS[i] for i in row)]) for row in draws]
+
+
+def tasks_of(causal: bool) -> tuple[Task, ...]:
+    """Three devices with unequally many samples, the longest as long as max_tokens, and one of another task."""
+    lengths = ((5, MAX_TOKENS, 9), (13,), (3, 18))
+    labels, others = (" red", " blue", " it"), (" good", " bad")
+    shards, number = [], 0
+    for device, own in enumerate(lengths):
+        shard = []
+        for text in texts(own, f"device {device}"):
+            shard.append(Sample(text, labels[number % 3], number % 3))
+            number += 1
+        shards.append(tuple(shard))
+    first = Task("classes", "classify", labels, tuple(shards), (), (), "")
+    prompts = texts((6, 11), "other")
+    if causal:
+        other = tuple(Sample(text, answer) for text, answer in zip(prompts, (" is it", " red"), strict=True))
+        return first, Task("words", "generate", (), (other,), (), (), "")
+    other = tuple(Sample(text, others[i], i) for i, text in enumerate(prompts))
+    return first, Task("pairs", "classify", others, (other,), (), (), "")
+
+
+def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -> Settings:
+    """As a user would write them; every device trains all its factors by itself, so that they can be unlike."""
+    names = [task.name for task in tasks_of(case.kind == "causal")]
+    return Settings.model_validate(
+        {
+            "model": {"base": str(folder), "kind": case.kind, "max_tokens": MAX_TOKENS},
+            "adapters": {
+                "method": "local",
+                "head": "device",
+                "rank_shared": RANK // 2,
+                "rank_personal": RANK - RANK // 2,
+                "alpha": float(RANK),
+                "target_modules": tuple(targets),
+                "layers": layers,
+            },
+            "tasks": [
+                {"name": name, "devices": count, "dev_samples": 0, "test_samples": 1}
+                for name, count in zip(names, (3, 1), strict=True)
+            ],
+            "devices": {"batch_size": 4},
+            "radio": {"design": "error_free"},
+            "run": {"threads": 1, "device": "cpu"},
+        }
+    )
+
+
+def targets_of(folder: Path, kind: str) -> list[str]:
+    """Short names of all linear layers in the model's list of layers; what the settings' default is, if it has none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    try:
+        _, stack = layer_stack(auto.from_pretrained(folder))
+    except UserError:
+        return ["q_proj"]
+    return sorted({n.rpartition(".")[2] for n, m in stack.named_modules() if isinstance(m, nn.Linear)}) or ["q_proj"]
+
+
+def random_factors(made: Experiment) -> Vectors:
+    """Values of all devices, none alike and none zero."""
+    fleet = made.fleet
+    rng = stream(0, "architectures", "factors")
+    found: Vectors = {}
+    for scope in ("global", "task", "device", "frozen"):
+        count = {"global": 1, "frozen": 1, "task": len(made.tasks), "device": len(fleet.shards)}[scope]
+        found[scope] = torch.zeros(count, fleet.layout.size(scope))
+    for entry in fleet.layout.entries:
+        own = found[entry.scope][:, entry.start : entry.stop]
+        width = entry.shape[1] if entry.kind != "B" else 4
+        own.copy_(torch.randn(own.shape, generator=rng) * width**-0.5)
+    return found
+
+
+def factors_of(fleet: Fleet, vectors: Vectors, device: int) -> Factors:
+    index = torch.tensor([device])
+    return gather(vectors, fleet.layout, fleet.task_of[index], index)
+
+
+@dataclass
+class Plain:
+    """PEFT's model of a base, as a user of PEFT has it."""
+
+    model: Any
+    causal: bool
+    heads: tuple[str, ...]
+
+    def module(self, layer: str) -> Any:
+        return self.model.base_model.model.get_submodule(layer)
+
+    def put(self, factors: Factors) -> None:
+        """These factors (of one device) in PEFT's places."""
+        with torch.no_grad():
+            for key, value in factors.items():
+                layer, _, kind = key.rpartition(".")
+                if kind == "head":
+                    own = self.module(layer).modules_to_save["default"]
+                    own.weight.copy_(value[0, :, : own.in_features])
+                    if own.bias is not None:
+                        own.bias.copy_(value[0, :, -1])
+                else:
+                    (self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight.copy_(
+                        value[0]
+                    )
+
+    def gradient(self, like: Factors) -> Factors:
+        """What autograd left, by the names of our factors; zeros where nothing depends on a factor."""
+        found: Factors = {}
+        for key, value in like.items():
+            layer, _, kind = key.rpartition(".")
+            if kind == "head":
+                own = self.module(layer).modules_to_save["default"]
+                parts = [grad(own.weight)] + ([grad(own.bias)[:, None]] if own.bias is not None else [])
+                found[key] = torch.cat(parts, 1)
+            else:
+                found[key] = grad((self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight)
+            assert found[key].shape == value[0].shape
+        return found
+
+    def scores(self, sample: Encoded) -> Tensor:
+        """Logits of one sample by itself: of its last positions, or of the classes."""
+        ids = torch.tensor([sample.ids])
+        fields: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        out: Tensor = self.model(**fields, **cacheless("causal" if self.causal else "classifier")).logits
+        return out[0, -len(sample.targets) :] if self.causal else out[:1]
+
+    def losses(self, samples: Sequence[Encoded], classes: int) -> Tensor:
+        """The mean over samples of each one's mean over its targets."""
+        each = []
+        for sample in samples:
+            scores = self.scores(sample)
+            scores = scores[:, :classes] if classes else scores
+            each.append(cross_entropy(scores, torch.tensor(sample.targets)))
+        return torch.stack(each).mean()
+
+
+def grad(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def plain(made: Experiment, settings: Settings) -> Plain:
+    """A base loaded anew, and PEFT's adapters of the same rank and scale on the same layers."""
+    import peft
+
+    backbone = made.fleet.backbone
+    base = export.fresh_base(backbone, max(max(made.fleet.classes), 1))
+    base.config.pad_token_id = backbone.tokenizer.pad_token_id
+    total = settings.adapters.rank_shared + settings.adapters.rank_personal
+    config = peft.LoraConfig(
+        r=total,
+        lora_alpha=settings.adapters.alpha,
+        lora_dropout=0.0,
+        target_modules=list(backbone.sites),
+        modules_to_save=list(backbone.heads) or None,
+    )
+    same_new_values(base, backbone)
+    return Plain(peft.get_peft_model(base, config).eval(), backbone.causal, tuple(backbone.heads))
+
+
+def same_new_values(base: nn.Module, backbone: Any) -> None:
+    """What no file holds (a pooler, say) is drawn anew by every load: the values that our model has."""
+    ours = {name.replace(".base.", ".").replace(".layer_of_prefix.", "."): v for name, v in backbone.model.state_dict().items()}
+    with torch.no_grad():
+        for name, value in base.named_parameters():
+            if name in ours and ours[name].shape == value.shape:
+                value.copy_(ours[name])
+
+
+def reference(one: Plain, made: Experiment, vectors: Vectors) -> list[Factors]:
+    """PEFT's gradients, a device each."""
+    fleet = made.fleet
+    found = []
+    for device, shard in enumerate(fleet.shards):
+        own = factors_of(fleet, vectors, device)
+        one.put(own)
+        one.model.zero_grad(set_to_none=True)
+        one.losses(shard, fleet.classes[int(fleet.task_of[device])]).backward()
+        found.append({key: value.clone() for key, value in one.gradient(own).items()})
+    return found
+
+
+def apart(ours: Factors, theirs: Sequence[Factors]) -> float:
+    """||ours - PEFT's|| / ||PEFT's|| of the device with the largest."""
+    found = 0.0
+    for device, one in enumerate(theirs):
+        off = sum(float((ours[key][device].double() - one[key].double()).norm()) ** 2 for key in one) ** 0.5
+        size = sum(float(one[key].double().norm()) ** 2 for key in one) ** 0.5
+        ratio = off / size if size else off
+        found = ratio if not ratio <= found else found  # NaN counts as the largest
+    return found
+
+
+def ours(made: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factors:
+    """Our gradients through the path of a run."""
+    fleet = made.fleet
+    plan = [[list(range(len(shard)))] for shard in fleet.shards]
+    torch.set_num_threads(threads)
+    try:
+        found, _ = gradients(fleet, vectors, plan, 1.0, chunk)
+    finally:
+        torch.set_num_threads(1)
+    return unflatten(found, fleet.layout)
+
+
+def slow(made: Experiment) -> str:
+    """Which fast paths this base goes without."""
+    return ""
+
+
+def checked(case: Case, row: Row) -> None:
+    """Everything of one case; results go into the row."""
+    with tempfile.TemporaryDirectory(prefix="airpfed-architectures-") as place:
+        folder = Path(place) / "base"
+        folder.mkdir()
+        row.note = tiny(case, folder)
+        if row.note:
+            return
+        row.result = "TRACEBACK"
+        targets = targets_of(folder, case.kind)
+        for layers in LAYERS:
+            one_setting(case, row, folder, targets, layers)
+    worst = max(row.modes.items(), key=lambda item: (RESULTS.index(item[1][0]), item[1][1]))
+    row.result, row.error = worst[1][0], worst[1][1]
+    notes: dict[str, list[str]] = {}
+    for mode, (_, _, note) in row.modes.items():
+        if note:
+            notes.setdefault(note, []).append(mode)
+    row.note = "; ".join(
+        note if len(where) == len(row.modes) else f"{note} ({', '.join(where)})" for note, where in notes.items()
+    )
+
+
+def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str) -> None:
+    """All passes at one setting of layers."""
+    step = "load"
+
+    def put(mode: str, result: str, error: float = 0.0, note: str = "") -> None:
+        row.modes[f"{layers}, {mode}"] = (result, error, note)
+
+    try:
+        settings = settings_of(case, folder, targets, layers)
+        made = build.experiment(settings, tasks_of(case.kind == "causal"))
+        vectors = random_factors(made)
+        step = "PEFT"
+        one = plain(made, settings)
+        theirs = reference(one, made, vectors)
+        again = reference(one, made, vectors)
+        unsteady = apart({key: torch.stack([f[key] for f in again]) for key in again[0]}, theirs)
+        lacking = slow(made)
+        for mode, (chunk, threads) in PASSES.items():
+            step = mode
+            try:
+                error = apart(ours(replace_cache(made), vectors, chunk or made.chunk, threads), theirs)
+            except UserError as refusal:
+                put(mode, "refused", 0.0, str(refusal))
+                continue
+            except Exception as failure:
+                put(mode, "TRACEBACK", 0.0, told(failure))
+                continue
+            right = "right and slow" if lacking else "right and fast"
+            note = f"PEFT itself is {unsteady:.0e} off when asked again" if unsteady > TOLD else lacking
+            put(mode, right if error <= WRONG else "WRONG", error, note)
+        step = "answers"
+        wrong, of = answers(made, vectors, one)
+        put("answers", "WRONG" if wrong else "right and fast", 0.0, f"{wrong} of {of} answers differ" if wrong else "")
+        step = "export"
+        error = exported(made, settings, vectors, one, folder.parent / layers)
+        put("export", "right and fast" if error <= WRONG else "WRONG", error)
+    except UserError as refusal:
+        put(step, "refused", 0.0, str(refusal).replace(str(folder), "BASE").replace(str(folder.parent), ""))
+    except Exception as failure:
+        put(step, "TRACEBACK", 0.0, told(failure))
+
+
+def replace_cache(made: Experiment) -> Experiment:
+    from dataclasses import replace
+
+    return replace(made, fleet=replace(made.fleet, cache=made.fleet.cache.fresh()))
+
+
+def told(failure: BaseException) -> str:
+    """An exception in a line, with the place in our code that it passed last."""
+    frames = [f for f in traceback.extract_tb(failure.__traceback__) if "/airpfed/" in f.filename]
+    last = frames[-1] if frames else traceback.extract_tb(failure.__traceback__)[-1]
+    return f"{type(failure).__name__}: {one_line(failure)} [{Path(last.filename).name}: {last.name}]"
+
+
+def answers(made: Experiment, vectors: Vectors, one: Plain) -> tuple[int, int]:
+    """How many answers of the first device's model differ from PEFT's, where the best two are clearly apart."""
+    fleet = made.fleet
+    own = factors_of(fleet, vectors, 0)
+    one.put(own)
+    samples = [s for k in range(3) for s in fleet.shards[k]]
+    samples = [Encoded(sample.ids, (0,)) for sample in samples]
+    choices = list(made.tasks[0].words if hasattr(made.tasks[0], "words") else range(3))
+    found = classify(replace_cache(made).fleet, own, "answers", samples, choices)
+    wrong = 0
+    with torch.no_grad():
+        for sample, answer in zip(samples, found, strict=True):
+            scores = one.scores(sample)[-1, choices]
+            best, second = scores.topk(2).values.tolist()
+            wrong += int(best - second > 1e-3 * abs(best) and int(scores.argmax()) != answer)
+    return wrong, len(samples)
+
+
+def exported(made: Experiment, settings: Settings, vectors: Vectors, one: Plain, folder: Path) -> float:
+    """The largest difference of logits between the reloaded export and PEFT's own model, over the largest logit."""
+    fleet = made.fleet
+    classes = fleet.classes[0]
+    own = factors_of(fleet, vectors, 0)
+    base = export.fresh_base(fleet.backbone, classes)
+    samples = [s for s in fleet.shards[0]]
+    reloaded = export.checked(fleet.backbone, own, classes, settings.adapters.alpha, folder, base, samples)
+    one.put(own)
+    loaded = Plain(reloaded, one.causal, one.heads)
+    found = 0.0
+    with torch.no_grad():
+        for sample in samples:
+            a, b = one.scores(sample), loaded.scores(sample)
+            found = max(found, float((a - b).abs().max() / a.abs().max()))
+    return found
+
+
+def preload() -> None:
+    """What every child would import again."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import (
+        BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, MambaForCausalLM, MixtralForCausalLM,
+    )  # fmt: skip
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"]))(torch.arange(5)[None])
+    BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))(torch.arange(5)[None])
+    assert MambaForCausalLM and MixtralForCausalLM
+
+
+@dataclass
+class Child:
+    """A case at work in a process of its own."""
+
+    case: Case
+    pid: int
+    pipe: int
+    begin: float
+    data: bytes = b""
+
+
+def fork(case: Case, seconds: int, gigabytes: float) -> Child:
+    """Start a case; its row comes through the pipe as JSON."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(into)
+        return Child(case, pid, out, time.monotonic())
+    code = 1
+    try:
+        os.close(out)
+        os.setpgid(0, 0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream_number in (0, 1, 2):
+            os.dup2(null, stream_number)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+        row = Row(case.name, case.kind, case.model)
+        try:
+            checked(case, row)
+        except BaseException as failure:
+            row.result, row.note = "TRACEBACK", told(failure)
+        with os.fdopen(into, "wb") as file:
+            file.write(json.dumps(asdict(row)).encode())
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def finished(child: Child, reason: str = "") -> Row:
+    """The row of a child that has ended, or was ended for a reason."""
+    _, status = os.waitpid(child.pid, 0)
+    os.close(child.pipe)
+    if child.data and not reason:
+        return Row(**json.loads(child.data))
+    reason = reason or (f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {status}")
+    return Row(child.case.name, child.case.kind, child.case.model, "TRACEBACK", 0.0, f"ended by {reason}")
+
+
+def play(todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
+    """Rows of all cases, in the order in which they are done."""
+    waiting, running = list(todo)[::-1], dict[int, Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                child = fork(waiting.pop(), seconds, gigabytes)
+                running[child.pipe] = child
+            ready, _, _ = select.select(list(running), [], [], 1.0)
+            for pipe in ready:
+                data = os.read(pipe, 1 << 16)
+                running[pipe].data += data
+                if not data:
+                    yield finished(running.pop(pipe))
+            for pipe, child in list(running.items()):
+                if time.monotonic() - child.begin > 10 * seconds:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    yield finished(running.pop(pipe), "the time limit")
+    finally:
+        for child in running.values():
+            os.killpg(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/models.md."""
+    import peft
+    import transformers
+
+    counts = Counter(row.result for row in rows)
+    lines = [
+        "# Models",
+        "",
+        f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}.",
+        "",
+        "| result | causal LMs | classifiers | all |",
+        "|---|---|---|---|",
+    ]
+    for result in RESULTS:
+        kinds = [sum(row.result == result and row.kind == kind for row in rows) for kind in ("causal", "classifier")]
+        lines.append(f"| {result} | {kinds[0]} | {kinds[1]} | {counts[result]} |")
+    for kind, title in (("causal", "Causal LMs"), ("classifier", "Classifiers")):
+        lines += ["", f"## {title}", "", "| architecture | result | error | note |", "|---|---|---|---|"]
+        for row in rows:
+            if row.kind == kind:
+                note = row.note.replace("|", "\\|")
+                lines.append(f"| {row.model} | {row.result} | {shown(row)} | {note} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(row: Row) -> str:
+    """The error where it is more than rounding."""
+    if not row.result.startswith(("right", "WRONG")):
+        return ""
+    return "<= 1e-5" if row.error <= TOLD else f"{row.error:.0e}"
+
+
+def main(words: Sequence[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="model types or classes")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th architecture, from the I-th on")
+    parser.add_argument("--out", type=Path, default=None, help="default: docs/models.md, if all are asked for")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=60, help="CPU time of one architecture")
+    parser.add_argument("--gigabytes", type=float, default=16.0, help="address space of one architecture")
+    chosen = parser.parse_args(words)
+    part, parts = map(int, chosen.part.split("/"))
+    preload()
+    todo = cases()[part - 1 :: parts]
+    if chosen.only:
+        todo = [case for case in todo if {case.name, case.model} & set(chosen.only)]
+    rows = []
+    for row in play(todo, chosen.jobs, chosen.seconds, chosen.gigabytes):
+        rows.append(row)
+        print(f"{len(rows)}/{len(todo)} {row.kind} {row.model}: {row.result} {row.error:.1e} {row.note}", flush=True)
+        for mode, (result, error, note) in row.modes.items():
+            if os.environ.get("MODES"):
+                print("      ", mode, result, f"{error:.1e}", note)
+    rows.sort(key=lambda row: (row.kind, row.model.lower()))
+    whole = parts == 1 and not chosen.only
+    out = chosen.out or (Path(__file__).parents[1] / "docs" / "models.md" if whole else None)
+    if out:
+        out.write_text(page(rows))
+    counts = Counter(row.result for row in rows)
+    print(", ".join(f"{result} {counts[result]}" for result in RESULTS))
+    return int(bool(counts["WRONG"] or counts["TRACEBACK"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
