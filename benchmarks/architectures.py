@@ -21,14 +21,16 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from shrink import SCALES, VOCABULARY, Scale, shrunk
+from shrink import END, SCALES, SPECIAL, shrunk
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -52,15 +54,21 @@ TOLD = 1e-5
 """From which on a difference is printed."""
 
 MAX_TOKENS = 24
+SHORT, LONGER = 3, 8
+"""Tokens of the shortest text: few, or as many as those models need that fail on fewer by themselves."""
+
 RANK = 2
 LAYERS = ("all", "last-1")
 PASSES = {"together": (0, 1), "alone": (1, 1), "side by side": (0, 2)}
 """`devices.chunk` and threads: one stack of all devices, each device by itself, two stacks in modules of their own."""
 
 RESULTS = ("right and fast", "right and slow", "refused", "WRONG", "TRACEBACK", "not built")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it"]
-WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
-WORDS = WORDS[: VOCABULARY - 16]
+SPACE = "\u0120"
+"""How byte-level tokenizers write a space."""
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", SPACE, *string.ascii_lowercase]
+TOKENS += [SPACE + letter for letter in string.ascii_lowercase]
+assert TOKENS.index("</s>") == END and len(TOKENS) <= SPECIAL
 
 
 @dataclass(frozen=True)
@@ -111,19 +119,19 @@ def cases() -> list[Case]:
 
 def tiny(case: Case, folder: Path) -> str:
     """Save a shrunk model with random weights and a tokenizer; returns "" or why it cannot be built."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    auto = AutoModelForCausalLM if case.kind == "causal" else AutoModelForSequenceClassification
+    model_class = getattr(transformers, case.model)
     reasons = []
     for scale in SCALES:
         try:
             torch.manual_seed(0)
-            config = shrunk(defaults(CONFIG_MAPPING[case.name], case.kind), scale)
+            config = shrunk(defaults(CONFIG_MAPPING[case.name], case.kind, model_class.config_class), scale)
             config.pad_token_id = 0
-            model = auto.from_config(config).eval()
+            model = model_class._from_config(config).eval()
             randomise(model)
-            ids = torch.tensor([[*range(20, 30), 4]])
+            ids = torch.tensor([[*range(20, 30), END]])
             with torch.no_grad():
                 out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **cacheless(case.kind)).logits
             if not out.isfinite().all():
@@ -138,9 +146,15 @@ def tiny(case: Case, folder: Path) -> str:
     return reasons[0]
 
 
-def defaults(config: Any, kind: str) -> Any:
-    """A config as its class gives it; one that may be an encoder or a decoder is what the mapping wants it for."""
+def defaults(config: Any, kind: str, wanted: type | None = None) -> Any:
+    """A config as its class gives it, or the part of it of the class that is wanted.
+
+    One that may be an encoder or a decoder is what the mapping wants it for.
+    """
     found = config()
+    if wanted is not None and not isinstance(found, wanted):
+        parts = [getattr(found, name) for name in found.sub_configs]
+        found = next((part for part in parts if isinstance(part, wanted)), found)
     if kind == "causal" and hasattr(found, "is_decoder"):
         found.is_decoder = True
     return found
@@ -171,31 +185,34 @@ def randomise(model: nn.Module) -> None:
                 value.add_(0.1 * noise)
             else:
                 value.copy_(noise * value[0].numel() ** -0.5)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0  # as training leaves it
 
 
 def save_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters = [(SPACE, letter) for letter in string.ascii_lowercase]
+    words = Tokenizer(models.BPE({token: i for i, token in enumerate(TOKENS)}, letters, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
     ).save_pretrained(folder)
 
 
 def texts(lengths: Sequence[int], name: str) -> list[str]:
-    """Random words; the samples of one device begin alike."""
+    """Random letters, a token each; the samples of one device begin alike."""
     rng = stream(0, "architectures", name)
-    start = " ".join(WORDS[20:22])
-    draws = [torch.randint(13, len(WORDS), (length - 2,), generator=rng).tolist() for length in lengths]
-    return [" ".join([start, *(WORDS[i] for i in row)]) for row in draws]
+    draws = [torch.randint(26, (length - 2,), generator=rng).tolist() for length in lengths]
+    return [" ".join(["x", "y", *(string.ascii_lowercase[i] for i in row)]) for row in draws]
 
 
-def tasks_of(causal: bool) -> tuple[Task, ...]:
-    """Three devices with unequally many samples, the longest as long as max_tokens, and one of another task."""
-    lengths = ((5, MAX_TOKENS, 9), (13,), (3, 18))
-    labels, others = (" red", " blue", " it"), (" good", " bad")
+def tasks_of(causal: bool, shortest: int = SHORT) -> tuple[Task, ...]:
+    """Three devices with unequally many samples, one as short and one as long as can be, and one of another task."""
+    lengths = ((shortest + 2, MAX_TOKENS, 9), (13,), (shortest, 18))
+    labels, others = (" red", " blue", " it"), (" good", " no")
     shards, number = [], 0
     for device, own in enumerate(lengths):
         shard = []
@@ -204,7 +221,7 @@ def tasks_of(causal: bool) -> tuple[Task, ...]:
             number += 1
         shards.append(tuple(shard))
     first = Task("classes", "classify", labels, tuple(shards), (), (), "")
-    prompts = texts((6, 11), "other")
+    prompts = texts((max(6, shortest), 11), "other")
     if causal:
         other = tuple(Sample(text, answer) for text, answer in zip(prompts, (" is it", " red"), strict=True))
         return first, Task("words", "generate", (), (other,), (), (), "")
@@ -238,16 +255,58 @@ def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -
     )
 
 
-def targets_of(folder: Path, kind: str) -> list[str]:
-    """Short names of all linear layers in the model's list of layers; what the settings' default is, if it has none."""
+def targets_of(folder: Path, kind: str) -> tuple[list[str], list[str], int]:
+    """Short names of all linear layers in the model's list of layers; the ones that PEFT can adapt; the shortest text.
+
+    Where the model has no linear layer, some name: what we say to that is the result.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     try:
-        _, stack = layer_stack(auto.from_pretrained(folder))
-    except UserError:
-        return ["q_proj"]
-    return sorted({n.rpartition(".")[2] for n, m in stack.named_modules() if isinstance(m, nn.Linear)}) or ["q_proj"]
+        model = auto.from_pretrained(folder).eval()
+        place, stack = layer_stack(model)
+    except Exception:
+        return ["q_proj"], ["q_proj"], SHORT
+    linear: dict[str, list[str]] = {}
+    for name, module in stack.named_modules():
+        if isinstance(module, nn.Linear):
+            linear.setdefault(name.rpartition(".")[2], []).append(f"{place}.{name}")
+    names, shortest = sorted(linear), SHORT if all(map(partial(runs, model, kind), (SHORT, SHORT + 2))) else LONGER
+    if not names:
+        return ["q_proj"], ["q_proj"], shortest
+    if takes(model, list(chain.from_iterable(linear.values())), kind):
+        return names, names, shortest
+    return names, [name for name in names if takes(model, linear[name], kind)], shortest
+
+
+def runs(model: Any, kind: str, length: int) -> bool:
+    """Whether a model takes a text of so many tokens, by itself."""
+    ids = torch.tensor([[*range(20, 19 + length), END]])
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **cacheless(kind))
+    except Exception:
+        return False
+    return True
+
+
+def takes(model: Any, layers: list[str], kind: str) -> bool:
+    """Whether PEFT puts its adapters on just these layers, the model runs with them, and a file brings them back."""
+    import peft
+
+    config = peft.LoraConfig(r=1, target_modules=layers, init_lora_weights=False)
+    try:
+        adapted = peft.get_peft_model(deepcopy(model), config)
+        held = {n for n, m in adapted.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+        if held != set(layers) or not runs(adapted, kind, 11):
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            adapted.save_pretrained(folder)
+            again = peft.PeftModel.from_pretrained(deepcopy(model), folder).state_dict()
+    except Exception:
+        return False
+    return all(torch.equal(again[key], value) for key, value in adapted.state_dict().items() if "lora_" in key)
 
 
 def random_factors(made: Experiment) -> Vectors:
@@ -306,7 +365,9 @@ class Plain:
                 parts = [grad(own.weight)] + ([grad(own.bias)[:, None]] if own.bias is not None else [])
                 found[key] = torch.cat(parts, 1)
             else:
-                found[key] = grad((self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight)
+                found[key] = grad(
+                    (self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight
+                )
             assert found[key].shape == value[0].shape
         return found
 
@@ -352,7 +413,10 @@ def plain(made: Experiment, settings: Settings) -> Plain:
 
 def same_new_values(base: nn.Module, backbone: Any) -> None:
     """What no file holds (a pooler, say) is drawn anew by every load: the values that our model has."""
-    ours = {name.replace(".base.", ".").replace(".layer_of_prefix.", "."): v for name, v in backbone.model.state_dict().items()}
+    ours = {
+        name.replace(".base.", ".").replace(".layer_of_prefix.", "."): v
+        for name, v in backbone.model.state_dict().items()
+    }
     with torch.no_grad():
         for name, value in base.named_parameters():
             if name in ours and ours[name].shape == value.shape:
@@ -367,7 +431,9 @@ def reference(one: Plain, made: Experiment, vectors: Vectors) -> list[Factors]:
         own = factors_of(fleet, vectors, device)
         one.put(own)
         one.model.zero_grad(set_to_none=True)
-        one.losses(shard, fleet.classes[int(fleet.task_of[device])]).backward()
+        loss = one.losses(shard, fleet.classes[int(fleet.task_of[device])])
+        if loss.requires_grad:
+            loss.backward()
         found.append({key: value.clone() for key, value in one.gradient(own).items()})
     return found
 
@@ -378,7 +444,7 @@ def apart(ours: Factors, theirs: Sequence[Factors]) -> float:
     for device, one in enumerate(theirs):
         off = sum(float((ours[key][device].double() - one[key].double()).norm()) ** 2 for key in one) ** 0.5
         size = sum(float(one[key].double().norm()) ** 2 for key in one) ** 0.5
-        ratio = off / size if size else off
+        ratio = off / size if size else float("nan")  # adapters that nothing depends on
         found = ratio if not ratio <= found else found  # NaN counts as the largest
     return found
 
@@ -396,8 +462,13 @@ def ours(made: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factor
 
 
 def slow(made: Experiment) -> str:
-    """Which fast paths this base goes without."""
-    return ""
+    """Which fast ways of computing this base goes without."""
+    from airpfed.devices import fast_paths
+
+    backbone = made.fleet.backbone
+    wanted = fast_paths.wanted_paths(backbone, True)
+    lacking = [way for way in fast_paths.WAYS if getattr(wanted, way) and not getattr(backbone.paths, way)]
+    return "without " + ", ".join(lacking) if lacking else ""
 
 
 def checked(case: Case, row: Row) -> None:
@@ -405,13 +476,19 @@ def checked(case: Case, row: Row) -> None:
     with tempfile.TemporaryDirectory(prefix="airpfed-architectures-") as place:
         folder = Path(place) / "base"
         folder.mkdir()
+        os.environ["AIRPFED_CACHE"] = f"{place}/cache"
         row.note = tiny(case, folder)
         if row.note:
             return
         row.result = "TRACEBACK"
-        targets = targets_of(folder, case.kind)
-        for layers in LAYERS:
-            one_setting(case, row, folder, targets, layers)
+        every, targets, shortest = targets_of(folder, case.kind)
+        for layers in LAYERS if targets else ():
+            one_setting(case, row, folder, targets, layers, shortest)
+        if every != targets:
+            without = ", ".join(sorted(set(every) - set(targets)))
+            beyond(case, row, folder, every, shortest, f"with {without}", "not refused, and PEFT cannot hold it")
+        if shortest > SHORT:
+            beyond(case, row, folder, targets, SHORT, "texts that the model takes in company only", "")
     worst = max(row.modes.items(), key=lambda item: (RESULTS.index(item[1][0]), item[1][1]))
     row.result, row.error = worst[1][0], worst[1][1]
     notes: dict[str, list[str]] = {}
@@ -423,7 +500,7 @@ def checked(case: Case, row: Row) -> None:
     )
 
 
-def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str) -> None:
+def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str, shortest: int) -> None:
     """All passes at one setting of layers."""
     step = "load"
 
@@ -432,26 +509,26 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
 
     try:
         settings = settings_of(case, folder, targets, layers)
-        made = build.experiment(settings, tasks_of(case.kind == "causal"))
+        made = build.experiment(settings, tasks_of(case.kind == "causal", shortest))
         vectors = random_factors(made)
         step = "PEFT"
         one = plain(made, settings)
         theirs = reference(one, made, vectors)
-        again = reference(one, made, vectors)
-        unsteady = apart({key: torch.stack([f[key] for f in again]) for key in again[0]}, theirs)
         lacking = slow(made)
         for mode, (chunk, threads) in PASSES.items():
             step = mode
             try:
                 error = apart(ours(replace_cache(made), vectors, chunk or made.chunk, threads), theirs)
             except UserError as refusal:
-                put(mode, "refused", 0.0, str(refusal))
+                put(mode, "refused", 0.0, plain_line(refusal, folder))
                 continue
             except Exception as failure:
                 put(mode, "TRACEBACK", 0.0, told(failure))
                 continue
             right = "right and slow" if lacking else "right and fast"
-            note = f"PEFT itself is {unsteady:.0e} off when asked again" if unsteady > TOLD else lacking
+            note = (
+                lacking if error <= TOLD else "; ".join(filter(None, (steadiness(one, made, vectors, theirs), lacking)))
+            )
             put(mode, right if error <= WRONG else "WRONG", error, note)
         step = "answers"
         wrong, of = answers(made, vectors, one)
@@ -460,14 +537,38 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
         error = exported(made, settings, vectors, one, folder.parent / layers)
         put("export", "right and fast" if error <= WRONG else "WRONG", error)
     except UserError as refusal:
-        put(step, "refused", 0.0, str(refusal).replace(str(folder), "BASE").replace(str(folder.parent), ""))
+        late = step == "export"
+        put(step, "WRONG" if late else "refused", 0.0, "too late: " * late + plain_line(refusal, folder))
     except Exception as failure:
         put(step, "TRACEBACK", 0.0, told(failure))
 
 
-def replace_cache(made: Experiment) -> Experiment:
-    from dataclasses import replace
+def steadiness(one: Plain, made: Experiment, vectors: Vectors, theirs: Sequence[Factors]) -> str:
+    """What PEFT's own gradient does when it is asked again: a model may be random."""
+    again = reference(one, made, vectors)
+    off = apart({key: torch.stack([factors[key] for factors in again]) for key in again[0]}, theirs)
+    return f"PEFT asked again is {off:.0e} off itself" if not off <= TOLD else ""
 
+
+def beyond(case: Case, row: Row, folder: Path, targets: Sequence[str], shortest: int, mode: str, fault: str) -> None:
+    """What there is nothing to compare with: a line for the user, or (where it is no fault) that it runs."""
+    try:
+        made = build.experiment(settings_of(case, folder, targets, "all"), tasks_of(case.kind == "causal", shortest))
+        ours(made, random_factors(made), 1, 1)
+        row.modes[mode] = ("TRACEBACK" if fault else "right and fast", 0.0, fault)
+    except UserError as refusal:
+        note = plain_line(refusal, folder)
+        row.modes[mode] = ("right and fast" if row.modes else "refused", 0.0, "" if row.modes else note)
+    except Exception as failure:
+        row.modes[mode] = ("TRACEBACK", 0.0, told(failure))
+
+
+def plain_line(refusal: UserError, folder: Path) -> str:
+    """Our line without a temporary folder's name."""
+    return str(refusal).replace(str(folder), "BASE").replace(f"{folder.parent}/", "")
+
+
+def replace_cache(made: Experiment) -> Experiment:
     return replace(made, fleet=replace(made.fleet, cache=made.fleet.cache.fresh()))
 
 
@@ -502,7 +603,7 @@ def exported(made: Experiment, settings: Settings, vectors: Vectors, one: Plain,
     classes = fleet.classes[0]
     own = factors_of(fleet, vectors, 0)
     base = export.fresh_base(fleet.backbone, classes)
-    samples = [s for s in fleet.shards[0]]
+    samples = list(fleet.shards[0])
     reloaded = export.checked(fleet.backbone, own, classes, settings.adapters.alpha, folder, base, samples)
     one.put(own)
     loaded = Plain(reloaded, one.causal, one.heads)
@@ -516,20 +617,19 @@ def exported(made: Experiment, settings: Settings, vectors: Vectors, one: Plain,
 
 def preload() -> None:
     """What every child would import again."""
+    import transformers
     from peft import LoraConfig, get_peft_model
-    from transformers import (
-        BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, MambaForCausalLM, MixtralForCausalLM,
-    )  # fmt: skip
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=9, **sizes))
     get_peft_model(model, LoraConfig(target_modules=["q_proj"]))(torch.arange(5)[None])
-    BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))(torch.arange(5)[None])
-    assert MambaForCausalLM and MixtralForCausalLM
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=9, **sizes))
+    bert(torch.arange(5)[None])
+    assert transformers.MambaForCausalLM and transformers.MixtralForCausalLM
 
 
 @dataclass
@@ -555,8 +655,9 @@ def fork(case: Case, seconds: int, gigabytes: float) -> Child:
         os.close(out)
         os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_RDWR)
-        for stream_number in (0, 1, 2):
-            os.dup2(null, stream_number)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        warnings.simplefilter("ignore")
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
         row = Row(case.name, case.kind, case.model)

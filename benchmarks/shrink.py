@@ -108,7 +108,9 @@ NAMES = (
 
 
 def _first(config: Any, names: Sequence[str]) -> int:
-    found = (getattr(config, name, None) for name in names)
+    values = config.to_dict()
+    alias = type(config).attribute_map
+    found = (values.get(alias.get(name, name)) for name in names)
     return next((value for value in found if isinstance(value, int) and value > 0), 1)
 
 
@@ -120,7 +122,7 @@ def _value(name: str, value: Any, scale: Scale, sizes: Sizes) -> Any:
     if name in ("id2label", "label2id"):
         return value
     if isinstance(value, dict):
-        return {k: _value(str(k), v, scale, sizes) for k, v in value.items() }
+        return {k: _value(str(k), v, scale, sizes) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return _list(name, list(value), scale, sizes)
     return _number(name, value, scale, sizes) if isinstance(value, int) else value
@@ -147,14 +149,11 @@ def _list(name: str, value: list[Any], scale: Scale, sizes: Sizes) -> list[Any]:
 
 
 def _every_kind(value: list[Any]) -> list[Any]:
-    """LAYERS entries in their order: the first of each kind, and others from the front."""
-    kinds: list[int] = []
+    """LAYERS entries in their order: of each kind the first, then of each the second, and so on."""
+    turn: list[tuple[int, int]] = []
     for index, one in enumerate(value):
-        if one not in [value[k] for k in kinds]:
-            kinds.append(index)
-    kinds = kinds[:LAYERS]
-    rest = [index for index in range(len(value)) if index not in kinds]
-    return [value[index] for index in sorted(kinds + rest[: LAYERS - len(kinds)])]
+        turn.append((value[:index].count(one), index))
+    return [value[index] for index in sorted(index for _, index in sorted(turn)[:LAYERS])]
 
 
 def _number(name: str, value: int, scale: Scale, sizes: Sizes) -> int:
