@@ -24,8 +24,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import chain
+from functools import cache, partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ class Row:
     modes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
 
 
-def cases() -> list[Case]:
+@cache
+def cases() -> tuple[Case, ...]:
     """All classes of the mappings, each once, and the text stacks of image-text models where they are another class."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -114,7 +115,7 @@ def cases() -> list[Case]:
         model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(own)
         if model is not None and own != name:
             found.setdefault(("causal", model), Case(own, "causal", model, inside=name))
-    return sorted(found.values(), key=lambda case: (case.kind, case.model.lower()))
+    return tuple(sorted(found.values(), key=lambda case: (case.kind, case.model.lower())))
 
 
 def tiny(case: Case, folder: Path) -> str:
@@ -124,7 +125,9 @@ def tiny(case: Case, folder: Path) -> str:
 
     model_class = getattr(transformers, case.model)
     reasons = []
-    for scale in SCALES:
+    # At best one that decodes with a cache, too: a few layers of a hybrid may all be of one kind.
+    ways = ({}, cacheless(case.kind)) if case.kind == "causal" else ({},)
+    for way, scale in product(ways, SCALES):
         try:
             torch.manual_seed(0)
             config = shrunk(defaults(CONFIG_MAPPING[case.name], case.kind, model_class.config_class), scale)
@@ -133,7 +136,7 @@ def tiny(case: Case, folder: Path) -> str:
             randomise(model)
             ids = torch.tensor([[*range(20, 30), END]])
             with torch.no_grad():
-                out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **cacheless(case.kind)).logits
+                out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **way).logits
             if not out.isfinite().all():
                 raise ValueError("its logits are no numbers")
         except Exception as error:
@@ -489,15 +492,22 @@ def checked(case: Case, row: Row) -> None:
             beyond(case, row, folder, every, shortest, f"with {without}", "not refused, and PEFT cannot hold it")
         if shortest > SHORT:
             beyond(case, row, folder, targets, SHORT, "texts that the model takes in company only", "")
-    worst = max(row.modes.items(), key=lambda item: (RESULTS.index(item[1][0]), item[1][1]))
-    row.result, row.error = worst[1][0], worst[1][1]
-    notes: dict[str, list[str]] = {}
-    for mode, (_, _, note) in row.modes.items():
-        if note:
-            notes.setdefault(note, []).append(mode)
-    row.note = "; ".join(
-        note if len(where) == len(row.modes) else f"{note} ({', '.join(where)})" for note, where in notes.items()
-    )
+    worst = max(row.modes.values(), key=lambda mode: (RESULTS.index(mode[0]), mode[1]))
+    row.result, row.error = worst[0], worst[1]
+    row.note = summary({mode: note for mode, (_, _, note) in row.modes.items() if note})
+
+
+def summary(notes: dict[str, str]) -> str:
+    """Every note once, with the modes that it is of; all passes at one setting of layers are named by that."""
+    where: dict[str, list[str]] = {}
+    for mode, note in notes.items():
+        where.setdefault(note, []).append(mode)
+    parts = []
+    for note, modes in where.items():
+        whole = [layers for layers in LAYERS if {f"{layers}, {one}" for one in PASSES} <= set(modes)]
+        rest = [mode for mode in modes if mode.split(", ")[0] not in whole]
+        parts.append(note if whole == list(LAYERS) and not rest else f"{note} ({'; '.join(whole + rest)})")
+    return "; ".join(parts)
 
 
 def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str, shortest: int) -> None:
@@ -515,21 +525,17 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
         one = plain(made, settings)
         theirs = reference(one, made, vectors)
         lacking = slow(made)
+        right = "right and slow" if lacking else "right and fast"
         for mode, (chunk, threads) in PASSES.items():
-            step = mode
             try:
-                error = apart(ours(replace_cache(made), vectors, chunk or made.chunk, threads), theirs)
+                error = apart(ours(fresh_cache(made), vectors, chunk or made.chunk, threads), theirs)
             except UserError as refusal:
                 put(mode, "refused", 0.0, plain_line(refusal, folder))
-                continue
             except Exception as failure:
                 put(mode, "TRACEBACK", 0.0, told(failure))
-                continue
-            right = "right and slow" if lacking else "right and fast"
-            note = (
-                lacking if error <= TOLD else "; ".join(filter(None, (steadiness(one, made, vectors, theirs), lacking)))
-            )
-            put(mode, right if error <= WRONG else "WRONG", error, note)
+            else:
+                random = "" if error <= TOLD else steadiness(one, made, vectors, theirs)
+                put(mode, right if error <= WRONG else "WRONG", error, "; ".join(filter(None, (random, lacking))))
         step = "answers"
         wrong, of = answers(made, vectors, one)
         put("answers", "WRONG" if wrong else "right and fast", 0.0, f"{wrong} of {of} answers differ" if wrong else "")
@@ -568,7 +574,7 @@ def plain_line(refusal: UserError, folder: Path) -> str:
     return str(refusal).replace(str(folder), "BASE").replace(f"{folder.parent}/", "")
 
 
-def replace_cache(made: Experiment) -> Experiment:
+def fresh_cache(made: Experiment) -> Experiment:
     return replace(made, fleet=replace(made.fleet, cache=made.fleet.cache.fresh()))
 
 
@@ -587,7 +593,7 @@ def answers(made: Experiment, vectors: Vectors, one: Plain) -> tuple[int, int]:
     samples = [s for k in range(3) for s in fleet.shards[k]]
     samples = [Encoded(sample.ids, (0,)) for sample in samples]
     choices = list(made.tasks[0].words if hasattr(made.tasks[0], "words") else range(3))
-    found = classify(replace_cache(made).fleet, own, "answers", samples, choices)
+    found = classify(fresh_cache(made).fleet, own, "answers", samples, choices)
     wrong = 0
     with torch.no_grad():
         for sample, answer in zip(samples, found, strict=True):
@@ -715,7 +721,20 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Models",
         "",
-        f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}.",
+        "Made by `python benchmarks/architectures.py` (CPU, float32; "
+        f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}): every class in "
+        "transformers' mappings of causal LMs and of sequence classifiers, and the text stacks of its image-text "
+        "models, each once, shrunk by one rule over the names and types of its config's attributes and given random "
+        "weights. Four devices with unlike random factors, unequally many samples and texts of "
+        f"{SHORT} to {MAX_TOKENS} tokens; adapters on all linear layers of the transformer layers that PEFT can adapt, "
+        'with `layers = "all"` and `"last-1"`, `devices.chunk` 0 and 1, one thread and two; then answers, and the '
+        "exported adapter loaded again. Held against PEFT, one sample at a time, without padding.",
+        "",
+        f"error: ||ours - PEFT's|| / ||PEFT's|| over a device's gradient, the worst device and setting; wrong above "
+        f"{WRONG:.0e}. Fast: all ways of computing that are tried on a base before round 1 are used. Slow: the ways in "
+        "the note gave other numbers there, and others took their place. Refused: in the line that a user sees, before "
+        "round 1. Not built: its class does not build a model of this rule's size, or needs a package that is not "
+        "installed.",
         "",
         "| result | causal LMs | classifiers | all |",
         "|---|---|---|---|",
@@ -728,7 +747,7 @@ def page(rows: Sequence[Row]) -> str:
         for row in rows:
             if row.kind == kind:
                 note = row.note.replace("|", "\\|")
-                lines.append(f"| {row.model} | {row.result} | {shown(row)} | {note} |")
+                lines.append(f"| `{row.model}` | {row.result} | {shown(row)} | {note} |")
     return "\n".join(lines) + "\n"
 
 
@@ -739,6 +758,13 @@ def shown(row: Row) -> str:
     return "<= 1e-5" if row.error <= TOLD else f"{row.error:.0e}"
 
 
+def chosen(part: str, only: Sequence[str]) -> list[Case]:
+    """Every N-th case from the I-th on, for "I/N"; of these the ones named, if any are."""
+    first, step = map(int, part.split("/"))
+    todo = cases()[first - 1 :: step]
+    return [case for case in todo if not only or {case.name, case.model} & set(only)]
+
+
 def main(words: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -746,24 +772,21 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th architecture, from the I-th on")
     parser.add_argument("--out", type=Path, default=None, help="default: docs/models.md, if all are asked for")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--modes", action="store_true", help="print what came of every setting")
     parser.add_argument("--seconds", type=int, default=60, help="CPU time of one architecture")
     parser.add_argument("--gigabytes", type=float, default=16.0, help="address space of one architecture")
-    chosen = parser.parse_args(words)
-    part, parts = map(int, chosen.part.split("/"))
+    args = parser.parse_args(words)
     preload()
-    todo = cases()[part - 1 :: parts]
-    if chosen.only:
-        todo = [case for case in todo if {case.name, case.model} & set(chosen.only)]
+    todo = chosen(args.part, args.only)
     rows = []
-    for row in play(todo, chosen.jobs, chosen.seconds, chosen.gigabytes):
+    for row in play(todo, args.jobs, args.seconds, args.gigabytes):
         rows.append(row)
         print(f"{len(rows)}/{len(todo)} {row.kind} {row.model}: {row.result} {row.error:.1e} {row.note}", flush=True)
-        for mode, (result, error, note) in row.modes.items():
-            if os.environ.get("MODES"):
-                print("      ", mode, result, f"{error:.1e}", note)
+        for mode, (result, error, note) in row.modes.items() if args.modes else ():
+            print(f"    {mode}: {result} {error:.1e} {note}")
     rows.sort(key=lambda row: (row.kind, row.model.lower()))
-    whole = parts == 1 and not chosen.only
-    out = chosen.out or (Path(__file__).parents[1] / "docs" / "models.md" if whole else None)
+    whole = len(todo) == len(cases())
+    out = args.out or (Path(__file__).parents[1] / "docs" / "models.md" if whole else None)
     if out:
         out.write_text(page(rows))
     counts = Counter(row.result for row in rows)

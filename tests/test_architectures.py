@@ -1,0 +1,117 @@
+"""Every architecture, shrunk and held against PEFT: the rule, the rows, and faults that are seen."""
+
+import os
+import signal
+from dataclasses import replace
+
+import architectures
+import pytest
+import torch
+from architectures import Case, Row, cases, chosen, page, play
+from shrink import LAYERS, SCALES, VOCABULARY, shrunk
+from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from airpfed.model.vector import Vectors
+
+HANDFUL = ["llama", "mixtral", "deepseek_v3", "gemma3_text", "jamba", "gpt2", "bert", "deberta-v2"]
+
+
+def rows_of(*models: str) -> list[Row]:
+    """Played in children, with the faults that are planted here."""
+    architectures.preload()
+    todo = [case for case in cases() if case.model in models]
+    assert len(todo) == len(models)
+    return list(play(todo, jobs=2, seconds=60, gigabytes=16.0))
+
+
+@pytest.mark.parametrize("name", HANDFUL)
+def test_any_config_is_shrunk_by_one_rule(name: str) -> None:
+    config = shrunk(CONFIG_MAPPING[name](), SCALES[0])
+    assert type(config) is CONFIG_MAPPING[name]
+    assert config.vocab_size == VOCABULARY and config.num_hidden_layers == LAYERS
+    assert config.hidden_size == 32 and config.num_attention_heads == 4
+    assert max(value for value in config.to_dict().values() if type(value) is int) <= 128
+
+
+def test_every_kind_of_layer_stays() -> None:
+    large = CONFIG_MAPPING["gemma3_text"]()
+    assert len(large.layer_types) > LAYERS
+    small = shrunk(large, replace(SCALES[0], unset="set"))
+    assert len(small.layer_types) == LAYERS and set(small.layer_types) == set(large.layer_types)
+
+
+def test_parts_are_all_of_them_once() -> None:
+    whole = cases()
+    parts = [case for part in range(1, 11) for case in chosen(f"{part}/10", [])]
+    assert sorted(parts, key=str) == sorted(whole, key=str) and len(set(whole)) == len(whole) > 250
+    assert {case.model for case in chosen("1/1", ["xlnet"])} == {"XLNetLMHeadModel", "XLNetForSequenceClassification"}
+
+
+def test_a_decoder_and_an_encoder_are_right() -> None:
+    found = rows_of("LlamaForCausalLM", "BertForSequenceClassification")
+    for row in found:
+        assert row.result == "right and fast" and 0 < row.error < 1e-5, row
+        assert len(row.modes) == 10 and not row.note
+
+
+def test_what_has_no_linear_layer_is_refused_in_one_line() -> None:
+    [row] = rows_of("GPT2LMHeadModel")
+    assert row.result == "refused" and "adapters.target_modules" in row.note and "\n" not in row.note
+
+
+def test_devices_the_wrong_way_round_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the comparison before round 1, which would not use a way of computing that does this."""
+    right = architectures.gradients
+
+    def swapped(*words: object) -> tuple[Vectors, Tensor]:
+        found, losses = right(*words)
+        return {scope: rows.flip(0) for scope, rows in found.items()}, losses
+
+    monkeypatch.setattr(architectures, "gradients", swapped)
+    [row] = rows_of("LlamaForCausalLM")
+    assert row.result == "WRONG" and row.error > 0.1
+    assert {row.modes[f"all, {mode}"][0] for mode in architectures.PASSES} == {"WRONG"}
+    assert row.modes["all, answers"][0] == row.modes["all, export"][0] == "right and fast"
+
+
+def test_a_child_that_dies_or_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(case: Case, row: Row) -> None:
+        if case.kind == "causal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise IndexError("out of\nrange")
+
+    monkeypatch.setattr(architectures, "checked", ends)
+    found = {row.kind: row for row in rows_of("LlamaForCausalLM", "BertForSequenceClassification")}
+    assert {row.result for row in found.values()} == {"TRACEBACK"}
+    assert "signal 9" in found["causal"].note
+    assert found["classifier"].note.startswith("IndexError: range")
+
+
+def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spins(case: Case, row: Row) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(architectures, "checked", spins)
+    architectures.preload()
+    todo = [case for case in cases() if case.model == "LlamaForCausalLM"]
+    [row] = list(play(todo, jobs=1, seconds=1, gigabytes=16.0))
+    assert row.result == "TRACEBACK" and row.note.startswith("ended by ")
+
+
+def test_page_counts_and_tells_errors_above_rounding() -> None:
+    found = page([
+        Row("llama", "causal", "LlamaForCausalLM", "right and fast", 3e-7),
+        Row("x", "causal", "XForCausalLM", "right and slow", 2.4e-5, "without a|b"),
+        Row("bert", "classifier", "BertForSequenceClassification", "refused", 0.0, "no"),
+    ])  # fmt: skip
+    assert "| right and fast | 1 | 0 | 1 |" in found and "| refused | 0 | 1 | 1 |" in found
+    assert "| `LlamaForCausalLM` | right and fast | <= 1e-5 |  |" in found
+    assert "| `XForCausalLM` | right and slow | 2e-05 | without a\\|b |" in found
+
+
+def test_random_weights_leave_padding_at_zero() -> None:
+    model = nn.ModuleList([nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 3)])
+    architectures.randomise(model)
+    assert not model[0].weight[0].any() and model[0].weight[1:].all() and torch.isfinite(model[1].bias).all()
