@@ -29,6 +29,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that wait by spinning cost most of the time
+
 import torch
 from shrink import END, SCALES, SPECIAL, shrunk
 from torch import Tensor, nn

@@ -115,8 +115,8 @@ def _first(config: Any, names: Sequence[str]) -> int:
 
 
 def _value(name: str, value: Any, scale: Scale, sizes: Sizes) -> Any:
-    if value is None and scale.unset == "fill" and MISSED.search(name):
-        value = 1 << 30
+    if value is None and scale.unset == "fill":
+        value = [1, 3] if name.endswith("layer_indices") else 1 << 30 if MISSED.search(name) else None
     if isinstance(value, bool) or value is None or isinstance(value, str | float):
         return value
     if name in ("id2label", "label2id"):
