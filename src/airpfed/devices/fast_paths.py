@@ -81,9 +81,11 @@ def known(fleet: Fleet, prompts: Sequence[Encoded], base: str, stacking: bool, g
     base: the base's identity. stacking: whether a run computes several devices together.
     """
     samples = [sample for shard in fleet.shards for sample in shard] + list(prompts)
-    tokens = max((len(sample.ids) for sample in samples), default=0)
-    wanted = wanted_paths(fleet.backbone, stacking)
-    key = key_of(fleet, base, tokens, wanted, generate)
+    lengths = [len(sample.ids) for sample in samples]
+    if not lengths:  # a server whose tasks have no text here computes nothing
+        return Measured(FastPaths(left=fleet.backbone.causal), 0.0, {})
+    tokens, wanted = max(lengths), wanted_paths(fleet.backbone, stacking)
+    key = key_of(fleet, base, (min(lengths), tokens), wanted, generate)
     with suppress(ValueError, KeyError, TypeError):  # a damaged file in the cache
         return from_text(cached("fast_paths", key, lambda: as_text(measured(fleet, prompts, tokens, wanted, generate))))
     return measured(fleet, prompts, tokens, wanted, generate)
@@ -271,8 +273,8 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
-def key_of(fleet: Fleet, base: str, tokens: int, wanted: FastPaths, generate: bool) -> dict[str, Any]:
-    """Everything that a measurement depends on. base: the base's identity."""
+def key_of(fleet: Fleet, base: str, tokens: tuple[int, int], wanted: FastPaths, generate: bool) -> dict[str, Any]:
+    """Everything that a measurement depends on. base: the base's identity. tokens: of the shortest and longest text."""
     backbone = fleet.backbone
     parameter = next(iter(backbone.model.parameters()))
     adapted = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.sites.items())}
