@@ -106,7 +106,8 @@ def test_the_untouched_model_is_scored_once_for_the_same_splits(
     run.base_scores(made, tmp_path / "base.json", said.append)
     assert len(said) == 2
     (tmp_path / "base.json").write_text("{")
-    assert run.base_scores(one, tmp_path / "base.json", said.append) == known and len(said) == 3
+    assert run.base_scores(one, tmp_path / "base.json", said.append) == known and len(said) == 4
+    assert "base.json: damaged" in said[2] and said[2].endswith("made again")
 
 
 def rows(*seconds: float) -> list[RoundRecord]:

@@ -1,16 +1,12 @@
-"""The loop: what is interrupted, killed or repeated ends in the same bits; another seed does not."""
+"""The loop: what is interrupted or repeated ends in the same bits; another seed does not. Kills: fuzz/test_kills.py."""
 
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from airpfed import build, job, reading, record
+from airpfed import build, reading, record
 from airpfed.errors import UserError
 from airpfed.rounds.checkpoint import tensors_of
 from airpfed.rounds.run import Experiment, Outcome, play, play_round, task_losses
@@ -107,74 +103,3 @@ def test_the_seed_alone_fixes_the_bits(whole: tuple[Outcome, list[dict]], llama_
     other = ran(experiment(llama_settings, "run.seed=1", never), tmp_path / "other", until=1)
     assert not torch.equal(other.state.server.shared.value, whole[0].state.server.shared.value)
     assert rows(tmp_path / "other")[0]["loss"] != whole[1][0]["loss"]
-
-
-DRIVER = """
-import os, signal, sys
-from pathlib import Path
-
-from airpfed import job
-from airpfed.rounds import checkpoint, run
-
-place, file, out = sys.argv[1:]
-calls = 0
-
-
-def dies_at_third(module, name):
-    real = getattr(module, name)
-
-    def fake(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == 3:
-            if name == "write_atomic":
-                path, data = args
-                path.write_bytes(data[: len(data) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-
-    setattr(module, name, fake)
-
-
-dies_at_third({"run": run, "checkpoint": checkpoint}[place.split(".")[0]], place.split(".")[1])
-job.run_job(Path(file), [], Path(out), False, "x")
-"""
-
-
-def exported(out: Path) -> dict[str, bytes]:
-    """Everything below adapters/ and the checkpoint's tensors, byte by byte."""
-    files = [p for p in (out / "adapters").rglob("*") if p.is_file()] + sorted(
-        (out / "checkpoint").glob("*.safetensors")
-    )
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
-
-
-def test_killed_anywhere_a_run_resumes_to_the_same_bytes(llama_settings: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of a round, of a checkpoint's file, and between that file and the pointer to it."""
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER)
-    text = llama_settings.read_text().replace("[radio]", '[radio]\ndesign = "channel_inversion"')
-    text = text.replace("rounds = 4", "rounds = 3").replace("coherence_symbols = 100", "coherence_symbols = 1000")
-    llama_settings.write_text(text)
-    assert job.run_job(llama_settings, [], tmp_path / "whole", False, "x") == 0
-    wanted = exported(tmp_path / "whole")
-    assert len(wanted) >= 5
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    # call 3 of step is in round 3; the checkpoint's own functions are called for round 0 first
-    places = {"run.step": 2, "checkpoint.write_atomic": 1, "checkpoint.write_json": 1}
-    started = {
-        place: subprocess.Popen(
-            [sys.executable, str(driver), place, str(llama_settings), str(tmp_path / place)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
-        )
-        for place in places
-    }  # fmt: skip
-    for place, done in places.items():
-        out = tmp_path / place
-        _, errors = started[place].communicate()
-        assert started[place].returncode == -signal.SIGKILL, errors.decode()[-2000:]
-        assert not (out / "summary.json").exists()
-        assert f"round-{done:06d}" in (out / "checkpoint" / "latest.json").read_text()
-        assert job.run_job(llama_settings, [], out, True, "x") == 0
-        assert exported(out) == wanted, place
-        assert rows(out) == rows(tmp_path / "whole"), place
