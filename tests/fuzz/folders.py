@@ -289,6 +289,8 @@ def sound(
     own = {name.removeprefix("copy/"): data for name, data in after.items()}
     match case.command:
         case "run --resume":
+            kept = before.get("copy/records.jsonl", b"")
+            assert case.file == "records.jsonl" or own["records.jsonl"].startswith(kept), f"{why}: rounds played again"
             for name, data in folders.whole.items():
                 if name.endswith(("records.jsonl", "summary.json", "base.json", "theory.json", "layout.json")):
                     assert timeless(own[name]) == timeless(data), f"{why}: {name} differs"
