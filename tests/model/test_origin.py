@@ -159,7 +159,7 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
     (base / "vocab.bin").write_bytes(b"x")
     two = experiment(settings, tasks)
     assert one.fingerprint != two.fingerprint and one.base_key != two.base_key
-    outputs.begin(settings, two, {}, "", tmp_path)
+    outputs.begin(settings, two, {}, "", tmp_path, {})
     kept = json.loads((tmp_path / "environment.json").read_text())["base_sha256"]
     assert kept == two.fleet.backbone.origin.identity == origin(str(base)).identity
 
