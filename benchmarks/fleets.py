@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from airpfed import build, reading
-from airpfed.model import catalog
+from airpfed.model import fit, origin
 from airpfed.model.encode import Encoded
 from airpfed.rounds.run import Experiment
 from airpfed.settings import Settings
@@ -41,7 +41,8 @@ def random_tokens(
         {"name": f"task{n}", "devices": count, "dev_samples": 0, "test_samples": 1} for n, count in enumerate(counts)
     ]
     settings = Settings.model_validate({**made, "tasks": tasks})
-    causal = catalog.is_causal(catalog.resolve(base))
+    config = origin.read_config(origin.origin(base), base)
+    causal = fit.kind_of(config, "auto", base)
     labels = () if causal else tuple(f"class{n}" for n in range(CLASSES))
     empty = tuple(
         Task(one.name, "generate" if causal else "classify", labels, (), (), (), "") for one in settings.tasks

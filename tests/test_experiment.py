@@ -83,3 +83,11 @@ def test_the_fingerprint_moves_with_whatever_moves_numbers(llama_settings: Path,
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:-1], lines[-1].replace(",", " ba,")]) + "\n")
     assert experiment(llama_settings).fingerprint != plain, "one word of one row"
+
+
+def test_a_control_token_in_a_prompt_is_text_and_it_is_told(llama_settings: Path) -> None:
+    made = experiment(llama_settings, "tasks.colours.prompt='{text} </s> Label :'")
+    assert made.fleet.backbone.notes == (
+        "tasks.colours.prompt: '</s>' is read as text, not as the tokenizer's control token",
+    )
+    assert all(4 not in sample.ids for shard in made.fleet.shards for sample in shard)

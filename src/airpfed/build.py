@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ from airpfed.devices.prefix import PrefixCache
 from airpfed.errors import UserError
 from airpfed.heap import keep_freed, uncollected
 from airpfed.memory import fits
-from airpfed.model import adapters, backbone, catalog, encode, vector
+from airpfed.model import adapters, backbone, catalog, encode, export, fit, vector
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
+from airpfed.model.origin import origin
 from airpfed.model.vector import Layout
 from airpfed.rounds.evaluate import Split, TaskView
 from airpfed.rounds.merge import RULES, Merge
@@ -39,6 +41,7 @@ from airpfed.tasks.split import Shares
 from airpfed.tasks.task import build_all
 
 UNSHAPING: dict[str, set[str]] = {
+    "model": {"base", "trust_remote_code"},  # what the base is, wherever it lies, is in the fingerprint
     "devices": {"cache_gb", "gradients_gb"},
     "server": {"rounds", "air_seconds"},
     "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
@@ -46,6 +49,9 @@ UNSHAPING: dict[str, set[str]] = {
     "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
 }
 """Settings that a resumed run may change: they do not alter what the rounds so far computed."""
+
+UNKNOWN = 0.9
+"""Share of unknown words in a task's texts above which its tokenizer is not one for them."""
 
 GIVEN = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
 """Constants that settings may give instead of the probe."""
@@ -102,7 +108,7 @@ def fingerprints() -> Callable[[Settings], str | None]:
         key = settings.model_dump_json(include={"tasks": True, "run": {"seed"}})
         try:
             data[key] = data.get(key) or [task.source_sha256 for task in load_tasks(settings)]
-            bases[base] = bases.get(base) or catalog.identity(catalog.resolve(base))
+            bases[base] = bases.get(base) or origin(base, settings.model.trust_remote_code).identity
         except UserError:
             return None
         return fingerprint_of(settings, data[key], bases[base])
@@ -142,10 +148,46 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
         wanted.alpha / (wanted.rank_shared + wanted.rank_personal),
         machine(settings.run.device),
         stream(settings.run.seed, "head"),
+        settings.model.max_tokens,
+        max(
+            (
+                wanted.max_new_tokens
+                for task, wanted in zip(tasks, settings.tasks, strict=True)
+                if task.kind == "generate"
+            ),
+            default=0,
+        ),
+        settings.model.trust_remote_code,
     )
-    if not made.causal and any(task.kind == "generate" for task in tasks):
-        raise UserError(f'model.base = "{settings.model.base}": a classifier cannot generate; use a causal LM')
-    return made
+    if any(task.kind == "generate" for task in tasks):
+        can_generate(made, settings.model.base)
+    if wanted.method not in RULES:
+        export.acceptable(made, wanted.rank_shared + wanted.rank_personal, wanted.alpha)
+    return replace(made, notes=(*made.notes, *spelled(made, settings.tasks)))
+
+
+def spelled(base: Backbone, tasks: Sequence[TaskSettings]) -> list[str]:
+    """Lines about prompts that spell a control token: what settings and data say is text."""
+    control = [base.tokenizer.convert_ids_to_tokens(one) for one in sorted(encode.control_ids(base.tokenizer))]
+    return [
+        f"tasks.{task.name}.prompt: {token!r} is read as text, not as the tokenizer's control token"
+        for task in tasks
+        for token in control
+        if token in task.prompt
+    ]
+
+
+def can_generate(base: Backbone, name: str) -> None:
+    """UserError where a base cannot complete texts."""
+    if not base.causal:
+        raise UserError(f'model.base = "{name}": a classifier cannot generate; use a causal LM')
+    if not base.ends:
+        raise UserError(
+            f'model.base = "{name}": its tokenizer has no end token, so no answer could end; name one as eos_token in '
+            "its tokenizer_config.json"
+        )
+    if not base.model.can_generate():
+        raise UserError(f'model.base = "{name}": transformers has no generation for this model; kind = "classify" fits')
 
 
 def head_applies(settings: Settings, base: Backbone) -> None:
@@ -191,12 +233,14 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
     with uncollected():
         base = load_backbone(settings, tasks)
     limit = settings.model.max_tokens
-    words = [label_tokens(base, task) for task in tasks]
+    worded = [wording(base, task, limit) for task in tasks]
     shards = tuple(
         tuple(tuple(train_sample(base, s, task, own, limit) for s in shard) for shard in task.train)
-        for task, own in zip(tasks, words, strict=True)
+        for task, own in zip(tasks, worded, strict=True)
     )
-    views = tuple(view(base, t, w, s, limit) for t, w, s in zip(tasks, words, settings.tasks, strict=True))
+    views = tuple(view(t, w, s) for t, w, s in zip(tasks, worded, settings.tasks, strict=True))
+    for task, own in zip(tasks, shards, strict=True):
+        readable(base, task.name, [sample for shard in own for sample in shard])
     asked = [asdict(one) | {"name": "", "dev": ""} for one in views]
     parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], asked]
     return Prepared(
@@ -282,7 +326,7 @@ def experiment(
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
-        notes=notes,
+        notes=(*base.notes, *notes),
     )
 
 
@@ -381,28 +425,76 @@ def in_turn(side: Air, layout: Layout, turn: tuple[int, int]) -> Air:
     return replace(side, shared_groups=tuple(kinds.values()), personal_rows=rows)
 
 
-def label_tokens(base: Backbone, task: Task) -> tuple[int, ...]:
-    """What stands for each class in the model's output: a token (causal LM), or its index (classifier)."""
-    if base.causal:
-        return encode.label_tokens(base.tokenizer, task.labels, f"tasks.{task.name}.labels")
-    return tuple(range(len(task.labels)))
+@dataclass(frozen=True)
+class Wording:
+    """A task as the base model reads it.
+
+    choices: what stands for each class in the model's output, a token (causal LM) or its index (classifier). prompts:
+    prompt -> token ids.
+    """
+
+    choices: tuple[int, ...]
+    prompts: dict[str, tuple[int, ...]]
 
 
-def train_sample(base: Backbone, sample: Sample, task: Task, words: tuple[int, ...], limit: int) -> Encoded:
+def wording(base: Backbone, task: Task, limit: int) -> Wording:
+    """A task's prompts and label words as tokens, all splits alike. limit: tokens that a prompt is cut to."""
+    shards = (*task.train, task.dev, task.test)
+    texts = list(dict.fromkeys(sample.prompt for shard in shards for sample in shard))
+    choices = tuple(range(len(task.labels)))
+    if task.kind == "generate":
+        ids = encode.read(base.tokenizer, [encode.before_answer(text) for text in texts])
+    elif base.causal:
+        ids, choices = encode.labelled(base.tokenizer, texts or ["Label:"], task.labels, task.name)
+    else:
+        ids = encode.read(base.tokenizer, texts, causal=False)
+    if () in ids[: len(texts)]:
+        raise UserError(
+            f"tasks.{task.name}.prompt: the base's tokenizer makes no token of {texts[ids.index(())][:40]!r}"
+        )
+    return Wording(choices, {text: encode.cut(one, limit) for text, one in zip(texts, ids, strict=False)})
+
+
+def train_sample(base: Backbone, sample: Sample, task: Task, own: Wording, limit: int) -> Encoded:
     """A training sample as the loss reads it."""
     if task.kind == "generate":
-        return encode.completion(base.tokenizer, sample.prompt, sample.answer, limit)
-    return Encoded(encode.prompt_ids(base.tokenizer, sample.prompt, limit), (words[sample.label],))
+        return encode.completion(base.tokenizer, sample.prompt, sample.answer, limit, base.ends[0])
+    return Encoded(own.prompts[sample.prompt], (own.choices[sample.label],))
 
 
-def view(base: Backbone, task: Task, words: tuple[int, ...], wanted: TaskSettings, limit: int) -> TaskView:
+def view(task: Task, own: Wording, wanted: TaskSettings) -> TaskView:
     """A task as evaluation reads it."""
 
     def split(samples: tuple[Sample, ...]) -> Split:
-        prompts = tuple(Encoded(encode.prompt_ids(base.tokenizer, s.prompt, limit), (0,)) for s in samples)
+        prompts = tuple(Encoded(own.prompts[s.prompt], (0,)) for s in samples)
         return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
 
-    return TaskView(task.name, task.kind, task.labels, words, wanted.max_new_tokens, split(task.dev), split(task.test))
+    return TaskView(
+        task.name, task.kind, task.labels, own.choices, wanted.max_new_tokens, split(task.dev), split(task.test)
+    )
+
+
+def readable(base: Backbone, name: str, samples: Sequence[Encoded]) -> None:
+    """UserError where the tokenizer does not fit: tokens that the model does not have, or hardly a known word."""
+    if not samples:
+        return
+    have = fit.rows(base.model)
+    targets = [sample.targets for sample in samples if base.causal]
+    if (highest := max(max(ids) for ids in [*(sample.ids for sample in samples), *targets])) >= have:
+        raise UserError(
+            f"tasks.{name}: its texts hold token {highest}, but the base model has {have}; tokenizer and model should "
+            "be of one kind"
+        )
+    if not fit.reads(base.model, min((sample.ids for sample in samples), key=len)):
+        raise UserError(f"tasks.{name}: the base cannot read its shortest text; prompt should have more words")
+    unknown, control = base.tokenizer.unk_token_id, encode.control_ids(base.tokenizer)
+    holding = Counter(token for sample in samples for token in set(sample.ids))
+    own = {token for token, count in holding.items() if count < len(samples)} - control | {unknown}  # not the template
+    words = Counter(token for sample in samples for token in sample.ids if token in own)
+    if (share := words[unknown] / max(1, words.total())) > UNKNOWN:
+        raise UserError(
+            f"tasks.{name}: the base's tokenizer knows {1 - share:.0%} of the words in its texts; another base fits"
+        )
 
 
 def air(settings: Settings, fleet: Fleet, told: torch.Tensor | None = None) -> Air:
@@ -463,5 +555,5 @@ def fingerprint_of(settings: Settings, data: Sequence[str], base: str) -> str:
 
 
 def base_hash(base: Backbone) -> str:
-    """The base model's own fingerprint."""
-    return catalog.identity(base.folder)
+    """The base model's own fingerprint: of the files that it was loaded from."""
+    return base.origin.identity

@@ -33,6 +33,7 @@ def conduct(
     """
     if resume:  # refuse another run's before its settings are replaced
         same_settings(out / "experiment.toml", settings, screen.say)
+        outputs.unchanged(out, experiment, {task.name: task.source_sha256 for task in tasks})
         for line in outputs.renewed(out):
             screen.say(line)
     if resume and checkpoint.exists(out / "checkpoint"):

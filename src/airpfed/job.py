@@ -77,8 +77,11 @@ def reopen(run: Path) -> tuple[Settings, Experiment, State]:
         from airpfed.flower import objects
 
         experiment = objects.reopened(settings, run / "checkpoint")
+        outputs.unchanged(run, experiment, {})
     else:
-        experiment = build.experiment(settings, build.load_tasks(settings))
+        tasks = build.load_tasks(settings)
+        experiment = build.experiment(settings, tasks)
+        outputs.unchanged(run, experiment, {task.name: task.source_sha256 for task in tasks})
     return settings, experiment, checkpoint.read(run / "checkpoint", experiment.initial, experiment.fingerprint)
 
 

@@ -1,6 +1,7 @@
 """A run's directory: what is written before the first round and after the last."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -177,6 +178,29 @@ def begin(
     place = radio.world(settings.radio, settings.run.seed, experiment.fleet.task_of, len(settings.tasks))
     names = [experiment.tasks[int(n)].name for n in experiment.fleet.task_of]
     record.write_json(out / "layout.json", layout(place, names))
+
+
+def unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
+    """UserError that names the base model or the task whose files are no longer what a run in `out` was made with.
+
+    data: task -> hash of its source. What cannot be read is left to the checkpoint's fingerprint, which covers both.
+    """
+    try:
+        before = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+        base, sources = before["base_sha256"], dict(before["data_sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if base != base_hash(experiment.fleet.backbone):
+        raise UserError(
+            f"{out}: model.base = {experiment.fleet.backbone.folder!r} holds other files than when this run was made "
+            f"({base[:60]}); put those back, or use another --out"
+        )
+    for name, sha256 in data.items():
+        if sources.get(name, sha256) != sha256:
+            raise UserError(
+                f"{out}: the data of task {name} is not what it was when this run was made; put it back, or use "
+                "another --out"
+            )
 
 
 def layout(place: World, tasks: list[str]) -> record.Layout:

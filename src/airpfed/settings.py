@@ -43,13 +43,18 @@ class ModelSettings(Section):
     """The frozen base model."""
 
     base: str = Field(
-        "smollm2-135m", description="catalogue name (`airpfed tasks`), hub name, local directory or .gguf file"
+        "smollm2-135m",
+        description="catalogue name (`airpfed tasks`), hub name (OWNER/NAME or OWNER/NAME@REVISION), directory or "
+        ".gguf file",
     )
     kind: Literal["auto", "causal", "classifier"] = Field(
         "auto", description="causal LM or sequence classifier; auto reads the base model's config"
     )
     max_tokens: int = Field(
         48, ge=4, le=1_000_000, description="tokens a sample is cut to (the middle of a longer prompt goes)"
+    )
+    trust_remote_code: bool = Field(
+        False, description="whether Python code that a model's folder or hub repository brings may run on this machine"
     )
 
 

@@ -1,7 +1,10 @@
 """What a model answers: the best of the choices by the model run alone, greedy completions that are always the same."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from airpfed import build, reading
 from airpfed.devices.evaluate import classify, complete
+from airpfed.errors import UserError
 from airpfed.model.adapters import blocks_of
 from airpfed.model.encode import Encoded
 from airpfed.model.vector import Vectors
@@ -80,3 +84,64 @@ def test_completions_are_greedy_and_always_the_same(llama_settings: Path, tiny_l
         assert text == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
     assert len(set(found)) > 1
     assert complete(made.fleet, None, prompts, limit) != found
+
+
+HABITS = {
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_length": 60, "min_new_tokens": 5, "num_beams": 3,
+    "do_sample": True, "temperature": 3.0, "top_k": 5, "forced_eos_token_id": 30, "forced_bos_token_id": 31,
+    "suppress_tokens": list(range(40, 60)), "begin_suppress_tokens": list(range(20, 40)), "max_length": 7,
+    "bad_words_ids": [[61]], "exponential_decay_length_penalty": [1, 5.0], "renormalize_logits": True,
+    "guidance_scale": 3.0, "sequence_bias": [[[62], 50.0]], "encoder_repetition_penalty": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", [*HABITS, "all"])
+def test_decoding_has_none_of_the_bases_habits(
+    habit: str, llama_settings: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Plain greedy, whatever generation_config.json says."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    tree = {key: value for key, value in HABITS.items() if habit in (key, "all")}
+    made = experiment(llama_settings, *WORDS)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 4, "pad_token_id": 0, **tree}))
+    other = experiment(llama_settings, *WORDS, f"model.base={base}")
+    prompts, factors = (
+        [sample.ids for sample in made.tasks[1].test.prompts][:6],
+        model_of(made.fleet, random_vectors(made), 1, 2),
+    )
+    plain = complete(made.fleet, factors, prompts, 6)
+    assert complete(other.fleet, factors, prompts, 6) == plain and len(set(plain)) > 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "ends"),
+    [(4, (4,)), (30, (4,)), ([30, 4], (4,)), (3, (4, 3)), (None, (4,)), (10**6, (4,))],
+)
+def test_an_answer_ends_where_training_answers_end(
+    declared: Any, ends: tuple[int, ...], llama_settings: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """And at other control tokens that the base declares as ends, never at an ordinary word (30)."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    tree = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**tree, "eos_token_id": declared}))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
+    tokens = json.loads((base / "tokenizer.json").read_text())
+    tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 3, "content": "[SEP]"})
+    (base / "tokenizer.json").write_text(json.dumps(tokens))
+    made = experiment(llama_settings, *WORDS, f"model.base={base}")
+    assert made.fleet.backbone.ends == ends
+    assert made.fleet.backbone.model.generation_config.eos_token_id == list(ends)
+    assert all(sample.targets[-1] == 4 for shard in made.fleet.shards for sample in shard)
+
+
+def test_a_base_without_an_end_token_classifies_but_does_not_generate(
+    llama_settings: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        tree = json.loads((base / name).read_text())
+        gone = {"eos_token_id", "eos_token"}
+        (base / name).write_text(json.dumps({key: value for key, value in tree.items() if key not in gone}))
+    experiment(llama_settings, f"model.base={base}")
+    with pytest.raises(UserError, match="its tokenizer has no end token, so no answer could end; name one"):
+        experiment(llama_settings, *WORDS, f"model.base={base}")

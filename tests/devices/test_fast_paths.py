@@ -182,5 +182,5 @@ def test_a_base_that_is_no_numbers_is_named_before_round_1(llama_settings: Path,
     folder = tmp_path / "broken"
     model.save_pretrained(folder)
     save_tokenizer(folder)
-    with pytest.raises(UserError, match="no finite numbers, before any training"):
+    with pytest.raises(UserError, match="holds NaN or infinite values"):
         made_of(llama_settings, f"model.base={folder}")

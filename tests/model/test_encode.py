@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from airpfed.devices.fleet import sample_losses
 from airpfed.errors import UserError
-from airpfed.model.encode import IGNORED, Encoded, collate, completion, label_tokens, prompt_ids
+from airpfed.model.encode import IGNORED, Encoded, collate, completion, labelled, prompt_ids
 
 PROMPT = "ba be bi bo bu ca ce ci co cu"
 
@@ -69,11 +69,16 @@ def test_the_loss_of_completions_is_that_of_a_causal_lm_with_the_prompt_masked(
 
 
 def test_label_words_give_their_first_tokens(tokenizer: Any) -> None:
-    assert label_tokens(tokenizer, (" good", " bad it"), "here") == tuple(tokenizer("good bad").input_ids)
+    prompts, words = labelled(tokenizer, ["ba :", "be bi :"], (" good", " bad it"), "x")
+    assert words == tuple(tokenizer("good bad").input_ids)
+    assert prompts == [tuple(tokenizer(text).input_ids) for text in ("ba :", "be bi :")]
 
 
 def test_label_words_that_start_alike_are_refused(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"^tasks\.x\.labels: label word ' good it' and ' good' start with the same"):
-        label_tokens(tokenizer, (" good", " good it"), "tasks.x.labels")
+    expected = (
+        r"^tasks\.x\.labels: label word ' good it' and ' good' start with the same token; set words here that differ"
+    )
+    with pytest.raises(UserError, match=expected):
+        labelled(tokenizer, ["ba :"], (" good", " good it"), "x")
     with pytest.raises(UserError, match="has no token"):
-        label_tokens(tokenizer, (" good", " "), "tasks.x.labels")
+        labelled(tokenizer, ["ba :"], (" good", " "), "x")

@@ -161,3 +161,50 @@ def test_a_narrow_tasks_head_is_cut_to_its_own_classes(bert_settings: Path) -> N
     tensors = export.peft_tensors(made.fleet.backbone, factors, 2)
     weight, bias = (tensors[f"base_model.model.classifier.{name}"] for name in ("weight", "bias"))
     assert torch.equal(torch.cat([weight, bias[:, None]], 1), factors["classifier.head"][0, :2])
+
+
+def exported(base: Any, factors: Factors, folder: Path, samples: Any) -> Any:
+    return export.checked(base, factors, 0, 6.0, folder, export.fresh_base(base, 0), samples)
+
+
+def test_a_model_that_is_refused_does_not_reach_its_folder(llama_settings: Path, tmp_path: Path) -> None:
+    """Nor does it take the place of one that was good."""
+    _, made = experiment(llama_settings)
+    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:2]
+    good = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    bad = {key: value * torch.nan for key, value in good.items()}
+    with pytest.raises(UserError, match="logits are no numbers, training has diverged"):
+        exported(base, bad, tmp_path / "a", samples)
+    assert list(tmp_path.glob("a*")) == list(tmp_path.glob(".a*")) == []
+    exported(base, good, tmp_path / "a", samples)
+    before = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UserError):
+        exported(base, bad, tmp_path / "a", samples)
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if "a" in path.name and path.is_dir()] == ["a"]
+
+
+@pytest.mark.parametrize("own", ["thesis.tex", "adapters/x.txt", ".hidden", "config.json"])
+def test_an_export_removes_nothing_that_it_did_not_write(own: str, llama_settings: Path, tmp_path: Path) -> None:
+    _, made = experiment(llama_settings)
+    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:2]
+    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    for begun in (False, True):  # also not where an adapter lies beside it
+        folder = tmp_path / f"a{begun}"
+        if begun:
+            exported(base, factors, folder, samples)
+        (folder / own).parent.mkdir(parents=True, exist_ok=True)
+        (folder / own).write_text("mine")
+        with pytest.raises(UserError, match="was not written by airpfed and would be lost"):
+            exported(base, factors, folder, samples)
+        assert (folder / own).read_text() == "mine"
+
+
+def test_merged_weights_are_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
+    settings, made = experiment(llama_settings)
+    for _ in range(2):
+        outputs.adapters(settings, made, made.initial, tmp_path, merged=True)
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["colours", "moods"]
+    (tmp_path / "merged" / "moods" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt: was not written by airpfed"):
+        outputs.adapters(settings, made, made.initial, tmp_path, merged=True)

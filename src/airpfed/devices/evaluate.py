@@ -72,7 +72,10 @@ def _restore(values: list[int], order: list[int]) -> list[int]:
 def complete(
     fleet: Fleet, factors: Factors | None, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> list[str]:
-    """Greedy completions of tokenised prompts by one model (K = 1), without special tokens."""
+    """Greedy completions of tokenised prompts by one model (K = 1), without special tokens.
+
+    Plain greedy: the base's own ways of decoding were put aside when it was loaded, its end tokens apart.
+    """
     backbone, tokenizer = fleet.backbone, fleet.backbone.tokenizer
     samples = [Encoded(ids, (0,)) for ids in prompts]
     texts: list[str] = []
@@ -82,9 +85,10 @@ def complete(
         fields: dict[str, Any] = {
             k: v for k, v in inputs(backbone, batch.ids, batch.mask).items() if k != "position_ids"
         }
-        fields |= {"use_cache": backbone.paths.decoding, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
         with torch.no_grad(), adapted(backbone, factors):
-            out = backbone.model.generate(**fields, max_new_tokens=max_new_tokens)
+            out = backbone.model.generate(
+                **fields | {"use_cache": backbone.paths.decoding}, max_new_tokens=max_new_tokens
+            )
         texts += tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)
     order = [i for rows in batches for i in rows]
     return [text for _, text in sorted(zip(order, texts, strict=True))]

