@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from airpfed.model import attention
 from airpfed.model.attention import Places, collect, gather, move, places, put, spread
-from airpfed.model.backbone import Backbone, FastPaths
+from airpfed.model.backbone import Backbone, FastPaths, layer_stack
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
 from airpfed.model.passes import FEWEST_ROWS, inputs, logits, packed_logits
 
@@ -37,7 +37,7 @@ def tiny(kind: str, **more: Any) -> Any:
 
 def base(model: Any, causal: bool) -> Backbone:
     paths = FastPaths(packing=causal, last_layer=True, batching=True, left=causal)
-    return Backbone(model, None, "", causal, {}, {}, {}, (), paths=paths)
+    return Backbone(model, None, "", causal, {}, {}, {}, (), paths=paths, stack=layer_stack(model)[0])
 
 
 def entering(module: nn.Module, seen: list[int]) -> None:

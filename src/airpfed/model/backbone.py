@@ -98,6 +98,7 @@ class Backbone:
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     blank: Any = None
+    stack: str = ""
     _twins: list["Backbone"] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def twins(self, count: int) -> list["Backbone"]:
@@ -125,7 +126,7 @@ class Backbone:
     @property
     def top(self) -> nn.Module | None:
         """The last layer, where it is computed only where it is read (`passes.read_only`)."""
-        return layer_stack(self.model)[1][-1] if self.paths.last_layer else None
+        return self.model.get_submodule(self.stack)[-1] if self.paths.last_layer else None
 
     @property
     def forward_parameters(self) -> set[str]:
@@ -213,14 +214,19 @@ def load(
 
 
 def attach(
-    model: Any, target_modules: Sequence[str], layers: str | Sequence[int], fresh: Sequence[str], scale: float
+    model: Any,
+    stack_name: str,
+    target_modules: Sequence[str],
+    layers: str | Sequence[int],
+    fresh: Sequence[str],
+    scale: float,
 ) -> tuple[dict[str, StackedLoRA | StackedHead], tuple[Kept, ...]]:
     """Put adapters on the named linear layers and heads in place of the new ones; returns both and the prefix.
 
-    layers: "all", "last-n", or indices into the model's list of transformer layers. Raises UserError where a module
-    name or a layer is not there.
+    layers: "all", "last-n", or indices into `stack_name`, the model's list of transformer layers. Raises UserError
+    where a module name or a layer is not there.
     """
-    stack_name, stack = layer_stack(model)
+    stack: Any = model.get_submodule(stack_name)
     chosen = _chosen(layers, len(stack))
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     inside = {n: m for n, m in linears.items() if n.startswith(stack_name + ".")}
@@ -255,11 +261,36 @@ def others(stack: nn.ModuleList) -> str:
 
 
 def layer_stack(model: Any) -> tuple[str, nn.ModuleList]:
-    """The model's list of transformer layers: its longest ModuleList."""
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    """The model's list of transformer layers: the longest ModuleList all of whose layers run on a text.
+
+    One whose layers all hold an nn.Linear goes before others. Of a model that does not run on tokens alone it is the
+    longest of all.
+    """
+    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module}
     if not stacks:
         raise UserError("model.base: this model has no list of transformer layers to put adapters on")
-    return max(stacks, key=lambda item: len(item[1]))
+    idle = {id(layer) for stack in stacks.values() for layer in stack}
+    handles = [
+        layer.register_forward_pre_hook(lambda one, _args: idle.discard(id(one)))
+        for stack in stacks.values()
+        for layer in stack
+    ]
+    tokens = torch.arange(1, fit.SHORT + 1, device=next(model.parameters()).device)[None]
+    try:
+        with torch.no_grad():
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **fit.uncached(model))
+    except Exception:  # whatever a model raises that needs more than text: it is refused elsewhere
+        idle.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    run = {name: stack for name, stack in stacks.items() if not any(id(layer) in idle for layer in stack)}
+    linear = {
+        name: stack
+        for name, stack in run.items()
+        if all(any(isinstance(one, nn.Linear) for one in layer.modules()) for layer in stack)
+    }
+    return max((linear or run or stacks).items(), key=lambda item: len(item[1]))
 
 
 def _chosen(layers: str | Sequence[int], count: int) -> set[int]:
@@ -299,12 +330,13 @@ def build(
     made = load(base, kind, classes, device, rng, tokens, answer, trusted)
     model = made.model
     blank = blueprint(model)
-    found, prefix = attach(model, target_modules, layers, made.heads, scale)
+    stack_name, stack = layer_stack(model)
+    stacks = fit.frozen_stacks(stack)
+    found, prefix = attach(model, stack_name, target_modules, layers, made.heads, scale)
     sites = {n: (m.base.out_features, m.base.in_features) for n, m in found.items() if isinstance(m, StackedLoRA)}
     # In the order of the modules; the layer whose rows are classes is the last.
     order = sorted(made.heads, key=lambda name: found[name].base.out_features == classes)
     heads = {name: m.start.cpu() for name in order if isinstance(m := found[name], StackedHead)}
-    stacks = fit.frozen_stacks(layer_stack(model)[1])
     notes = made.notes if stacks is None else (*made.notes, stacks)
     return Backbone(
         model,
@@ -320,6 +352,7 @@ def build(
         ends=made.ends,
         notes=notes,
         blank=blank,
+        stack=stack_name,
     )
 
 

@@ -1,5 +1,6 @@
 """A task's model as a plain PEFT adapter, checked by loading it with PEFT alone."""
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from airpfed import files, record
 from airpfed.errors import UserError
-from airpfed.model import catalog, origin
+from airpfed.model import catalog, fit, origin
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded, collate
@@ -94,22 +95,35 @@ def saved_modules(backbone: Backbone) -> list[str]:
 
 
 def acceptable(backbone: Backbone, rank: int, alpha: float) -> None:
-    """UserError where PEFT would not take an adapter as these settings make it: found without a step of training."""
+    """UserError where PEFT would not take an adapter as these settings make it, or would not give it back.
+
+    Found without a step of training and without the base's weights: an adapter is written, and loaded beside it.
+    """
     from peft import get_peft_model, get_peft_model_state_dict
 
-    with catalog.quiet(), warnings.catch_warnings():
+    config = lora_config(backbone, rank, alpha)
+    with catalog.quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
         warnings.simplefilter("ignore")
         try:
-            model = get_peft_model(deepcopy(backbone.blank), lora_config(backbone, rank, alpha), low_cpu_mem_usage=True)
-            theirs = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+            model = get_peft_model(deepcopy(backbone.blank), config, low_cpu_mem_usage=True)
+            theirs = get_peft_model_state_dict(model, save_embedding_layers=False)
+            sent = {key: torch.zeros(one.shape) for key, one in theirs.items()}
+            config.save_pretrained(folder)
+            (Path(folder) / "adapter_model.safetensors").write_bytes(save(sent, {"format": "pt"}))
+            loaded = model.load_adapter(folder, "again", low_cpu_mem_usage=True)
         except Exception as error:  # whatever PEFT or a model's own rules refuse
             raise UserError(
                 f"adapters.target_modules: PEFT refuses them on this base: {catalog.first_line(error)}"
             ) from None
     ours = peft_names(backbone)
-    if wrong := sorted(ours ^ theirs):
+    if wrong := sorted(ours ^ theirs.keys()):
         would = "would load no" if wrong[0] in ours else "would look for"
         raise UserError(f"model.base: PEFT {would} {wrong[0]} in an adapter of this base, so none can be exported")
+    if lost := [*loaded.unexpected_keys, *loaded.missing_keys]:
+        raise UserError(
+            f"adapters.target_modules: PEFT does not load what it has written for {lost[0]} on this base; leave that "
+            "module out"
+        )
 
 
 def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, folder: Path) -> None:
@@ -157,7 +171,8 @@ def difference(backbone: Backbone, factors: Factors, classes: int, reloaded: Any
                 batch = collate(some, backbone.tokenizer.pad_token_id, backbone.paths.left)
                 found.append(logits(backbone, batch.ids, batch.mask, 1)[:, -1].cpu())
         ours = torch.cat(found)
-        rows = [reloaded(input_ids=torch.tensor([one.ids])).logits for one in samples]
+        plainly = fit.uncached(backbone.model)
+        rows = [reloaded(input_ids=torch.tensor([one.ids]), **plainly).logits for one in samples]
         theirs = torch.cat([row[:, -1] if backbone.causal else row for row in rows])
     ours = ours if backbone.causal else ours[:, :classes]
     gap = float((ours - theirs).abs().max() / ours.abs().max())

@@ -122,16 +122,24 @@ def pad(tokenizer: Any, model: Any, causal: bool) -> None:
 
 
 def rows(model: Any) -> int:
-    """Tokens that the model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    """Tokens that the model has an embedding for; as many as its config says where it hashes them."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return int(getattr(model.config, "vocab_size", None) or 1 << 20)
 
 
 def scores(model: Any, ids: Sequence[int], causal: bool) -> Float[Tensor, "1 t C"]:
     """Logits of one sample; of a classifier t = 1."""
     tokens = torch.tensor([ids])
     with torch.no_grad():
-        out: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        out: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **uncached(model)).logits
     return out if causal else out[:, None]
+
+
+def uncached(model: Any) -> dict[str, bool]:
+    """What tells a model that no cache of keys and values is wanted, where it can be told."""
+    return {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:
@@ -193,7 +201,7 @@ def reads(model: Any, ids: Sequence[int]) -> bool:
     keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     try:
         with torch.no_grad():
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **keep)
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **keep, **uncached(model))
     except Exception:  # IndexError, RuntimeError, ...: each model has its own
         return False
     return True
