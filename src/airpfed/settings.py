@@ -178,7 +178,7 @@ class DeviceSettings(Section):
 
     batch_size: int = Field(4, ge=1, le=1_000_000, description="samples a local step")
     local_steps: int = Field(1, ge=1, le=1_000_000, description="E; with E > 1 the pseudo-gradient is sent")
-    local_lr: float = Field(1e-3, gt=0, le=1e6, description="learning rate of local steps (E > 1 only)")
+    local_lr: float = Field(1e-3, gt=0, le=1e38, description="learning rate of local steps (E > 1 only)")
     memory_gb: float = Field(
         4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
     )
@@ -213,7 +213,7 @@ class ServerSettings(Section):
     """The update on the received gradients."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
-    lr: Annotated[float, Field(gt=0, le=1e6)] | Literal["theory"] = Field(
+    lr: Annotated[float, Field(gt=0, le=1e38)] | Literal["theory"] = Field(
         2e-3,
         description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta), decided by a probe before round 1 "
         '(optimizer = "sgd")',
