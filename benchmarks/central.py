@@ -40,7 +40,7 @@ def central(settings: Settings, made: Experiment) -> Central:
     """A fresh base model under `peft.get_peft_model`: rank R_s + R_p on the same layers, the same head trained."""
     wanted, backbone = settings.adapters, made.fleet.backbone
     classes = max(max(made.fleet.classes), 1)
-    model, tokenizer, _, causal, _ = load(
+    loaded = load(
         settings.model.base, settings.model.kind, classes, str(backbone.device), stream(settings.run.seed, "head")
     )
     config = peft.LoraConfig(
@@ -50,10 +50,10 @@ def central(settings: Settings, made: Experiment) -> Central:
         target_modules=list(backbone.sites),
         modules_to_save=list(backbone.heads) or None,
     )
-    adapted = peft.get_peft_model(model, config).eval()
+    adapted = peft.get_peft_model(loaded.model, config).eval()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     rate = made.lr if made.lr is not None else 1e-3
-    return Central(adapted, torch.optim.Adam(trained, lr=rate), causal, tokenizer.pad_token_id)
+    return Central(adapted, torch.optim.Adam(trained, lr=rate), loaded.causal, loaded.tokenizer.pad_token_id)
 
 
 def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:

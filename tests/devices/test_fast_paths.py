@@ -19,8 +19,7 @@ from airpfed.model.vector import SCOPES
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.run import Experiment
 from airpfed.rounds.state import vectors
-from conftest import save_tokenizer
-from tiny import WORDS, computed, make_settings
+from tiny import WORDS, computed, make_settings, save_tokenizer
 
 ROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0], "rope_theta": 1e4,
         "original_max_position_embeddings": 8}  # fmt: skip

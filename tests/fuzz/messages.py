@@ -39,8 +39,7 @@ from airpfed.flower.relay import received
 from airpfed.flower.server_app import federation_of
 from airpfed.flower.wire import TYPES
 from airpfed.rounds.run import Experiment, play_round
-from conftest import save_tokenizer
-from tiny import WORDS, make_settings
+from tiny import WORDS, make_settings, save_tokenizer
 
 RAW = "\x00raw:"
 """Begins a string that stands in a head without its quotes, as no encoder of ours would write it."""

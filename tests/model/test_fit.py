@@ -19,8 +19,7 @@ from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Encoded
 from airpfed.model.vector import Factors
 from airpfed.streams import stream
-from conftest import save_tokenizer
-from tiny import WORDS
+from tiny import WORDS, save_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

@@ -158,11 +158,11 @@ def probing(fleet: Fleet, prompts: Sequence[Encoded], tokens: int) -> Fleet:
     targets = [max((len(sample.targets) for sample in shard), default=0) for shard in fleet.shards]
     most = max(range(len(targets)), key=targets.__getitem__)
     chosen = [most, 0, len(targets) - 1]
-    shards = [by_length(fleet.shards[k] or prompts) for k in chosen]
+    everyone = by_length([*(sample for shard in fleet.shards for sample in shard), *prompts])
+    shards = [by_length(fleet.shards[k] or everyone) for k in chosen]
     filler = [token for shard in shards for sample in shard for token in sample.ids]
     first = [lengthened(shards[0][-1], filler, tokens), shards[0][0]]
     second = [shards[1][-1], shards[1][len(shards[1]) // 2], shards[1][0]]
-    everyone = by_length([*(sample for shard in fleet.shards for sample in shard), *prompts])
     least = everyone[0]  # the shortest text of all is read too
     third = [replace(least, targets=shards[2][0].targets[: len(least.ids)])]
     task_of = fleet.task_of[torch.tensor(chosen)]
