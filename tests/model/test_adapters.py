@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from airpfed.model.adapters import LowRank, StackedLoRA
+from airpfed.model.adapters import ROWS, LowRank, OutputLayer, StackedLoRA
 
 
 def tensors(devices: int, rows: int) -> list[Tensor]:
@@ -42,3 +42,23 @@ def test_rows_go_through_their_own_factors(spans: list[int]) -> None:
         torch.testing.assert_close(own, rows @ weight.T + bias + 0.5 * rows @ factor.T @ other.T)
     layer.b = torch.zeros(3, 4, 2, dtype=torch.float64)
     assert torch.equal(layer(x[None]), layer.base(x[None])), "a zero B leaves the base as it is"
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 8), (5, 7)])
+def test_an_output_layer_has_the_gradient_of_a_linear_layer_twice(rows: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    base = nn.Linear(3, 9).double().requires_grad_(False)
+    layer = OutputLayer(base)
+    x = torch.randn(*rows, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(layer(x), base(x)) and layer.weight is base.weight
+    assert torch.autograd.gradcheck(lambda x: layer(x).sin(), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: layer(x).sin(), (x,))
+
+
+def test_an_output_layer_adds_a_vocabulary_up_in_whole_multiples_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(len(a)) or real(a, b))
+    for rows in (1, 7, 16, 17):
+        OutputLayer(nn.Linear(3, 5).requires_grad_(False))(torch.ones(rows, 3, requires_grad=True)).sum().backward()
+    assert seen == [ROWS, ROWS, ROWS, 2 * ROWS]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from airpfed.model import attention
 from airpfed.model.attention import Places, collect, gather, move, places, put, spread
 from airpfed.model.backbone import Backbone, FastPaths, layer_stack
 from airpfed.model.encode import IGNORED, Encoded, collate, pack
-from airpfed.model.passes import FEWEST_ROWS, inputs, logits, packed_logits
+from airpfed.model.passes import inputs, logits, packed_logits
 
 DECODERS = ("gemma", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
@@ -89,35 +89,6 @@ def test_a_layer_of_another_make_cannot_be_cut_and_computes_everything_where_it_
     whole = one.on(FastPaths(batching=True, left=True))
     found = logits(whole, batch.ids, batch.mask, 2)
     torch.testing.assert_close(found, model(**inputs(whole, batch.ids, batch.mask)).logits[:, -2:])
-
-
-@pytest.mark.parametrize("last_layer", [False, True])
-@pytest.mark.parametrize("packing", [False, True])
-def test_few_positions_are_computed_with_others_so_that_a_vocabulary_is_not_added_up_one_by_one(
-    packing: bool, last_layer: bool
-) -> None:
-    """And nothing of the others is in the gradient."""
-    model, sample = tiny("llama"), SAMPLES[:1]
-    paths = FastPaths(packing=packing, last_layer=last_layer, batching=True, left=True)
-    one, seen = base(model, True).on(paths), list[int]()
-    model.lm_head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, -2).shape[0]))
-    weight = model.model.layers[0].self_attn.k_proj.weight
-
-    def found() -> Tensor:
-        if packing:
-            return packed_logits(one, pack(sample, [1]), [1])[:, -1]
-        batch = collate(sample, 0, True)
-        return logits(one, batch.ids, batch.mask, 2)[:, -1]
-
-    alone = model(input_ids=torch.tensor([sample[0].ids])).logits[:, -1]
-    seen.clear()
-    mine, theirs = (torch.autograd.grad(out.sin().sum(), weight)[0] for out in (found(), alone))
-    assert seen == [6 if packing and not last_layer else FEWEST_ROWS]
-    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    seen.clear()
-    with torch.no_grad():
-        found()
-    assert seen == [6 if packing and not last_layer else 2]
 
 
 def test_tokens_positions_and_targets_lie_in_their_places() -> None:

@@ -170,6 +170,50 @@ def attribute(wrapper: nn.Module, name: str) -> Any:
         return getattr(nn.Module.__getattr__(wrapper, "base"), name)
 
 
+ROWS = 16
+"""Rows of the gradient at an output layer come in multiples of this: those that are over MKL adds up entry by entry,
+which over a vocabulary of 49,152 leaves gradients 9e-5 off in float32 instead of 3e-6 (SmolLM2-135M, two cores)."""
+
+
+class FromLogits(torch.autograd.Function):
+    """y = W x + bias, both frozen; the gradient of x is a product of whole multiples of `ROWS` rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., H), weight (V, H) -> (..., V)."""
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Of x."""
+        (weight,), g = ctx.saved_tensors, gradients[0]
+        rows = g.reshape(-1, g.shape[-1])
+        filled = nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS)) if len(rows) % ROWS else rows
+        return (filled @ weight)[: len(rows)].reshape(*g.shape[:-1], -1), None, None
+
+
+class OutputLayer(nn.Module):
+    """A causal LM's layer from hidden states to the vocabulary, with exact gradients for any number of rows."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        """Wrap `base`."""
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that models read off their output layer (weight) are the base's."""
+        return attribute(self, name)
+
+    def forward(self, x: Float[Tensor, "*t H"]) -> Float[Tensor, "*t V"]:
+        """W x + bias."""
+        if torch.is_autocast_enabled(x.device.type) or not x.requires_grad:
+            y: Tensor = self.base(x)
+            return y
+        out: Tensor = FromLogits.apply(x, self.base.weight, self.base.bias)  # type: ignore[no-untyped-call]
+        return out
+
+
 class StackedHead(nn.Module):
     """A trained linear layer with one weight per device: W_k x + bias_k for the rows of device k.
 

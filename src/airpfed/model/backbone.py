@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from airpfed.errors import UserError
 from airpfed.model import catalog, fit, origin
-from airpfed.model.adapters import StackedHead, StackedLoRA, attribute
+from airpfed.model.adapters import OutputLayer, StackedHead, StackedLoRA, attribute
 from airpfed.model.origin import Origin
 
 
@@ -333,6 +333,9 @@ def build(
     stack_name, stack = layer_stack(model)
     stacks = fit.frozen_stacks(stack)
     found, prefix = attach(model, stack_name, target_modules, layers, made.heads, scale)
+    out = model.get_output_embeddings() if made.causal else None
+    if type(out) is nn.Linear:
+        model.set_submodule(next(name for name, one in model.named_modules() if one is out), OutputLayer(out))
     sites = {n: (m.base.out_features, m.base.in_features) for n, m in found.items() if isinstance(m, StackedLoRA)}
     # In the order of the modules; the layer whose rows are classes is the last.
     order = sorted(made.heads, key=lambda name: found[name].base.out_features == classes)

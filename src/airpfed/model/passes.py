@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import ceil
 from typing import Any
 
 import torch
@@ -14,10 +13,6 @@ from airpfed.model.attention import each_alone
 from airpfed.model.backbone import Backbone
 from airpfed.model.encode import Packed
 from airpfed.model.vector import Factors
-
-FEWEST_ROWS = 4
-"""Positions whose logits are computed where gradients are asked for, at least: a product with fewer rows adds the
-vocabulary up entry by entry (MKL), which leaves gradients 7e-5 off in float32 instead of 4e-6 (SmolLM2-135M)."""
 
 
 class _ReachedError(Exception):
@@ -151,9 +146,8 @@ def logits(
     ids are padded on the side of `FastPaths.left`, a causal LM's on the left; mask is False on padding. hidden: the
     prefix's output for these rows, if it is at hand.
     """
-    few = max(last, ceil(FEWEST_ROWS / len(ids))) if torch.is_grad_enabled() else last
-    keep = {"logits_to_keep": few} if backbone.causal and "logits_to_keep" in backbone.forward_parameters else {}
-    part = slice(-few, None) if backbone.causal else slice(0, 1)
+    keep = {"logits_to_keep": last} if backbone.causal and "logits_to_keep" in backbone.forward_parameters else {}
+    part = slice(-last, None) if backbone.causal else slice(0, 1)
     with resumed(backbone, hidden), read_only(backbone, lambda x: x[:, part]):
         out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
     return out[:, -last:] if backbone.causal else out[:, None, :]
@@ -169,21 +163,17 @@ def packed_logits(
 
     counts: samples of each device. hidden: the prefix's output for these tokens, if it is at hand.
     """
-    at, count = packed.at.flatten().to(backbone.device), packed.at.numel()
-    again = max(0, FEWEST_ROWS - count) if torch.is_grad_enabled() else 0
-    at = torch.cat([at, at[-1:].expand(again)])
+    at = packed.at.flatten().to(backbone.device)
     fields = {"input_ids": packed.ids, "position_ids": packed.positions}
     fields = {key: value[None].to(backbone.device) for key, value in fields.items()}
     read = [own * packed.at.shape[1] for own in counts]
-    read[-1] += again
     with (
         resumed(backbone, None if hidden is None else hidden[None]),
         read_only(backbone, lambda x: x[:, at], read),
         each_alone(backbone.model, packed, backbone.device) as told,
     ):
         out: Tensor = backbone.model(**fields, **told, use_cache=False).logits
-    read_out = (out if backbone.top is not None else out[:, at])[0, :count]
-    return read_out.reshape(*packed.at.shape, -1)
+    return (out if backbone.top is not None else out[:, at]).reshape(*packed.at.shape, -1)
 
 
 def prefix_output(
