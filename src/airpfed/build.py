@@ -518,7 +518,9 @@ def held(settings: Settings, fleet: Fleet) -> None:
     local = settings.devices
     what = f"devices.batch_size = {local.batch_size}, local_steps = {local.local_steps}: a step of one device"
     plan = 8.0 * local.batch_size * local.local_steps * devices
-    fits(what, device_bytes(settings, fleet) + plan, "a smaller batch, or fewer model.max_tokens")
+    longest = max((len(sample.ids) for shard in fleet.shards for sample in shard), default=1)
+    share = min(1.0, longest / settings.model.max_tokens)
+    fits(what, share * device_bytes(settings, fleet) + plan, "a smaller batch, or fewer model.max_tokens")
 
 
 def chunk_size(settings: Settings, fleet: Fleet) -> int:

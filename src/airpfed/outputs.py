@@ -1,7 +1,6 @@
 """A run's directory: what is written before the first round and after the last."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -186,9 +185,9 @@ def unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
     data: task -> hash of its source. What cannot be read is left to the checkpoint's fingerprint, which covers both.
     """
     try:
-        before = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+        before: Any = getattr(record.read_json(out / "environment.json", record.Environment), "root", {})
         base, sources = before["base_sha256"], dict(before["data_sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, UserError, ValueError, TypeError, KeyError):
         return
     if base != base_hash(experiment.fleet.backbone):
         raise UserError(

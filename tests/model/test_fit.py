@@ -223,6 +223,18 @@ def test_rotary_positions_go_on_and_it_is_told(tiny_llama: Path) -> None:
     assert base.notes == ("model.max_tokens = 65: the base was made for 64 tokens, and reads more",)
 
 
+def test_many_tokens_are_checked_by_the_last_position_alone(tiny_llama: Path, saved: Saved) -> None:
+    """A million tokens are not run to see whether they could be."""
+    (line,) = built(tiny_llama, "q_proj", tokens=10**6).notes
+    assert line.endswith("made for 64 tokens, and reads more")
+    sizes = {**SIZES, "max_position_embeddings": 5000}
+    for model, limit in ((hf.BertModel(hf.BertConfig(**sizes)), 5000),
+                         (hf.RobertaModel(hf.RobertaConfig(**{**sizes, "pad_token_id": 1})), 4998)):  # fmt: skip
+        long = saved(model)
+        assert built(long, "query", tokens=limit).notes == ()
+        assert f"the base reads at most {limit} tokens" in refused(long, "query", tokens=10**6)
+
+
 def test_routed_experts_stay_frozen_and_it_is_told(saved: Saved) -> None:
     (line,) = built(saved(hf.MixtralForCausalLM(hf.MixtralConfig(**DECODER, num_local_experts=4))), "q_proj").notes
     assert line.startswith("4 stacked weights of the layers (mlp.experts.gate_up_proj and alike) are no nn.Linear")

@@ -95,7 +95,7 @@ def _whole(home: Path) -> bool:
     """Whether a converted model holds the files that it was made with."""
     try:
         wanted = json.loads((home / FILES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return bool(wanted == files_sha256(home))
 

@@ -16,6 +16,9 @@ from airpfed.model.encode import added, control_ids
 SHORT = 5
 """Tokens of the samples that tell how a model reads."""
 
+LONG = 2048
+"""Tokens of the longest sample that is run to see whether a base reads it; of longer ones only the last position is."""
+
 SAME = 1e-4
 """Largest difference of logits, relative to the largest of them, of passes that say the same."""
 
@@ -181,7 +184,11 @@ def room(model: Any, tokenizer: Any, padding: int, tokens: int, answer: int, bas
     one = next((each for each in range(rows(model)) if each not in special), 0)
 
     def enough(count: int) -> bool:
-        return reads(model, [one] * count)
+        if count <= LONG:
+            return reads(model, [one] * count)
+        if "position_ids" not in signature(model.forward).parameters:
+            return reads(model, [one] * LONG) and (declared is None or count <= declared)
+        return reads(model, [one, one], positions=(0, count - 1 + first_position(model, one, padding)))
 
     keys = f"model.max_tokens = {tokens}" + (
         f" with {answer} tokens of an answer (tasks.*.max_new_tokens)" * (answer > 0)
@@ -195,16 +202,30 @@ def room(model: Any, tokenizer: Any, padding: int, tokens: int, answer: int, bas
     )
 
 
-def reads(model: Any, ids: Sequence[int]) -> bool:
-    """Whether a model runs on one sample."""
+def reads(model: Any, ids: Sequence[int], positions: Sequence[int] | None = None) -> bool:
+    """Whether a model runs on one sample, its tokens at these positions."""
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    fields: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)} | uncached(model)
+    if "logits_to_keep" in signature(model.forward).parameters:
+        fields["logits_to_keep"] = 1
+    if positions is not None:
+        fields["position_ids"] = torch.tensor([positions], device=tokens.device)
     try:
         with torch.no_grad():
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **keep, **uncached(model))
+            model(**fields)
     except Exception:  # IndexError, RuntimeError, ...: each model has its own
         return False
     return True
+
+
+def first_position(model: Any, token: int, padding: int) -> int:
+    """The position that a model gives the first token of a text by itself: 0, or the one behind its pad token's id."""
+    tokens = torch.full((1, SHORT), token, device=next(model.parameters()).device)
+    fields = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)} | uncached(model)
+    with torch.no_grad():
+        alone = model(**fields).logits
+        counted = model(**fields, position_ids=torch.arange(SHORT, device=tokens.device)[None]).logits
+    return 0 if gap(counted, alone) <= SAME else padding + 1
 
 
 def last_true(holds: Callable[[int], bool], low: int, high: int) -> int:
