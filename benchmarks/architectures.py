@@ -64,7 +64,8 @@ LAYERS = ("all", "last-1")
 PASSES = {"together": (0, 1), "alone": (1, 1), "side by side": (0, 2)}
 """`devices.chunk` and threads: one stack of all devices, each device by itself, two stacks in modules of their own."""
 
-RESULTS = ("right and fast", "right and slow", "refused", "WRONG", "TRACEBACK", "not built")
+OTHER = "refused by design"
+RESULTS = ("right and fast", "right and slow", "refused", OTHER, "WRONG", "TRACEBACK", "not built")
 SPACE = "\u0120"
 """How byte-level tokenizers write a space."""
 
@@ -486,6 +487,7 @@ def checked(case: Case, row: Row) -> None:
         if row.note:
             return
         row.result = "TRACEBACK"
+        other = other_kind(folder)
         every, targets, shortest = targets_of(folder, case.kind)
         for layers in LAYERS if targets else ():
             one_setting(case, row, folder, targets, layers, shortest)
@@ -495,8 +497,16 @@ def checked(case: Case, row: Row) -> None:
         if shortest > SHORT:
             beyond(case, row, folder, targets, SHORT, "texts that the model takes in company only", "")
     worst = max(row.modes.values(), key=lambda mode: (RESULTS.index(mode[0]), mode[1]))
-    row.result, row.error = worst[0], worst[1]
+    row.result, row.error = OTHER if other and worst[0] == "refused" else worst[0], worst[1]
     row.note = summary({mode: note for mode, (_, _, note) in row.modes.items() if note})
+
+
+def other_kind(folder: Path) -> bool:
+    """Whether a base is neither a decoder nor an encoder of text alone, by its config."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    return bool(getattr(config, "is_encoder_decoder", False)) or config.get_text_config() is not config
 
 
 def summary(notes: dict[str, str]) -> str:
@@ -743,8 +753,12 @@ def page(rows: Sequence[Row]) -> str:
         "error: ||ours - PEFT's|| / ||PEFT's|| over a device's gradient, the worst device and setting; wrong above "
         f"{WRONG:.0e}, or three times PEFT's own distance from itself in float64 where that is more. Fast: all ways of "
         "computing that are tried on a base before round 1 are used. Slow: the ways in the note gave other numbers "
-        "there, and others took their place. Refused: in the line that a user sees, before round 1. Not built: its "
-        "class does not build a model of this rule's size, or needs a package that is not installed.",
+        "there, and others took their place. Refused: in the line that a user sees, before round 1. Refused by design: "
+        "so, too, as an encoder-decoder or a model of more than text, which are other kinds than the decoders and "
+        "encoders of text that a base is. Not built: its class does not build a model of this rule's size, or needs a "
+        "package that is not installed.",
+        "",
+        share(rows),
         "",
         "| result | causal LMs | classifiers | all |",
         "|---|---|---|---|",
@@ -753,12 +767,27 @@ def page(rows: Sequence[Row]) -> str:
         kinds = [sum(row.result == result and row.kind == kind for row in rows) for kind in ("causal", "classifier")]
         lines.append(f"| {result} | {kinds[0]} | {kinds[1]} | {counts[result]} |")
     for kind, title in (("causal", "Causal LMs"), ("classifier", "Classifiers")):
-        lines += ["", f"## {title}", "", "| architecture | result | error | note |", "|---|---|---|---|"]
-        for row in rows:
-            if row.kind == kind:
-                note = row.note.replace("|", "\\|")
-                lines.append(f"| `{row.model}` | {row.result} | {shown(row)} | {note} |")
+        lines += ["", f"## {title}", *table([row for row in rows if row.kind == kind and row.result != OTHER])]
+    lines += ["", "## Other kinds, refused by design", *table([row for row in rows if row.result == OTHER])]
     return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table, a class each."""
+    lines = ["", "| architecture | result | error | note |", "|---|---|---|---|"]
+    for row in rows:
+        note = row.note.replace("|", "\\|")
+        lines.append(f"| `{row.model}` | {row.result} | {shown(row)} | {note} |")
+    return lines
+
+
+def share(rows: Sequence[Row]) -> str:
+    """How many of the decoders and encoders of text that could be built are refused."""
+    counts = Counter(row.result for row in rows)
+    of = len(rows) - counts[OTHER] - counts["not built"]
+    return (
+        f"Refused of the text decoders and encoders: {counts['refused']} of {of}, {counts['refused'] / max(1, of):.1%}."
+    )
 
 
 def shown(row: Row) -> str:
@@ -801,6 +830,7 @@ def main(words: Sequence[str]) -> int:
         out.write_text(page(rows))
     counts = Counter(row.result for row in rows)
     print(", ".join(f"{result} {counts[result]}" for result in RESULTS))
+    print(share(rows))
     return int(bool(counts["WRONG"] or counts["TRACEBACK"]))
 
 

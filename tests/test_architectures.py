@@ -60,6 +60,29 @@ def test_what_has_no_linear_layer_is_refused_in_one_line() -> None:
     assert row.result == "refused" and "adapters.target_modules" in row.note and "\n" not in row.note
 
 
+def test_what_only_real_passes_tell_is_right_or_a_line() -> None:
+    """Tokens that tie in a model's choice of the best, weights that a pass changes, random passes, heads that cut."""
+    found = {row.model: row for row in rows_of(
+        "DogeForSequenceClassification", "RwkvForCausalLM", "ReformerForSequenceClassification",
+        "ReformerModelWithLMHead", "BioGptForSequenceClassification", "GraniteMoeHybridForCausalLM",
+    )}  # fmt: skip
+    doge = found.pop("DogeForSequenceClassification")
+    assert doge.result == "right and slow" and "batching" in doge.note
+    for model, line in (
+        ("RwkvForCausalLM", "a pass changes its weights"),
+        ("ReformerForSequenceClassification", "gives other numbers when it reads a text again"),
+        ("ReformerModelWithLMHead", "no adapter has a gradient"),
+    ):
+        row = found.pop(model)
+        assert row.result == "refused" and line in row.note, row
+    assert {row.result for row in found.values()} == {"right and slow"} and len(found) == 2
+
+
+def test_other_kinds_are_refused_by_design() -> None:
+    found = rows_of("BartForSequenceClassification", "Gemma3ForConditionalGeneration")
+    assert {row.result for row in found} == {architectures.OTHER}
+
+
 def test_devices_the_wrong_way_round_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the comparison before round 1, which would not use a way of computing that does this."""
     right = architectures.gradients
@@ -105,7 +128,12 @@ def test_page_counts_and_tells_errors_above_rounding() -> None:
         Row("llama", "causal", "LlamaForCausalLM", "right and fast", 3e-7),
         Row("x", "causal", "XForCausalLM", "right and slow", 2.4e-5, "without a|b"),
         Row("bert", "classifier", "BertForSequenceClassification", "refused", 0.0, "no"),
+        Row("bart", "classifier", "BartForSequenceClassification", architectures.OTHER, 0.0, "no"),
+        Row("y", "causal", "YForCausalLM", "not built", 0.0, "no"),
     ])  # fmt: skip
+    assert "Refused of the text decoders and encoders: 1 of 3, 33.3%." in found
+    assert found.index("## Other kinds, refused by design") < found.index("BartFor")
+    assert found.count("BartFor") == found.count("YFor") == 1
     assert "| right and fast | 1 | 0 | 1 |" in found and "| refused | 0 | 1 | 1 |" in found
     assert "| `LlamaForCausalLM` | right and fast | <= 1e-5 |  |" in found
     assert "| `XForCausalLM` | right and slow | 2e-05 | without a\\|b |" in found

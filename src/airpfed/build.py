@@ -485,7 +485,7 @@ def readable(base: Backbone, name: str, samples: Sequence[Encoded]) -> None:
             f"tasks.{name}: its texts hold token {highest}, but the base model has {have}; tokenizer and model should "
             "be of one kind"
         )
-    if not fit.reads(base.model, min((sample.ids for sample in samples), key=len)):
+    if not fit.reads(base.model, min((sample.ids for sample in samples), key=len), base.causal):
         raise UserError(f"tasks.{name}: the base cannot read its shortest text; prompt should have more words")
     unknown, control = base.tokenizer.unk_token_id, encode.control_ids(base.tokenizer)
     holding = Counter(token for sample in samples for token in set(sample.ids))

@@ -15,6 +15,7 @@ from airpfed.devices.fleet import batches, gradients
 from airpfed.errors import UserError
 from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import FastPaths
+from airpfed.model.encode import Encoded
 from airpfed.model.vector import SCOPES
 from airpfed.rounds.evaluate import model_of
 from airpfed.rounds.run import Experiment
@@ -149,6 +150,38 @@ def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkey
         found = build.experiment(settings, tasks, prepared)
     assert not found.fleet.backbone.paths.fused and "ZeroDivisionError" in found.notes[0]
     assert attention.NAME
+
+
+def test_a_base_whose_adapters_nothing_depends_on_is_named(
+    llama_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airpfed.devices import fleet as fleets
+
+    monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
+    real = fleets.logits
+    monkeypatch.setattr(fleets, "logits", lambda *given: real(*given).detach())
+    with pytest.raises(UserError, match="no adapter has a gradient"):
+        made_of(llama_settings)
+
+
+def test_a_base_that_gives_other_numbers_each_time_is_named(
+    llama_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airpfed.devices import evaluate
+
+    monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
+    real, calls = evaluate.logits, iter(range(1000))
+    monkeypatch.setattr(evaluate, "logits", lambda *given: real(*given) * (1 + 0.01 * next(calls)))
+    with pytest.raises(UserError, match=r"gives other numbers when it reads a text again \(off by"):
+        made_of(llama_settings)
+
+
+def test_a_text_that_repeats_itself_is_as_long_as_wanted_and_padded() -> None:
+    sample = Encoded((9, 1, 2, 3, 4, 5, 8), (1, 2))
+    assert fast_paths.repeating(sample, 9) == Encoded((9, 1, 2, 3, 1, 2, 3, 1, 8), (1, 2))
+    assert fast_paths.repeating(sample, 4) == Encoded((9, 1, 2, 8), (1, 2))
+    assert fast_paths.repeating(sample, 1) == Encoded((8,), (1,))
+    assert fast_paths.repeating(Encoded((7,), (1,)), 5).ids == (7,) * 5
 
 
 def test_a_measurement_is_kept_by_what_it_depends_on(

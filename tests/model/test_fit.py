@@ -313,3 +313,32 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("limit", [1, 2, 3, 31, 32, 62])
 def test_the_last_number_of_which_something_holds(limit: int) -> None:
     assert fit.last_true(Odd(limit), 1, 63) == limit
+
+
+def test_a_base_whose_weights_a_pass_changes_is_refused(saved: Saved) -> None:
+    """It divides them when it first runs; with no layer to divide it is like any other."""
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 4, "intermediate_size": 24,
+             "eos_token_id": 4, "bos_token_id": 4}  # fmt: skip
+    line = refused(saved(hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=2))), "key")
+    assert "a pass changes its weights (rwkv.blocks.0." in line and "stay as they are" in line
+    assert built(saved(hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=0))), "key").sites
+
+
+def test_a_classifier_is_not_asked_for_the_last_tokens_logits() -> None:
+    model = hf.BioGptForSequenceClassification(hf.BioGptConfig(**SIZES)).eval()
+    assert fit.reads(model, (20, 21, 22), False) and not fit.reads(model, (len(WORDS),), False)
+
+
+def test_no_cache_is_asked_of_what_a_head_hands_on() -> None:
+    class Below(nn.Module):
+        def forward(self, input_ids: Any, use_cache: Any = None) -> None: ...
+
+    class Head(nn.Module):
+        base_model = Below()
+
+        def forward(self, input_ids: Any, **given: Any) -> None: ...
+
+    class Closed(Head):
+        def forward(self, input_ids: Any) -> None: ...
+
+    assert fit.uncached(Head()) == {"use_cache": False} and fit.uncached(Closed()) == {}

@@ -188,7 +188,12 @@ def loss_gradient(
         loss, weight = row_losses(fleet, factors | leaves, devices, rows)
     own = (loss * weight).sum(1)
     # A factor that no sample reads (of an expert that none is sent to, say) has gradient 0.
-    found = torch.autograd.grad(own.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    every = list(leaves.values())
+    found = (
+        torch.autograd.grad(own.sum(), every, allow_unused=True, materialize_grads=True)
+        if own.requires_grad
+        else map(torch.zeros_like, every)
+    )
     return own.detach(), dict(zip(leaves, found, strict=True))
 
 

@@ -208,7 +208,8 @@ def load(
             do_sample=False, num_beams=1, eos_token_id=list(stops) or None, pad_token_id=tokenizer.pad_token_id
         )
     fit.reading(model, tokenizer, causal, base)
-    if tokens and (line := fit.room(model, tokenizer, config.pad_token_id or 0, tokens, answer, base)):
+    padding = getattr(config, "pad_token_id", None) or 0
+    if tokens and (line := fit.room(model, tokenizer, causal, padding, tokens, answer, base)):
         notes.append(line)
     return Loaded(model.to(device), tokenizer, place, causal, heads, stops, tuple(notes))
 

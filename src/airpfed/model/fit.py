@@ -114,7 +114,7 @@ def pad(tokenizer: Any, model: Any, causal: bool) -> None:
     the one that the tokenizer appends for it, unless its own config says so.
     """
     own = tokenizer.pad_token_id
-    appended = set() if causal or model.config.pad_token_id is not None else set(added(tokenizer)[1])
+    appended = set() if causal or getattr(model.config, "pad_token_id", None) is not None else set(added(tokenizer)[1])
     kinds = ("pad", "eos", "unk", "bos", "cls", "sep", "mask")
     known = [getattr(tokenizer, f"{kind}_token_id", None) for kind in kinds]
     free = [one for one in known if one is not None and one < rows(model) and one not in appended]
@@ -141,8 +141,13 @@ def scores(model: Any, ids: Sequence[int], causal: bool) -> Float[Tensor, "1 t C
 
 
 def uncached(model: Any) -> dict[str, bool]:
-    """What tells a model that no cache of keys and values is wanted, where it can be told."""
-    return {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
+    """What tells a model that no cache of keys and values is wanted, where it can be told.
+
+    A head may hand on what it does not name to the model below it.
+    """
+    outer, inner = signature(model.forward).parameters, signature(model.base_model.forward).parameters
+    handed_on = "use_cache" in inner and any(one.kind is one.VAR_KEYWORD for one in outer.values())
+    return {"use_cache": False} if "use_cache" in outer or handed_on else {}
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:
@@ -152,24 +157,35 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 
 
 def reading(model: Any, tokenizer: Any, causal: bool, base: str) -> None:
-    """UserError where a model cannot be run on tokens alone, its logits are no numbers, or a causal LM looks ahead."""
+    """UserError where a model cannot be run on tokens alone, its logits are no numbers, or a causal LM looks ahead.
+
+    Also where a pass changes weights: what is then trained on them fits no weights that a file holds.
+    """
     where = f'model.base = "{base}"'
     special = control_ids(tokenizer) | {tokenizer.pad_token_id, tokenizer.unk_token_id}
     free = [one for one in range(min(rows(model), 4096)) if one not in special] or [0]
     *ids, other = [free[(7 * place + 3) % len(free)] for place in range(SHORT + 1)]
+    before = {name: (weight, weight._version) for name, weight in model.named_parameters()}
     try:
         alone = scores(model, ids, causal)
     except Exception as error:  # whatever a model raises on tokens that are its own
         raise UserError(f"{where}: does not run on tokens alone: {first_line(error)}") from None
     if not alone.isfinite().all():
         raise UserError(f"{where}: its logits are no numbers, before any training")
+    after: dict[str, Tensor] = dict(model.named_parameters())
+    for name, (weight, changes) in before.items():
+        if after.get(name) is not weight or weight._version != changes:  # torch counts writes to a tensor
+            raise UserError(
+                f"{where}: a pass changes its weights ({name}), so what is trained could not be merged into those of "
+                "its files; a base whose weights stay as they are fits"
+            )
     if causal and gap(scores(model, [*ids[:-1], other], causal)[:, :-1], alone[:, :-1]) > SAME:
         raise UserError(
             f'{where}: its predictions read what comes later, so it is no causal LM; model.kind = "classifier" fits'
         )
 
 
-def room(model: Any, tokenizer: Any, padding: int, tokens: int, answer: int, base: str) -> str | None:
+def room(model: Any, tokenizer: Any, causal: bool, padding: int, tokens: int, answer: int, base: str) -> str | None:
     """Check that the base reads `tokens` tokens and an answer; a line, if that is past what it was made for.
 
     padding: the pad token of the base's own config. tokens: model.max_tokens; answer: the longest of
@@ -185,10 +201,10 @@ def room(model: Any, tokenizer: Any, padding: int, tokens: int, answer: int, bas
 
     def enough(count: int) -> bool:
         if count <= LONG:
-            return reads(model, [one] * count)
+            return reads(model, [one] * count, causal)
         if "position_ids" not in signature(model.forward).parameters:
-            return reads(model, [one] * LONG) and (declared is None or count <= declared)
-        return reads(model, [one, one], positions=(0, count - 1 + first_position(model, one, padding)))
+            return reads(model, [one] * LONG, causal) and (declared is None or count <= declared)
+        return reads(model, [one, one], causal, (0, count - 1 + first_position(model, one, padding)))
 
     keys = f"model.max_tokens = {tokens}" + (
         f" with {answer} tokens of an answer (tasks.*.max_new_tokens)" * (answer > 0)
@@ -202,11 +218,11 @@ def room(model: Any, tokenizer: Any, padding: int, tokens: int, answer: int, bas
     )
 
 
-def reads(model: Any, ids: Sequence[int], positions: Sequence[int] | None = None) -> bool:
+def reads(model: Any, ids: Sequence[int], causal: bool, positions: Sequence[int] | None = None) -> bool:
     """Whether a model runs on one sample, its tokens at these positions."""
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     fields: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)} | uncached(model)
-    if "logits_to_keep" in signature(model.forward).parameters:
+    if causal and "logits_to_keep" in signature(model.forward).parameters:
         fields["logits_to_keep"] = 1
     if positions is not None:
         fields["position_ids"] = torch.tensor([positions], device=tokens.device)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from airpfed.model import fit
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.attention import each_alone
 from airpfed.model.backbone import Backbone
@@ -65,7 +66,7 @@ def inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "r
     if backbone.paths.left and not bool(mask.all()) and "position_ids" in known:
         fields["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
     given: dict[str, Any] = {key: value.to(backbone.device) for key, value in fields.items()}
-    return given | ({"use_cache": False} if "use_cache" in known else {})
+    return given | fit.uncached(backbone.model)
 
 
 @contextmanager
