@@ -165,16 +165,16 @@ def reading(model: Any, tokenizer: Any, causal: bool, base: str) -> None:
     special = control_ids(tokenizer) | {tokenizer.pad_token_id, tokenizer.unk_token_id}
     free = [one for one in range(min(rows(model), 4096)) if one not in special] or [0]
     *ids, other = [free[(7 * place + 3) % len(free)] for place in range(SHORT + 1)]
-    before = {name: (weight, weight._version) for name, weight in model.named_parameters()}
+    before = {name: (id(weight), weight._version) for name, weight in model.named_parameters()}
     try:
         alone = scores(model, ids, causal)
     except Exception as error:  # whatever a model raises on tokens that are its own
         raise UserError(f"{where}: does not run on tokens alone: {first_line(error)}") from None
     if not alone.isfinite().all():
         raise UserError(f"{where}: its logits are no numbers, before any training")
-    after: dict[str, Tensor] = dict(model.named_parameters())
-    for name, (weight, changes) in before.items():
-        if after.get(name) is not weight or weight._version != changes:  # torch counts writes to a tensor
+    after = {name: (id(weight), weight._version) for name, weight in model.named_parameters()}
+    for name, writes in before.items():
+        if after.get(name) != writes:  # torch counts them
             raise UserError(
                 f"{where}: a pass changes its weights ({name}), so what is trained could not be merged into those of "
                 "its files; a base whose weights stay as they are fits"
