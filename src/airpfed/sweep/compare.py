@@ -25,11 +25,11 @@ def runs_of(folders: Sequence[Path], say: Callable[[str], None]) -> tuple[list[R
     for folder in folders:
         places = sorted({path.parent for name in ("summary.json", "experiment.toml") for path in folder.rglob(name)})
         read = [(place, whole(place)) for place in places if not any(map(TEMPORARY.fullmatch, place.parts))]
-        if unfinished := [place for place, summary in read if summary is None]:
-            say(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
         scored = [(place, summary) for place, summary in read if summary is not None]
         if not scored:
             raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
+        if unfinished := [place for place, summary in read if summary is None]:
+            say(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
         found += [(place, reading.read(place / "experiment.toml"), summary) for place, summary in scored]
     flat = [flattened(settings) for _, settings, _ in found]
     keys = list(dict.fromkeys(key for one in flat for key in one))
