@@ -99,9 +99,9 @@ def measured(fleet: Fleet, prompts: Sequence[Encoded], tokens: int, wanted: Fast
     does not compute even one sample.
     """
     probe = probing(fleet, prompts, tokens)
-    shapes = factors_for(probe)
+    factors = factors_for(probe)
     try:
-        right = one_at_a_time(probe, shapes, generate)
+        right = one_at_a_time(probe, factors, generate)
     except UserError:
         raise
     except Exception as error:  # whatever a model raises on plain input
@@ -110,14 +110,14 @@ def measured(fleet: Fleet, prompts: Sequence[Encoded], tokens: int, wanted: Fast
         raise UserError("model.base: this base gives no finite numbers, before any training; its weights are damaged")
     if not right.gradients.norm(dim=1).all():
         raise UserError("adapters.target_modules: no adapter has a gradient on this base; choose other modules")
-    if (off := unsteady(probe, shapes, right)) > TOLERANCE:
+    if (off := unsteady(probe, factors, right)) > TOLERANCE:
         raise UserError(
             f"model.base: this base gives other numbers when it reads a text again (off by {off:.1e}), so nothing that "
             "is trained or exported can be checked; a base without random draws in its passes fits"
         )
 
     def gap(paths: FastPaths) -> float:
-        found = together(probe, shapes, paths, generate)
+        found = together(probe, factors, paths, generate)
         return max(difference(found, right), float(found.texts != right.texts))
 
     whole, why = attempt(gap, wanted)
@@ -220,7 +220,7 @@ def factors_for(fleet: Fleet) -> Factors:
     Random: stream (0, "fast paths").
     """
     rng, backbone = stream(0, "fast paths"), fleet.backbone
-    like = gather_like(fleet)
+    like = initial_factors(fleet)
     found: Factors = {}
     for key in sorted(trained(like)):
         layer, kind = key.rsplit(".", 1)
@@ -239,7 +239,7 @@ def factors_for(fleet: Fleet) -> Factors:
     return {key: tensor.to(backbone.device) for key, tensor in found.items()}
 
 
-def gather_like(fleet: Fleet) -> Factors:
+def initial_factors(fleet: Fleet) -> Factors:
     """Factors of the shapes that the devices have, at the values they begin with."""
     values = initial(fleet.layout, fleet.backbone.heads, stream(0, "fast paths"))
     zero = torch.zeros(DEVICES, dtype=torch.long)
@@ -269,7 +269,7 @@ def together(fleet: Fleet, factors: Factors, paths: FastPaths, generate: bool) -
         gradients.append(torch.cat([found[key].flatten(1) for key in sorted(found)], 1))
     samples = [sample for shard in fleet.shards for sample in shard]
     prompts = [sample.ids for sample in samples[:2]]
-    texts = complete(own, first(factors), prompts, 3) if generate else []
+    texts = complete(own, first_model(factors), prompts, 3) if generate else []
     return Numbers(torch.cat(gradients).cpu(), scores_of(engine, factors, samples), texts)
 
 
@@ -278,10 +278,10 @@ def scores_of(fleet: Fleet, factors: Factors, samples: Sequence[Encoded]) -> Flo
     every = list(range(len(samples)))
     fleet.cache.fill("probe", samples, every)
     batches = [every] if fleet.backbone.paths.batching else [[index] for index in every]
-    return torch.cat([last_scores(fleet, first(factors), "probe", samples, batch) for batch in batches]).cpu()
+    return torch.cat([last_scores(fleet, first_model(factors), "probe", samples, batch) for batch in batches]).cpu()
 
 
-def first(factors: Factors) -> Factors:
+def first_model(factors: Factors) -> Factors:
     """The first device's factors."""
     return {key: tensor[:1] for key, tensor in factors.items()}
 
