@@ -26,7 +26,7 @@ loopback: env
 	$(ONE_THREAD) $(BIN)/pytest -m loopback --numprocesses 2
 
 # Settings, folders, messages and data files by the thousand, and kills at every event of the disk; counts at the end.
-FUZZ := PYTHONPATH=tests:tests/flower:tests/fuzz $(ONE_THREAD) $(BIN)/python
+FUZZ := PYTHONPATH=tests:tests/federation:tests/fuzz $(ONE_THREAD) $(BIN)/python
 fuzz: env
 	$(FUZZ) -m settings_tree 2000 $(SEED)
 	$(FUZZ) tests/fuzz/folders.py
@@ -49,7 +49,7 @@ format: env
 	$(BIN)/ruff check --fix .
 
 docs: env
-	$(BIN)/python -m airpfed.reference > docs/reference.md
+	$(BIN)/python -m airpfed.config.reference > docs/reference.md
 
 bench: env
 	$(BIN)/python benchmarks/speed.py

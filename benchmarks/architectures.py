@@ -36,18 +36,18 @@ from shrink import END, SCALES, SPECIAL, shrunk
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from airpfed import build
+from airpfed.config.schema import Settings
+from airpfed.core.errors import UserError
+from airpfed.core.rng import stream
 from airpfed.devices.evaluate import classify
-from airpfed.devices.fleet import Fleet, gradients
-from airpfed.errors import UserError
+from airpfed.devices.gradients import Clients, gradients
+from airpfed.experiment import build
 from airpfed.model import export
 from airpfed.model.backbone import layer_stack
-from airpfed.model.encode import Encoded
-from airpfed.model.vector import Factors, Vectors, gather, unflatten
-from airpfed.rounds.run import Experiment
-from airpfed.settings import Settings
-from airpfed.streams import stream
+from airpfed.model.layout import Factors, Vectors, gather, unflatten
+from airpfed.model.tokens import Encoded
 from airpfed.tasks.sample import Sample, Task
+from airpfed.training.loop import Experiment
 
 WRONG = 1e-4
 """Largest relative difference from PEFT that is rounding."""
@@ -317,22 +317,22 @@ def takes(model: Any, layers: list[str], kind: str) -> bool:
 
 def random_factors(made: Experiment) -> Vectors:
     """Values of all devices, none alike and none zero."""
-    fleet = made.fleet
+    clients = made.clients
     rng = stream(0, "architectures", "factors")
     found: Vectors = {}
     for scope in ("global", "task", "device", "frozen"):
-        count = {"global": 1, "frozen": 1, "task": len(made.tasks), "device": len(fleet.shards)}[scope]
-        found[scope] = torch.zeros(count, fleet.layout.size(scope))
-    for entry in fleet.layout.entries:
+        count = {"global": 1, "frozen": 1, "task": len(made.tasks), "device": len(clients.shards)}[scope]
+        found[scope] = torch.zeros(count, clients.layout.size(scope))
+    for entry in clients.layout.entries:
         own = found[entry.scope][:, entry.start : entry.stop]
         width = entry.shape[1] if entry.kind != "B" else 4
         own.copy_(torch.randn(own.shape, generator=rng) * width**-0.5)
     return found
 
 
-def factors_of(fleet: Fleet, vectors: Vectors, device: int) -> Factors:
+def factors_of(clients: Clients, vectors: Vectors, device: int) -> Factors:
     index = torch.tensor([device])
-    return gather(vectors, fleet.layout, fleet.task_of[index], index)
+    return gather(vectors, clients.layout, clients.task_of[index], index)
 
 
 @dataclass
@@ -402,8 +402,8 @@ def plain(made: Experiment, settings: Settings) -> Plain:
     """A base loaded anew, and PEFT's adapters of the same rank and scale on the same layers."""
     import peft
 
-    backbone = made.fleet.backbone
-    base = export.fresh_base(backbone, max(max(made.fleet.classes), 1))
+    backbone = made.clients.backbone
+    base = export.fresh_base(backbone, max(max(made.clients.classes), 1))
     base.config.pad_token_id = backbone.tokenizer.pad_token_id
     total = settings.adapters.rank_shared + settings.adapters.rank_personal
     config = peft.LoraConfig(
@@ -431,13 +431,13 @@ def same_new_values(base: nn.Module, backbone: Any) -> None:
 
 def reference(one: Plain, made: Experiment, vectors: Vectors) -> list[Factors]:
     """PEFT's gradients, a device each."""
-    fleet = made.fleet
+    clients = made.clients
     found = []
-    for device, shard in enumerate(fleet.shards):
-        own = factors_of(fleet, vectors, device)
+    for device, shard in enumerate(clients.shards):
+        own = factors_of(clients, vectors, device)
         one.put(own)
         one.model.zero_grad(set_to_none=True)
-        loss = one.losses(shard, fleet.classes[int(fleet.task_of[device])])
+        loss = one.losses(shard, clients.classes[int(clients.task_of[device])])
         if loss.requires_grad:
             loss.backward()
         found.append({key: value.clone() for key, value in one.gradient(own).items()})
@@ -457,21 +457,21 @@ def apart(ours: Factors, theirs: Sequence[Factors]) -> float:
 
 def ours(made: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factors:
     """Our gradients through the path of a run."""
-    fleet = made.fleet
-    plan = [[list(range(len(shard)))] for shard in fleet.shards]
+    clients = made.clients
+    plan = [[list(range(len(shard)))] for shard in clients.shards]
     torch.set_num_threads(threads)
     try:
-        found, _ = gradients(fleet, vectors, plan, 1.0, chunk)
+        found, _ = gradients(clients, vectors, plan, 1.0, chunk)
     finally:
         torch.set_num_threads(1)
-    return unflatten(found, fleet.layout)
+    return unflatten(found, clients.layout)
 
 
 def slow(made: Experiment) -> str:
     """Which fast ways of computing this base goes without."""
     from airpfed.devices import fast_paths
 
-    backbone = made.fleet.backbone
+    backbone = made.clients.backbone
     wanted = fast_paths.wanted_paths(backbone, True)
     lacking = [way for way in fast_paths.WAYS if getattr(wanted, way) and not getattr(backbone.paths, way)]
     return "without " + ", ".join(lacking) if lacking else ""
@@ -595,7 +595,7 @@ def plain_line(refusal: UserError, folder: Path) -> str:
 
 
 def fresh_cache(made: Experiment) -> Experiment:
-    return replace(made, fleet=replace(made.fleet, cache=made.fleet.cache.fresh()))
+    return replace(made, clients=replace(made.clients, cache=made.clients.cache.fresh()))
 
 
 def told(failure: BaseException) -> str:
@@ -607,13 +607,13 @@ def told(failure: BaseException) -> str:
 
 def answers(made: Experiment, vectors: Vectors, one: Plain) -> tuple[int, int]:
     """How many answers of the first device's model differ from PEFT's, where the best two are clearly apart."""
-    fleet = made.fleet
-    own = factors_of(fleet, vectors, 0)
+    clients = made.clients
+    own = factors_of(clients, vectors, 0)
     one.put(own)
-    samples = [s for k in range(3) for s in fleet.shards[k]]
+    samples = [s for k in range(3) for s in clients.shards[k]]
     samples = [Encoded(sample.ids, (0,)) for sample in samples]
     choices = list(made.tasks[0].words if hasattr(made.tasks[0], "words") else range(3))
-    found = classify(fresh_cache(made).fleet, own, "answers", samples, choices)
+    found = classify(fresh_cache(made).clients, own, "answers", samples, choices)
     wrong = 0
     with torch.no_grad():
         for sample, answer in zip(samples, found, strict=True):
@@ -625,12 +625,12 @@ def answers(made: Experiment, vectors: Vectors, one: Plain) -> tuple[int, int]:
 
 def exported(made: Experiment, settings: Settings, vectors: Vectors, one: Plain, folder: Path) -> float:
     """The largest difference of logits between the reloaded export and PEFT's own model, over the largest logit."""
-    fleet = made.fleet
-    classes = fleet.classes[0]
-    own = factors_of(fleet, vectors, 0)
-    base = export.fresh_base(fleet.backbone, classes)
-    samples = list(fleet.shards[0])
-    reloaded = export.checked(fleet.backbone, own, classes, settings.adapters.alpha, folder, base, samples)
+    clients = made.clients
+    classes = clients.classes[0]
+    own = factors_of(clients, vectors, 0)
+    base = export.fresh_base(clients.backbone, classes)
+    samples = list(clients.shards[0])
+    reloaded = export.checked(clients.backbone, own, classes, settings.adapters.alpha, folder, base, samples)
     one.put(own)
     loaded = Plain(reloaded, one.causal, one.heads)
     found = 0.0

@@ -15,15 +15,15 @@ from central import agreement, best_micro_batch, central, samples_of, train_step
 from fleets import from_file, random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
-from airpfed import record
-from airpfed.devices.fleet import batches
-from airpfed.devices.workers import workers
+from airpfed.core import run_files
+from airpfed.devices.gradients import batches
+from airpfed.devices.parallel import workers
 from airpfed.model.backbone import layer_stack
 from airpfed.model.buckets import batched
-from airpfed.model.encode import pack
-from airpfed.rounds import checkpoint
-from airpfed.rounds.run import Collected, Experiment, play_round, simulated
-from airpfed.rounds.state import State
+from airpfed.model.tokens import pack
+from airpfed.training import checkpoint
+from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.state import State
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Rounds:
         self.before = self.state
         self.gradients: list[Spent] = []
 
-    def collect(self, made: Experiment, state: State) -> Collected:
-        kept: list[Collected] = []
+    def collect(self, made: Experiment, state: State) -> RoundGradients:
+        kept: list[RoundGradients] = []
         self.gradients.append(spent(lambda: kept.append(simulated(made, state))))
         return kept[0]
 
@@ -142,19 +142,19 @@ def real_data(options: Options) -> dict[str, Any]:
 def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     """Of the first round's samples as they are computed here, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
-    fleet, plan = made.fleet, batches(made.fleet, made.initial.devices.cursors, made.batch_size, 1)[0]
-    rows = [[fleet.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
+    clients, plan = made.clients, batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)[0]
+    rows = [[clients.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
     ours = len(pack([sample for row in rows for sample in row], [len(row) for row in rows]).ids)
     return ours, sum(len(part) * max(part) for part in batched(lengths, micro_batch))
 
 
 def fill(made: Experiment) -> Spent:
     """What it takes to fill the frozen-prefix cache with every device's samples (nothing where it is off)."""
-    fleet = made.fleet
+    clients = made.clients
 
     def work() -> None:
-        for k, shard in enumerate(fleet.shards):
-            fleet.cache.fill(f"device {k}", shard, range(len(shard)))
+        for k, shard in enumerate(clients.shards):
+            clients.cache.fill(f"device {k}", shard, range(len(shard)))
 
     return spent(work)
 
@@ -166,7 +166,7 @@ def compiled(options: Options) -> dict[str, Any]:
     """
     base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
     _, made = random_tokens(options.base or base, devices, batch, length, {})
-    every = made.fleet.backbone.twins(workers(made.fleet.backbone, made.chunk))
+    every = made.clients.backbone.twins(workers(made.clients.backbone, made.chunk))
     below: list[Any] = [layer for one in every for layer in list(layer_stack(one.model)[1])[:-1]]
     plain = [layer._compiled_call_impl for layer in below]
     for layer in below:
@@ -195,7 +195,7 @@ def overhead(options: Options) -> dict[str, Any]:
     uses = channel_uses(made)
     wanted["radio"]["coherence_symbols"] = -(-uses // blocks)
     settings, made = random_tokens(options.base or "minilm", devices, batch, tokens, wanted)
-    state, rows, at_once = made.initial, [], workers(made.fleet.backbone, made.chunk)
+    state, rows, at_once = made.initial, [], workers(made.clients.backbone, made.chunk)
     with tempfile.TemporaryDirectory() as name:
         for _ in range(options.turns(3) + 1):
             kept: list[tuple[State, dict[str, float]]] = []
@@ -220,7 +220,7 @@ def overhead(options: Options) -> dict[str, Any]:
 
 def channel_uses(made: Experiment) -> int:
     """Channel uses of a round whose tasks take turns: half an entry a real one, group by group."""
-    order, tasks = made.fleet.layout, len(made.fleet.classes)
+    order, tasks = made.clients.layout, len(made.clients.classes)
 
     def slot(groups: tuple[tuple[int, int], ...]) -> int:
         return sum(-(-(last - first) // 2) for first, last in groups)
@@ -232,7 +232,7 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
     """A round as the loop of a run plays and keeps it."""
     state, row = play_round(made, state)
     begin = time.perf_counter()
-    record.append(out / "records.jsonl", row)
+    run_files.append(out / "records.jsonl", row)
     checkpoint.write(out / "checkpoint", state, made.seed, made.fingerprint)
     return state, {**row.seconds, "record and checkpoint": time.perf_counter() - begin}
 
@@ -252,7 +252,7 @@ def model_time(made: Experiment, at_once: int) -> Iterator[list[float]]:
 
         return run
 
-    models, slope = [one.model for one in made.fleet.backbone.twins(at_once)], torch.autograd.grad
+    models, slope = [one.model for one in made.clients.backbone.twins(at_once)], torch.autograd.grad
     for model in models:
         model.forward = timed(model.forward)
     torch.autograd.grad = timed(slope)  # type: ignore[assignment]

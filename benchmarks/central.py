@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from airpfed.devices.fleet import batches, gradients, only_classes
+from airpfed.config.schema import Settings
+from airpfed.core.rng import stream
+from airpfed.devices.gradients import batches, gradients, only_classes
 from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import load
-from airpfed.model.encode import Encoded, collate
-from airpfed.model.vector import Factors, Vectors, gather, unflatten
-from airpfed.rounds.run import Experiment
-from airpfed.rounds.state import State, vectors
-from airpfed.settings import Settings
-from airpfed.streams import stream
+from airpfed.model.layout import Factors, Vectors, gather, unflatten
+from airpfed.model.tokens import Encoded, collate
+from airpfed.training.loop import Experiment
+from airpfed.training.state import State, vectors
 
 Weighted = list[tuple[Encoded, float, int]]
 """Samples with what each counts in the loss, D_k/D over the device's batch, and its task's classes (0: causal LM)."""
@@ -38,8 +38,8 @@ class Central:
 
 def central(settings: Settings, made: Experiment) -> Central:
     """A fresh base model under `peft.get_peft_model`: rank R_s + R_p on the same layers, the same head trained."""
-    wanted, backbone = settings.adapters, made.fleet.backbone
-    classes = max(max(made.fleet.classes), 1)
+    wanted, backbone = settings.adapters, made.clients.backbone
+    classes = max(max(made.clients.classes), 1)
     loaded = load(
         settings.model.base, settings.model.kind, classes, str(backbone.device), stream(settings.run.seed, "head")
     )
@@ -58,11 +58,11 @@ def central(settings: Settings, made: Experiment) -> Central:
 
 def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
     """The samples of the round that starts at these cursors, pooled and shuffled, as a central trainer reads them."""
-    fleet = made.fleet
-    plan, _ = batches(fleet, cursors, made.batch_size, 1)
-    sizes = [len(shard) for shard in fleet.shards]
+    clients = made.clients
+    plan, _ = batches(clients, cursors, made.batch_size, 1)
+    sizes = [len(shard) for shard in clients.shards]
     pooled = [
-        (fleet.shards[k][i], sizes[k] / sum(sizes) / len(steps[0]), fleet.classes[int(fleet.task_of[k])])
+        (clients.shards[k][i], sizes[k] / sum(sizes) / len(steps[0]), clients.classes[int(clients.task_of[k])])
         for k, steps in enumerate(plan)
         for i in steps[0]
     ]
@@ -117,13 +117,13 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]
     Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss, in float64, for
     in float32 its own error is the larger one.
     """
-    fleet, same = made.fleet, shared_values(made.initial, seed)
+    clients, same = made.clients, shared_values(made.initial, seed)
     first = torch.zeros(1, dtype=torch.long)
-    put(one, gather(same, fleet.layout, first, first))
-    start = torch.zeros(len(fleet.shards), dtype=torch.long)
-    plan, _ = batches(fleet, start, made.batch_size, 1)
-    found, _ = gradients(fleet, same, plan, 1.0, made.chunk)
-    ours = unflatten(mean_gradient(made, found), fleet.layout)
+    put(one, gather(same, clients.layout, first, first))
+    start = torch.zeros(len(clients.shards), dtype=torch.long)
+    plan, _ = batches(clients, start, made.batch_size, 1)
+    found, _ = gradients(clients, same, plan, 1.0, made.chunk)
+    ours = unflatten(mean_gradient(made, found), clients.layout)
     one.model.double()
     one.micro_batch = 16
     backward(one, samples_of(made, start, seed))
@@ -145,7 +145,7 @@ def shared_values(state: State, seed: int) -> Vectors:
 
 def mean_gradient(made: Experiment, found: Vectors) -> Vectors:
     """sum_k (D_k/D) g_k in every scope, one row each."""
-    sizes = torch.tensor([float(len(shard)) for shard in made.fleet.shards])
+    sizes = torch.tensor([float(len(shard)) for shard in made.clients.shards])
     weight = sizes / sizes.sum()
     return {scope: (weight @ found[scope])[None, :] for scope in SCOPES}
 

@@ -12,33 +12,34 @@ from pathlib import Path
 
 import torch
 
-from airpfed import build, reading
-from airpfed.air.plan import Air
-from airpfed.air.uplink import Received, combined, fresh_memory, send
-from airpfed.devices.fleet import batches, gradients
-from airpfed.rounds.run import Experiment
-from airpfed.rounds.state import vectors
-from airpfed.rounds.step import step
-from airpfed.settings import Settings
+from airpfed.air.schedule import Uplink
+from airpfed.air.uplink import Aggregate, combined, initial_statistics, send
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.devices.gradients import batches, gradients
+from airpfed.experiment import build
+from airpfed.training.loop import Experiment
+from airpfed.training.round import step
+from airpfed.training.state import vectors
 
 WAYS = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
         for belief in ("none", "estimated")]  # fmt: skip
 
 
-def airs(settings: Settings, experiment: Experiment, snr_db: float | None) -> dict[tuple[str, str], Air]:
+def links(settings: Settings, experiment: Experiment, snr_db: float | None) -> dict[tuple[str, str], Uplink]:
     """The radio side of every way, and of the error-free link."""
     found = {}
     for way in [("error_free", "none"), *WAYS]:
         changes = {"design": way[0], "correlation": way[1]} | ({} if snr_db is None else {"snr_db": snr_db})
         radio = settings.radio.model_copy(update=changes)
-        found[way] = build.air(settings.model_copy(update={"radio": radio}), experiment.fleet)
+        found[way] = build.link(settings.model_copy(update={"radio": radio}), experiment.clients)
     return found
 
 
-def ratios(air: Air, received: Received, d_s: int) -> tuple[float, float, float]:
+def ratios(link: Uplink, received: Aggregate, d_s: int) -> tuple[float, float, float]:
     """Claimed and genie's Pi over the measured one, and the measured one."""
-    every = torch.ones(len(air.samples), dtype=torch.bool)
-    pi = [combined(air, received.mse, d_s, every, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
+    every = torch.ones(len(link.samples), dtype=torch.bool)
+    pi = [combined(link, received.mse, d_s, every, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
     return pi[0] / pi[2], pi[1] / pi[2], pi[2]
 
 
@@ -49,23 +50,29 @@ def main() -> None:
     arguments.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0], help="median SNR, dB")
     arguments.add_argument("--set", action="append", default=[])
     chosen = arguments.parse_args()
-    settings = reading.read(chosen.file, chosen.set)
+    settings = settings_file.read(chosen.file, chosen.set)
     experiment = build.experiment(settings, build.load_tasks(settings))
-    ways = {snr: airs(settings, experiment, snr) for snr in chosen.snr}
-    memory = {(snr, way): fresh_memory(air) for snr, each in ways.items() for way, air in each.items()}
-    rows: dict[tuple[float, tuple[str, str]], list[tuple[float, float, float]]] = {key: [] for key in memory}
+    ways = {snr: links(settings, experiment, snr) for snr in chosen.snr}
+    correlation_statistics = {
+        (snr, way): initial_statistics(link) for snr, each in ways.items() for way, link in each.items()
+    }
+    rows: dict[tuple[float, tuple[str, str]], list[tuple[float, float, float]]] = {
+        key: [] for key in correlation_statistics
+    }
     state = experiment.initial
     exact = next(iter(ways.values()))["error_free", "none"]
     for t in range(1, chosen.rounds + 1):
-        plan, cursors = batches(experiment.fleet, state.devices.cursors, experiment.batch_size, experiment.local_steps)
-        found, _ = gradients(experiment.fleet, vectors(state), plan, experiment.local_lr, experiment.chunk)
+        plan, cursors = batches(
+            experiment.clients, state.devices.cursors, experiment.batch_size, experiment.local_steps
+        )
+        found, _ = gradients(experiment.clients, vectors(state), plan, experiment.local_lr, experiment.chunk)
         state, _, present = step(
             state, found, cursors, lambda *given: send(exact, *given), experiment.optimizer, experiment.lr
         )
         for snr, each in ways.items():
             for way in WAYS:
-                received = send(each[way], t, found["global"], found["task"], present, memory[snr, way])
-                memory[snr, way] = received.memory
+                received = send(each[way], t, found["global"], found["task"], present, correlation_statistics[snr, way])
+                correlation_statistics[snr, way] = received.correlation_statistics
                 rows[snr, way].append(ratios(each[way], received, found["global"].shape[1]))
         print(f"round {t} of {chosen.rounds}", flush=True)
     print("\n| SNR dB | design | correlation | claimed / measured | min to max | genie / measured | measured Pi |")

@@ -28,13 +28,13 @@ def sca(h: Array, m: Array, tolerance: float = 1e-4, rounds: int = 100) -> Array
     antennas, devices = h.shape
     r = cp.Variable(2 * antennas)
     slopes, offsets = cp.Parameter((devices, 2 * antennas)), cp.Parameter(devices)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(r)), [slopes @ r >= offsets])
+    joint = cp.JointProblem(cp.Minimize(cp.sum_squares(r)), [slopes @ r >= offsets])
     norm = float((np.abs(m) ** 2).sum())
     for _ in range(rounds):
         heard = h * (h.conj().T @ m)
         slopes.value = 2 * np.concatenate([heard.real, heard.imag]).T
         offsets.value = 1 + np.abs(m.conj() @ h) ** 2
-        problem.solve(solver=cp.CLARABEL)
+        joint.solve(solver=cp.CLARABEL)
         m = reachable(r.value[:antennas] + 1j * r.value[antennas:], h)
         before, norm = norm, float((np.abs(m) ** 2).sum())
         if before - norm <= tolerance * before:
@@ -47,7 +47,7 @@ def sdr(h: Array, rng: np.random.Generator, samples: int = 200) -> Array:
     antennas = len(h)
     X = cp.Variable((antennas, antennas), hermitian=True)
     heard = [cp.real(cp.trace(X @ np.outer(h[:, k], h[:, k].conj()))) >= 1 for k in range(h.shape[1])]
-    cp.Problem(cp.Minimize(cp.real(cp.trace(X))), [X >> 0, *heard]).solve(solver=cp.CLARABEL)
+    cp.JointProblem(cp.Minimize(cp.real(cp.trace(X))), [X >> 0, *heard]).solve(solver=cp.CLARABEL)
     values, vectors = np.linalg.eigh(X.value)
     root = vectors * np.sqrt(values.clip(0))
     draws = rng.standard_normal((samples, antennas)) + 1j * rng.standard_normal((samples, antennas))

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airpfed import build, reading
 from airpfed.air.uplink import send
-from airpfed.rounds.evaluate import score_task
-from airpfed.rounds.run import Experiment, play_round
-from airpfed.rounds.state import vectors
-from airpfed.settings import Settings
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.experiment import build
+from airpfed.training.evaluate import score_task
+from airpfed.training.loop import Experiment, play_round
+from airpfed.training.state import vectors
 
 
 def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float], float]:
@@ -27,8 +28,8 @@ def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float
     while state.round < rounds:
         state, row = play_round(experiment, state)
         pis.append(row.pi or 0.0)
-    fleet, found = experiment.fleet, vectors(state)
-    scores = {task.name: score_task(fleet, found, n, task, "test").value for n, task in enumerate(experiment.tasks)}
+    clients, found = experiment.clients, vectors(state)
+    scores = {task.name: score_task(clients, found, n, task, "test").value for n, task in enumerate(experiment.tasks)}
     return scores, sum(pis) / max(rounds, 1)
 
 
@@ -36,7 +37,7 @@ def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: fl
     """The same experiment over another link."""
     radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
     changed = settings.model_copy(update={"radio": radio})
-    link = partial(send, build.air(changed, experiment.fleet))
+    link = partial(send, build.link(changed, experiment.clients))
     return replace(experiment, link=link, eval_every=0)
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     rows = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
         missing = [c for c in chosen.cells if not any(r["seed"] == seed and r["cell"] == c for r in rows)]
-        settings = reading.read(chosen.file, [*chosen.set, f"run.seed={seed}"])
+        settings = settings_file.read(chosen.file, [*chosen.set, f"run.seed={seed}"])
         experiment = build.experiment(settings, build.load_tasks(settings)) if missing else None
         for cell in missing:
             assert experiment is not None

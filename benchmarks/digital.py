@@ -18,38 +18,39 @@ from typing import Any
 
 import torch
 
-from airpfed import build, reading
-from airpfed.air.plan import Air, Digital
-from airpfed.air.uplink import fresh_memory, send
-from airpfed.rounds.run import Experiment, play_round
-from airpfed.settings import Settings
+from airpfed.air.schedule import Digital, Uplink
+from airpfed.air.uplink import initial_statistics, send
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.experiment import build
+from airpfed.training.loop import Experiment, play_round
 
 EVERY = 3
 MARGIN = 0.02
 
 
-def air_of(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> Air:
+def link_of(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> Uplink:
     design, _, bits = link.partition(":")
     changes: dict[str, Any] = {"design": design, "snr_db": snr_db}
     if bits:
         changes["digital_bits"] = int(bits)
     radio = settings.radio.model_copy(update=changes)
-    return build.air(settings.model_copy(update={"radio": radio}), experiment.fleet)
+    return build.link(settings.model_copy(update={"radio": radio}), experiment.clients)
 
 
-def round_seconds(air: Air, experiment: Experiment) -> float:
+def round_seconds(link: Uplink, experiment: Experiment) -> float:
     """Mean seconds on air of a round; they do not depend on what is sent."""
-    order = experiment.fleet.layout
-    empty = [torch.zeros(len(air.samples), order.size(scope)) for scope in ("global", "task")]
-    everyone = torch.ones(len(air.samples), dtype=torch.bool)
-    rounds = [send(air, t, *empty, everyone, fresh_memory(air)).ledger.air_seconds for t in (1, 2, 3)]
+    order = experiment.clients.layout
+    empty = [torch.zeros(len(link.samples), order.size(scope)) for scope in ("global", "task")]
+    everyone = torch.ones(len(link.samples), dtype=torch.bool)
+    rounds = [send(link, t, *empty, everyone, initial_statistics(link)).ledger.air_seconds for t in (1, 2, 3)]
     return statistics.mean(rounds)
 
 
-def grouped_seconds(air: Air, experiment: Experiment) -> float:
+def grouped_seconds(link: Uplink, experiment: Experiment) -> float:
     """`round_seconds` of the digital link with groups told apart by the antennas."""
-    assert air.digital is not None
-    return round_seconds(replace(air, digital=Digital(air.digital.bits, True)), experiment)
+    assert link.digital is not None
+    return round_seconds(replace(link, digital=Digital(link.digital.bits, True)), experiment)
 
 
 def air_only(chosen: argparse.Namespace) -> None:
@@ -62,12 +63,12 @@ def air_only(chosen: argparse.Namespace) -> None:
         for seed in range(chosen.seeds):
             small = ["tasks.*.samples_per_device=1", "tasks.*.dev_samples=0", "tasks.*.test_samples=1"]
             here = [f"tasks.*.devices={devices}", f"run.seed={seed}"]
-            settings = reading.read(chosen.file, [*chosen.set, *small, *here])
+            settings = settings_file.read(chosen.file, [*chosen.set, *small, *here])
             experiment = build.experiment(settings, build.load_tasks(settings))
             for link in chosen.links:
-                air = air_of(experiment, settings, link, snr)
-                grouped = grouped_seconds(air, experiment) if air.digital else float("nan")
-                found.setdefault(link, []).append((round_seconds(air, experiment), grouped))
+                link = link_of(experiment, settings, link, snr)
+                grouped = grouped_seconds(link, experiment) if link.digital else float("nan")
+                found.setdefault(link, []).append((round_seconds(link, experiment), grouped))
         base = statistics.mean(plain for plain, _ in found[chosen.links[0]])
         for link, pairs in found.items():
             plain, grouped = (statistics.mean(values) for values in zip(*pairs, strict=True))
@@ -77,15 +78,15 @@ def air_only(chosen: argparse.Namespace) -> None:
 
 def curve(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVERY rounds, and seconds on air a round."""
-    air = air_of(experiment, settings, link, snr_db)
-    played = replace(experiment, link=partial(send, air), eval_every=EVERY)
+    link = link_of(experiment, settings, link, snr_db)
+    played = replace(experiment, link=partial(send, link), eval_every=EVERY)
     state, reached, seconds = experiment.initial, [], []
     while state.round < experiment.rounds:
         state, row = play_round(played, state)
         seconds.append(row.ledger.air_seconds)
         if row.accuracy:
             reached.append(statistics.mean(row.accuracy.values()))
-    grouped = grouped_seconds(air, experiment) if air.digital else None
+    grouped = grouped_seconds(link, experiment) if link.digital else None
     return {"accuracy": reached, "seconds": statistics.mean(seconds), "grouped": grouped}
 
 
@@ -121,7 +122,7 @@ def main() -> None:
         missing = [link for link in ["error_free", *chosen.links] if link not in done]
         if not missing:
             continue
-        settings = reading.read(chosen.file, [*chosen.set, f"tasks.*.devices={devices}", f"run.seed={seed}"])
+        settings = settings_file.read(chosen.file, [*chosen.set, f"tasks.*.devices={devices}", f"run.seed={seed}"])
         experiment = build.experiment(settings, build.load_tasks(settings))
         for link in missing:
             found = curve(experiment, settings, link, snr)

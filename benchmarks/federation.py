@@ -49,7 +49,7 @@ design = "error_free"
 threads = 1
 """
 
-SERVER = {"SuperLink": "airpfed.flower.superlink", "run": "flwr-serverapp"}
+SERVER = {"SuperLink": "airpfed.federation.superlink", "run": "flwr-serverapp"}
 """Processes of the server by a word of their command line."""
 
 

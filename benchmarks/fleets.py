@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from airpfed import build, reading
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.core.rng import stream
+from airpfed.experiment import build
 from airpfed.model import fit, origin
-from airpfed.model.encode import Encoded
-from airpfed.rounds.run import Experiment
-from airpfed.settings import Settings
-from airpfed.streams import stream
+from airpfed.model.tokens import Encoded
 from airpfed.tasks.sample import Task
+from airpfed.training.loop import Experiment
 
 CLASSES = 4
 MODULES = {"minilm": ("query", "value"), "smollm2-135m": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")}
@@ -66,5 +67,5 @@ def random_tokens(
 
 def from_file(file: Path, overrides: list[str]) -> tuple[Settings, Experiment]:
     """The experiment of a settings file, as `airpfed run` builds it."""
-    settings = reading.read(file, overrides)
+    settings = settings_file.read(file, overrides)
     return settings, build.experiment(settings, build.load_tasks(settings))

@@ -26,7 +26,7 @@ def scale(words: argparse.Namespace) -> dict[str, object]:
     """Rounds of many devices on random tokens: the first warms up where there are more."""
     from fleets import random_tokens
 
-    from airpfed.rounds.run import play_round
+    from airpfed.training.loop import play_round
 
     adapters = {"rank_shared": words.rank, "rank_personal": words.rank}
     _, made = random_tokens(
@@ -38,7 +38,7 @@ def scale(words: argparse.Namespace) -> dict[str, object]:
         state, row = play_round(made, state)
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "phases": row.seconds}
         rows.append(spent | {"pi": row.pi})
-    return {"entries": made.fleet.layout.size("global") + made.fleet.layout.size("task"), "rounds": rows,
+    return {"entries": made.clients.layout.size("global") + made.clients.layout.size("task"), "rounds": rows,
             "built_mb": built, "peak_mb": peak_mb()}  # fmt: skip
 
 
@@ -47,15 +47,15 @@ def start(words: argparse.Namespace) -> dict[str, object]:
     import torch
     from fleets import from_file
 
-    from airpfed.devices.fleet import batches, gradients
-    from airpfed.rounds.state import vectors
+    from airpfed.devices.gradients import batches, gradients
+    from airpfed.training.state import vectors
 
     imported = time.time()
     _, made = from_file(words.file, words.set)
     built = time.time()
-    fleet = replace(made.fleet, shards=made.fleet.shards[:1], task_of=made.fleet.task_of[:1])
-    plan, _ = batches(fleet, torch.zeros(1, dtype=torch.long), made.batch_size, 1)
-    _, loss = gradients(fleet, vectors(made.initial), plan, 1.0, 1)
+    clients = replace(made.clients, shards=made.clients.shards[:1], task_of=made.clients.task_of[:1])
+    plan, _ = batches(clients, torch.zeros(1, dtype=torch.long), made.batch_size, 1)
+    _, loss = gradients(clients, vectors(made.initial), plan, 1.0, 1)
     assert loss.isfinite().all()
     return {"imported": imported, "built": built, "first_gradient": time.time(), "peak_mb": peak_mb()}
 

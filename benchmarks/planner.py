@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from airpfed import build, reading
-from airpfed.air.uplink import fresh_memory, send
+from airpfed.air.uplink import initial_statistics, send
+from airpfed.analysis.probe import probe
+from airpfed.config import settings_file
+from airpfed.core.run_files import RoundRecord
+from airpfed.experiment import build
 from airpfed.planning.predict import predicted
-from airpfed.record import RoundRecord
-from airpfed.rounds.probe import probe
-from airpfed.rounds.run import Experiment, play_round
-from airpfed.theory.account import psis
+from airpfed.theory.verification import psis
+from airpfed.training.loop import Experiment, play_round
 
 
 def main() -> None:
@@ -24,14 +25,14 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[])
     options.add_argument("--draws", type=int, default=20)
     given = options.parse_args()
-    base = reading.read(given.file, given.set)
+    base = settings_file.read(given.file, given.set)
     experiment = build.experiment(base, build.load_tasks(base), probing=True)
-    assert experiment.meter is not None
-    seen = probe(experiment.meter, experiment.initial)
+    assert experiment.monitor is not None
+    seen = probe(experiment.monitor, experiment.initial)
     print(f"eta {seen.eta:.4g}, {seen.constants}", flush=True)
     for power in given.powers:
-        settings = reading.read(given.file, [*given.set, f"radio.power_dbm={power}"])
-        said = predicted(settings, {}, experiment.fleet, seen, given.draws, base)
+        settings = settings_file.read(given.file, [*given.set, f"radio.power_dbm={power}"])
+        said = predicted(settings, {}, experiment.clients, seen, given.draws, base)
         records = run(with_radio(experiment, settings), seen)
         found = psis(records, seen, "measured")[-1]
         assert found is not None
@@ -48,11 +49,13 @@ def main() -> None:
 
 def with_radio(experiment: Experiment, settings) -> Experiment:
     """The experiment over another radio, unmetered."""
-    assert experiment.meter is not None
-    radio = build.air(settings, experiment.fleet)
-    server = replace(experiment.initial.server, memory=fresh_memory(radio))
+    assert experiment.monitor is not None
+    radio = build.link(settings, experiment.clients)
+    server = replace(experiment.initial.server, memory=initial_statistics(radio))
     initial = replace(experiment.initial, server=server)
-    return replace(experiment, link=partial(send, radio), initial=initial, meter=replace(experiment.meter, every=0))
+    return replace(
+        experiment, aggregate=partial(send, radio), initial=initial, monitor=replace(experiment.monitor, every=0)
+    )
 
 
 def run(experiment: Experiment, seen) -> list[RoundRecord]:

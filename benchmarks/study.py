@@ -29,7 +29,7 @@ from typing import Any
 
 from tables import around, table
 
-from airpfed.sweep.tables import interval
+from airpfed.sweeps.tables import interval
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "docs/results"

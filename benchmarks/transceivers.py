@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from airpfed.air.channels.fading import rayleigh
-from airpfed.air.designs.certificate import lower_bound
+from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.designs.mmse import mmse
 from airpfed.air.designs.naive_ao import naive_ao
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.slot import Slot, mse, objective
-from airpfed.streams import stream
+from airpfed.air.problem import TransceiverProblem, mse, objective
+from airpfed.core.rng import stream
 
 SEED = 0
 ORACLE = {
@@ -41,19 +41,19 @@ ORACLE = {
 """Mean 10 log10 min ||m||^2 by (devices, antennas), i.i.d. Rayleigh: exact for one antenna, else best of 4 SCA."""
 
 
-def draw(blocks: int, antennas: int, devices: int, snr_db: float) -> Slot:
+def draw(blocks: int, antennas: int, devices: int, snr_db: float) -> TransceiverProblem:
     """`blocks` slots of one target, each block with distances of its own; the channel unit is its power at 100 m."""
     rng = stream(SEED, "transceivers", antennas, devices)
     distance = 10 + 190 * torch.rand(blocks, devices, dtype=torch.float64, generator=rng)
     share = 0.5 + torch.rand(devices, dtype=torch.float64, generator=rng)
     h = torch.stack([rayleigh((d / 100) ** -3, antennas, rng) for d in distance])
     one = torch.ones(devices, dtype=torch.float64)
-    return Slot(h, (share / share.sum())[None], one[:1], one, 10 ** (-snr_db / 10), 0 * one)
+    return TransceiverProblem(h, (share / share.sum())[None], one[:1], one, 10 ** (-snr_db / 10), 0 * one)
 
 
-def blocks_of(slot: Slot) -> Iterator[Slot]:
-    for h in slot.h:
-        yield replace(slot, h=h[None])
+def blocks_of(problem: TransceiverProblem) -> Iterator[TransceiverProblem]:
+    for h in problem.h:
+        yield replace(problem, h=h[None])
 
 
 def decibels(values: Tensor) -> str:
@@ -96,23 +96,23 @@ def forcing_against_convex(quick: bool) -> None:
         "M, K | / SCA | / SDR, 200 samples | SCA s | SDR s | ours s, batch 64 | faster than SCA, SDR | ours s, alone",
     )
     for antennas, devices in [(16, 50)] if quick else [(16, 50), (16, 200)]:
-        slot = draw(64, antennas, devices, 10.0)
-        ours = uniform_forcing(slot).receiver.abs().square().sum((1, 2))[:instances]
-        batch = timed(partial(uniform_forcing, slot), 3)[1] / len(slot.h)
-        alone = timed(partial(uniform_forcing, replace(slot, h=slot.h[:1])), 9)[1]
-        norms, seconds = convex_programs(slot, instances)
+        problem = draw(64, antennas, devices, 10.0)
+        ours = uniform_forcing(problem).receiver.abs().square().sum((1, 2))[:instances]
+        batch = timed(partial(uniform_forcing, problem), 3)[1] / len(problem.h)
+        alone = timed(partial(uniform_forcing, replace(problem, h=problem.h[:1])), 9)[1]
+        norms, seconds = convex_programs(problem, instances)
         faster = ", ".join(f"{float(s) / batch:.0f}x" for s in seconds)
         ratios = [ratio(ours / norm) for norm in norms]
         row(f"{antennas}, {devices}", *ratios, *(f"{s:.3f}" for s in seconds), f"{batch:.5f}", faster, f"{alone:.4f}")
 
 
-def convex_programs(slot: Slot, instances: int) -> tuple[Tensor, Tensor]:
+def convex_programs(problem: TransceiverProblem, instances: int) -> tuple[Tensor, Tensor]:
     """||m||^2 of both convex programs on the first instances, of shape (2, instances), and their mean seconds."""
     import convex
 
     norms, seconds = torch.zeros(2, instances, dtype=torch.float64), torch.zeros(2, instances)
     for index in range(instances):
-        h = slot.h[index] / slot.weights[0]
+        h = problem.h[index] / problem.weights[0]
         scale = float(h.abs().square().mean().sqrt())
         unit, rng = (h / scale).numpy(), np.random.default_rng(SEED)
         programs = partial(convex.sca, unit, convex.eigenvector(unit)), partial(convex.sdr, unit, rng)
@@ -134,8 +134,8 @@ def least_norms(quick: bool) -> None:
         count, one = draws if antennas > 1 else 1000, torch.ones(devices, dtype=torch.float64)
         rng = stream(SEED, "least norm", devices, antennas)
         h = torch.stack([rayleigh(one, antennas, rng) for _ in range(count)])
-        slot = Slot(h, one[None], one[:1], one, 1.0, 0 * one)
-        values = 10 * objective(slot, uniform_forcing(slot)).log10()
+        problem = TransceiverProblem(h, one[None], one[:1], one, 1.0, 0 * one)
+        values = 10 * objective(problem, uniform_forcing(problem)).log10()
         above = float(values.mean()) > known + 3 * float(values.std()) / math.sqrt(count)
         row(f"{devices}, {antennas}", decibels(values), known, "yes" if above else "no")
 
@@ -147,8 +147,8 @@ def against_alternation(quick: bool) -> None:
     for antennas, devices in [(16, 50)] if quick else [(16, 50), (16, 200), (64, 50)]:
         gains = []
         for snr_db in (20.0, 30.0):
-            slot = draw(blocks, antennas, devices, snr_db)
-            gains.append(10 * (objective(slot, naive_ao(slot)) / objective(slot, mmse(slot))).log10())
+            problem = draw(blocks, antennas, devices, snr_db)
+            gains.append(10 * (objective(problem, naive_ao(problem)) / objective(problem, mmse(problem))).log10())
         row(f"{antennas}, {devices}", *(decibels(gain) for gain in gains))
 
 
@@ -163,8 +163,8 @@ def certified_gaps(quick: bool) -> None:
     for antennas, devices in shapes:
         cells = []
         for snr_db, starts in ((-10.0, 1), (0.0, 1), (10.0, 1), (10.0, 4)):
-            slot = draw(blocks, antennas, devices, snr_db)
-            cells.append(percent(mse(slot, mmse(slot, starts))[:, 0] / lower_bound(slot) - 1))
+            problem = draw(blocks, antennas, devices, snr_db)
+            cells.append(percent(mse(problem, mmse(problem, starts))[:, 0] / lower_bound(problem) - 1))
         row(f"{antennas}, {devices}", *cells)
 
 

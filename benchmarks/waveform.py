@@ -9,10 +9,10 @@ import torch
 
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.slot import Slot, Transceiver, gains
+from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.symbols import pack, unpack
 from airpfed.air.waveform import demodulated, mismatch, off_grid, over_the_waveform
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 DEVICES, ANTENNAS, SUBCARRIERS, PREFIX, SYMBOLS, DRAWS = 8, 8, 1024, 73, 2, 10
 BANDWIDTH_HZ, NOISE = 20e6, 0.01
@@ -28,7 +28,7 @@ def draw(delay_s: float, number: int) -> torch.Tensor:
 def designed(taps: torch.Tensor, groups: int) -> Transceiver:
     one = torch.ones(DEVICES, dtype=torch.float64)
     h = response(taps, frequencies(groups, SUBCARRIERS))
-    return uniform_forcing(Slot(h, one[None] / DEVICES, one[:1], one, NOISE, 0 * one))
+    return uniform_forcing(TransceiverProblem(h, one[None] / DEVICES, one[:1], one, NOISE, 0 * one))
 
 
 def both(delay_s: float, groups: int, number: int) -> tuple[float, float, float]:

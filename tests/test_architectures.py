@@ -15,7 +15,7 @@ from shrink import LAYERS, SCALES, VOCABULARY, shrunk
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from airpfed.model.vector import Vectors
+from airpfed.model.layout import Vectors
 
 HANDFUL = ["llama", "mixtral", "deepseek_v3", "gemma3_text", "jamba", "gpt2", "bert", "deberta-v2"]
 

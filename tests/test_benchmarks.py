@@ -87,9 +87,9 @@ def test_peft_s_gradient_is_ours_and_a_wrong_weight_shows(tiny_llama: Path, monk
 def test_random_samples_are_full_and_fixed(tiny_bert: Path) -> None:
     sections = {"adapters": {"target_modules": ("query", "value")}}
     _, made = random_tokens(str(tiny_bert), 6, 2, 8, sections)
-    assert made.fleet.task_of.tolist() == [0, 1, 2, 2, 3, 3]
-    assert {len(sample.ids) for shard in made.fleet.shards for sample in shard} == {8}
-    assert made.fleet.shards == random_tokens(str(tiny_bert), 6, 2, 8, sections)[1].fleet.shards
+    assert made.clients.task_of.tolist() == [0, 1, 2, 2, 3, 3]
+    assert {len(sample.ids) for shard in made.clients.shards for sample in shard} == {8}
+    assert made.clients.shards == random_tokens(str(tiny_bert), 6, 2, 8, sections)[1].clients.shards
 
 
 def test_quick_writes_json_and_tables(

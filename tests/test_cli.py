@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from airpfed import cli, record
+from airpfed import cli
+from airpfed.core import run_files
 from tiny import make_settings, write_rows
 
 ROUNDS = 8
@@ -57,7 +58,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, through the same function as the command."""
-    from airpfed.job import run_job
+    from airpfed.experiment.run import run_job
 
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert run_job(file, [], out, False, f"airpfed run {file} --out {out}") == 0
@@ -115,7 +116,7 @@ def test_the_summary_has_the_promised_keys(finished):
 
 
 def test_the_summary_adds_up_the_records(finished):
-    summary, rows = record.load_summary(finished / "summary.json"), record.load(finished / "records.jsonl")
+    summary, rows = run_files.load_summary(finished / "summary.json"), run_files.load(finished / "records.jsonl")
     assert summary.ledger.channel_uses == sum(row.ledger.channel_uses for row in rows)
     assert summary.ledger.air_seconds == pytest.approx(sum(row.ledger.air_seconds for row in rows))
     assert summary.pi_mean == pytest.approx(sum(row.pi for row in rows) / ROUNDS)
@@ -209,7 +210,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert json.loads((out / "summary.json").read_text())["exit"] == "interrupted"
-    done = len(record.load(out / "records.jsonl"))
+    done = len(run_files.load(out / "records.jsonl"))
     assert 1 <= done < ROUNDS
     message, printed = lines[-1].split("go on with: ")
     assert message.startswith(f"stopped after round {done};")
@@ -217,7 +218,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
     assert (program, arguments[-1]) == ("airpfed", "--resume")
     assert airpfed(*arguments).code == 0
     assert adapter_files(out) == adapter_files(finished)
-    whole, resumed = (record.load(run / "records.jsonl") for run in (finished, out))
+    whole, resumed = (run_files.load(run / "records.jsonl") for run in (finished, out))
     assert [row.model_dump(exclude={"seconds"}) for row in resumed] == [
         row.model_dump(exclude={"seconds"}) for row in whole
     ]
@@ -290,7 +291,7 @@ rounds = 2
     (tmp_path / "mine.toml").write_text(settings)
     done = airpfed("run", tmp_path / "mine.toml", "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    summary = record.load_summary(tmp_path / "out" / "summary.json")
+    summary = run_files.load_summary(tmp_path / "out" / "summary.json")
     assert summary.rounds == 2 and summary.tasks["mine"].samples == 40
 
 
@@ -327,7 +328,7 @@ def test_records_that_do_not_fit_the_checkpoint_are_refused(airpfed, file, finis
 
 
 def test_two_runs_at_once_do_not_share_a_folder(airpfed, file, tmp_path):
-    from airpfed.lock import only
+    from airpfed.core.locks import only
 
     out = tmp_path / "out"
     out.mkdir()
@@ -368,6 +369,6 @@ def test_a_run_that_diverges_can_be_reported_and_gone_on_with(airpfed, file, tmp
     assert airpfed("report", tmp_path / "out").code == 0
     again = airpfed("run", file, *options, "--set", "server.rounds=4", "--resume")
     assert again.code in (0, 2) and "Traceback" not in again.err
-    assert len(record.load(tmp_path / "out" / "records.jsonl")) == 4
+    assert len(run_files.load(tmp_path / "out" / "records.jsonl")) == 4
     done = airpfed("compare", tmp_path / "out", "--json")
     assert done.code == 0 and json.loads(done.out, parse_constant=lambda text: pytest.fail(text))

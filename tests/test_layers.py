@@ -24,7 +24,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.p
 
 
 def part(module: str) -> str:
-    """airpfed.air.slot -> air: the folder or file right below the package."""
+    """airpfed.air.problem -> air: the folder or file right below the package."""
     return module.split(".")[1]
 
 
@@ -99,7 +99,7 @@ def test_settings_know_no_torch():
 
 def test_nothing_below_build_sees_the_settings():
     """The mathematics receives plain values."""
-    users = {part(name_of(path)) for path in FILES if "airpfed.settings" in own(path)}
+    users = {part(name_of(path)) for path in FILES if "airpfed.config.schema" in own(path)}
     assert users <= {
         "applies",
         "reading",

@@ -12,7 +12,7 @@ import study
 from typer.testing import CliRunner
 
 from airpfed.cli import app
-from airpfed.reading import expected
+from airpfed.config.settings_file import expected
 
 HOME = Path(__file__).parents[1]
 TWO = study.Study("", ("server.lr=0.01,0.02",), 3, {"server.lr": "0.02"}, overrides=("server.rounds=2",))
@@ -28,7 +28,7 @@ def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) 
     """A table of two rates and three seeds, kept below `tmp_path`."""
     monkeypatch.setattr(study, "play", in_process)
     monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr("airpfed.sweep.figures.DRAWN", ("average",))
+    monkeypatch.setattr("airpfed.sweeps.figures.DRAWN", ("average",))
     one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
     study.sweep("two", one, tmp_path / "runs", 1)
     return one

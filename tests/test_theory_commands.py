@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from airpfed import build, cli, reading, record
-from airpfed.planning import make
-from airpfed.rounds.run import play_round
-from airpfed.theory.account import energy
+from airpfed import cli
+from airpfed.config import settings_file
+from airpfed.core import run_files
+from airpfed.experiment import build
+from airpfed.planning import planner
+from airpfed.theory.verification import energy
+from airpfed.training.loop import play_round
 from tiny import make_settings
 
 Command = Callable[..., tuple[int, str, str]]
@@ -54,7 +57,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from airpfed.job import run_job
+    from airpfed.experiment.run import run_job
 
     out = tmp_path_factory.mktemp("runs") / "run"
     assert run_job(file, [], out, False, "airpfed run") == 0
@@ -65,8 +68,8 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four candidates: two powers by snr, two splits."""
     out = tmp_path_factory.mktemp("plans") / "plan.json"
-    made = make.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
-    make.keep(made, out)
+    made = planner.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
+    planner.keep(made, out)
     return out
 
 
@@ -79,9 +82,9 @@ def test_a_metered_run_leaves_its_probe_and_figures(run: Path) -> None:
     assert {"theory.json", "report.html", "records.jsonl"} <= {path.name for path in run.iterdir()}
     page = (run / "report.html").read_text()
     assert all(f'id="figure-theory-{name}"' in page for name in ("decrease", "shares", "average"))
-    rows = record.load(run / "records.jsonl")
+    rows = run_files.load(run / "records.jsonl")
     assert [row.round for row in rows if row.theory] == [2, 4] and "theory" in rows[1].seconds
-    assert "theory" in record.load_summary(run / "summary.json").seconds
+    assert "theory" in run_files.load_summary(run / "summary.json").seconds
 
 
 def test_bound_prints_the_promised_keys_and_no_violation(airpfed: Command, run: Path) -> None:
@@ -120,9 +123,9 @@ def test_a_plan_says_what_the_run_then_did(airpfed: Command, run: Path, plan: Pa
     said = next(
         c for c in tree["candidates"] if c["set"]["radio.snr_db"] == 10 and c["set"]["adapters.rank_shared"] == 2
     )
-    probe = record.load_probe(run / "theory.json")
+    probe = run_files.load_probe(run / "theory.json")
     assert probe is not None and said["eta"] == probe.eta
-    rows = record.load(run / "records.jsonl")
+    rows = run_files.load(run / "records.jsonl")
     measured = sum(energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
     assert said["channel"] == pytest.approx(measured, rel=0.3)
     assert said["air_seconds"] == pytest.approx(sum(row.ledger.air_seconds for row in rows), rel=0.02)
@@ -153,8 +156,8 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
         "server.optimizer=sgd", "server.rounds=2", "theory.pilot_rounds=0", "theory.beta=5", f"adapters.head={head}",
     ]  # fmt: skip
     file = make_settings(tmp_path, tiny_bert, causal=False)
-    said = make.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
-    settings = reading.read(file, [*overrides, "radio.snr_db=10"])
+    said = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+    settings = settings_file.read(file, [*overrides, "radio.snr_db=10"])
     made = build.experiment(settings, build.load_tasks(settings))
     state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
     assert said.channel_uses == 2 * play_round(made, state)[1].ledger.channel_uses
@@ -163,7 +166,7 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
 def test_receivers_that_know_less_are_never_planned_to_hear_better(file: Path) -> None:
     """At -10 dB, devices' gradients alike: what receivers believe changes the design, not the symbols."""
     v = {
-        belief: make.make(
+        belief: planner.make(
             file, ["radio.design=mmse", f"radio.correlation={belief}"], ["radio.snr_db=-10"], ["2:2"], 0.5, 20
         )
         for belief in ("none", "estimated")
@@ -176,10 +179,10 @@ def test_a_plan_says_nothing_of_psi_where_nothing_is_proved(file: Path) -> None:
     """Adam; several local steps; a step above the rule's has ours alone."""
 
     def stated(*overrides: str) -> tuple[bool, bool]:
-        one = make.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+        one = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
         return one.psi is not None, one.psi_ours is not None
 
-    rule = make.make(file, [], ["radio.snr_db=10"], ["2:2"], 0.5, 2).probe.eta
+    rule = planner.make(file, [], ["radio.snr_db=10"], ["2:2"], 0.5, 2).probe.eta
     assert stated(f"server.lr={0.9 * rule}") == (True, True)
     assert stated(f"server.lr={1.1 * rule}") == (False, True)
     assert stated("devices.local_steps=2", f"server.lr={0.9 * rule}") == (False, False)

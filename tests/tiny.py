@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from airpfed.devices.fleet import Fleet
+from airpfed.devices.gradients import Clients
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it", "\n"]
 WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
@@ -95,9 +95,9 @@ def make_settings(folder: Path, base: Path, causal: bool = True) -> Path:
     return file
 
 
-def computed(fleet: Fleet, **changes: bool) -> Fleet:
+def computed(clients: Clients, **changes: bool) -> Clients:
     """A fleet that computes in other ways than were measured to be the fastest."""
-    backbone = fleet.backbone.on(replace(fleet.backbone.paths, **changes))
-    cache = fleet.cache.fresh()
+    backbone = clients.backbone.on(replace(clients.backbone.paths, **changes))
+    cache = clients.cache.fresh()
     cache.computed_on(backbone.paths)
-    return replace(fleet, backbone=backbone, cache=cache)
+    return replace(clients, backbone=backbone, cache=cache)

@@ -5,24 +5,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from airpfed.air.channels.fading import Scatter, fade
-from airpfed.air.world import World
+from airpfed.air.channels.fading import FadingParameters, fade
+from airpfed.air.network import Network
 
 
-def flat(gain: Tensor, antennas: int, **changes) -> World:
+def flat(gain: Tensor, antennas: int, **changes) -> Network:
     """Stations (rows of `gain`, or one) of `antennas` antennas; changes: of the Scatter."""
     gain = torch.atleast_2d(gain)
     stations, devices = gain.shape
-    scatter = {
+    parameters = {
         "gain": gain,
         "antennas": antennas,
-        "sight": torch.zeros(stations * antennas, devices, dtype=torch.complex128),
+        "los": torch.zeros(stations * antennas, devices, dtype=torch.complex128),
         "profile": torch.ones(1, dtype=torch.float64),
         "centres": torch.zeros(1, dtype=torch.float64),
         "follow": 0.0,
         "renew": 0.0,
         "names": (),
     }
-    made = Scatter(**{**scatter, **changes})
+    made = FadingParameters(**{**parameters, **changes})
     places = torch.zeros(stations, 2, dtype=torch.float64), torch.zeros(devices, 2, dtype=torch.float64)
-    return World(*places, gain, made.gain, antennas, partial(fade, made), made.names)
+    return Network(*places, gain, made.gain, antennas, partial(fade, made), made.names)

@@ -50,8 +50,8 @@ def played(grid: Grid, here: World, turn: int) -> Tensor:
         if reply.has_error():
             raise RuntimeError(f"Flower: {reply.error.reason}")
         parts[int(reply.content["who"]["device"])] = reply.content["gradient"].to_numpy_ndarrays()[0]
-    if len(parts) != len(here.made.fleet.shards):
-        raise RuntimeError(f"Flower: {len(parts)} of {len(here.made.fleet.shards)} devices answered")
+    if len(parts) != len(here.made.clients.shards):
+        raise RuntimeError(f"Flower: {len(parts)} of {len(here.made.clients.shards)} devices answered")
     return sum(torch.from_numpy(parts[device]) for device in sorted(parts)) / len(parts)  # type: ignore[return-value]
 
 

@@ -40,7 +40,7 @@ class Wrapped(torch.nn.Module):
 
     def loss(self, device: Any, turn: Any) -> None:
         rows = self.here.rows(int(device[0]), int(turn[0]))
-        shard = self.here.made.fleet.shards[int(device[0])]
+        shard = self.here.made.clients.shards[int(device[0])]
         backward(self.here.one, [(shard[i], 1 / len(rows), CLASSES) for i in rows])
 
     def metrics(self, *_data: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Wrapped(torch.nn.Module):
 
 def engine(here: World) -> Callable[[int], Tensor]:
     """Rounds of all devices on pfl, as sums of their gradients over their number."""
-    devices = len(here.made.fleet.shards)
+    devices = len(here.made.clients.shards)
     wrapped = Wrapped(here)
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     model = PyTorchModel(wrapped, lambda p: torch.optim.SGD(trained, 1.0), torch.optim.SGD(trained, 1.0))

@@ -8,9 +8,9 @@ from central import Central, backward, central, mean_gradient, put, shared_value
 from fleets import CLASSES, SAMPLES, random_tokens
 from torch import Tensor
 
-from airpfed.devices.fleet import draw, gradients
-from airpfed.model.vector import Factors, Vectors, gather, unflatten
-from airpfed.rounds.run import Experiment
+from airpfed.devices.gradients import draw, gradients
+from airpfed.model.layout import Factors, Vectors, gather, unflatten
+from airpfed.training.loop import Experiment
 
 METHOD = {"adapters": {"method": "fedit", "rank_shared": 8, "rank_personal": 0, "head": "global"}}
 """One block that all devices share, and one head: what a plain federated average can carry."""
@@ -27,7 +27,7 @@ class World:
 
     def rows(self, device: int, turn: int) -> list[int]:
         """A device's samples in a turn; the same for every engine."""
-        return draw(self.made.fleet, device, (turn % SAMPLES) * self.batch, self.batch)
+        return draw(self.made.clients, device, (turn % SAMPLES) * self.batch, self.batch)
 
 
 @cache
@@ -36,7 +36,7 @@ def world(base: str, devices: int, batch: int, tokens: int) -> World:
     settings, made = random_tokens(base, devices, batch, tokens, METHOD)
     one, values = central(settings, made), shared_values(made.initial, 0)
     first = torch.zeros(1, dtype=torch.long)
-    put(one, gather(values, made.fleet.layout, first, first))
+    put(one, gather(values, made.clients.layout, first, first))
     return World(made, one, values, batch)
 
 
@@ -47,7 +47,7 @@ def trained(one: Central) -> list[Tensor]:
 def device_gradient(here: World, device: int, turn: int) -> Tensor:
     """One device's gradient with PEFT, all trained parameters in a row."""
     rows = here.rows(device, turn)
-    backward(here.one, [(here.made.fleet.shards[device][i], 1 / len(rows), CLASSES) for i in rows])
+    backward(here.one, [(here.made.clients.shards[device][i], 1 / len(rows), CLASSES) for i in rows])
     found = []
     for parameter in trained(here.one):
         assert parameter.grad is not None
@@ -57,7 +57,7 @@ def device_gradient(here: World, device: int, turn: int) -> Tensor:
 
 def loop(here: World, turn: int) -> Tensor:
     """A round as a loop over devices; all hold equally many samples."""
-    devices = len(here.made.fleet.shards)
+    devices = len(here.made.clients.shards)
     total = device_gradient(here, 0, turn)
     for device in range(1, devices):
         total += device_gradient(here, device, turn)
@@ -66,10 +66,10 @@ def loop(here: World, turn: int) -> Tensor:
 
 def ours(here: World, turn: int) -> Factors:
     """The same round by the package's stacked pass."""
-    fleet = here.made.fleet
-    plan = [[here.rows(device, turn)] for device in range(len(fleet.shards))]
-    found, _ = gradients(fleet, here.values, plan, 1.0, here.made.chunk)
-    return unflatten(mean_gradient(here.made, found), fleet.layout)
+    clients = here.made.clients
+    plan = [[here.rows(device, turn)] for device in range(len(clients.shards))]
+    found, _ = gradients(clients, here.values, plan, 1.0, here.made.chunk)
+    return unflatten(mean_gradient(here.made, found), clients.layout)
 
 
 def difference(here: World, found: Tensor | Factors, wanted: Factors) -> float:

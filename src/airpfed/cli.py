@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airpfed.errors import UserError
-from airpfed.flower import commands as federate
+from airpfed.core.errors import UserError
+from airpfed.federation import commands as federate
 
 if TYPE_CHECKING:
-    from airpfed.sweep.job import Report
+    from airpfed.sweeps.job import Report
 
 app = typer.Typer(
     help="Personalised, multi-task federated LoRA fine-tuning of LLMs over the air.",
@@ -40,7 +40,7 @@ def run(
     ] = False,
 ) -> None:
     """Fine-tune: rounds of gradients over the air, a checkpoint each, adapters and a report at the end."""
-    from airpfed.job import run_job
+    from airpfed.experiment.run import run_job
 
     code = run_job(file, set_ or [], out, resume, "airpfed " + shlex.join(sys.argv[1:]))
     raise typer.Exit(code)
@@ -67,20 +67,23 @@ def link(
 
     from rich.console import Console
 
-    from airpfed import reading, study, study_files
-    from airpfed.applies import notes
+    from airpfed.config import settings_file
+    from airpfed.config.applicability import notes
+    from airpfed.planning import link_study, link_study_files
 
-    found = study.studies(file, set_ or [], grid or [], draws, correlation, design or study.EVERY)
-    for line in notes(reading.read(file, set_ or [])):
+    found = link_study.studies(file, set_ or [], grid or [], draws, correlation, design or link_study.EVERY)
+    for line in notes(settings_file.read(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:
-        found = study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
+        found = link_study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
     for point, rows in found:
         where = " ".join(point)
         if json_:
-            typer.echo(json.dumps(study.as_json(rows) if not point else {"set": where, **study.as_json(rows)}))
+            typer.echo(
+                json.dumps(link_study.as_json(rows) if not point else {"set": where, **link_study.as_json(rows)})
+            )
         else:
-            Console(width=None if sys.stdout.isatty() else 160).print(study.table(where, rows, draws))
+            Console(width=None if sys.stdout.isatty() else 160).print(link_study.table(where, rows, draws))
 
 
 @app.command()
@@ -108,19 +111,19 @@ def plan(
 
     from rich.console import Console
 
-    from airpfed.outputs import written_to
-    from airpfed.planning import make
+    from airpfed.experiment.artifacts import written_to
+    from airpfed.planning import planner
 
     if out is not None:
         written_to(out, ".json")
-    made = make.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
+    made = planner.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
     if out is not None:
-        make.keep(made, out)
+        planner.keep(made, out)
     if json_:
-        typer.echo(json.dumps(make.as_json(made)))
+        typer.echo(json.dumps(planner.as_json(made)))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(make.table(made))
-    for line in make.lines(made):
+    Console(width=None if sys.stdout.isatty() else 160).print(planner.table(made))
+    for line in planner.lines(made):
         typer.echo(line)
 
 
@@ -135,15 +138,19 @@ def bound(
     """Hold a metered run against the convergence theory: violations, slack, Psi_T and who causes it."""
     import json
 
-    from airpfed import bounds, record
-    from airpfed.theory.account import account, as_json
+    from airpfed.core import run_files
+    from airpfed.report import bound_check
+    from airpfed.theory.verification import account, as_json
 
-    records, probe = bounds.load(run_dir)
-    with record.fitting(run_dir):
+    records, probe = bound_check.load(run_dir)
+    with run_files.fitting(run_dir):
         if json_:
-            typer.echo(json.dumps(record.told(as_json(account(records, probe), probe))))
+            typer.echo(json.dumps(run_files.told(as_json(account(records, probe), probe))))
             return
-        lines = [*bounds.lines(records, probe), *(bounds.compared(run_dir, records, probe, plan_) if plan_ else [])]
+        lines = [
+            *bound_check.lines(records, probe),
+            *(bound_check.compared(run_dir, records, probe, plan_) if plan_ else []),
+        ]
     for line in lines:
         typer.echo(line)
 
@@ -184,8 +191,8 @@ def sweep(
     json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Run every point of a grid with several seeds, where it is not there yet; tables with intervals, and figures."""
-    from airpfed.sweep.job import Plan, sweep
-    from airpfed.sweep.screen import SweepScreen
+    from airpfed.sweeps.console import SweepScreen
+    from airpfed.sweeps.job import Plan, sweep
 
     home = out or Path("runs") / f"{file.stem}-sweep"
     command = "airpfed " + shlex.join(sys.argv[1:])
@@ -225,8 +232,8 @@ def compare(
     json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Finished runs side by side, by the settings in which they differ; paired where seeds match."""
-    from airpfed.sweep import job
-    from airpfed.sweep.screen import SweepScreen
+    from airpfed.sweeps import job
+    from airpfed.sweeps.console import SweepScreen
 
     show(job.compare(folders, against or (), figures, SweepScreen()), json_)
 
@@ -237,7 +244,7 @@ def show(done: "Report", as_json: bool) -> None:
 
     from rich.console import Console
 
-    from airpfed.sweep.screen import table
+    from airpfed.sweeps.console import table
 
     if as_json:
         typer.echo(json.dumps(done.tree))
@@ -251,7 +258,7 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="write merged weights to RUN_DIR/merged too")] = False,
 ) -> None:
     """Write every task's model as a PEFT adapter, reloaded and compared before success is said."""
-    from airpfed.job import export_job
+    from airpfed.experiment.run import export_job
 
     folders = export_job(run_dir, merged)
     for folder in folders:
@@ -264,7 +271,7 @@ def export(
 @app.command()
 def tasks() -> None:
     """List the tasks and base models that can be had by name."""
-    from airpfed.job import catalogue
+    from airpfed.experiment.run import catalogue
 
     for line in catalogue():
         typer.echo(line)
@@ -278,7 +285,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html of a run again, or one page of several runs side by side."""
-    from airpfed.outputs import written_to
+    from airpfed.experiment.artifacts import written_to
     from airpfed.report.page import write
 
     if out is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from airpfed.air.correlation import (
     LARGEST,
     Correlation,
-    Evidence,
+    NormalEquations,
     Related,
     claimed,
     estimate,
@@ -28,9 +28,9 @@ from airpfed.air.correlation import (
 )
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.impairments import NONE
-from airpfed.air.slot import Slot, Transceiver, gains, mse, silent
+from airpfed.air.problem import Transceiver, TransceiverProblem, gains, mse, silent
 from airpfed.air.symbols import Packing, pack, unpack
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 PATH_GAIN, BLOCKS, ANTENNAS, DEVICES, TASKS = 1e-12, 4, 4, 9, 3
 TASK_OF = torch.arange(DEVICES) % TASKS
@@ -47,17 +47,17 @@ def targets_of(targets: int) -> Tensor:
     return TASK_OF if targets > 1 else torch.zeros_like(TASK_OF)
 
 
-def make(targets: int, snr_db: float, csi: float = 0.0, packing: Packing = "iq", seed: int = 0) -> Slot:
+def make(targets: int, snr_db: float, csi: float = 0.0, packing: Packing = "iq", seed: int = 0) -> TransceiverProblem:
     """Rayleigh fading, unequal gains, weights and powers; the imaginary half of the noise is gone in real packing."""
     rng = stream(seed, "slot", targets)
     gain = PATH_GAIN * 10 ** (torch.rand(DEVICES, dtype=torch.float64, generator=rng) - 0.5)
     member = (targets_of(targets) == torch.arange(targets)[:, None]).double()
     share = member * (0.5 + torch.rand(DEVICES, dtype=torch.float64, generator=rng))
     half = 0.5 if packing == "real" else 1.0
-    return Slot(
+    return TransceiverProblem(
         h=gain.sqrt() * complex_normal(BLOCKS, ANTENNAS, DEVICES, rng=rng),
         weights=share / share.sum(1, keepdim=True),
-        importance=torch.full((targets,), 1 / targets, dtype=torch.float64),
+        target_weight=torch.full((targets,), 1 / targets, dtype=torch.float64),
         power=0.05 + 0.1 * torch.rand(DEVICES, dtype=torch.float64, generator=rng),
         noise=half * 0.1 * PATH_GAIN * 10 ** (-snr_db / 10),
         csi_variance=torch.full((DEVICES,), half * csi * PATH_GAIN, dtype=torch.float64),
@@ -68,9 +68,9 @@ def make(targets: int, snr_db: float, csi: float = 0.0, packing: Packing = "iq",
 @cache
 def designed(
     design: str, targets: int, snr_db: float, csi: float = 0.0, packing: Packing = "iq"
-) -> tuple[Slot, Transceiver]:
-    slot = make(targets, snr_db, csi, packing)
-    return slot, DESIGNS[design](slot)
+) -> tuple[TransceiverProblem, Transceiver]:
+    problem = make(targets, snr_db, csi, packing)
+    return problem, DESIGNS[design](problem)
 
 
 def symbols(rho: Correlation, packing: Packing, uses: int, rng: torch.Generator) -> Tensor:
@@ -86,21 +86,27 @@ def symbols(rho: Correlation, packing: Packing, uses: int, rng: torch.Generator)
 
 
 def through(
-    slot: Slot, made: Transceiver, rho: Correlation, packing: Packing, uses: int, scrambled: bool, seed: int = 0
+    problem: TransceiverProblem,
+    made: Transceiver,
+    rho: Correlation,
+    packing: Packing,
+    uses: int,
+    scrambled: bool,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Antenna by antenna, scrambled or not. Received and wanted real entries, (B, T, entries)."""
-    rng, targets, full = stream(seed, "air"), len(slot.weights), 2.0 if packing == "real" else 1.0
+    rng, targets, full = stream(seed, "air"), len(problem.weights), 2.0 if packing == "real" else 1.0
     x = symbols(rho, packing, uses, rng)
     signs = torch.ones(BLOCKS, targets, uses, dtype=torch.float64)
     if scrambled:
         signs = 2.0 * torch.randint(2, (BLOCKS, targets, uses), generator=rng).double() - 1
     sent = made.transmit[:, :, None] * signs[:, targets_of(targets)] * x
-    y = slot.h @ sent + (full * slot.noise) ** 0.5 * complex_normal(BLOCKS, ANTENNAS, uses, rng=rng)
-    if bool(slot.csi_variance.any()):
-        error = complex_normal(uses, BLOCKS, ANTENNAS, DEVICES, rng=rng) * (full * slot.csi_variance).sqrt()
+    y = problem.h @ sent + (full * problem.noise) ** 0.5 * complex_normal(BLOCKS, ANTENNAS, uses, rng=rng)
+    if bool(problem.csi_variance.any()):
+        error = complex_normal(uses, BLOCKS, ANTENNAS, DEVICES, rng=rng) * (full * problem.csi_variance).sqrt()
         y = y + torch.einsum("ubmk,bku->bmu", error, sent)
     heard = made.receiver.mH @ y * signs
-    wanted = slot.weights.to(x.dtype) @ x
+    wanted = problem.weights.to(x.dtype) @ x
     entries = uses if packing == "real" else 2 * uses
     both = [torch.stack([unpack(block, packing, entries) for block in part]) for part in (heard, wanted)]
     return both[0], both[1]
@@ -127,11 +133,11 @@ def z_score(squares: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("design", ["uniform_forcing", "mmse", "channel_inversion", "naive_ao"])
 def test_the_claim_is_what_is_measured(design, targets, packing, rho):
     for snr_db, csi in ((-10.0, 0.0), (10.0, 0.0), (10.0, 0.05)):
-        slot, made = designed(design, targets, snr_db, csi, packing)
+        problem, made = designed(design, targets, snr_db, csi, packing)
         scrambled, uses = targets > 1, 5000 if csi else 20_000
         R = matrix(rho, TASK_OF, targets_of(targets), scrambled)
-        expected = claimed(slot, made, R, POWER)
-        got, wanted = through(slot, made, rho, packing, uses, scrambled)
+        expected = claimed(problem, made, R, POWER)
+        got, wanted = through(problem, made, rho, packing, uses, scrambled)
         squares = (got - wanted).square()
         assert z_score(squares, expected) < 5
         if not csi:
@@ -140,10 +146,10 @@ def test_the_claim_is_what_is_measured(design, targets, packing, rho):
 
 @pytest.mark.parametrize(("targets", "packing"), [(1, "iq"), (TASKS, "real")])
 def test_a_slip_of_two_per_cent_is_caught(targets, packing):
-    slot, made = designed("mmse", targets, -10.0, 0.0, packing)
+    problem, made = designed("mmse", targets, -10.0, 0.0, packing)
     R = matrix(RHOS[2], TASK_OF, targets_of(targets), targets > 1)
-    expected = claimed(slot, made, R, POWER)
-    got, wanted = through(slot, made, RHOS[2], packing, 150_000, targets > 1)
+    expected = claimed(problem, made, R, POWER)
+    got, wanted = through(problem, made, RHOS[2], packing, 150_000, targets > 1)
     squares = (got - wanted).square()
     assert z_score(squares, expected) < 5
     assert z_score(squares, 1.02 * expected) > 5
@@ -151,10 +157,10 @@ def test_a_slip_of_two_per_cent_is_caught(targets, packing):
 
 
 def test_without_scrambling_tasks_correlate_in_a_slot_of_several_receivers():
-    slot, made = designed("mmse", TASKS, 10.0)
-    got, wanted = through(slot, made, RHOS[2], "iq", 20_000, scrambled=False)
+    problem, made = designed("mmse", TASKS, 10.0)
+    got, wanted = through(problem, made, RHOS[2], "iq", 20_000, scrambled=False)
     squares = (got - wanted).square()
-    plain, scrambled = (claimed(slot, made, matrix(RHOS[2], TASK_OF, TASK_OF, s), POWER) for s in (False, True))
+    plain, scrambled = (claimed(problem, made, matrix(RHOS[2], TASK_OF, TASK_OF, s), POWER) for s in (False, True))
     assert z_score(squares, plain) < 5
     assert z_score(squares, scrambled) > 5
 
@@ -162,18 +168,18 @@ def test_without_scrambling_tasks_correlate_in_a_slot_of_several_receivers():
 @pytest.mark.parametrize("packing", ["iq", "real"])
 @pytest.mark.parametrize("targets", [1, TASKS])
 def test_independent_symbols_of_unit_power_give_the_mse_of_the_slot(targets, packing):
-    slot, made = designed("mmse", targets, 10.0, 0.05, packing)
+    problem, made = designed("mmse", targets, 10.0, 0.05, packing)
     power = torch.ones(BLOCKS, targets, DEVICES, dtype=torch.float64)
     for each in (power[0, 0], power[0], power):
-        got = claimed(slot, made, torch.eye(DEVICES, dtype=torch.float64), each)
-        torch.testing.assert_close(got, mse(slot, made))
+        got = claimed(problem, made, torch.eye(DEVICES, dtype=torch.float64), each)
+        torch.testing.assert_close(got, mse(problem, made))
 
 
 def test_one_matrix_a_block_is_the_same_block_by_block():
-    slot, made = designed("mmse", 1, 10.0)
+    problem, made = designed("mmse", 1, 10.0)
     each = torch.stack([matrix(Correlation(0.2 * b, 0.1 * b), TASK_OF, targets_of(1), False) for b in range(BLOCKS)])
-    together = claimed(slot, made, each, POWER)
-    alone = torch.stack([claimed(slot, made, R, POWER)[b] for b, R in enumerate(each)])
+    together = claimed(problem, made, each, POWER)
+    alone = torch.stack([claimed(problem, made, R, POWER)[b] for b, R in enumerate(each)])
     torch.testing.assert_close(together, alone)
 
 
@@ -191,82 +197,84 @@ def test_labels_stand_for_the_matrix(seed, scrambled, rho):
     """Any tasks on any targets: every use of R costs K with labels and K^2 with the matrix, and gives the same."""
     rng = stream(seed, "labels")
     task_of, target_of = (torch.randint(n, (DEVICES,), generator=rng) for n in (4, TASKS))
-    slot, made, _, power = random_case(seed, "real" if seed % 2 else "iq")
+    problem, made, _, power = random_case(seed, "real" if seed % 2 else "iq")
     dense, labels = matrix(rho, task_of, target_of, scrambled), pairs(task_of, target_of, scrambled)
     R = Related(rho, labels)
     torch.testing.assert_close(R.times(torch.eye(DEVICES, dtype=torch.float64)), dense, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(claimed(slot, made, R, power), claimed(slot, made, dense, power), rtol=1e-12, atol=0)
-    a, b = (scaled(slot, made, one, power).receiver for one in (R, dense))
+    torch.testing.assert_close(
+        claimed(problem, made, R, power), claimed(problem, made, dense, power), rtol=1e-12, atol=0
+    )
+    a, b = (scaled(problem, made, one, power).receiver for one in (R, dense))
     torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
-    found = terms(slot, made, labels, power)
+    found = terms(problem, made, labels, power)
     level = found.alone + rho.within * found.within + rho.cross * found.cross
-    v = (gains(slot.h, made) * power.sqrt(), own_noise(slot, made, power, NONE))
-    parts = torch.stack([v[0].real, v[0].imag])[: 1 if slot.real else 2]
+    v = (gains(problem.h, made) * power.sqrt(), own_noise(problem, made, power, NONE))
+    parts = torch.stack([v[0].real, v[0].imag])[: 1 if problem.real else 2]
     torch.testing.assert_close(level, ((parts @ dense) * parts).sum((0, -1)) + v[1], rtol=1e-12, atol=0)
 
 
 # ---------------------------------------------------------------- the gain
 
 
-def random_case(seed: int, packing: Packing) -> tuple[Slot, Transceiver, Tensor, Tensor]:
+def random_case(seed: int, packing: Packing) -> tuple[TransceiverProblem, Transceiver, Tensor, Tensor]:
     """Any transceiver at all, and any correlation matrix of any rank."""
     rng = stream(seed, "gain")
-    slot = make(TASKS, 10.0, 0.05, packing, seed)
+    problem = make(TASKS, 10.0, 0.05, packing, seed)
     made = Transceiver(
         complex_normal(BLOCKS, ANTENNAS, TASKS, rng=rng) / PATH_GAIN**0.5, complex_normal(BLOCKS, DEVICES, rng=rng), 0
     )
     factor = torch.randn(DEVICES, 1 + seed % DEVICES, dtype=torch.float64, generator=rng)
     factor = factor / factor.norm(dim=1, keepdim=True)
-    return slot, made, factor @ factor.T, torch.rand(BLOCKS, TASKS, DEVICES, dtype=torch.float64, generator=rng)
+    return problem, made, factor @ factor.T, torch.rand(BLOCKS, TASKS, DEVICES, dtype=torch.float64, generator=rng)
 
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), packing=st.sampled_from(["iq", "real"]), silence=st.booleans())
 def test_the_gain_is_the_best_real_scalar(seed, packing, silence):
-    slot, made, R, power = random_case(seed, packing)
+    problem, made, R, power = random_case(seed, packing)
     if silence:
-        slot = replace(slot, noise=0.0, csi_variance=torch.zeros(DEVICES, dtype=torch.float64))
-    best = scaled(slot, made, R, power)
-    least = claimed(slot, best, R, power)
+        problem = replace(problem, noise=0.0, csi_variance=torch.zeros(DEVICES, dtype=torch.float64))
+    best = scaled(problem, made, R, power)
+    least = claimed(problem, best, R, power)
     for factor in (1.0, 0.0, 0.99, 1.01, -1.0):
         start = made if factor in (1.0, 0.0) else best
         other = Transceiver(start.receiver * factor, made.transmit, 0)
-        assert (least <= claimed(slot, other, R, power) * (1 + 1e-9) + 1e-12).all()
+        assert (least <= claimed(problem, other, R, power) * (1 + 1e-9) + 1e-12).all()
 
 
 def test_what_is_exact_stays():
     """No noise and a square channel inverted: nothing to shrink, whatever the correlation."""
-    slot = replace(make(1, 10.0), noise=0.0)
-    receiver = slot.h[:, :, :1] / slot.h[:, :, :1].abs().square().sum(1, keepdim=True)
-    transmit = slot.weights[0] / (receiver.mH @ slot.h)[:, 0]
+    problem = replace(make(1, 10.0), noise=0.0)
+    receiver = problem.h[:, :, :1] / problem.h[:, :, :1].abs().square().sum(1, keepdim=True)
+    transmit = problem.weights[0] / (receiver.mH @ problem.h)[:, 0]
     made = Transceiver(receiver, transmit, 3)
     R = matrix(RHOS[2], TASK_OF, targets_of(1), False)
-    kept = scaled(slot, made, R, POWER)
+    kept = scaled(problem, made, R, POWER)
     torch.testing.assert_close(kept.receiver, receiver)
     assert (kept.transmit is transmit, kept.iterations) == (True, 3)
-    assert claimed(slot, kept, R, POWER).max() < 1e-20
+    assert claimed(problem, kept, R, POWER).max() < 1e-20
 
 
 def test_a_cancelled_sum_does_not_blow_the_gain_up():
     """v in the null space of R and no noise: what is left is rounding, and no gain may be made of it."""
-    slot = replace(make(1, 10.0), noise=0.0)
-    receiver = slot.h[:, :, :1] / slot.h[:, :, :1].abs().square().sum(1, keepdim=True)
+    problem = replace(make(1, 10.0), noise=0.0)
+    receiver = problem.h[:, :, :1] / problem.h[:, :, :1].abs().square().sum(1, keepdim=True)
     wave = torch.cat([torch.full((8,), 0.1), torch.tensor([-0.8])]).double()
-    made = Transceiver(receiver, wave / (receiver.mH @ slot.h)[:, 0], 0)
+    made = Transceiver(receiver, wave / (receiver.mH @ problem.h)[:, 0], 0)
     everyone = torch.ones(DEVICES, DEVICES, dtype=torch.float64)
-    torch.testing.assert_close(scaled(slot, made, everyone, torch.ones_like(POWER)).receiver, receiver)
+    torch.testing.assert_close(scaled(problem, made, everyone, torch.ones_like(POWER)).receiver, receiver)
 
 
 def test_the_gain_repairs_the_shrinkage_as_far_as_it_says():
-    slot, made = designed("mmse", 1, -10.0)
+    problem, made = designed("mmse", 1, -10.0)
     R = matrix(RHOS[2], TASK_OF, targets_of(1), False)
-    best = scaled(slot, made, R, POWER)
+    best = scaled(problem, made, R, POWER)
     found = []
     for one in (made, best):
-        got, wanted = through(slot, one, RHOS[2], "iq", 20_000, False)
+        got, wanted = through(problem, one, RHOS[2], "iq", 20_000, False)
         found.append((got - wanted).square().mean())
-        assert z_score((got - wanted).square(), claimed(slot, one, R, POWER)) < 5
-    said = float(claimed(slot, best, R, POWER).mean() / claimed(slot, made, R, POWER).mean())
+        assert z_score((got - wanted).square(), claimed(problem, one, R, POWER)) < 5
+    said = float(claimed(problem, best, R, POWER).mean() / claimed(problem, made, R, POWER).mean())
     assert float(found[1] / found[0]) == pytest.approx(said, rel=0.03)
     assert said < 0.75
 
@@ -276,38 +284,38 @@ def test_the_gain_repairs_the_shrinkage_as_far_as_it_says():
 
 def learned(
     targets: int, snr_db: float, rho: Correlation, seed: int, packing: Packing = "iq", design: str = "mmse"
-) -> Evidence:
+) -> NormalEquations:
     """Evidence of 20000 uses spread over the blocks; several targets are scrambled."""
-    slot, made = designed(design, targets, snr_db, 0.0, packing)
-    got, _ = through(slot, made, rho, packing, 20_000 // BLOCKS, targets > 1, seed)
-    expected = terms(slot, made, pairs(TASK_OF, targets_of(targets), targets > 1), POWER)
+    problem, made = designed(design, targets, snr_db, 0.0, packing)
+    got, _ = through(problem, made, rho, packing, 20_000 // BLOCKS, targets > 1, seed)
+    expected = terms(problem, made, pairs(TASK_OF, targets_of(targets), targets > 1), POWER)
     return evidence(expected, got.square().mean(-1), torch.full(got.shape[:2], got.shape[-1]).double(), rho)
 
 
 @cache
-def learned_tdma(snr_db: float) -> tuple[tuple[Tensor, Slot, Transceiver], ...]:
+def learned_tdma(snr_db: float) -> tuple[tuple[Tensor, TransceiverProblem, Transceiver], ...]:
     slots = []
     for task in range(TASKS):
         mine, whole = task == TASK_OF, make(TASKS, snr_db)
-        slot = Slot(
+        problem = TransceiverProblem(
             whole.h[:, :, mine], whole.weights[task : task + 1, mine], torch.ones(1, dtype=torch.float64),
             whole.power[mine], whole.noise, whole.csi_variance[mine],
         )  # fmt: skip
-        slots.append((mine, slot, DESIGNS["mmse"](slot)))
+        slots.append((mine, problem, DESIGNS["mmse"](problem)))
     return tuple(slots)
 
 
-def tdma(snr_db: float, rho: Correlation, seed: int, uses: int = 5000) -> Evidence:
+def tdma(snr_db: float, rho: Correlation, seed: int, uses: int = 5000) -> NormalEquations:
     """A p-slot a task, one after the other, each with its own symbols."""
-    total = Evidence()
-    for task, (mine, slot, made) in enumerate(learned_tdma(snr_db)):
+    total = NormalEquations()
+    for task, (mine, problem, made) in enumerate(learned_tdma(snr_db)):
         rng = stream(seed, "tdma", task)
         x = symbols(rho, "iq", uses, rng)[:, mine]
         noise = complex_normal(BLOCKS, ANTENNAS, uses, rng=rng)
-        y = slot.h @ (made.transmit[:, :, None] * x) + slot.noise**0.5 * noise
+        y = problem.h @ (made.transmit[:, :, None] * x) + problem.noise**0.5 * noise
         power = (made.receiver.mH @ y).abs().square().mean(-1)
         few = torch.zeros(int(mine.sum()), dtype=torch.int64)
-        expected = terms(slot, made, pairs(few, few, False), POWER[mine])
+        expected = terms(problem, made, pairs(few, few, False), POWER[mine])
         total = total + evidence(expected, power, torch.full_like(power, 2.0 * uses), rho)
     return total
 
@@ -366,8 +374,8 @@ def test_estimates_stay_in_range_in_deep_noise(design, rho):
 
 def test_a_wrong_belief_costs_precision_not_truth():
     """The weights move, the mean does not."""
-    slot, made = designed("mmse", 1, 10.0)
-    expected = terms(slot, made, pairs(TASK_OF, targets_of(1), False), POWER)
+    problem, made = designed("mmse", 1, 10.0)
+    expected = terms(problem, made, pairs(TASK_OF, targets_of(1), False), POWER)
     power = expected.alone + 0.3 * expected.within + 0.3 * expected.cross
     many = torch.full_like(power, 1e9)
     for belief in RHOS:
@@ -375,10 +383,10 @@ def test_a_wrong_belief_costs_precision_not_truth():
 
 
 def test_memory_fades():
-    old, new = Evidence(*map(float, range(7))), Evidence(*map(float, range(10, 17)))
+    old, new = NormalEquations(*map(float, range(7))), NormalEquations(*map(float, range(10, 17)))
     assert astuple(remember(old, new, 0.5)) == tuple(0.5 * a + a + 10 for a in range(7))
     assert old + new == remember(old, new, 1.0)
-    assert remember(Evidence(), new) == new
+    assert remember(NormalEquations(), new) == new
 
 
 # ---------------------------------------------------------------- limiting cases
@@ -392,44 +400,44 @@ def finite(*values: Tensor) -> bool:
 @pytest.mark.parametrize("noise", [0.0, 1e-13])
 def test_silence_teaches_nothing(packing, noise):
     """All silent, or without power: weights' own power is the error, gains stay, no correlation is claimed."""
-    slot = replace(make(TASKS, 10.0, 0.0, packing), noise=noise)
+    problem = replace(make(TASKS, 10.0, 0.0, packing), noise=noise)
     R = matrix(RHOS[2], TASK_OF, TASK_OF, True)
     _, made = designed("mmse", TASKS, 10.0)
     correlated = pairs(TASK_OF, TASK_OF, True)
-    for one, power in ((silent(slot), POWER), (made, torch.zeros_like(POWER))):
-        quiet = scaled(slot, one, R, power)
-        assert finite(quiet.receiver.abs(), claimed(slot, quiet, R, power))
-        expected = terms(slot, one, correlated, power)
+    for one, power in ((silent(problem), POWER), (made, torch.zeros_like(POWER))):
+        quiet = scaled(problem, one, R, power)
+        assert finite(quiet.receiver.abs(), claimed(problem, quiet, R, power))
+        expected = terms(problem, one, correlated, power)
         for heard, entries in ((expected.alone, 100.0), (torch.full_like(expected.alone, nan), 0.0)):
             known = evidence(expected, heard, torch.full_like(expected.alone, entries))
-            assert known == Evidence()
+            assert known == NormalEquations()
             assert estimate(known) == Correlation(0.0, 0.0)
-    want = ((slot.weights * POWER.sqrt()) @ R * slot.weights * POWER.sqrt()).sum(-1)
-    torch.testing.assert_close(claimed(slot, silent(slot), R, POWER), want.expand(BLOCKS, -1))
+    want = ((problem.weights * POWER.sqrt()) @ R * problem.weights * POWER.sqrt()).sum(-1)
+    torch.testing.assert_close(claimed(problem, silent(problem), R, POWER), want.expand(BLOCKS, -1))
 
 
 def test_one_device_has_nothing_to_correlate_with():
-    slot = make(1, 10.0)
-    slot = Slot(
-        slot.h[:, :, :1],
+    problem = make(1, 10.0)
+    problem = TransceiverProblem(
+        problem.h[:, :, :1],
         torch.ones(1, 1).double(),
-        slot.importance,
-        slot.power[:1],
-        slot.noise,
+        problem.target_weight,
+        problem.power[:1],
+        problem.noise,
         torch.zeros(1).double(),
     )
-    alone, made = torch.zeros(1, dtype=torch.int64), DESIGNS["mmse"](slot)
+    alone, made = torch.zeros(1, dtype=torch.int64), DESIGNS["mmse"](problem)
     assert matrix(RHOS[2], alone, alone, False).tolist() == [[1.0]]
-    expected = terms(slot, made, pairs(alone, alone, False), POWER[:1])
+    expected = terms(problem, made, pairs(alone, alone, False), POWER[:1])
     known = evidence(expected, 3 * expected.alone, torch.full_like(expected.alone, 1000.0))
     assert estimate(known) == Correlation(0.0, 0.0)
 
 
 def test_one_task_is_learned_from_every_slot():
     """The s-slot of one task has no pair of different tasks: its power is evidence for rho_w."""
-    slot, made = designed("mmse", 1, 10.0)
+    problem, made = designed("mmse", 1, 10.0)
     same = torch.zeros_like(TASK_OF)
-    expected = terms(slot, made, pairs(same, same, False), POWER)
+    expected = terms(problem, made, pairs(same, same, False), POWER)
     power = expected.alone + 0.6 * expected.within
     known = evidence(expected, power, torch.full_like(power, 1e9))
     assert astuple(known)[2:] == (0,) * 5
@@ -437,27 +445,27 @@ def test_one_task_is_learned_from_every_slot():
 
 
 def test_one_device_a_task_still_learns_across_tasks():
-    slot, made = designed("mmse", 1, 10.0)
+    problem, made = designed("mmse", 1, 10.0)
     each = torch.arange(DEVICES)
-    expected = terms(slot, made, pairs(each, targets_of(1), False), POWER)
+    expected = terms(problem, made, pairs(each, targets_of(1), False), POWER)
     power = expected.alone + 0.5 * expected.cross
     got = estimate(evidence(expected, power, torch.full_like(power, 1e9)))
     assert got.cross == pytest.approx(0.5, abs=1e-4)
 
 
 def test_too_much_or_too_little_power_is_clamped():
-    slot, made = designed("mmse", TASKS, 10.0)
-    expected = terms(slot, made, pairs(TASK_OF, TASK_OF, True), POWER)
+    problem, made = designed("mmse", TASKS, 10.0)
+    expected = terms(problem, made, pairs(TASK_OF, TASK_OF, True), POWER)
     many = torch.full_like(expected.alone, 1e9)
     assert estimate(evidence(expected, 100 * expected.alone, many)).within == LARGEST
     assert estimate(evidence(expected, 0 * expected.alone, many)) == Correlation(0.0, 0.0)
 
 
 def test_the_terms_are_the_power_that_arrives():
-    slot, made = designed("mmse", TASKS, 10.0, 0.05, "real")
-    got, _ = through(slot, made, RHOS[2], "real", 5000, True)
-    expected = terms(slot, made, pairs(TASK_OF, TASK_OF, True), POWER)
+    problem, made = designed("mmse", TASKS, 10.0, 0.05, "real")
+    got, _ = through(problem, made, RHOS[2], "real", 5000, True)
+    expected = terms(problem, made, pairs(TASK_OF, TASK_OF, True), POWER)
     level = expected.alone + RHOS[2].within * expected.within + RHOS[2].cross * expected.cross
     assert z_score(got.square(), level) < 5
     assert (expected.cross == 0).all()
-    assert finite(gains(slot.h, made).abs())
+    assert finite(gains(problem.h, made).abs())

@@ -15,7 +15,7 @@ from airpfed.air.geometry import (
     on_circle,
     shadowing,
 )
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 
 def test_at_one_metre_the_loss_is_free_space():

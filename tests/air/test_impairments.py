@@ -12,32 +12,32 @@ from test_uplink_errors import drawn, excess, large_air, rounds, slots, z_of
 from torch import Tensor
 
 from airpfed.air.impairments import NONE, Impairments, audible, clipped, clipped_statistics, factors
-from airpfed.air.plan import Air, Digital, unclaimed
-from airpfed.record import SlotError
-from airpfed.streams import stream
+from airpfed.air.schedule import Digital, Uplink, unclaimed
+from airpfed.core.rng import stream
+from airpfed.core.run_files import SlotError
 from worlds import flat
 
 
-def quiet_air(design: str = "uniform_forcing", **changes) -> Air:
+def quiet_air(design: str = "uniform_forcing", **changes) -> Uplink:
     """One target a slot, almost no noise, common normaliser: what is left of forcing's error is the impairment's."""
-    air = large_air(design, **{"normalizer": "common", **changes})
-    return replace(air, noise=1e-9 * air.noise)
+    link = large_air(design, **{"normalizer": "common", **changes})
+    return replace(link, noise=1e-9 * link.noise)
 
 
-def own_signal(air: Air) -> Tensor:
+def own_signal(link: Uplink) -> Tensor:
     """sum_k w_k^2 p_k of the s-slot and of both p-slots, p_k the symbols' power under the common normaliser."""
-    shared, personal = drawn(air, 0)
+    shared, personal = drawn(link, 0)
     powers = [rows.double().square().mean(1) for rows in (shared, personal)]
     most = torch.cat(powers).max()
-    weights = [air.samples, air.samples * (air.task_of == 0), air.samples * (air.task_of == 1)]
+    weights = [link.samples, link.samples * (link.task_of == 0), link.samples * (link.task_of == 1)]
     each = [(w / w.sum()).square() @ (powers[min(i, 1)] / most) for i, w in enumerate(weights)]
     return torch.stack(each)
 
 
-def measured(air: Air, count: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def measured(link: Uplink, count: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """MSE of every slot, a row a round."""
     return torch.tensor(
-        [[e.measured for e in slots(row)] for row in rounds(air, count, monkeypatch)], dtype=torch.float64
+        [[e.measured for e in slots(row)] for row in rounds(link, count, monkeypatch)], dtype=torch.float64
     )
 
 
@@ -45,19 +45,19 @@ def measured(air: Air, count: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
 @pytest.mark.parametrize("phase", [0.2, 0.9])
 def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
     """E|xi v - v E xi|^2 of gains of any angle, or of its real part."""
-    harm, v = (
+    impairments, v = (
         Impairments(phase_rad=phase, outage=0.2),
         torch.polar(torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([0.0, 0.8, 2.5]).double()),
     )
-    moved = torch.cat([factors(harm, seed, 1, range(200), 3) for seed in range(200)]) * v
-    off = moved - harm.mean * v
+    moved = torch.cat([factors(impairments, seed, 1, range(200), 3) for seed in range(200)]) * v
+    off = moved - impairments.mean * v
     square = off.real.square() if real else off.abs().square()
-    error = square.mean(0) - harm.scattered(v, real)
+    error = square.mean(0) - impairments.scattered(v, real)
     assert bool((error.abs() < 5 * square.std(0) / len(square) ** 0.5).all())
 
 
 @pytest.mark.parametrize(
-    ("harm", "factor"),
+    ("impairments", "factor"),
     [
         (Impairments(phase_rad=0.2), 2 * (1 - math.exp(-(0.2**2) / 2))),
         (Impairments(phase_rad=0.8), 2 * (1 - math.exp(-(0.8**2) / 2))),
@@ -67,21 +67,21 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
     ],
     ids=["phase", "much phase", "outage", "much outage", "both"],
 )
-def test_the_own_signal_s_error_is_its_theory(harm, factor, monkeypatch):
+def test_the_own_signal_s_error_is_its_theory(impairments, factor, monkeypatch):
     """E|xi - 1|^2 w_k^2 of every device: 2 (1 - exp(-sigma^2/2)) for the phase, p for an outage."""
-    air = replace(quiet_air(harm=harm, d=400), coherence_symbols=8)
-    ratio = measured(air, 8, monkeypatch) / (factor * own_signal(air)) - 1
+    link = replace(quiet_air(impairments=impairments, d=400), coherence_symbols=8)
+    ratio = measured(link, 8, monkeypatch) / (factor * own_signal(link)) - 1
     assert abs(z_of(ratio)) < 5
     assert float(ratio.mean(1).std()) / len(ratio) ** 0.5 < 0.15  # a factor of two would be seen
 
 
 def test_a_clipped_signal_s_error_is_bussgang_s(monkeypatch):
     """(1 - alpha)^2 + the distortion's power, for symbols that fill whole OFDM symbols."""
-    air = quiet_air(harm=Impairments(clipping=2.0), subcarriers=400)
+    link = quiet_air(impairments=Impairments(clipping=2.0), subcarriers=400)
     gain, left = clipped_statistics(2.0)
     ratio = (
-        measured(replace(air, coherence_symbols=400), 20, monkeypatch)
-        / (((1 - gain) ** 2 + left - gain**2) * own_signal(air))
+        measured(replace(link, coherence_symbols=400), 20, monkeypatch)
+        / (((1 - gain) ** 2 + left - gain**2) * own_signal(link))
         - 1
     )
     assert abs(z_of(ratio)) < 5
@@ -92,8 +92,8 @@ def test_truncation_silences_as_many_as_the_gamma_law_says():
     """||h||^2 / gain of M antennas is Gamma(M): P(< M c) is its distribution function."""
     gain = torch.tensor([[1e-9, 3e-11]], dtype=torch.float64)
     for antennas, share in ((1, 0.3), (4, 0.5)):
-        world = flat(gain, antennas)
-        h, _ = world.fade(3, 1, range(4000))
+        network = flat(gain, antennas)
+        h, _ = network.fade(3, 1, range(4000))
         seen = audible(h, gain.expand(antennas, -1), share)
         silent = (seen == 0).all(1).double().mean(0)
         expected = float(torch.special.gammainc(torch.tensor(float(antennas)), torch.tensor(antennas * share)))
@@ -104,10 +104,10 @@ def test_truncation_silences_as_many_as_the_gamma_law_says():
 @pytest.mark.parametrize("design", ["uniform_forcing", "mmse"])
 def test_what_truncation_silences_is_missing_from_the_sum(design, packing):
     """A silent device is in G: its w_k^2 is error, the designs know, and the rest is as good as ever."""
-    air = quiet_air(design, harm=Impairments(truncation=0.8), packing=packing)
-    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+    link = quiet_air(design, impairments=Impairments(truncation=0.8), packing=packing)
+    for error in slots(send(link, 1, *drawn(link, 0), everyone(link))):
         assert error.measured == pytest.approx(error.claimed_genie, rel=1e-3, abs=1e-12)
-    whole = slots(send(replace(air, harm=NONE), 1, *drawn(air, 0), everyone(air)))
+    whole = slots(send(replace(link, impairments=NONE), 1, *drawn(link, 0), everyone(link)))
     assert sum(e.measured for e in whole) < 1e-3
 
 
@@ -124,8 +124,8 @@ EVERY = Impairments(phase_rad=0.3, outage=0.05, truncation=0.2)
     ],
 )
 def test_claims_know_the_statistics_of_all_impairments(design, access, packing, monkeypatch):
-    air = large_air(design, access=access, packing=packing, harm=EVERY, d=400, subcarriers=80)
-    rows = list(rounds(replace(air, coherence_symbols=40), 10, monkeypatch))
+    link = large_air(design, access=access, packing=packing, impairments=EVERY, d=400, subcarriers=80)
+    rows = list(rounds(replace(link, coherence_symbols=40), 10, monkeypatch))
     for expected in (lambda e: e.claimed, lambda e: e.claimed_genie):
         assert abs(z_of(excess(rows, expected))) < 5
 
@@ -134,38 +134,38 @@ def test_claims_know_the_statistics_of_all_impairments(design, access, packing, 
 @pytest.mark.parametrize("access", ["tdma", "superposed"])
 def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
     """Bussgang's gain is that of a Gaussian signal of one power: gradients' errors were up to 550 times the claim."""
-    air = large_air(design, access=access, d=400, subcarriers=80, harm=Impairments(clipping=2.0))
-    got = send(air, 1, *drawn(air, 0), everyone(air))
-    assert unclaimed(air) and got.pi is not None and got.pi_claimed is None
+    link = large_air(design, access=access, d=400, subcarriers=80, impairments=Impairments(clipping=2.0))
+    got = send(link, 1, *drawn(link, 0), everyone(link))
+    assert unclaimed(link) and got.pi is not None and got.pi_claimed is None
     assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
 
 
 @pytest.mark.parametrize("exact", [{"design": None}, {"design": None, "digital": Digital(4, False)}])
 def test_a_clipping_amplifier_takes_no_claim_from_a_link_without_amplitudes(exact):
     """Error-free sums and rounded bits have the error that they say."""
-    air = replace(large_air("uniform_forcing", d=400, subcarriers=80, harm=Impairments(clipping=2.0)), **exact)
-    assert unclaimed(air) == "" and send(air, 1, *drawn(air, 0), everyone(air)).pi_claimed is not None
+    link = replace(large_air("uniform_forcing", d=400, subcarriers=80, impairments=Impairments(clipping=2.0)), **exact)
+    assert unclaimed(link) == "" and send(link, 1, *drawn(link, 0), everyone(link)).pi_claimed is not None
 
 
 def test_a_claim_blind_to_the_phase_would_be_seen(monkeypatch):
     """The power of the check above: claims at the off value miss by far."""
-    air = large_air("uniform_forcing", harm=Impairments(phase_rad=0.3), d=400)
-    rows = list(rounds(replace(air, coherence_symbols=40), 12, monkeypatch))
-    blind = slots(send(replace(air, harm=NONE), 1, *drawn(air, 0), everyone(air)))[0].claimed
+    link = large_air("uniform_forcing", impairments=Impairments(phase_rad=0.3), d=400)
+    rows = list(rounds(replace(link, coherence_symbols=40), 12, monkeypatch))
+    blind = slots(send(replace(link, impairments=NONE), 1, *drawn(link, 0), everyone(link)))[0].claimed
     assert abs(z_of(excess(rows, lambda e: blind)[:, :1])) > 5
 
 
 def test_off_values_change_nothing():
-    air = make_air("mmse")
-    one = send(air, 1, *drawn_small(air), everyone(air))
-    other = send(replace(air, harm=Impairments(0.0, None, 0.0, None)), 1, *drawn_small(air), everyone(air))
+    link = make_air("mmse")
+    one = send(link, 1, *drawn_small(link), everyone(link))
+    other = send(replace(link, impairments=Impairments(0.0, None, 0.0, None)), 1, *drawn_small(link), everyone(link))
     assert torch.equal(one.shared, other.shared) and one.mse == other.mse
 
 
-def drawn_small(air: Air) -> tuple[Tensor, Tensor]:
+def drawn_small(link: Uplink) -> tuple[Tensor, Tensor]:
     rng = stream(2, "small")
-    own = torch.arange(max(air.lengths)) < torch.tensor(air.lengths)[air.task_of][:, None]
-    return torch.randn(5, 41, generator=rng), torch.randn(5, max(air.lengths), generator=rng) * own
+    own = torch.arange(max(link.lengths)) < torch.tensor(link.lengths)[link.task_of][:, None]
+    return torch.randn(5, 41, generator=rng), torch.randn(5, max(link.lengths), generator=rng) * own
 
 
 @given(level_db=st.floats(-10, 20))
@@ -193,15 +193,15 @@ def test_clipping_keeps_every_device_below_its_level_and_its_phases():
 
 
 def test_factors_of_a_block_do_not_depend_on_which_blocks_are_asked_for():
-    harm = Impairments(phase_rad=0.4, outage=0.3)
-    every = factors(harm, 1, 2, range(6), 5)
-    torch.testing.assert_close(factors(harm, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
+    impairments = Impairments(phase_rad=0.4, outage=0.3)
+    every = factors(impairments, 1, 2, range(6), 5)
+    torch.testing.assert_close(factors(impairments, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
     assert ((every == 0) | ((every.abs() - 1).abs() < 1e-12)).all()
 
 
 def test_an_outage_of_all_devices_is_silence():
     """Every device unheard: the sum is noise, its error is that of silence plus noise, and nothing is NaN."""
-    air = quiet_air(harm=Impairments(outage=1 - 1e-12))
-    errors: list[SlotError] = slots(send(air, 1, *drawn(air, 0), everyone(air)))
+    link = quiet_air(impairments=Impairments(outage=1 - 1e-12))
+    errors: list[SlotError] = slots(send(link, 1, *drawn(link, 0), everyone(link)))
     for error in errors:
         assert error.measured > 0.1 * error.silence and math.isfinite(error.claimed)

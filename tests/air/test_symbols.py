@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air.rows import rows_of
+from airpfed.air.row_chunks import rows_of
 from airpfed.air.symbols import FLOOR, common_sigma, normalise, pack, unpack, uses_of
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 WEIGHTS = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 LENGTHS = torch.tensor([9, 9, 7])
@@ -45,7 +45,7 @@ def test_weights_scale_and_offset_give_the_weighted_sum_back(sigma):
     g = rows()
     made = normalise(g, LENGTHS, WEIGHTS, sigma)
     back = made.scale[:, None] * (made.weights @ made.entries[:]) + made.offset[:, None] * (
-        torch.arange(9) < made.reach[:, None]
+        torch.arange(9) < made.num_entries[:, None]
     )
     torch.testing.assert_close(back, WEIGHTS @ g.double(), rtol=1e-12, atol=1e-12)
 
@@ -59,7 +59,7 @@ def test_own_entries_have_mean_zero_and_power_one():
 
 def test_targets_own_the_entries_of_the_devices_they_want():
     made = normalise(rows(), LENGTHS, WEIGHTS, None)
-    assert made.reach.tolist() == [9, 7]
+    assert made.num_entries.tolist() == [9, 7]
 
 
 def test_scaled_weights_keep_the_energy_of_the_plain_ones():

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import ledger, pieces, rows, transmit, uplink
+from airpfed.air import resources, row_chunks, segments, transmit, uplink
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import BUNDLED, design_of, refine_of
 from airpfed.air.grouping import error_of
 from airpfed.air.impairments import NONE, Impairments
-from airpfed.air.plan import Air, Digital, grouping_of, plan
-from airpfed.air.slot import Slot, Transceiver, silent, spent
+from airpfed.air.network import estimated
+from airpfed.air.problem import Transceiver, TransceiverProblem, silent, spent
+from airpfed.air.schedule import Digital, Uplink, grouping_of, plan
 from airpfed.air.transmit import transmitted
-from airpfed.air.uplink import Received, fresh_memory
-from airpfed.air.world import estimated
-from airpfed.streams import stream
+from airpfed.air.uplink import Aggregate, initial_statistics
+from airpfed.core.rng import stream
 from worlds import flat
 
 TASKS = torch.tensor([0, 0, 1, 1, 1])
@@ -26,9 +26,9 @@ GAIN = 1e-10
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 
 
-def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Air:
+def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
-    air = Air(
+    link = Uplink(
         design=design_of(design, None, debias),
         bundles=design in BUNDLED,
         refine=None,
@@ -44,11 +44,11 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         task_names=("colours", "moods"),
         task_of=TASKS,
         samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
-        world=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
+        network=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
         power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
         noise=0.1 * GAIN / 10**1.5,
         csi_error=0.0,
-        harm=NONE,
+        impairments=NONE,
         coherence_symbols=7,
         bandwidth_hz=1e6,
         subcarriers=16,
@@ -58,40 +58,40 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         lengths=LENGTHS,
         seed=3,
     )
-    return replace(air, **changes)
+    return replace(link, **changes)
 
 
-def send(air: Air, t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Received:
+def send(link: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Aggregate:
     """A round after which nothing is remembered."""
-    return uplink.send(air, t, shared, personal, present, fresh_memory(air))
+    return uplink.send(link, t, shared, personal, present, initial_statistics(link))
 
 
-def gradients(air: Air, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
+def gradients(link: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
     """Independent normal gradients, zero beyond each task's own length, devices of unlike size and mean."""
     rng = stream(11, "gradients", t)
-    size = torch.linspace(0.5, 2.0, len(air.samples))[:, None]
+    size = torch.linspace(0.5, 2.0, len(link.samples))[:, None]
     shared = size * (torch.randn(len(size), d_s, generator=rng) + 0.3)
-    personal = size * (torch.randn(len(size), max(air.lengths), generator=rng) - 0.2)
-    own = torch.arange(max(air.lengths)) < torch.tensor(air.lengths)[air.task_of][:, None]
+    personal = size * (torch.randn(len(size), max(link.lengths), generator=rng) - 0.2)
+    own = torch.arange(max(link.lengths)) < torch.tensor(link.lengths)[link.task_of][:, None]
     return shared, personal * own
 
 
-def means(air: Air, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def means(link: Uplink, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """G^s and G_n^p by loops over the devices present."""
-    weight = air.samples * present
+    weight = link.samples * present
     global_mean = sum(weight[k] / weight.sum() * shared[k].double() for k in range(len(weight)) if present[k])
-    rows = torch.zeros(len(air.lengths), personal.shape[1], dtype=torch.float64)
+    rows = torch.zeros(len(link.lengths), personal.shape[1], dtype=torch.float64)
     for k in present.nonzero().flatten().tolist():
-        n = int(air.task_of[k])
-        rows[n] += weight[k] / weight[air.task_of == n].sum() * personal[k].double()
+        n = int(link.task_of[k])
+        rows[n] += weight[k] / weight[link.task_of == n].sum() * personal[k].double()
     return global_mean, rows
 
 
-def everyone(air: Air) -> Tensor:
-    return torch.ones(len(air.samples), dtype=torch.bool)
+def everyone(link: Uplink) -> Tensor:
+    return torch.ones(len(link.samples), dtype=torch.bool)
 
 
-def is_finite(received: Received) -> bool:
+def is_finite(received: Aggregate) -> bool:
     numbers = [received.pi or 0.0, received.ledger.air_seconds, received.ledger.joules_max]
     for error in [received.mse.s, *received.mse.p.values()]:
         numbers += [value for value in error.model_dump().values() if value is not None] if error else []
@@ -102,13 +102,13 @@ def is_finite(received: Received) -> bool:
 @pytest.mark.parametrize("absent", [[], [1], [0, 3]])
 def test_the_error_free_link_gives_the_weighted_mean_of_the_devices_present(absent):
     """NaN in an absent device's row shows that it is in no sum and no weight."""
-    air = make_air("error_free")
-    shared, personal = gradients(air)
-    present = everyone(air)
+    link = make_air("error_free")
+    shared, personal = gradients(link)
+    present = everyone(link)
     present[absent] = False
-    G_s, G_p = means(air, shared, personal, present)
+    G_s, G_p = means(link, shared, personal, present)
     shared[absent], personal[absent] = torch.nan, torch.nan
-    got = send(air, 1, shared, personal, present)
+    got = send(link, 1, shared, personal, present)
     torch.testing.assert_close(got.shared, G_s.float(), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(got.personal, G_p.float(), rtol=1e-6, atol=1e-7)
     assert got.pi == 0
@@ -120,13 +120,13 @@ def test_the_error_free_link_gives_the_weighted_mean_of_the_devices_present(abse
 @pytest.mark.parametrize("absent", [[], [2]])
 def test_without_noise_uniform_forcing_gives_the_weighted_mean(access, packing, normalizer, absent):
     """Odd lengths, six and more coherence blocks, a tail that one task lacks; 8 antennas null 3 other devices."""
-    air = make_air(noise=0.0, access=access, packing=packing, normalizer=normalizer)
-    shared, personal = gradients(air)
-    present = everyone(air)
+    link = make_air(noise=0.0, access=access, packing=packing, normalizer=normalizer)
+    shared, personal = gradients(link)
+    present = everyone(link)
     present[absent] = False
-    G_s, G_p = means(air, shared, personal, present)
+    G_s, G_p = means(link, shared, personal, present)
     shared[absent], personal[absent] = torch.nan, torch.nan
-    got = send(air, 1, shared, personal, present)
+    got = send(link, 1, shared, personal, present)
     assert (got.shared - G_s).norm() < 1e-5 * G_s.norm()
     assert (got.personal - G_p).norm() < 1e-5 * G_p.norm()
     assert (got.personal[1, LENGTHS[1] :] == 0).all()
@@ -134,20 +134,20 @@ def test_without_noise_uniform_forcing_gives_the_weighted_mean(access, packing, 
 
 def test_too_few_antennas_leave_interference_even_without_noise():
     """3 antennas cannot null 3 devices of the other task: the check above does depend on M."""
-    air = make_air(noise=0.0, access="concurrent", antennas=3)
-    shared, personal = gradients(air)
-    got = send(air, 1, shared, personal, everyone(air))
+    link = make_air(noise=0.0, access="concurrent", antennas=3)
+    shared, personal = gradients(link)
+    got = send(link, 1, shared, personal, everyone(link))
     assert min(error.variance for error in got.mse.p.values()) > 1e-3
 
 
 @pytest.mark.parametrize("normalizer", ["per_device", "common"])
 def test_an_all_zero_group_is_received_as_zero(normalizer):
     """The gradient of A at B = 0. With one common sigma there are no groups: then the whole slot is zero here."""
-    air = make_air("mmse", normalizer=normalizer)
-    shared, personal = gradients(air)
+    link = make_air("mmse", normalizer=normalizer)
+    shared, personal = gradients(link)
     shared[:, :20] = 0
     personal[:] = 0
-    got = send(air, 1, shared, personal, everyone(air))
+    got = send(link, 1, shared, personal, everyone(link))
     assert is_finite(got)
     if normalizer == "per_device":
         assert (got.shared[:20] == 0).all() and (got.shared[20:] != 0).any()
@@ -160,8 +160,8 @@ def test_an_all_zero_group_is_received_as_zero(normalizer):
     product(DESIGNS, ("per_device", "common")),
 )
 def test_a_round_of_zeros_is_received_as_zeros(design, normalizer):
-    air = make_air(design, access="concurrent", normalizer=normalizer)
-    got = send(air, 1, torch.zeros(5, 41), torch.zeros(5, 37), everyone(air))
+    link = make_air(design, access="concurrent", normalizer=normalizer)
+    got = send(link, 1, torch.zeros(5, 41), torch.zeros(5, 37), everyone(link))
     assert is_finite(got)
     assert (got.shared == 0).all() and (got.personal == 0).all()
     assert got.ledger.joules_max == 0
@@ -169,11 +169,11 @@ def test_a_round_of_zeros_is_received_as_zeros(design, normalizer):
 
 @pytest.mark.parametrize("normalizer", ["per_device", "common"])
 def test_one_device_of_zero_gradient_sends_nothing_and_spoils_nothing(normalizer):
-    air = make_air(noise=0.0, normalizer=normalizer)
-    shared, personal = gradients(air)
+    link = make_air(noise=0.0, normalizer=normalizer)
+    shared, personal = gradients(link)
     shared[1], personal[1] = 0, 0
-    G_s, G_p = means(air, shared, personal, everyone(air))
-    got = send(air, 1, shared, personal, everyone(air))
+    G_s, G_p = means(link, shared, personal, everyone(link))
+    got = send(link, 1, shared, personal, everyone(link))
     assert is_finite(got)
     assert (got.shared - G_s).norm() < 1e-5 * G_s.norm()
     assert (got.personal - G_p).norm() < 1e-5 * G_p.norm()
@@ -185,32 +185,32 @@ def test_one_device_of_zero_gradient_sends_nothing_and_spoils_nothing(normalizer
 )
 def test_what_is_received_scales_exactly_with_the_gradient(design, normalizer):
     """2^-27, about 1e-8, is exact in floating point: any absolute floor on the way would show."""
-    air = make_air(design, normalizer=normalizer)
-    shared, personal = gradients(air)
-    large = send(air, 1, shared, personal, everyone(air))
-    small = send(air, 1, shared * 2**-27, personal * 2**-27, everyone(air))
+    link = make_air(design, normalizer=normalizer)
+    shared, personal = gradients(link)
+    large = send(link, 1, shared, personal, everyone(link))
+    small = send(link, 1, shared * 2**-27, personal * 2**-27, everyone(link))
     torch.testing.assert_close(small.shared, large.shared * 2**-27, rtol=0, atol=0)
     torch.testing.assert_close(small.personal, large.personal * 2**-27, rtol=0, atol=0)
     assert small.pi == large.pi
 
 
 def test_one_device_alone_is_a_round():
-    air = make_air(noise=0.0, task_of=torch.tensor([0]), samples=torch.tensor([4.0], dtype=torch.float64),
-                   world=flat(torch.tensor([GAIN], dtype=torch.float64), 8), power=torch.tensor([0.1]).double(),
+    link = make_air(noise=0.0, task_of=torch.tensor([0]), samples=torch.tensor([4.0], dtype=torch.float64),
+                   network=flat(torch.tensor([GAIN], dtype=torch.float64), 8), power=torch.tensor([0.1]).double(),
                    task_names=("only",), lengths=(37,))  # fmt: skip
-    shared, personal = gradients(air)
-    got = send(air, 1, shared, personal, everyone(air))
+    shared, personal = gradients(link)
+    got = send(link, 1, shared, personal, everyone(link))
     torch.testing.assert_close(got.shared, shared[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.personal, personal, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_a_task_without_devices_is_not_heard(access):
-    air = make_air(access=access)
-    shared, personal = gradients(air)
+    link = make_air(access=access)
+    shared, personal = gradients(link)
     present = TASKS == 1
     shared[~present], personal[~present] = torch.nan, torch.nan
-    got = send(air, 1, shared, personal, present)
+    got = send(link, 1, shared, personal, present)
     assert got.heard.tolist() == [False, True]
     assert set(got.mse.p) == {"moods"}
     assert is_finite(got) and (got.personal[0] == 0).all()
@@ -218,8 +218,8 @@ def test_a_task_without_devices_is_not_heard(access):
 
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
 def test_a_round_without_devices_is_empty(design):
-    air = make_air(design)
-    got = send(air, 1, torch.full((5, 41), torch.nan), torch.full((5, 37), torch.nan), ~everyone(air))
+    link = make_air(design)
+    got = send(link, 1, torch.full((5, 41), torch.nan), torch.full((5, 37), torch.nan), ~everyone(link))
     assert not got.heard.any()
     assert got.pi is None and got.pi_claimed is None and got.mse.s is None and got.mse.p == {}
     assert (got.shared == 0).all() and (got.personal == 0).all()
@@ -229,22 +229,22 @@ def test_a_round_without_devices_is_empty(design):
 class Spy:
     """Records what is asked and answered for every slot, and the symbols of every block of every slot."""
 
-    def __init__(self, air: Air, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.slots: list[tuple[Slot, Transceiver, list[Tensor]]] = []
-        self.air = air
-        original, checked, sent = transmit.superpose, pieces.kept, iter(range(10**9))
+    def __init__(self, link: Uplink, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slots: list[tuple[TransceiverProblem, Transceiver, list[Tensor]]] = []
+        self.link = link
+        original, checked, sent = transmit.superpose, segments.kept, iter(range(10**9))
 
-        def kept(slot: Slot, made: Transceiver) -> Transceiver:
-            self.slots.append((slot, made, []))
-            return checked(slot, made)
+        def kept(problem: TransceiverProblem, made: Transceiver) -> Transceiver:
+            self.slots.append((problem, made, []))
+            return checked(problem, made)
 
         def superpose(gain, x, of):
-            blocks = [symbols for slot, _, symbols in self.slots for _ in slot.h]
+            blocks = [symbols for problem, _, symbols in self.slots for _ in problem.h]
             blocks[next(sent)].append(x)  # the blocks of all slots, in the order of the designs
             return original(gain, x, of)
 
         monkeypatch.setattr(transmit, "superpose", superpose)
-        monkeypatch.setattr(pieces, "kept", kept)
+        monkeypatch.setattr(segments, "kept", kept)
 
 
 @pytest.mark.parametrize(
@@ -254,14 +254,14 @@ def test_no_slot_exceeds_the_power_limit_and_joules_agree(design, access, way, m
     """A slot's devices are told by how many they are: all five, the first task's two, the second's three."""
     packing, normalizer = way
     spy = Spy(make_air(design, access=access, packing=packing, normalizer=normalizer), monkeypatch)
-    shared, personal = gradients(spy.air)
-    got = send(spy.air, 1, shared, personal, everyone(spy.air))
+    shared, personal = gradients(spy.link)
+    got = send(spy.link, 1, shared, personal, everyone(spy.link))
     joules = torch.zeros(5, dtype=torch.float64)
-    for slot, made, symbols in spy.slots:
+    for problem, made, symbols in spy.slots:
         radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
-        assert (radiated / sum(x.shape[1] for x in symbols) <= slot.power * (1 + 1e-9)).all()
-        devices = {5: TASKS >= 0, 2: TASKS == 0, 3: TASKS == 1}[len(slot.power)]
-        joules[devices] += radiated * ledger.use_seconds(spy.air.bandwidth_hz)
+        assert (radiated / sum(x.shape[1] for x in symbols) <= problem.power * (1 + 1e-9)).all()
+        devices = {5: TASKS >= 0, 2: TASKS == 0, 3: TASKS == 1}[len(problem.power)]
+        joules[devices] += radiated * resources.use_seconds(spy.link.bandwidth_hz)
     assert got.ledger.joules_mean == pytest.approx(float(joules.mean()), rel=1e-12)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
 
@@ -271,43 +271,43 @@ def test_no_slot_exceeds_the_power_limit_and_joules_agree(design, access, way, m
 def test_the_streams_of_a_superposed_slot_share_one_limit(design, way, monkeypatch):
     packing, normalizer = way
     spy = Spy(make_air(design, access="superposed", packing=packing, normalizer=normalizer), monkeypatch)
-    got = send(spy.air, 1, *gradients(spy.air), everyone(spy.air))
+    got = send(spy.link, 1, *gradients(spy.link), everyone(spy.link))
     assert got.ledger.channel_uses == sum(x.shape[1] for _, _, symbols in spy.slots for x in symbols)
     assert is_finite(got)
     joules = torch.zeros(5, dtype=torch.float64)
-    for slot, made, symbols in spy.slots:
-        assert slot.h.shape[2] == 10
-        assert (spent(slot, made) <= 1 + 1e-9).all()
+    for problem, made, symbols in spy.slots:
+        assert problem.h.shape[2] == 10
+        assert (spent(problem, made) <= 1 + 1e-9).all()
         radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
-        joules += (radiated[:5] + radiated[5:]) * ledger.use_seconds(spy.air.bandwidth_hz)
+        joules += (radiated[:5] + radiated[5:]) * resources.use_seconds(spy.link.bandwidth_hz)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
 
 
 def test_superposed_takes_the_uses_of_its_longer_vectors():
-    air = make_air(access="superposed", normalizer="common")
-    got = send(air, 1, *gradients(air), everyone(air))
+    link = make_air(access="superposed", normalizer="common")
+    got = send(link, 1, *gradients(link), everyone(link))
     assert got.ledger.channel_uses == (41 + 1) // 2
-    fedit = send(air, 1, gradients(air)[0], torch.zeros(5, 0), everyone(air))
+    fedit = send(link, 1, gradients(link)[0], torch.zeros(5, 0), everyone(link))
     assert fedit.mse.s is not None and fedit.mse.p == {}
 
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     """The round's mean power keeps the limit and uses it; some slot exceeds it; Pi does not get worse."""
-    air = make_air("mmse", access=access, coherence_symbols=12)
-    shared, personal = gradients(air)
-    jobs = plan(air, shared, personal, everyone(air), grouping_of(air, everyone(air)))
-    flat = [piece for slot in uplink.prepare(air, jobs, 1, [INDEPENDENT] * 2) for piece in slot]
+    link = make_air("mmse", access=access, coherence_symbols=12)
+    shared, personal = gradients(link)
+    slots = plan(link, shared, personal, everyone(link), grouping_of(link, everyone(link)))
+    flat = [segment for problem in uplink.prepare(link, slots, 1, [INDEPENDENT] * 2) for segment in problem]
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
     for refine in (None, refine_of("mmse", "per_round", False)):
-        made = pieces.designed(replace(air, refine=refine), flat)
-        claimed.append(sum(float(transmitted(air, *pair, 1).claimed.sum()) for pair in zip(flat, made, strict=True)))
-    for piece, one in zip(flat, made, strict=True):
-        length = torch.tensor([float(b - a) for a, b in piece.spans], dtype=torch.float64)
-        square = one.transmit.abs().square() / piece.asked.power
-        power.index_add_(0, piece.job.devices, length @ (square * pieces.sent_power(air, piece)))
-        uses.index_add_(0, piece.job.devices, length.sum().expand(len(piece.job.devices)))
+        made = segments.designed(replace(link, refine=refine), flat)
+        claimed.append(sum(float(transmitted(link, *pair, 1).claimed.sum()) for pair in zip(flat, made, strict=True)))
+    for segment, one in zip(flat, made, strict=True):
+        length = torch.tensor([float(b - a) for a, b in segment.block_ranges], dtype=torch.float64)
+        square = one.transmit.abs().square() / segment.problem.power
+        power.index_add_(0, segment.slot.devices, length @ (square * segments.sent_power(link, segment)))
+        uses.index_add_(0, segment.slot.devices, length.sum().expand(len(segment.slot.devices)))
         peak = max(peak, float(square.max()))
     assert (power <= uses * (1 + 1e-9)).all()
     assert (power / uses).max() > 0.999
@@ -319,37 +319,39 @@ def test_auto_never_hears_worse_than_the_better_fixed_access():
     """What its designs claim, at equal uses and equal joules; with one slot allowed it is `concurrent`."""
     for antennas in (2, 8):
         for t in (1, 2):
-            air = make_air("mmse", antennas=antennas, access="auto", coherence_symbols=10_000, normalizer="common")
-            present = everyone(air)
-            known = pieces_known(air, t)
+            link = make_air("mmse", antennas=antennas, access="auto", coherence_symbols=10_000, normalizer="common")
+            present = everyone(link)
+            known = pieces_known(link, t)
             error = {
-                grouping: sum(error_of(air, known, 0 * air.world.gain, present, group) for group in grouping)
-                for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(air, t, present))
+                grouping: sum(error_of(link, known, 0 * link.network.gain, present, group) for group in grouping)
+                for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(link, t, present))
             }
-            assert error[uplink.grouping(air, t, present)] == min(error.values())
-            only = replace(air, personal_slots=1)
+            assert error[uplink.grouping(link, t, present)] == min(error.values())
+            only = replace(link, personal_slots=1)
             assert uplink.grouping(only, t, present) == ((0, 1),)
 
 
-def pieces_known(air: Air, t: int) -> Tensor:
-    return estimated(air.world, 0.0, air.seed, t, range(1))[0]
+def pieces_known(link: Uplink, t: int) -> Tensor:
+    return estimated(link.network, 0.0, link.seed, t, range(1))[0]
 
 
 def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch):
     """The limit is used, not only kept: at least one device of every s-block sends with |b|^2 = P."""
     spy = Spy(make_air(), monkeypatch)
-    shared, personal = gradients(spy.air)
-    send(spy.air, 1, shared, personal, everyone(spy.air))
-    slot, made, _ = spy.slots[0]
-    torch.testing.assert_close((made.transmit.abs().square() / slot.power).amax(1), torch.ones(len(slot.h)).double())
+    shared, personal = gradients(spy.link)
+    send(spy.link, 1, shared, personal, everyone(spy.link))
+    problem, made, _ = spy.slots[0]
+    torch.testing.assert_close(
+        (made.transmit.abs().square() / problem.power).amax(1), torch.ones(len(problem.h)).double()
+    )
 
 
 def test_slots_that_share_a_coherence_block_see_the_same_channel(monkeypatch):
     """s uses 10 + 11 symbols; with 12 a block its second group starts in block 0 and ends in block 1."""
     spy = Spy(make_air(coherence_symbols=12), monkeypatch)
-    shared, personal = gradients(spy.air)
-    send(spy.air, 1, shared, personal, everyone(spy.air))
-    first, second, third = (slot.h for slot, _, _ in spy.slots[:3])
+    shared, personal = gradients(spy.link)
+    send(spy.link, 1, shared, personal, everyone(spy.link))
+    first, second, third = (problem.h for problem, _, _ in spy.slots[:3])
     assert (len(first), len(second), len(third)) == (1, 2, 2)
     torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
     assert (second[0] != second[1]).all()
@@ -357,9 +359,9 @@ def test_slots_that_share_a_coherence_block_see_the_same_channel(monkeypatch):
 
 def test_every_round_has_its_own_channel(monkeypatch):
     spy = Spy(make_air(), monkeypatch)
-    shared, personal = gradients(spy.air)
+    shared, personal = gradients(spy.link)
     for t in (1, 2, 1):
-        send(spy.air, t, shared, personal, everyone(spy.air))
+        send(spy.link, t, shared, personal, everyone(spy.link))
     each = len(spy.slots) // 3
     one, two, again = (spy.slots[i * each][0].h for i in range(3))
     assert (one != two).all()
@@ -370,9 +372,9 @@ def test_fading_does_not_depend_on_what_else_is_drawn(monkeypatch):
     """More entries mean more noise and scrambling draws; blocks seen before must keep their channels."""
     spy = Spy(make_air(access="concurrent"), monkeypatch)
     for d_s in (41, 61):
-        shared, personal = gradients(spy.air, d_s)
+        shared, personal = gradients(spy.link, d_s)
         groups = ((0, 20), (20, d_s))
-        send(replace(spy.air, shared_groups=groups), 1, shared, personal, everyone(spy.air))
+        send(replace(spy.link, shared_groups=groups), 1, shared, personal, everyone(spy.link))
     each = len(spy.slots) // 2
     short, long = spy.slots[1][0].h, spy.slots[1 + each][0].h
     assert len(long) > len(short)
@@ -380,21 +382,21 @@ def test_fading_does_not_depend_on_what_else_is_drawn(monkeypatch):
 
 
 def test_pi_weighs_slots_by_entries_and_tasks_by_samples():
-    air = make_air("mmse")
-    shared, personal = gradients(air)
-    got = send(air, 1, shared, personal, everyone(air))
+    link = make_air("mmse")
+    shared, personal = gradients(link)
+    got = send(link, 1, shared, personal, everyone(link))
     moods, colours = 0.6 * 30, 0.4 * 37
     expected = 41 * got.mse.s.measured + colours * got.mse.p["colours"].measured + moods * got.mse.p["moods"].measured
     assert got.pi == pytest.approx(expected / (41 + colours + moods), rel=1e-12)
 
 
 def test_measured_error_times_scale_is_the_squared_error_of_the_sums():
-    air = make_air("mmse", access="concurrent")
-    shared, personal = gradients(air)
-    G_s, G_p = means(air, shared, personal, everyone(air))
-    got = send(air, 1, shared, personal, everyone(air))
+    link = make_air("mmse", access="concurrent")
+    shared, personal = gradients(link)
+    G_s, G_p = means(link, shared, personal, everyone(link))
+    got = send(link, 1, shared, personal, everyone(link))
     assert got.mse.s.measured * got.mse.s.scale == pytest.approx(float((got.shared - G_s).square().sum()), rel=1e-5)
-    for n, name in enumerate(air.task_names):
+    for n, name in enumerate(link.task_names):
         error = got.mse.p[name]
         assert error.measured * error.scale == pytest.approx(float((got.personal[n] - G_p[n]).square().sum()), rel=1e-5)
 
@@ -402,19 +404,19 @@ def test_measured_error_times_scale_is_the_squared_error_of_the_sums():
 @pytest.mark.parametrize("absent", [[], [0]])
 def test_a_device_has_one_channel_in_all_slots_that_see_a_block(absent):
     """One long block holds every slot: the p-slots' channels are the s-slot's, whoever else is in the slot."""
-    seen: list[Slot] = []
+    seen: list[TransceiverProblem] = []
 
-    def spy(slot: Slot) -> Transceiver:
-        seen.append(slot)
-        return silent(slot)
+    def spy(problem: TransceiverProblem) -> Transceiver:
+        seen.append(problem)
+        return silent(problem)
 
-    air = replace(make_air(coherence_symbols=10_000, normalizer="common"), design=spy)
-    present = everyone(air)
+    link = replace(make_air(coherence_symbols=10_000, normalizer="common"), design=spy)
+    present = everyone(link)
     present[absent] = False
-    send(air, 1, *gradients(air), present)
+    send(link, 1, *gradients(link), present)
     shared, *personal = seen
     assert len(personal) == 2
-    torch.testing.assert_close(torch.cat([slot.h for slot in personal], 2), shared.h, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([problem.h for problem in personal], 2), shared.h, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -434,31 +436,31 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
     """
     for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS", "emphasis.LEVEL_STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
-    air = make_air(
+    link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
         refine=refine_of("mmse", energy, False),
     )  # fmt: skip
-    shared, personal = gradients(air)
+    shared, personal = gradients(link)
     rank_one = torch.ones(1, 8, 5, dtype=torch.complex128) * 1e-5
     cases = {
-        "one antenna": (replace(air, world=flat(air.world.gain, 1)), shared, personal, everyone(air), None),
-        "a zero gradient": (air, shared * (TASKS > 0)[:, None], personal * (TASKS > 0)[:, None], everyone(air), None),
-        "all zero": (air, 0 * shared, 0 * personal, everyone(air), None),
-        "one device": (air, shared, personal, torch.arange(5) == 3, None),
-        "nobody": (air, shared, personal, ~everyone(air), None),
-        "no p-vectors": (air, shared, personal[:, :0], everyone(air), None),
-        "all channels alike": (air, shared, personal, everyone(air), rank_one),
-        "all channels dead": (air, shared, personal, everyone(air), 0 * rank_one),
+        "one antenna": (replace(link, network=flat(link.network.gain, 1)), shared, personal, everyone(link), None),
+        "a zero gradient": (link, shared * (TASKS > 0)[:, None], personal * (TASKS > 0)[:, None], everyone(link), None),
+        "all zero": (link, 0 * shared, 0 * personal, everyone(link), None),
+        "one device": (link, shared, personal, torch.arange(5) == 3, None),
+        "nobody": (link, shared, personal, ~everyone(link), None),
+        "no p-vectors": (link, shared, personal[:, :0], everyone(link), None),
+        "all channels alike": (link, shared, personal, everyone(link), rank_one),
+        "all channels dead": (link, shared, personal, everyone(link), 0 * rank_one),
     }
     for name, (changed, s, p, present, h) in cases.items():
         with monkeypatch.context() as patch:
             if h is not None:
                 patch.setattr(uplink, "estimated", lambda *_, h=h: (h, h))
-            got = uplink.send(changed, 1, s, p, present, fresh_memory(changed))
+            got = uplink.send(changed, 1, s, p, present, initial_statistics(changed))
             if "one" in name:
-                got = uplink.send(changed, 2, s, p, present, got.memory)
+                got = uplink.send(changed, 2, s, p, present, got.correlation_statistics)
         assert is_finite(got), name
-        assert got.memory.isfinite().all(), name
+        assert got.correlation_statistics.isfinite().all(), name
         assert all(0 <= across <= within < 1 for within, across in got.correlation), name
         if name in ("all zero", "nobody", "all channels dead"):
             assert (got.shared == 0).all() or name == "all channels dead", name
@@ -469,13 +471,15 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
 @pytest.mark.parametrize("kind", ["analog", "exact", "digital"])
 def test_some_streams_at_a_time_give_the_sums_of_all_at_once(access, packing, kind, monkeypatch):
     """One stream a chunk, a device absent in the middle, every impairment: equal up to the order of a sum."""
-    harm = Impairments(0.2, 2.0, 0.1, None)
+    impairments = Impairments(0.2, 2.0, 0.1, None)
     changes = {"exact": {"design": None}, "digital": {"design": None, "digital": Digital(4, False)}}.get(kind, {})
-    air = replace(make_air(access=access, packing=packing, csi_error=0.05, harm=harm, subcarriers=8), **changes)
+    link = replace(
+        make_air(access=access, packing=packing, csi_error=0.05, impairments=impairments, subcarriers=8), **changes
+    )
     present = torch.tensor([True, True, True, False, True])
-    together = send(air, 1, *gradients(air), present)
-    monkeypatch.setattr(rows, "ENTRIES", 1)
-    apart = send(air, 1, *gradients(air), present)
+    together = send(link, 1, *gradients(link), present)
+    monkeypatch.setattr(row_chunks, "ENTRIES", 1)
+    apart = send(link, 1, *gradients(link), present)
     torch.testing.assert_close(apart.shared, together.shared, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(apart.personal, together.personal, rtol=1e-5, atol=1e-7)
     assert apart.ledger.joules_max == pytest.approx(together.ledger.joules_max, rel=1e-12)
@@ -487,8 +491,8 @@ def test_debiasing_real_symbols_brings_nothing_back():
     changes = {"antennas": 4, "access": "concurrent", "packing": "real", "coherence_symbols": 10_000}
     errors = {}
     for debias in (False, True):
-        air = make_air("mmse", debias, noise=0.1 * GAIN / 100, **changes)
-        rounds = [send(air, t, *gradients(air), everyone(air)).mse.p.values() for t in (1, 2)]
+        link = make_air("mmse", debias, noise=0.1 * GAIN / 100, **changes)
+        rounds = [send(link, t, *gradients(link), everyone(link)).mse.p.values() for t in (1, 2)]
         errors[debias] = sum(e.measured for tasks in rounds for e in tasks)
         bias = sum(e.bias for tasks in rounds for e in tasks)
     assert errors[True] < 1.5 * errors[False]
@@ -498,7 +502,7 @@ def test_debiasing_real_symbols_brings_nothing_back():
 @pytest.mark.parametrize("packing", ["iq", "real"])
 def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_block(packing):
     """Half of every vector three times smaller than the rest: unit power over the group, not in each of its blocks."""
-    air = make_air(
+    link = make_air(
         "mmse", packing=packing, coherence_symbols=100, refine=refine_of("mmse", "per_round", False),
         noise=0.1 * GAIN / 10**0.5, power=torch.full((5,), 0.1, dtype=torch.float64), shared_groups=((0, 400),),
         personal_groups=(), personal_rows=(), lengths=(0, 0),
@@ -507,8 +511,8 @@ def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_bloc
     shared[:, 200:] /= 3
     spent = []
     for t in range(1, 7):
-        got = send(air, t, shared, torch.zeros(5, 0), everyone(air))
-        spent.append(got.ledger.joules_max / (0.1 * got.ledger.channel_uses * ledger.use_seconds(air.bandwidth_hz)))
+        got = send(link, t, shared, torch.zeros(5, 0), everyone(link))
+        spent.append(got.ledger.joules_max / (0.1 * got.ledger.channel_uses * resources.use_seconds(link.bandwidth_hz)))
     assert max(spent) <= 1 + 1e-9
     assert max(spent) > 0.9, "it is used, too"
     assert got.ledger.side_bits == 32 * 5 * (2 + (2 if packing == "iq" else 4))
@@ -516,29 +520,29 @@ def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_bloc
 
 def test_a_head_does_not_lend_its_correlation_to_the_shared_factors():
     """p-vectors of heads alone, all alike; shared A factors that are not: receivers must not take A for the head."""
-    air = make_air(
+    link = make_air(
         "mmse", correlation=None, rescale=True, coherence_symbols=10_000, shared_groups=((0, 400), (400, 800)),
         personal_groups=((0, 200),), personal_rows=(2,), lengths=(200, 200),
     )  # fmt: skip
-    memory = fresh_memory(air)
+    correlation_statistics = initial_statistics(link)
     for t in range(1, 4):
         rng = stream(5, "kinds", t)
         shared = torch.randn(5, 800, generator=rng)
         heads = torch.randn(2, 200, generator=rng)[TASKS] + 0.1 * torch.randn(5, 200, generator=rng)
-        got = uplink.send(air, t, shared, heads, everyone(air), memory)
-        memory = got.memory
+        got = uplink.send(link, t, shared, heads, everyone(link), correlation_statistics)
+        correlation_statistics = got.correlation_statistics
     (a, _), (b, _), (head, _) = got.correlation
     assert max(a, b) < 0.2 and head > 0.8
 
 
 def test_pi_weighs_tasks_by_the_data_of_the_present():
     """As the sums do: without device 4 the second task has 10 of 18 samples, not 12 of 20."""
-    air = make_air()
+    link = make_air()
     present = torch.arange(5) != 4
-    got = send(air, 1, *gradients(air), present)
+    got = send(link, 1, *gradients(link), present)
     assert got.mse.s is not None
     parts = {(41, got.mse.s.measured)} | {
         (share * length, got.mse.p[name].measured)
-        for share, length, name in zip((8 / 18, 10 / 18), LENGTHS, air.task_names, strict=True)
+        for share, length, name in zip((8 / 18, 10 / 18), LENGTHS, link.task_names, strict=True)
     }
     assert got.pi == pytest.approx(sum(w * mse for w, mse in parts) / sum(w for w, _ in parts), rel=1e-12)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from airpfed.air import impairments, transmit, uplink
 from airpfed.air.designs.table import refine_of
-from airpfed.air.plan import Air
-from airpfed.air.slot import Slot, Transceiver
-from airpfed.air.uplink import Received, fresh_memory
-from airpfed.air.world import World
-from airpfed.record import SlotError
-from airpfed.streams import stream
+from airpfed.air.network import Network
+from airpfed.air.problem import Transceiver, TransceiverProblem
+from airpfed.air.schedule import Uplink
+from airpfed.air.uplink import Aggregate, initial_statistics
+from airpfed.core.rng import stream
+from airpfed.core.run_files import SlotError
 from worlds import flat
 
 DESIGNS = [
@@ -47,19 +47,19 @@ AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 
 def large_air(
     design: str, debias: bool = False, d: int = 800, lengths: tuple[int, int] | None = None, **changes
-) -> Air:
+) -> Uplink:
     """Even lengths, one group, two coherence blocks and more, 10 dB."""
     one = ((0, d),)
-    air = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
-    return replace(air, noise=air.noise * 10**0.5, coherence_symbols=d // 5)
+    link = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
+    return replace(link, noise=link.noise * 10**0.5, coherence_symbols=d // 5)
 
 
-def drawn(air: Air, draw: int) -> tuple[Tensor, Tensor]:
+def drawn(link: Uplink, draw: int) -> tuple[Tensor, Tensor]:
     """Independent normal gradients whose rows have exactly mean 0 and a deviation of their device's own."""
-    d = air.shared_groups[-1][1]
+    d = link.shared_groups[-1][1]
     rng, size = stream(5, "gradients", draw), torch.linspace(0.5, 2.0, 5)[:, None]
     rows = torch.randn(2, 5, d, generator=rng, dtype=torch.float64)
-    own = torch.arange(d) < torch.tensor(air.lengths)[air.task_of][:, None]
+    own = torch.arange(d) < torch.tensor(link.lengths)[link.task_of][:, None]
     rows = torch.stack([rows[0], rows[1] * own])
     count = torch.stack([torch.full((5, 1), d), own.sum(1, keepdim=True)])
     centred = (rows - rows.sum(2, keepdim=True) / count) * torch.stack([torch.ones_like(own), own])
@@ -67,43 +67,45 @@ def drawn(air: Air, draw: int) -> tuple[Tensor, Tensor]:
     return rows[0], rows[1]
 
 
-def rounds(air: Air, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn) -> Iterator[Received]:
+def rounds(
+    link: Uplink, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn
+) -> Iterator[Aggregate]:
     """The same round `count` times with new noise, scrambling, impairments, CSI error and (`fresh`) new gradients.
 
     Channel estimates stay, so that a design is made once; the channels are these plus a new error each time.
     """
     made: dict[tuple, Transceiver] = {}
-    design = air.design
+    design = link.design
     assert design is not None
 
-    def remembered(slot: Slot) -> Transceiver:
-        key = (slot.h.shape, slot.weights.shape, complex(slot.h[0, 0, 0]))
-        return made.setdefault(key, made[key] if key in made else design(slot))
+    def remembered(problem: TransceiverProblem) -> Transceiver:
+        key = (problem.h.shape, problem.weights.shape, complex(problem.h[0, 0, 0]))
+        return made.setdefault(key, made[key] if key in made else design(problem))
 
-    air = replace(air, design=remembered)
+    link = replace(link, design=remembered)
     for draw in range(count):
         for module in (transmit, impairments):
             monkeypatch.setattr(
                 module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
             )
         monkeypatch.setattr(uplink, "estimated", partial(missed, draw))
-        yield send(air, 1, *of(air, draw if fresh else 0), everyone(air))
+        yield send(link, 1, *of(link, draw if fresh else 0), everyone(link))
 
 
-def missed(draw: int, world: World, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+def missed(draw: int, network: Network, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
     """Estimates of variance (1 - c) gain and channels c gain away from them, as `estimated` has them for Rayleigh."""
-    h, _ = world.fade(seed, t, blocks)
-    e, _ = world.fade(1000 + draw, t, blocks)
+    h, _ = network.fade(seed, t, blocks)
+    e, _ = network.fade(1000 + draw, t, blocks)
     known = (1 - csi_error) ** 0.5 * h
     return known, known + csi_error**0.5 * e
 
 
-def slots(received: Received) -> list[SlotError]:
+def slots(received: Aggregate) -> list[SlotError]:
     assert received.mse.s is not None
     return [received.mse.s, *received.mse.p.values()]
 
 
-def excess(rows: list[Received], expected: Callable[[SlotError], float]) -> Tensor:
+def excess(rows: list[Aggregate], expected: Callable[[SlotError], float]) -> Tensor:
     """measured / expected - 1 of every slot, a row a round: mean 0 if `expected` is what it says."""
     return torch.tensor([[e.measured / expected(e) - 1 for e in slots(row)] for row in rows], dtype=torch.float64)
 
@@ -117,8 +119,8 @@ def z_of(values: Tensor) -> float:
 @pytest.mark.parametrize(("design", "debias", "way"), CASES)
 def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
     access, packing, normalizer = way
-    air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer)
-    rows = list(rounds(air, 12, monkeypatch))
+    link = large_air(design, debias, access=access, packing=packing, normalizer=normalizer)
+    rows = list(rounds(link, 12, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -127,16 +129,16 @@ def test_measured_meets_claimed_and_its_parts(design, debias, way, monkeypatch):
 @pytest.mark.parametrize(("design", "debias"), DESIGNS)
 def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing, normalizer, monkeypatch):
     access = "concurrent" if packing == "iq" else "tdma"
-    air = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
-    rows = list(rounds(air, 24, monkeypatch))
+    link = large_air(design, debias, access=access, packing=packing, normalizer=normalizer, csi_error=0.05)
+    rows = list(rounds(link, 24, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_measured_meets_claimed_where_slots_share_energy(access, monkeypatch):
-    air = large_air("mmse", access=access, refine=refine_of("mmse", "per_round", False))
-    rows = list(rounds(air, 10, monkeypatch))
+    link = large_air("mmse", access=access, refine=refine_of("mmse", "per_round", False))
+    rows = list(rounds(link, 10, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
 
@@ -144,11 +146,11 @@ def test_measured_meets_claimed_where_slots_share_energy(access, monkeypatch):
 @pytest.mark.parametrize(("packing", "lengths"), [("iq", (400, 800)), ("real", (800, 400))])
 def test_measured_meets_claimed_where_a_task_is_silent_in_the_tail(packing, lengths, monkeypatch):
     """Interference and noise count where a task has entries: a shorter task hears the first blocks only."""
-    air = large_air("naive_ao", lengths=lengths, access="concurrent", packing=packing, antennas=4)
-    rows = list(rounds(air, 60, monkeypatch))
-    for slot in range(3):
-        assert abs(z_of(excess(rows, lambda e: e.bias + e.variance)[:, slot])) < 5
-        assert abs(z_of(excess(rows, lambda e: e.claimed)[:, slot])) < 5
+    link = large_air("naive_ao", lengths=lengths, access="concurrent", packing=packing, antennas=4)
+    rows = list(rounds(link, 60, monkeypatch))
+    for problem in range(3):
+        assert abs(z_of(excess(rows, lambda e: e.bias + e.variance)[:, problem])) < 5
+        assert abs(z_of(excess(rows, lambda e: e.claimed)[:, problem])) < 5
 
 
 @pytest.mark.parametrize(("noise", "seen"), [(1.0, False), (1.02, True)])
@@ -166,16 +168,16 @@ def test_bias_is_the_error_of_the_mean_and_variance_the_rest(access, packing, mo
     """One round's gradients and channels, noise and scrambling drawn anew: of N draws, the sample variance per batch
     against `variance`, and the error of the mean against bias + variance / N."""
     draws, batch = 80, 8
-    air = large_air("naive_ao", access=access, packing=packing, d=200)
-    air = replace(air, noise=30 * air.noise)
-    rows = list(rounds(air, draws, monkeypatch, fresh=False))
-    shared, personal = drawn(air, 0)
-    weights = torch.stack([air.samples, air.samples * (air.task_of == 0), air.samples * (air.task_of == 1)])
+    link = large_air("naive_ao", access=access, packing=packing, d=200)
+    link = replace(link, noise=30 * link.noise)
+    rows = list(rounds(link, draws, monkeypatch, fresh=False))
+    shared, personal = drawn(link, 0)
+    weights = torch.stack([link.samples, link.samples * (link.task_of == 0), link.samples * (link.task_of == 1)])
     weights = weights / weights.sum(1, keepdim=True)
-    for slot, weight in enumerate(weights):
-        G = weight @ (personal if slot else shared).double()
-        got = torch.stack([r.personal[slot - 1] if slot else r.shared for r in rows]).double()
-        error = slots(rows[0])[slot]
+    for problem, weight in enumerate(weights):
+        G = weight @ (personal if problem else shared).double()
+        got = torch.stack([r.personal[problem - 1] if problem else r.shared for r in rows]).double()
+        error = slots(rows[0])[problem]
         spread = got.reshape(-1, batch, got.shape[1]).var(1).sum(1) / error.scale
         assert abs(z_of(spread / error.variance - 1)) < 5
         halves = got[: draws // 2].mean(0) - G, got[draws // 2 :].mean(0) - G
@@ -185,35 +187,35 @@ def test_bias_is_the_error_of_the_mean_and_variance_the_rest(access, packing, mo
 
 
 def test_uniform_forcing_is_unbiased():
-    air = large_air("uniform_forcing", access="concurrent")
-    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+    link = large_air("uniform_forcing", access="concurrent")
+    for error in slots(send(link, 1, *drawn(link, 0), everyone(link))):
         assert error.bias < 1e-12 < error.variance
 
 
 def test_bias_counts_the_error_of_the_channel_estimate():
     """Given the channels: CSI error is no noise of the round, so forcing with a wrong estimate is biased."""
-    air = large_air("uniform_forcing", csi_error=0.05)
-    for error in slots(send(air, 1, *drawn(air, 0), everyone(air))):
+    link = large_air("uniform_forcing", csi_error=0.05)
+    for error in slots(send(link, 1, *drawn(link, 0), everyone(link))):
         assert error.bias > 0.01 * error.variance
 
 
 def test_the_error_of_silence_is_the_energy_of_the_weights():
     """Independent entries: ||G||^2 / (sigma^2 d) of a slot that sends nothing, on average."""
-    air = large_air("uniform_forcing", d=4000)
+    link = large_air("uniform_forcing", d=4000)
     ratio = []
     for draw in range(12):
-        received = send(air, 1, *drawn(air, draw), everyone(air))
-        shared, _ = drawn(air, draw)
-        G = (air.samples / air.samples.sum()) @ shared.double()
+        received = send(link, 1, *drawn(link, draw), everyone(link))
+        shared, _ = drawn(link, draw)
+        G = (link.samples / link.samples.sum()) @ shared.double()
         error = slots(received)[0]
         ratio.append(float(G.square().sum()) / error.scale / error.silence - 1)
     assert abs(z_of(torch.tensor(ratio))) < 5
 
 
-def alike(air: Air, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
+def alike(link: Uplink, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
     """`drawn`, but every two devices' rows have correlation rho."""
-    common = drawn(air, 1000 + draw)
-    own, size = drawn(air, draw), torch.linspace(0.5, 2.0, 5)[:, None]
+    common = drawn(link, 1000 + draw)
+    own, size = drawn(link, draw), torch.linspace(0.5, 2.0, 5)[:, None]
     mixed = [
         (1 - rho) ** 0.5 * one + rho**0.5 * both[:1] / size[0] * size for one, both in zip(own, common, strict=True)
     ]
@@ -225,12 +227,12 @@ def test_correlation_is_learned_from_round_to_round_and_answered(access):
     """-10 dB: after some rounds the claim meets what is measured, and the gain pays; without either it is far off."""
     sums = {}
     for name, changes in {"learned": {"rescale": True, "correlation": None}, "ignored": {}}.items():
-        air = large_air("mmse", access=access, **changes)
-        air = replace(air, noise=100 * air.noise)
-        memory, found = fresh_memory(air), []
+        link = large_air("mmse", access=access, **changes)
+        link = replace(link, noise=100 * link.noise)
+        correlation_statistics, found = initial_statistics(link), []
         for t in range(1, 17):
-            received = uplink.send(air, t, *alike(air, t), everyone(air), memory)
-            memory = received.memory
+            received = uplink.send(link, t, *alike(link, t), everyone(link), correlation_statistics)
+            correlation_statistics = received.correlation_statistics
             found += [(received.pi, received.pi_claimed, received.correlation)] if t > 6 else []
         sums[name] = [sum(row[i] for row in found) for i in (0, 1)]
         if name == "learned":
@@ -261,29 +263,29 @@ def test_no_claim_stays_below_what_is_measured(design, topology, access):
     """Correlation of tasks that no receiver can hear: with an estimate a claim of 0.70 of the error stood for ever."""
     gain = torch.full((1 if topology == "single_cell" else 2, 5), 1e-10, dtype=torch.float64)
     one = ((0, 2000),)
-    air = make_air(
-        design, topology=topology, access=access, world=flat(gain, 8), noise=3e-11, correlation=None,
+    link = make_air(
+        design, topology=topology, access=access, network=flat(gain, 8), noise=3e-11, correlation=None,
         lengths=(2000, 2000), rescale=design == "mmse",
         shared_groups=one, personal_groups=one, personal_rows=(0,), coherence_symbols=200,
         biased=design != "uniform_forcing",
     )  # fmt: skip
-    memory, rows = fresh_memory(air), []
+    correlation_statistics, rows = initial_statistics(link), []
     for t in range(12):
-        got = uplink.send(air, t, *alike_across(t), everyone(air), memory)
-        memory, rows = got.memory, [*rows, got] if t >= 5 else []
+        got = uplink.send(link, t, *alike_across(t), everyone(link), correlation_statistics)
+        correlation_statistics, rows = got.correlation_statistics, [*rows, got] if t >= 5 else []
     both = [[(e.claimed, e.measured) for e in slots(got)] for got in rows]
     hidden = access == "superposed" or (topology == "two_hop" and design != "uniform_forcing")
     assert (both[0][0][0] is None) == hidden
     assert all((got.pi_claimed is None) == hidden for got in rows)
-    for slot in zip(*both, strict=True):
-        ratios = torch.tensor([c / m for c, m in slot if c is not None], dtype=torch.float64)
+    for problem in zip(*both, strict=True):
+        ratios = torch.tensor([c / m for c, m in problem if c is not None], dtype=torch.float64)
         assert len(ratios) < 2 or ratios.mean() > 0.97 - 5 * ratios.std() / len(ratios) ** 0.5
 
 
 @pytest.mark.parametrize(("belief", "told"), [(0.4, True), (None, False)])
 def test_a_correlation_that_is_given_is_claimed_by(belief, told):
-    air = large_air("mmse", access="superposed", correlation=belief)
-    got = send(air, 1, *drawn(air, 0), everyone(air))
+    link = large_air("mmse", access="superposed", correlation=belief)
+    got = send(link, 1, *drawn(link, 0), everyone(link))
     assert got.mse.s is not None and (got.mse.s.claimed is not None) == told
 
 
@@ -291,8 +293,8 @@ def test_a_correlation_that_is_given_is_claimed_by(belief, told):
 @pytest.mark.parametrize("access", ["concurrent", "superposed"])
 def test_the_genie_knows_the_symbols(access, csi_error, monkeypatch):
     """Correlated gradients: the genie's claim is right on average where the i.i.d. one is not."""
-    air = large_air("mmse", access=access, csi_error=csi_error)
-    air = replace(air, noise=10 * air.noise)
-    rows = list(rounds(air, 60, monkeypatch, of=alike))
+    link = large_air("mmse", access=access, csi_error=csi_error)
+    link = replace(link, noise=10 * link.noise)
+    rows = list(rounds(link, 60, monkeypatch, of=alike))
     assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
     assert z_of(excess(rows, lambda e: e.claimed)[:, :1]) > 5

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.slot import Slot, Transceiver, gains
+from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.symbols import pack, unpack
 from airpfed.air.waveform import demodulated, mismatch, modulated, off_grid, onto_grid, over_the_waveform
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 DEVICES, ANTENNAS, N, PREFIX = 5, 4, 64, 16
 
@@ -23,7 +23,7 @@ def taps_of(delay_samples: float, seed: int = 0) -> Tensor:
 def designed(taps: Tensor, groups: int, noise: float = 0.01) -> Transceiver:
     h = response(taps, frequencies(groups, N))
     one = torch.ones(DEVICES, dtype=torch.float64)
-    return uniform_forcing(Slot(h, one[None] / DEVICES, one[:1], one, noise, 0 * one))
+    return uniform_forcing(TransceiverProblem(h, one[None] / DEVICES, one[:1], one, noise, 0 * one))
 
 
 def block_model(x: Tensor, made: Transceiver, taps: Tensor, z: Tensor) -> Tensor:

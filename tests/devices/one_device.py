@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from airpfed.devices.fleet import Fleet
+from airpfed.devices.gradients import Clients
 from airpfed.model.adapters import Block
-from airpfed.model.encode import Encoded
+from airpfed.model.tokens import Encoded
 
 Leaves = dict[tuple[str, str, int], Tensor]
 """(layer, kind, block) -> values."""
@@ -109,14 +109,14 @@ class OneDevice:
         return loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def one_device(folder: Path, fleet: Fleet, blocks: Sequence[Block]) -> OneDevice:
+def one_device(folder: Path, clients: Clients, blocks: Sequence[Block]) -> OneDevice:
     """A fresh model from `folder`, with adapters where the fleet has them and alpha = 16."""
-    causal = fleet.backbone.causal
+    causal = clients.backbone.causal
     model = (
         AutoModelForCausalLM.from_pretrained(folder)
         if causal
-        else AutoModelForSequenceClassification.from_pretrained(folder, num_labels=max(fleet.classes))
+        else AutoModelForSequenceClassification.from_pretrained(folder, num_labels=max(clients.classes))
     )
     model.requires_grad_(False)
-    heads = {name: tuple(weight.shape) for name, weight in fleet.backbone.heads.items()}
-    return OneDevice(model.eval(), causal, fleet.backbone.sites, heads, blocks, 16 / sum(b.rank for b in blocks))
+    heads = {name: tuple(weight.shape) for name, weight in clients.backbone.heads.items()}
+    return OneDevice(model.eval(), causal, clients.backbone.sites, heads, blocks, 16 / sum(b.rank for b in blocks))

@@ -11,21 +11,22 @@ import torch
 from one_device import Leaves, OneDevice, one_device
 from torch import Tensor
 
-from airpfed import build, reading
+from airpfed.config import settings_file
+from airpfed.core.errors import UserError
 from airpfed.devices.evaluate import classify, complete
-from airpfed.errors import UserError
+from airpfed.experiment import build
 from airpfed.model.adapters import blocks_of
-from airpfed.model.encode import Encoded
-from airpfed.model.vector import Vectors
-from airpfed.rounds.evaluate import model_of
-from airpfed.rounds.run import Experiment
-from airpfed.rounds.state import vectors
+from airpfed.model.layout import Vectors
+from airpfed.model.tokens import Encoded
+from airpfed.training.evaluate import model_of
+from airpfed.training.loop import Experiment
+from airpfed.training.state import vectors
 
 WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = reading.read(file, ["tasks.*.test_samples=40", *overrides])
+    settings = settings_file.read(file, ["tasks.*.test_samples=40", *overrides])
     return build.experiment(settings, build.load_tasks(settings))
 
 
@@ -54,9 +55,9 @@ def test_an_answer_is_the_best_choice_of_the_tasks_own_model(kind: str, request:
     """40 samples are more than a batch holds, so answers must find back to their places."""
     made = experiment(request.getfixturevalue(f"{kind}_settings"))
     values, task = random_vectors(made), made.tasks[1]
-    alone = one_device(request.getfixturevalue(f"tiny_{kind}"), made.fleet, blocks_of("airpfed", 2, 2))
+    alone = one_device(request.getfixturevalue(f"tiny_{kind}"), made.clients, blocks_of("airpfed", 2, 2))
     values["task"][1] = alone.paste(levelled(alone, alone.cut(rows_of(values, 1)), task.test.prompts))["task"]
-    found = classify(made.fleet, model_of(made.fleet, values, 1, 2), "test moods", task.test.prompts, task.choices)
+    found = classify(made.clients, model_of(made.clients, values, 1, 2), "test moods", task.test.prompts, task.choices)
     for sample, choice in zip(task.test.prompts, found, strict=True):
         with torch.no_grad(), alone.hooked(alone.cut(rows_of(values, 1))):
             out = alone.model(input_ids=torch.tensor([sample.ids])).logits
@@ -69,11 +70,11 @@ def test_completions_are_greedy_and_always_the_same(llama_settings: Path, tiny_l
     made = experiment(llama_settings, *WORDS)
     values, limit = random_vectors(made), 5
     prompts = [sample.ids for sample in made.tasks[1].test.prompts]
-    factors = model_of(made.fleet, values, 1, 2)
-    found = complete(made.fleet, factors, prompts, limit)
-    assert found == complete(made.fleet, factors, prompts, limit)
-    alone = one_device(tiny_llama, made.fleet, blocks_of("airpfed", 2, 2))
-    leaves, tokenizer = alone.cut(rows_of(values, 1)), made.fleet.backbone.tokenizer
+    factors = model_of(made.clients, values, 1, 2)
+    found = complete(made.clients, factors, prompts, limit)
+    assert found == complete(made.clients, factors, prompts, limit)
+    alone = one_device(tiny_llama, made.clients, blocks_of("airpfed", 2, 2))
+    leaves, tokenizer = alone.cut(rows_of(values, 1)), made.clients.backbone.tokenizer
     for prompt, text in list(zip(prompts, found, strict=True))[:10]:
         ids = list(prompt)
         for _ in range(limit):
@@ -83,7 +84,7 @@ def test_completions_are_greedy_and_always_the_same(llama_settings: Path, tiny_l
                 break
         assert text == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
     assert len(set(found)) > 1
-    assert complete(made.fleet, None, prompts, limit) != found
+    assert complete(made.clients, None, prompts, limit) != found
 
 
 HABITS = {
@@ -107,10 +108,10 @@ def test_decoding_has_none_of_the_bases_habits(
     other = experiment(llama_settings, *WORDS, f"model.base={base}")
     prompts, factors = (
         [sample.ids for sample in made.tasks[1].test.prompts][:6],
-        model_of(made.fleet, random_vectors(made), 1, 2),
+        model_of(made.clients, random_vectors(made), 1, 2),
     )
-    plain = complete(made.fleet, factors, prompts, 6)
-    assert complete(other.fleet, factors, prompts, 6) == plain and len(set(plain)) > 1
+    plain = complete(made.clients, factors, prompts, 6)
+    assert complete(other.clients, factors, prompts, 6) == plain and len(set(plain)) > 1
 
 
 @pytest.mark.parametrize(
@@ -129,9 +130,9 @@ def test_an_answer_ends_where_training_answers_end(
     tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 3, "content": "[SEP]"})
     (base / "tokenizer.json").write_text(json.dumps(tokens))
     made = experiment(llama_settings, *WORDS, f"model.base={base}")
-    assert made.fleet.backbone.ends == ends
-    assert made.fleet.backbone.model.generation_config.eos_token_id == list(ends)
-    assert all(sample.targets[-1] == 4 for shard in made.fleet.shards for sample in shard)
+    assert made.clients.backbone.ends == ends
+    assert made.clients.backbone.model.generation_config.eos_token_id == list(ends)
+    assert all(sample.targets[-1] == 4 for shard in made.clients.shards for sample in shard)
 
 
 def test_a_base_without_an_end_token_classifies_but_does_not_generate(

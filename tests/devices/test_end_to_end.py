@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from airpfed import build, reading
-from airpfed.devices import fleet as fleets
-from airpfed.devices.fleet import batches, chunks, gradients
-from airpfed.devices.workers import workers
-from airpfed.rounds.state import vectors
+from airpfed.config import settings_file
+from airpfed.devices import gradients as fleets
+from airpfed.devices.gradients import batches, chunks, gradients
+from airpfed.devices.parallel import workers
+from airpfed.experiment import build
+from airpfed.training.state import vectors
 from tiny import computed
 
 
@@ -25,18 +26,18 @@ def test_gradients_are_those_of_padded_samples(
     changes.append(f"model.max_tokens={tokens}")
     if kind == "generate":
         changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
-    read = reading.read(llama_settings, changes)
+    read = settings_file.read(llama_settings, changes)
     made = build.experiment(read, build.load_tasks(read))
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(made.fleet, made.initial.devices.cursors, 10, 1)
+    plan, _ = batches(made.clients, made.initial.devices.cursors, 10, 1)
     assert len({len(rows[0]) for rows in plan}) == 2, "devices of unequally many samples"
     passes: list[int] = []
     real = fleets.packed_losses
     monkeypatch.setattr(fleets, "packed_losses", lambda *given: passes.append(1) or real(*given))
-    found, loss = gradients(made.fleet, values, plan, 0.0, 3)
-    assert len(passes) == len(chunks(made.fleet, plan, 3, workers(made.fleet.backbone, 3))) == 2
-    padded, wanted = gradients(computed(made.fleet, packing=False), values, plan, 0.0, 3)
+    found, loss = gradients(made.clients, values, plan, 0.0, 3)
+    assert len(passes) == len(chunks(made.clients, plan, 3, workers(made.clients.backbone, 3))) == 2
+    padded, wanted = gradients(computed(made.clients, packing=False), values, plan, 0.0, 3)
     assert len(passes) == 2, "padded this time"
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
     for scope, rows in padded.items():
@@ -47,15 +48,15 @@ def test_gradients_are_those_of_padded_samples(
 def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would(
     llama_settings: Path, at_once: int
 ) -> None:
-    read = reading.read(llama_settings, [])
+    read = settings_file.read(llama_settings, [])
     made = build.experiment(read, build.load_tasks(read))
-    plan, _ = batches(made.fleet, made.initial.devices.cursors, 3, 1)
-    tokens = [sum(len(made.fleet.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
+    plan, _ = batches(made.clients, made.initial.devices.cursors, 3, 1)
+    tokens = [sum(len(made.clients.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
     for size in range(at_once, 6):
-        found = chunks(made.fleet, plan, size, at_once)
+        found = chunks(made.clients, plan, size, at_once)
         held = [sum(tokens[k] for k in part) for part in found]
         assert sorted(chain(*found)) == list(range(5)) and held == sorted(held, reverse=True)
         assert len(found) % at_once == 0 or len(found) == 5
         assert sum(held[:at_once]) <= size * max(tokens) and max(held) - min(held) <= max(tokens)
         assert sum(sorted(map(len, found))[-at_once:]) <= 2 * size
-    assert chunks(made.fleet, plan, 1) == [[k] for k in sorted(range(5), key=lambda k: -tokens[k])]
+    assert chunks(made.clients, plan, 1) == [[k] for k in sorted(range(5), key=lambda k: -tokens[k])]

@@ -8,18 +8,19 @@ import torch
 from one_device import one_device
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from airpfed import build, reading
+from airpfed.config import settings_file
+from airpfed.core.errors import UserError
 from airpfed.devices import fast_paths
 from airpfed.devices.evaluate import last_scores
-from airpfed.devices.fleet import batches, gradients
-from airpfed.errors import UserError
+from airpfed.devices.gradients import batches, gradients
+from airpfed.experiment import build
 from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import FastPaths
-from airpfed.model.encode import Encoded
-from airpfed.model.vector import SCOPES
-from airpfed.rounds.evaluate import model_of
-from airpfed.rounds.run import Experiment
-from airpfed.rounds.state import vectors
+from airpfed.model.layout import SCOPES
+from airpfed.model.tokens import Encoded
+from airpfed.training.evaluate import model_of
+from airpfed.training.loop import Experiment
+from airpfed.training.state import vectors
 from tiny import WORDS, computed, make_settings, save_tokenizer
 
 ROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0], "rope_theta": 1e4,
@@ -63,7 +64,7 @@ def base(folder: Path, name: str) -> Path:
 
 
 def made_of(file: Path, *overrides: str) -> Experiment:
-    settings = reading.read(file, ["devices.batch_size=3", *overrides])
+    settings = settings_file.read(file, ["devices.batch_size=3", *overrides])
     return build.experiment(settings, build.load_tasks(settings))
 
 
@@ -75,27 +76,27 @@ def test_gradients_and_answers_are_those_of_one_sample_at_a_time_on_any_base(
     """Against the model as Hugging Face made it, unpadded and with hooks; five devices of unlike data."""
     file = base(tmp_path, name)
     made = made_of(file, f"adapters.layers={layers}")
-    fleet = made.fleet
+    clients = made.clients
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(fleet, made.initial.devices.cursors, 3, 1)
-    found, losses = gradients(fleet, values, plan, 0.0, made.chunk)
-    spec = one_device(Path(fleet.backbone.folder), fleet, blocks_of("airpfed", 2, 2))
+    plan, _ = batches(clients, made.initial.devices.cursors, 3, 1)
+    found, losses = gradients(clients, values, plan, 0.0, made.chunk)
+    spec = one_device(Path(clients.backbone.folder), clients, blocks_of("airpfed", 2, 2))
     for k, rows in enumerate(plan):
-        task = int(fleet.task_of[k])
+        task = int(clients.task_of[k])
         own = {"global": values["global"][0], "task": values["task"][task], "device": values["device"][k],
                "frozen": values["frozen"][0]}  # fmt: skip
-        samples = [fleet.shards[k][i] for i in rows[0]]
-        classes = fleet.classes[task] or None
+        samples = [clients.shards[k][i] for i in rows[0]]
+        classes = clients.classes[task] or None
         loss, right = spec.gradient(spec.cut(own), samples, classes)
         right = torch.cat([spec.paste(right)[scope] for scope in SCOPES])
         mine = torch.cat([found[scope][k][: len(spec.paste(spec.cut(own))[scope])] for scope in SCOPES])
         assert (mine - right).norm() <= 1e-4 * right.norm(), f"device {k}"
         assert abs(float(losses[k]) - float(loss)) <= 1e-4 * float(loss)
     prompts = made.tasks[0].test.prompts
-    model = model_of(fleet, values, 0, 0)
+    model = model_of(clients, values, 0, 0)
     together = last_scores_of(made, model, [list(range(len(prompts)))])
-    alone = torch.cat([last_scores(computed(fleet, **SLOW), model, "t", [prompt], [0]) for prompt in prompts])
+    alone = torch.cat([last_scores(computed(clients, **SLOW), model, "t", [prompt], [0]) for prompt in prompts])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
 
 
@@ -104,9 +105,9 @@ SLOW = dict.fromkeys(vars(FastPaths()), False)
 
 def last_scores_of(made: Experiment, model: Any, batches: list[list[int]]) -> torch.Tensor:
     prompts = made.tasks[0].test.prompts
-    if not made.fleet.backbone.paths.batching:
+    if not made.clients.backbone.paths.batching:
         batches = [[index] for batch in batches for index in batch]
-    return torch.cat([last_scores(made.fleet, model, "test", prompts, batch) for batch in batches])
+    return torch.cat([last_scores(made.clients, model, "test", prompts, batch) for batch in batches])
 
 
 def test_what_is_fast_and_what_is_slow_is_as_measured(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_what_is_fast_and_what_is_slow_is_as_measured(tmp_path: Path) -> None:
     for name in BASES:
         (tmp_path / name).mkdir()
         made = made_of(base(tmp_path / name, name), "adapters.layers=last-1")
-        paths[name] = made.fleet.backbone.paths
+        paths[name] = made.clients.backbone.paths
         assert bool(made.notes) != (name == "all fast") or name == "tuples", made.notes
     assert all(value for key, value in vars(paths["all fast"]).items())
     assert not paths["time before batch"].stacking and not paths["a tensor without a batch"].stacking
@@ -125,37 +126,39 @@ def test_what_is_fast_and_what_is_slow_is_as_measured(tmp_path: Path) -> None:
 
 def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault makes one way wrong by 2 %, or makes it raise."""
-    settings = reading.read(llama_settings, ["adapters.layers=last-4"])
+    settings = settings_file.read(llama_settings, ["adapters.layers=last-4"])
     tasks = build.load_tasks(settings)
     prepared = build.prepared(settings, tasks)
     monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
-    assert all(vars(build.experiment(settings, tasks, prepared).fleet.backbone.paths).values())
+    assert all(vars(build.experiment(settings, tasks, prepared).clients.backbone.paths).values())
 
-    from airpfed.devices import fleet as fleets
-    from airpfed.devices import prefix
+    from airpfed.devices import gradients as fleets
+    from airpfed.devices import prefix_cache
     from airpfed.model import adapters, attention
 
-    real = prefix.PrefixCache.rows
+    real = prefix_cache.PrefixCache.rows
     with monkeypatch.context() as patch:
-        patch.setattr(prefix.PrefixCache, "rows", lambda *a: None if (r := real(*a)) is None else [1.02 * x for x in r])
+        patch.setattr(
+            prefix_cache.PrefixCache, "rows", lambda *a: None if (r := real(*a)) is None else [1.02 * x for x in r]
+        )
         found = build.experiment(settings, tasks, prepared)
-    assert not found.fleet.backbone.paths.prefix and "layers below" in found.notes[0] and "off by" in found.notes[0]
+    assert not found.clients.backbone.paths.prefix and "layers below" in found.notes[0] and "off by" in found.notes[0]
     packed = fleets.packed_losses
     with monkeypatch.context() as patch:
         patch.setattr(fleets, "packed_losses", lambda *a: 1.02 * packed(*a))
         found = build.experiment(settings, tasks, prepared)
-    assert not found.fleet.backbone.paths.packing and found.fleet.backbone.paths.prefix
+    assert not found.clients.backbone.paths.packing and found.clients.backbone.paths.prefix
     with monkeypatch.context() as patch:
         patch.setattr(adapters.LowRank, "backward", lambda *_a: 1 / 0)
         found = build.experiment(settings, tasks, prepared)
-    assert not found.fleet.backbone.paths.fused and "ZeroDivisionError" in found.notes[0]
+    assert not found.clients.backbone.paths.fused and "ZeroDivisionError" in found.notes[0]
     assert attention.NAME
 
 
 def test_a_base_whose_adapters_nothing_depends_on_is_named(
     llama_settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airpfed.devices import fleet as fleets
+    from airpfed.devices import gradients as fleets
 
     monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
     real = fleets.logits
@@ -192,7 +195,7 @@ def test_a_measurement_is_kept_by_what_it_depends_on(
     real = fast_paths.measured
     monkeypatch.setattr(fast_paths, "measured", lambda *given: seen.append(1) or real(*given))
     first = made_of(llama_settings)
-    assert made_of(llama_settings).fleet.backbone.paths == first.fleet.backbone.paths and len(seen) == 1
+    assert made_of(llama_settings).clients.backbone.paths == first.clients.backbone.paths and len(seen) == 1
     for number, change in enumerate(
         ("adapters.layers=last-4", "adapters.rank_shared=3", 'adapters.target_modules=["v_proj"]',
          "model.max_tokens=6", "devices.chunk=1", "tasks.colours.kind=generate"), 2
@@ -203,11 +206,11 @@ def test_a_measurement_is_kept_by_what_it_depends_on(
     kept = sorted((tmp_path / "cache" / "fast_paths").iterdir())
     for file in kept:
         file.write_text('{"paths": {"prefix": 3}}')
-    assert made_of(llama_settings).fleet.backbone.paths == first.fleet.backbone.paths, "a damaged one is made again"
+    assert made_of(llama_settings).clients.backbone.paths == first.clients.backbone.paths, "a damaged one is made again"
 
 
 def test_a_base_that_is_no_numbers_is_named_before_round_1(llama_settings: Path, tmp_path: Path) -> None:
-    settings = reading.read(llama_settings, [])
+    settings = settings_file.read(llama_settings, [])
     model = AutoModelForCausalLM.from_pretrained(settings.model.base)
     with torch.no_grad():
         model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")

@@ -5,22 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from airpfed import build, reading
-from airpfed.devices import fleet as fleets
-from airpfed.devices.fleet import batches, gradients
-from airpfed.rounds.state import vectors
+from airpfed.config import settings_file
+from airpfed.devices import gradients as fleets
+from airpfed.devices.gradients import batches, gradients
+from airpfed.experiment import build
+from airpfed.training.state import vectors
 from tiny import computed
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_gradients_do_not_depend_on_the_buckets(kind, request, monkeypatch):
     file: Path = request.getfixturevalue(f"{kind}_settings")
-    read = reading.read(file, ["devices.batch_size=6"])
+    read = settings_file.read(file, ["devices.batch_size=6"])
     made = build.experiment(read, build.load_tasks(read))
-    fleet = computed(made.fleet, packing=False)  # else samples lie end to end
+    clients = computed(made.clients, packing=False)  # else samples lie end to end
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(fleet, made.initial.devices.cursors, 6, 1)
+    plan, _ = batches(clients, made.initial.devices.cursors, 6, 1)
     found, counts = [], []
     for once in (10**9, 16, 0):
         monkeypatch.setitem(fleets.PASS_TOKENS, "cpu", once)
@@ -28,7 +29,7 @@ def test_gradients_do_not_depend_on_the_buckets(kind, request, monkeypatch):
         original = fleets.stacked_loss
         with monkeypatch.context() as patch:
             patch.setattr(fleets, "stacked_loss", lambda *given, o=original, s=seen: s.append(1) or o(*given))
-            found.append(gradients(fleet, values, plan, 0.0, 4))
+            found.append(gradients(clients, values, plan, 0.0, 4))
         counts.append(len(seen))
     assert counts[0] < counts[2], "there was something to cut"
     for other, loss in found[1:]:

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from airpfed.errors import UserError
-from airpfed.tasks.load import Source, load
+from airpfed.core.errors import UserError
+from airpfed.tasks.sources import Source, load
 from airpfed.tasks.text import folded
 
 LETTERS = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from runs import Done, command, contents, good, save_settings, stopping_after, timeless
 
-from airpfed.sweep import figures
+from airpfed.sweeps import figures
 
 Outcome = Literal["accepted", "refused", "made again"]
 
@@ -128,7 +128,7 @@ class Folders:
         """Make them below `home`."""
         self.home = home
         (home / "settings").mkdir(parents=True)
-        self.file = save_settings(home / "settings", metered=True)
+        self.file = save_settings(home / "settings", check_round=True)
         self.plan = home / "plan.json"
         good(command("run", self.file, "--out", home / "finished"))
         with stopping_after(2):

@@ -235,7 +235,7 @@ def main(count: int | None) -> int:
         home = Path(place)
         os.environ["AIRPFED_CACHE"] = str(home / "cache")
         (home / "settings").mkdir()
-        file = save_settings(home / "settings", metered=False)
+        file = save_settings(home / "settings", check_round=False)
         for program in programs(home, file):
             killing = Killing(program, home / "killed")
             chosen = spread(len(killing.events), count)
@@ -261,10 +261,10 @@ def preload() -> None:
     import torch
     import transformers.models.llama.modeling_llama
 
-    import airpfed.job
+    import airpfed.experiment.run
     import airpfed.report.page
-    import airpfed.sweep.job
-    from airpfed.sweep import figures
+    import airpfed.sweeps.job
+    from airpfed.sweeps import figures
 
     torch.set_num_threads(1)
     figures.DRAWN = ()
@@ -327,7 +327,7 @@ def processes(count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="airpfed-kills-") as place:
         home = Path(place)
         (home / "settings").mkdir()
-        file = save_settings(home / "settings", metered=False)
+        file = save_settings(home / "settings", check_round=False)
         print(f"{killed_processes(count, file, home)} processes killed, each run resumed to the same bytes")
     return 0
 

@@ -29,16 +29,18 @@ from hypothesis import strategies as st
 from local import LocalGrid
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airpfed import build, reading, record
-from airpfed.flower import objects, post
-from airpfed.flower.client_app import app_of
-from airpfed.flower.device import RUN, Device, handled
-from airpfed.flower.federation import Federation
-from airpfed.flower.parcel import BadParcelError, Parcel, digest
-from airpfed.flower.relay import received
-from airpfed.flower.server_app import federation_of
-from airpfed.flower.wire import TYPES
-from airpfed.rounds.run import Experiment, play_round
+from airpfed.config import settings_file
+from airpfed.core import run_files
+from airpfed.experiment import build
+from airpfed.federation import build_federation, mailbox
+from airpfed.federation.client_app import app_of
+from airpfed.federation.device import RUN, Device, handled
+from airpfed.federation.flower_codec import TYPES
+from airpfed.federation.ipc import received
+from airpfed.federation.message import BadParcelError, Parcel, digest
+from airpfed.federation.server import Federation
+from airpfed.federation.server_app import federation_of
+from airpfed.training.loop import Experiment, play_round
 from tiny import WORDS, make_settings, save_tokenizer
 
 RAW = "\x00raw:"
@@ -165,11 +167,11 @@ def world(name: str) -> World:
     if name == "devices":
         overrides += ["tasks.moods.kind=generate", "tasks.moods.labels={}",
                       "tasks.moods.max_new_tokens=3"]  # fmt: skip
-    wanted = reading.read(make_settings(folder, base()), overrides)
+    wanted = settings_file.read(make_settings(folder, base()), overrides)
     tasks = build.load_tasks(wanted)
     count = sum(len(task.train) for task in tasks)
-    devices = objects.devices(wanted, tasks, {k: folder / "devices" / str(k) for k in range(count)})
-    made, agreed = objects.server(wanted, objects.server_tasks(wanted, deployed=False))
+    devices = build_federation.devices(wanted, tasks, {k: folder / "devices" / str(k) for k in range(count)})
+    made, agreed = build_federation.server(wanted, build_federation.server_tasks(wanted, deployed=False))
     bare = World(made, agreed, wanted, devices, {})
     federation = bare.federation(LocalGrid({}), [])
     answers = {}
@@ -185,7 +187,7 @@ def question(here: World, federation: Federation, kind: str, device: int) -> Par
     """What the server asks in round 1."""
     if kind == "hello":
         return Parcel("hello", {"seconds": 0.2})
-    task = here.experiment.tasks[int(here.experiment.fleet.task_of[device])]
+    task = here.experiment.tasks[int(here.experiment.clients.task_of[device])]
     bodies = {
         "ids": post_integers([token for sample in task.test.prompts for token in sample.ids]),
         "lengths": post_integers([len(sample.ids) for sample in task.test.prompts]),
@@ -305,7 +307,7 @@ def to_device(here: World, case: Case) -> Literal["accepted", "refused"]:
     message = Message(sent.content(), dst_node_id=1, message_type=TYPES[case.kind])
     message.metadata.__dict__["_message_id"] = "1"
     context = Context(1, 1, {}, RecordDict(), {})
-    reply = post._read(app_of(lambda parcel, _: handled(device, parcel))(message, context))[0]
+    reply = mailbox._read(app_of(lambda parcel, _: handled(device, parcel))(message, context))[0]
     assert reply.kind in ("done", "refused"), reply
     if reply.kind == "refused":
         is_line(reply.facts["why"], 300)
@@ -341,8 +343,8 @@ def to_server(here: World, case: Case) -> Literal["accepted", "refused"]:
     assert set(row.absent) <= {WRONG}
     file = Path(tempfile.gettempdir()) / f"fuzz-{id(grid)}.jsonl"
     try:
-        record.append(file, row)
-        assert record.load(file) == [row] and finite(row.model_dump()), "its record cannot be read"
+        run_files.append(file, row)
+        assert run_files.load(file) == [row] and finite(row.model_dump()), "its record cannot be read"
     finally:
         file.unlink(missing_ok=True)
     assert all(0 <= one <= 1e6 for one in row.loss.values())
@@ -366,7 +368,7 @@ class RawGrid(LocalGrid):
     """A grid whose nodes' answers may be bytes that no version of ours writes."""
 
     def replies(self, message: Message) -> list[Message]:
-        from airpfed.flower.wire import content, parcel_of
+        from airpfed.federation.flower_codec import content, parcel_of
 
         found: Any = self.handlers[message.metadata.dst_node_id](parcel_of(message))
         return [Message(found.content() if isinstance(found, Wire) else content(found), reply_to=message)]
@@ -375,12 +377,12 @@ class RawGrid(LocalGrid):
 @contextmanager
 def quick() -> Iterator[None]:
     """The letter box is looked into often, and no disk is waited for."""
-    before = post.POLL, os.fsync
-    post.POLL, os.fsync = 0.001, lambda _: None
+    before = mailbox.POLL, os.fsync
+    mailbox.POLL, os.fsync = 0.001, lambda _: None
     try:
         yield
     finally:
-        post.POLL, os.fsync = before
+        mailbox.POLL, os.fsync = before
 
 
 def is_line(text: object, limit: int) -> None:

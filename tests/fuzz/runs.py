@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from airpfed import cli, job
+from airpfed import cli
 from tiny import WORDS, make_settings
 
 SMALL = (
@@ -52,11 +52,11 @@ def save_llama(folder: Path, layers: int = 2) -> Path:
     return folder
 
 
-def save_settings(folder: Path, metered: bool) -> Path:
+def save_settings(folder: Path, check_round: bool) -> Path:
     """A settings file of a run that takes a second."""
     file = make_settings(folder, save_llama(folder / "llama"))
     text = file.read_text()
-    for old, new in (*SMALL, *(METERED if metered else ())):
+    for old, new in (*SMALL, *(METERED if check_round else ())):
         assert old in text, old
         text = text.replace(old, new)
     file.write_text(text)

@@ -22,12 +22,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from airpfed import build, reading
-from airpfed.errors import UserError
-from airpfed.record import Probe, RoundRecord, told
-from airpfed.rounds.probe import probe
-from airpfed.rounds.run import play_round
-from airpfed.settings import Settings
+from airpfed.analysis.probe import probe
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import Probe, RoundRecord, told
+from airpfed.experiment import build
+from airpfed.training.loop import play_round
 from tiny import WORDS, save_tokenizer, write_rows
 
 CAUSAL = ["q_proj", "v_proj"]
@@ -145,7 +146,7 @@ def keys() -> list[tuple[str, str, dict[str, Any]]]:
     """(section, key, JSON schema) of every setting; a task's section is `tasks`."""
     found = []
     for section, field in Settings.model_fields.items():
-        table = reading.section_of(field.annotation)
+        table = settings_file.section_of(field.annotation)
         assert table is not None
         schema = table.model_json_schema()["properties"]
         found += [(section, key, schema[key]) for key in table.model_fields]
@@ -228,11 +229,11 @@ def check(case: Case, folder: Path, kept: "OrderedDict[str, Any] | None" = None)
     file = folder / "case.toml"
     file.write_bytes(case.content)
     try:
-        read = reading.asked(file, case.overrides)
+        read = settings_file.asked(file, case.overrides)
         once = folder / "again" / "experiment.toml"
         once.parent.mkdir(exist_ok=True)
-        reading.write(read, once)
-        assert reading.asked(once) == read, "written settings read back otherwise"
+        settings_file.write(read, once)
+        assert settings_file.asked(once) == read, "written settings read back otherwise"
         _plays(read, OrderedDict() if kept is None else kept)
     except UserError as error:
         for line in str(error).split("\n"):
@@ -251,7 +252,7 @@ def _plays(read: Settings, kept: "OrderedDict[str, Any]") -> None:
             kept.popitem(last=False)
     tasks, made = kept[key]
     experiment = build.experiment(read, tasks, made)
-    seen = None if experiment.meter is None else probe(experiment.meter, experiment.initial)
+    seen = None if experiment.monitor is None else probe(experiment.monitor, experiment.initial)
     if seen is not None:
         probed = told(seen.model_dump(mode="json"))
         assert told(Probe.model_validate_json(json.dumps(probed, allow_nan=False)).model_dump(mode="json")) == probed

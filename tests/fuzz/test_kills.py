@@ -25,7 +25,7 @@ def test_killed_at_events_of_the_disk_every_program_ends_as_undisturbed() -> Non
 
 def test_a_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "settings").mkdir()
-    assert killed_processes(2, save_settings(tmp_path / "settings", metered=False), tmp_path) == 2
+    assert killed_processes(2, save_settings(tmp_path / "settings", check_round=False), tmp_path) == 2
 
 
 def test_events_are_spread_from_the_first_to_the_last() -> None:

@@ -8,8 +8,8 @@ import settings_tree
 import tomlkit
 from settings_tree import Case, check, furnish, plain
 
-from airpfed.errors import UserError
-from airpfed.reading import read
+from airpfed.config.settings_file import read
+from airpfed.core.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def test_a_3gpp_channel_plays_too(sent, furnished):
     ],
 )
 def test_what_cannot_fit_is_refused_before_it_grows(change, words, furnished, monkeypatch):
-    monkeypatch.setattr("airpfed.memory.available", lambda: 30e6)
+    monkeypatch.setattr("airpfed.core.memory.available", lambda: 30e6)
     file = furnished / "large.toml"
     file.write_bytes(text())
     settings = read(file, [change])

@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from airpfed.fetch import Wheel, member
+from airpfed.core.wheels import Wheel, member
 
 TEXTS = [
     "the film was good and bad",

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from airpfed.errors import UserError
-from airpfed.model import backbone, vector
+from airpfed.core.errors import UserError
+from airpfed.core.rng import stream
+from airpfed.model import backbone, layout
 from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import Backbone, FastPaths
-from airpfed.model.encode import Batch, Encoded, collate
-from airpfed.model.passes import adapted, inputs, logits
-from airpfed.model.vector import Factors
-from airpfed.streams import stream
+from airpfed.model.forward import adapted, inputs, logits
+from airpfed.model.layout import Factors
+from airpfed.model.tokens import Batch, Encoded, collate
 
 MODULES = {"llama": ("q_proj", "down_proj"), "bert": ("query", "value")}
 SAMPLES = [Encoded(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30,), (40, 41, 42), (50, 51))]
@@ -30,10 +30,10 @@ def made(folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules
 def start(base: Backbone, devices: int) -> Factors:
     """Fresh factors of several devices."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = vector.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
-    values = vector.initial(order, base.heads, stream(0, "adapters"))
+    order = layout.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
+    values = layout.initial(order, base.heads, stream(0, "adapters"))
     zeros = torch.zeros(devices, dtype=torch.long)
-    return vector.gather(values, order, zeros, zeros)
+    return layout.gather(values, order, zeros, zeros)
 
 
 def batch_of(base: Backbone) -> Batch:

@@ -11,21 +11,22 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from airpfed import build, outputs, reading
-from airpfed.errors import UserError
+from airpfed.config import settings_file
+from airpfed.config.schema import Settings
+from airpfed.core.errors import UserError
+from airpfed.experiment import artifacts, build
 from airpfed.model import export
-from airpfed.model.passes import adapted, logits
-from airpfed.model.vector import Factors
-from airpfed.rounds.evaluate import model_of
-from airpfed.rounds.run import Experiment
-from airpfed.rounds.state import DeviceState, Moving, ServerState, State, vectors
-from airpfed.settings import Settings
+from airpfed.model.forward import adapted, logits
+from airpfed.model.layout import Factors
+from airpfed.training.evaluate import model_of
+from airpfed.training.loop import Experiment
+from airpfed.training.state import DeviceState, OptimizedParameters, ServerState, State, vectors
 
 RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
 
 
 def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
-    settings = reading.read(file, [*RANKS, *overrides])
+    settings = settings_file.read(file, [*RANKS, *overrides])
     return settings, build.experiment(settings, build.load_tasks(settings))
 
 
@@ -33,7 +34,7 @@ def random_state(made: Experiment) -> State:
     """Every factor of size 0.2: no error of a factor can hide behind zeros."""
     rng = torch.Generator().manual_seed(0)
 
-    def drawn(moving: Moving) -> Moving:
+    def drawn(moving: OptimizedParameters) -> OptimizedParameters:
         return replace(moving, value=0.2 * torch.randn(moving.value.shape, generator=rng))
 
     begin = made.initial
@@ -44,10 +45,10 @@ def random_state(made: Experiment) -> State:
 
 def plain(made: Experiment, folder: str | Path, task: int) -> Any:
     """The base (or a merged model) as a user loads it."""
-    if made.fleet.backbone.causal:
+    if made.clients.backbone.causal:
         return AutoModelForCausalLM.from_pretrained(folder).eval()
     return AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=made.fleet.classes[task], ignore_mismatched_sizes=True
+        folder, num_labels=made.clients.classes[task], ignore_mismatched_sizes=True
     ).eval()
 
 
@@ -58,10 +59,10 @@ def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
 
 
 def ours(made: Experiment, factors: Factors, ids: tuple[int, ...], task: int) -> Tensor:
-    base, tokens = made.fleet.backbone, torch.tensor([ids])
+    base, tokens = made.clients.backbone, torch.tensor([ids])
     with torch.no_grad(), adapted(base, factors):
         out = logits(base, tokens, torch.ones_like(tokens, dtype=torch.bool), 1)[:, -1]
-    return out if base.causal else out[:, : made.fleet.classes[task]]
+    return out if base.causal else out[:, : made.clients.classes[task]]
 
 
 def gap(a: Tensor, b: Tensor) -> float:
@@ -84,8 +85,8 @@ def test_peft_alone_gives_our_logits(
     settings, made = experiment(
         request.getfixturevalue(f"{kind}_settings"), f"adapters.method={method}", f"adapters.layers={layers}"
     )
-    state, base = random_state(made), made.fleet.backbone
-    written = outputs.adapters(settings, made, state, tmp_path, merged=True)
+    state, base = random_state(made), made.clients.backbone
+    written = artifacts.adapters(settings, made, state, tmp_path, merged=True)
     per_device = method in ("fedsa", "feddpa")
     names = [["colours"], ["moods"]]
     if per_device:
@@ -95,7 +96,7 @@ def test_peft_alone_gives_our_logits(
     for n, part in enumerate(names):
         for name in part:
             device = int(name[-1]) if per_device else (0, 2)[n]
-            factors = model_of(made.fleet, vectors(state), n, device)
+            factors = model_of(made.clients, vectors(state), n, device)
             reloaded = PeftModel.from_pretrained(plain(made, base.folder, n), tmp_path / "adapters" / name).eval()
             config = json.loads((tmp_path / "adapters" / name / "adapter_config.json").read_text())
             assert (config["r"], config["lora_alpha"]) == (4, 6.0)
@@ -106,15 +107,15 @@ def test_peft_alone_gives_our_logits(
                 assert gap(theirs(merged, sample.ids), wanted) < 1e-4, name
             differ.append(wanted)
             with torch.no_grad(), adapted(base, None):
-                untouched = ours(made, model_of(made.fleet, vectors(made.initial), n, device), sample.ids, n)
+                untouched = ours(made, model_of(made.clients, vectors(made.initial), n, device), sample.ids, n)
             assert gap(untouched, wanted) > 1e-2, "the adapter does something"
 
 
 def test_a_slip_of_two_percent_in_the_scale_is_refused(llama_settings: Path, tmp_path: Path) -> None:
     _, made = experiment(llama_settings)
-    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    factors = model_of(made.clients, vectors(random_state(made)), 0, 0)
     samples = made.tasks[0].test.prompts[:4]
-    base = made.fleet.backbone
+    base = made.clients.backbone
 
     def checked(alpha: float, values: Factors = factors) -> None:
         export.checked(base, values, 0, alpha, tmp_path / "a", export.fresh_base(base, 0), samples)
@@ -126,18 +127,18 @@ def test_a_slip_of_two_percent_in_the_scale_is_refused(llama_settings: Path, tmp
 
 def test_an_export_is_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
     _, made = experiment(llama_settings)
-    factors = model_of(made.fleet, vectors(made.initial), 0, 0)
-    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:4]
+    factors = model_of(made.clients, vectors(made.initial), 0, 0)
+    base, samples = made.clients.backbone, made.tasks[0].test.prompts[:4]
     for _ in range(2):
         export.checked(base, factors, 0, 6.0, tmp_path / "a", export.fresh_base(base, 0), samples)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["a"]
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert config["target_modules"] == sorted(made.fleet.backbone.sites), "the same file on every machine"
+    assert config["target_modules"] == sorted(made.clients.backbone.sites), "the same file on every machine"
 
 
 def test_an_adapter_that_does_not_pass_takes_no_place(llama_settings: Path, tmp_path: Path) -> None:
     _, made = experiment(llama_settings)
-    factors, base = model_of(made.fleet, vectors(made.initial), 0, 0), made.fleet.backbone
+    factors, base = model_of(made.clients, vectors(made.initial), 0, 0), made.clients.backbone
 
     def checked(values: Factors) -> None:
         samples = made.tasks[0].test.prompts[:4]
@@ -157,8 +158,8 @@ def test_an_adapter_that_does_not_pass_takes_no_place(llama_settings: Path, tmp_
 
 def test_a_narrow_tasks_head_is_cut_to_its_own_classes(bert_settings: Path) -> None:
     _, made = experiment(bert_settings)
-    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
-    tensors = export.peft_tensors(made.fleet.backbone, factors, 2)
+    factors = model_of(made.clients, vectors(random_state(made)), 0, 0)
+    tensors = export.peft_tensors(made.clients.backbone, factors, 2)
     weight, bias = (tensors[f"base_model.model.classifier.{name}"] for name in ("weight", "bias"))
     assert torch.equal(torch.cat([weight, bias[:, None]], 1), factors["classifier.head"][0, :2])
 
@@ -170,8 +171,8 @@ def exported(base: Any, factors: Factors, folder: Path, samples: Any) -> Any:
 def test_a_model_that_is_refused_does_not_reach_its_folder(llama_settings: Path, tmp_path: Path) -> None:
     """Nor does it take the place of one that was good."""
     _, made = experiment(llama_settings)
-    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:2]
-    good = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    base, samples = made.clients.backbone, made.tasks[0].test.prompts[:2]
+    good = model_of(made.clients, vectors(random_state(made)), 0, 0)
     bad = {key: value * torch.nan for key, value in good.items()}
     with pytest.raises(UserError, match="logits are no numbers, training has diverged"):
         exported(base, bad, tmp_path / "a", samples)
@@ -187,8 +188,8 @@ def test_a_model_that_is_refused_does_not_reach_its_folder(llama_settings: Path,
 @pytest.mark.parametrize("own", ["thesis.tex", "adapters/x.txt", ".hidden", "config.json"])
 def test_an_export_removes_nothing_that_it_did_not_write(own: str, llama_settings: Path, tmp_path: Path) -> None:
     _, made = experiment(llama_settings)
-    base, samples = made.fleet.backbone, made.tasks[0].test.prompts[:2]
-    factors = model_of(made.fleet, vectors(random_state(made)), 0, 0)
+    base, samples = made.clients.backbone, made.tasks[0].test.prompts[:2]
+    factors = model_of(made.clients, vectors(random_state(made)), 0, 0)
     for begun in (False, True):  # also not where an adapter lies beside it
         folder = tmp_path / f"a{begun}"
         if begun:
@@ -203,8 +204,8 @@ def test_an_export_removes_nothing_that_it_did_not_write(own: str, llama_setting
 def test_merged_weights_are_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
     settings, made = experiment(llama_settings)
     for _ in range(2):
-        outputs.adapters(settings, made, made.initial, tmp_path, merged=True)
+        artifacts.adapters(settings, made, made.initial, tmp_path, merged=True)
     assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["colours", "moods"]
     (tmp_path / "merged" / "moods" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt: was not written by airpfed"):
-        outputs.adapters(settings, made, made.initial, tmp_path, merged=True)
+        artifacts.adapters(settings, made, made.initial, tmp_path, merged=True)

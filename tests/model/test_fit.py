@@ -11,14 +11,15 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from airpfed import build, reading
-from airpfed.errors import UserError
-from airpfed.model import backbone, export, fit, vector
+from airpfed.config import settings_file
+from airpfed.core.errors import UserError
+from airpfed.core.rng import stream
+from airpfed.experiment import build
+from airpfed.model import backbone, export, fit, layout
 from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import Backbone
-from airpfed.model.encode import Encoded
-from airpfed.model.vector import Factors
-from airpfed.streams import stream
+from airpfed.model.layout import Factors
+from airpfed.model.tokens import Encoded
 from tiny import WORDS, save_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -81,12 +82,12 @@ def refused(base: Path, *targets: str, **given: Any) -> str:
 def drawn(base: Backbone, classes: int = 3) -> Factors:
     """Factors of one model, all of them moved."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = vector.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,))
+    order = layout.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,))
     rng = torch.Generator().manual_seed(0)
-    values = vector.initial(order, base.heads, rng)
+    values = layout.initial(order, base.heads, rng)
     moved = {scope: value + 0.2 * torch.randn(value.shape, generator=rng) for scope, value in values.items()}
     zero = torch.zeros(1, dtype=torch.long)
-    return vector.gather(moved, order, zero, zero)
+    return layout.gather(moved, order, zero, zero)
 
 
 CLASSIFIERS = [
@@ -251,14 +252,14 @@ def test_a_tokenizer_that_knows_no_word_of_the_texts_is_refused(llama_settings: 
     (tmp_path / "colours.csv").write_text(
         "text,label\n" + "\n".join(f"ужин номер {n},{'red' if n % 2 else 'blue'}" for n in range(80))
     )
-    settings = reading.read(llama_settings, [])
+    settings = settings_file.read(llama_settings, [])
     with pytest.raises(UserError, match=r"^tasks\.colours: the base's tokenizer knows 0% of the words in its texts"):
         build.experiment(settings, build.load_tasks(settings))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(llama_settings: Path, saved: Saved) -> None:
     base = saved(hf.LlamaForCausalLM(hf.LlamaConfig(**{**DECODER, "vocab_size": 60})))
-    settings = reading.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read(llama_settings, [f"model.base={base}"])
     with pytest.raises(UserError, match=r"^tasks\.colours: its texts hold token \d+, but the base model has 60"):
         build.experiment(settings, build.load_tasks(settings))
 

@@ -12,14 +12,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from airpfed import fetch, job, outputs, reading
-from airpfed.build import experiment, fingerprints, load_tasks
-from airpfed.errors import UserError
-from airpfed.model import catalog, export
+from airpfed.config import settings_file
+from airpfed.core import wheels
+from airpfed.core.errors import UserError
+from airpfed.experiment import artifacts, run
+from airpfed.experiment.build import experiment, fingerprints, load_tasks
+from airpfed.model import export, zoo
 from airpfed.model.origin import Origin, folder_identity, hub_identity, origin, read_config
-from airpfed.rounds import checkpoint
-from airpfed.rounds.evaluate import model_of
-from airpfed.rounds.state import vectors
+from airpfed.training import checkpoint
+from airpfed.training.evaluate import model_of
+from airpfed.training.state import vectors
 
 INPUTS = [
     "config.json", "model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors", "w.gguf", "w.msgpack",
@@ -34,7 +36,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """A cache of the test's own, where files count as settled at once."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("AIRPFED_CACHE", str(cache))
-    monkeypatch.setattr(fetch, "SETTLED", -60.0)
+    monkeypatch.setattr(wheels, "SETTLED", -60.0)
     return cache
 
 
@@ -83,38 +85,38 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, reads: list[s
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     wanted = hashlib.sha256(b"weights").hexdigest()
-    assert fetch.file_sha256(file) == wanted
-    fetch._kept_sha256.cache_clear()  # as another process
-    assert fetch.file_sha256(file) == wanted and len(reads) == 1
+    assert wheels.file_sha256(file) == wanted
+    wheels._kept_sha256.cache_clear()  # as another process
+    assert wheels.file_sha256(file) == wanted and len(reads) == 1
     time = file.stat().st_mtime_ns
     file.write_bytes(b"WEIGHTS")
     os.utime(file, ns=(time, time))  # size and time of change as before: the inode's own time tells
-    assert fetch.file_sha256(file) == hashlib.sha256(b"WEIGHTS").hexdigest() and len(reads) == 2
+    assert wheels.file_sha256(file) == hashlib.sha256(b"WEIGHTS").hexdigest() and len(reads) == 2
 
 
 def test_a_file_that_changed_just_now_is_not_remembered(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "SETTLED", 60.0)
+    monkeypatch.setattr(wheels, "SETTLED", 60.0)
     (tmp_path / "x").write_bytes(b"1")
-    assert fetch.file_sha256(tmp_path / "x") == fetch.file_sha256(tmp_path / "x")
+    assert wheels.file_sha256(tmp_path / "x") == wheels.file_sha256(tmp_path / "x")
     assert len(reads) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"0" * 64 + b"\n" + b"1" * 64])
 def test_a_damaged_cache_only_costs_time(damage: bytes, tmp_path: Path, own_cache: Path, reads: list[str]) -> None:
     (tmp_path / "x").write_bytes(b"1")
-    before = fetch.file_sha256(tmp_path / "x")
+    before = wheels.file_sha256(tmp_path / "x")
     for kept in (own_cache / "hashes").iterdir():
         kept.write_bytes(damage)
-    fetch._kept_sha256.cache_clear()
-    assert fetch.file_sha256(tmp_path / "x") == before and len(reads) == 2
+    wheels._kept_sha256.cache_clear()
+    assert wheels.file_sha256(tmp_path / "x") == before and len(reads) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").write_bytes(b"1")
     monkeypatch.setenv("AIRPFED_CACHE", str(tmp_path / "x"))
-    assert fetch.file_sha256(tmp_path / "x") == hashlib.sha256(b"1").hexdigest()
+    assert wheels.file_sha256(tmp_path / "x") == hashlib.sha256(b"1").hexdigest()
 
 
 def test_a_base_that_changed_is_neither_resumed_nor_exported(
@@ -124,28 +126,28 @@ def test_a_base_that_changed_is_neither_resumed_nor_exported(
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     override = [f"model.base={base}", "server.rounds=1"]
     out = tmp_path / "run"
-    assert job.run_job(llama_settings, override, out, False, "") == 0
+    assert run.run_job(llama_settings, override, out, False, "") == 0
     text = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
     with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        job.export_job(out, False)
+        run.export_job(out, False)
     with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        job.run_job(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
+        run.run_job(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
     (base / "tokenizer.json").write_text(text)
-    assert job.export_job(out, False)
+    assert run.export_job(out, False)
     moved = base.rename(tmp_path / "moved")
-    assert job.run_job(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
+    assert run.run_job(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
 
 
 def test_a_base_that_changes_during_a_run_is_not_exported_on(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = reading.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read(llama_settings, [f"model.base={base}"])
     made = experiment(settings, load_tasks(settings))
     (base / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="the base model's files changed since they were loaded"):
-        outputs.adapters(settings, made, made.initial, tmp_path / "out", merged=False)
+        artifacts.adapters(settings, made, made.initial, tmp_path / "out", merged=False)
     assert not (tmp_path / "out" / "adapters" / "colours").exists()
 
 
@@ -153,22 +155,22 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = reading.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read(llama_settings, [f"model.base={base}"])
     tasks = load_tasks(settings)
     one = experiment(settings, tasks)
     (base / "vocab.bin").write_bytes(b"x")
     two = experiment(settings, tasks)
     assert one.fingerprint != two.fingerprint and one.base_key != two.base_key
-    outputs.begin(settings, two, {}, "", tmp_path, {})
+    artifacts.begin(settings, two, {}, "", tmp_path, {})
     kept = json.loads((tmp_path / "environment.json").read_text())["base_sha256"]
-    assert kept == two.fleet.backbone.origin.identity == origin(str(base)).identity
+    assert kept == two.clients.backbone.origin.identity == origin(str(base)).identity
 
 
 def test_what_cells_of_a_sweep_are_held_against_moves_with_the_base(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = reading.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read(llama_settings, [f"model.base={base}"])
     before = fingerprints()(settings)
     assert before == experiment(settings, load_tasks(settings)).fingerprint
     (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
@@ -240,13 +242,13 @@ def test_a_gguf_file_is_known_by_its_content(tmp_path: Path, own_cache: Path, mo
         (folder / "config.json").write_bytes(gguf.read_bytes())
         (folder / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(catalog, "_convert", convert)
+    monkeypatch.setattr(zoo, "_convert", convert)
     gguf, said = tmp_path / "m.gguf", list[str]()
     found = []
     for content in (b"one", b"two", b"one"):
         gguf.write_bytes(content)
         os.utime(gguf, ns=(1, 1))
-        found.append(Path(catalog.resolve(str(gguf), said.append)))
+        found.append(Path(zoo.resolve(str(gguf), said.append)))
         assert (found[-1] / "config.json").read_bytes() == content
     assert found[0] == found[2] != found[1] and made == [b"one", b"two"] and said == []
     assert [path.name for path in (own_cache / "models").iterdir() if path.name.startswith("tmp")] == []
@@ -260,22 +262,22 @@ def test_a_damaged_conversion_is_made_again_and_told(
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(catalog, "_convert", convert)
+    monkeypatch.setattr(zoo, "_convert", convert)
     (tmp_path / "m.gguf").write_bytes(b"g")
     said: list[str] = []
-    home = catalog.converted(tmp_path / "m.gguf", "m", said.append)
-    whole = fetch.files_sha256(home)
+    home = zoo.converted(tmp_path / "m.gguf", "m", said.append)
+    whole = wheels.files_sha256(home)
     match damage:
         case "missing":
             (home / "model.safetensors").unlink()
         case "changed":
             (home / "model.safetensors").write_bytes(b"weightS")
         case "unlisted":
-            (home / catalog.FILES).write_bytes(b"\xff")
+            (home / zoo.FILES).write_bytes(b"\xff")
         case _:
             (home / "adapter_config.json").write_text("{}")
-    assert catalog.converted(tmp_path / "m.gguf", "m", said.append) == home
-    assert fetch.files_sha256(home) == whole
+    assert zoo.converted(tmp_path / "m.gguf", "m", said.append) == home
+    assert wheels.files_sha256(home) == whole
     (line,) = said
     assert "damaged or incomplete; converted again" in line and "\n" not in line
 
@@ -333,10 +335,10 @@ def test_files_that_the_hubs_cache_does_not_name_by_content_are_hashed(hub: Call
 def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    settings = reading.read(llama_settings, [])
+    settings = settings_file.read(llama_settings, [])
     made = experiment(settings, load_tasks(settings))
-    base = replace(made.fleet.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
-    export.write(base, model_of(made.fleet, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
+    base = replace(made.clients.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
+    export.write(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "a" * 40)
 
@@ -344,7 +346,7 @@ def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path:
 def test_the_checkpoint_is_of_the_base(llama_settings: Path, tiny_llama: Path, tmp_path: Path) -> None:
     """Also where environment.json is gone."""
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = reading.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read(llama_settings, [f"model.base={base}"])
     one = experiment(settings, load_tasks(settings))
     checkpoint.write(tmp_path / "c", one.initial, 0, one.fingerprint)
     model = LlamaForCausalLM.from_pretrained(base)

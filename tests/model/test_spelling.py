@@ -8,9 +8,10 @@ import torch
 from spelling import real, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airpfed import job, record
-from airpfed.errors import UserError
-from airpfed.model.encode import added, completion, cut, labelled, read
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.experiment import run
+from airpfed.model.tokens import added, completion, cut, labelled, read
 
 KINDS = ["bytes", "metaspace", "legacy", "unigram", "wordpiece"]
 PROMPTS = ["the film was good\nLabel:", "bad\nLabel:", "a sad story\nLabel:"]
@@ -161,6 +162,6 @@ def test_a_llama_with_its_familys_tokenizer_learns_both_kinds(llama: Path, tmp_p
         lines.append(f"{' '.join(WORDS[label][w] for w in words)},{label},{ANSWERS[label]}")
     (tmp_path / "moods.csv").write_text("\n".join(lines))
     (tmp_path / "x.toml").write_text(SETTINGS.format(base=llama, folder=tmp_path))
-    assert job.run_job(tmp_path / "x.toml", [], tmp_path / "run", False, "") == 0
-    summary = record.load_summary(tmp_path / "run" / "summary.json")
+    assert run.run_job(tmp_path / "x.toml", [], tmp_path / "run", False, "") == 0
+    summary = run_files.load_summary(tmp_path / "run" / "summary.json")
     assert {name: task.final for name, task in summary.tasks.items()} == {"moods": 1.0, "answers": 1.0}

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rows import make_probe, make_theory
 
-from airpfed import record
-from airpfed.errors import UserError
-from airpfed.record import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
-from airpfed.report import page, runs, side
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
+from airpfed.report import figures_of_runs, page, runs
 from airpfed.report.figures import FIGURES
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -50,9 +50,9 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
     """A run's directory, written by hand: six rounds of two tasks, one of them without its devices in round 3."""
     folder.mkdir(parents=True)
     rows = [row(number, error_free) for number in range(1, 7)]
-    record.rewrite(folder / "records.jsonl", rows)
-    places = [record.Place(x=10.0 * n, y=-5.0, task=TASKS[n % 2], gain_db=-90.0 - n) for n in range(4)]
-    record.write_json(folder / "layout.json", record.Layout(stations=[(0.0, 0.0)], devices=places))
+    run_files.rewrite(folder / "records.jsonl", rows)
+    places = [run_files.Place(x=10.0 * n, y=-5.0, task=TASKS[n % 2], gain_db=-90.0 - n) for n in range(4)]
+    run_files.write_json(folder / "layout.json", run_files.Layout(stations=[(0.0, 0.0)], devices=places))
     tasks = {
         "colours": TaskSummary(
             metric="accuracy", base=0.523, final=0.871, base_balanced=0.456, final_balanced=0.812, samples=250
@@ -66,17 +66,17 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
         method="airpfed", rounds=6, tasks=tasks, average=0.602, average_base=0.267, pi_mean=0.03, ledger=ledger,
         seconds={"gradients": 6.0}, exit="completed",
     )  # fmt: skip
-    record.write_json(folder / "summary.json", summary)
-    record.write_json(folder / "environment.json", {"command": "airpfed run tiny.toml --out 'a <dir>'", "seed": 0})
+    run_files.write_json(folder / "summary.json", summary)
+    run_files.write_json(folder / "environment.json", {"command": "airpfed run tiny.toml --out 'a <dir>'", "seed": 0})
     (folder / "experiment.toml").write_text(SETTINGS)
     return folder
 
 
 def make_metered(folder: Path) -> None:
     """Add to a run's directory what a metered one has."""
-    rows = [row.model_copy(update={"theory": make_theory()}) for row in record.load(folder / "records.jsonl")]
-    record.rewrite(folder / "records.jsonl", rows)
-    record.write_json(folder / "theory.json", make_probe(tasks=dict.fromkeys(TASKS, 0.5)))
+    rows = [row.model_copy(update={"theory": make_theory()}) for row in run_files.load(folder / "records.jsonl")]
+    run_files.rewrite(folder / "records.jsonl", rows)
+    run_files.write_json(folder / "theory.json", make_probe(tasks=dict.fromkeys(TASKS, 0.5)))
 
 
 @pytest.fixture
@@ -307,13 +307,13 @@ def test_settings_and_command_are_shown_as_text(run):
 
 
 def figure(name: str, run: Path) -> dict:
-    rows, summary = record.load(run / "records.jsonl"), record.load_summary(run / "summary.json")
+    rows, summary = run_files.load(run / "records.jsonl"), run_files.load_summary(run / "summary.json")
     makers = {key: make for own in FIGURES.values() for key, make in own.items()}
     return makers[name](rows, summary)
 
 
 def test_figures_hold_the_records_values(run):
-    rows = record.load(run / "records.jsonl")
+    rows = run_files.load(run / "records.jsonl")
     loss = figure("loss", run)
     assert [trace["name"] for trace in loss["data"]] == list(TASKS)
     assert loss["data"][1]["y"] == [r.loss.get("moods") for r in rows] and loss["data"][1]["y"][2] is None
@@ -334,18 +334,18 @@ def test_figures_hold_the_records_values(run):
 
 def test_runs_beside_each_other_hold_their_own_values(run, tmp_path):
     other = make_run(tmp_path / "other")
-    summary = record.load_summary(other / "summary.json")
+    summary = run_files.load_summary(other / "summary.json")
     gone = {"colours": summary.tasks["colours"].model_copy(update={"final": 0.6})}
-    record.write_json(other / "summary.json", summary.model_copy(update={"tasks": gone}))
+    run_files.write_json(other / "summary.json", summary.model_copy(update={"tasks": gone}))
     both = runs.load([run, other])
-    made = {name: make(both) for own in side.SIDE.values() for name, make in own.items()}
+    made = {name: make(both) for own in figures_of_runs.SIDE.values() for name, make in own.items()}
     assert [(bar["name"], bar["y"]) for bar in made["tasks"]["data"]] == [
         ("study", [0.871, 0.333]), ("other", [0.6, None]),
     ]  # fmt: skip
     traces = {trace["name"]: trace for trace in made["accuracy"]["data"]}
     assert traces["study (test)"]["y"] == [pytest.approx(0.267), pytest.approx(0.602)]
     assert traces["other (test)"]["y"] == [0.523, 0.6] and traces["other (dev)"]["y"] == [0.6, 0.7, 0.8]
-    assert [trace["name"] for trace in side.task_accuracy(both, "moods")["data"]] == ["study (test)"]
+    assert [trace["name"] for trace in figures_of_runs.task_accuracy(both, "moods")["data"]] == ["study (test)"]
     assert made["loss"]["data"][0]["y"][0] == pytest.approx((1 + 1 / 2) / 2)
     for one in made.values():
         json.dumps(one, allow_nan=False)
@@ -386,8 +386,8 @@ def test_figures_are_plain_json_without_nan(run):
 
 
 def test_a_run_that_stopped_before_its_first_round_has_a_report(run):
-    record.rewrite(run / "records.jsonl", [])
-    summary = record.load_summary(run / "summary.json")
+    run_files.rewrite(run / "records.jsonl", [])
+    summary = run_files.load_summary(run / "summary.json")
     stopped = summary.model_copy(update={"rounds": 0, "pi_mean": None, "exit": "interrupted"})
-    record.write_json(run / "summary.json", stopped)
+    run_files.write_json(run / "summary.json", stopped)
     assert "airpfed, 0 rounds, interrupted" in page.write(run).read_text()

@@ -3,7 +3,7 @@
 import pytest
 from rows import make_probe, make_record, make_theory
 
-from airpfed.report.theory import THEORY, average, decrease, shares
+from airpfed.report.figures_of_theory import THEORY, average, decrease, shares
 
 
 def records() -> list:

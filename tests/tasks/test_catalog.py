@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from airpfed.errors import UserError
-from airpfed.fetch import wheel_path
+from airpfed.core.errors import UserError
+from airpfed.core.wheels import wheel_path
 from airpfed.tasks import catalog, readers
 from airpfed.tasks.catalog import CATALOG
-from airpfed.tasks.load import Source, load
+from airpfed.tasks.sources import Source, load
 
 # name: rows in the file, rows left after the removal of duplicates, rows per class in the file
 COUNTS = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from airpfed.errors import UserError
+from airpfed.core.errors import UserError
 from airpfed.tasks.sample import Sample
 from airpfed.tasks.split import Samples, Shares, share, sizes, split
 

@@ -4,8 +4,6 @@ import inspect
 import sys
 from types import ModuleType, SimpleNamespace
 
-from airpfed.theory import account, bound, space
-
 FAULTS = {
     "(40) without beta/2": ("bound", "return constants.beta / 2 * eta**2 * (sent_power", "return eta**2 * (sent_power"),
     "cross term with the bias dropped": ("bound", "gain * gradient - rho * sqrt(gradient * power)", "gradient"),

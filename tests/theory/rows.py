@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from airpfed.record import (
+from airpfed.core.run_files import (
     Bounds,
     Constants,
     Ledger,

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.record import Constants
-from airpfed.theory import bound
-from airpfed.theory.space import Weights, weights_of
+from airpfed.core.run_files import Constants
+from airpfed.theory import bounds
+from airpfed.theory.inner_product import Weights, weights_of
 
 RUNS = 100
 
@@ -72,7 +72,7 @@ def test_psi_bounds_the_mean_gradient_of_whole_runs(
         beta=float(torch.linalg.eigvalsh(bend).max()), c=c, sigma_sgd2=sgd, lam=1.0, sigma_dif2=spread,
         lam_printed=1.0, sigma_dif2_printed=spread,
     )  # fmt: skip
-    eta = bound.step_size(k)
+    eta = bounds.step_size(k)
     begin, total = float(loss(s[:1], p[:1])), torch.zeros(RUNS, dtype=torch.float64)
     gap = begin - float(loss(*least(weights, bend, middle, task_of, d_s)))
     for _ in range(rounds):
@@ -82,7 +82,7 @@ def test_psi_bounds_the_mean_gradient_of_whole_runs(
         g_s, g_p = sums(clean + size.sqrt()[:, :, None] * drawn(rng, RUNS, count, d))
         s = s - eta * (g_s + (channel / d) ** 0.5 * drawn(rng, RUNS, d_s))
         p = p - eta * (g_p + (channel / d) ** 0.5 * drawn(rng, RUNS, tasks, d_p))
-    psi = bound.average(eta, k, gap, rounds, channel).total
+    psi = bounds.average(eta, k, gap, rounds, channel).total
     error = float(total.std()) / RUNS**0.5
     print(f"T {rounds} Psi_T / mean Lambda {psi / float(total.mean()):.3g}")
     assert float(total.mean()) <= psi + 5 * error + 1e-9 * psi
@@ -96,14 +96,14 @@ def test_psi_is_near_where_only_the_channel_is_noisy(rounds: int, channel: float
     weights = weights_of(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1]), 2)
     s, p = drawn(rng, RUNS, d_s), drawn(rng, RUNS, 2, d_p)
     k = Constants(beta=beta, c=0, sigma_sgd2=0, lam=1, sigma_dif2=0, lam_printed=1, sigma_dif2_printed=0)
-    eta = bound.step_size(k)
+    eta = bounds.step_size(k)
     square = s.square().sum(1) + p.square().sum(2) @ weights.task
     gap, total = float(square.mean()) * beta / 2, torch.zeros(RUNS, dtype=torch.float64)
     for _ in range(rounds):
         total += beta**2 * (s.square().sum(1) + p.square().sum(2) @ weights.task) / rounds
         s = s - eta * (beta * s + (channel / (d_s + d_p)) ** 0.5 * drawn(rng, RUNS, d_s))
         p = p - eta * (beta * p + (channel / (d_s + d_p)) ** 0.5 * drawn(rng, RUNS, 2, d_p))
-    psi, measured = bound.average(eta, k, gap, rounds, channel), float(total.mean())
+    psi, measured = bounds.average(eta, k, gap, rounds, channel), float(total.mean())
     dominant = "gap" if regime == "start" else "channel"
     assert psi.shares[dominant] > 0.9
     print(f"{regime}: Psi_T / mean Lambda {psi.total / measured:.4g}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from airpfed.record import Constants, MeanSquaredErrors, SlotError
+from airpfed.core.run_files import Constants, MeanSquaredErrors, SlotError
 
 DRAWS = 600
 

@@ -12,7 +12,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.impairments import NONE, Impairments
-from airpfed.air.slot import Slot, Transceiver, disturbance, gains
+from airpfed.air.problem import Transceiver, TransceiverProblem, disturbance, gains
 
 LARGEST = 0.99
 """Cap on an estimated correlation: R stays positive definite, so no claim can vanish by cancellation."""
@@ -87,7 +87,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class NormalEquations:
     """Sums of weighted least squares over equations y = rho_w w + rho_x x, y the power in excess of `alone`.
 
     Dimensionless: one unit is what an estimate of standard deviation 1 knows. `pure`: equations with x = 0 only (one
@@ -102,7 +102,7 @@ class Evidence:
     wy: float = 0.0
     xy: float = 0.0
 
-    def __add__(self, other: "Evidence") -> "Evidence":
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
         """The evidence of both."""
         return remember(self, other, keep=1.0)
 
@@ -129,11 +129,11 @@ def matrix(
 
 
 def claimed(
-    slot: Slot,
+    problem: TransceiverProblem,
     transceiver: Transceiver,
     R: Related | Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
-    harm: Impairments = NONE,
+    impairments: Impairments = NONE,
 ) -> Float[Tensor, "B T"]:
     """MSE per real entry that receivers expect of symbols of correlation R and powers p.
 
@@ -142,31 +142,38 @@ def claimed(
     of real symbols Re(e) stands for e. CSI errors are independent from device to device, so their part does not know R.
     With impairments the gains are E xi of what they were, and every device scatters some power by itself.
     """
-    return mismatched(slot, transceiver, R, symbol_power, harm) + own_noise(slot, transceiver, symbol_power, harm)
+    return mismatched(problem, transceiver, R, symbol_power, impairments) + own_noise(
+        problem, transceiver, symbol_power, impairments
+    )
 
 
 def mismatched(
-    slot: Slot,
+    problem: TransceiverProblem,
     transceiver: Transceiver,
     R: Related | Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
-    harm: Impairments,
+    impairments: Impairments,
 ) -> Float[Tensor, "B T"]:
     """The first part of `claimed`: what gains that are not the weights leave of the symbols."""
-    mismatch = (harm.mean * gains(slot.h, transceiver) - slot.weights) * symbol_power.sqrt()
-    return _coherent(mismatch, R, slot.real)
+    mismatch = (impairments.mean * gains(problem.h, transceiver) - problem.weights) * symbol_power.sqrt()
+    return _coherent(mismatch, R, problem.real)
 
 
 def own_noise(
-    slot: Slot, transceiver: Transceiver, symbol_power: Float[Tensor, "... K"], harm: Impairments
+    problem: TransceiverProblem,
+    transceiver: Transceiver,
+    symbol_power: Float[Tensor, "... K"],
+    impairments: Impairments,
 ) -> Float[Tensor, "B T"]:
     """What no other device's symbol has a part in: receiver noise, CSI error, and what impairments scatter."""
-    v = gains(slot.h, transceiver) * symbol_power.sqrt()
-    return disturbance(slot, transceiver, harm.power * symbol_power) + harm.scattered(v, slot.real).sum(-1)
+    v = gains(problem.h, transceiver) * symbol_power.sqrt()
+    return disturbance(problem, transceiver, impairments.power * symbol_power) + impairments.scattered(
+        v, problem.real
+    ).sum(-1)
 
 
 def between(
-    slot: Slot,
+    problem: TransceiverProblem,
     transceiver: Transceiver,
     cross: float,
     target_of: Int[Tensor, " K"],
@@ -177,26 +184,26 @@ def between(
     sent: symbol powers as in `claimed`, and impairments. With scrambled targets two products survive: that of the own
     errors, which carry no sign, and that of what i hears of j and j of i, which carry the same.
     """
-    symbol_power, harm = sent
-    root, targets = symbol_power.sqrt(), len(slot.weights)
-    own = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(slot.h.dtype)
-    v = harm.mean * gains(slot.h, transceiver) * root
+    symbol_power, impairments = sent
+    root, targets = symbol_power.sqrt(), len(problem.weights)
+    own = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(problem.h.dtype)
+    v = impairments.mean * gains(problem.h, transceiver) * root
     heard = v @ own.T  # (B, i, j): what receiver i hears of target j's streams
-    wanted = (slot.weights * root).to(v.dtype) @ own.T
+    wanted = (problem.weights * root).to(v.dtype) @ own.T
     alone = (heard - wanted).diagonal(dim1=1, dim2=2)
     products = [a[:, :, None] * b[:, None, :] for a, b in ((alone.real, alone.real), (alone.imag, alone.imag))]
     mutual = [part * part.mT for part in (heard.real, heard.imag)]
-    used = slice(0, 1) if slot.real else slice(0, 2)
+    used = slice(0, 1) if problem.real else slice(0, 2)
     total = torch.stack([*products[used], *mutual[used]]).sum(0)
     return cross * total * ~torch.eye(targets, dtype=torch.bool, device=total.device)
 
 
 def scaled(
-    slot: Slot,
+    problem: TransceiverProblem,
     transceiver: Transceiver,
     R: Related | Float[Tensor, "... K K"],
     symbol_power: Float[Tensor, "... K"],
-    harm: Impairments = NONE,
+    impairments: Impairments = NONE,
 ) -> Transceiver:
     """The transceiver with each receiver times the real scalar of least `claimed`; arguments as there.
 
@@ -205,19 +212,19 @@ def scaled(
     unbiasedness of a design that has it.
     """
     root = symbol_power.sqrt()
-    v, w = harm.mean * gains(slot.h, transceiver) * root, slot.weights * root
-    heard = _coherent(v, R, slot.real) + own_noise(slot, transceiver, symbol_power, harm)
-    incoherent = _parts(v, slot.real).square().sum((0, -1))
+    v, w = impairments.mean * gains(problem.h, transceiver) * root, problem.weights * root
+    heard = _coherent(v, R, problem.real) + own_noise(problem, transceiver, symbol_power, impairments)
+    incoherent = _parts(v, problem.real).square().sum((0, -1))
     gamma = torch.where(heard > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / heard, 1.0)
     return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
 
 
 def terms(
-    slot: Slot,
+    problem: TransceiverProblem,
     transceiver: Transceiver,
     correlated: Pairs,
     symbol_power: Float[Tensor, "... K"],
-    harm: Impairments = NONE,
+    impairments: Impairments = NONE,
     noise: Float[Tensor, "B T"] | None = None,
 ) -> Terms:
     """What each receiver expects to hear, E_i = v_i R v_i^H + noise_i, as a linear function of rho_w and rho_x.
@@ -225,24 +232,27 @@ def terms(
     Only what receivers know enters: their estimates of the gains, noise, CSI and impairments' statistics, normalised
     symbol powers. noise: `own_noise`, if it is at hand.
     """
-    noise = own_noise(slot, transceiver, symbol_power, harm) if noise is None else noise
-    v = harm.mean * gains(slot.h, transceiver) * symbol_power.sqrt()
-    parts = _parts(v, slot.real)
+    noise = own_noise(problem, transceiver, symbol_power, impairments) if noise is None else noise
+    v = impairments.mean * gains(problem.h, transceiver) * symbol_power.sqrt()
+    parts = _parts(v, problem.real)
     alone = parts.square().sum((0, -1)) + noise
     within, cross = ((way(parts) * parts).sum((0, -1)) for way in (correlated.within, correlated.cross))
     return Terms(alone, within, cross)
 
 
 def evidence(
-    expected: Terms, power: Float[Tensor, "B T"], entries: Float[Tensor, "B T"], believed: Correlation = INDEPENDENT
-) -> Evidence:
+    expected: Terms,
+    power: Float[Tensor, "B T"],
+    entries: Float[Tensor, "B T"],
+    assumed_correlation: Correlation = INDEPENDENT,
+) -> NormalEquations:
     """What the received power says about rho: one equation per block and target, weighted by its inverse variance.
 
     power: mean square of the real entries that target i got in the block, before denormalising; entries: how many.
-    The mean of n squares varies by 2 E^2 / n for Gaussian symbols, with E taken at `believed` (the last estimate):
-    taken from `power` itself, faint draws would weigh more than strong ones and pull the estimate down.
+    The mean of n squares varies by 2 E^2 / n for Gaussian symbols, with E taken at `assumed_correlation` (the last
+    estimate): taken from `power` itself, faint draws would weigh more than strong ones and pull the estimate down.
     """
-    level = expected.alone + believed.within * expected.within + believed.cross * expected.cross
+    level = expected.alone + assumed_correlation.within * expected.within + assumed_correlation.cross * expected.cross
     usable = (level > 0) & (entries > 0) & power.isfinite()
     weight = torch.where(usable, (entries / 2).sqrt() / level, 0.0)
     w, x = (weight * term for term in (expected.within, expected.cross))
@@ -250,10 +260,10 @@ def evidence(
     pure = expected.cross == 0
     alone = [(w * other)[pure].sum() for other in (w, y)]
     mixed = [(a * b)[~pure].sum() for a, b in ((w, w), (w, x), (x, x), (w, y), (x, y))]
-    return Evidence(*torch.stack(alone + mixed).tolist())
+    return NormalEquations(*torch.stack(alone + mixed).tolist())
 
 
-def estimate(known: Evidence) -> Correlation:
+def estimate(known: NormalEquations) -> Correlation:
     """rho_w from pure equations, then rho_x from the others given rho_w; 0 <= rho_x <= rho_w <= LARGEST.
 
     Where that order would be broken, and without any pure equation, one scalar fits all equations. A device alone in
@@ -267,9 +277,9 @@ def estimate(known: Evidence) -> Correlation:
     return Correlation(both, both)
 
 
-def remember(old: Evidence, new: Evidence, keep: float = 0.8) -> Evidence:
+def remember(old: NormalEquations, new: NormalEquations, keep: float = 0.8) -> NormalEquations:
     """Running evidence over rounds, keep * old + new: gradients turn, so what was heard long ago counts less."""
-    return Evidence(*(keep * a + b for a, b in zip(astuple(old), astuple(new), strict=True)))
+    return NormalEquations(*(keep * a + b for a, b in zip(astuple(old), astuple(new), strict=True)))
 
 
 def _ratio(product: float, square: float) -> float:

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air import ledger
+from airpfed.air import resources
 from airpfed.air.impairments import clipped_statistics
-from airpfed.air.plan import Air, Job, groups_of
-from airpfed.air.quantise import rounded
-from airpfed.air.rows import chunks
+from airpfed.air.network import csi_variance, estimated
+from airpfed.air.quantization import rounded
+from airpfed.air.row_chunks import chunks
+from airpfed.air.schedule import SlotPlan, Uplink, groups_of
 from airpfed.air.symbols import normalise
 from airpfed.air.transmit import backhauled, scale_of, silence_of
-from airpfed.air.world import csi_variance, estimated
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 BLOCKS = 8
 """Coherence blocks of a round over which rates are averaged."""
@@ -39,91 +39,91 @@ class Airtime:
     blocks: Float[Tensor, " K"]
 
 
-def quantised(air: Air, job: Job, t: int) -> dict[str, Tensor]:
+def quantised(link: Uplink, slot: SlotPlan, t: int) -> dict[str, Tensor]:
     """A slot's sums of rounded gradients, and energies of their errors: (claimed, measured, ...) as in `uplink.Sums`.
 
     The error's variance is known exactly to the devices, which tell it as one scalar each. Random: the rounding.
     """
-    assert air.digital is not None
-    exact = torch.zeros(len(job.weights), job.vectors.shape[1], dtype=torch.float64)
+    assert link.digital is not None
+    exact = torch.zeros(len(slot.weights), slot.vectors.shape[1], dtype=torch.float64)
     values, variance = torch.zeros_like(exact), torch.zeros_like(exact)
-    random = stream(air.seed, "rounding", t, job.name)
-    for rows in chunks(*job.vectors.shape):
-        own, weights = job.vectors[rows], job.weights[:, rows]
-        found, spare = rounded(own, air.digital.bits, random)
+    random = stream(link.seed, "rounding", t, slot.name)
+    for rows in chunks(*slot.vectors.shape):
+        own, weights = slot.vectors[rows], slot.weights[:, rows]
+        found, spare = rounded(own, link.digital.bits, random)
         exact += weights @ own
         values += weights @ found
         variance += weights.square() @ spare
-    sums, hop = backhauled(air, job, values, t, job.name)
-    spread = (job.mix.square() @ (variance if hop is None else variance + hop)).sum(1)
-    groups = [normalise(job.vectors, job.lengths, job.weights, None, (a, b)) for a, b in groups_of(air, job)]
+    sums, hop = backhauled(link, slot, values, t, slot.name)
+    spread = (slot.combining_matrix.square() @ (variance if hop is None else variance + hop)).sum(1)
+    groups = [normalise(slot.vectors, slot.lengths, slot.weights, None, (a, b)) for a, b in groups_of(link, slot)]
     zero = torch.zeros_like(spread)
     return {
-        "sums": (job.mix @ sums).to(job.vectors.dtype),
+        "sums": (slot.combining_matrix @ sums).to(slot.vectors.dtype),
         "claimed": spread,
         "claimed_genie": spread,
-        "measured": (job.mix @ (sums - exact)).square().sum(1),
+        "measured": (slot.combining_matrix @ (sums - exact)).square().sum(1),
         "bias": zero,
         "variance": spread,
-        "silence": sum((silence_of(job, group) for group in groups), zero),
-        "scale": sum((scale_of(job, group) for group in groups), zero),
-        "joules": torch.zeros(len(job.devices), dtype=torch.float64),
+        "silence": sum((silence_of(slot, group) for group in groups), zero),
+        "scale": sum((scale_of(slot, group) for group in groups), zero),
+        "joules": torch.zeros(len(slot.devices), dtype=torch.float64),
     }
 
 
-def airtime(air: Air, t: int, bits: Float[Tensor, " K"]) -> Airtime:
+def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"]) -> Airtime:
     """Channel uses of every device's bits; spatial: in groups of like strength, of the size that takes least time."""
-    assert air.digital is not None
-    order = air.world.gain.amax(0).argsort(descending=True)
+    assert link.digital is not None
+    order = link.network.gain.amax(0).argsort(descending=True)
     order = order[bits[order] > 0]
-    largest = min(len(order), len(air.world.gain) * air.world.antennas if air.digital.spatial else 1)
+    largest = min(len(order), len(link.network.gain) * link.network.antennas if link.digital.spatial else 1)
     sizes = [1 << power for power in range(largest.bit_length())] if largest else []
-    tried = [scheduled(air, t, bits, list(torch.split(order, size))) for size in sizes]
+    tried = [scheduled(link, t, bits, list(torch.split(order, size))) for size in sizes]
     zero = torch.zeros_like(bits)
     return min(tried, key=lambda one: one.uses + one.pilots, default=Airtime(zero, 0.0, 0, zero))
 
 
-def scheduled(air: Air, t: int, bits: Float[Tensor, " K"], groups: list[Int[Tensor, " _G"]]) -> Airtime:
+def scheduled(link: Uplink, t: int, bits: Float[Tensor, " K"], groups: list[Int[Tensor, " _G"]]) -> Airtime:
     """Groups one after another; a group lasts as long as its slowest device, which others wait for in silence.
 
     Every device of a group sends a pilot of its own in every coherence block that the group sees.
     """
-    rate = rates_of(air, t, groups)
+    rate = rates_of(link, t, groups)
     own = torch.where(bits > 0, bits / rate.clamp_min(1e-12), 0.0)
     uses, pilots, blocks = 0.0, 0, torch.zeros_like(bits)
     for group in groups:
         lasting = float(own[group].max())
-        seen = math.ceil(lasting / air.coherence_symbols)
+        seen = math.ceil(lasting / link.coherence_symbols)
         uses, pilots = uses + lasting, pilots + seen * len(group)
         blocks[group] = seen
     return Airtime(own, uses, pilots, blocks)
 
 
-def rates_of(air: Air, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Tensor, " K"]:
+def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Tensor, " K"]:
     """Bits a channel use of each device, its group sending at once: a mean over blocks; linear MMSE receivers.
 
     two_hop: each device is heard by its own edge; else by all antennas together.
     """
-    known, _ = estimated(air.world, air.csi_error, air.seed, t, range(BLOCKS))
-    variance = csi_variance(air.world, air.csi_error).expand(known.shape[1], -1)
-    each = air.world.antennas
-    found = torch.zeros(len(air.samples), dtype=torch.float64)
+    known, _ = estimated(link.network, link.csi_error, link.seed, t, range(BLOCKS))
+    variance = csi_variance(link.network, link.csi_error).expand(known.shape[1], -1)
+    each = link.network.antennas
+    found = torch.zeros(len(link.samples), dtype=torch.float64)
     for group in groups:
-        stations = torch.unique(air.task_of[group]).tolist() if air.topology == "two_hop" else [None]
+        stations = torch.unique(link.task_of[group]).tolist() if link.topology == "two_hop" else [None]
         for station in stations:
             rows = slice(None) if station is None else slice(station * each, (station + 1) * each)
-            ratio = sinr(known[:, rows][..., group], variance[rows][:, group], air.power[group], air.noise)
-            own = torch.ones(len(group), dtype=torch.bool) if station is None else air.task_of[group] == station
-            found[group[own]] = efficiency(air, ratio)[own]
+            ratio = sinr(known[:, rows][..., group], variance[rows][:, group], link.power[group], link.noise)
+            own = torch.ones(len(group), dtype=torch.bool) if station is None else link.task_of[group] == station
+            found[group[own]] = efficiency(link, ratio)[own]
     return found
 
 
-def efficiency(air: Air, ratio: Float[Tensor, "B G"]) -> Float[Tensor, " G"]:
+def efficiency(link: Uplink, ratio: Float[Tensor, "B G"]) -> Float[Tensor, " G"]:
     """Bits a use, mean over blocks, with what clipping adds to the noise and what outages repeat."""
-    if air.harm.clipping is not None:
-        gain, left = clipped_statistics(air.harm.clipping)
+    if link.impairments.clipping is not None:
+        gain, left = clipped_statistics(link.impairments.clipping)
         ratio = 1 / (1 / ratio.clamp_min(1e-12) + (left - gain**2) / gain**2)
-    return (1 - air.harm.outage) * ledger.bits_per_use(ratio).mean(0)
+    return (1 - link.impairments.outage) * resources.bits_per_use(ratio).mean(0)
 
 
 def sinr(

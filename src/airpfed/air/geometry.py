@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.units import SPEED_OF_LIGHT
+from airpfed.core.units import SPEED_OF_LIGHT
 
 
 def disc_distances(devices: int, radius_m: float, nearest_m: float, rng: torch.Generator) -> Float[Tensor, " K"]:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from airpfed.air.pieces import asked_of
-from airpfed.air.plan import Air, Grouping, plan
-from airpfed.air.slot import objective
+from airpfed.air.problem import objective
+from airpfed.air.schedule import Grouping, Uplink, plan
+from airpfed.air.segments import problem_of
 
 EXHAUSTIVE = 6
 """Up to this many tasks all partitions are compared (203 of 63 subsets); beyond, pairs of slots are merged greedily."""
@@ -25,7 +25,7 @@ Tasks = tuple[int, ...]
 
 
 def best_grouping(
-    air: Air,
+    link: Uplink,
     known: Complex[Tensor, "B M K"],
     csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
@@ -34,34 +34,34 @@ def best_grouping(
 
     known: channel estimates of all devices. Ties go to fewer slots.
     """
-    tasks = tuple(sorted(set(air.task_of[present].tolist())))
+    tasks = tuple(sorted(set(link.task_of[present].tolist())))
     if not tasks:
         return ()
     costs: dict[Tasks, float] = {}
 
     def cost(group: Tasks) -> float:
         if group not in costs:
-            costs[group] = error_of(air, known, csi_variance, present, group)
+            costs[group] = error_of(link, known, csi_variance, present, group)
         return costs[group]
 
-    most = min(air.personal_slots, len(tasks))
+    most = min(link.personal_slots, len(tasks))
     candidates = partitions(tasks, most) if len(tasks) <= EXHAUSTIVE else merged(tasks, most, cost)
     return min(candidates, key=lambda grouping: (sum(map(cost, grouping)), len(grouping)))
 
 
 def error_of(
-    air: Air,
+    link: Uplink,
     known: Complex[Tensor, "B M K"],
     csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
     group: Tasks,
 ) -> float:
     """Mean objective of a p-slot of these tasks: errors of their sums weighed by D_n/D, devices of unit power."""
-    personal = torch.zeros(len(present), max(air.lengths), dtype=torch.float32)
-    job = plan(air, personal[:, :0], personal, present, (group,))[0]
-    slot = asked_of(air, job, job.weights, known, csi_variance)
-    assert air.design is not None
-    return float(objective(slot, air.design(slot)).mean())
+    personal = torch.zeros(len(present), max(link.lengths), dtype=torch.float32)
+    slot = plan(link, personal[:, :0], personal, present, (group,))[0]
+    problem = problem_of(link, slot, slot.weights, known, csi_variance)
+    assert link.design is not None
+    return float(objective(problem, link.design(problem)).mean())
 
 
 def partitions(tasks: Tasks, most: int) -> Iterator[Grouping]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.streams import stream
+from airpfed.core.rng import stream
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,18 @@ def clipped(sent: Complex[Tensor, "K uses"], level: float, subcarriers: int) -> 
     return left[:, :uses]
 
 
-def factors(harm: Impairments, seed: int, t: int, blocks: range, devices: int) -> Complex[Tensor, "B K"]:
+def factors(impairments: Impairments, seed: int, t: int, blocks: range, devices: int) -> Complex[Tensor, "B K"]:
     """xi of phase and outage in a round's blocks: e^{j phi}, or 0 in an outage. Random: a stream a block and kind."""
     found = torch.ones(len(blocks), devices, dtype=torch.complex128)
     for row, block in enumerate(blocks):
-        if harm.phase_rad:
+        if impairments.phase_rad:
             phase = torch.randn(devices, dtype=torch.float64, generator=stream(seed, "phase", t, block))
-            found[row] = torch.polar(torch.ones_like(phase), harm.phase_rad * phase)
-        if harm.outage:
-            heard = torch.rand(devices, dtype=torch.float64, generator=stream(seed, "outage", t, block)) >= harm.outage
+            found[row] = torch.polar(torch.ones_like(phase), impairments.phase_rad * phase)
+        if impairments.outage:
+            heard = (
+                torch.rand(devices, dtype=torch.float64, generator=stream(seed, "outage", t, block))
+                >= impairments.outage
+            )
             found[row] = found[row] * heard
     return found
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.rows import Rows, chunks, rows_of
+from airpfed.air.row_chunks import Rows, chunks, rows_of
 
 Packing = Literal["iq", "real"]
 
@@ -61,13 +61,13 @@ def cut(values: Float[Tensor, "T d"], lengths: Int[Tensor, " T"]) -> Float[Tenso
 
 
 @dataclass(frozen=True)
-class Normalised:
+class NormalizedGroup:
     """One normaliser group of one slot, ready to send.
 
     entries: u_k, mean power over the group's own entries `power` (1, 0 if silent; less than 1 under `common`); rows of
     some devices at a time, entries[a:b], since all of them in float64 may be more than fits.
     weights: the design's targets. scale: sigma_i of each target; the sum is sigma_i sum_k weights_ik u_k plus
-    `offset`_i, which travels as side information. reach: entries that each target has, the first of a row.
+    `offset`_i, which travels as side information. num_entries: entries that each target has, the first of a row.
     """
 
     entries: Entries | Float[Tensor, "K d"]
@@ -75,7 +75,7 @@ class Normalised:
     scale: Float[Tensor, " T"]
     offset: Float[Tensor, " T"]
     power: Float[Tensor, " K"]
-    reach: Int[Tensor, " T"]
+    num_entries: Int[Tensor, " T"]
 
 
 def common_sigma(vectors: Sequence[Rows], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
@@ -94,7 +94,7 @@ def normalise(
     weights: Float[Tensor, "T K"],
     sigma: float | None,
     span: tuple[int, int] | None = None,
-) -> Normalised:
+) -> NormalizedGroup:
     """Divide a group by the common `sigma`, or (None) by each device's own deviation after taking its mean away.
 
     lengths: entries of each device; the rest of its row is silence. span: columns of the group; None: all. Per device,
@@ -117,9 +117,11 @@ def normalise(
         divisor = torch.where(loud, torch.full_like(variance, sigma if sigma > 0 else 1.0), torch.inf)
         total = torch.full((len(weights),), sigma, dtype=torch.float64)
         scaled = weights if sigma > 0 else torch.zeros_like(weights)
-    reach = torch.where(weights > 0, lengths, 0).amax(1)
+    num_entries = torch.where(weights > 0, lengths, 0).amax(1)
     power = torch.where(loud, variance / divisor.square(), 0.0)
-    return Normalised(replace(entries, mean=mean, divisor=divisor), scaled, total, weights @ mean, power, reach)
+    return NormalizedGroup(
+        replace(entries, mean=mean, divisor=divisor), scaled, total, weights @ mean, power, num_entries
+    )
 
 
 def pack(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]:

@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.channels.fading import frequencies, response
-from airpfed.air.slot import Transceiver
+from airpfed.air.problem import Transceiver
 
 
 def onto_grid(x: Complex[Tensor, "R uses"], groups: int, subcarriers: int) -> Complex[Tensor, "R symbols N"]:

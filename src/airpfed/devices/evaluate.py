@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.devices.fleet import Fleet
-from airpfed.devices.prefix import stack
-from airpfed.devices.workers import side_by_side, workers
+from airpfed.devices.gradients import Clients
+from airpfed.devices.parallel import side_by_side, workers
+from airpfed.devices.prefix_cache import stack
 from airpfed.model.backbone import Backbone
 from airpfed.model.buckets import batched
-from airpfed.model.encode import Encoded, collate
-from airpfed.model.passes import adapted, inputs, logits
-from airpfed.model.vector import Factors
+from airpfed.model.forward import adapted, inputs, logits
+from airpfed.model.layout import Factors
+from airpfed.model.tokens import Encoded, collate
 
 ROWS = 32
 """Samples computed at once."""
@@ -25,32 +25,32 @@ NONE = -1
 
 
 def classify(
-    fleet: Fleet, factors: Factors | None, shelf: str, samples: Sequence[Encoded], choices: Sequence[int]
+    clients: Clients, factors: Factors | None, shelf: str, samples: Sequence[Encoded], choices: Sequence[int]
 ) -> list[int]:
     """Index of the best of `choices` (label tokens, or classes) for each sample; NONE where no score is a number.
 
     factors: of one model (K = 1); None is the base model. shelf: name under which the prefix cache keeps these samples.
     """
-    count = workers(fleet.backbone, len(samples))
-    batches = _by_length(samples, ROWS // count if fleet.backbone.paths.batching else 1)
-    fleet.cache.fill(shelf, samples, range(len(samples)))
+    count = workers(clients.backbone, len(samples))
+    batches = _by_length(samples, ROWS // count if clients.backbone.paths.batching else 1)
+    clients.cache.fill(shelf, samples, range(len(samples)))
 
     def work(backbone: Backbone, rows: list[int]) -> list[int]:
-        scores = last_scores(replace(fleet, backbone=backbone), factors, shelf, samples, rows)[:, list(choices)]
+        scores = last_scores(replace(clients, backbone=backbone), factors, shelf, samples, rows)[:, list(choices)]
         found: list[int] = scores.argmax(1).where(scores.isfinite().all(1), NONE).tolist()
         return found
 
-    answers = side_by_side(fleet.backbone, work, batches, count)
+    answers = side_by_side(clients.backbone, work, batches, count)
     return _restore([one for part in answers for one in part], [i for rows in batches for i in rows])
 
 
 def last_scores(
-    fleet: Fleet, factors: Factors | None, shelf: str, samples: Sequence[Encoded], rows: Sequence[int]
+    clients: Clients, factors: Factors | None, shelf: str, samples: Sequence[Encoded], rows: Sequence[int]
 ) -> Float[Tensor, "rows C"]:
     """Logits of samples[i] for i in rows by one model, in one pass: of the last position, or of the classes."""
-    backbone = fleet.backbone
+    backbone = clients.backbone
     batch = collate([samples[i] for i in rows], backbone.tokenizer.pad_token_id, backbone.paths.left)
-    kept = fleet.cache.rows(shelf, samples, rows)
+    kept = clients.cache.rows(shelf, samples, rows)
     hidden = None if kept is None else stack(kept, backbone.paths.left)
     with torch.no_grad(), adapted(backbone, factors):
         return logits(backbone, batch.ids, batch.mask, 1, hidden)[:, -1]
@@ -70,13 +70,13 @@ def _restore(values: list[int], order: list[int]) -> list[int]:
 
 
 def complete(
-    fleet: Fleet, factors: Factors | None, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+    clients: Clients, factors: Factors | None, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> list[str]:
     """Greedy completions of tokenised prompts by one model (K = 1), without special tokens.
 
     Plain greedy: the base's own ways of decoding were put aside when it was loaded, its end tokens apart.
     """
-    backbone, tokenizer = fleet.backbone, fleet.backbone.tokenizer
+    backbone, tokenizer = clients.backbone, clients.backbone.tokenizer
     samples = [Encoded(ids, (0,)) for ids in prompts]
     texts: list[str] = []
     batches = _by_length(samples, ROWS if backbone.paths.batching else 1)

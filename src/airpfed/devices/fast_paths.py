@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from airpfed.core.errors import UserError
+from airpfed.core.rng import stream
+from airpfed.core.wheels import cached
 from airpfed.devices.evaluate import complete, last_scores
-from airpfed.devices.fleet import Fleet, loss_gradient
-from airpfed.devices.prefix import PrefixCache
-from airpfed.errors import UserError
-from airpfed.fetch import cached
+from airpfed.devices.gradients import Clients, loss_gradient
+from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.backbone import Backbone, FastPaths
-from airpfed.model.encode import Encoded
-from airpfed.model.vector import Factors, gather, initial, trained
-from airpfed.streams import stream
+from airpfed.model.layout import Factors, gather, initial, trained
+from airpfed.model.tokens import Encoded
 
 TOLERANCE = 1e-4
 """Largest relative difference of gradients, and of logits, between a fast way and its slow twin (float32)."""
@@ -75,30 +75,32 @@ class Numbers:
     texts: list[str]
 
 
-def known(fleet: Fleet, prompts: Sequence[Encoded], base: str, stacking: bool, generate: bool) -> Measured:
+def known(clients: Clients, prompts: Sequence[Encoded], base: str, stacking: bool, generate: bool) -> Measured:
     """`measured`, or what it found before on this machine, kept in the cache by everything that it depends on.
 
     base: the base's identity. stacking: whether a run computes several devices together.
     """
-    samples = [sample for shard in fleet.shards for sample in shard] + list(prompts)
+    samples = [sample for shard in clients.shards for sample in shard] + list(prompts)
     lengths = [len(sample.ids) for sample in samples]
     if not lengths:  # a server whose tasks have no text here computes nothing
-        return Measured(FastPaths(left=fleet.backbone.causal), 0.0, {})
-    tokens, wanted = max(lengths), wanted_paths(fleet.backbone, stacking)
-    key = key_of(fleet, base, (min(lengths), tokens), wanted, generate)
+        return Measured(FastPaths(left=clients.backbone.causal), 0.0, {})
+    tokens, wanted = max(lengths), wanted_paths(clients.backbone, stacking)
+    key = key_of(clients, base, (min(lengths), tokens), wanted, generate)
     with suppress(ValueError, KeyError, TypeError):  # a damaged file in the cache
-        return from_text(cached("fast_paths", key, lambda: as_text(measured(fleet, prompts, tokens, wanted, generate))))
-    return measured(fleet, prompts, tokens, wanted, generate)
+        return from_text(
+            cached("fast_paths", key, lambda: as_text(measured(clients, prompts, tokens, wanted, generate)))
+        )
+    return measured(clients, prompts, tokens, wanted, generate)
 
 
-def measured(fleet: Fleet, prompts: Sequence[Encoded], tokens: int, wanted: FastPaths, generate: bool) -> Measured:
+def measured(clients: Clients, prompts: Sequence[Encoded], tokens: int, wanted: FastPaths, generate: bool) -> Measured:
     """The fast ways that give the right numbers on a fleet's base.
 
     prompts: what is evaluated, for a fleet without data of its own. tokens: of the longest sample. wanted: the ways to
     try, on a side for padding to try first. generate: whether the base completes texts. Raises UserError where the base
     does not compute even one sample.
     """
-    probe = probing(fleet, prompts, tokens)
+    probe = probing(clients, prompts, tokens)
     factors = factors_for(probe)
     try:
         right = one_at_a_time(probe, factors, generate)
@@ -153,7 +155,7 @@ def attempt(gap: Callable[[FastPaths], float], paths: FastPaths) -> tuple[float,
     return found, None if found <= TOLERANCE else f"off by {found:.1e}"
 
 
-def probing(fleet: Fleet, prompts: Sequence[Encoded], tokens: int) -> Fleet:
+def probing(clients: Clients, prompts: Sequence[Encoded], tokens: int) -> Clients:
     """Three devices of a fleet with samples of unlike number and length, one of `tokens`: the one that predicts most
     tokens a sample, the first and the last.
 
@@ -163,11 +165,11 @@ def probing(fleet: Fleet, prompts: Sequence[Encoded], tokens: int) -> Fleet:
     What is to be predicted is changed to what no model expects: where a model is sure and right, a gradient is what
     rounding leaves of 1 - 1.
     """
-    targets = [max((len(sample.targets) for sample in shard), default=0) for shard in fleet.shards]
+    targets = [max((len(sample.targets) for sample in shard), default=0) for shard in clients.shards]
     most = max(range(len(targets)), key=targets.__getitem__)
     chosen = [most, 0, len(targets) - 1]
-    everyone = by_length([*(sample for shard in fleet.shards for sample in shard), *prompts])
-    shards = [by_length(fleet.shards[k] or everyone) for k in chosen]
+    everyone = by_length([*(sample for shard in clients.shards for sample in shard), *prompts])
+    shards = [by_length(clients.shards[k] or everyone) for k in chosen]
     filler = [token for shard in shards for sample in shard for token in sample.ids]
     first = [lengthened(shards[0][-1], filler, tokens), shards[0][0]]
     least = everyone[0]  # the shortest text of all is read too
@@ -175,13 +177,13 @@ def probing(fleet: Fleet, prompts: Sequence[Encoded], tokens: int) -> Fleet:
     long, middle, short = shards[1][-1], shards[1][len(shards[1]) // 2], shards[1][0]
     second = [repeating(long, padded), middle, short]
     third = [replace(least, targets=shards[2][0].targets[: len(least.ids)])]
-    task_of = fleet.task_of[torch.tensor(chosen)]
-    limits = [fleet.classes[int(n)] for n in task_of]
+    task_of = clients.task_of[torch.tensor(chosen)]
+    limits = [clients.classes[int(n)] for n in task_of]
     changed = [
         tuple(surprising(sample, number, filler, limit) for number, sample in enumerate(shard))
         for shard, limit in zip((first, second, third), limits, strict=True)
     ]
-    return replace(fleet, shards=tuple(changed), task_of=task_of, hands=(), autocast=False)
+    return replace(clients, shards=tuple(changed), task_of=task_of, batch_multiplier=(), autocast=False)
 
 
 def surprising(sample: Encoded, number: int, filler: Sequence[int], classes: int) -> Encoded:
@@ -211,7 +213,7 @@ def repeating(sample: Encoded, tokens: int) -> Encoded:
     return Encoded(ids, sample.targets[:tokens])
 
 
-def factors_for(fleet: Fleet) -> Factors:
+def factors_for(clients: Clients) -> Factors:
     """Random factors of three devices, none of them zero.
 
     The entries of c B A are a tenth of its layer's frozen weight, and at least half of what keeps a layer's input as
@@ -219,8 +221,8 @@ def factors_for(fleet: Fleet) -> Factors:
 
     Random: stream (0, "fast paths").
     """
-    rng, backbone = stream(0, "fast paths"), fleet.backbone
-    like = initial_factors(fleet)
+    rng, backbone = stream(0, "fast paths"), clients.backbone
+    like = initial_factors(clients)
     found: Factors = {}
     for key in sorted(trained(like)):
         layer, kind = key.rsplit(".", 1)
@@ -239,46 +241,46 @@ def factors_for(fleet: Fleet) -> Factors:
     return {key: tensor.to(backbone.device) for key, tensor in found.items()}
 
 
-def initial_factors(fleet: Fleet) -> Factors:
+def initial_factors(clients: Clients) -> Factors:
     """Factors of the shapes that the devices have, at the values they begin with."""
-    values = initial(fleet.layout, fleet.backbone.heads, stream(0, "fast paths"))
+    values = initial(clients.layout, clients.backbone.heads, stream(0, "fast paths"))
     zero = torch.zeros(DEVICES, dtype=torch.long)
-    return gather(values, fleet.layout, zero, zero)
+    return gather(values, clients.layout, zero, zero)
 
 
-def one_at_a_time(fleet: Fleet, factors: Factors, generate: bool) -> Numbers:
+def one_at_a_time(clients: Clients, factors: Factors, generate: bool) -> Numbers:
     """The right numbers: every sample of every device in a pass of its own, nothing kept, cut or padded."""
-    return together(fleet, factors, FastPaths(), generate)
+    return together(clients, factors, FastPaths(), generate)
 
 
-def together(fleet: Fleet, factors: Factors, paths: FastPaths, generate: bool) -> Numbers:
+def together(clients: Clients, factors: Factors, paths: FastPaths, generate: bool) -> Numbers:
     """The numbers as a run with these ways computes them."""
-    backbone = fleet.backbone.on(paths)
+    backbone = clients.backbone.on(paths)
     cache = PrefixCache(backbone)
-    own = replace(fleet, backbone=backbone, cache=cache)
-    for k, shard in enumerate(fleet.shards):
+    own = replace(clients, backbone=backbone, cache=cache)
+    for k, shard in enumerate(clients.shards):
         cache.fill(f"device {k}", shard, range(len(shard)))
     engine = replace(own, backbone=backbone.twins(2)[1]) if paths.parallel else own
-    rows = [list(range(len(shard))) for shard in fleet.shards]
-    every = range(len(fleet.shards))
+    rows = [list(range(len(shard))) for shard in clients.shards]
+    every = range(len(clients.shards))
     parts = [list(every)] if paths.stacking else [[k] for k in every]
     gradients = []
     for part in parts:
         mine = {key: tensor[part] for key, tensor in factors.items()}
         _, found = loss_gradient(engine, mine, part, [rows[k] for k in part])
         gradients.append(torch.cat([found[key].flatten(1) for key in sorted(found)], 1))
-    samples = [sample for shard in fleet.shards for sample in shard]
+    samples = [sample for shard in clients.shards for sample in shard]
     prompts = [sample.ids for sample in samples[:2]]
     texts = complete(own, first_model(factors), prompts, 3) if generate else []
     return Numbers(torch.cat(gradients).cpu(), scores_of(engine, factors, samples), texts)
 
 
-def scores_of(fleet: Fleet, factors: Factors, samples: Sequence[Encoded]) -> Float[Tensor, "n C"]:
+def scores_of(clients: Clients, factors: Factors, samples: Sequence[Encoded]) -> Float[Tensor, "n C"]:
     """Logits of samples by the first device's model."""
     every = list(range(len(samples)))
-    fleet.cache.fill("probe", samples, every)
-    batches = [every] if fleet.backbone.paths.batching else [[index] for index in every]
-    return torch.cat([last_scores(fleet, first_model(factors), "probe", samples, batch) for batch in batches]).cpu()
+    clients.cache.fill("probe", samples, every)
+    batches = [every] if clients.backbone.paths.batching else [[index] for index in every]
+    return torch.cat([last_scores(clients, first_model(factors), "probe", samples, batch) for batch in batches]).cpu()
 
 
 def first_model(factors: Factors) -> Factors:
@@ -286,11 +288,11 @@ def first_model(factors: Factors) -> Factors:
     return {key: tensor[:1] for key, tensor in factors.items()}
 
 
-def unsteady(fleet: Fleet, factors: Factors, right: Numbers) -> float:
+def unsteady(clients: Clients, factors: Factors, right: Numbers) -> float:
     """How far the logits of the longest sample are from themselves when it is read again, relative to the largest."""
-    plain = fleet.backbone.on(FastPaths())
-    longest = fleet.shards[0][0]
-    again = scores_of(replace(fleet, backbone=plain, cache=PrefixCache(plain)), factors, [longest])[0]
+    plain = clients.backbone.on(FastPaths())
+    longest = clients.shards[0][0]
+    again = scores_of(replace(clients, backbone=plain, cache=PrefixCache(plain)), factors, [longest])[0]
     return float((again - right.scores[0]).abs().max() / right.scores[0].abs().max())
 
 
@@ -308,9 +310,9 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
-def key_of(fleet: Fleet, base: str, tokens: tuple[int, int], wanted: FastPaths, generate: bool) -> dict[str, Any]:
+def key_of(clients: Clients, base: str, tokens: tuple[int, int], wanted: FastPaths, generate: bool) -> dict[str, Any]:
     """Everything that a measurement depends on. base: the base's identity. tokens: of the shortest and longest text."""
-    backbone = fleet.backbone
+    backbone = clients.backbone
     parameter = next(iter(backbone.model.parameters()))
     adapted = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.sites.items())}
     return {
@@ -319,8 +321,8 @@ def key_of(fleet: Fleet, base: str, tokens: tuple[int, int], wanted: FastPaths, 
         "versions": [version(name) for name in ("torch", "transformers", "peft")],
         "layers": adapted,
         "heads": {name: list(weight.shape) for name, weight in backbone.heads.items()},
-        "entries": [[entry.layer, entry.kind, *entry.shape] for entry in fleet.layout.entries],
-        "classes": sorted(set(fleet.classes)),
+        "entries": [[entry.layer, entry.kind, *entry.shape] for entry in clients.layout.entries],
+        "classes": sorted(set(clients.classes)),
         "prefix": len(backbone.prefix),
         "dtype": str(parameter.dtype),
         "device": str(parameter.device),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from airpfed.model.buckets import buckets
-from airpfed.model.encode import Packed
+from airpfed.model.tokens import Packed
 
 NAME = "airpfed_end_to_end"
 """Under which transformers knows `attend`."""

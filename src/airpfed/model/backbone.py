@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from airpfed.errors import UserError
-from airpfed.model import catalog, fit, origin
+from airpfed.core.errors import UserError
+from airpfed.model import fit, origin, zoo
 from airpfed.model.adapters import OutputLayer, StackedHead, StackedLoRA, attribute
 from airpfed.model.origin import Origin
 
@@ -171,14 +171,14 @@ def load(
     causal = fit.kind_of(config, kind, base)
     extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    with torch.random.fork_rng(), catalog.quiet():
+    with torch.random.fork_rng(), zoo.quiet():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
         try:
             model, info = auto.from_pretrained(
                 place.folder, dtype=torch.float32, output_loading_info=True, **place.options, **extra
             )
         except Exception as error:  # transformers raises many kinds here
-            why = origin.needs_code(error) or f"cannot be loaded: {catalog.first_line(error)}"
+            why = origin.needs_code(error) or f"cannot be loaded: {zoo.first_line(error)}"
             raise UserError(f'model.base = "{base}": {why}') from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(place.folder, **place.options)

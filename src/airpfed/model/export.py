@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from airpfed import files, record
-from airpfed.errors import UserError
-from airpfed.model import catalog, fit, origin
+from airpfed.core import files, run_files
+from airpfed.core.errors import UserError
+from airpfed.model import fit, origin, zoo
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.backbone import Backbone
-from airpfed.model.encode import Encoded, collate
-from airpfed.model.passes import adapted, logits
-from airpfed.model.vector import Factors
+from airpfed.model.forward import adapted, logits
+from airpfed.model.layout import Factors
+from airpfed.model.tokens import Encoded, collate
 
 SHARD = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """Files of merged weights, which may be cut into more pieces or fewer."""
@@ -102,7 +102,7 @@ def acceptable(backbone: Backbone, rank: int, alpha: float) -> None:
     from peft import get_peft_model, get_peft_model_state_dict
 
     config = lora_config(backbone, rank, alpha)
-    with catalog.quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
+    with zoo.quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
         warnings.simplefilter("ignore")
         try:
             model = get_peft_model(deepcopy(backbone.blank), config, low_cpu_mem_usage=True)
@@ -113,7 +113,7 @@ def acceptable(backbone: Backbone, rank: int, alpha: float) -> None:
             loaded = model.load_adapter(folder, "again", low_cpu_mem_usage=True)
         except Exception as error:  # whatever PEFT or a model's own rules refuse
             raise UserError(
-                f"adapters.target_modules: PEFT refuses them on this base: {catalog.first_line(error)}"
+                f"adapters.target_modules: PEFT refuses them on this base: {zoo.first_line(error)}"
             ) from None
     ours = peft_names(backbone)
     if wrong := sorted(ours ^ theirs.keys()):
@@ -132,7 +132,7 @@ def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, fold
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     data = save(peft_tensors(backbone, factors, classes), {"format": "pt"})
-    record.write_atomic(folder / "adapter_model.safetensors", data)
+    run_files.write_atomic(folder / "adapter_model.safetensors", data)
 
 
 def fresh_base(backbone: Backbone, classes: int) -> Any:
@@ -143,7 +143,7 @@ def fresh_base(backbone: Backbone, classes: int) -> Any:
         origin.same(backbone.origin)
     auto = AutoModelForCausalLM if backbone.causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if backbone.causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
-    with catalog.quiet(), torch.random.fork_rng():
+    with zoo.quiet(), torch.random.fork_rng():
         base = auto.from_pretrained(backbone.folder, dtype=torch.float32, **backbone.origin.options, **extra)
     base.config.pad_token_id = backbone.tokenizer.pad_token_id  # by it a classifier finds the last token
     return base
@@ -153,7 +153,7 @@ def reload(base: Any, folder: Path) -> Any:
     """An exported adapter on a base model, by PEFT alone."""
     from peft import PeftModel
 
-    with catalog.quiet():
+    with zoo.quiet():
         return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
@@ -224,13 +224,13 @@ def merge_plainly(
 
 def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:
     """Write base and adapter merged into plain weights, with the tokenizer."""
-    with catalog.quiet():
+    with zoo.quiet():
         plain = reloaded.merge_and_unload()
     save_whole(plain, tokenizer, folder)
 
 
 def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model with its tokenizer, put in place at once."""
-    with files.filling(folder, SHARD) as spare, catalog.quiet():
+    with files.filling(folder, SHARD) as spare, zoo.quiet():
         model.save_pretrained(str(spare))
         tokenizer.save_pretrained(str(spare))

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from airpfed.errors import UserError
-from airpfed.model.catalog import first_line
-from airpfed.model.encode import added, control_ids
+from airpfed.core.errors import UserError
+from airpfed.model.tokens import added, control_ids
+from airpfed.model.zoo import first_line
 
 SHORT = 5
 """Tokens of the samples that tell how a model reads."""

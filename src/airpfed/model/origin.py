@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airpfed.errors import UserError, hint
-from airpfed.fetch import file_sha256, files_sha256
-from airpfed.model import catalog
+from airpfed.core.errors import UserError, hint
+from airpfed.core.wheels import file_sha256, files_sha256
+from airpfed.model import zoo
 
 BESIDE = (".md", ".toml", ".csv", ".jsonl", ".parquet")
 """Endings of files that lie beside a model and that no `from_pretrained` reads."""
@@ -43,7 +43,7 @@ def origin(base: str, trusted: bool = False, say: Callable[[str], None] = lambda
     trusted: `model.trust_remote_code`. say: is told, in a line each, what had to be made again. Raises UserError where
     there is no such model.
     """
-    folder = catalog.resolve(base, say)
+    folder = zoo.resolve(base, say)
     if Path(folder).is_dir():
         return Origin(folder, None, folder_identity(Path(folder)), trusted)
     return _hub(folder, trusted)
@@ -137,16 +137,16 @@ def read_config(place: Origin, base: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        with catalog.quiet():
+        with zoo.quiet():
             return AutoConfig.from_pretrained(place.folder, **place.options)
     except Exception as error:  # transformers raises many kinds here
         if (code := needs_code(error)) is not None:
             raise UserError(f'model.base = "{base}": {code}') from None
         if Path(place.folder).is_dir():
-            raise UserError(f'model.base = "{base}": cannot be loaded: {catalog.first_line(error)}') from None
+            raise UserError(f'model.base = "{base}": cannot be loaded: {zoo.first_line(error)}') from None
         raise UserError(
-            f'model.base = "{base}": no catalogue name ({", ".join(catalog.MODELS)}), no local directory, '
-            f"and not to be had from the Hugging Face hub ({catalog.first_line(error)}){hint(base, catalog.MODELS)}"
+            f'model.base = "{base}": no catalogue name ({", ".join(zoo.MODELS)}), no local directory, '
+            f"and not to be had from the Hugging Face hub ({zoo.first_line(error)}){hint(base, zoo.MODELS)}"
         ) from None
 
 

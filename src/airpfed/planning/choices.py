@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airpfed import reading
-from airpfed.applies import refuse
-from airpfed.errors import UserError
-from airpfed.grid import at, axes_of, changes, points
-from airpfed.settings import Settings
+from airpfed.config import settings_file
+from airpfed.config.applicability import refuse
+from airpfed.config.grid import at, axes_of, changes, points
+from airpfed.config.schema import Settings
+from airpfed.core.errors import UserError
 
 VARIED = "radio."
 """What a plan may vary without another probe; ranks at fixed R by splits."""
@@ -27,7 +27,7 @@ def choices(
         shared, personal = ranks_of(split, base)
         extra = [f"adapters.rank_shared={shared}", f"adapters.rank_personal={personal}"]
         with at(point):
-            settings = reading.read(file, [*overrides, *changes(point), *extra])
+            settings = settings_file.read(file, [*overrides, *changes(point), *extra])
             if settings.radio.design == "digital":
                 raise UserError('radio.design = "digital": a plan knows no rounding; use a design over the air')
             if settings.radio.clipping_db != "off":

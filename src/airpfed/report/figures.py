@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from airpfed.record import Layout, RoundRecord, Summary
+from airpfed.core.run_files import Layout, RoundRecord, Summary
 from airpfed.report.style import PALETTE
 
 Figure = dict[str, Any]

@@ -7,15 +7,15 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from airpfed import record
-from airpfed.errors import UserError
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.report import figures_of_runs
 from airpfed.report import runs as loaded
-from airpfed.report import side
 from airpfed.report.figures import ACROSS, FIGURES, Figure, layout
+from airpfed.report.figures_of_theory import THEORY
 from airpfed.report.runs import Run
 from airpfed.report.style import PALETTE
-from airpfed.report.theory import THEORY
-from airpfed.theory.account import account
+from airpfed.theory.verification import account
 
 TABS = ("overview", "learning", "air", "theory", "ledger", "settings")
 
@@ -33,9 +33,9 @@ def write(run: Path, *others: Path, out: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    with record.fitting(run, *others):
+    with run_files.fitting(run, *others):
         made = page_of(runs)
-    record.write_atomic(path, made)
+    run_files.write_atomic(path, made)
     return path
 
 
@@ -50,9 +50,9 @@ def page_of(runs: Sequence[Run]) -> str:
         colours=[PALETTE[i % len(PALETTE)] for i in range(len(runs))],
         tabs=tabs,
         across=ACROSS,
-        number=record.number,
-        tasks=side.task_names(runs),
-        ledger=record.Ledger.model_fields,
+        number=run_files.number,
+        tasks=figures_of_runs.task_names(runs),
+        ledger=run_files.Ledger.model_fields,
         accounts={run.name: account(run.records, run.probe) for run in runs if run.probe},
         differing=loaded.differing([run.settings for run in runs]) if len(runs) > 1 else {},
         json=json,
@@ -75,9 +75,10 @@ def figures_of_one(run: Run) -> dict[str, dict[str, Figure]]:
 
 def figures_of_many(runs: Sequence[Run]) -> dict[str, dict[str, Figure]]:
     """Tab -> name -> figure; the theory's figures of each run that was metered, a place a drop of its own."""
-    found = {tab: {name: make(runs) for name, make in own.items()} for tab, own in side.SIDE.items()}
+    found = {tab: {name: make(runs) for name, make in own.items()} for tab, own in figures_of_runs.SIDE.items()}
     found["learning"] |= {
-        f"accuracy-{i}": side.task_accuracy(runs, name) for i, name in enumerate(side.task_names(runs))
+        f"accuracy-{i}": figures_of_runs.task_accuracy(runs, name)
+        for i, name in enumerate(figures_of_runs.task_names(runs))
     }
     places = [run.place for run in runs]
     for i, run in enumerate(runs):
@@ -85,7 +86,7 @@ def figures_of_many(runs: Sequence[Run]) -> dict[str, dict[str, Figure]]:
             having = [other.name for other, place in zip(runs, places, strict=True) if place == run.place]
             found["air"][f"layout-{i}"] = titled(layout(run.place), ", ".join(having))
     if any(run.probe for run in runs):
-        found["theory"] = {"psi": side.psi(runs)}
+        found["theory"] = {"psi": figures_of_runs.psi(runs)}
     for i, run in enumerate(runs):
         if run.probe is not None:
             own = {f"{name}-{i}": titled(make(run.records, run.probe), run.name) for name, make in THEORY.items()}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airpfed import record
-from airpfed.errors import UserError
-from airpfed.record import Layout, Probe, RoundRecord, Summary
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import Layout, Probe, RoundRecord, Summary
 
 LONG = 24
 """Letters of a folder's name above which runs beside each other are called by the settings in which they differ."""
@@ -59,23 +59,23 @@ def told(key: str, value: str) -> str:
 def load_one(folder: Path) -> Run:
     """One run."""
     settings = settings_text(folder / "experiment.toml")
-    summary, records = record.load_summary(folder / "summary.json"), record.load(folder / "records.jsonl")
-    record.together(folder, summary, records)
-    environment = record.read_json(folder / "environment.json", record.Environment)
+    summary, records = run_files.load_summary(folder / "summary.json"), run_files.load(folder / "records.jsonl")
+    run_files.together(folder, summary, records)
+    environment = run_files.read_json(folder / "environment.json", run_files.Environment)
     return Run(
         name=folder.absolute().name,
         summary=summary,
         records=records,
         environment=environment.root if environment else {},
         settings=settings,
-        place=record.load_layout(folder / "layout.json"),
-        probe=record.load_probe(folder / "theory.json"),
+        place=run_files.load_layout(folder / "layout.json"),
+        probe=run_files.load_probe(folder / "theory.json"),
     )
 
 
 def settings_text(path: Path) -> str:
     """A run's settings as they stand; UserError where they are no TOML."""
-    data = record.content(path)
+    data = run_files.content(path)
     if data is None:
         raise UserError(f"{path.parent}: not a run's directory (no experiment.toml in it)")
     try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from airpfed.errors import UserError, hint
-from airpfed.fetch import Wheel, members
+from airpfed.core.errors import UserError, hint
+from airpfed.core.wheels import Wheel, members
 from airpfed.tasks import readers
 from airpfed.tasks.sample import Kind
 

@@ -6,8 +6,8 @@ from typing import Literal, assert_never
 import numpy as np
 from jaxtyping import Float, Int
 
-from airpfed.errors import UserError
-from airpfed.streams import numpy_stream
+from airpfed.core.errors import UserError
+from airpfed.core.rng import numpy_stream
 from airpfed.tasks.sample import Sample
 
 Samples = tuple[Sample, ...]

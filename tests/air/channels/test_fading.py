@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from airpfed.air.channels.fading import (
-    Scatter,
+    FadingParameters,
     exponential_profile,
     fade,
     frequencies,
     line_of_sight,
     rayleigh,
 )
-from airpfed.air.world import estimated
-from airpfed.streams import stream
+from airpfed.air.network import estimated
+from airpfed.core.rng import stream
 from worlds import flat
 
 GAIN = torch.tensor([1e-9, 4e-11], dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_seed_round_and_block_each_change_the_channel(seed, t, block):
     assert (one != other).all()
 
 
-def scatter(stations: int = 1, antennas: int = 4, **changes) -> Scatter:
+def parameters(stations: int = 1, antennas: int = 4, **changes) -> FadingParameters:
     return replace(flat(GAIN.expand(stations, -1), antennas).fade.args[0], **changes)
 
 
@@ -76,13 +76,13 @@ def test_rician_has_its_k_factor_and_its_power(k_db):
     """The mean over blocks is the line of sight, K times the rest, and E||h||^2 = M gain."""
     k, draws = 10 ** (k_db / 10), 4000
     apart = torch.tensor([[[30.0, 40.0], [-100.0, 10.0]]], dtype=torch.float64)
-    sight = line_of_sight(GAIN[None], apart, 4, k, 3.5e9)
-    h, known = fade(scatter(gain=GAIN[None] / (1 + k), sight=sight), 2, 1, range(draws))
-    torch.testing.assert_close(known[0], sight)
-    rest = (h - sight).abs().square().mean(1) / GAIN * (1 + k)
+    los = line_of_sight(GAIN[None], apart, 4, k, 3.5e9)
+    h, known = fade(parameters(gain=GAIN[None] / (1 + k), los=los), 2, 1, range(draws))
+    torch.testing.assert_close(known[0], los)
+    rest = (h - los).abs().square().mean(1) / GAIN * (1 + k)
     assert ((rest.mean(0) - 1) / (1 / 4 / draws) ** 0.5).abs().max() < 5
-    torch.testing.assert_close(sight.abs().square().mean(0) / GAIN, torch.full((2,), k / (1 + k)).double())
-    phase = (h.mean(0) - sight).abs() / (GAIN / (1 + k) / draws).sqrt()
+    torch.testing.assert_close(los.abs().square().mean(0) / GAIN, torch.full((2,), k / (1 + k)).double())
+    phase = (h.mean(0) - los).abs() / (GAIN / (1 + k) / draws).sqrt()
     assert phase.max() < 5
 
 
@@ -110,7 +110,7 @@ def test_taps_beyond_the_cyclic_prefix_are_cut():
 def test_subcarrier_groups_fade_with_the_profile_s_correlation():
     """E h(f) conj h(f') = sum_l p_l exp(-2 pi j (f - f') l); each group keeps the mean power."""
     profile, centres, draws = exponential_profile(100e-9, 20e6, 73), frequencies(8, 1024), 3000
-    h, _ = fade(scatter(profile=profile, centres=centres), 1, 1, range(8 * draws))
+    h, _ = fade(parameters(profile=profile, centres=centres), 1, 1, range(8 * draws))
     h = (h / GAIN.sqrt()).reshape(draws, 8, -1)
     for other in (0, 1, 4):
         found = (h[:, 0] * h[:, other].conj()).mean(0)
@@ -121,7 +121,7 @@ def test_subcarrier_groups_fade_with_the_profile_s_correlation():
 
 def test_groups_and_times_are_blocks_in_order():
     """Block i is group i mod G at time i // G, whichever range is asked for."""
-    one = scatter(profile=exponential_profile(100e-9, 20e6, 73), centres=frequencies(4, 64), follow=0.9)
+    one = parameters(profile=exponential_profile(100e-9, 20e6, 73), centres=frequencies(4, 64), follow=0.9)
     every, _ = fade(one, 1, 5, range(20))
     for blocks in (range(3, 9), range(8, 12), range(19, 20)):
         torch.testing.assert_close(fade(one, 1, 5, blocks)[0], every[blocks.start : blocks.stop], rtol=0, atol=0)
@@ -129,7 +129,7 @@ def test_groups_and_times_are_blocks_in_order():
 
 @pytest.mark.parametrize("r", [0.0, 0.5, 0.99])
 def test_gauss_markov_correlates_neighbours_and_keeps_the_power(r):
-    h, _ = fade(scatter(antennas=40, follow=r), 1, 1, range(400))
+    h, _ = fade(parameters(antennas=40, follow=r), 1, 1, range(400))
     h = h / GAIN.sqrt()
     for lag in (1, 3):
         products = (h[lag:] * h[:-lag].conj()).real.mean(0).flatten()
@@ -140,7 +140,7 @@ def test_gauss_markov_correlates_neighbours_and_keeps_the_power(r):
 
 @pytest.mark.parametrize("r", [0.0, 0.8, 1.0])
 def test_rounds_correlate_at_their_starts(r):
-    one = scatter(antennas=64, renew=r)
+    one = parameters(antennas=64, renew=r)
     first = torch.stack([fade(one, 1, t, range(1))[0][0] for t in range(40, 100)]) / GAIN.sqrt()
     products = (first[1:] * first[:-1].conj()).real.mean(0).flatten()
     assert abs(float(products.mean()) - r) < 5 * float(products.std()) / len(products) ** 0.5 + 1e-12
@@ -149,13 +149,13 @@ def test_rounds_correlate_at_their_starts(r):
 
 
 def test_a_static_channel_stands_still():
-    one = scatter(follow=1.0, renew=1.0)
+    one = parameters(follow=1.0, renew=1.0)
     torch.testing.assert_close(fade(one, 1, 7, range(5))[0], fade(one, 1, 1, range(1))[0].expand(5, -1, -1))
 
 
 def test_a_round_is_the_same_whatever_was_asked_before():
     """A resumed run starts in the middle: the process is a function of the round alone."""
-    one = scatter(follow=0.9, renew=0.95)
+    one = parameters(follow=0.9, renew=0.95)
     direct = fade(one, 1, 600, range(3))[0]
     for t in (598, 599):
         fade(one, 1, t, range(4))
@@ -173,9 +173,9 @@ def test_stations_are_independent_and_have_their_own_gains():
 
 def test_the_line_of_sight_needs_no_estimation():
     """CSI error is a share of the scattered part only."""
-    sight = torch.full((4, 2), 1e-4, dtype=torch.complex128)
-    world = flat(GAIN, 4, sight=sight)
-    known, true = estimated(world, 0.3, 3, 1, range(3000))
+    los = torch.full((4, 2), 1e-4, dtype=torch.complex128)
+    network = flat(GAIN, 4, los=los)
+    known, true = estimated(network, 0.3, 3, 1, range(3000))
     error = (true - known).abs().square().mean(1) / GAIN
     assert ((error.mean(0) - 0.3) / (0.3**2 / 4 / 3000) ** 0.5).abs().max() < 5
-    assert ((known.mean(0) - sight).abs() / (0.7 * GAIN / 3000).sqrt()).max() < 5
+    assert ((known.mean(0) - los).abs() / (0.7 * GAIN / 3000).sqrt()).max() < 5

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air.slot import Slot, Transceiver
-from airpfed.streams import stream
+from airpfed.air.problem import Transceiver, TransceiverProblem
+from airpfed.core.rng import stream
 
 PATH_GAIN = 1e-12
 """Typical channel power of the test slots, so that no design can lean on channels near 1."""
@@ -26,7 +26,7 @@ def make(
     near_far: bool = True,
     csi: float = 0.0,
     seed: int = 0,
-) -> Slot:
+) -> TransceiverProblem:
     """Rayleigh fading, U[10, 200] m with exponent 3 (or equal gains), shares U[0.5, 1.5], device k of task k mod T."""
     rng = stream(seed, "slot", blocks, antennas, devices, targets)
     distance = 10 + 190 * torch.rand(blocks, 1, devices, dtype=torch.float64, generator=rng)
@@ -34,26 +34,30 @@ def make(
     share = 0.5 + torch.rand(devices, dtype=torch.float64, generator=rng)
     member = torch.arange(devices) % targets == torch.arange(targets)[:, None]
     group = (member * share).sum(-1)
-    return Slot(
+    return TransceiverProblem(
         h=gain.sqrt() * complex_normal(blocks, antennas, devices, rng=rng),
         weights=member * share / group[:, None],
-        importance=group / share.sum(),
+        target_weight=group / share.sum(),
         power=0.05 + 0.1 * torch.rand(devices, dtype=torch.float64, generator=rng),
         noise=0.1 * PATH_GAIN * 10 ** (-snr_db / 10),
         csi_variance=torch.full((devices,), csi * PATH_GAIN, dtype=torch.float64),
     )
 
 
-def superpose(slot: Slot, transceiver: Transceiver, uses: int, rng: torch.Generator) -> Tensor:
+def superpose(problem: TransceiverProblem, transceiver: Transceiver, uses: int, rng: torch.Generator) -> Tensor:
     """The specification: symbols through antennas, noise and CSI error. Returns |estimate - sum|^2, (uses, B, T)."""
-    blocks, antennas, devices = slot.h.shape
+    blocks, antennas, devices = problem.h.shape
     x = complex_normal(uses, blocks, devices, rng=rng)
-    spread = slot.csi_variance.sqrt()
-    h = slot.h + spread * complex_normal(uses, blocks, antennas, devices, rng=rng) if bool(spread.any()) else slot.h
+    spread = problem.csi_variance.sqrt()
+    h = (
+        problem.h + spread * complex_normal(uses, blocks, antennas, devices, rng=rng)
+        if bool(spread.any())
+        else problem.h
+    )
     y = (h @ (transceiver.transmit * x)[..., None])[..., 0]
-    y = y + slot.noise**0.5 * complex_normal(uses, blocks, antennas, rng=rng)
+    y = y + problem.noise**0.5 * complex_normal(uses, blocks, antennas, rng=rng)
     estimate = (y[..., None, :] @ transceiver.receiver.conj())[..., 0, :]
-    return (estimate - x @ slot.weights.mT.to(x.dtype)).abs().square()
+    return (estimate - x @ problem.weights.mT.to(x.dtype)).abs().square()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,7 +70,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_slot() -> Callable[..., Slot]:
+def make_slot() -> Callable[..., TransceiverProblem]:
     return make
 
 

@@ -4,21 +4,21 @@ import pytest
 import torch
 
 from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.slot import gains, objective
+from airpfed.air.problem import gains, objective
 
 
 @pytest.mark.parametrize("csi", [0.0, 0.1])
 @pytest.mark.parametrize("snr_db", [-10.0, 10.0, 30.0])
 def test_no_threshold_beats_the_one_found(make_slot, snr_db, csi):
-    slot = make_slot(6, 4, 12, 1, snr_db, csi=csi)
-    best = objective(slot, channel_inversion(slot))
+    problem = make_slot(6, 4, 12, 1, snr_db, csi=csi)
+    best = objective(problem, channel_inversion(problem))
     for truncation in torch.logspace(-4, 0, 60).tolist():
-        assert (best <= objective(slot, channel_inversion(slot, truncation)) * (1 + 1e-9)).all()
+        assert (best <= objective(problem, channel_inversion(problem, truncation)) * (1 + 1e-9)).all()
 
 
 def test_threshold_zero_inverts_every_channel(make_slot):
-    slot = make_slot(6, 4, 12)
-    ratio = gains(slot.h, channel_inversion(slot, 0.0))[:, 0] / slot.weights[0]
+    problem = make_slot(6, 4, 12)
+    ratio = gains(problem.h, channel_inversion(problem, 0.0))[:, 0] / problem.weights[0]
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
 
 
@@ -28,10 +28,10 @@ def test_threshold_one_leaves_the_best_device(make_slot):
 
 
 def test_unbiased_on_the_devices_kept(make_slot):
-    slot = make_slot(6, 4, 12, 1, 10.0)
-    transceiver = channel_inversion(slot)
+    problem = make_slot(6, 4, 12, 1, 10.0)
+    transceiver = channel_inversion(problem)
     kept = transceiver.transmit != 0
     assert kept.any()
     torch.testing.assert_close(
-        gains(slot.h, transceiver)[:, 0][kept], slot.weights[0].expand(6, -1)[kept].to(torch.complex128)
+        gains(problem.h, transceiver)[:, 0][kept], problem.weights[0].expand(6, -1)[kept].to(torch.complex128)
     )

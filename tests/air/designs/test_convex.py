@@ -14,10 +14,10 @@ CONVEX = Path(__file__).parents[3] / "benchmarks" / "convex.py"
 def test_within_two_percent_of_successive_convex_approximation(make_slot):
     pytest.importorskip("cvxpy")
     oracle = runpy.run_path(str(CONVEX))
-    slot = make_slot(6, 8, 20)
-    ours = uniform_forcing(slot).receiver.abs().square().sum((1, 2))
+    problem = make_slot(6, 8, 20)
+    ours = uniform_forcing(problem).receiver.abs().square().sum((1, 2))
     ratios = []
-    for block, h in enumerate(slot.h * slot.power.sqrt() / slot.weights[0]):
+    for block, h in enumerate(problem.h * problem.power.sqrt() / problem.weights[0]):
         scale = h.abs().square().mean().sqrt()
         unit = (h / scale).numpy()
         m = torch.from_numpy(oracle["sca"](unit, oracle["eigenvector"](unit)))

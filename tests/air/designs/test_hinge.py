@@ -8,8 +8,18 @@ from numpy.testing import assert_allclose
 from airpfed.air.designs import blocks, continuation
 from airpfed.air.designs.alone import least_norm
 from airpfed.air.designs.continuation import settle
-from airpfed.air.designs.hinge import MARGIN, STEPS, best_scale, enter, error, gauss_newton, hinge, leave, line_search
-from airpfed.streams import stream
+from airpfed.air.designs.hinge import (
+    MARGIN,
+    STEPS,
+    best_scale,
+    enter,
+    error,
+    gauss_newton,
+    leave,
+    line_search,
+    single_target_problem,
+)
+from airpfed.core.rng import stream
 
 
 def problem_of(blocks, antennas, devices):
@@ -17,7 +27,7 @@ def problem_of(blocks, antennas, devices):
     h = 1e-5 * torch.randn(blocks, antennas, devices, dtype=torch.complex128, generator=rng).numpy()
     weights = 0.5 + torch.rand(blocks, devices, dtype=torch.float64, generator=rng).numpy()
     m = 3e4 * torch.randn(blocks, antennas, dtype=torch.complex128, generator=rng).numpy()
-    return hinge(h, weights), h, weights, m
+    return single_target_problem(h, weights), h, weights, m
 
 
 def heard_by(m, h):

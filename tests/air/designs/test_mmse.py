@@ -5,76 +5,76 @@ from dataclasses import replace
 import pytest
 import torch
 
-from airpfed.air.designs.certificate import lower_bound
 from airpfed.air.designs.channel_inversion import channel_inversion
+from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.designs.mmse import debias, mmse
 from airpfed.air.designs.naive_ao import continued_ao, naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.slot import gains, mse, objective, silent
+from airpfed.air.problem import gains, mse, objective, silent
 
 
 @pytest.mark.parametrize("snr_db", [-20.0, 0.0, 20.0, 40.0])
 @pytest.mark.parametrize(("antennas", "devices", "targets"), [(1, 5, 1), (4, 30, 1), (16, 8, 1), (8, 9, 3), (4, 9, 3)])
 def test_never_worse_than_uniform_forcing_or_silence(make_slot, antennas, devices, targets, snr_db):
-    slot = make_slot(8, antennas, devices, targets, snr_db)
-    found = objective(slot, mmse(slot))
-    assert (found <= objective(slot, uniform_forcing(slot)) * (1 + 1e-12)).all()
-    assert (found < objective(slot, silent(slot))).all()
+    problem = make_slot(8, antennas, devices, targets, snr_db)
+    found = objective(problem, mmse(problem))
+    assert (found <= objective(problem, uniform_forcing(problem)) * (1 + 1e-12)).all()
+    assert (found < objective(problem, silent(problem))).all()
 
 
 @pytest.mark.parametrize("snr_db", [20.0, 30.0])
 def test_three_decibels_below_plain_alternation(make_slot, snr_db):
-    slot = make_slot(12, 16, 50, 1, snr_db)
-    ratio = objective(slot, naive_ao(slot)) / objective(slot, mmse(slot))
+    problem = make_slot(12, 16, 50, 1, snr_db)
+    ratio = objective(problem, naive_ao(problem)) / objective(problem, mmse(problem))
     assert 10 * ratio.log10().mean() > 3
 
 
 @pytest.mark.parametrize("targets", [1, 3])
 def test_without_noise_and_with_antennas_the_error_vanishes(make_slot, targets):
-    slot = replace(make_slot(4, 16, 9, targets), noise=0.0)
-    assert (mse(slot, mmse(slot)) < 1e-12).all()
+    problem = replace(make_slot(4, 16, 9, targets), noise=0.0)
+    assert (mse(problem, mmse(problem)) < 1e-12).all()
 
 
 @pytest.mark.parametrize("targets", [1, 3])
 def test_csi_error_is_regularised(make_slot, targets):
     """A design that ignores the estimation error pays for it."""
-    slot = make_slot(8, 6, 9, targets, 30.0, csi=0.3)
-    ignorant = mmse(replace(slot, csi_variance=torch.zeros(9, dtype=torch.float64)))
-    assert (objective(slot, mmse(slot)) < objective(slot, ignorant)).all()
+    problem = make_slot(8, 6, 9, targets, 30.0, csi=0.3)
+    ignorant = mmse(replace(problem, csi_variance=torch.zeros(9, dtype=torch.float64)))
+    assert (objective(problem, mmse(problem)) < objective(problem, ignorant)).all()
 
 
 @pytest.mark.parametrize("targets", [1, 3])
 def test_debias_makes_the_weighted_mean_gain_one(make_slot, targets):
-    slot = make_slot(4, 6, 9, targets, 0.0)
-    heard = gains(slot.h, debias(slot, mmse(slot)))
-    mean = (heard * slot.weights).sum(-1) / slot.weights.square().sum(-1)
+    problem = make_slot(4, 6, 9, targets, 0.0)
+    heard = gains(problem.h, debias(problem, mmse(problem)))
+    mean = (heard * problem.weights).sum(-1) / problem.weights.square().sum(-1)
     torch.testing.assert_close(mean, torch.ones_like(mean), rtol=1e-9, atol=1e-9)
 
 
 def test_debias_leaves_a_silent_receiver_alone(make_slot):
-    slot = make_slot(2, 4, 6)
-    assert (debias(slot, silent(slot)).receiver == 0).all()
+    problem = make_slot(2, 4, 6)
+    assert (debias(problem, silent(problem)).receiver == 0).all()
 
 
 @pytest.mark.parametrize("snr_db", [-10.0, 10.0])
 def test_it_beats_the_fixed_beam(make_slot, snr_db):
-    slot = make_slot(8, 8, 20, 1, snr_db)
-    assert (objective(slot, mmse(slot)) < objective(slot, channel_inversion(slot))).all()
+    problem = make_slot(8, 8, 20, 1, snr_db)
+    assert (objective(problem, mmse(problem)) < objective(problem, channel_inversion(problem))).all()
 
 
 @pytest.mark.parametrize("targets", [1, 2])
 def test_alternation_with_continuation_ends_below_plain_alternation(make_slot, targets):
-    slot = make_slot(8, 16, 30, targets, 30.0)
-    ratio = objective(slot, naive_ao(slot)) / objective(slot, continued_ao(slot))
+    problem = make_slot(8, 16, 30, targets, 30.0)
+    ratio = objective(problem, naive_ao(problem)) / objective(problem, continued_ao(problem))
     assert 10 * ratio.log10().mean() > (3 if targets == 1 else 0)
 
 
 def test_alternation_with_continuation_ends_within_half_a_decibel(make_slot):
-    slot = make_slot(12, 16, 50, 1, 20.0)
-    ratio = objective(slot, continued_ao(slot)) / objective(slot, mmse(slot))
+    problem = make_slot(12, 16, 50, 1, 20.0)
+    ratio = objective(problem, continued_ao(problem)) / objective(problem, mmse(problem))
     assert abs(10 * ratio.log10().mean()) < 0.5
 
 
 def test_sixty_four_antennas_are_within_a_quarter_of_the_optimum(make_slot):
-    slot = make_slot(4, 64, 200, 1, 10.0)
-    assert (mse(slot, mmse(slot))[:, 0] / lower_bound(slot) - 1).mean() < 0.25
+    problem = make_slot(4, 64, 200, 1, 10.0)
+    assert (mse(problem, mmse(problem))[:, 0] / lower_bound(problem) - 1).mean() < 0.25

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from airpfed.air.designs.table import DESIGNS, WITHOUT_DESIGN
-from airpfed.air.slot import gains, mse, objective, silent
-from airpfed.settings import Design
-from airpfed.streams import stream
+from airpfed.air.problem import gains, mse, objective, silent
+from airpfed.config.schema import Design
+from airpfed.core.rng import stream
 
 every_design = pytest.mark.parametrize("name", DESIGNS)
 every_shape = pytest.mark.parametrize(
@@ -32,51 +32,51 @@ def z_scores(errors, claimed):
 @every_design
 @pytest.mark.parametrize(("targets", "csi"), [(1, 0.0), (1, 0.1), (3, 0.0), (3, 0.1)])
 def test_the_claimed_error_is_the_measured_one(make_slot, measure, name, targets, csi):
-    slot = make_slot(2, 6, 9, targets, csi=csi)
-    transceiver = DESIGNS[name](slot)
-    errors = measure(slot, transceiver, 30_000, stream(1, name))
-    claimed = mse(slot, transceiver)
+    problem = make_slot(2, 6, 9, targets, csi=csi)
+    transceiver = DESIGNS[name](problem)
+    errors = measure(problem, transceiver, 30_000, stream(1, name))
+    claimed = mse(problem, transceiver)
     assert z_scores(errors, claimed).abs().max() < 5
 
 
 def test_a_slip_of_two_percent_would_be_seen(make_slot, measure):
-    slot = make_slot(4, 6, 9)
-    transceiver = DESIGNS["mmse"](slot)
-    errors = measure(slot, transceiver, 40_000, stream(1, "slip")).mean(1)
-    assert z_scores(errors, 1.02 * mse(slot, transceiver).mean(0)).abs().max() > 5
+    problem = make_slot(4, 6, 9)
+    transceiver = DESIGNS["mmse"](problem)
+    errors = measure(problem, transceiver, 40_000, stream(1, "slip")).mean(1)
+    assert z_scores(errors, 1.02 * mse(problem, transceiver).mean(0)).abs().max() > 5
 
 
 @every_design
 @every_shape
 def test_power_is_kept(make_slot, name, antennas, devices, targets):
-    slot = make_slot(6, antennas, devices, targets)
-    transceiver = DESIGNS[name](slot)
-    assert (transceiver.transmit.abs().square() <= slot.power * (1 + 1e-9)).all()
+    problem = make_slot(6, antennas, devices, targets)
+    transceiver = DESIGNS[name](problem)
+    assert (transceiver.transmit.abs().square() <= problem.power * (1 + 1e-9)).all()
 
 
 @every_design
 @every_shape
 def test_nothing_depends_on_the_scale_of_units(make_slot, name, antennas, devices, targets):
-    slot = make_slot(4, antennas, devices, targets)
+    problem = make_slot(4, antennas, devices, targets)
     watts, volts, sums = 7.0, 3e5, 11.0
     other = replace(
-        slot,
-        h=slot.h * volts,
-        power=slot.power * watts,
-        noise=slot.noise * watts * volts**2,
-        csi_variance=slot.csi_variance * volts**2,
-        weights=slot.weights * sums,
+        problem,
+        h=problem.h * volts,
+        power=problem.power * watts,
+        noise=problem.noise * watts * volts**2,
+        csi_variance=problem.csi_variance * volts**2,
+        weights=problem.weights * sums,
     )
-    expected = objective(slot, DESIGNS[name](slot)) * sums**2
+    expected = objective(problem, DESIGNS[name](problem)) * sums**2
     torch.testing.assert_close(objective(other, DESIGNS[name](other)), expected, rtol=1e-3, atol=0)
 
 
 @every_design
 @every_shape
 def test_a_block_does_not_depend_on_its_batch(make_slot, name, antennas, devices, targets):
-    slot = make_slot(5, antennas, devices, targets)
-    near = replace(slot, h=torch.cat([slot.h[:2], 1e4 * slot.h[2:]]))
-    alone = replace(slot, h=slot.h[:1])
+    problem = make_slot(5, antennas, devices, targets)
+    near = replace(problem, h=torch.cat([problem.h[:2], 1e4 * problem.h[2:]]))
+    alone = replace(problem, h=problem.h[:1])
     batched = objective(near, DESIGNS[name](near))[:1]
     torch.testing.assert_close(batched, objective(alone, DESIGNS[name](alone)), rtol=1e-3, atol=0)
 
@@ -89,10 +89,10 @@ def test_a_block_does_not_depend_on_its_batch(make_slot, name, antennas, devices
 )
 def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, monkeypatch):
     monkeypatch.setattr("airpfed.air.designs.naive_ao.LEVEL_STEPS", 10)  # finite, not good, is what is asked
-    slot = replace(
+    problem = replace(
         make_slot(3, 1 if case == "one antenna" else 4, targets if case == "few" else 6, targets), noise=noise
     )
-    h, weights, power = slot.h.clone(), slot.weights.clone(), slot.power.clone()
+    h, weights, power = problem.h.clone(), problem.weights.clone(), problem.power.clone()
     match case:
         case "no weight":
             weights[:, 0] = 0
@@ -106,13 +106,13 @@ def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, mon
             weights[:] = 0
         case "all deaf":
             h[2] = 0
-    slot = replace(slot, h=h, weights=weights, power=power)
-    transceiver = DESIGNS[name](slot)
+    problem = replace(problem, h=h, weights=weights, power=power)
+    transceiver = DESIGNS[name](problem)
     assert finite(transceiver)
-    assert (transceiver.transmit.abs().square() <= slot.power * (1 + 1e-9)).all()
+    assert (transceiver.transmit.abs().square() <= problem.power * (1 + 1e-9)).all()
     if name != "uniform_forcing":
-        assert (objective(slot, transceiver) <= objective(slot, silent(slot)) * (1 + 1e-6) + 1e-300).all()
+        assert (objective(problem, transceiver) <= objective(problem, silent(problem)) * (1 + 1e-6) + 1e-300).all()
     if case == "no weight":
         assert (transceiver.transmit[:, 0] == 0).all()
     if case == "no channel":
-        assert (gains(slot.h, transceiver)[0, :, 1] == 0).all()
+        assert (gains(problem.h, transceiver)[0, :, 1] == 0).all()

@@ -6,43 +6,43 @@ import pytest
 import torch
 
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.slot import Slot, gains, mse, objective, silent
-from airpfed.streams import stream
+from airpfed.air.problem import TransceiverProblem, gains, mse, objective, silent
+from airpfed.core.rng import stream
 
 
 @pytest.mark.parametrize(("antennas", "devices", "targets"), [(4, 10, 1), (32, 6, 1), (13, 16, 4), (20, 16, 4)])
 def test_without_noise_every_gain_is_its_weight(make_slot, antennas, devices, targets):
-    slot = replace(make_slot(6, antennas, devices, targets), noise=0.0)
-    error = gains(slot.h, uniform_forcing(slot)) - slot.weights
+    problem = replace(make_slot(6, antennas, devices, targets), noise=0.0)
+    error = gains(problem.h, uniform_forcing(problem)) - problem.weights
     assert error.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("snr_db", [-10.0, 30.0])
 @pytest.mark.parametrize("antennas", [3, 16])
 def test_own_gains_are_exact_at_any_noise(make_slot, antennas, snr_db):
-    slot = make_slot(6, antennas, 12, 3, snr_db)
-    own = (gains(slot.h, uniform_forcing(slot)) * (slot.weights > 0)).sum(1)
-    torch.testing.assert_close(own, slot.weights.sum(0).expand_as(own).to(own.dtype), rtol=1e-9, atol=0)
+    problem = make_slot(6, antennas, 12, 3, snr_db)
+    own = (gains(problem.h, uniform_forcing(problem)) * (problem.weights > 0)).sum(1)
+    torch.testing.assert_close(own, problem.weights.sum(0).expand_as(own).to(own.dtype), rtol=1e-9, atol=0)
 
 
 def test_interference_is_weighed_where_nulls_are_out_of_reach(make_slot):
     """16 antennas, 36 interferers: receivers blind to interference lie far above, at or beyond the silent error."""
-    slot = make_slot(6, 16, 48, 4, 10.0)
-    ratio = objective(slot, uniform_forcing(slot)) / objective(slot, silent(slot))
+    problem = make_slot(6, 16, 48, 4, 10.0)
+    ratio = objective(problem, uniform_forcing(problem)) / objective(problem, silent(problem))
     assert 10 * ratio.log10().mean() < -3
 
 
 def test_the_weakest_device_sends_all_its_power(make_slot):
-    slot = make_slot(8, 4, 20)
-    used = (uniform_forcing(slot).transmit.abs().square() / slot.power).amax(-1)
+    problem = make_slot(8, 4, 20)
+    used = (uniform_forcing(problem).transmit.abs().square() / problem.power).amax(-1)
     torch.testing.assert_close(used, torch.ones_like(used), rtol=1e-9, atol=0)
 
 
 def test_a_device_without_a_channel_is_dropped_and_the_others_are_forced(make_slot):
-    slot = make_slot(2, 4, 6)
-    slot.h[0, :, 2] = 0
-    heard = gains(slot.h, uniform_forcing(slot))[0, 0]
-    expected = slot.weights[0].clone()
+    problem = make_slot(2, 4, 6)
+    problem.h[0, :, 2] = 0
+    heard = gains(problem.h, uniform_forcing(problem))[0, 0]
+    expected = problem.weights[0].clone()
     expected[2] = 0
     torch.testing.assert_close(heard, expected.to(heard.dtype), rtol=1e-9, atol=1e-12)
 
@@ -52,8 +52,8 @@ def least_norm_db(devices, antennas, draws=120):
     rng = stream(5, "oracle", devices, antennas)
     h = torch.randn(draws, antennas, devices, dtype=torch.complex128, generator=rng)
     one = torch.ones(devices, dtype=torch.float64)
-    slot = Slot(h, one[None], one[:1], one, 1.0, 0 * one)
-    values = 10 * mse(slot, uniform_forcing(slot))[:, 0].log10()
+    problem = TransceiverProblem(h, one[None], one[:1], one, 1.0, 0 * one)
+    values = 10 * mse(problem, uniform_forcing(problem))[:, 0].log10()
     return values.mean(), values.std() / draws**0.5
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.streams import stream
-from airpfed.units import SPEED_OF_LIGHT
+from airpfed.core.rng import stream
+from airpfed.core.units import SPEED_OF_LIGHT
 
 FORGOTTEN = 1e-12
 """Correlation below which the past of a Gauss-Markov process is not followed."""
@@ -22,10 +22,10 @@ TAIL = 1e-4
 
 
 @dataclass(frozen=True)
-class Scatter:
+class FadingParameters:
     """What decides a world's fading, for S stations of A antennas stacked to M = S A, and K devices.
 
-    gain: mean power gain of the scattered part, linear. sight: the line of sight of every antenna and device, a fixed
+    gain: mean power gain of the scattered part, linear. los: the line of sight of every antenna and device, a fixed
     complex amplitude (0 for Rayleigh). profile: powers of the delay taps, one a sample of the bandwidth, of sum 1.
     centres: frequencies of the G subcarrier groups, cycles a sample. follow: correlation from one coherence time to the
     next within a round; renew: from a round's first to the next round's first; 1 stands still. names: of the streams.
@@ -33,7 +33,7 @@ class Scatter:
 
     gain: Float[Tensor, "S K"]
     antennas: int
-    sight: Complex[Tensor, "M K"]
+    los: Complex[Tensor, "M K"]
     profile: Float[Tensor, " L"]
     centres: Float[Tensor, " G"]
     follow: float
@@ -77,26 +77,26 @@ def response(taps: Complex[Tensor, "L M K"], at: Float[Tensor, " G"]) -> Complex
     return found
 
 
-def taps_of(scatter: Scatter, seed: int, t: int, times: range) -> list[Complex[Tensor, "L M K"]]:
+def taps_of(parameters: FadingParameters, seed: int, t: int, times: range) -> list[Complex[Tensor, "L M K"]]:
     """Scattered taps at some coherence times of round t. Random: stream (seed, names, "fading", t, time)."""
-    rows = scatter.gain.sqrt().repeat_interleave(scatter.antennas, 0)
+    rows = parameters.gain.sqrt().repeat_interleave(parameters.antennas, 0)
 
     def fresh(t: int, time: int) -> Complex[Tensor, "L M K"]:
-        rng = stream(seed, *scatter.names, "fading", t, time)
-        drawn = torch.randn(len(scatter.profile), *rows.shape, dtype=torch.complex128, generator=rng)
-        return drawn * rows * scatter.profile.sqrt()[:, None, None]
+        rng = stream(seed, *parameters.names, "fading", t, time)
+        drawn = torch.randn(len(parameters.profile), *rows.shape, dtype=torch.complex128, generator=rng)
+        return drawn * rows * parameters.profile.sqrt()[:, None, None]
 
     def first(t: int) -> Complex[Tensor, "L M K"]:
-        return markov(scatter.renew, t, lambda past: fresh(past, 0))
+        return markov(parameters.renew, t, lambda past: fresh(past, 0))
 
     def at(time: int) -> Complex[Tensor, "L M K"]:
-        return markov(scatter.follow, time, lambda past: fresh(t, past) if past else first(t))
+        return markov(parameters.follow, time, lambda past: fresh(t, past) if past else first(t))
 
-    if scatter.follow in (0.0, 1.0):
+    if parameters.follow in (0.0, 1.0):
         return [at(time) for time in times]
     found = [first(t)]
     for time in range(1, times.stop):
-        found.append(step(scatter.follow, found[-1], fresh(t, time)))
+        found.append(step(parameters.follow, found[-1], fresh(t, time)))
     return found[times.start :]
 
 
@@ -121,23 +121,23 @@ def markov(correlation: float, index: int, draw: Callable[[int], Tensor]) -> Ten
 
 
 def fade(
-    scatter: Scatter, seed: int, t: int, blocks: range
+    parameters: FadingParameters, seed: int, t: int, blocks: range
 ) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
     """Channels of a round's coherence blocks, and the part of them that needs no estimation (the line of sight).
 
     A block's channel is a function of seed, round and block: ask for all devices, so that each has the same channel in
     every slot that sees the block.
     """
-    groups = len(scatter.centres)
+    groups = len(parameters.centres)
     times = range(blocks.start // groups, -(-blocks.stop // groups))
-    taps = taps_of(scatter, seed, t, times)
-    if len(scatter.profile) == 1:
+    taps = taps_of(parameters, seed, t, times)
+    if len(parameters.profile) == 1:
         scattered = torch.stack([taps[block // groups - times.start][0] for block in blocks])
     else:
-        bands = torch.cat([response(one, scatter.centres) for one in taps])
+        bands = torch.cat([response(one, parameters.centres) for one in taps])
         scattered = bands[blocks.start - times.start * groups :][: len(blocks)]
-    sight = scatter.sight.expand(len(blocks), -1, -1)
-    return scattered + sight, sight
+    los = parameters.los.expand(len(blocks), -1, -1)
+    return scattered + los, los
 
 
 def steering(antennas: int, sine: Float[Tensor, " K"]) -> Complex[Tensor, "{antennas} K"]:

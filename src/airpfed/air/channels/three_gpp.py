@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.world import World
-from airpfed.errors import UserError
-from airpfed.streams import stream
+from airpfed.air.network import Network
+from airpfed.core.errors import UserError
+from airpfed.core.rng import stream
 
 SCENARIOS = ("umi", "uma", "rma")
 """System-level models: path loss, shadowing, line of sight and geometry are theirs."""
@@ -30,7 +30,7 @@ DEVICE_M = 1.5
 
 
 @dataclass(frozen=True)
-class Sounding:
+class SionnaChannel:
     """What a 3GPP channel is asked for.
 
     model: a Sionna channel, called with (times, samples a second), or with a batch of K S links before them. centres:
@@ -74,9 +74,9 @@ def array(elements: int, carrier_hz: float) -> Any:
 
 
 def scenario(
-    name: str, world: World, seed: int, carrier_hz: float, speed_mps: float, sounding: Sounding
-) -> World:  # fmt: skip
-    """A drop of UMi, UMa or RMa: `world` gives the places, the model everything else. All devices are outdoors.
+    name: str, network: Network, seed: int, carrier_hz: float, speed_mps: float, sounding: SionnaChannel
+) -> Network:  # fmt: skip
+    """A drop of UMi, UMa or RMa: `network` gives the places, the model everything else. All devices are outdoors.
 
     Random: states of line of sight and large-scale parameters, from stream (seed, names, "large scale"), the same in
     all rounds; rays from (seed, names, "fading", t).
@@ -85,34 +85,34 @@ def scenario(
     kinds = {"umi": models.UMi, "uma": models.UMa, "rma": models.RMa}
     extra = {} if name == "rma" else {"o2i_model": "low"}
     model = kinds[name](
-        carrier_frequency=carrier_hz, ut_array=array(1, carrier_hz), bs_array=array(world.antennas, carrier_hz),
+        carrier_frequency=carrier_hz, ut_array=array(1, carrier_hz), bs_array=array(network.antennas, carrier_hz),
         direction="uplink", precision="double", **extra,
     )  # fmt: skip
-    count = len(world.devices)
+    count = len(network.devices)
     outdoors = torch.zeros(1, count, dtype=torch.bool)
     rest = torch.zeros(1, count, 3, dtype=torch.float64)
     velocity = rest.clone()
     velocity[..., 0] = speed_mps
-    with seeded(seed, *world.names, "large scale"):
+    with seeded(seed, *network.names, "large scale"):
         model.set_topology(
-            lifted(world.devices, DEVICE_M), lifted(world.stations, STATION_M[name]), rest,
-            torch.zeros(1, len(world.stations), 3, dtype=torch.float64), velocity, outdoors,
+            lifted(network.devices, DEVICE_M), lifted(network.stations, STATION_M[name]), rest,
+            torch.zeros(1, len(network.stations), 3, dtype=torch.float64), velocity, outdoors,
             **({"in_car": outdoors} if name == "rma" else {}),
         )  # fmt: skip
     large = model._lsp  # the only way to the drop's mean gains
     gain = 10 ** (-model._scenario.basic_pathloss[0] / 10) * large.sf[0]
     ask = replace(sounding, model=model, links=None)
-    return replace(world, gain=gain, scattered=gain, fade=partial(heard_by_stations, ask))
+    return replace(network, gain=gain, scattered=gain, fade=partial(heard_by_stations, ask))
 
 
 def profile(
-    name: str, world: World, carrier_hz: float, delay_spread_s: float, speed_mps: float, sounding: Sounding
-) -> World:
-    """A drop of CDL or TDL channels of the given delay spread: each link its own realisation, of `world`'s mean gain.
+    name: str, network: Network, carrier_hz: float, delay_spread_s: float, speed_mps: float, sounding: SionnaChannel
+) -> Network:
+    """A drop of CDL or TDL channels of the given delay spread: each link its own realisation, of `network`'s mean gain.
 
     CDL: all devices share the model's cluster angles. TDL: antennas are independent.
     """
-    models, antennas = phy().channel.tr38901, world.antennas
+    models, antennas = phy().channel.tr38901, network.antennas
     kind, letter = name.split("_")
     motion = {"min_speed": speed_mps, "max_speed": speed_mps, "precision": "double"}
     if kind == "cdl":
@@ -120,8 +120,8 @@ def profile(
         model = models.CDL(letter.upper(), delay_spread_s, carrier_hz, *arrays, "uplink", **motion)
     else:
         model = models.TDL(letter.upper(), delay_spread_s, carrier_hz, num_rx_ant=antennas, **motion)
-    ask = replace(sounding, model=model, links=world.gain.numel())
-    return replace(world, fade=partial(link_by_link, ask, world.gain))
+    ask = replace(sounding, model=model, links=network.gain.numel())
+    return replace(network, fade=partial(link_by_link, ask, network.gain))
 
 
 def lifted(places: Float[Tensor, "P 2"], height_m: float) -> Float[Tensor, "1 P 3"]:
@@ -129,7 +129,7 @@ def lifted(places: Float[Tensor, "P 2"], height_m: float) -> Float[Tensor, "1 P 
     return torch.cat([places, torch.full((len(places), 1), height_m, dtype=places.dtype)], 1)[None]
 
 
-def sounded(ask: Sounding, seed: int, t: int, blocks: range) -> Complex[Tensor, "links rx A tx B"]:
+def sounded(ask: SionnaChannel, seed: int, t: int, blocks: range) -> Complex[Tensor, "links rx A tx B"]:
     """A Sionna channel at the centres of the blocks' subcarrier groups and times."""
     times = -(-blocks.stop // len(ask.centres))
     with seeded(seed, *ask.names, "fading", t):
@@ -139,13 +139,15 @@ def sounded(ask: Sounding, seed: int, t: int, blocks: range) -> Complex[Tensor, 
     return found.to(torch.complex128)
 
 
-def heard_by_stations(ask: Sounding, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+def heard_by_stations(ask: SionnaChannel, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
     """Blocks of a system-level model: stations' antennas stacked. Nothing of them is known beforehand."""
     h = sounded(ask, seed, t, blocks)[0].flatten(0, 1).movedim(-1, 0)
     return h, torch.zeros((), dtype=h.dtype).expand(h.shape)
 
 
-def link_by_link(ask: Sounding, gain: Float[Tensor, "S K"], seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+def link_by_link(
+    ask: SionnaChannel, gain: Float[Tensor, "S K"], seed: int, t: int, blocks: range
+) -> tuple[Tensor, Tensor]:
     """Blocks of a link-level model: one realisation a link, scaled to its mean gain, stations' antennas stacked."""
     h = sounded(ask, seed, t, blocks)[:, 0, :, 0]
     links = h.reshape(*gain.shape, *h.shape[1:]) * gain.sqrt()[:, :, None, None]

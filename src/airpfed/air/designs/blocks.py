@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.designs.hinge import LARGE, hinge
+from airpfed.air.designs.hinge import LARGE, single_target_problem
 from airpfed.air.designs.paths import Found
 
 TOGETHER = 1 << 16
@@ -30,7 +30,7 @@ def blockwise(
     with np.errstate(all="ignore"):
         for first in range(0, len(h), size):
             channels, w, *rest = (one[first : first + size] for one in arrays)
-            receivers, taken = design(hinge(channels, w), *rest)
+            receivers, taken = design(single_target_problem(channels, w), *rest)
             found.append(receivers)
             steps = max(steps, taken)
     return [torch.from_numpy(np.concatenate(parts)).to(h.device) for parts in zip(*found, strict=True)], steps

@@ -5,13 +5,13 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from airpfed.air.designs.blocks import blockwise
+from airpfed.air.designs.normalized import correlate, normalise, restore
 from airpfed.air.designs.own import gather_own, own_devices, scatter_own
 from airpfed.air.designs.paths import first_beam
-from airpfed.air.designs.unit import correlate, normalise, restore
-from airpfed.air.slot import Slot, Transceiver, divided, keep_better, silent
+from airpfed.air.problem import Transceiver, TransceiverProblem, divided, keep_better, silent
 
 
-def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceiver:
+def channel_inversion(problem: TransceiverProblem, truncation: float | None = None) -> Transceiver:
     """Invert the channel seen through the weighted dominant eigenvector u; devices too weak for it are silent.
 
     b_k = kappa w_k / (u^H h_k) for the devices kept, kappa as large as the weakest of them allows, and m = u / kappa:
@@ -19,7 +19,7 @@ def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceive
     sqrt(P_k)|u^H h_k|/w_k below this fraction of the best are silent; None takes the threshold of least error, by an
     exact search over all K, and silence of all where even that is better. Several targets: each as if alone.
     """
-    unit = normalise(divided(slot))
+    unit = normalise(divided(problem))
     index, w = own_devices(unit.weights)
     own = gather_own(unit.h, index)
     blocks, targets = own.shape[:2]
@@ -31,10 +31,10 @@ def channel_inversion(slot: Slot, truncation: float | None = None) -> Transceive
     strength = torch.where(weights > 0, a.abs() / weights.clamp_min(1e-300), 0.0)
     kept = best_kept(strength, weights, noise, csi) if truncation is None else above(strength, truncation)
     b, kappa = invert(a, weights, kept)
-    transmit = scatter_own(b.reshape(blocks, targets, -1), w, index, slot.h.shape[-1])
+    transmit = scatter_own(b.reshape(blocks, targets, -1), w, index, problem.h.shape[-1])
     receiver = (beam / kappa).reshape(blocks, targets, -1).mT
     made = restore(unit, receiver, transmit, 0)
-    return keep_better(slot, silent(slot), made) if truncation is None else made
+    return keep_better(problem, silent(problem), made) if truncation is None else made
 
 
 def above(strength: Float[Tensor, "B K"], truncation: float) -> Bool[Tensor, "B K"]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Complex, Float
 
-from airpfed.air.designs.hinge import Hinge, Point, best_scale, enter, error, gauss_newton
+from airpfed.air.designs.hinge import Point, SingleTargetProblem, best_scale, enter, error, gauss_newton
 
 END = 0.03
 START, LEVELS = 3.0, 24
@@ -18,7 +18,7 @@ DESCENT = 10**-0.5
 
 
 def follow(
-    problem: Hinge, beam: Complex[np.ndarray, "B M"], noise: Float[np.ndarray, " B"]
+    problem: SingleTargetProblem, beam: Complex[np.ndarray, "B M"], noise: Float[np.ndarray, " B"]
 ) -> tuple[Point, Point, int]:
     """One Gauss-Newton step a level while the ridge falls geometrically to END, the same for all blocks.
 
@@ -41,7 +41,7 @@ def follow(
     return at, passed, levels
 
 
-def settle(problem: Hinge, noise: Float[np.ndarray, " B"], at: Point) -> tuple[Point, int]:
+def settle(problem: SingleTargetProblem, noise: Float[np.ndarray, " B"], at: Point) -> tuple[Point, int]:
     """Gauss-Newton at the noise, reached from END by DESCENT a step, until a step gains less than TOLERANCE.
 
     With momentum where the noise is above MOMENTUM_END: there a step that gains nothing is not taken, the next one is

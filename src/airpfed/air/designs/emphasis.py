@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.designs.unit import Unit, gathered, hears, spread_over
+from airpfed.air.designs.normalized import NormalizedProblem, gathered, hears, spread_over
 
 LEVELS = (1.0, 3.0, 7.0, 20.0, 50.0, 140.0, 370.0, 1000.0)
 LEVEL_STEPS = 15
 
 
-def emphasise(unit: Unit, m: Complex[Tensor, "B D T"]) -> tuple[Complex[Tensor, "B D T"], int]:
+def emphasise(unit: NormalizedProblem, m: Complex[Tensor, "B D T"]) -> tuple[Complex[Tensor, "B D T"], int]:
     """Receivers of almost equal own gains that trade noise and interference, where nulls are out of reach.
 
     min sum_i alpha_i (kappa sum_own |m_i^H h_k b_k - w_ik|^2 + sum_other |m_i^H h_j b_j|^2 + sigma2 ||m_i||^2),
@@ -24,10 +24,12 @@ def emphasise(unit: Unit, m: Complex[Tensor, "B D T"]) -> tuple[Complex[Tensor, 
     return m, len(LEVELS) * LEVEL_STEPS
 
 
-def step(unit: Unit, emphasis: Float[Tensor, "T K"], m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]:
+def step(
+    unit: NormalizedProblem, emphasis: Float[Tensor, "T K"], m: Complex[Tensor, "B D T"]
+) -> Complex[Tensor, "B D T"]:
     """One alternation: closed-form devices, then each target's receiver from its own emphasised covariance."""
     a = hears(unit, m)
-    alpha = unit.importance[:, None] * emphasis
+    alpha = unit.target_weight[:, None] * emphasis
     A = (alpha * a.abs().square()).sum(1)
     B = (alpha * unit.weights * a.conj()).sum(1)
     sent = unit.h * (B / torch.maximum(A, B.abs()).clamp_min(1e-300))[:, None, None, :]

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from airpfed.air.designs.continuation import END
-from airpfed.air.designs.hinge import Hinge, Point, gauss_newton, loudness
+from airpfed.air.designs.hinge import Point, SingleTargetProblem, gauss_newton, loudness
 
 ROUNDS = 6
 WARM_ROUNDS = 4
 INNER = 2
 
 
-def augmented_lagrangian(problem: Hinge, at: Point, rounds: int) -> tuple[Point, int]:
+def augmented_lagrangian(problem: SingleTargetProblem, at: Point, rounds: int) -> tuple[Point, int]:
     """The best feasible point met while the targets are shifted by the multipliers, c <- w + (c - |m^H h|)_+."""
     w, ridge = problem.targets, np.full_like(problem.unit, END)
     best, norm, magnitude = feasible(problem, at)
@@ -30,7 +30,9 @@ def augmented_lagrangian(problem: Hinge, at: Point, rounds: int) -> tuple[Point,
     return best, INNER * rounds
 
 
-def feasible(problem: Hinge, at: Point) -> tuple[Point, Float[np.ndarray, " B"], Float[np.ndarray, "B K"]]:
+def feasible(
+    problem: SingleTargetProblem, at: Point
+) -> tuple[Point, Float[np.ndarray, " B"], Float[np.ndarray, "B K"]]:
     """The point on the same ray whose tightest device meets its constraint, i.e. transmits at exactly its limit.
 
     Returns (the point, its ||m||^2, the |m^H h_k| before).

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Complex, Float
 
-from airpfed.air.designs.unit import DEAD
+from airpfed.air.designs.normalized import DEAD
 
 Point = Complex[np.ndarray, "B _N"]
 
@@ -30,7 +30,7 @@ LARGE = 1 << 13
 
 
 @dataclass(frozen=True)
-class Hinge:
+class SingleTargetProblem:
     """The problem per block in its own units: channels of typical power 1 per coordinate, sum_k w_k^2 = 1.
 
     channels: h_k by row. floor: least ridge of a well-posed solve. unit, scale: a receiver of the original channels and
@@ -49,7 +49,7 @@ class Hinge:
         return int(self.channels[0].size) >= LARGE
 
 
-def hinge(h: Complex[np.ndarray, "B M K"], weights: Float[np.ndarray, "B K"]) -> Hinge:
+def single_target_problem(h: Complex[np.ndarray, "B M K"], weights: Float[np.ndarray, "B K"]) -> SingleTargetProblem:
     """The hinge of channels and weights; a device that is not heard gets weight 0 and constrains nothing."""
     rows = np.ascontiguousarray(h.swapaxes(1, 2))
     parts = rows.view(np.float64)
@@ -60,34 +60,36 @@ def hinge(h: Complex[np.ndarray, "B M K"], weights: Float[np.ndarray, "B K"]) ->
     unit, w = np.sqrt(square), weights * heard
     norm = np.sqrt(np.vecdot(w, w))
     scale = np.where(norm > 0, norm, 1.0)
-    return Hinge(rows * (1 / unit)[:, None, None], w / scale[:, None], 2e-14 * power.sum(1) / square, unit, scale)
+    return SingleTargetProblem(
+        rows * (1 / unit)[:, None, None], w / scale[:, None], 2e-14 * power.sum(1) / square, unit, scale
+    )
 
 
-def enter(problem: Hinge, m: Complex[np.ndarray, "B M"]) -> Point:
+def enter(problem: SingleTargetProblem, m: Complex[np.ndarray, "B M"]) -> Point:
     """A receiver of the original channels as a point of the problem."""
     return listen(problem, m * (problem.unit / problem.scale)[:, None])
 
 
-def leave(problem: Hinge, at: Point) -> Complex[np.ndarray, "B M"]:
+def leave(problem: SingleTargetProblem, at: Point) -> Complex[np.ndarray, "B M"]:
     """The receiver of a point, in the original units."""
     m: Complex[np.ndarray, "B M"] = at[:, problem.targets.shape[1] :].conj() * (problem.scale / problem.unit)[:, None]
     return m
 
 
-def listen(problem: Hinge, m: Complex[np.ndarray, "B M"]) -> Point:
+def listen(problem: SingleTargetProblem, m: Complex[np.ndarray, "B M"]) -> Point:
     """The point of a receiver in the problem's units."""
     conjugate = m.conj()
     return np.concatenate([(problem.channels @ conjugate[:, :, None])[:, :, 0], conjugate], 1)
 
 
-def loudness(problem: Hinge, at: Point) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, " B"]]:
+def loudness(problem: SingleTargetProblem, at: Point) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, " B"]]:
     """|m^H h_k| and ||m||^2."""
     magnitude, devices = np.abs(at), problem.targets.shape[1]
     entries = magnitude[:, devices:]
     return magnitude[:, :devices], np.vecdot(entries, entries)
 
 
-def error(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Float[np.ndarray, " B"]:
+def error(problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], at: Point) -> Float[np.ndarray, " B"]:
     """F(m) of a point."""
     magnitude, norm = loudness(problem, at)
     short = np.maximum(problem.targets - magnitude, 0.0)
@@ -95,7 +97,7 @@ def error(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Float[np
     return F
 
 
-def best_scale(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Point:
+def best_scale(problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], at: Point) -> Point:
     """The point c at, c >= 0 the exact minimiser of F(c m), which is convex and piecewise quadratic in c.
 
     Devices leave the sum in the order of w_k/|a_k|. The slope at the scale where device k leaves tells on which side of
@@ -113,7 +115,7 @@ def best_scale(problem: Hinge, ridge: Float[np.ndarray, " B"], at: Point) -> Poi
 
 
 def linearised(
-    problem: Hinge,
+    problem: SingleTargetProblem,
     targets: Float[np.ndarray, "B K"],
     ridge: Float[np.ndarray, " B"],
     a: Complex[np.ndarray, "B K"],
@@ -159,7 +161,7 @@ def line_search(
 
 
 def gauss_newton(
-    problem: Hinge, targets: Float[np.ndarray, "B K"], ridge: Float[np.ndarray, " B"], at: Point
+    problem: SingleTargetProblem, targets: Float[np.ndarray, "B K"], ridge: Float[np.ndarray, " B"], at: Point
 ) -> tuple[Point, Float[np.ndarray, "B G"]]:
     """One Gauss-Newton step with line search; F never rises. Returns (next point, F on the grid of `line_search`)."""
     goal = linearised(problem, targets, ridge, at[:, : targets.shape[1]])

@@ -7,18 +7,18 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from airpfed.air.designs.alone import least_error_alone, least_error_from
-from airpfed.air.designs.alternation import accelerate, alone, devices, error, singular_start
+from airpfed.air.designs.alternating import accelerate, alone, devices, error, singular_start
+from airpfed.air.designs.normalized import NormalizedProblem, adopt, normalise, restore
 from airpfed.air.designs.quiet import quiet
-from airpfed.air.designs.real import eliminated, widely_linear
 from airpfed.air.designs.uniform_forcing import forced, uniform_forcing
-from airpfed.air.designs.unit import Unit, adopt, normalise, restore
-from airpfed.air.slot import Slot, Transceiver, gains, keep_better
+from airpfed.air.designs.widely_linear import eliminated, widely_linear
+from airpfed.air.problem import Transceiver, TransceiverProblem, gains, keep_better
 
 STEPS = 60
 
 
 @quiet
-def mmse(slot: Slot, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
+def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
     """The least sum_i alpha_i MSE_i over receivers and |b_k|^2 <= P_k, to a local optimum; shrinks, hence biased.
 
     One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from
@@ -26,19 +26,19 @@ def mmse(slot: Slot, starts: int = 1, start: Complex[Tensor, "B M T"] | None = N
     One target only: starts, how many beams it begins from, the best is kept; start, a receiver to begin from instead,
     say that of a channel just before, with no path and no comparison with forcing (see benchmarks/transceivers.py).
     """
-    unit = normalise(slot)
-    if slot.weights.shape[-2] == 1:
-        return single(slot, unit, starts) if start is None else nearby(unit, start)
+    unit = normalise(problem)
+    if problem.weights.shape[-2] == 1:
+        return single(problem, unit, starts) if start is None else nearby(unit, start)
     if starts != 1 or start is not None:
         raise ValueError("several starts and a given start are for slots of one target")
-    forcing = uniform_forcing(slot)
+    forcing = uniform_forcing(problem)
     found = concurrent(unit, forcing)
-    if slot.real:
-        found = keep_better(slot, found, imaginary(unit, found))
-    return keep_better(slot, forcing, found)
+    if problem.real:
+        found = keep_better(problem, found, imaginary(unit, found))
+    return keep_better(problem, forcing, found)
 
 
-def imaginary(unit: Unit, complex_found: Transceiver) -> Transceiver:
+def imaginary(unit: NormalizedProblem, complex_found: Transceiver) -> Transceiver:
     """Real symbols of several targets: from the complex answer and from the SVD, the better; interference may go into
     the imaginary part.
     """
@@ -52,21 +52,21 @@ def imaginary(unit: Unit, complex_found: Transceiver) -> Transceiver:
     return restore(unit, m, b, complex_found.iterations + steps + more)
 
 
-def single(slot: Slot, unit: Unit, starts: int) -> Transceiver:
+def single(problem: TransceiverProblem, unit: NormalizedProblem, starts: int) -> Transceiver:
     """One target: both designs from one continuation, CSI error as noise at full power, the better per block."""
     forcing, least, steps = least_error_alone(unit, starts)
-    found = keep_better(slot, restore(unit, forcing, forced(unit, forcing), 0), polished(unit, least, steps))
+    found = keep_better(problem, restore(unit, forcing, forced(unit, forcing), 0), polished(unit, least, steps))
     if starts > 1 and bool((unit.csi > 0).any()):  # the best start was chosen before the polish, which may reorder
-        return keep_better(slot, single(slot, unit, 1), found)
+        return keep_better(problem, single(problem, unit, 1), found)
     return found
 
 
-def nearby(unit: Unit, start: Complex[Tensor, "B M 1"]) -> Transceiver:
+def nearby(unit: NormalizedProblem, start: Complex[Tensor, "B M 1"]) -> Transceiver:
     """One target: the local optimum near a receiver."""
     return polished(unit, *least_error_from(unit, adopt(unit, start)))
 
 
-def polished(unit: Unit, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
+def polished(unit: NormalizedProblem, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
     """Optimal devices for a receiver, after a few alternations where CSI error makes the hinge inexact."""
     if bool((unit.csi > 0).any()):
         (m,), more = accelerate(alone(unit), (m,), STEPS)
@@ -74,40 +74,40 @@ def polished(unit: Unit, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver
     return restore(unit, m, devices(unit, m), steps)
 
 
-def concurrent(unit: Unit, forcing: Transceiver) -> Transceiver:
+def concurrent(unit: NormalizedProblem, forcing: Transceiver) -> Transceiver:
     """Several targets: accelerated alternation from uniform forcing and, for when forcing is hopeless, from the SVD."""
-    problem, steps = alone(unit), 0
+    joint, steps = alone(unit), 0
     m, least = adopt(unit, forcing.receiver), torch.full_like(unit.noise, torch.inf)
     for begin in (m, singular_start(unit), *winners(unit)):
-        (reached,), taken = accelerate(problem, (begin,), STEPS)
+        (reached,), taken = accelerate(joint, (begin,), STEPS)
         value = error(unit, reached, devices(unit, reached))
         m = torch.where((value < least)[:, None, None], reached, m)
         least, steps = torch.minimum(value, least), steps + taken
     return restore(unit, m, devices(unit, m), steps)
 
 
-def winners(unit: Unit) -> list[Complex[Tensor, "B D T"]]:
+def winners(unit: NormalizedProblem) -> list[Complex[Tensor, "B D T"]]:
     """Superposed streams of a device share its channel, so one must give way: a start with only the dearer of each.
 
     Without noise the dearer, by alpha_i w_ik^2, is all that can be had; none where no device has two streams.
     """
-    if unit.owner is None:
+    if unit.device_of_stream is None:
         return []
-    price = (unit.importance[:, None] * unit.weights.square()).sum(0)
-    best = torch.zeros_like(price).scatter_reduce(0, unit.owner, price, "amax")
-    only = replace(unit, weights=unit.weights * (price >= best[unit.owner]))
+    price = (unit.target_weight[:, None] * unit.weights.square()).sum(0)
+    best = torch.zeros_like(price).scatter_reduce(0, unit.device_of_stream, price, "amax")
+    only = replace(unit, weights=unit.weights * (price >= best[unit.device_of_stream]))
     (m,), _ = accelerate(alone(only), (singular_start(only),), STEPS)
     return [m]
 
 
-def debias(slot: Slot, transceiver: Transceiver) -> Transceiver:
+def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
     """Each receiver over its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2, g_ik = m_i^H h_k b_k.
 
     Afterwards the weighted mean gain is 1; device by device it still is not. A receiver that hears nothing stays. Of
     real symbols only the real part counts: a receiver is not turned, for what it put out of the way would come back.
     """
-    square = slot.weights.square().sum(-1)
-    mean = (gains(slot.h, transceiver) * slot.weights).sum(-1) / torch.where(square > 0, square, 1.0)
-    mean = mean.real.to(mean.dtype) if slot.real else mean
+    square = problem.weights.square().sum(-1)
+    mean = (gains(problem.h, transceiver) * problem.weights).sum(-1) / torch.where(square > 0, square, 1.0)
+    mean = mean.real.to(mean.dtype) if problem.real else mean
     mean = torch.where(mean.abs() > 1e-12, mean, 1.0)
     return Transceiver(transceiver.receiver / mean.conj()[:, None, :], transceiver.transmit, transceiver.iterations)

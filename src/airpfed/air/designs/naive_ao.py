@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from airpfed.air.designs.alternation import alternate, devices, error, singular_start
-from airpfed.air.designs.unit import normalise, restore
-from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.designs.alternating import alternate, devices, error, singular_start
+from airpfed.air.designs.normalized import normalise, restore
+from airpfed.air.problem import Transceiver, TransceiverProblem
 
 START = 10.0
 """First noise level of the continuation, in units of the typical channel power per antenna."""
@@ -15,22 +15,22 @@ TOLERANCE = 1e-4
 LEVEL_STEPS = 200
 
 
-def naive_ao(slot: Slot, steps: int = 200) -> Transceiver:
+def naive_ao(problem: TransceiverProblem, steps: int = 200) -> Transceiver:
     """`steps` alternations of closed-form devices and MMSE receivers from each target's dominant singular vector.
 
     Neither continuation nor acceleration: from about 10 dB on it stops dBs above `mmse`.
     """
-    unit = normalise(slot)
+    unit = normalise(problem)
     m = alternate(unit, singular_start(unit), steps)
     return restore(unit, m, devices(unit, m), steps)
 
 
-def continued_ao(slot: Slot) -> Transceiver:
+def continued_ao(problem: TransceiverProblem) -> Transceiver:
     """Alternation from the same start while the noise falls by tens from START to its value, any number of targets.
 
     A level lasts until a step gains less than TOLERANCE, or LEVEL_STEPS steps; blocks move on one by one.
     """
-    unit = normalise(slot)
+    unit = normalise(problem)
     m, noise, steps = singular_start(unit), unit.noise.clamp_min(START), 0
     done = torch.zeros_like(noise, dtype=torch.bool)
     count = torch.zeros_like(noise)

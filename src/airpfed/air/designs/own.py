@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
-from airpfed.air.designs.unit import Unit, hears
+from airpfed.air.designs.normalized import NormalizedProblem, hears
 
 
 def own_devices(weights: Float[Tensor, "T K"]) -> tuple[Int[Tensor, "T L"], Float[Tensor, "T L"]]:
@@ -30,6 +30,8 @@ def scatter_own(
     return out.index_add(1, index.flatten(), kept.flatten(1))
 
 
-def own_gains(unit: Unit, receiver: Complex[Tensor, "B D T"], index: Int[Tensor, "T L"]) -> Complex[Tensor, "B T L"]:
+def own_gains(
+    unit: NormalizedProblem, receiver: Complex[Tensor, "B D T"], index: Int[Tensor, "T L"]
+) -> Complex[Tensor, "B T L"]:
     """m_i^H h_k of each target's own devices."""
     return hears(unit, receiver).gather(2, index.expand(len(receiver), -1, -1))

@@ -8,19 +8,19 @@ from jaxtyping import Complex, Float
 
 from airpfed.air.designs.continuation import MOMENTUM_END, follow, settle
 from airpfed.air.designs.forcing import ROUNDS, WARM_ROUNDS, augmented_lagrangian
-from airpfed.air.designs.hinge import Hinge, Point, best_scale, enter, error, leave, loudness
+from airpfed.air.designs.hinge import Point, SingleTargetProblem, best_scale, enter, error, leave, loudness
 from airpfed.air.designs.starts import beams, dominant
 
 Found = tuple[list[Complex[np.ndarray, "B _M"]], int]
 
 
-def forced_from(problem: Hinge, m: Complex[np.ndarray, "B M"]) -> Found:
+def forced_from(problem: SingleTargetProblem, m: Complex[np.ndarray, "B M"]) -> Found:
     """The forcing receiver of least norm near a given one."""
     at, steps = augmented_lagrangian(problem, enter(problem, m), WARM_ROUNDS)
     return [leave(problem, at)], steps
 
 
-def forced(starts: int, problem: Hinge) -> Found:
+def forced(starts: int, problem: SingleTargetProblem) -> Found:
     """The forcing receiver of least norm over `starts` paths."""
     best, steps = None, 0
     for beam in beams(problem, starts):
@@ -31,7 +31,7 @@ def forced(starts: int, problem: Hinge) -> Found:
     return [leave(problem, best)], steps
 
 
-def forced_and_least(starts: int, problem: Hinge, ridge: Float[np.ndarray, " B"]) -> Found:
+def forced_and_least(starts: int, problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"]) -> Found:
     """The receivers of least norm and of least error over `starts` paths; the first is that of `forced`.
 
     ridge: what ||m||^2 costs in the original units.
@@ -54,25 +54,25 @@ def forced_and_least(starts: int, problem: Hinge, ridge: Float[np.ndarray, " B"]
     return [leave(problem, at) for at in found], steps
 
 
-def least_from(problem: Hinge, ridge: Float[np.ndarray, " B"], m: Complex[np.ndarray, "B M"]) -> Found:
+def least_from(problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], m: Complex[np.ndarray, "B M"]) -> Found:
     """The receiver of least error near a given one; ridge as in `forced_and_least`."""
     noise = ridge / problem.unit**2
     at, steps = settle(problem, noise, best_scale(problem, noise, enter(problem, m)))
     return [leave(problem, at)], steps
 
 
-def first_beam(problem: Hinge) -> Found:
+def first_beam(problem: SingleTargetProblem) -> Found:
     """The weighted dominant eigenvector."""
     return [dominant(problem)], 0
 
 
-def shorter(problem: Hinge, first: Point, second: Point) -> Point:
+def shorter(problem: SingleTargetProblem, first: Point, second: Point) -> Point:
     """Block by block the point of smaller ||m||^2."""
     swap = loudness(problem, second)[1] < loudness(problem, first)[1]
     return np.where(swap[:, None], second, first)
 
 
-def lesser(problem: Hinge, noise: Float[np.ndarray, " B"], first: Point, second: Point) -> Point:
+def lesser(problem: SingleTargetProblem, noise: Float[np.ndarray, " B"], first: Point, second: Point) -> Point:
     """Block by block the point of smaller F."""
     swap = error(problem, noise, second) < error(problem, noise, first)
     return np.where(swap[:, None], second, first)

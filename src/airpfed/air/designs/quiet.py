@@ -6,7 +6,7 @@ from typing import ParamSpec
 
 import torch
 
-from airpfed.air.slot import Transceiver
+from airpfed.air.problem import Transceiver
 
 P = ParamSpec("P")
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Complex, Float
 
-from airpfed.air.designs.hinge import Hinge
+from airpfed.air.designs.hinge import SingleTargetProblem
 
 
-def beams(problem: Hinge, starts: int) -> Iterator[Complex[np.ndarray, "B M"]]:
+def beams(problem: SingleTargetProblem, starts: int) -> Iterator[Complex[np.ndarray, "B M"]]:
     """`starts` beams a block, the first the dominant one, the others random combinations of the channels.
 
     The combination's coefficients are CN(0, 1) from a fixed seed and the same in every block, each channel with the
@@ -25,7 +25,7 @@ def beams(problem: Hinge, starts: int) -> Iterator[Complex[np.ndarray, "B M"]]:
         yield draw @ pulled
 
 
-def pull(problem: Hinge) -> Float[np.ndarray, "B K"]:
+def pull(problem: SingleTargetProblem) -> Float[np.ndarray, "B K"]:
     """w_k / ||h_k||^2 over its largest: weak devices count more than strong ones."""
     parts = problem.channels.view(np.float64)
     ratio = problem.targets / np.maximum(np.vecdot(parts, parts), 1e-300)
@@ -33,7 +33,7 @@ def pull(problem: Hinge) -> Float[np.ndarray, "B K"]:
     return scaled
 
 
-def dominant(problem: Hinge) -> Complex[np.ndarray, "B M"]:
+def dominant(problem: SingleTargetProblem) -> Complex[np.ndarray, "B M"]:
     """Unit dominant eigenvector of sum_k (w_k / ||h_k||^2)^2 h_k h_k^H."""
     pulled = problem.channels * pull(problem)[:, :, None]
     vectors: Complex[np.ndarray, "B M M"] = np.linalg.eigh(pulled.swapaxes(1, 2) @ pulled.conj()).eigenvectors

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from functools import partial
 
 from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.designs.energy import share_energy
 from airpfed.air.designs.mmse import debias, mmse
 from airpfed.air.designs.naive_ao import continued_ao, naive_ao
+from airpfed.air.designs.power_sharing import share_energy
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.plan import DesignFunction, RoundFunction
-from airpfed.air.slot import Slot, Transceiver
+from airpfed.air.problem import Transceiver, TransceiverProblem
+from airpfed.air.schedule import DesignFunction, RoundFunction
 
 DESIGNS: dict[str, DesignFunction] = {
     "uniform_forcing": uniform_forcing,
@@ -49,10 +49,10 @@ def design_of(
     if name in ("uniform_forcing", "mmse") and starts > 1:
         design = partial(from_several, {"uniform_forcing": uniform_forcing, "mmse": mmse}[name], starts)
     if debiased and name == "mmse":
-        return lambda slot: debias(slot, design(slot))
+        return lambda problem: debias(problem, design(problem))
     return design
 
 
-def from_several(design: Callable[..., Transceiver], starts: int, slot: Slot) -> Transceiver:
+def from_several(design: Callable[..., Transceiver], starts: int, problem: TransceiverProblem) -> Transceiver:
     """The best of several starts in a slot of one target; elsewhere the design as it is."""
-    return design(slot, starts=starts) if slot.weights.shape[-2] == 1 else design(slot)
+    return design(problem, starts=starts) if problem.weights.shape[-2] == 1 else design(problem)

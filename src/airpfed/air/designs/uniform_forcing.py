@@ -5,19 +5,19 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.designs.alone import least_norm, least_norm_alone
-from airpfed.air.designs.alternation import error
+from airpfed.air.designs.alternating import error
 from airpfed.air.designs.emphasis import emphasise
+from airpfed.air.designs.normalized import NormalizedProblem, heard, hears, normalise, restore
 from airpfed.air.designs.own import gather_own, own_devices, own_gains
 from airpfed.air.designs.quiet import quiet
-from airpfed.air.designs.unit import Unit, heard, hears, normalise, restore
-from airpfed.air.slot import Slot, Transceiver, divided
+from airpfed.air.problem import Transceiver, TransceiverProblem, divided
 
 JACOBI_ROUNDS = 3
 RANK_TOLERANCE = 1e-10
 
 
 @quiet
-def uniform_forcing(slot: Slot, starts: int = 1) -> Transceiver:
+def uniform_forcing(problem: TransceiverProblem, starts: int = 1) -> Transceiver:
     """b_k = w_k / (m_i^H h_k) and the receivers of locally least objective: unbiased for perfect CSI.
 
     One target: min ||m||^2 s.t. sqrt(P_k)|m^H h_k| >= w_k, so that the weakest device sends exactly P_k. Several: exact
@@ -27,7 +27,7 @@ def uniform_forcing(slot: Slot, starts: int = 1) -> Transceiver:
     silent. Streams of one device have even shares of its limit. CSI error enters the error, not the design. starts: how
     many beams a slot of one target begins from; the best is kept.
     """
-    unit = normalise(divided(slot))
+    unit = normalise(divided(problem))
     if unit.weights.shape[-2] == 1:
         m, steps = least_norm_alone(unit, starts)
         return restore(unit, m, forced(unit, m), steps)
@@ -50,7 +50,7 @@ def least_norm_each(
     return found.reshape(blocks, targets, -1).mT, steps
 
 
-def forced(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
+def forced(unit: NormalizedProblem, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
     """b_k = w_k / (m_i^H h_k), i the target that wants k; 0 where the limit |b_k| <= 1 forbids it (no channel)."""
     w = unit.weights.sum(-2)
     a = torch.where(unit.weights > 0, hears(unit, m), 0.0).sum(1)
@@ -60,7 +60,7 @@ def forced(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B K"]:
 
 
 def separate(
-    unit: Unit, own: Complex[Tensor, "B T D L"], alone: Complex[Tensor, "B D T"]
+    unit: NormalizedProblem, own: Complex[Tensor, "B T D L"], alone: Complex[Tensor, "B D T"]
 ) -> tuple[Complex[Tensor, "B D T"], int]:
     """The best of receivers blind to interference and either exact nulls and Jacobi rounds from them, or emphasis."""
     _, w = own_devices(unit.weights)
@@ -78,7 +78,7 @@ def separate(
     return best, steps
 
 
-def stretch(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]:
+def stretch(unit: NormalizedProblem, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]:
     """Each receiver at the least scale that lets all its own devices be forced within their power."""
     index, w = own_devices(unit.weights)
     audible = gather_own(heard(unit.h)[:, :, None], index)[:, :, 0] & (w > 0)
@@ -86,7 +86,7 @@ def stretch(unit: Unit, m: Complex[Tensor, "B D T"]) -> Complex[Tensor, "B D T"]
     return m * ratio.amax(-1)[:, None, :]
 
 
-def forcing_error(unit: Unit, m: Complex[Tensor, "B D T"]) -> Float[Tensor, " B"]:
+def forcing_error(unit: NormalizedProblem, m: Complex[Tensor, "B D T"]) -> Float[Tensor, " B"]:
     """The objective of forcing with these receivers; infinite where a device that is heard could not be forced."""
     b = forced(unit, m)
     missed = ((heard(unit.h) & (unit.weights > 0)).any(1) & (b == 0)).any(-1)
@@ -94,14 +94,14 @@ def forcing_error(unit: Unit, m: Complex[Tensor, "B D T"]) -> Float[Tensor, " B"
 
 
 def better(
-    unit: Unit, best: Complex[Tensor, "B D T"], score: Float[Tensor, " B"], m: Complex[Tensor, "B D T"]
+    unit: NormalizedProblem, best: Complex[Tensor, "B D T"], score: Float[Tensor, " B"], m: Complex[Tensor, "B D T"]
 ) -> tuple[Complex[Tensor, "B D T"], Float[Tensor, " B"]]:
     """Block by block the better of two sets of receivers, with its objective."""
     tried = forcing_error(unit, m)
     return torch.where((tried < score)[:, None, None], m, best), torch.minimum(tried, score)
 
 
-def nulling(unit: Unit) -> Complex[Tensor, "B T D D"]:
+def nulling(unit: NormalizedProblem) -> Complex[Tensor, "B T D D"]:
     """Per target the projector onto the complement of the other targets' devices, from an SVD of their directions."""
     others = ((unit.weights.sum(0) > 0) & (unit.weights == 0)).to(torch.float64)
     h = unit.h / unit.h.abs().square().sum(2, keepdim=True).sqrt().clamp_min(1e-300)
@@ -112,7 +112,7 @@ def nulling(unit: Unit) -> Complex[Tensor, "B T D D"]:
 
 
 def jacobi(
-    unit: Unit, own: Complex[Tensor, "B T D L"], w: Float[Tensor, "T L"], m: Complex[Tensor, "B D T"]
+    unit: NormalizedProblem, own: Complex[Tensor, "B T D L"], w: Float[Tensor, "T L"], m: Complex[Tensor, "B D T"]
 ) -> tuple[Complex[Tensor, "B D T"], int]:
     """All targets at once: least noise plus interference m^H R_i m, R_i of what the others send with the receivers m.
 

@@ -1,0 +1,588 @@
+"""The settings of one experiment: one frozen tree, read from TOML, with units in the names.
+
+Every key stands here with its meaning, its unit and its default; the reference page is generated from this file.
+Nothing below `build.py` sees these classes: the mathematics receives plain values.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from airpfed.core.files import LONGEST, RESERVED, folded, same_place
+
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+Indices = Annotated[tuple[int, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+Method = Literal[
+    "airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "rolora", "local", "centralised", "fedex", "flora"
+]
+ERROR_FREE: dict[Method, str] = {
+    "centralised": "one worker a task holds all data, and nothing is sent",
+    "fedex": "its server needs every device's factors, and the air carries only their sum",
+    "flora": "its server needs every device's factors, and the air carries only their sum",
+}
+"""Methods that no design of the air carries, and why."""
+MOST_GENERATED = 1_000_000
+"""Samples of a task that are made up on the spot: they are all held in memory."""
+Payload = Literal["float32", "bfloat16", "int8", "int4"]
+Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
+Channel = Literal[
+    "rayleigh", "rician", "umi", "uma", "rma",
+    "cdl_a", "cdl_b", "cdl_c", "cdl_d", "cdl_e", "tdl_a", "tdl_b", "tdl_c", "tdl_d", "tdl_e",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, typed strictly, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    """The frozen base model."""
+
+    base: str = Field(
+        "smollm2-135m",
+        description="catalogue name (`airpfed tasks`), hub name (OWNER/NAME or OWNER/NAME@REVISION), directory or "
+        ".gguf file",
+    )
+    kind: Literal["auto", "causal", "classifier"] = Field(
+        "auto", description="causal LM or sequence classifier; auto reads the base model's config"
+    )
+    max_tokens: int = Field(
+        48, ge=4, le=1_000_000, description="tokens a sample is cut to (the middle of a longer prompt goes)"
+    )
+    trust_remote_code: bool = Field(
+        False, description="whether Python code that a model's folder or hub repository brings may run on this machine"
+    )
+
+
+class AdapterSettings(Section):
+    """Adapter blocks: which method's table of scopes, which ranks, where."""
+
+    method: Method = Field("airpfed", description="row of the table of scopes")
+    rank_shared: int = Field(4, ge=0, le=100_000, description="R_s, rank of the shared s-adapter")
+    rank_personal: int = Field(4, ge=0, le=100_000, description="R_p, rank of the personal p-adapter")
+    head: Literal["task", "global", "device", "frozen"] = Field(
+        "task", description="scope of a classifier's new head: the task's own, one for all, a device's own, or as drawn"
+    )
+    alpha: float = Field(16.0, gt=0, le=1e6, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
+    target_modules: Words = Field(
+        ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the nn.Linear modules",
+    )
+    layers: Annotated[str, Field(pattern=r"^(all|last-[1-9][0-9]*)$")] | Indices = Field(
+        "all", description='"all", "last-10" (the ten nearest the output), or a list of layer indices'
+    )
+
+    @model_validator(mode="after")
+    def _some_rank(self) -> "AdapterSettings":
+        if self.rank_shared + self.rank_personal == 0:
+            raise ValueError("rank_shared + rank_personal = 0: the total rank should be at least 1")
+        return self
+
+
+class TaskSettings(Section):
+    """One task: where its samples come from, how they become prompts, how they are split over its devices."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=LONGEST,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9_:-])?$",
+        description="name of the task in all outputs",
+    )
+    source: str = Field(
+        "",
+        description="catalogue name, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or hf:./folder; default: the name",
+    )
+    kind: Literal["auto", "classify", "generate"] = Field(
+        "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
+    )
+    prompt: str = Field(
+        "", description='template such as "{text}\\nLabel:"; default: the catalogue\'s, or the text and "Label:"'
+    )
+    text: str = Field("text", description="column with the text, for the default prompt")
+    label: str = Field("label", description="column with the class (classify) or the completion (generate)")
+    labels: dict[str, str] = Field(
+        {},
+        description='class -> label word for a causal LM; default: " " + the class name. A classifier numbers the '
+        "classes in this order",
+    )
+    classes: Words = Field((), description="only samples of these classes (classify); default: all")
+    devices: int = Field(
+        4,
+        ge=0,
+        le=1_000_000,
+        description="devices that hold this task's training data; 0: one per value of device_column",
+    )
+    samples_per_device: int = Field(
+        40, ge=1, le=10_000_000, description="training samples of a device (mean, where sizes are log-normal)"
+    )
+    dev_samples: int = Field(50, ge=0, le=10_000_000, description="samples of the dev split, evaluated during the run")
+    test_samples: int = Field(
+        250, ge=1, le=10_000_000, description="samples of the test split, evaluated before and after the run"
+    )
+    split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
+    split_as: str = Field(
+        "",
+        description="task of the same source whose shuffle into test, dev and train this one shares, so that neither "
+        "trains on the other's test texts; default: a shuffle of its own",
+    )
+    dirichlet_alpha: float = Field(0.5, gt=0, le=1e6, description="concentration of the Dirichlet label skew")
+    device_column: str = Field("", description="column that names a sample's device, for split = column")
+    sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
+    sizes_sigma: float = Field(0.5, ge=0, le=10, description="sigma of the log-normal sizes")
+    max_chars: int = Field(
+        0, ge=0, le=1_000_000_000, description="characters a text is cut to; 0: the catalogue's, or no limit"
+    )
+    max_empty_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="rows without text or label that may be skipped, as a share of all; more: an error",
+    )
+    power_dbm: float | Numbers | None = Field(
+        None,
+        description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
+    )
+    max_new_tokens: int = Field(
+        32, ge=1, le=100_000, description="greedy decoding stops after so many tokens (generate)"
+    )
+
+    @model_validator(mode="after")
+    def _column_is_named(self) -> "TaskSettings":
+        if self.split == "column" and not self.device_column:
+            raise ValueError('split = "column" needs device_column: the name of the column that names the device')
+        if self.devices == 0 and self.split != "column":
+            raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
+        wanted = self.devices * self.samples_per_device + self.dev_samples + self.test_samples
+        if (self.source or self.name).startswith("gym:") and wanted > MOST_GENERATED:
+            raise ValueError(
+                f"devices = {self.devices}, samples_per_device = {self.samples_per_device}: {wanted} samples would be "
+                f"generated; should be at most {MOST_GENERATED} in all"
+            )
+        limits = self.power_dbm if isinstance(self.power_dbm, tuple) else (self.power_dbm or 0.0,)
+        if wrong := [one for one in limits if abs(one) > 200]:
+            raise ValueError(f"power_dbm = {wrong[0]:g}: should be from -200 to 200")
+        if isinstance(self.power_dbm, tuple) and len(self.power_dbm) != self.devices > 0:
+            raise ValueError(
+                f"power_dbm has {len(self.power_dbm)} values: should be one, or {self.devices}, one a device"
+            )
+        return self
+
+
+class DeviceSettings(Section):
+    """What a device does in a round."""
+
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="samples a local step")
+    local_steps: int = Field(1, ge=1, le=1_000_000, description="E; with E > 1 the pseudo-gradient is sent")
+    local_lr: float = Field(1e-3, gt=0, le=1e38, description="learning rate of local steps (E > 1 only)")
+    memory_gb: float = Field(
+        4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
+    )
+    chunk: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="devices computed at once, on a CPU in passes side by side; 0: as many as memory_gb allows; 1: "
+        "each alone, the same bits as on a device of a federation",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what training passes multiply matrices in; bfloat16 (autocast) leaves gradients about a percent "
+        "off; evaluation and theory stay at float32",
+    )
+    gradients_gb: float = Field(
+        2.0, ge=0, le=1e6, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
+    )
+    cache_gb: float = Field(
+        2.0,
+        ge=0,
+        le=1e6,
+        description="memory for what the layers below the lowest adapter make of the samples, GB; the rest goes to a "
+        "temporary file",
+    )
+    cache_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what these values are kept as; bfloat16 halves them and rounds each by up to 2^-8"
+    )
+
+
+class ServerSettings(Section):
+    """The update on the received gradients."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
+    lr: Annotated[float, Field(gt=0, le=1e38)] | Literal["theory"] = Field(
+        2e-3,
+        description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta), decided by a probe before round 1 "
+        '(optimizer = "sgd")',
+    )
+    rounds: int = Field(35, ge=1, le=10_000_000, description="T, number of rounds")
+    air_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=1e12,
+        description="rounds also end when another would take more seconds on air than this in all; the first is played",
+    )
+
+    @model_validator(mode="after")
+    def _the_rule_is_for_sgd(self) -> "ServerSettings":
+        if self.lr == "theory" and self.optimizer != "sgd":
+            raise ValueError(
+                f'lr = "theory": is for optimizer = "sgd", not "{self.optimizer}"; a number would be right'
+            )
+        return self
+
+
+class RadioSettings(Section):
+    """The air between devices and servers."""
+
+    design: Design = Field("uniform_forcing", description="transceiver design")
+    topology: Literal["single_cell", "joint", "two_hop"] = Field(
+        "single_cell",
+        description="single_cell: one station serves all tasks; joint: every task has an edge station, all their "
+        "antennas together receive s, each edge alone its task's p; two_hop: each edge receives its own devices' "
+        "s-sum, which then goes over the backhaul",
+    )
+    backhaul_bits: int | None = Field(
+        None, ge=1, le=16, description="two_hop: bits an entry of the edges' s-sums; default: error-free (32 charged)"
+    )
+    access: Literal["concurrent", "tdma", "auto", "superposed"] = Field(
+        "tdma",
+        description="p-slots: all tasks at once, one after another, or the grouping of least error; superposed: s and "
+        "all p in one slot",
+    )
+    personal_slots: int | None = Field(
+        None, ge=1, le=1_000_000, description="access = auto: at most so many p-slots a round; default: one a task"
+    )
+    channel: Channel = Field(
+        "rayleigh",
+        description="small-scale fading; umi, uma, rma (with path loss and shadowing of their own), cdl_*, tdl_*: 3GPP "
+        "TR 38.901 through Sionna (the extra airpfed[sionna])",
+    )
+    rician_k_db: float = Field(3.0, ge=-100, le=100, description="rician: power of the line of sight over the rest, dB")
+    delay_spread_s: float = Field(
+        0.0,
+        ge=0,
+        le=1e-4,
+        description="rms delay spread, s: of an exponential profile (rayleigh, rician), or of cdl_*, tdl_*",
+    )
+    subcarrier_groups: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="groups of subcarriers with a channel of their own; a coherence block is a group for a time",
+    )
+    time_correlation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="rayleigh, rician: correlation of a channel with the coherence time before (1: still)",
+    )
+    round_correlation: float = Field(
+        0.0, ge=0, le=1, description="the same from the start of a round to the start of the next (1: static channel)"
+    )
+    speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
+    antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
+    carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
+    bandwidth_hz: float = Field(20e6, ge=1, le=1e12, description="bandwidth, Hz")
+    subcarriers: int = Field(1024, ge=1, le=10_000_000, description="OFDM subcarriers over the bandwidth")
+    power_dbm: float = Field(
+        20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, mean over a slot"
+    )
+    noise_dbm: float | Literal["thermal", "off"] = Field(
+        "thermal",
+        description='noise power over bandwidth_hz, dBm; "thermal": -174 dBm/Hz + noise_figure_db; "off": none',
+    )
+    noise_figure_db: float = Field(
+        7.0, ge=0, le=200, description='noise figure of the receiver, dB, for noise_dbm = "thermal"'
+    )
+    snr_db: float | None = Field(
+        None,
+        ge=-200,
+        le=200,
+        description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say",
+    )
+    coherence_symbols: int = Field(
+        20_000, ge=1, le=1_000_000_000_000, description="complex channel uses that see one channel"
+    )
+    normalizer: Literal["common", "per_device"] = Field(
+        "per_device", description="one sigma_t for all (the paper's), or mean and variance per device and tensor group"
+    )
+    packing: Literal["iq", "real"] = Field("iq", description="two real entries a channel use, or one")
+    energy: Literal["per_slot", "per_round"] = Field(
+        "per_slot",
+        description="the power limit holds in every slot, or on the mean of a round's slots in which the device sends "
+        "(mmse makes use of it)",
+    )
+    csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
+    phase_error_deg: float = Field(
+        0.0, ge=0, le=180, description="standard deviation of each device's carrier phase in a coherence block, degrees"
+    )
+    clipping_db: float | Literal["off"] = Field(
+        "off", description="power at which a device's amplifier clips its OFDM signal, dB above the slot's mean power"
+    )
+    outage: float = Field(
+        0.0, ge=0, lt=1, description="probability that a device is not heard in a coherence block, unknown to designs"
+    )
+    fade_truncation_db: float | Literal["off"] = Field(
+        "off",
+        description="a device whose channel is so many dB below its mean power is silent in that block; designs know",
+    )
+    correlation: float | Literal["estimated", "none"] = Field(
+        "estimated",
+        description="correlation of the devices' symbols that receivers expect: estimated from what earlier rounds "
+        "sounded like, a number for all pairs, or none (i.i.d. claims; mmse without the gain that answers it)",
+    )
+    truncation: float | Literal["best"] = Field(
+        "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
+    )
+    starts: int = Field(
+        1, ge=1, le=1000, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
+    )
+    debias: bool = Field(False, description="mmse: divide by the mean effective gain")
+    digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits an entry, stochastically rounded")
+    digital_access: Literal["orthogonal", "spatial"] = Field(
+        "orthogonal", description="digital: devices one after another, or in groups told apart by the antennas"
+    )
+    layout: Literal["discs", "cell_free"] = Field(
+        "discs",
+        description="discs: devices in a disc round their station; cell_free: access points and devices uniform on a "
+        "square with wrap-around, all access points one station",
+    )
+    drop: int = Field(0, ge=0, le=2**63 - 1, description="which drop of the seed: places, shadowing and fading differ")
+    cell_radius_m: float = Field(200.0, gt=0, le=1e6, description="devices are dropped in a disc of this radius, m")
+    min_distance_m: float = Field(10.0, gt=0, le=1e6, description="no device is nearer to the centre of its disc, m")
+    edge_distance_m: float = Field(
+        400.0, ge=0, le=1e6, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
+    )
+    access_points: int = Field(
+        400, ge=1, le=1_000_000, description="cell_free: stations on the square, each of `antennas` antennas"
+    )
+    square_m: float = Field(1000.0, gt=0, le=1e6, description="cell_free: side of the square, m")
+    height_m: float = Field(0.0, ge=0, le=1e6, description="height of stations above devices, m")
+    path_loss_exponent: float = Field(3.0, gt=0, le=10, description="log-distance exponent beyond 1 m")
+    path_loss_1m_db: float | Literal["free_space"] = Field(
+        "free_space", description="path loss at 1 m, dB; free_space: Friis at the carrier"
+    )
+    shadowing_db: float = Field(0.0, ge=0, le=50, description="standard deviation of log-normal shadowing, dB")
+    shadowing_decorrelation_m: float = Field(
+        9.0, ge=0, le=1e9, description="distance at which two devices' shadowing correlates by half, m; 0: independent"
+    )
+
+    @model_validator(mode="after")
+    def _ring_has_room(self) -> "RadioSettings":
+        if self.min_distance_m >= self.cell_radius_m:
+            raise ValueError(
+                f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
+            )
+        if self.personal_slots is not None and self.access != "auto":
+            raise ValueError(f'personal_slots = {self.personal_slots}: is for access = "auto", not "{self.access}"')
+        if isinstance(self.noise_dbm, float) and abs(self.noise_dbm) > 300:
+            raise ValueError(f"noise_dbm = {self.noise_dbm:g}: should be from -300 to 300")
+        if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
+            raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
+        for key, least, most in (("clipping_db", -20, 60), ("fade_truncation_db", 0, 100), ("path_loss_1m_db", 0, 300)):
+            value = getattr(self, key)
+            if isinstance(value, float) and not least <= value <= most:
+                raise ValueError(f"{key} = {value:g}: should be from {least} to {most}")
+        if self.truncation != "best" and not 0 <= self.truncation <= 1:
+            raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "RadioSettings":
+        """What cannot be had together, each with what would be right."""
+        three_gpp = self.channel not in ("rayleigh", "rician")
+        own_path_loss = self.channel in ("umi", "uma", "rma")
+        wrong = {
+            f'topology = "{self.topology}": needs layout = "discs": cell_free access points are one station': (
+                self.layout == "cell_free" and self.topology != "single_cell"
+            ),
+            f'channel = "{self.channel}": needs layout = "discs"': own_path_loss and self.layout == "cell_free",
+            f'channel = "{self.channel}": needs delay_spread_s above 0': (
+                three_gpp and not own_path_loss and self.delay_spread_s == 0
+            ),
+            f'channel = "{self.channel}": moves by speed_mps; time_correlation and round_correlation should be 0': (
+                three_gpp and (self.time_correlation > 0 or self.round_correlation > 0)
+            ),
+            f'channel = "{self.channel}": has its own path loss and shadowing; shadowing_db should be 0': (
+                own_path_loss and self.shadowing_db > 0
+            ),
+            f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
+                self.backhaul_bits is not None and self.topology != "two_hop"
+            ),
+            f"subcarrier_groups = {self.subcarrier_groups}: should divide subcarriers = {self.subcarriers}": (
+                self.subcarriers % self.subcarrier_groups != 0
+            ),
+        }
+        for message, holds in wrong.items():
+            if holds:
+                raise ValueError(message)
+        return self
+
+
+class RunSettings(Section):
+    """Seed, evaluation, machine."""
+
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random stream")
+    eval_every: int = Field(
+        0, ge=0, le=1_000_000_000, description="rounds between evaluations on the dev split; 0: none"
+    )
+    score: Literal["test", "dev", "both"] = Field(
+        "test",
+        description="what the trained models are scored on after the last round; dev: on the test split only the "
+        "untouched model is. A sweep scores on test, and on dev where it tunes",
+    )
+    cross_eval: bool = Field(
+        False, description="score every task's model on the other tasks' test splits too, where its classes allow it"
+    )
+    tracker: Literal["none", "tensorboard"] = Field(
+        "none", description="where records go besides records.jsonl; tensorboard: event files in the run's directory"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: as many as torch chooses")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; auto: a GPU if there is one"
+    )
+
+
+class TheorySettings(Section):
+    """The bounds beside a run (docs/theory.md): how often, and how their constants are found before round 1."""
+
+    meter_every: int = Field(0, ge=0, le=1_000_000_000, description="rounds between metered ones; 0: no meter")
+    draws: int = Field(20, ge=20, le=100_000, description="channel draws of a metered round, its mini-batches kept")
+    pilot_rounds: int = Field(
+        20,
+        ge=0,
+        le=1_000_000,
+        description="error-free rounds that the probe looks along, on other mini-batches; 0: the start alone",
+    )
+    hessian_samples: int = Field(
+        8, ge=0, le=1_000_000_000, description="samples of each device for the Hessian; 0: all"
+    )
+    lanczos_steps: int = Field(8, ge=2, le=10_000, description="Hessian-vector products a point of the probe")
+    safety: float = Field(
+        1.5, ge=1, le=1e6, description="factor on beta, sigma_SGD^2, sigma_dif^2 and bias as the probe saw them"
+    )
+    beta: float | None = Field(None, gt=0, le=1e30, description="beta of A1, given instead of probed")
+    c: float | None = Field(None, ge=0, le=1e30, description="C of A2, given")
+    sigma_sgd2: float | None = Field(None, ge=0, le=1e30, description="sigma_SGD^2 of A2, given")
+    lam: float | None = Field(None, gt=0, le=1e30, description="lambda of A3, given")
+    sigma_dif2: float | None = Field(None, ge=0, le=1e30, description="sigma_dif^2 of A3, given for both readings")
+
+
+class FederationSettings(Section):
+    """A real federation of the experiment (`airpfed federate`)."""
+
+    payload: Payload = Field(
+        "float32",
+        description="how a device's gradient travels: exact, or rounded at random without bias (integers: to a scale "
+        "per tensor group); `airpfed run` rounds the same way",
+    )
+    max_norm: float = Field(
+        1e3,
+        gt=0,
+        le=1e30,
+        description="federation: largest L2 norm of a device's gradient that is taken; beyond it the device is absent",
+    )
+    min_devices: int = Field(
+        0, ge=0, le=1_000_000, description="devices that must be there for a round to start; 0: all"
+    )
+    wait_seconds: float = Field(
+        600.0, gt=0, le=1e9, description="the run stops, to be resumed, if they are not there for so many seconds"
+    )
+    deadline_seconds: float = Field(
+        60.0, gt=0, le=1e9, description="a round ends after so many seconds; who has not answered is absent from it"
+    )
+    address: Annotated[str, Field(pattern=r"^(|\S+:[0-9]+)$")] = Field(
+        "", description="host:port at which devices reach the server; its certificate is for this host"
+    )
+    listen: str = Field("0.0.0.0", min_length=1, description="interface that the server listens on")
+    folder: str = Field(
+        "", description="the server's folder that `airpfed federate init` made: certificate, devices' public keys"
+    )
+
+
+class NodeSettings(Section):
+    """One device of a federation; written by `airpfed federate init` into the device's own settings file."""
+
+    device: int = Field(
+        ge=0, le=1_000_000, description="number of the device: tasks in order, devices of a task in order"
+    )
+    key: str = Field("device.key", description="the device's private key")
+    certificate: str = Field("ca.crt", description="certificate of the authority that signed the server's")
+    state: str = Field("state", description="folder of the device's own state and of its logs")
+    port: int = Field(9094, ge=1, le=65535, description="port on this machine's loopback that Flower's SuperNode takes")
+
+
+class Settings(Section):
+    """One experiment."""
+
+    model: ModelSettings = ModelSettings()
+    adapters: AdapterSettings = AdapterSettings()
+    tasks: Annotated[tuple[TaskSettings, ...], Field(strict=False, min_length=1)]
+    devices: DeviceSettings = DeviceSettings()
+    server: ServerSettings = ServerSettings()
+    radio: RadioSettings = RadioSettings()
+    run: RunSettings = RunSettings()
+    theory: TheorySettings = TheorySettings()
+    federation: FederationSettings = FederationSettings()
+    node: NodeSettings | None = None
+
+    @model_validator(mode="after")
+    def _port_is_one(self) -> "Settings":
+        address = self.federation.address
+        if address and not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
+            raise ValueError(f'federation.address = "{address}": the port should be from 1 to 65535')
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Settings":
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
+        places: dict[str, str] = {}
+        for name in names:
+            if RESERVED.fullmatch(folded(name)):
+                raise ValueError(f'tasks.name = "{name}": a device on Windows, where no file can be called so')
+            if (other := places.setdefault(same_place(name), name)) != name:
+                raise ValueError(
+                    f'tasks.name = "{name}" would have the same folder as "{other}": names should differ in more than '
+                    'capitals, and ":" for "-"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_shared_within_a_source(self) -> "Settings":
+        tasks = {task.name: task for task in self.tasks}
+        for task in self.tasks:
+            other = tasks.get(task.split_as)
+            if task.split_as and other is None:
+                raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
+            if other is None:
+                continue
+            keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
+            keys += () if task.prompt else ("text", "kind")  # which the default prompt is made of
+            differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
+            differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
+            if differs:
+                raise ValueError(
+                    f'tasks.{task.name}.split_as = "{task.split_as}": {differs[0]} should be the same in both tasks'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_error_free(self) -> "Settings":
+        method = self.adapters.method
+        if method in ERROR_FREE and self.radio.design != "error_free":
+            raise ValueError(
+                f'adapters.method = "{method}": should go with radio.design = "error_free" ({ERROR_FREE[method]})'
+            )
+        if method == "centralised" and self.devices.local_steps > 1:
+            raise ValueError(
+                f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
+                'adapters.method = "centralised", whose one worker has no local steps'
+            )
+        return self

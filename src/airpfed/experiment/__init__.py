@@ -1,0 +1,1 @@
+"""An experiment from settings to results: built, run, written to its folder."""

@@ -1,0 +1,103 @@
+"""`airpfed federate`: the same settings file on Flower's simulation, or on real devices."""
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from click import Context
+from typer.core import TyperGroup
+
+from airpfed.core.errors import UserError
+
+
+class FileFirst(TyperGroup):
+    """A group whose first word may be a settings file instead of a command: that means `run`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Put the command in front that a file stands for."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=FileFirst, no_args_is_help=True, help="Run the experiment as a federation on Flower.")
+
+File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+
+
+def ready() -> None:
+    """UserError unless Flower is installed; settings for its processes that keep it from phoning home.
+
+    Flower reads them when it is imported, and hands them on to the processes that it starts.
+    """
+    if importlib.util.find_spec("flwr") is None:
+        raise UserError("airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'")
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError("airpfed federate needs a Unix system (Linux, macOS): this one cannot lock files as it does")
+    from airpfed.federation.processes import QUIET
+
+    os.environ.update(QUIET)
+
+
+@app.command()
+def run(
+    file: File,
+    backend: Annotated[
+        Literal["simulation", "deployment"],
+        typer.Option("--backend", help="devices are processes on this machine, or machines that join over TLS"),
+    ] = "simulation",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="directory of the run; default as for `airpfed run`")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+) -> None:
+    """Fine-tune with gradients from a federation's devices (`airpfed federate FILE.toml`)."""
+    ready()
+    from airpfed.federation.launch import federate
+
+    raise typer.Exit(federate(file, set_ or [], out, resume, backend, "airpfed " + shlex.join(sys.argv[1:])))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
+    settings: Annotated[Path, typer.Option("--settings", metavar="FILE.toml", help="settings of the experiment")],
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="where devices reach the server")
+    ] = "localhost:9500",
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="a further name or address of the server; may be given again")
+    ] = None,
+    deal: Annotated[
+        bool, typer.Option("--deal", help="give each device its share of the tasks' data, as the simulator deals it")
+    ] = False,
+    days: Annotated[int, typer.Option("--days", help="how long the certificates are valid")] = 365,
+    port: Annotated[int, typer.Option("--port", help="loopback port of device 0's SuperNode; device k: plus k")] = 9100,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
+) -> None:
+    """Make certificates, keys, and a folder with settings and a start script for the server and for each device."""
+    ready()
+    from airpfed.config import settings_file
+    from airpfed.federation.addresses import host_of
+    from airpfed.federation.provisioning import Plan, found
+
+    read = settings_file.asked(settings, [*(set_ or []), f'federation.address="{address}"'])
+    plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
+    for line in found(folder, read, plan):
+        typer.echo(line)
+
+
+@app.command()
+def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
+    """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
+    ready()
+    from datetime import datetime
+
+    from airpfed.federation.supervisor import join as take_part
+
+    take_part(file, lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"))

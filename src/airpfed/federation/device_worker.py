@@ -1,0 +1,93 @@
+"""The resident trainer of a device: it holds the base model and the data, and answers on a Unix socket.
+
+Run as `python -m airpfed.federation.device_worker DEVICE.toml SOCKET`; it ends with the process that started it.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from airpfed.config import settings_file
+from airpfed.core.errors import UserError
+from airpfed.federation import build_federation
+from airpfed.federation.addresses import node_of
+from airpfed.federation.device import Device, handled
+from airpfed.federation.ipc import received
+from airpfed.federation.message import BadParcelError, Parcel, packed, printable, refusal
+from airpfed.federation.processes import parent_gone
+
+PATIENCE = 30.0
+"""Seconds that one side of the socket waits for the other."""
+
+
+def device_at(file: Path) -> Device:
+    """The device of a settings file, with its own data and the base model."""
+    settings = settings_file.read(file)
+    node = node_of(settings, file)
+    tasks = build_federation.node_tasks(settings, node.device)
+    return build_federation.devices(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]
+
+
+def answer(device: Device, line: socket.socket) -> None:
+    """Read one parcel from a connection and answer it; whatever goes wrong is a refusal, or an ended connection."""
+    line.settimeout(PATIENCE)
+    try:
+        reply = safely(device, received(line, device.limit))
+    except BadParcelError as error:
+        reply = refusal(str(error))
+    except (EOFError, OSError):
+        return
+    try:
+        line.sendall(packed(reply))
+    except OSError:
+        print("the answer could not be handed on", flush=True)
+
+
+def safely(device: Device, parcel: Parcel) -> Parcel:
+    """The device's answer; a fault of ours is written down here and told of in a line, and the trainer goes on."""
+    begin = time.perf_counter()
+    try:
+        reply = handled(device, parcel)
+    except Exception as error:
+        traceback.print_exc()
+        reply = refusal(f"{type(error).__name__}: {error}")
+    what = printable(f"{parcel.kind} {parcel.facts.get('round', '')}", 60)
+    outcome = "done" if reply.kind == "done" else f"refused: {reply.facts['why']}"
+    print(f"{what}: {outcome}, {time.perf_counter() - begin:.2f} s", flush=True)
+    return reply
+
+
+def follow_parent(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+    while not parent_gone(parent):
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main(file: Path, path: Path) -> None:
+    """Load everything once, then answer until told to end."""
+    threading.Thread(target=follow_parent, args=(os.getppid(),), daemon=True).start()
+    device = device_at(file)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        before = os.umask(0o177)  # only this user may ask
+        door.bind(str(path))
+        os.umask(before)
+        door.listen()
+        print(f"device {device.number} with {device.samples} samples is ready", flush=True)
+        while True:
+            line, _ = door.accept()
+            with line:
+                answer(device, line)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except UserError as error:
+        print(f"airpfed: {error}", flush=True)
+        sys.exit(2)

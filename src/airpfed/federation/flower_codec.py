@@ -1,0 +1,31 @@
+"""Parcels as Flower's messages: the head in a config record, bodies as raw bytes in an array record."""
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message import Array
+
+from airpfed.federation.message import BadParcelError, Parcel, head_of, opened
+
+TYPES = {"hello": "query.hello", "train": "train", "answer": "evaluate", "finish": "query.finish"}
+"""Kind of a question -> Flower's message type."""
+
+
+def content(parcel: Parcel) -> RecordDict:
+    """A parcel as the content of a message; Flower cuts long bodies into chunks by itself."""
+    arrays = {name: Array("uint8", (len(body),), "airpfed.raw", body) for name, body in parcel.bodies.items()}
+    return RecordDict({"head": ConfigRecord({"json": head_of(parcel)}), "bodies": ArrayRecord(arrays)})
+
+
+def parcel_of(message: Message) -> Parcel:
+    """The parcel in a message; raises BadParcelError where there is none."""
+    found = message.content.get("head"), message.content.get("bodies")
+    if not isinstance(found[0], ConfigRecord) or not isinstance(found[1], ArrayRecord):
+        raise BadParcelError("the message has no head and bodies")
+    head = found[0].get("json")
+    if not isinstance(head, str):
+        raise BadParcelError("the message has no head and bodies")
+    return opened(head, {name: array.data for name, array in found[1].items()})
+
+
+def byte_count(message: Message) -> int:
+    """Bytes of a message's records, as Flower counts them."""
+    return sum(record.count_bytes() for record in message.content.values())

@@ -1,0 +1,73 @@
+"""What a device and the server must have in common, as words that can be compared."""
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import astuple
+from typing import Any
+
+from airpfed.config.schema import Settings
+from airpfed.experiment import build
+from airpfed.federation.message import printable
+from airpfed.tasks.sample import Task
+from airpfed.training.loop import Experiment
+from airpfed.training.state import vectors
+
+Agreement = dict[str, str]
+"""Name of a thing -> what it is, in full or as a hash."""
+
+
+def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
+    """What the server and the devices of task `number` must agree on, whatever decides which gradient is computed.
+
+    The data is not in it, nor the prompt's wording: those are each device's own.
+    """
+    layout, task = experiment.clients.layout, tasks[number]
+    work = {
+        "server.optimizer": experiment.optimizer,
+        "server.lr": experiment.lr,
+        "devices.batch_size": experiment.batch_size,
+        "devices.local_steps": experiment.local_steps,
+        "devices.local_lr": experiment.local_lr,
+        "federation.payload": experiment.payload,
+        "run.seed": experiment.seed,
+        "model.max_tokens": settings.model.max_tokens,
+        "devices.precision": settings.devices.precision,
+    }
+    start = hashlib.sha256()
+    for scope, values in vectors(experiment.initial).items():
+        start.update(values[:1].contiguous().numpy().tobytes() if scope != "device" else b"")
+    return {
+        "airpfed": importlib.metadata.version("airpfed"),
+        "model.base": build.base_hash(experiment.clients.backbone),
+        "adapters": hashed([[astuple(entry) for entry in layout.entries], layout.task_lengths]),
+        "adapters.alpha": str(settings.adapters.alpha),
+        "initial adapters": start.hexdigest(),
+        "tasks": hashed([one.name for one in settings.tasks]),
+        f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
+        f"tasks.{task.name}.labels, as tokens": json.dumps(experiment.tasks[number].choices),
+        f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
+        **{key: str(value) for key, value in work.items()},
+    }
+
+
+def difference(server: Any, device: Any) -> str | None:
+    """A line about the first thing on which two agreements differ; None where they agree."""
+    if not isinstance(server, dict) or not isinstance(device, dict):
+        return "the other side does not say what it stands on"
+    for name in [*server, *(key for key in device if key not in server)]:
+        if server.get(name) != device.get(name):
+            here, there = short(server.get(name)), short(device.get(name))
+            return f"{printable(name, 60)} differs: {here} at the server, {there} on the device"
+    return None
+
+
+def short(value: Any) -> str:
+    """A value for a line: hashes by their first digits."""
+    text = printable(value, 100)
+    return f"{text[:12]}..." if len(text) == 64 else text
+
+
+def hashed(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""`airpfed federate init`: a folder for the server and one for each device, made and checked."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from airpfed.config import settings_file
+from airpfed.config.schema import FederationSettings, NodeSettings, Settings, TaskSettings
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import write_atomic
+from airpfed.experiment import build
+from airpfed.federation import build_federation, certificates
+from airpfed.federation.addresses import checked_address, checked_host, counted, federable, node_of, private
+from airpfed.tasks.sample import Sample, Task
+from airpfed.tasks.sources import settled
+
+DATA = "data.jsonl"
+"""The file that a device's settings name as its data: one JSON object a line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to found. hosts: names the certificate is for, the devices' first. deal: give each device its share."""
+
+    address: str
+    hosts: tuple[str, ...]
+    deal: bool
+    days: int
+    port: int
+
+
+LONGEST = 36_500
+"""Days that certificates may be valid: a hundred years."""
+
+
+def found(folder: Path, settings: Settings, plan: Plan) -> list[str]:
+    """Make everything in a new `folder`, at once; returns lines that say what to do next.
+
+    UserError if a check fails; nothing is left then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty; a federation is founded in a new folder, keys are never overwritten")
+    federable(settings)
+    owners = counted(settings)
+    checked(plan, len(owners))
+    tasks = build.load_tasks(settings) if plan.deal else build_federation.server_tasks(settings, deployed=True)
+    steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
+    home = folder.resolve()
+    if home == Path.cwd():
+        raise UserError(f"{folder}: the working directory; a federation is founded in a folder of its own")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{home.name[:100]}.", dir=home.parent))
+    try:
+        _found(made, settings, tasks, plan)
+        write_atomic(made / "README.txt", "\n".join(steps) + "\n")
+        made.replace(home)  # an empty folder gives way
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror or error}") from None
+    except UserError as error:
+        raise UserError(str(error).replace(str(made), str(folder))) from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return steps
+
+
+def checked(plan: Plan, devices: int) -> None:
+    """UserError unless days, address, hosts and ports can be."""
+    if not 1 <= plan.days <= LONGEST:
+        raise UserError(f"--days {plan.days}: should be from 1 to {LONGEST}")
+    checked_address(plan.address)
+    for host in plan.hosts:
+        checked_host(host)
+    if not 1 <= plan.port <= 65536 - devices:
+        raise UserError(f"--port {plan.port}: should be from 1 to {65536 - devices}; device k takes port + k")
+
+
+def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
+    server, devices = folder / "server", len(counted(settings))
+    private(server / "devices")
+    private(server)
+    authority = certificates.new_authority(folder, plan.days)
+    certificates.new_server(server, authority, plan.hosts, plan.days)
+    _copy(folder / "ca.crt", server / "ca.crt")
+    joined = settings.federation.model_copy(update={"address": plan.address, "folder": "."})
+    settings_file.write(settings.model_copy(update={"federation": joined}), server / "experiment.toml", SERVER, False)
+    _script(server / "start.sh", 'exec airpfed federate experiment.toml --backend deployment "$@"')
+    for device in range(devices):
+        _found_device(folder, device, device_settings(settings, tasks, device, plan), tasks, plan)
+    check(folder, devices, plan.hosts[0])
+
+
+def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
+    home, owner = folder / f"device-{device}", counted(settings)[device]
+    private(home)
+    certificates.new_device(home / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
+    _copy(folder / "ca.crt", home / "ca.crt")
+    settings_file.write(settings, home / "device.toml", DEVICE, False)
+    _script(home / "start.sh", 'exec airpfed federate join device.toml "$@"')
+    if plan.deal:
+        place = device - counted(settings).index(owner)
+        deal(tasks[owner].train[place], home)
+        again = build_federation.node_tasks(settings_file.read(home / "device.toml"), device)[owner].train[place]
+        if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[place]]:
+            raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {DATA}")
+
+
+def deal(samples: Sequence[Sample], home: Path) -> None:
+    """Write a device's share of the samples: the prompt as the model reads it, and the answer."""
+    rows = [{"prompt": sample.prompt, "answer": sample.answer.strip()} for sample in samples]
+    write_atomic(home / DATA, "".join(json.dumps(row) + "\n" for row in rows))
+    (home / DATA).chmod(0o600)
+
+
+def plain(sample: Sample) -> tuple[str, str, int]:
+    """What a gradient reads of a sample."""
+    return sample.prompt, sample.answer, sample.label
+
+
+def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, plan: Plan) -> Settings:
+    """One device's settings: what it must agree on with the server, its own data, and its place."""
+    owner = counted(settings)[device]
+    words = [labels_of(wanted, task) for wanted, task in zip(settings.tasks, tasks, strict=True)]
+    others = [
+        TaskSettings(name=task.name, kind=task.kind, labels=dict(labels), devices=wanted.devices)
+        for wanted, task, labels in zip(settings.tasks, tasks, words, strict=True)
+    ]
+    others[owner] = own_settings(settings.tasks[owner], tasks[owner], words[owner], plan.deal)
+    wanted = settings.federation
+    federation = FederationSettings(payload=wanted.payload, max_norm=wanted.max_norm, address=plan.address)
+    node = NodeSettings(device=device, port=plan.port + device)
+    return Settings(
+        model=settings.model, adapters=settings.adapters, tasks=tuple(others), devices=settings.devices,
+        server=settings.server, run=settings.run, federation=federation, node=node,
+    )  # fmt: skip
+
+
+def own_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, str], dealt: bool) -> TaskSettings:
+    """A device's own task: the server's wording for its own file."""
+    source = settled(build.source_of(wanted))
+    common = {"name": wanted.name, "source": DATA, "kind": task.kind, "devices": wanted.devices}
+    limits = {"max_new_tokens": wanted.max_new_tokens}
+    if dealt:
+        words = {word.strip(): word.strip() for word in task.labels}
+        return TaskSettings.model_validate(
+            {**common, **limits, "prompt": "{prompt}", "label": "answer", "labels": words}
+        )
+    columns = {"prompt": source.prompt, "text": wanted.text, "label": wanted.label, "max_chars": source.max_chars or 0}
+    return TaskSettings.model_validate({**common, **limits, **columns, "labels": dict(labels)})
+
+
+def labels_of(wanted: TaskSettings, task: Task) -> Mapping[str, str]:
+    """Class -> word, in the order of the class indices; empty for completions."""
+    if task.kind == "generate":
+        return {}
+    return settled(build.source_of(wanted)).labels or {word.strip(): word.strip() for word in task.labels}
+
+
+def check(folder: Path, devices: int, host: str) -> None:
+    """UserError unless certificate, keys and settings files are what server and devices need."""
+    certificates.check_server(folder / "server", host)
+    settings_file.read(folder / "server" / "experiment.toml")
+    for device in range(devices):
+        home = folder / f"device-{device}"
+        certificates.check_pair(home / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
+        node_of(settings_file.read(home / "device.toml"), home / "device.toml")
+
+
+def next_steps(folder: Path, tasks: Sequence[str], plan: Plan) -> list[str]:
+    """What is left to be done, line by line."""
+    data = "holds its share of the data" if plan.deal else f"put its data there as {DATA}"
+    lines = [
+        f"{folder}: certificates, keys, settings; checked",
+        f"1. Keep {folder / 'ca.key'} offline: who has it can pass for the server.",
+        f"2. On the server (reached as {plan.address}): {folder / 'server' / 'start.sh'} --out RUN_DIR",
+        "3. Copy each device's folder to its machine, by a way that nobody reads along, and delete it here:",
+    ]
+    lines += [f"   device-{k} (task {task}): {data}; then device-{k}/start.sh" for k, task in enumerate(tasks)]
+    return [*lines, "Every machine needs `airpfed[flower]` of the same version and the base model."]
+
+
+SERVER = """# The server's settings: the experiment's, with [federation]. `airpfed run` takes them as they are.
+
+"""
+
+DEVICE = """# One device's settings. What decides its gradients must be as at the server, or it is refused; source,
+# prompt, text and label of its own task are its own.
+
+"""
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomic(target, source.read_bytes())
+
+
+def _script(path: Path, line: str) -> None:
+    write_atomic(path, f'#!/bin/sh\ncd "$(dirname "$0")" && {line}\n')
+    os.chmod(path, 0o755)  # noqa: PTH101

@@ -1,0 +1,80 @@
+"""Which node is which device, how much data each device holds, and what was last said about each."""
+
+import time
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+
+from airpfed.core.errors import UserError
+from airpfed.federation.handshake import Agreement, difference
+from airpfed.federation.message import Parcel, printable
+from airpfed.federation.validate import samples_told, why_of
+
+AGAIN = 5.0
+"""Seconds after which a node that was refused, or did not answer, is greeted again."""
+
+
+@dataclass
+class Roster:
+    """The devices as the server knows them.
+
+    task_of: of each device. agreed: of each task. owners: node -> device by registered key; None: nodes say who they
+    are. say: where lines go; a line about a node is not repeated.
+    """
+
+    task_of: list[int]
+    agreed: list[Agreement]
+    owners: Mapping[int, int] | None
+    say: Callable[[str], None]
+    nodes: dict[int, int] = field(default_factory=dict)
+    samples: list[int] = field(default_factory=list)
+    greeted: dict[int, float] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Nothing is known of any device yet."""
+        self.samples = [0] * len(self.task_of)
+
+    def here(self, ids: Set[int]) -> dict[int, int]:
+        """Admitted nodes that are there, with their devices, in the order of devices."""
+        found = {node: device for node, device in self.nodes.items() if node in ids}
+        for device in set(self.nodes.values()):
+            self.line(f"device {device}", "is here" if device in found.values() else "is gone")
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+    def unknown(self, ids: Set[int]) -> list[int]:
+        """Nodes to be greeted now."""
+        now = time.monotonic()
+        new = [node for node in sorted(ids) if node not in self.nodes and self.greeted.get(node, 0.0) + AGAIN <= now]
+        self.greeted.update(dict.fromkeys(new, now))
+        return new
+
+    def admit(self, node: int, answer: Parcel) -> None:
+        """Take a node's answer to a greeting: it is a device from now on, or a line says why not."""
+        known = self.owners.get(node) if self.owners is not None else None
+        name = f"node {node}" if known is None else f"device {known}"
+        try:
+            device, samples = self._checked(node, answer)
+        except UserError as error:
+            self.line(name, f"refused: {error}")
+            return
+        self.nodes = {other: owner for other, owner in self.nodes.items() if owner != device} | {node: device}
+        self.samples[device] = samples
+        self.line(f"device {device}", "is here")
+
+    def _checked(self, node: int, answer: Parcel) -> tuple[int, int]:
+        if answer.kind != "done":
+            raise UserError(why_of(answer))
+        device = answer.facts.get("device")
+        if type(device) is not int or not 0 <= device < len(self.task_of):
+            raise UserError(f"says it is device {printable(device, 40)}; there are {len(self.task_of)}, from 0")
+        if self.owners is not None and self.owners.get(node) != device:
+            raise UserError(f"says it is device {device}, but its key is of {self.owners.get(node, 'none')}")
+        if why := difference(self.agreed[self.task_of[device]], answer.facts.get("agreement")):
+            raise UserError(why)
+        return device, samples_told(answer)
+
+    def line(self, name: str, text: str) -> None:
+        """Say something about a device or node, unless it is what was said of it last."""
+        if self.told.get(name) != text:
+            self.told[name] = text
+            self.say(f"{name} {text}")

@@ -1,0 +1,228 @@
+"""The server of a deployment: SuperLink with TLS and node keys, the run on it, and the end of both."""
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from airpfed.config.schema import Settings
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.federation import certificates
+from airpfed.federation.addresses import checked_address, counted, host_of, port_of, private
+from airpfed.federation.message import printable
+from airpfed.federation.processes import ended, environment, last_line, started
+
+CONNECTION = "airpfed"
+"""Name of the server in Flower's own configuration."""
+
+PATIENCE = 120.0
+"""Seconds that Flower's command line has for one question to the server beside it."""
+
+APP = """[project]
+name = "airpfed-federation"
+version = "1.0.0"
+description = "Points at the airpfed that is installed; nothing else travels."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "airpfed"
+
+[tool.flwr.app.components]
+serverapp = "airpfed.federation.server_app:app"
+clientapp = "airpfed.federation.client_app:app"
+
+[tool.flwr.app.config]
+plan = ""
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server's places. keys: the folder that `airpfed federate init` made; work: where this run's processes live."""
+
+    keys: Path
+    work: Path
+    host: str
+    listen: str
+    port: int
+
+    @property
+    def local(self) -> str:
+        """The address by which processes of this machine reach the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Flower's processes of this run read."""
+        return {
+            "FLWR_HOME": str(self.work / "home"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "NO_PROXY": host_of(self.local),
+        }
+
+
+def site_of(settings: Settings, file: Path, out: Path) -> Site:
+    """A server's places, checked: UserError unless certificate and the devices' public keys are there and right."""
+    wanted = settings.federation
+    if not wanted.address or not wanted.folder:
+        raise UserError(
+            f"{file}: federation.address and federation.folder are needed; `airpfed federate init` sets them"
+        )
+    checked_address(wanted.address)
+    site = Site(
+        (file.resolve().parent / wanted.folder).resolve(), out / "flower", host_of(wanted.address), wanted.listen,
+        port_of(wanted.address),
+    )  # fmt: skip
+    certificates.check_server(site.keys, site.host)
+    known = [device for device in range(len(counted(settings))) if public_key(site, device).exists()]
+    for device in known:
+        certificates.read_public(public_key(site, device))
+    if not known:
+        raise UserError(f"{site.keys / 'devices'}: no public keys here; `airpfed federate init` writes them")
+    return site
+
+
+def public_key(site: Site, device: int) -> Path:
+    """A device's public key."""
+    return site.keys / "devices" / f"device-{device}.pub"
+
+
+def deploy(
+    site: Site, devices: int, plan: Mapping[str, Any], show: Callable[[str], None], stopping: Callable[[], bool]
+) -> dict[str, Any]:
+    """Serve a run to its end; returns what the server's process left. All processes are ended before it returns.
+
+    show: takes the lines of that process's log as they come. stopping: asks it to stop after a round.
+    """
+    home = private(private(site.work) / "home")
+    run_files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
+    log = site.work / "superlink.log"
+    superlink = started(superlink_words(site), log, site.environment)
+    try:
+        wait_for(superlink, site, log)
+        owners = {admitted(site, k): k for k in range(devices) if public_key(site, k).exists()}
+        show(f"listening on {site.listen}:{site.port}; {len(owners)} keys admitted")
+        return followed(superlink, site, {**plan, "owners": owners}, show, stopping)
+    finally:
+        ended(superlink)
+
+
+def connections(site: Site) -> dict[str, Any]:
+    """Flower's configuration: one server."""
+    one = {"address": site.local, "root-certificates": str(site.keys / "ca.crt")}
+    return {"default": CONNECTION, CONNECTION: one}
+
+
+def superlink_words(site: Site) -> list[str]:
+    """The command line of SuperLink."""
+    keys = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
+    files = [part for option, name in keys.items() for part in (f"--ssl-{option}", str(site.keys / name))]
+    return [
+        sys.executable, "-m", "airpfed.federation.superlink", *files, "--enable-supernode-auth", "--host", site.listen,
+        "--port", str(site.port), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+
+
+def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds: float = 60.0) -> None:
+    """Until SuperLink takes connections; UserError if it ends, or does not in time."""
+    context = ssl.create_default_context(cafile=str(site.keys / "ca.crt"))
+    host, end = host_of(site.local), time.monotonic() + seconds
+    while superlink.poll() is None and time.monotonic() < end:
+        try:
+            with socket.create_connection((host, site.port), timeout=2) as line:
+                context.wrap_socket(line, server_hostname=host).close()
+                return
+        except (OSError, ssl.SSLError):
+            time.sleep(0.2)
+    raise UserError(f"SuperLink did not start on {site.local}: {last_line(log, '[Errno')}; all of it is in {log}")
+
+
+def admitted(site: Site, device: int) -> int:
+    """Admit a device's key; returns the node id by which Flower knows it."""
+    words = ["supernode", "register", str(public_key(site, device)), CONNECTION, "--format", "json"]
+    return int(asked(site, words)["node-id"])
+
+
+def asked(site: Site, words: list[str]) -> dict[str, Any]:
+    """What Flower's command line answers, as JSON; UserError with its reason where it does not succeed.
+
+    Flower 1.41 ends with 0 also then, and says so in what it prints alone.
+    """
+    command = f"flwr {words[0]} {words[1]}"
+    try:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "flwr"), *words], capture_output=True, text=True, timeout=PATIENCE,
+            env=environment(site.environment), errors="replace",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return answer_of(1, "", f"no answer within {PATIENCE:g} s", command)
+    return answer_of(done.returncode, done.stdout, done.stderr, command)
+
+
+def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:
+    """The JSON that a command of Flower's printed; UserError unless it says that it succeeded."""
+    tree: Any = None
+    with suppress(ValueError, RecursionError):
+        tree = json.loads(out)
+    if code == 0 and isinstance(tree, dict) and tree.get("success") is True:
+        return tree
+    said = tree.get("error-message") if isinstance(tree, dict) else None
+    lines = [line for line in (errors.strip() or out.strip()).splitlines() if line.strip()] or ["no output"]
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    hint = f" (the environment sets {proxies[0]})" if proxies else ""
+    raise UserError(f"{command} failed: {printable(said or lines[-1])}{hint}")
+
+
+def followed(
+    superlink: subprocess.Popen[bytes],
+    site: Site,
+    plan: Mapping[str, Any],
+    show: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> dict[str, Any]:
+    """Start the run and show its lines until it has ended."""
+    app, log = site.work / "app", Path(plan["log"])
+    app.mkdir(exist_ok=True)
+    run_files.write_atomic(app / "pyproject.toml", APP)
+    run_files.write_json(site.work / "plan.json", dict(plan))
+    # In a file, since Flower takes words with quotes or spaces in them apart.
+    run_files.write_atomic(site.work / "run.toml", tomlkit.dumps({"plan": str(site.work / "plan.json")}))
+    for old in (Path(plan["stop"]), *site.work.glob("ended-*")):
+        old.unlink(missing_ok=True)
+    log.touch()
+    words = [str(Path(sys.executable).parent / "flwr"), "run", str(app), CONNECTION, "--stream"]
+    words += ["--run-config", str(site.work / "run.toml")]
+    with log.open(encoding="utf-8") as lines:
+        lines.seek(0, 2)
+        run = started(words, site.work / "run.log", site.environment)
+        try:
+            while run.poll() is None and superlink.poll() is None and not Path(plan["ended"]).exists():
+                if stopping():
+                    Path(plan["stop"]).touch()
+                for line in lines:
+                    show(line.rstrip("\n"))
+                time.sleep(0.2)
+        finally:
+            ended(run)
+        for line in lines:
+            show(line.rstrip("\n"))
+    if not Path(plan["ended"]).exists():
+        why = last_line(site.work / "superlink.log", "Error", "ERROR")
+        if superlink.poll() is None:  # then it may be Flower's command line that failed
+            why += f"; {last_line(site.work / 'run.log', 'rror')}"
+        raise UserError(f"the server's process ended early: {why}; logs are in {site.work}; go on with --resume")
+    found: dict[str, Any] = json.loads(Path(plan["ended"]).read_text(encoding="utf-8"))
+    return found

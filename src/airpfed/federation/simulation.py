@@ -1,0 +1,59 @@
+"""The same run on Flower's simulation: devices are Ray actors of this machine; nothing else of Flower is started."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid as FlowerGrid
+from flwr.serverapp import ServerApp
+from flwr.simulation import run_simulation
+
+from airpfed.config.schema import Settings
+from airpfed.experiment import build
+from airpfed.federation import build_federation
+from airpfed.federation.client_app import app_of
+from airpfed.federation.device import Device, handled
+from airpfed.federation.message import Parcel
+from airpfed.training.loop import Outcome
+
+
+def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Outcome]) -> Outcome:
+    """Run `serve` against all devices of the settings; devices keep their state in `folder`.
+
+    As many devices are computed at once as there are CPUs for their threads, each actor with a base model of its own.
+    """
+    made = ServerApp()
+    outcomes: list[Outcome] = []
+
+    @made.main()
+    def main(grid: FlowerGrid, context: Context) -> None:
+        outcomes.append(serve(grid))
+
+    gpus = 1.0 if build.machine(settings.run.device) == "cuda" else 0.0
+    run_simulation(
+        made,
+        app_of(functools.partial(simulated, settings.model_dump_json(), str(folder))),
+        sum(len(task.train) for task in build.load_tasks(settings)),
+        backend_config={
+            "client_resources": {"num_cpus": settings.run.threads or 1, "num_gpus": gpus},
+            "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False, "log_to_driver": False},
+        },
+    )
+    return outcomes[0]
+
+
+def simulated(settings: str, folder: str, parcel: Parcel, context: Context) -> Parcel:
+    """A device's answer, in the actor that Flower chose for it."""
+    number = context.node_config["partition-id"]
+    return handled(actor_devices(settings, folder)[int(number)], parcel)
+
+
+@functools.cache
+def actor_devices(settings: str, folder: str) -> dict[int, Device]:
+    """All devices over one base model, made once in the life of an actor."""
+    read = Settings.model_validate_json(settings)
+    tasks = build.load_tasks(read)
+    count = sum(len(task.train) for task in tasks)
+    return build_federation.devices(read, tasks, {k: Path(folder) / f"device-{k}" for k in range(count)})

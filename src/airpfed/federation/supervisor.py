@@ -1,0 +1,201 @@
+"""`airpfed federate join`: a device's two processes, trainer and SuperNode, kept alive."""
+
+import os
+import re
+import signal
+import socket as sockets
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from airpfed.config import settings_file
+from airpfed.config.schema import NodeSettings, Settings
+from airpfed.core import files
+from airpfed.core.errors import UserError
+from airpfed.core.locks import alone
+from airpfed.federation import certificates
+from airpfed.federation.addresses import checked_address, host_of, node_of, port_of, private
+from airpfed.federation.message import printable
+from airpfed.federation.processes import ended, last_line, pause, started
+
+PAUSES = (1.0, 2.0, 5.0)
+"""Seconds before a process that has ended is started again, the first times and from then on."""
+
+LASTING = 60.0
+"""A process that lived so many seconds has worked: its next pause is the first again."""
+
+WRONG = 2
+"""Exit code of a trainer that found something wrong in settings, data or model: however long it lived, that stays."""
+
+TRIES = {"trainer": 5, "SuperNode": 20}
+"""A process that ends so many times in a row before it has worked is given up; who is refused by the server is not."""
+
+SOCKET_PATH = 107
+"""Bytes of the longest path that a Unix socket may have (macOS: 103)."""
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Kept:
+    """A process that is started again whenever it ends.
+
+    why: what its end means, from its log. patient: whether an end with this meaning is the server's doing, so that it
+    does not count.
+    """
+
+    name: str
+    words: list[str]
+    log: Path
+    why: Callable[[int], str]
+    patient: Callable[[str], bool] = lambda _: False
+    process: subprocess.Popen[bytes] | None = None
+    begun: float = 0.0
+    failures: int = 0
+    due: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def look(self, say: Say) -> None:
+        """Start it if it is not there and its pause is over; tell of its end. UserError if it ends at once for ever."""
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            code = self.process.returncode
+            why, worked = self.why(code), now - self.begun > LASTING and code != WRONG
+            self.process, self.failures = None, 0 if worked else self.failures + 1
+            if self.failures >= TRIES.get(self.name, 5) and not self.patient(why):
+                raise UserError(f"{self.name} ended {self.failures} times in a row: {why}; all of it is in {self.log}")
+            wait = PAUSES[min(self.failures, len(PAUSES) - 1)]
+            say(f"{self.name} ended: {why}; again in {wait:g} s")
+            self.due = now + wait
+        if self.process is None and now >= self.due:
+            self.process, self.begun = started(self.words, self.log, self.environment), now
+            say(f"{self.name} started, process {self.process.pid}")
+
+    def end(self) -> None:
+        """End it for good."""
+        if self.process is not None:
+            ended(self.process)
+
+
+def join(file: Path, say: Say) -> None:
+    """Take part in a federation until SIGTERM or Ctrl-C.
+
+    UserError if settings or keys are wrong, and if one of the two processes ends at once again and again.
+    """
+    settings, node = ready(file)
+    home = file.resolve().parent
+    key, authority, address = home / node.key, home / node.certificate, settings.federation.address
+    stopping: list[bool] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.append(True))
+    os.umask(0o077)  # whatever this device keeps is for its owner only
+    state = private(home / node.state)
+    with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder:
+        swept(state)
+        door, logs = Path(folder) / DOOR, (state / "trainer.log", state / "supernode.log")
+        words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file.resolve()), str(door)]
+        trainer = Kept("trainer", words, logs[0], lambda code: f"{last_line(logs[0])} (exit {code})")
+        words = supernode(address, authority, key, node.device, node.port, door)
+        link = Kept("SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda why: REFUSED in why)
+        link.environment = {
+            "FLWR_HOME": str(state / "flower"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "NO_PROXY": host_of(address),
+        }
+        try:
+            watch(trainer, link, partial(unreachable, address, authority), say, stopping)
+        finally:
+            link.end()
+            trainer.end()
+
+
+def ready(file: Path) -> tuple[Settings, NodeSettings]:
+    """A device's settings; UserError unless they, its key and the authority's certificate can be used."""
+    settings = settings_file.read(file)
+    node = node_of(settings, file)
+    home = file.resolve().parent
+    certificates.read_key(home / node.key)
+    if not settings.federation.address:
+        raise UserError(f"{file}: federation.address is needed; `airpfed federate init` sets it")
+    checked_address(settings.federation.address)
+    certificates.read_certificate(home / node.certificate)
+    return settings, node
+
+
+DOOR = "trainer.sock"
+
+
+def short_folder() -> Path:
+    """The folder of temporary files, or /tmp where a Unix socket's path there would be too long or of odd letters."""
+    wanted = Path(tempfile.gettempdir())
+    limit = SOCKET_PATH if sys.platform == "linux" else 103
+    for folder in (wanted, Path("/tmp")):
+        path = folder / "airpfed-12345678" / DOOR
+        if len(os.fsencode(path)) <= limit and re.fullmatch(r"[\w./+-]+", str(path)) and os.access(folder, os.W_OK):
+            return folder
+    raise UserError(
+        f"TMPDIR = {wanted}: too long or of odd letters for a socket, and /tmp cannot be written to; should be of at "
+        f"most {limit - len(DOOR) - 18} letters, digits and ./_+-"
+    )
+
+
+def swept(state: Path) -> None:
+    """Remove temporary files that killed processes have left in a device's state; the caller holds its lock."""
+    for path in list(state.rglob(".*")):
+        if files.TEMPORARY.fullmatch(path.name) and path.exists() and not path.is_symlink():
+            files.discard(path)
+
+
+def watch(trainer: Kept, link: Kept, fault: Callable[[], str | None], say: Say, stopping: list[bool]) -> None:
+    """Keep both alive until told to stop; the SuperNode only starts while the server can be trusted and reached."""
+    said = None
+    while not stopping:
+        trainer.look(say)
+        why = None if link.process is not None and link.process.poll() is None else fault()
+        if why is None:
+            link.look(say)
+        elif why != said:
+            say(why)
+        said = why
+        pause(PAUSES[-1] if why else 0.5, stopping)
+
+
+def supernode(address: str, authority: Path, key: Path, device: int, port: int, door: Path) -> list[str]:
+    """The command line of a device's SuperNode."""
+    return [
+        sys.executable, "-m", "airpfed.federation.supernode", "--superlink", address, "--root-certificates",
+        str(authority), "--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(port),
+        "--node-config", f'partition-id={device} socket="{door}"',
+    ]  # fmt: skip
+
+
+def unreachable(address: str, authority: Path) -> str | None:
+    """Why the server cannot be trusted or reached, in a line; None if its certificate is right."""
+    host, port = host_of(address), port_of(address)
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+        with (
+            sockets.create_connection((host, port), timeout=5) as line,
+            context.wrap_socket(line, server_hostname=host),
+        ):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return f"refused: the server at {address} has a wrong certificate: {printable(error.verify_message)}"
+    except (OSError, ssl.SSLError) as error:
+        return f"the server at {address} cannot be reached: {printable(str(error))}"
+
+
+REFUSED = "refused by the server"
+
+
+def meaning(code: int, log: Path) -> str:
+    """What a SuperNode's exit code means."""
+    if code == 1 and "Failed to activate" in last_line(log, "Failed to activate"):
+        return f"{REFUSED}: this key is not admitted, or its last process still counts as there (20 s)"
+    return f"{last_line(log, '[Errno', 'Exit Code')} (exit {code})"

@@ -1,0 +1,63 @@
+"""Several channels of one round at once: what each of them gives alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_uplink import everyone, gradients, make_air
+
+from airpfed.air.monte_carlo import uplink_over_seeds
+from airpfed.air.uplink import initial_statistics, send
+
+CASES = {
+    "tdma": ("uniform_forcing", {}),
+    "concurrent, mmse, wrong estimates": ("mmse", {"access": "concurrent", "csi_error": 0.05, "antennas": 16}),
+    "superposed": ("mmse", {"access": "superposed"}),
+    "auto": ("mmse", {"access": "auto", "personal_slots": 2}),
+    "error-free": ("error_free", {}),
+}
+SEEDS = (5, 2**61 + 1, 7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_draws_are_those_of_the_link_with_other_seeds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums to float32 rounding, errors and cost; one draw is not another. Designs take few steps, the same ones."""
+    for steps in ("real.STEPS", "mmse.STEPS"):
+        monkeypatch.setattr(f"airpfed.air.designs.{steps}", 8)
+    design, changes = CASES[case]
+    link = make_air(design, **changes)
+    shared, personal = gradients(link)
+    given = 3, shared, personal, everyone(link), initial_statistics(link)
+    found = uplink_over_seeds(link, SEEDS, *given)
+    for seed, one in zip(SEEDS, found, strict=True):
+        alone = send(replace(link, seed=seed), *given)
+        torch.testing.assert_close(one.shared, alone.shared, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.personal, alone.personal, rtol=1e-5, atol=1e-6)
+        assert one.pi == pytest.approx(alone.pi, rel=1e-6) and one.pi_claimed == pytest.approx(
+            alone.pi_claimed, rel=1e-6
+        )
+        assert one.ledger.channel_uses == alone.ledger.channel_uses
+        assert one.ledger.joules_mean == pytest.approx(alone.ledger.joules_mean, rel=1e-6)
+    if design != "error_free":
+        assert not torch.equal(found[0].shared, found[1].shared)
+
+
+def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
+    """As many designs as one round has, each for the channels of every draw."""
+    link = make_air("uniform_forcing")
+    blocks: list[int] = []
+    real = link.design
+    assert real is not None
+
+    def counted(problem):  # type: ignore[no-untyped-def]
+        blocks.append(len(problem.h))
+        return real(problem)
+
+    watched = replace(link, design=counted, bundles=False)
+    shared, personal = gradients(link)
+    given = 3, shared, personal, everyone(link), initial_statistics(link)
+    send(watched, *given)
+    single = list(blocks)
+    blocks.clear()
+    uplink_over_seeds(watched, SEEDS, *given)
+    assert blocks == [len(SEEDS) * count for count in single]

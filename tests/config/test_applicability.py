@@ -1,0 +1,207 @@
+"""Settings that do nothing beside others: refused where the user wrote them, left out where they are defaults."""
+
+from pathlib import Path
+
+import pytest
+
+from airpfed.config.applicability import RULES, effective, idle, kind_of, notes
+from airpfed.config.settings_file import asked, read, write
+from airpfed.core.errors import UserError
+from airpfed.tasks.catalog import CATALOG
+
+BASE = """
+[[tasks]]
+name = "sst2"
+
+[[tasks]]
+name = "gym:basic_arithmetic"
+"""
+
+METERED = [f"theory.{key}" for key in ("draws", "pilot_rounds", "hessian_samples", "lanczos_steps", "safety")]
+METERED += [f"theory.{key}" for key in ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")]
+VALUES = {"theory.draws": "30", "theory.pilot_rounds": "3", "theory.hessian_samples": "4", "theory.lanczos_steps": "4"}
+EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
+    ("tasks.dirichlet_alpha", "tasks.split"): (["tasks.sst2.dirichlet_alpha=0.5"], ["tasks.sst2.split=dirichlet"]),
+    ("tasks.device_column", "tasks.split"): (["tasks.sst2.device_column=user"], ["tasks.sst2.split=column"]),
+    ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
+    ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
+    ("tasks.labels", "tasks.kind"): (
+        ["tasks.sst2.labels={a='b'}", "tasks.sst2.kind=generate"],
+        ["tasks.sst2.kind=classify"],
+    ),
+    ("tasks.classes", "tasks.kind"): (
+        ["tasks.sst2.classes=['a']", "tasks.sst2.kind=generate"],
+        ["tasks.sst2.kind=auto"],
+    ),
+    ("tasks.max_new_tokens", "tasks.kind"): (["tasks.sst2.max_new_tokens=4"], ["tasks.sst2.kind=generate"]),
+    ("tasks.power_dbm", "adapters.method"): (
+        ["tasks.sst2.power_dbm=3.0", "adapters.method=centralised", "radio.design=error_free"],
+        ["adapters.method=fedex"],
+    ),
+    ("adapters.head", "model.kind"): (["adapters.head=global", "model.kind=causal"], ["model.kind=auto"]),
+    ("devices.local_lr", "devices.local_steps"): (["devices.local_lr=1e-3"], ["devices.local_steps=2"]),
+    ("devices.memory_gb", "devices.chunk"): (["devices.memory_gb=4.0", "devices.chunk=1"], ["devices.chunk=0"]),
+    ("radio.noise_dbm", "radio.snr_db"): (["radio.noise_dbm=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
+    ("radio.noise_figure_db", "radio.snr_db"): (["radio.noise_figure_db=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
+    ("radio.noise_figure_db", "radio.noise_dbm"): (
+        ["radio.noise_figure_db=7.0", "radio.noise_dbm=-90.0"],
+        ["radio.noise_dbm=thermal"],
+    ),
+    ("radio.power_dbm", "tasks.power_dbm"): (
+        ["radio.power_dbm=20.0", "tasks.*.power_dbm=1.0"],
+        ["tasks.sst2.power_dbm="],
+    ),
+    ("radio.access_points", "radio.layout"): (["radio.access_points=400"], ["radio.layout=cell_free"]),
+    ("radio.square_m", "radio.layout"): (["radio.square_m=50.0"], ["radio.layout=cell_free"]),
+    ("radio.cell_radius_m", "radio.layout"): (
+        ["radio.cell_radius_m=50.0", "radio.layout=cell_free"],
+        ["radio.layout=discs"],
+    ),
+    ("radio.min_distance_m", "radio.layout"): (
+        ["radio.min_distance_m=5.0", "radio.layout=cell_free"],
+        ["radio.layout=discs"],
+    ),
+    ("radio.edge_distance_m", "radio.topology"): (["radio.edge_distance_m=400.0"], ["radio.topology=joint"]),
+    ("radio.shadowing_decorrelation_m", "radio.shadowing_db"): (
+        ["radio.shadowing_decorrelation_m=9.0"],
+        ["radio.shadowing_db=4.0"],
+    ),
+    ("radio.path_loss_exponent", "radio.channel"): (
+        ["radio.path_loss_exponent=3.0", "radio.channel=umi"],
+        ["radio.channel=rician"],
+    ),
+    ("radio.path_loss_1m_db", "radio.channel"): (
+        ["radio.path_loss_1m_db=0.0", "radio.channel=uma"],
+        ["radio.channel=rayleigh"],
+    ),
+    ("radio.height_m", "radio.channel"): (
+        ["radio.height_m=5.0", "radio.channel=rma"],
+        ["radio.channel=tdl_a", "radio.delay_spread_s=1e-7"],
+    ),
+    ("run.eval_every", "tasks.dev_samples"): (
+        ["run.eval_every=2", "tasks.*.dev_samples=0"],
+        ["tasks.sst2.dev_samples=1"],
+    ),
+    ("run.score", "tasks.dev_samples"): (["run.score=dev", "tasks.*.dev_samples=0"], ["run.score=test"]),
+    ("run.cross_eval", "run.score"): (["run.cross_eval=true", "run.score=dev"], ["run.score=both"]),
+    ("run.cross_eval", "tasks"): (["run.cross_eval=true"], ["run.cross_eval=false"]),
+    **{(key, "theory.meter_every"): ([f"{key}={VALUES.get(key, '2.0')}"], ["theory.meter_every=0"]) for key in METERED},
+}
+"""Of every rule: what it refuses, and what makes it right."""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.key} beside {rule.beside}")
+def test_what_does_nothing_is_refused_with_both_keys_and_what_would_be_right(rule, file):
+    wrong, right = EXAMPLES[rule.key, rule.beside]
+    if rule.beside == "tasks":
+        file.write_text('[[tasks]]\nname = "sst2"\n')
+    read(file, wrong)  # a run that is there is read as it is
+    with pytest.raises(UserError) as caught:
+        asked(file, wrong)
+    line = str(caught.value)
+    key, beside = rule.key.split(".")[-1], rule.beside.split(".")[-1]
+    assert "\n" not in line and line.startswith(f"{file}: ")
+    assert key in line and beside.removesuffix("s") in line and line.endswith(rule.right)
+    asked(file, [*wrong, *right])
+
+
+def test_every_rule_has_its_example():
+    assert {(rule.key, rule.beside) for rule in RULES} == set(EXAMPLES)
+
+
+def test_defaults_never_contradict(file):
+    """A key counts where the user wrote it, also at its default; a value that asks for nothing does not."""
+    for overrides in ([], ["radio.snr_db=3.0"], ["radio.layout=cell_free"], ["tasks.*.dev_samples=0"]):
+        asked(file, overrides)
+    asked(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.device_column="])
+    with pytest.raises(UserError, match="dirichlet_alpha"):
+        asked(file, ["tasks.sst2.dirichlet_alpha=0.5"])
+
+
+def test_a_key_is_taken_back_by_an_empty_value(file):
+    file.write_text(BASE + "[radio]\nsnr_db = 10.0\n")
+    assert asked(file, ["radio.snr_db=", "radio.noise_dbm=-90"]).radio.snr_db is None
+
+
+def test_the_theory_matters_to_a_plan_without_a_meter(file):
+    asked(file, ["theory.draws=30"], training=False)
+
+
+def test_more_devices_than_there_are_cannot_be_waited_for(file):
+    with pytest.raises(UserError, match=r"federation.min_devices = 99: the tasks have 8 devices; should be at most"):
+        asked(file, ["federation.min_devices=99"])
+    asked(file, ["federation.min_devices=8"])
+    by_column = ["tasks.sst2.devices=0", "tasks.sst2.split=column", "tasks.sst2.device_column=user"]
+    asked(file, ["federation.min_devices=9", *by_column])
+
+
+@pytest.mark.parametrize("overrides", [example[0] + example[1] for example in EXAMPLES.values()])
+def test_written_settings_read_back_and_are_accepted(overrides, file, tmp_path):
+    """A run's experiment.toml holds all keys but for those without effect, so that it can be run as it is."""
+    settings = read(file, overrides)
+    write(settings, tmp_path / "experiment.toml")
+    assert read(tmp_path / "experiment.toml") == settings
+    if not list(idle(settings)):
+        assert asked(tmp_path / "experiment.toml") == settings
+
+
+def test_written_settings_keep_what_has_no_effect_but_was_set(file, tmp_path):
+    settings = read(file, ["tasks.sst2.dirichlet_alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
+    write(settings, tmp_path / "experiment.toml")
+    assert read(tmp_path / "experiment.toml") == settings
+
+
+def test_the_experiments_contradict_nowhere():
+    for path in (Path(__file__).parents[1] / "experiments").glob("*.toml"):
+        asked(path)
+
+
+def test_settings_that_differ_in_what_has_no_effect_are_the_same_run(file):
+    one, other = (read(file, [f"tasks.sst2.dirichlet_alpha={alpha}"]) for alpha in (0.1, 0.2))
+    assert one != other and effective(one) == effective(other)
+    assert effective(one) != effective(read(file, ["tasks.sst2.split=dirichlet"]))
+
+
+def test_what_is_generated_is_told_by_the_name():
+    """`kind_of` needs no catalogue as long as this holds."""
+    assert all(entry.kind == "classify" for entry in CATALOG.values())
+
+
+def test_the_kind_is_that_of_the_task(file):
+    assert [kind_of(task) for task in read(file).tasks] == ["classify", "generate"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["radio.carrier_hz=4e8"], ["radio.carrier_hz", "5e+08 to 1e+11 Hz"]),
+        (["radio.carrier_hz=4e10", "radio.channel=rma"], ["5e+08 to 3e+10 Hz"]),
+        (["radio.bandwidth_hz=4e8"], ["radio.bandwidth_hz", "0 to 3.5e+08 Hz"]),
+        (["radio.min_distance_m=1.0"], ["radio.min_distance_m", "10 to 5000 m"]),
+        (["radio.cell_radius_m=6000.0"], ["radio.cell_radius_m", "10 to 5000 m"]),
+        (["radio.cell_radius_m=4900.0", "radio.topology=joint"], ["5700 m"]),
+    ],
+)
+def test_a_3gpp_model_beyond_its_ranges_is_told(overrides, words, file):
+    (line,) = notes(asked(file, ["radio.channel=umi", *overrides]))
+    assert all(word in line for word in [*words, "TR 38.901"])
+
+
+def test_within_its_ranges_nothing_is_told(file):
+    for channel in ("umi", "uma", "rma", "rayleigh"):
+        assert notes(asked(file, [f"radio.channel={channel}"])) == []
+    assert notes(asked(file, ["radio.channel=rma", "radio.cell_radius_m=6000.0"])) == []
+
+
+def test_a_rule_in_the_optimizers_place_is_told(file):
+    overrides = ["adapters.method=fedex", "radio.design=error_free"]
+    assert notes(asked(file, overrides)) == []
+    (line,) = notes(asked(file, [*overrides, "server.lr=0.1"]))
+    assert "server.lr" in line and "fedex" in line

@@ -1,0 +1,84 @@
+"""The same bits from simulator and federation, whatever the method; every message goes through Flower's own types."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from local import grid_of, local_devices, served
+from safetensors.torch import load_file
+
+from airpfed.config import settings_file
+from airpfed.core import run_files
+from airpfed.experiment import build, run
+from airpfed.training.loop import play_round
+
+SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
+CASES = {
+    "both scopes, over the air": (),
+    "ideal link, rounded at random to 8 bits": ("radio.design=error_free", "federation.payload=int8"),
+    "device scope, local steps": (
+        "adapters.method=feddpa",
+        "radio.design=error_free",
+        "devices.local_steps=2",
+        "adapters.layers=last-2",
+    ),
+}
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((out / "checkpoint").glob("*.safetensors")))
+
+
+def rows(out: Path) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Records without what clocks and wires say, and the bytes computed and counted."""
+    found, counted = [], []
+    for row in run_files.load(out / "records.jsonl"):
+        tree = row.model_dump(exclude={"seconds"})
+        counted.append((row.ledger.payload_bytes, tree["ledger"].pop("uplink_bytes")))
+        tree["ledger"].pop("downlink_bytes")
+        found.append(tree)
+    return found, counted
+
+
+def exported(out: Path, devices: Path) -> dict[str, bytes]:
+    """Adapters by task, or by device where devices have parts of their own (the server then has none)."""
+    found = {path.parts[-2]: path.read_bytes() for path in (out / "adapters").rglob("*.safetensors")}
+    return found or {
+        f"device-{path.parts[-5]}": path.read_bytes() for path in devices.rglob("adapter_model.safetensors")
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings: Path, tmp_path: Path) -> None:
+    overrides = [*CASES[case], *SMALL]
+    assert run.run_job(llama_settings, overrides, tmp_path / "sim", False, "x") == 0
+    devices = local_devices(settings_file.read(llama_settings, overrides), tmp_path / "devices")
+    served(llama_settings, overrides, tmp_path / "fed", grid_of(devices))
+    here, there = tensors(tmp_path / "sim"), tensors(tmp_path / "fed")
+    own = {key for key in here if key.startswith("devices.own") and key != "devices.own.updates"}
+    assert all(torch.equal(here[key], there[key]) for key in here.keys() - own)
+    assert all(there[key].numel() == 0 for key in own), "nothing of device scope is at the server"
+    assert rows(tmp_path / "sim")[0] == rows(tmp_path / "fed")[0]
+    for computed, counted in rows(tmp_path / "fed")[1]:  # a head of at most 500 bytes a message beside the payload
+        assert 0 < counted - computed < 500 * len(devices)
+    left, right = (run_files.load_summary(tmp_path / run / "summary.json") for run in ("sim", "fed"))
+    assert left.tasks == right.tasks and right.exit == "completed"
+    nowhere = tmp_path / "none"
+    assert exported(tmp_path / "fed", tmp_path / "devices") == exported(tmp_path / "sim", nowhere)
+
+
+def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
+    settings = settings_file.read(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
+    made = build.experiment(settings, build.load_tasks(settings))
+    assert made.chunk > 1
+    states = []
+    for chunk in (made.chunk, 1):
+        state = made.initial
+        for _ in range(3):
+            state, _ = play_round(replace(made, chunk=chunk), state)
+        states.append(state.server)
+    for scope in ("shared", "personal"):
+        stacked, alone = (getattr(server, scope).value for server in states)
+        torch.testing.assert_close(stacked, alone, rtol=0, atol=1e-5)

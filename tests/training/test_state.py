@@ -1,0 +1,83 @@
+"""The server's update: exact SGD, torch's Adam, and copies that do not move stay as they are."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from airpfed.training.state import BETAS, EPSILON, OptimizedParameters, update, update_turn
+
+
+def moving(copies: int, d: int, seed: int = 0) -> OptimizedParameters:
+    value = torch.randn(copies, d, generator=torch.Generator().manual_seed(seed))
+    return OptimizedParameters(
+        value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(copies, dtype=torch.long)
+    )
+
+
+def slopes(steps: int, copies: int, d: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(steps, copies, d, generator=torch.Generator().manual_seed(1))
+
+
+def same(a: OptimizedParameters, b: OptimizedParameters, rows: slice) -> bool:
+    return all(torch.equal(getattr(a, key)[rows], getattr(b, key)[rows]) for key in vars(a))
+
+
+def test_sgd_is_exact() -> None:
+    start, (slope,) = moving(2, 50), slopes(1, 2, 50)
+    after = update(start, slope, torch.tensor([True, True]), "sgd", 0.1)
+    assert torch.equal(after.value, start.value - 0.1 * slope)
+    assert after.updates.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9])
+def test_adam_is_torchs(scale: float) -> None:
+    """To 1e-4 of a step, the rounding of values near 1, also for gradients far below the usual epsilon of 1e-8."""
+    start, lr = moving(1, 200), 0.01
+    twin = torch.nn.Parameter(start.value.clone())
+    optimizer = torch.optim.Adam([twin], lr=lr, betas=BETAS, eps=EPSILON)
+    now = start
+    for slope in slopes(8, 1, 200, scale):
+        now = update(now, slope, torch.tensor([True]), "adam", lr)
+        twin.grad = slope.clone()
+        optimizer.step()
+        torch.testing.assert_close(now.value, twin.detach(), rtol=0, atol=1e-4 * lr)
+    assert (now.value - start.value).abs().mean() > lr
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_copies_that_do_not_move_stay_bit_identical(optimizer: str) -> None:
+    """Also where their row of the gradient is not a number; the others do not notice."""
+    now, alone = moving(3, 20), moving(3, 20)
+    for t, slope in enumerate(slopes(5, 3, 20)):
+        before = now
+        moves = torch.tensor([True, t % 2 == 0, False])
+        bad = torch.where(moves[:, None], slope, torch.nan)
+        now = update(now, bad, moves, optimizer, 0.1)
+        alone = update(alone, slope, torch.tensor([True, True, True]), optimizer, 0.1)
+        assert same(now, before, slice(2, 3)) and same(now, alone, slice(0, 1))
+        assert same(now, before, slice(1, 2)) == (t % 2 == 1)
+    assert now.updates.tolist() == [5, 3, 0], "Adam's bias correction counts a copy's own updates"
+
+
+def test_nothing_to_move_is_no_trouble() -> None:
+    """A method that shares nothing has a shared vector of length 0."""
+    empty = update(moving(1, 0), torch.zeros(1, 0), torch.tensor([True]), "adam", 0.1)
+    assert empty.value.shape == (1, 0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_parts_in_turn_move_as_if_each_were_alone(optimizer: str) -> None:
+    """Moments and bias correction are of the part's own updates; a turn that is lost is not counted."""
+    whole, parts = moving(1, 20), (slice(0, 12), slice(12, 20))
+    now = OptimizedParameters(whole.value, whole.first, whole.second, torch.zeros(1, 2, dtype=torch.long))
+    alone = [
+        OptimizedParameters(whole.value[:, p], whole.first[:, p], whole.second[:, p], whole.updates) for p in parts
+    ]
+    for t, slope in enumerate(slopes(7, 1, 20)):
+        turn, moves = t % 2, torch.tensor([t != 4])
+        part = parts[turn]
+        now = update_turn(now, turn, (part.start, part.stop), slope, moves, optimizer, 0.1)
+        alone[turn] = update(alone[turn], slope[:, part], moves, optimizer, 0.1)
+    assert now.updates.tolist() == [[3, 3]]
+    for part, one in zip(parts, alone, strict=True):
+        assert all(torch.equal(getattr(now, key)[:, part], getattr(one, key)) for key in ("value", "first", "second"))
