@@ -9,9 +9,9 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import refuse, show, unneeded, without
-from airpfed.config.paths import base_in, source_in
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError, hint
+from airpfed.core.paths import base_in, source_in
 from airpfed.core.run_files import write_atomic
 
 LARGEST = 4 << 20

@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
 
-from airpfed.config.paths import HUB, TABLES
 from airpfed.core.errors import UserError, hint
+from airpfed.core.paths import HUB, TABLES
 from airpfed.core.wheels import cached
 from airpfed.tasks import catalog
 from airpfed.tasks.sample import Counts, Kind, Sample

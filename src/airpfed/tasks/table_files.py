@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from airpfed.config.paths import HUB
 from airpfed.core.errors import UserError
+from airpfed.core.paths import HUB
 
 Row = dict[str, str]
 

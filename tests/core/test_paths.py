@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from airpfed.config import settings_file
-from airpfed.config.paths import TABLES, base_in, source_in
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
+from airpfed.core.paths import TABLES, base_in, source_in
 from airpfed.experiment import build
 from airpfed.tasks.table_files import READERS
 
