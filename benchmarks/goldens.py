@@ -11,6 +11,7 @@ side are kept in a cache folder, by commit, command, library versions and proces
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib.metadata
@@ -81,9 +82,9 @@ def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
     for number, command in enumerate(commands):
         words = [renamed_option(word.format(out=out, data=data), side.renames) for word in shlex.split(command)]
         table = out / (f"stdout-{number}.jsonl" if "--json" in words else f"stdout-{number}.txt")
-        with table.open("w") as said, (out / f"stderr-{number}.txt").open("w") as errors:
+        with table.open("w") as output, (out / f"stderr-{number}.txt").open("w") as errors:
             program = [sys.executable, "-c", code, source, *words]
-            child = subprocess.Popen(program, cwd=side.tree, env=environment, stdout=said, stderr=errors)
+            child = subprocess.Popen(program, cwd=side.tree, env=environment, stdout=output, stderr=errors)
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         (out / f"exit-{number}.json").write_text(json.dumps({"code": child.returncode}))
@@ -100,9 +101,9 @@ def renamed_option(word: str, names: dict[str, str]) -> str:
     if not equals or not names:
         return word
     present = []
-    for one in key.split("/"):
-        task = re.match(r"tasks\.([^.]+)\.", one)
-        new = names.get(re.sub(r"^tasks\.[^.]+\.", "tasks.*.", one), one)
+    for setting in key.split("/"):
+        task = re.match(r"tasks\.([^.]+)\.", setting)
+        new = names.get(re.sub(r"^tasks\.[^.]+\.", "tasks.*.", setting), setting)
         present.append(new.replace("*", task[1]) if task else new)
     return "/".join(present) + "=" + value
 
@@ -149,7 +150,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def apart(old: Any, new: Any) -> float:
+def relative_difference(old: Any, new: Any) -> float:
     """Relative difference of two values: 0 where their bits are equal, infinite where they cannot be compared."""
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
         if (old.dtype, old.shape) != (new.dtype, new.shape):
@@ -158,9 +159,11 @@ def apart(old: Any, new: Any) -> float:
             return 0.0
         gap = (old.double() - new.double()).abs().max() / old.double().abs().max().clamp_min(FLOOR)
         return float(gap) or math.ulp(0.0) if gap.isfinite() else math.inf
-    if isinstance(old, float) and isinstance(new, float) and old != new and math.isfinite(old - new):
-        return abs(old - new) / max(abs(old), abs(new), FLOOR)
-    return 0.0 if repr(old) == repr(new) else math.inf
+    if repr(old) == repr(new):
+        return 0.0
+    if isinstance(old, float) and isinstance(new, float) and math.isfinite(old - new):
+        return abs(old - new) / max(abs(old), abs(new), FLOOR) or math.ulp(0.0)
+    return math.inf
 
 
 def compare(old: Path, new: Path, names: dict[str, str], tolerance: float) -> tuple[int, str]:
@@ -174,10 +177,10 @@ def compare(old: Path, new: Path, names: dict[str, str], tolerance: float) -> tu
         before, now = content(path), content(right[name])
         renames = {".".join(names.get(part, part) for part in key.split(".")): key for key in before}
         for key in dict.fromkeys([*renames, *now]):
-            one, other = before.get(renames.get(key, key), "absent"), now.get(key, "absent")
-            gap, count = apart(one, other), count + 1
+            a, b = before.get(renames.get(key, key), "absent"), now.get(key, "absent")
+            gap, count = relative_difference(a, b), count + 1
             if gap > tolerance:
-                first = first or f"{name}: {key}: {short(one)} is now {short(other)}"
+                first = first or f"{name}: {key}: {short(a)} is now {short(b)}"
                 worst, differ = max(worst, gap), differ + 1
     return count, first and f"{first}; {differ} values differ, largest relative difference {worst:.1e}"
 
@@ -191,18 +194,32 @@ def short(value: Any) -> str:
     return repr(value)[:60]
 
 
-def kept(commands: tuple[str, ...], side: Side, commit: str, cache: Path) -> tuple[Path, str]:
-    """The old side's results of a case, played where they are not in the cache; and how long that took, in words."""
+def failure(out: Path) -> str:
+    """The last line of standard error of a side's first command that failed; empty where none did."""
+    for path in sorted(out.glob("exit-*.json")):
+        if code := json.loads(path.read_text())["code"]:
+            lines = path.with_name(path.name.replace("exit", "stderr")).with_suffix(".txt").read_text().splitlines()
+            return f"exit code {code}: {lines[-1][:300] if lines else 'no message'}"
+    return ""
+
+
+def old_results(commands: tuple[str, ...], side: Side, commit: str, cache: Path, work: Path) -> tuple[Path, str]:
+    """The old side's results of a case and the time they took, in words; played, and cached, where they are not there.
+
+    What failed is not cached.
+    """
     key = json.dumps([commit, commands, machine(), inputs(cache).read_text()])
     folder = cache / "old" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if folder.is_dir():
-        return folder, "kept"
+        return folder, "cached"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        took = play(side, commands, Path(work) / "out", cache)
-        if not folder.is_dir():
-            (Path(work) / "out").rename(folder)
-    return folder, took
+    duration = play(side, commands, work, cache)
+    if not failure(work):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as spare:  # another process may be as far at the same time
+            shutil.copytree(work, Path(spare) / "out")
+            with contextlib.suppress(OSError):
+                (Path(spare) / "out").rename(folder)
+    return work, duration
 
 
 def machine() -> list[str]:
@@ -216,9 +233,8 @@ def machine() -> list[str]:
 def inputs(cache: Path) -> Path:
     """A small data set for a task that generates, at the same path for both sides; its path is in fingerprints."""
     path = cache / "letters.jsonl"
-    rows = [{"text": f"{word} backwards is", "label": word[::-1]} for word in (f"a{n:03d}z" for n in range(60))]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if not path.exists():
+    text = "".join(json.dumps({"text": f"{n} and one is", "label": str(n + 1)}) + "\n" for n in range(60))
+    if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         (spare := path.with_name(f"letters-{os.getpid()}")).write_text(text)
         spare.replace(path)
@@ -241,12 +257,12 @@ def main() -> None:
     if unknown := [name for name in chosen if name not in CASES]:
         sys.exit(f"goldens: no case {unknown[0]}; there are {', '.join(CASES)}")
     git = ["git", "-C", str(ROOT)]
-    found = subprocess.run(
+    parsed = subprocess.run(
         [*git, "rev-parse", "--verify", "-q", f"{words.old}^{{commit}}"], capture_output=True, text=True
     )
-    if found.returncode:
+    if parsed.returncode:
         sys.exit(f"goldens: commit {words.old} is not in this clone (a shallow one? git fetch --unshallow)")
-    commit, table = found.stdout.strip(), ROOT / "src" / "airpfed" / "config" / "renames.toml"
+    commit, table = parsed.stdout.strip(), ROOT / "src" / "airpfed" / "config" / "renames.toml"
     renames = tomllib.loads(table.read_text()) if table.is_file() else {}
     inputs(cache)
     with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
@@ -260,21 +276,16 @@ def main() -> None:
 
         def case(name: str) -> bool:
             """Play and compare one case, say how it went, and return whether it is equal."""
-            before, took = kept(CASES[name], old, commit, cache)
-            seconds = play(present, CASES[name], work / name, cache)
-            failed = [path for path in sorted(before.glob("exit-*.json")) if json.loads(path.read_text())["code"]]
-            count, said = compare(before, work / name, renames.get("records", {}), words.tolerance)
-            if failed:
-                lines = (before / f"{failed[0].stem.replace('exit', 'stderr')}.txt").read_text().splitlines()
-                said = f"the old commit fails: {lines[-1] if lines else 'no message'}"
-            told = f"differs: {said}" if said else f"equal, {count} values"
-            errors = [
-                line for path in sorted((work / name).glob("stderr-*.txt")) for line in path.read_text().splitlines()
-            ]
-            if said and "exit-" in said and errors:
-                told += f"; {errors[-1][:200]}"
-            print(f"{name:14} {told} (old {took}; present {seconds})", flush=True)
-            return not said
+            before, seconds = old_results(CASES[name], old, commit, cache, work / f"{name}-old")
+            after = work / name
+            times = f"old {seconds}; present {play(present, CASES[name], after, cache)}"
+            count, difference = 0, failure(before) and f"the old commit fails, {failure(before)}"
+            difference = difference or failure(after)
+            if not difference:
+                count, difference = compare(before, after, renames.get("records", {}), words.tolerance)
+            result = f"differs: {difference}" if difference else f"equal, {count} values"
+            print(f"{name:12} {result} ({times})", flush=True)
+            return not difference
 
         with ThreadPoolExecutor(words.jobs) as pool:
             equal = list(pool.map(case, chosen))
