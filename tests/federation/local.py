@@ -16,17 +16,17 @@ from airpfed.experiment import build
 from airpfed.experiment.console import open_screen
 from airpfed.federation import build_federation
 from airpfed.federation.client_app import app_of
-from airpfed.federation.device import Device, handled
+from airpfed.federation.device import Device, handle
 from airpfed.federation.flower_codec import content
-from airpfed.federation.message import Parcel
+from airpfed.federation.message import Packet
 from airpfed.federation.server_app import serve
 from airpfed.training.loop import Outcome
 
-Tamper = Callable[[int, Parcel, Callable[[], Parcel]], list[Parcel] | None]
+Tamper = Callable[[int, Packet, Callable[[], Packet]], list[Packet] | None]
 """(node, question, what would answer it) -> the answers that come; []: Flower finds the node gone; None: silence."""
 
 
-def honest(_node: int, _asked: Parcel, answer: Callable[[], Parcel]) -> list[Parcel] | None:
+def honest(_node: int, _asked: Packet, answer: Callable[[], Packet]) -> list[Packet] | None:
     return [answer()]
 
 
@@ -34,7 +34,7 @@ def honest(_node: int, _asked: Parcel, answer: Callable[[], Parcel]) -> list[Par
 class LocalGrid:
     """Nodes by id. ids: which of them are there now; tamper: what happens to questions and answers."""
 
-    handlers: dict[int, Callable[[Parcel], Parcel]]
+    handlers: dict[int, Callable[[Packet], Packet]]
     tamper: Tamper = honest
     ids: set[int] = field(default_factory=set)
     waiting: list[Message] = field(default_factory=list)
@@ -56,18 +56,18 @@ class LocalGrid:
 
     def replies(self, message: Message) -> list[Message]:
         node = message.metadata.dst_node_id
-        found: list[Message] = []
+        provision: list[Message] = []
 
-        def handle(parcel: Parcel, _context: Context) -> Parcel:
-            answers = self.tamper(node, parcel, partial(self.handlers[node], parcel))
-            found.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
+        def handle(packet: Packet, _context: Context) -> Packet:
+            answers = self.tamper(node, packet, partial(self.handlers[node], packet))
+            provision.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
             if not answers:
                 raise _SilentError(answers is not None)
             return answers[0]
 
         context = Context(1, node, {}, RecordDict(), {})
         try:
-            return [app_of(handle)(message, context), *found]
+            return [app_of(handle)(message, context), *provision]
         except _SilentError as silence:
             gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
             return [Message(gone, reply_to=message)] if silence.args[0] else []
@@ -85,14 +85,14 @@ class _SilentError(Exception):
 
 def local_devices(settings: Settings, folder: Path) -> dict[int, Device]:
     tasks = build.load_tasks(settings)
-    return build_federation.devices(
+    return build_federation.devices_of(
         settings, tasks, {k: folder / str(k) for k in range(sum(len(t.train) for t in tasks))}
     )
 
 
 def grid_of(devices: dict[int, Device], tamper: Tamper = honest) -> LocalGrid:
     """Node ids are far from device numbers, and in another order."""
-    return LocalGrid({1000 - 7 * k: partial(handled, device) for k, device in devices.items()}, tamper)
+    return LocalGrid({1000 - 7 * k: partial(handle, device) for k, device in devices.items()}, tamper)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ def served(
     out: Path,
     grid: LocalGrid,
     resume: bool = False,
-    owners: dict[int, int] | None = None,
+    device_of_node: dict[int, int] | None = None,
 ) -> Served:
     """A whole run over the grid, and the lines it said."""
     settings = settings_file.read(file, overrides)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
     with log.open("a") as lines, open_screen(settings.server.rounds, lines) as screen:
-        outcome = serve(grid, settings, out, resume, "x", owners, screen, lambda: False)
+        outcome = serve(grid, settings, out, resume, "x", device_of_node, screen, lambda: False)
     return Served(outcome, log.read_text().splitlines())

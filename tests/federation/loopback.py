@@ -98,7 +98,7 @@ class Loopback:
 
         eventually(done, f"round {number}: {self.log('server')[-1500:]}")
 
-    def finished(self, seconds: float = 240.0) -> None:
+    def finish(self, seconds: float = 240.0) -> None:
         """Wait for the server's good end."""
         assert self.processes["server"].wait(seconds) == 0, self.log("server")[-3000:]
 
@@ -124,15 +124,15 @@ def federation(site: Path, out: Path, extra: dict[str, str] | None = None) -> It
 
 def left_behind(*folders: Path) -> list[str]:
     """Command lines of living processes that name one of these folders."""
-    found = []
+    provision = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if any(str(folder) in words for folder in folders) and "pytest" not in words:
-            found.append(words)
-    return found
+            provision.append(words)
+    return provision
 
 
 def copied(site: Path, device: str, name: str) -> Path:

@@ -14,9 +14,9 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.federation import build_federation
-from airpfed.federation.device import Device, handled, restored
-from airpfed.federation.device_state import Personal, begun, fresh, load, moved, save
-from airpfed.federation.message import Parcel
+from airpfed.federation.device import Device, handle, stored_state
+from airpfed.federation.device_state import Personal, fresh, load, outcomes, save, start_of_round
+from airpfed.federation.message import Packet
 from airpfed.federation.server_app import federation_of
 from airpfed.training.loop import Experiment, play_round
 from airpfed.training.state import State
@@ -43,11 +43,11 @@ def server(settings: Settings) -> tuple[Experiment, list]:
     return build_federation.server(settings, build_federation.server_tasks(settings, deployed=False))
 
 
-def question(server: tuple[Experiment, list], settings: Settings, run: str, t: int, counted: int) -> Parcel:
+def request(server: tuple[Experiment, list], settings: Settings, run: str, t: int, counted: int) -> Packet:
     """What the server asks device 0 in round t; always at the initial shared parameters."""
     federation = federation_of(LocalGrid({}), settings, server, run, None, lambda _: None, lambda: False)
     state = replace(server[0].initial, round=t - 1)
-    asked = federation.question("train", server[0], state, 0)
+    asked = federation.request("train", server[0], state, 0)
     return replace(asked, facts={**asked.facts, "counted": counted})
 
 
@@ -55,10 +55,10 @@ def test_a_repeated_question_gets_the_same_answer_and_moves_nothing_twice(
     devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
 ) -> None:
     run = uuid4().hex
-    first = handled(devices[0], question(server, settings, run, 1, 0))
-    before = restored(devices[0], run)
-    again = handled(devices[0], question(server, settings, run, 1, 0))
-    after = restored(devices[0], run)
+    first = handle(devices[0], request(server, settings, run, 1, 0))
+    before = stored_state(devices[0], run)
+    again = handle(devices[0], request(server, settings, run, 1, 0))
+    after = stored_state(devices[0], run)
     assert first == again and first.kind == "done"
     for part in ("before", "after"):
         for key in vars(before.before):
@@ -70,11 +70,11 @@ def test_a_replayed_question_of_an_earlier_round_is_refused(
     devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
 ) -> None:
     run = uuid4().hex
-    old = question(server, settings, run, 1, 0)
-    assert handled(devices[0], old).kind == handled(devices[0], question(server, settings, run, 2, 1)).kind == "done"
-    answer = handled(devices[0], old)
+    old = request(server, settings, run, 1, 0)
+    assert handle(devices[0], old).kind == handle(devices[0], request(server, settings, run, 2, 1)).kind == "done"
+    answer = handle(devices[0], old)
     assert answer.kind == "refused" and answer.facts["why"] == "round 1 is over here: the last one was 2"
-    assert restored(devices[0], run).round == 2
+    assert stored_state(devices[0], run).round == 2
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,16 @@ def test_a_replayed_question_of_an_earlier_round_is_refused(
     ],
 )
 def test_lost_parameters_are_refused(
-    t: int, counted: int, words: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    t: int,
+    counted: int,
+    words: str,
+    devices: dict[int, Device],
+    server: tuple[Experiment, list],
+    settings: Settings,
 ) -> None:
     run = uuid4().hex
-    handled(devices[0], question(server, settings, run, 1, 0))
-    answer = handled(devices[0], question(server, settings, run, t, counted))
+    handle(devices[0], request(server, settings, run, 1, 0))
+    answer = handle(devices[0], request(server, settings, run, t, counted))
     assert answer.kind == "refused" and words in answer.facts["why"]
 
 
@@ -103,10 +108,10 @@ def test_nothing_of_device_scope_is_in_any_message(
     """feddpa: two of four ranks are the device's own; only s travels, either way."""
     layout = server[0].clients.layout
     assert layout.size("device") > 0 and layout.size("task") == 0
-    asked = question(server, settings, uuid4().hex, 1, 0)
-    answer = handled(devices[0], asked)
-    for parcel in (asked, answer):
-        assert {name: len(body) for name, body in parcel.bodies.items()} == {"global": 4 * layout.size("global")}
+    asked = request(server, settings, uuid4().hex, 1, 0)
+    answer = handle(devices[0], asked)
+    for packet in (asked, answer):
+        assert {name: len(body) for name, body in packet.bodies.items()} == {"global": 4 * layout.size("global")}
     assert set(answer.facts) == {"device", "samples", "run", "round", "loss"}
 
 
@@ -118,7 +123,7 @@ def test_an_answer_that_was_lost_leaves_the_parameters_where_the_simulator_has_t
     def run_with(lost: set[int], absent_at_all: bool) -> Personal:
         run = uuid4().hex
 
-        def tamper(node: int, asked: Parcel, answer):
+        def tamper(node: int, asked: Packet, answer):
             if node == 1000 and asked.kind == "train" and asked.facts["round"] in lost:
                 if not absent_at_all:
                     answer()
@@ -131,7 +136,7 @@ def test_an_answer_that_was_lost_leaves_the_parameters_where_the_simulator_has_t
         for _ in range(3):
             state, _ = play_round(made, state)
         assert int(state.devices.own.updates[0]) == 2
-        return restored(devices[0], run)
+        return stored_state(devices[0], run)
 
     worked, slept = run_with({2}, False), run_with({2}, True)
     assert worked.round == slept.round == 3 and int(worked.after.updates) == 2
@@ -142,31 +147,33 @@ def test_damage_on_the_disk_is_told(
     devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
 ) -> None:
     run = uuid4().hex
-    handled(devices[0], question(server, settings, run, 1, 0))
+    handle(devices[0], request(server, settings, run, 1, 0))
     file = next((devices[0].folder / run).glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    answer = handled(devices[0], question(server, settings, run, 2, 1))
+    answer = handle(devices[0], request(server, settings, run, 2, 1))
     assert answer.kind == "refused" and "damaged (its sha256 differs)" in answer.facts["why"]
 
 
 def test_both_outcomes_of_a_round_are_kept_and_the_count_decides(tmp_path: Path) -> None:
     start = fresh(torch.ones(1, 3))
-    after = moved(start.before, torch.tensor([[1.0, 0.0, -1.0]]), 1, "sgd", 0.5)
+    after = outcomes(start.before, torch.tensor([[1.0, 0.0, -1.0]]), 1, "sgd", 0.5)
     save(tmp_path, after, 0, "f")
     back = load(tmp_path, start, "f")
-    assert begun(back, 2, 1).value.tolist() == [[0.5, 1.0, 1.5]] and begun(back, 2, 0).value.tolist() == [[1.0] * 3]
-    assert begun(back, 1, 0).value.tolist() == [[1.0] * 3], "the round again"
+    assert start_of_round(back, 2, 1).value.tolist() == [[0.5, 1.0, 1.5]] and start_of_round(
+        back, 2, 0
+    ).value.tolist() == [[1.0] * 3]
+    assert start_of_round(back, 1, 0).value.tolist() == [[1.0] * 3], "the round again"
     with pytest.raises(UserError, match="round 0 is over"):
-        begun(back, 0, 0)
+        start_of_round(back, 0, 0)
     with pytest.raises(UserError, match="other settings"):
         load(tmp_path, start, "g")
 
 
 def test_a_device_without_own_parameters_follows_any_count(tmp_path: Path) -> None:
     """Nothing can be lost then: a new disk may join in the middle."""
-    assert int(begun(fresh(torch.zeros(1, 0)), 9, 7).updates) == 7
+    assert int(start_of_round(fresh(torch.zeros(1, 0)), 9, 7).updates) == 7
 
 
 def test_presence_is_seen_where_nothing_is_sent(settings: Settings, devices: dict[int, Device], tmp_path: Path) -> None:
@@ -198,7 +205,7 @@ def test_a_damaged_state_is_one_line(
 ) -> None:
     """Each file of what a device keeps; it is refused, and neither replaced nor removed."""
     run = uuid4().hex
-    handled(devices[0], question(server, settings, run, 1, 0))
+    handle(devices[0], request(server, settings, run, 1, 0))
     file, data = devices[0].folder / run / name, DAMAGE[how]
     whole = file.read_bytes()
     file.unlink()
@@ -209,7 +216,7 @@ def test_a_damaged_state_is_one_line(
     elif how == "a folder":
         file.mkdir()
     before = sorted(path.name for path in file.parent.iterdir())
-    answer = handled(devices[0], question(server, settings, run, 2, 1))
+    answer = handle(devices[0], request(server, settings, run, 2, 1))
     assert answer.kind == "refused" and sorted(path.name for path in file.parent.iterdir()) == before
     why = answer.facts["why"]
     assert len(why) < 301 and why.isprintable(), why
@@ -223,7 +230,7 @@ def test_a_full_disk_is_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    answer = handled(devices[0], question(server, settings, uuid4().hex, 1, 0))
+    answer = handle(devices[0], request(server, settings, uuid4().hex, 1, 0))
     assert answer.kind == "refused" and answer.facts["why"].startswith("the device's disk: ")
     assert answer.facts["why"].endswith(": No space left on device")
 
@@ -236,7 +243,7 @@ def test_what_a_device_keeps_is_for_its_owner_only(
     devices[1].folder.chmod(0o755)
     before = os.umask(0)
     try:
-        handled(devices[1], question(server, settings, uuid4().hex, 1, 0))  # of devices 0 and 1 alike: of their task
+        handle(devices[1], request(server, settings, uuid4().hex, 1, 0))  # of devices 0 and 1 alike: of their task
     finally:
         os.umask(before)
     assert stat.S_IMODE(devices[1].folder.stat().st_mode) == 0o700
@@ -248,11 +255,11 @@ def test_a_device_writes_where_its_state_is(
 ) -> None:
     """A task's name that leads elsewhere is refused before anything is written or removed."""
     run = uuid4().hex
-    asked = question(server, settings, run, 1, 0)
-    handled(devices[0], asked)
+    asked = request(server, settings, run, 1, 0)
+    handle(devices[0], asked)
     view = replace(devices[0].experiment.tasks[0], name=name)
     made = replace(devices[0].experiment, tasks=(view, *devices[0].experiment.tasks[1:]))
     before = sorted(devices[0].folder.rglob("*"))
-    answer = handled(replace(devices[0], experiment=made), replace(asked, kind="finish"))
+    answer = handle(replace(devices[0], experiment=made), replace(asked, kind="finish"))
     assert answer.kind == "refused" and "cannot name a f" in answer.facts["why"]
     assert sorted(devices[0].folder.rglob("*")) == before

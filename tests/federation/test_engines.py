@@ -33,19 +33,19 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
 
 def rows(out: Path) -> tuple[list[Any], list[tuple[int, int]]]:
     """Records without what clocks and wires say, and the bytes computed and counted."""
-    found, counted = [], []
+    found_rows, counted = [], []
     for row in run_files.load(out / "records.jsonl"):
         tree = row.model_dump(exclude={"seconds"})
         counted.append((row.ledger.payload_bytes, tree["ledger"].pop("uplink_bytes")))
         tree["ledger"].pop("downlink_bytes")
-        found.append(tree)
-    return found, counted
+        found_rows.append(tree)
+    return found_rows, counted
 
 
 def exported(out: Path, devices: Path) -> dict[str, bytes]:
     """Adapters by task, or by device where devices have parts of their own (the server then has none)."""
-    found = {path.parts[-2]: path.read_bytes() for path in (out / "adapters").rglob("*.safetensors")}
-    return found or {
+    found_rows = {path.parts[-2]: path.read_bytes() for path in (out / "adapters").rglob("*.safetensors")}
+    return found_rows or {
         f"device-{path.parts[-5]}": path.read_bytes() for path in devices.rglob("adapter_model.safetensors")
     }
 
@@ -56,12 +56,14 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
     assert run.run_job(llama_settings, overrides, tmp_path / "sim", False, "x") == 0
     devices = local_devices(settings_file.read(llama_settings, overrides), tmp_path / "devices")
     served(llama_settings, overrides, tmp_path / "fed", grid_of(devices))
-    here, there = tensors(tmp_path / "sim"), tensors(tmp_path / "fed")
-    own = {key for key in here if key.startswith("devices.own") and key != "devices.own.updates"}
-    assert all(torch.equal(here[key], there[key]) for key in here.keys() - own)
+    connected, there = tensors(tmp_path / "sim"), tensors(tmp_path / "fed")
+    own = {key for key in connected if key.startswith("devices.own") and key != "devices.own.updates"}
+    assert all(torch.equal(connected[key], there[key]) for key in connected.keys() - own)
     assert all(there[key].numel() == 0 for key in own), "nothing of device scope is at the server"
     assert rows(tmp_path / "sim")[0] == rows(tmp_path / "fed")[0]
-    for computed, counted in rows(tmp_path / "fed")[1]:  # a head of at most 500 bytes a message beside the payload
+    for computed, counted in rows(tmp_path / "fed")[
+        1
+    ]:  # a head of at most 500 bytes a message beside the payload
         assert 0 < counted - computed < 500 * len(devices)
     left, right = (run_files.load_summary(tmp_path / run / "summary.json") for run in ("sim", "fed"))
     assert left.tasks == right.tasks and right.exit == "completed"

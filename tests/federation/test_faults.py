@@ -18,8 +18,8 @@ from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.federation import build_federation, client_app, flower_codec, mailbox
-from airpfed.federation.device import Device, handled
-from airpfed.federation.message import Parcel
+from airpfed.federation.device import Device, handle
+from airpfed.federation.message import Packet
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
 from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
@@ -59,12 +59,12 @@ def start(settings: Settings) -> Start:
     sides = build_federation.server(settings, build_federation.server_tasks(settings, deployed=False))
 
     def made(
-        grid: LocalGrid, owners: dict[int, int] | None = None, least: int = 4, run: str | None = None
+        grid: LocalGrid, device_of_node: dict[int, int] | None = None, least: int = 4, run: str | None = None
     ) -> tuple[Experiment, Federation, list[str]]:
         wanted = settings.federation.model_copy(update={"min_devices": least})
         own = settings.model_copy(update={"federation": wanted})
         lines: list[str] = []
-        federation = federation_of(grid, own, sides, run or uuid4().hex, owners, lines.append, lambda: False)
+        federation = federation_of(grid, own, sides, run or uuid4().hex, device_of_node, lines.append, lambda: False)
         return federation.experiment(sides[0]), federation, lines
 
     return made
@@ -83,11 +83,11 @@ def without(plain: Experiment, absent: dict[int, int], rounds: int) -> State:
     """The simulator after so many rounds, where one device (by round) has no finite gradient."""
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        found = simulated(experiment, state)
+        provision = simulated(experiment, state)
         if (t := state.round + 1) in absent:
-            for rows in found.gradients.values():
+            for rows in provision.gradients.values():
                 rows[absent[t]] = torch.nan
-        return found
+        return provision
 
     name = f"{absent} {rounds}"
     if name not in SEEN:
@@ -103,8 +103,8 @@ def played(experiment: Experiment, rounds: int) -> tuple[State, list[list[int]]]
     return state, absent
 
 
-def same(here: State, there: State) -> bool:
-    pairs = [(here.server.shared, there.server.shared), (here.server.personal, there.server.personal)]
+def same(connected: State, there: State) -> bool:
+    pairs = [(connected.server.shared, there.server.shared), (connected.server.personal, there.server.personal)]
     return all(torch.equal(getattr(a, key), getattr(b, key)) for a, b in pairs for key in vars(a))
 
 
@@ -112,10 +112,10 @@ def node(device: int) -> int:
     return 1000 - 7 * device
 
 
-def on_train(change: Callable[[Parcel], list[Parcel] | None], rounds: tuple[int, ...] = (1,)) -> Tamper:
+def on_train(change: Callable[[Packet], list[Packet] | None], rounds: tuple[int, ...] = (1,)) -> Tamper:
     """What happens to the wrong device's answer in some rounds."""
 
-    def tamper(number: int, asked: Parcel, answer: Callable[[], Parcel]) -> list[Parcel] | None:
+    def tamper(number: int, asked: Packet, answer: Callable[[], Packet]) -> list[Packet] | None:
         if number != node(WRONG) or asked.kind != "train" or asked.facts["round"] not in rounds:
             return [answer()]
         return change(answer())
@@ -123,11 +123,11 @@ def on_train(change: Callable[[Parcel], list[Parcel] | None], rounds: tuple[int,
     return tamper
 
 
-def facts(**changed: object) -> Callable[[Parcel], list[Parcel]]:
+def facts(**changed: object) -> Callable[[Packet], list[Packet]]:
     return lambda reply: [replace(reply, facts={**reply.facts, **changed})]
 
 
-def body(name: str, change: Callable[[bytes], bytes]) -> Callable[[Parcel], list[Parcel]]:
+def body(name: str, change: Callable[[bytes], bytes]) -> Callable[[Packet], list[Packet]]:
     return lambda reply: [replace(reply, bodies={**reply.bodies, name: change(reply.bodies[name])})]
 
 
@@ -158,13 +158,13 @@ FAULTS = {
     "true as samples": (facts(samples=True), "says that it holds True samples"),
     "too many samples": (facts(samples=10**9 + 1), "says that it holds 1000000001 samples"),
     "forged lines": (
-        lambda reply: [Parcel("refused", {"why": "x\nround 1: device 0 is absent: y\u2028z\x1b[2J\u202e" * 99999})],
+        lambda reply: [Packet("refused", {"why": "x\nround 1: device 0 is absent: y\u2028z\x1b[2J\u202e" * 99999})],
         "absent: x round 1: device 0 is absent: y z?[2J?x round 1",
     ),
-    "a table for a reason": (lambda reply: [Parcel("refused", {"why": {"a\x1b": "b" * 10**6}})], "{'a\\x1b': 'bbb"),
+    "a table for a reason": (lambda reply: [Packet("refused", {"why": {"a\x1b": "b" * 10**6}})], "{'a\\x1b': 'bbb"),
     "a long name of a run": (facts(run="\x1b[1m" * 10**5), "of run ?[1m?[1"),
     "no samples": (facts(samples=0), "says that it holds 0 samples"),
-    "refuses": (lambda reply: [Parcel("refused", {"why": "no\nelectricity " * 99})], "no electricity no electricity"),
+    "refuses": (lambda reply: [Packet("refused", {"why": "no\nelectricity " * 99})], "no electricity no electricity"),
 }
 
 
@@ -176,8 +176,12 @@ def test_a_bad_answer_is_refused_with_a_line_and_the_rest_is_right(
     experiment, _, lines = start(grid_of(devices, on_train(change)))
     state, absent = played(experiment, 2)
     assert absent == [[WRONG], []]
-    told = [line for line in lines if "is absent" in line]
-    assert len(told) == 1 and told[0].startswith(f"round 1: device {WRONG} is absent: ") and words in told[0], lines
+    identity_of = [line for line in lines if "is absent" in line]
+    assert (
+        len(identity_of) == 1
+        and identity_of[0].startswith(f"round 1: device {WRONG} is absent: ")
+        and words in identity_of[0]
+    ), lines
     assert all(len(line) < 400 and line.isprintable() for line in lines)
     assert same(state, without(plain, {1: WRONG}, 2))
 
@@ -190,11 +194,11 @@ def test_corrupted_messages_are_refused_on_both_sides(
     written = flower_codec.content
     flips: list[str] = []
 
-    def flipping(parcel: Parcel) -> object:
-        made = written(parcel)
-        where = {"train": parcel.kind == "train", "done": parcel.facts.get("round") == 2 and parcel.kind == "done"}
-        for name, here in where.items():
-            if here and name not in flips:
+    def flipping(packet: Packet) -> object:
+        made = written(packet)
+        where = {"train": packet.kind == "train", "done": packet.facts.get("round") == 2 and packet.kind == "done"}
+        for name, connected in where.items():
+            if connected and name not in flips:
                 flips.append(name)
                 array = made["bodies"]["global"]
                 array.data = bytes([array.data[0] ^ 1]) + array.data[1:]
@@ -211,9 +215,9 @@ def test_corrupted_messages_are_refused_on_both_sides(
 
 
 def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
-    kept: list[Parcel] = []
+    kept: list[Packet] = []
 
-    def replay(reply: Parcel) -> list[Parcel]:
+    def replay(reply: Packet) -> list[Packet]:
         kept.append(reply)
         return [kept[0]]
 
@@ -224,7 +228,7 @@ def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], 
 
 
 def test_who_answers_twice_is_counted_once(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
-    def twice(reply: Parcel) -> list[Parcel]:
+    def twice(reply: Packet) -> list[Packet]:
         second = replace(reply, bodies={**reply.bodies, "global": put(9.0)(reply.bodies["global"])})
         return [second, reply]  # the grid gives the last one first
 
@@ -241,13 +245,13 @@ def test_the_round_ends_by_its_deadline_and_a_late_answer_is_told_of(
     reply = grid.replies
 
     def slow(message: object) -> list:
-        found = reply(message)
+        provision = reply(message)
         if message.metadata.dst_node_id == node(WRONG) and message.metadata.group_id == "1":
-            held.extend(found)
+            held.extend(provision)
             return []
         if message.metadata.group_id == "2":
             grid.waiting += held[:1]
-        return found
+        return provision
 
     grid.replies = slow
     experiment, _, lines = start(grid)
@@ -282,10 +286,10 @@ def test_a_node_that_vanishes_comes_back_under_another_id(
 def test_a_key_is_of_one_device_only(start: Start, devices: dict[int, Device]) -> None:
     """Device 2's node says that it is device 1."""
 
-    def lies(number: int, asked: Parcel, answer: Callable[[], Parcel]) -> list[Parcel] | None:
+    def lies(number: int, asked: Packet, answer: Callable[[], Packet]) -> list[Packet] | None:
         reply = answer()
-        told = {**reply.facts, "device": 1} if number == node(WRONG) and asked.kind == "hello" else reply.facts
-        return [replace(reply, facts=told)]
+        identity_of = {**reply.facts, "device": 1} if number == node(WRONG) and asked.kind == "hello" else reply.facts
+        return [replace(reply, facts=identity_of)]
 
     experiment, _, lines = start(grid_of(devices, lies), {node(k): k for k in devices})
     assert played(experiment, 1)[1] == [[WRONG]]
@@ -305,9 +309,9 @@ def test_a_device_with_another_base_model_is_refused_and_the_run_goes_on(
     experiment, _, lines = start(grid_of({**devices, WRONG: other[WRONG]}))
     state, absent = played(experiment, 2)
     assert absent == [[WRONG], [WRONG]]
-    told = [line for line in lines if "refused" in line]
-    assert len(told) == 1 and re.fullmatch(
-        r"node 986 refused: model\.base differs: \w{12}\.\.\. at the server, \w{12}\.\.\. on the device", told[0]
+    identity_of = [line for line in lines if "refused" in line]
+    assert len(identity_of) == 1 and re.fullmatch(
+        r"node 986 refused: model\.base differs: \w{12}\.\.\. at the server, \w{12}\.\.\. on the device", identity_of[0]
     )
     assert same(state, without(plain, {1: WRONG, 2: WRONG}, 2))
 
@@ -316,16 +320,16 @@ def test_a_device_that_changes_under_way_refuses_by_itself(start: Start, devices
     """Whatever decides its gradients is compared in every round, before anything is computed."""
     grid = grid_of(devices)
     experiment, federation, lines = start(grid)
-    agreed = devices[WRONG].agreed
+    agreement = devices[WRONG].agreement
     wanted = {"model.base", "adapters", "initial adapters", "tasks.moods.labels", "run.seed", "devices.batch_size"}
-    assert wanted < set(agreed)
-    question = federation.question("train", experiment, experiment.initial, WRONG)
-    for name in agreed:
-        changed = replace(devices[WRONG], agreed={**agreed, name: "changed"})
-        answer = handled(changed, question)
+    assert wanted < set(agreement)
+    request = federation.request("train", experiment, experiment.initial, WRONG)
+    for name in agreement:
+        changed = replace(devices[WRONG], agreement={**agreement, name: "changed"})
+        answer = handle(changed, request)
         assert answer.kind == "refused" and answer.facts["why"].startswith(f"{name} differs: ")
     state, _ = play_round(experiment, experiment.initial)
-    grid.handlers[node(WRONG)] = partial(handled, changed)
+    grid.handlers[node(WRONG)] = partial(handle, changed)
     _, row = play_round(experiment, state)
     assert row.absent == [WRONG] and any(f"device {WRONG} is absent: {name} differs" in line for line in lines)
 
@@ -352,7 +356,7 @@ def test_who_is_missing_and_for_how_long_is_told_once(start: Start, devices: dic
 
 
 def test_more_than_there_are_is_all_of_them(start: Start, devices: dict[int, Device]) -> None:
-    """`federable` refuses it; whatever gets here, nobody waits for a sixth of five."""
+    """`check_federable` refuses it; whatever gets here, nobody waits for a sixth of five."""
     experiment, federation, _ = start(grid_of(devices))
     federation.terms = replace(federation.terms, min_devices=99, wait_seconds=5.0)
     assert play_round(experiment, experiment.initial)[1].absent == []
@@ -365,8 +369,8 @@ def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: 
     overrides = [*BASE, "server.rounds=1", "tasks.*.test_samples=2", f"federation.min_devices={least}"]
     grid = grid_of(local_devices(settings_file.read(file, overrides), tmp_path / "devices"))
     lines = served(file, overrides, tmp_path / "out", grid).lines
-    told = [line for line in lines if "need not end in the same bits" in line]
-    assert [line.startswith("federation.min_devices = 4 of 5: ") for line in told] == [True] * (least == 4)
+    identity_of = [line for line in lines if "need not end in the same bits" in line]
+    assert [line.startswith("federation.min_devices = 4 of 5: ") for line in identity_of] == [True] * (least == 4)
 
 
 def test_a_server_that_was_killed_goes_on_where_it_was(

@@ -137,11 +137,11 @@ def test_flowers_processes_inherit_nothing_that_opens_other_doors(monkeypatch: p
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:1")
     monkeypatch.setenv("no_proxy", "intranet.example")
-    found = environment({"FLWR_HOME": "x", "NO_PROXY": "192.0.2.1"})
-    assert not [name for name in doors if name in found]
-    assert {name for name in found if "FLWR" in name} == {name for name in QUIET if "FLWR" in name} | {"FLWR_HOME"}
-    assert found["NO_PROXY"] == found["no_proxy"] == "intranet.example,localhost,127.0.0.1,::1,192.0.2.1"
-    assert found["HTTPS_PROXY"] == "http://proxy.example:1", "base models may come through it"
+    provision = environment({"FLWR_HOME": "x", "NO_PROXY": "192.0.2.1"})
+    assert not [name for name in doors if name in provision]
+    assert {name for name in provision if "FLWR" in name} == {name for name in QUIET if "FLWR" in name} | {"FLWR_HOME"}
+    assert provision["NO_PROXY"] == provision["no_proxy"] == "intranet.example,localhost,127.0.0.1,::1,192.0.2.1"
+    assert provision["HTTPS_PROXY"] == "http://proxy.example:1", "base models may come through it"
 
 
 def test_a_machine_is_itself_by_loopback_or_by_its_own_address() -> None:

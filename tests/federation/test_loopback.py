@@ -60,8 +60,8 @@ def adapters(folder: Path) -> dict[str, bytes]:
 
 
 def parameters(out: Path) -> torch.Tensor:
-    found = load_file(next((out / "checkpoint").glob("*.safetensors")))
-    return torch.cat([found["server.shared.value"].flatten(), found["server.personal.value"].flatten()])
+    provision = load_file(next((out / "checkpoint").glob("*.safetensors")))
+    return torch.cat([provision["server.shared.value"].flatten(), provision["server.personal.value"].flatten()])
 
 
 def test_three_engines_end_in_the_same_adapters(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_three_engines_end_in_the_same_adapters(tmp_path: Path) -> None:
         for k in range(3):
             running.start(f"device-{k}")
         running.serve()
-        running.finished()
+        running.finish()
         for k in range(3):
             assert (site / f"device-{k}" / "state" / "trainer.log").read_text().count("is ready") == 1, "loaded once"
     wanted = adapters(tmp_path / "alone" / "adapters")
@@ -117,10 +117,10 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
     settings = settings_file.read(file)
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        found = simulated(experiment, state)
-        for rows in found.gradients.values():
+        provision = simulated(experiment, state)
+        for rows in provision.gradients.values():
             rows[absent[state.round]] = torch.nan
-        return found
+        return provision
 
     made = replace(build.experiment(settings, build.load_tasks(settings)), collect=collect)
     state = made.initial
@@ -167,7 +167,7 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
         trust = ssl.create_default_context(cafile=str(site / "ca.crt"))
         for header in ({"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=192.0.2.7"}, {"X-Real-IP": "192.0.2.7"}):
             for path in ("control/list-runs", "fleet/pull-messages"):
-                asked = httpx.post(
+                asked = httpx.mailbox(
                     f"https://localhost:{ports}/v1/{path}", headers=header, verify=trust, trust_env=False
                 )
                 assert asked.status_code == 403, (header, path)
@@ -179,15 +179,15 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
         running.kill("server")
         done = len(running.rows())
         running.serve("--resume", "--set", f"server.rounds={done + 6}")
-        running.finished()
+        running.finish()
         lines = running.log("server").splitlines()
     rows = running.rows()
     assert [row.round for row in rows] == list(range(1, done + 7))
     assert any(row.absent == [] for row in rows[done:])
-    told = (
+    identity_of = (
         rf"device 2 (did not answer \(train\) within {DEADLINE} s|is gone)|round \d+: device 2 is absent: Flower says: "
     )
-    assert any(re.match(told, line) for line in lines)
+    assert any(re.match(identity_of, line) for line in lines)
     assert all(row.seconds["gradients"] < 2.5 * DEADLINE for row in rows[killed:done]), "rounds end by their deadline"
     for folder in (out / "flower", *(site / f"device-{k}" / "state" for k in range(3))):
         modes = {path: path.lstat().st_mode & 0o077 for path in (folder, *folder.glob("*.log"))}

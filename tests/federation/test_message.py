@@ -10,36 +10,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.federation.ipc import ask, received
-from airpfed.federation.message import BadParcelError, Parcel, head_of, opened, packed, printable, refusal
+from airpfed.federation.ipc import exchange, receive
+from airpfed.federation.message import BadPacketError, Packet, encoded, head_of, packet_from, printable, refusal
 
 numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 facts = st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | numbers | st.text(), max_size=4)
 bodies = st.dictionaries(st.text(max_size=6), st.binary(min_size=1, max_size=40), max_size=3)
-parcels = st.builds(Parcel, st.text(max_size=8), facts, bodies)
+packets = st.builds(Packet, st.text(max_size=8), facts, bodies)
 
 
-def through(data: bytes, limit: int | None = None) -> Parcel:
+def through(data: bytes, limit: int | None = None) -> Packet:
     """What a socket makes of these bytes."""
     left, right = socket.socketpair()
     with left, right:
         left.sendall(data)
         left.shutdown(socket.SHUT_WR)
         right.settimeout(2)
-        return received(right, limit)
+        return receive(right, limit)
 
 
 @settings(max_examples=100, deadline=None)
-@given(parcels)
-def test_a_parcel_comes_back(parcel: Parcel) -> None:
-    assert through(packed(parcel)) == parcel == opened(head_of(parcel), parcel.bodies)
+@given(packets)
+def test_a_parcel_comes_back(packet: Packet) -> None:
+    assert through(encoded(packet)) == packet == packet_from(head_of(packet), packet.bodies)
 
 
 @settings(max_examples=300, deadline=None)
-@given(parcels, st.data())
-def test_changed_bytes_are_never_another_parcel(parcel: Parcel, data: st.DataObject) -> None:
+@given(packets, st.data())
+def test_changed_bytes_are_never_another_parcel(packet: Packet, data: st.DataObject) -> None:
     """One byte changed, cut off or added in front: refused, or (a space in the JSON, say) the same parcel."""
-    sent = bytearray(packed(parcel))
+    sent = bytearray(encoded(packet))
     place = data.draw(st.integers(0, len(sent) - 1))
     match data.draw(st.sampled_from(["change", "cut", "add"])):
         case "change":
@@ -48,14 +48,14 @@ def test_changed_bytes_are_never_another_parcel(parcel: Parcel, data: st.DataObj
             del sent[place:]
         case "add":
             sent.insert(place, data.draw(st.integers(0, 255)))
-    with suppress(BadParcelError, EOFError):
-        assert through(bytes(sent)) == parcel
+    with suppress(BadPacketError, EOFError):
+        assert through(bytes(sent)) == packet
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda body: len(body).to_bytes(4, "big") + body))
 def test_noise_is_refused(noise: bytes) -> None:
-    with pytest.raises((BadParcelError, EOFError)):
+    with pytest.raises((BadPacketError, EOFError)):
         through(noise)
 
 
@@ -73,23 +73,23 @@ HEADS = [
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_head_of_another_form_is_refused(head: object) -> None:
     data = json.dumps(head).encode()
-    with pytest.raises((BadParcelError, EOFError)):
+    with pytest.raises((BadPacketError, EOFError)):
         through(len(data).to_bytes(4, "big") + data + b"123456789")
-    with pytest.raises(BadParcelError):
-        opened(data, {})
+    with pytest.raises(BadPacketError):
+        packet_from(data, {})
 
 
 def test_deep_json_is_refused() -> None:
-    with pytest.raises(BadParcelError):
-        opened("[" * 100_000 + "]" * 100_000, {})
+    with pytest.raises(BadPacketError):
+        packet_from("[" * 100_000 + "]" * 100_000, {})
 
 
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 5000, "[" * 9 + "]" * 9, '"' + "x" * (1 << 24) + '"'])
 def test_values_that_no_machine_can_use_are_refused(value: str) -> None:
     """1e999 is JSON and becomes infinity; five thousand digits are more than Python reads."""
     data = f'{{"kind": "done", "facts": {{"loss": {value}}}, "lengths": {{}}, "sha256": ""}}'
-    with pytest.raises(BadParcelError) as refused:
-        opened(data, {})
+    with pytest.raises(BadPacketError) as refused:
+        packet_from(data, {})
     assert len(str(refused.value)) < 100
 
 
@@ -119,10 +119,10 @@ def test_what_others_say_is_cut(value: object) -> None:
 
 
 def test_oversize_is_refused_before_it_is_read() -> None:
-    big = packed(Parcel("train", {}, {"global": b"x" * 1000}))
-    with pytest.raises(BadParcelError, match="oversize: 1000 bytes, at most 999"):
+    big = encoded(Packet("train", {}, {"global": b"x" * 1000}))
+    with pytest.raises(BadPacketError, match="oversize: 1000 bytes, at most 999"):
         through(big[:-900], 999)
-    with pytest.raises(BadParcelError, match="oversize"):
+    with pytest.raises(BadPacketError, match="oversize"):
         through((1 << 30).to_bytes(4, "big") + b"{}")
 
 
@@ -138,16 +138,16 @@ def test_the_relay_waits_for_a_trainer_that_starts_late_or_dies_while_it_answers
                 place.listen()
                 line, _ = place.accept()
                 with line:
-                    asked = received(line, None)
+                    asked = receive(line, None)
                     if answers:
-                        line.sendall(packed(Parcel("done", asked.facts)))
+                        line.sendall(encoded(Packet("done", asked.facts)))
 
     thread = threading.Timer(0.2, trainers)
     thread.start()
-    assert ask(door, Parcel("train", {"round": 3}), 10.0) == Parcel("done", {"round": 3})
+    assert exchange(door, Packet("train", {"round": 3}), 10.0) == Packet("done", {"round": 3})
     thread.join()
 
 
 def test_the_relay_gives_up_in_time(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match=r"did not answer within 0\.2 s"):
-        ask(tmp_path / "nobody.sock", Parcel("hello"), 0.2)
+        exchange(tmp_path / "nobody.sock", Packet("hello"), 0.2)

@@ -17,11 +17,11 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates, provisioning, server_process, supervisor
-from airpfed.federation.addresses import federable, host_of, node_of
-from airpfed.federation.provisioning import Plan, found
+from airpfed.federation.addresses import check_federable, host_of, node_of
+from airpfed.federation.provisioning import FederationPlan, provision
 from tiny import make_settings, write_rows
 
-PLAN = Plan("hub.example:9500", ("hub.example", "192.0.2.1"), True, 30, 9100)
+PLAN = FederationPlan("hub.example:9500", ("hub.example", "192.0.2.1"), True, 30, 9100)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 @pytest.fixture(scope="module")
 def site(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fed") / "site"
-    steps = found(folder, settings_file.read(file), PLAN)
+    steps = provision(folder, settings_file.read(file), PLAN)
     assert (folder / "README.txt").read_text() == "\n".join(steps) + "\n"
     return folder
 
@@ -57,8 +57,8 @@ def _bytes(path: Path) -> bytes:
 
 def test_dealt_devices_hold_what_the_simulator_gives_them(site: Path, file: Path) -> None:
     tasks = build.load_tasks(settings_file.read(file))
-    owners = [(n, k) for n, task in enumerate(tasks) for k in range(len(task.train))]
-    for device, (n, k) in enumerate(owners):
+    device_of_node = [(n, k) for n, task in enumerate(tasks) for k in range(len(task.train))]
+    for device, (n, k) in enumerate(device_of_node):
         own = build_federation.node_tasks(settings_file.read(site / f"device-{device}" / "device.toml"), device)
         assert [len(shard) > 0 for one in own for shard in one.train] == [other == device for other in range(5)]
         assert [provisioning.plain(s) for s in own[n].train[k]] == [provisioning.plain(s) for s in tasks[n].train[k]]
@@ -73,7 +73,9 @@ def test_the_servers_settings_are_the_experiments_with_a_federation(site: Path, 
 
 def test_devices_with_their_own_file_keep_the_wording(file: Path, tmp_path: Path) -> None:
     """Without --deal: the task's prompt, columns and labels, and a file that the device's owner puts there."""
-    found(tmp_path / "site", settings_file.read(file), Plan("localhost:9500", ("localhost",), False, 30, 9100))
+    provision(
+        tmp_path / "site", settings_file.read(file), FederationPlan("localhost:9500", ("localhost",), False, 30, 9100)
+    )
     home = tmp_path / "site" / "device-3"
     settings = settings_file.read(home / "device.toml")
     own = settings.tasks[1]
@@ -142,15 +144,15 @@ def test_nobody_trains_on_what_the_server_holds_out(conflict: Path, data: st.Dat
     settings = settings_file.read(conflict, overrides)
     dealt, held = build.load_tasks(settings), build_federation.server_tasks(settings, deployed=True)
     assert [(task.dev, task.test) for task in held] == [(task.dev, task.test) for task in dealt]
-    trained = {sample.prompt for task in dealt for shard in task.train for sample in shard}
+    train = {sample.prompt for task in dealt for shard in task.train for sample in shard}
     kept = {sample.prompt for task in held for sample in (*task.dev, *task.test)}
-    assert kept and not trained & kept
+    assert kept and not train & kept
 
 
 def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path, tmp_path: Path) -> None:
     """The same of what `init --deal` writes, as the devices and the server read it."""
     sizes = ["tasks.*.devices=2", "tasks.*.dev_samples=10", "tasks.*.test_samples=20", "tasks.*.samples_per_device=9"]
-    found(tmp_path / "site", settings_file.read(conflict, sizes), PLAN)
+    provision(tmp_path / "site", settings_file.read(conflict, sizes), PLAN)
     server = settings_file.read(tmp_path / "site" / "server" / "experiment.toml")
     held = build_federation.server_tasks(server, deployed=True)
     kept = {sample.prompt for task in held for sample in (*task.dev, *task.test)}
@@ -158,13 +160,13 @@ def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path
         own = build_federation.node_tasks(
             settings_file.read(tmp_path / "site" / f"device-{device}" / "device.toml"), device
         )
-        trained = {sample.prompt for task in own for shard in task.train for sample in shard}
-        assert len(trained) == 9 and not trained & kept
+        train = {sample.prompt for task in own for shard in task.train for sample in shard}
+        assert len(train) == 9 and not train & kept
 
 
 def test_nothing_is_overwritten(site: Path, file: Path) -> None:
     with pytest.raises(UserError, match="not empty; a federation is founded in a new folder"):
-        found(site, settings_file.read(file), PLAN)
+        provision(site, settings_file.read(file), PLAN)
 
 
 def test_the_number_of_devices_must_be_known(file: Path, tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_the_number_of_devices_must_be_known(file: Path, tmp_path: Path) -> None
         file, ["tasks.moods.devices=0", "tasks.moods.split=column", "tasks.moods.device_column=a"]
     )
     with pytest.raises(UserError, match=r"tasks\.moods\.devices = 0: a federation needs"):
-        found(tmp_path / "site", settings, PLAN)
+        provision(tmp_path / "site", settings, PLAN)
 
 
 def test_the_certificate_names_its_hosts_and_loopback(site: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_certificate_that_has_run_out_is_told(site: Path, tmp_path: Path, monk
 def test_what_only_the_simulator_does_is_refused_in_a_line(change: str, file: Path, tmp_path: Path) -> None:
     settings = settings_file.read(file, [change, 'server.optimizer="sgd"'])
     with pytest.raises(UserError, match="not in a federation; `airpfed run` does it"):
-        found(tmp_path / "site", settings, PLAN)
+        provision(tmp_path / "site", settings, PLAN)
     assert not (tmp_path / "site").exists()
 
 
@@ -268,9 +270,11 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(case: str, file: Path, tm
     plan = replace(PLAN, **changed)
     if "address" in changed:
         plan = replace(plan, hosts=(host_of(plan.address),))
-    with pytest.raises(UserError) as told:
-        found(tmp_path / "site", settings_file.read(file), plan)
-    assert words in str(told.value) and len(str(told.value)) < 300 and str(told.value).isprintable()
+    with pytest.raises(UserError) as identity_of:
+        provision(tmp_path / "site", settings_file.read(file), plan)
+    assert (
+        words in str(identity_of.value) and len(str(identity_of.value)) < 300 and str(identity_of.value).isprintable()
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -298,8 +302,8 @@ LONG = f"{'a' * 60}.{'b' * 60}:1"
 
 @pytest.mark.parametrize("address", ["[::1]:9500", "[2001:db8::7]:1", "192.0.2.1:65535", "my_hub.example:80", LONG])
 def test_what_can_be_is_founded(address: str, file: Path, tmp_path: Path) -> None:
-    plan = replace(PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, deal=False)
-    found(tmp_path / "site", settings_file.read(file), plan)
+    plan = replace(PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, write_share=False)
+    provision(tmp_path / "site", settings_file.read(file), plan)
     certificates.check_server(tmp_path / "site" / "server", host_of(address))
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
@@ -310,24 +314,24 @@ def test_a_federation_is_founded_at_once_or_not_at_all(
     """The last device's key cannot be made: the disk is full, say, or the check fails."""
     made: list[Path] = []
 
-    def fails(private: Path, public: Path) -> None:
-        made.append(private)
+    def fails(private_folder: Path, public: Path) -> None:
+        made.append(private_folder)
         assert not (tmp_path / "site").exists(), "it does not appear before it is whole"
-        if "device-4" in str(private):
-            raise OSError(28, "No space left on device", str(private))
-        certificates_made(private, public)
+        if "device-4" in str(private_folder):
+            raise OSError(28, "No space left on device", str(private_folder))
+        certificates_made(private_folder, public)
 
     certificates_made = certificates.new_device
     monkeypatch.setattr(certificates, "new_device", fails)
     with pytest.raises(UserError, match="site: cannot be made: No space left on device"):
-        found(tmp_path / "site", settings_file.read(file), PLAN)
+        provision(tmp_path / "site", settings_file.read(file), PLAN)
     assert len(made) == 5 and not list(tmp_path.iterdir())
 
 
 def test_all_is_for_its_owner_only_whatever_the_umask(file: Path, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        found(tmp_path / "site", settings_file.read(file), PLAN)
+        provision(tmp_path / "site", settings_file.read(file), PLAN)
     finally:
         os.umask(before)
     for home in (tmp_path / "site", *(tmp_path / "site").glob("*/")):
@@ -339,7 +343,7 @@ def test_more_devices_than_there_are_are_not_waited_for(file: Path, tmp_path: Pa
     settings = settings_file.read(file)
     wanted = settings.federation.model_copy(update={"min_devices": 99})
     with pytest.raises(UserError, match=r"federation\.min_devices = 99: should be at most 5"):
-        federable(settings.model_copy(update={"federation": wanted}))
+        check_federable(settings.model_copy(update={"federation": wanted}))
 
 
 DAMAGE = {
@@ -374,9 +378,9 @@ def test_damaged_files_of_the_server_are_one_line(name: str, how: str, site: Pat
             settings_file.read(server / "experiment.toml"), server / "experiment.toml", tmp_path
         )
         return  # a device whose key is taken out is shut out
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as identity_of:
         server_process.site_of(settings_file.read(server / "experiment.toml"), server / "experiment.toml", tmp_path)
-    line = str(told.value)
+    line = str(identity_of.value)
     assert Path(name).name.partition(".")[0] in line and "\n" not in line and len(line) < 500, line
 
 
@@ -385,10 +389,10 @@ def test_damaged_files_of_the_server_are_one_line(name: str, how: str, site: Pat
 def test_damaged_files_of_a_device_are_one_line(name: str, how: str, site: Path, tmp_path: Path) -> None:
     home = shutil.copytree(site / "device-0", tmp_path / "device-0")
     damage(home / name, how)
-    with pytest.raises((UserError, IsADirectoryError)) as told:
+    with pytest.raises((UserError, IsADirectoryError)) as identity_of:
         supervisor.ready(home / "device.toml")
         build_federation.node_tasks(settings_file.read(home / "device.toml"), 0)
-    line = str(told.value)
+    line = str(identity_of.value)
     assert "\n" not in line and len(line) < 600 and name in line, line
 
 

@@ -23,12 +23,12 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.locks import alone, ended_holder
 from airpfed.federation import build_federation, client_app, commands, processes, server_process, supervisor
-from airpfed.federation.ipc import ask
-from airpfed.federation.message import Parcel
-from airpfed.federation.processes import ended, last_line, started
-from airpfed.federation.provisioning import Plan, found
+from airpfed.federation.ipc import exchange
+from airpfed.federation.message import Packet
+from airpfed.federation.processes import end_process, last_line, start_process
+from airpfed.federation.provisioning import FederationPlan, provision
 from airpfed.federation.server_app import federation_of
-from airpfed.federation.supervisor import TRIES, Kept, meaning, unreachable, watch
+from airpfed.federation.supervisor import TRIES, SupervisedProcess, meaning, unreachable, watch
 from tiny import make_settings
 
 
@@ -43,44 +43,44 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 def site(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     base = tmp_path_factory.mktemp("join")
     settings = settings_file.read(make_settings(base, tiny_llama), ["devices.chunk=1"])
-    found(base / "site", settings, Plan("localhost:1", ("localhost",), True, 30, 9100))
+    provision(base / "site", settings, FederationPlan("localhost:1", ("localhost",), True, 30, 9100))
     return base / "site"
 
 
 @pytest.fixture
-def running() -> Iterator[list[Kept]]:
+def running() -> Iterator[list[SupervisedProcess]]:
     """Kept processes that are ended whatever happens."""
-    kept: list[Kept] = []
+    kept: list[SupervisedProcess] = []
     yield kept
     for one in kept:
         one.end()
 
 
 def test_a_killed_trainer_is_started_again_and_answers_the_same(
-    site: Path, tmp_path: Path, running: list[Kept], monkeypatch: pytest.MonkeyPatch
+    site: Path, tmp_path: Path, running: list[SupervisedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 between two questions; the second is asked while nobody is there. The model is loaded once a life."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.1,))
-    file, door, log = site / "device-0" / "device.toml", tmp_path / "t.sock", tmp_path / "trainer.log"
+    file, socket_path, log = site / "device-0" / "device.toml", tmp_path / "t.sock", tmp_path / "trainer.log"
     settings = settings_file.read(site / "server" / "experiment.toml")
     sides = build_federation.server(settings, build_federation.server_tasks(settings, deployed=True))
     federation = federation_of(LocalGrid({}), settings, sides, uuid4().hex, None, lambda _: None, lambda: False)
-    words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file), str(door)]
-    trainer, lines, stopping = Kept("trainer", words, log, lambda code: f"exit {code}"), [], []
+    words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file), str(socket_path)]
+    trainer, lines, stopping = SupervisedProcess("trainer", words, log, lambda code: f"exit {code}"), [], []
     running.append(trainer)
-    away = Kept("SuperNode", ["true"], tmp_path / "none.log", str)
-    thread = threading.Thread(target=watch, args=(trainer, away, lambda: "no server", lines.append, stopping))
+    absent_devices = SupervisedProcess("SuperNode", ["true"], tmp_path / "none.log", str)
+    thread = threading.Thread(target=watch, args=(trainer, absent_devices, lambda: "no server", lines.append, stopping))
     thread.start()
     try:
-        hello = ask(door, Parcel("hello"), 60.0)
-        federation.roster.admit(7, hello)
-        assert federation.roster.nodes == {7: 0} and hello.facts["samples"] == 10
-        assert door.stat().st_mode & 0o077 == 0, "only this user may ask"
-        question = federation.question("train", sides[0], sides[0].initial, 0)
-        first = ask(door, question, 30.0)
+        hello = exchange(socket_path, Packet("hello"), 60.0)
+        federation.registry.admit(7, hello)
+        assert federation.registry.nodes == {7: 0} and hello.facts["samples"] == 10
+        assert socket_path.stat().st_mode & 0o077 == 0, "only this user may ask"
+        request = federation.request("train", sides[0], sides[0].initial, 0)
+        first = exchange(socket_path, request, 30.0)
         assert trainer.process is not None
         os.kill(trainer.process.pid, signal.SIGKILL)
-        again = ask(door, question, 60.0)
+        again = exchange(socket_path, request, 60.0)
     finally:
         stopping.append(True)
         thread.join()
@@ -91,8 +91,12 @@ def test_a_killed_trainer_is_started_again_and_answers_the_same(
     assert text.count("is ready") == 2 and text.count("train 1: done") == 2
 
 
-def test_a_process_that_keeps_ending_is_started_less_and_less_often(tmp_path: Path, running: list[Kept]) -> None:
-    kept = Kept("x", [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"], tmp_path / "x.log", str)
+def test_a_process_that_keeps_ending_is_started_less_and_less_often(
+    tmp_path: Path, running: list[SupervisedProcess]
+) -> None:
+    kept = SupervisedProcess(
+        "x", [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"], tmp_path / "x.log", str
+    )
     running.append(kept)
     lines: list[str] = []
     until(lambda: kept.look(lines.append) or any("again in 5 s" in line for line in lines), 30)
@@ -107,11 +111,13 @@ def test_a_process_that_never_works_is_given_up_with_its_last_line(
     """The trainer's settings are wrong, say: it is not started for ever."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.0,))
     log = tmp_path / "x.log"
-    kept = Kept(name, ["sh", "-c", "echo 'airpfed: device.toml: \x1b[2Jwrong'; exit 2"], log, lambda _: last_line(log))
+    kept = SupervisedProcess(
+        name, ["sh", "-c", "echo 'airpfed: device.toml: \x1b[2Jwrong'; exit 2"], log, lambda _: last_line(log)
+    )
     lines: list[str] = []
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as identity_of:
         until(lambda: bool(kept.look(lines.append)), 60)
-    assert str(told.value) == (
+    assert str(identity_of.value) == (
         f"{name} ended {tries} times in a row: airpfed: device.toml: ?[2Jwrong; all of it is in {log}"
     )
     assert sum("started" in line for line in lines) == tries and kept.process is None
@@ -120,7 +126,7 @@ def test_a_process_that_never_works_is_given_up_with_its_last_line(
 def test_who_is_refused_by_the_server_keeps_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its key may be admitted tomorrow."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.0,))
-    kept = Kept(
+    kept = SupervisedProcess(
         "SuperNode", ["false"], tmp_path / "x.log", lambda _: f"{supervisor.REFUSED}: x", lambda why: "refused" in why
     )
     lines: list[str] = []
@@ -134,10 +140,10 @@ def test_a_trainer_that_worked_for_long_and_then_finds_something_wrong_is_given_
     """A large model takes long to load before its settings are found wrong."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.0,))
     monkeypatch.setattr(supervisor, "LASTING", 0.0)
-    kept = Kept("trainer", ["sh", "-c", "exit 2"], tmp_path / "x.log", str)
+    kept = SupervisedProcess("trainer", ["sh", "-c", "exit 2"], tmp_path / "x.log", str)
     with pytest.raises(UserError, match="ended 5 times"):
         until(lambda: bool(kept.look(lambda _: None)), 60)
-    fine = Kept("trainer", ["sh", "-c", "exit 1"], tmp_path / "y.log", str)
+    fine = SupervisedProcess("trainer", ["sh", "-c", "exit 1"], tmp_path / "y.log", str)
     lines: list[str] = []
     until(lambda: fine.look(lines.append) or len(lines) > 20, 60)
     fine.end()
@@ -149,7 +155,7 @@ def test_a_log_is_for_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         for name in ("old.log", "new.log"):
-            ended(started(["true"], tmp_path / name))
+            end_process(start_process(["true"], tmp_path / name))
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     finally:
         os.umask(before)
@@ -172,7 +178,9 @@ def test_a_devices_state_is_for_its_owner_only_and_swept(
     (run / ".outside.1").symlink_to(tmp_path)
     seen: list[int] = []
 
-    def look(trainer: Kept, aggregate: Kept, fault: object, say: object, stopping: list[bool]) -> None:
+    def look(
+        trainer: SupervisedProcess, aggregate: SupervisedProcess, fault: object, log: object, stopping: list[bool]
+    ) -> None:
         seen.append(stat.S_IMODE((home / "state").stat().st_mode))
         (home / "state" / "new").touch()
 
@@ -195,11 +203,11 @@ def test_a_socket_finds_a_place_whatever_tmpdir_is(name: str, tmp_path: Path, mo
     folder.mkdir()
     monkeypatch.setattr(supervisor.tempfile, "gettempdir", lambda: str(folder))
     assert supervisor.short_folder() == Path("/tmp")
-    with socket.socket(socket.AF_UNIX) as door:
+    with socket.socket(socket.AF_UNIX) as socket_path:
         path = Path("/tmp") / f"airpfed-{os.getpid():08d}"
         path.mkdir()
         try:
-            door.bind(str(path / supervisor.DOOR))
+            socket_path.bind(str(path / supervisor.DOOR))
         finally:
             shutil.rmtree(path)
     monkeypatch.setattr(supervisor.os, "access", lambda *_: False)
@@ -217,8 +225,8 @@ def test_what_was_started_dies_with_its_parent(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from airpfed.federation.processes import started
-child = started([sys.executable, "-c", "import time; time.sleep(60)"], Path({str(tmp_path / "x.log")!r}))
+from airpfed.federation.processes import start_process
+child = start_process([sys.executable, "-c", "import time; time.sleep(60)"], Path({str(tmp_path / "x.log")!r}))
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -239,9 +247,9 @@ def alive(pid: int) -> bool:
 def test_a_process_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE", 0.3)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
-    process = started([sys.executable, "-c", code], tmp_path / "x.log")
+    process = start_process([sys.executable, "-c", code], tmp_path / "x.log")
     until(lambda: "on" in (tmp_path / "x.log").read_text())
-    ended(process)
+    end_process(process)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -315,8 +323,10 @@ def test_without_flower_a_line_says_which_extra_to_install(
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == 2
-        told = capsys.readouterr().err.strip().splitlines()
-        assert told == ["airpfed: airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'"]
+        identity_of = capsys.readouterr().err.strip().splitlines()
+        assert identity_of == [
+            "airpfed: airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'"
+        ]
 
 
 def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
@@ -360,9 +370,9 @@ def test_flowers_command_line_is_believed_only_where_it_says_that_it_succeeded(
     """Flower 1.41 ends with 0 behind a dead proxy."""
     assert server_process.answer_of(0, SUCCESS, "", "x")["node-id"] == 7
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as identity_of:
         server_process.answer_of(code, out, errors, "flwr supernode register")
-    line = str(told.value)
+    line = str(identity_of.value)
     assert words in line and line.isprintable() and len(line) < 400 and "(the environment sets HTTPS_PROXY)" in line
 
 
@@ -377,7 +387,7 @@ def test_flowers_command_line_that_hangs_is_one_line(
     monkeypatch.setenv("NO_PROXY", "a.example")
     place = server_process.Site(site / "server", tmp_path, "localhost", "192.0.2.1", 9500)
     with pytest.raises(UserError, match=r"^flwr supernode register failed: no answer within 2 s"):
-        server_process.admitted(place, 0)
+        server_process.admit_key(place, 0)
     assert (tmp_path / "home").read_text() == "a.example,localhost,127.0.0.1,::1,192.0.2.1\n"
 
 
@@ -398,15 +408,15 @@ def test_flowers_command_line_that_hangs_is_one_line(
 def test_the_relay_waits_as_long_as_the_server_says_within_reason(
     seconds: object, waits: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
+    flower_command: list[float] = []
 
-    def ask(path: Path, parcel: Parcel, wait: float) -> Parcel:
-        asked.append(wait)
-        return parcel
+    def exchange(path: Path, packet: Packet, wait: float) -> Packet:
+        flower_command.append(wait)
+        return packet
 
-    monkeypatch.setattr(client_app, "ask", ask)
-    client_app.relayed(Parcel("train", {"seconds": seconds}), Context(1, 1, {"socket": "x"}, RecordDict(), {}))
-    assert asked == [waits]
+    monkeypatch.setattr(client_app, "exchange", exchange)
+    client_app.relay(Packet("train", {"seconds": seconds}), Context(1, 1, {"socket": "x"}, RecordDict(), {}))
+    assert flower_command == [waits]
 
 
 def test_a_plan_of_any_path_reaches_the_servers_process(tmp_path: Path) -> None:

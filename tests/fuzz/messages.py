@@ -34,10 +34,10 @@ from airpfed.core import run_files
 from airpfed.experiment import build
 from airpfed.federation import build_federation, mailbox
 from airpfed.federation.client_app import app_of
-from airpfed.federation.device import RUN, Device, handled
+from airpfed.federation.device import RUN, Device, handle
 from airpfed.federation.flower_codec import TYPES
-from airpfed.federation.ipc import received
-from airpfed.federation.message import BadParcelError, Parcel, digest
+from airpfed.federation.ipc import receive
+from airpfed.federation.message import BadPacketError, Packet, digest
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
 from airpfed.training.loop import Experiment, play_round
@@ -119,13 +119,15 @@ class World:
     """Both sides of a tiny federation, and what the others answer in round 1."""
 
     experiment: Experiment
-    agreed: list[dict[str, str]]
+    agreements: list[dict[str, str]]
     wanted: Any
     devices: dict[int, Device]
-    answers: dict[tuple[str, int], Parcel]
+    answers: dict[tuple[str, int], Packet]
 
     def federation(self, grid: Any, lines: list[str]) -> Federation:
-        return federation_of(grid, self.wanted, (self.experiment, self.agreed), NAME, None, lines.append, lambda: False)
+        return federation_of(
+            grid, self.wanted, (self.experiment, self.agreements), NAME, None, lines.append, lambda: False
+        )
 
 
 def passing_folder() -> Path:
@@ -170,30 +172,30 @@ def world(name: str) -> World:
     wanted = settings_file.read(make_settings(folder, base()), overrides)
     tasks = build.load_tasks(wanted)
     count = sum(len(task.train) for task in tasks)
-    devices = build_federation.devices(wanted, tasks, {k: folder / "devices" / str(k) for k in range(count)})
-    made, agreed = build_federation.server(wanted, build_federation.server_tasks(wanted, deployed=False))
-    bare = World(made, agreed, wanted, devices, {})
+    devices = build_federation.devices_of(wanted, tasks, {k: folder / "devices" / str(k) for k in range(count)})
+    made, agreements = build_federation.server(wanted, build_federation.server_tasks(wanted, deployed=False))
+    bare = World(made, agreements, wanted, devices, {})
     federation = bare.federation(LocalGrid({}), [])
     answers = {}
     for kind in ("hello", "train", "answer", "finish"):
         for k in devices:
             if kind != "answer" or name != "tasks":
-                answers[kind, k] = handled(devices[k], question(bare, federation, kind, k))
+                answers[kind, k] = handle(devices[k], request(bare, federation, kind, k))
     assert all(one.kind == "done" for one in answers.values()), answers
     return replace(bare, answers=answers)
 
 
-def question(here: World, federation: Federation, kind: str, device: int) -> Parcel:
+def request(connected: World, federation: Federation, kind: str, device: int) -> Packet:
     """What the server asks in round 1."""
     if kind == "hello":
-        return Parcel("hello", {"seconds": 0.2})
-    task = here.experiment.tasks[int(here.experiment.clients.task_of[device])]
+        return Packet("hello", {"seconds": 0.2})
+    task = connected.experiment.tasks[int(connected.experiment.clients.task_of[device])]
     bodies = {
         "ids": post_integers([token for sample in task.test.prompts for token in sample.ids]),
         "lengths": post_integers([len(sample.ids) for sample in task.test.prompts]),
     }
-    return federation.question(
-        kind, here.experiment, here.experiment.initial, device, bodies if kind == "answer" else None
+    return federation.request(
+        kind, connected.experiment, connected.experiment.initial, device, bodies if kind == "answer" else None
     )
 
 
@@ -228,10 +230,10 @@ class Wire:
         return b"".join([len(head).to_bytes(4, "big"), head, *self.bodies.values()])
 
 
-def mutated(parcel: Parcel, case: Case) -> Wire:
+def mutated(packet: Packet, case: Case) -> Wire:
     """A parcel with a case's edits; its sha256 is right wherever one can be written, unless that is the edit."""
-    facts: dict[str, Any] = json.loads(json.dumps(dict(parcel.facts)))
-    kind, bodies, lengths, tree = parcel.kind, dict(parcel.bodies), dict[str, Any](), dict[str, Any]()
+    facts: dict[str, Any] = json.loads(json.dumps(dict(packet.facts)))
+    kind, bodies, lengths, tree = packet.kind, dict(packet.bodies), dict[str, Any](), dict[str, Any]()
     record, cuts = "", []
     for what, name, value in case.edits:
         body = bodies.get(name, b"") if isinstance(name, str) else b""
@@ -260,7 +262,7 @@ def mutated(parcel: Parcel, case: Case) -> Wire:
                 cuts.append((name, value))
             case "record":
                 record = name
-    whole = Parcel(kind, facts, bodies)
+    whole = Packet(kind, facts, bodies)
     sizes = {name: len(body) for name, body in bodies.items()}
     tree = {"kind": kind, "facts": facts, "lengths": {**sizes, **lengths}, "sha256": signed(whole), **tree}
     head = json.dumps(tree)
@@ -284,30 +286,30 @@ def put(facts: dict[str, Any], name: str, value: Any) -> None:
         facts[outer][int(inner)] = value
 
 
-def signed(parcel: Parcel) -> str:
+def signed(packet: Packet) -> str:
     with suppress(ValueError, TypeError, RecursionError):
-        return digest(parcel)
+        return digest(packet)
     return "0" * 64
 
 
 def check(case: Case) -> Literal["accepted", "refused"]:
     """Play a case; AssertionError where it is neither used rightly nor refused in a line, other errors as they come."""
-    here = world(case.world)
+    connected = world(case.world)
     if case.kind == "answer" and case.world == "tasks":
         case = replace(case, kind="train")
     with quick():
-        return to_device(here, case) if case.to == "device" else to_server(here, case)
+        return to_device(connected, case) if case.to == "device" else to_server(connected, case)
 
 
-def to_device(here: World, case: Case) -> Literal["accepted", "refused"]:
+def to_device(connected: World, case: Case) -> Literal["accepted", "refused"]:
     """A device gets a question: by Flower's message, and through the socket of its trainer."""
-    device = here.devices[WRONG]
-    sent = mutated(question(here, here.federation(LocalGrid({}), []), case.kind, WRONG), case)
+    device = connected.devices[WRONG]
+    sent = mutated(request(connected, connected.federation(LocalGrid({}), []), case.kind, WRONG), case)
     before = tree_hash(device.folder.parent)
     message = Message(sent.content(), dst_node_id=1, message_type=TYPES[case.kind])
     message.metadata.__dict__["_message_id"] = "1"
     context = Context(1, 1, {}, RecordDict(), {})
-    reply = mailbox._read(app_of(lambda parcel, _: handled(device, parcel))(message, context))[0]
+    reply = mailbox._read(app_of(lambda packet, _: handle(device, packet))(message, context))[0]
     assert reply.kind in ("done", "refused"), reply
     if reply.kind == "refused":
         is_line(reply.facts["why"], 300)
@@ -315,31 +317,31 @@ def to_device(here: World, case: Case) -> Literal["accepted", "refused"]:
     else:
         assert finite(dict(reply.facts))
         assert all(RUN.fullmatch(path.name) for path in device.folder.iterdir())
-        assert {path.name for path in device.folder.parent.iterdir()} == {str(k) for k in here.devices}
+        assert {path.name for path in device.folder.parent.iterdir()} == {str(k) for k in connected.devices}
     with suppress(EOFError):
         try:
             came = through(sent.data(), device.limit)
-        except BadParcelError as error:
+        except BadPacketError as error:
             is_line(str(error), 300)
         else:
-            assert handled(device, came).kind in ("done", "refused")
+            assert handle(device, came).kind in ("done", "refused")
     return "accepted" if reply.kind == "done" else "refused"
 
 
-def to_server(here: World, case: Case) -> Literal["accepted", "refused"]:
+def to_server(connected: World, case: Case) -> Literal["accepted", "refused"]:
     """The server gets an answer among those of the other devices, and plays its round."""
     lines: list[str] = []
 
-    def reply(device: int, asked: Parcel) -> Wire | Parcel:
-        found = here.answers[asked.kind, device]
+    def reply(device: int, asked: Packet) -> Wire | Packet:
+        found = connected.answers[asked.kind, device]
         if device != WRONG or asked.kind != case.kind:
             return found
         return mutated(found, case)
 
-    grid = RawGrid({1000 - 7 * k: partial(reply, k) for k in here.devices})
-    federation = here.federation(grid, lines)
-    made = federation.experiment(here.experiment)
-    state, row = play_round(made, here.experiment.initial)
+    grid = RawGrid({1000 - 7 * k: partial(reply, k) for k in connected.devices})
+    federation = connected.federation(grid, lines)
+    made = federation.experiment(connected.experiment)
+    state, row = play_round(made, connected.experiment.initial)
     assert set(row.absent) <= {WRONG}
     file = Path(tempfile.gettempdir()) / f"fuzz-{id(grid)}.jsonl"
     try:
@@ -351,11 +353,11 @@ def to_server(here: World, case: Case) -> Literal["accepted", "refused"]:
     assert bool(state.server.shared.value.isfinite().all()) and bool(state.server.personal.value.isfinite().all())
     good = not row.absent
     if case.kind == "answer":
-        score = federation.rate(made, here.experiment.initial, 1, "test")
+        score = federation.rate(made, connected.experiment.initial, 1, "test")
         assert score is not None and 0 <= score.value <= 1
         good = not any("cannot be scored" in line for line in lines)
     if case.kind == "finish":
-        federation.finish(made, here.experiment.initial)
+        federation.finish(made, connected.experiment.initial)
         good = f"device {WRONG} exported its adapter" in lines
     for line in lines:
         is_line(line, LINE)
@@ -368,9 +370,9 @@ class RawGrid(LocalGrid):
     """A grid whose nodes' answers may be bytes that no version of ours writes."""
 
     def replies(self, message: Message) -> list[Message]:
-        from airpfed.federation.flower_codec import content, parcel_of
+        from airpfed.federation.flower_codec import content, packet_of
 
-        found: Any = self.handlers[message.metadata.dst_node_id](parcel_of(message))
+        found: Any = self.handlers[message.metadata.dst_node_id](packet_of(message))
         return [Message(found.content() if isinstance(found, Wire) else content(found), reply_to=message)]
 
 
@@ -407,7 +409,7 @@ def tree_hash(folder: Path) -> str:
     return found.hexdigest()
 
 
-def through(data: bytes, limit: int) -> Parcel:
+def through(data: bytes, limit: int) -> Packet:
     """What a trainer's socket makes of bytes."""
     left, right = socket.socketpair()
 
@@ -419,7 +421,7 @@ def through(data: bytes, limit: int) -> Parcel:
     sender.start()
     try:
         with right:
-            return received(right, limit)
+            return receive(right, limit)
     finally:
         sender.join()
 

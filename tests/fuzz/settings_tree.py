@@ -276,7 +276,7 @@ def numbers(tree: Any, place: str = "") -> Iterator[tuple[str, float]]:
         yield place, float(tree)
 
 
-def run(n: int, number: int = 0, say: Callable[[str], None] = print) -> Counter[str]:
+def run(n: int, number: int = 0, log: Callable[[str], None] = print) -> Counter[str]:
     """Try n cases; how many were accepted, refused, and failed; each kind of failure is said once, with its case."""
     found: Counter[str] = Counter()
     told: set[str] = set()
@@ -302,7 +302,7 @@ def run(n: int, number: int = 0, say: Callable[[str], None] = print) -> Counter[
                 if kind not in told:
                     told.add(kind)
                     text = case.content.decode("utf-8", "replace")
-                    say(f"--- {kind}\n{str(error)[:500]}\n{text}\noverrides: {case.overrides}")
+                    log(f"--- {kind}\n{str(error)[:500]}\n{text}\noverrides: {case.overrides}")
 
         one()
     return found

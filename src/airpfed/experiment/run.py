@@ -77,7 +77,7 @@ def reopen(run: Path) -> tuple[Settings, Experiment, State]:
     if (run / "checkpoint" / "run.json").is_file():
         from airpfed.federation import build_federation
 
-        experiment = build_federation.reopened(settings, run / "checkpoint")
+        experiment = build_federation.reopen(settings, run / "checkpoint")
         artifacts.unchanged(run, experiment, {})
     else:
         tasks = build.load_tasks(settings)

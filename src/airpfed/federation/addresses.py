@@ -17,7 +17,7 @@ HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 """A host's name."""
 
 
-def federable(settings: Settings) -> None:
+def check_federable(settings: Settings) -> None:
     """UserError where the settings ask for what a federation does not do."""
     asked = {
         f'adapters.method = "{settings.adapters.method}"': settings.adapters.method in SIMULATED,
@@ -27,12 +27,12 @@ def federable(settings: Settings) -> None:
     }
     if wrong := [words for words, yes in asked.items() if yes]:
         raise UserError(f"{wrong[0]}: not in a federation; `airpfed run` does it")
-    least, there = settings.federation.min_devices, len(counted(settings))
+    least, there = settings.federation.min_devices, len(task_of_devices(settings))
     if least > there:
         raise UserError(f"federation.min_devices = {least}: should be at most {there}, the tasks' devices; 0: all")
 
 
-def counted(settings: Settings) -> list[int]:
+def task_of_devices(settings: Settings) -> list[int]:
     """The task of every device; UserError where a task does not say how many it has."""
     if none := [one.name for one in settings.tasks if not one.devices]:
         raise UserError(f"tasks.{none[0]}.devices = 0: a federation needs the number of the task's devices")
@@ -43,21 +43,23 @@ def node_of(settings: Settings, file: Path) -> NodeSettings:
     """A device's own settings; UserError if the file has none."""
     if settings.node is None:
         raise UserError(f"{file}: no [node] table; `airpfed federate init` writes one settings file per device")
-    if settings.node.device >= len(counted(settings)):
-        raise UserError(f"{file}: node.device = {settings.node.device}: there are {len(counted(settings))}, from 0")
+    if settings.node.device >= len(task_of_devices(settings)):
+        raise UserError(
+            f"{file}: node.device = {settings.node.device}: there are {len(task_of_devices(settings))}, from 0"
+        )
     return settings.node
 
 
-def checked_address(address: str) -> None:
+def check_address(address: str) -> None:
     """UserError unless this is host:port of a machine."""
     if not 0 < port_of(address) < 1 << 16:
         raise UserError(f"address {printable(address, 80)}: the port should be from 1 to 65535")
-    checked_host(host_of(address))
+    check_host(host_of(address))
     if ":" in host_of(address) and not address.startswith("["):
         raise UserError(f"address {printable(address, 80)}: an IPv6 address stands in brackets, e.g. [::1]:9500")
 
 
-def checked_host(host: str) -> None:
+def check_host(host: str) -> None:
     """UserError unless this can be a machine's name or IP address, and stand in a certificate."""
     if is_address(host):
         return
@@ -88,7 +90,7 @@ def port_of(address: str) -> int:
     return int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
 
 
-def private(folder: Path) -> Path:
+def private_folder(folder: Path) -> Path:
     """A folder that only its owner may enter, made where it is not there, whatever the umask."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)

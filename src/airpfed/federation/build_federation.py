@@ -15,10 +15,10 @@ from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
-from airpfed.federation.addresses import counted
+from airpfed.federation.addresses import task_of_devices
 from airpfed.federation.device import RUN, Device, device_of
 from airpfed.federation.handshake import Agreement, agreement
-from airpfed.federation.server import Terms
+from airpfed.federation.server import RoundTerms
 from airpfed.tasks import datasets
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import load
@@ -38,29 +38,31 @@ def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
     """
     if not deployed:
         return tuple(replace(one, train=((),) * len(one.train)) for one in build.load_tasks(settings))
-    counted(settings)
+    task_of_devices(settings)
     return tuple(datasets.held_out(build.source_of(t), build.shares_of(t), settings.run.seed) for t in settings.tasks)
 
 
 def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, list[Agreement]]:
     """The server's experiment: nothing of device scope is in its state. And what devices of each task must agree on."""
-    made = build.experiment(settings, tasks)
-    agreed = [agreement(settings, made, tasks, number) for number in range(len(tasks))]
-    own = made.initial.devices.own
+    experiment = build.experiment(settings, tasks)
+    agreements = [agreement(settings, experiment, tasks, number) for number in range(len(tasks))]
+    own = experiment.initial.devices.own
     nothing = torch.zeros(len(own.updates), 0)
-    empty = DeviceState(OptimizedParameters(nothing, nothing, nothing, own.updates), made.initial.devices.cursors)
-    return replace(made, initial=replace(made.initial, devices=empty)), agreed
+    empty = DeviceState(OptimizedParameters(nothing, nothing, nothing, own.updates), experiment.initial.devices.cursors)
+    return replace(experiment, initial=replace(experiment.initial, devices=empty)), agreements
 
 
-def aggregator_of(settings: Settings, made: Experiment, samples: Tensor) -> Aggregator:
+def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
     """The link, with weights from D_k as the devices told it."""
-    return partial(send, build.link(settings, made.clients, samples))
+    return partial(send, build.link(settings, experiment.clients, samples))
 
 
-def terms(settings: Settings) -> Terms:
+def terms_of(settings: Settings) -> RoundTerms:
     """When rounds start and end."""
-    wanted = settings.federation
-    return Terms(wanted.min_devices, wanted.wait_seconds, wanted.deadline_seconds, wanted.max_norm)
+    task_settings = settings.federation
+    return RoundTerms(
+        task_settings.min_devices, task_settings.wait_seconds, task_settings.deadline_seconds, task_settings.max_norm
+    )
 
 
 def run_identity(checkpoint: Path, resume: bool, deployed: bool) -> str:
@@ -88,43 +90,43 @@ def identity(file: Path) -> tuple[str, bool]:
     return name, deployed
 
 
-def reopened(settings: Settings, checkpoint: Path) -> Experiment:
+def reopen(settings: Settings, checkpoint: Path) -> Experiment:
     """The server's experiment of a federation's run, to read its checkpoint with."""
     return server(settings, server_tasks(settings, identity(checkpoint / IDENTITY)[1]))[0]
 
 
 def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:
     """All tasks as one device knows them: its own file's samples, and the labels of the others."""
-    owner = counted(settings)[device]
-    place = device - counted(settings).index(owner)
+    owner = task_of_devices(settings)[device]
+    position = device - task_of_devices(settings).index(owner)
     return tuple(
-        own_task(settings, one, place) if number == owner else foreign_task(one)
+        local_task(settings, one, position) if number == owner else foreign_task(one)
         for number, one in enumerate(settings.tasks)
     )
 
 
-def own_task(settings: Settings, wanted: TaskSettings, place: int) -> Task:
+def local_task(settings: Settings, task_settings: TaskSettings, position: int) -> Task:
     """The device's task: every distinct sample of its file is for training."""
-    loaded = load(build.source_of(wanted), wanted.samples_per_device)
-    train = tuple(loaded.samples if index == place else () for index in range(wanted.devices))
-    return Task(wanted.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256)
+    loaded = load(build.source_of(task_settings), task_settings.samples_per_device)
+    train = tuple(loaded.samples if index == position else () for index in range(task_settings.devices))
+    return Task(task_settings.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256)
 
 
-def foreign_task(wanted: TaskSettings) -> Task:
+def foreign_task(task_settings: TaskSettings) -> Task:
     """Another task: its labels matter, for the width of a classifier's head."""
-    kind = "classify" if wanted.kind == "auto" else wanted.kind
-    if kind == "classify" and not wanted.labels:
-        raise UserError(f"tasks.{wanted.name}.labels: a device's settings need the labels of every task")
-    labels = tuple(f" {word.strip()}" for word in wanted.labels.values()) if kind == "classify" else ()
-    return Task(wanted.name, kind, labels, ((),) * wanted.devices, (), (), "")
+    kind = "classify" if task_settings.kind == "auto" else task_settings.kind
+    if kind == "classify" and not task_settings.labels:
+        raise UserError(f"tasks.{task_settings.name}.labels: a device's settings need the labels of every task")
+    labels = tuple(f" {word.strip()}" for word in task_settings.labels.values()) if kind == "classify" else ()
+    return Task(task_settings.name, kind, labels, ((),) * task_settings.devices, (), (), "")
 
 
-def devices(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int, Path]) -> dict[int, Device]:
+def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int, Path]) -> dict[int, Device]:
     """Devices over one base model. folders: device -> where it keeps its own state."""
-    made = build.experiment(settings, tasks)
-    owners = made.clients.task_of.tolist()
+    experiment = build.experiment(settings, tasks)
+    device_of_node = experiment.clients.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm
     return {
-        k: device_of(made, k, agreement(settings, made, tasks, owners[k]), alpha, norm, folder)
+        k: device_of(experiment, k, agreement(settings, experiment, tasks, device_of_node[k]), alpha, norm, folder)
         for k, folder in folders.items()
     }

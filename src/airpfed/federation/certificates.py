@@ -63,10 +63,10 @@ def new_server(
     write_atomic(folder / "server.crt", made.public_bytes(Encoding.PEM))
 
 
-def new_device(private: Path, public: Path) -> None:
+def new_device(private_folder: Path, public: Path) -> None:
     """Write a device's key pair, in the OpenSSH form that Flower reads."""
     key = ec.generate_private_key(ec.SECP384R1())
-    write_private(private, key, PrivateFormat.OpenSSH)
+    write_private(private_folder, key, PrivateFormat.OpenSSH)
     write_atomic(public, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
@@ -94,10 +94,10 @@ def check_server(folder: Path, host: str) -> None:
         raise UserError(f"{folder / 'server.crt'}: not for {host}; it names {', '.join(str(n.value) for n in names)}")
 
 
-def check_pair(private: Path, public: Path) -> None:
+def check_pair(private_folder: Path, public: Path) -> None:
     """UserError unless these are the two halves of one device's key."""
-    if read_public(public) != read_key(private).public_key():
-        raise UserError(f"{private}: not the private key of {public}")
+    if read_public(public) != read_key(private_folder).public_key():
+        raise UserError(f"{private_folder}: not the private key of {public}")
 
 
 def read_public(path: Path) -> ec.EllipticCurvePublicKey:

@@ -10,11 +10,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from airpfed.federation.flower_codec import content, parcel_of
-from airpfed.federation.ipc import ask
-from airpfed.federation.message import BadParcelError, Parcel, refusal
+from airpfed.federation.flower_codec import content, packet_of
+from airpfed.federation.ipc import exchange
+from airpfed.federation.message import BadPacketError, Packet, refusal
 
-Handle = Callable[[Parcel, Context], Parcel]
+Handle = Callable[[Packet, Context], Packet]
 
 LONGEST = 86_400.0
 """Seconds that a trainer is waited for, whatever the server asks for."""
@@ -26,8 +26,8 @@ def app_of(handle: Handle) -> ClientApp:
 
     def answer(message: Message, context: Context) -> Message:
         try:
-            reply = handle(parcel_of(message), context)
-        except BadParcelError as error:
+            reply = handle(packet_of(message), context)
+        except BadPacketError as error:
             reply = refusal(str(error))
         return Message(content(reply), reply_to=message)
 
@@ -38,15 +38,15 @@ def app_of(handle: Handle) -> ClientApp:
     return made
 
 
-def relayed(parcel: Parcel, context: Context) -> Parcel:
+def relay(packet: Packet, context: Context) -> Packet:
     """The answer of the trainer whose socket the SuperNode's configuration names."""
-    path, seconds = Path(str(context.node_config["socket"])), parcel.facts.get("seconds")
+    path, seconds = Path(str(context.node_config["socket"])), packet.facts.get("seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         seconds = 60.0
     try:
-        return ask(path, parcel, float(min(seconds, LONGEST)))
+        return exchange(path, packet, float(min(seconds, LONGEST)))
     except TimeoutError as error:
         return refusal(str(error))
 
 
-app = app_of(relayed)
+app = app_of(relay)

@@ -84,11 +84,11 @@ def init(
     ready()
     from airpfed.config import settings_file
     from airpfed.federation.addresses import host_of
-    from airpfed.federation.provisioning import Plan, found
+    from airpfed.federation.provisioning import FederationPlan, provision
 
     read = settings_file.asked(settings, [*(set_ or []), f'federation.address="{address}"'])
-    plan = Plan(address, (host_of(address), *(host or [])), deal, days, port)
-    for line in found(folder, read, plan):
+    plan = FederationPlan(address, (host_of(address), *(host or [])), deal, days, port)
+    for line in provision(folder, read, plan):
         typer.echo(line)
 
 

@@ -18,10 +18,10 @@ from airpfed.devices.compression import SENT, encoded, rounding, sizes
 from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.gradients import Clients, draw, gradients
 from airpfed.federation import device_state
-from airpfed.federation.addresses import private
+from airpfed.federation.addresses import private_folder
 from airpfed.federation.device_state import Personal
 from airpfed.federation.handshake import Agreement, difference, hashed
-from airpfed.federation.message import Parcel, printable, refusal
+from airpfed.federation.message import Packet, printable, refusal
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
@@ -38,15 +38,15 @@ QUESTION_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Device:
-    """One device. clients: all devices, with this one's data at least; alone: this device as a fleet of one."""
+    """One device. clients: all devices, with this one's data at least; local_clients: this device as a fleet of one."""
 
     number: int
     experiment: Experiment
     clients: Clients
-    alone: Clients
+    local_clients: Clients
     task: int
     alpha: float
-    agreed: Agreement
+    agreement: Agreement
     max_norm: float
     folder: Path
 
@@ -62,132 +62,132 @@ class Device:
 
 
 def device_of(
-    experiment: Experiment, number: int, agreed: Agreement, alpha: float, max_norm: float, folder: Path
+    experiment: Experiment, number: int, agreement: Agreement, alpha: float, max_norm: float, folder: Path
 ) -> Device:
     """Device `number` of an experiment that holds its data; its own state lies in `folder`."""
     clients = experiment.clients
     task = int(clients.task_of[number])
-    alone = replace(
+    local_clients = replace(
         clients, cache=clients.cache.fresh(), shards=(clients.shards[number],), task_of=torch.zeros(1).long(),
         classes=(clients.classes[task],), batch_multiplier=(),
     )  # fmt: skip
-    return Device(number, experiment, clients, alone, task, alpha, agreed, max_norm, folder)
+    return Device(number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder)
 
 
-def handled(device: Device, parcel: Parcel) -> Parcel:
+def handle(device: Device, packet: Packet) -> Packet:
     """The answer to a parcel; what cannot be done is refused with a line."""
     try:
-        match parcel.kind:
+        match packet.kind:
             case "hello":
-                return Parcel("done", {**told(device), "agreement": device.agreed})
+                return Packet("done", {**identity_of(device), "agreement": device.agreement})
             case "train":
-                return trained(device, parcel)
+                return train(device, packet)
             case "answer":
-                return answered(device, parcel)
+                return answer(device, packet)
             case "finish":
-                return finished(device, parcel)
+                return finish(device, packet)
             case _:
-                return refusal(f"no such question: {printable(parcel.kind, 40)!r}")
+                return refusal(f"no such question: {printable(packet.kind, 40)!r}")
     except UserError as error:
         return refusal(str(error))
     except OSError as error:
         return refusal(f"the device's disk: {error.filename or device.folder}: {error.strerror or error}")
 
 
-def told(device: Device) -> dict[str, Any]:
+def identity_of(device: Device) -> dict[str, Any]:
     """What stands in every answer."""
     return {"device": device.number, "samples": device.samples}
 
 
-def trained(device: Device, parcel: Parcel) -> Parcel:
+def train(device: Device, packet: Packet) -> Packet:
     """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers.
 
     A question that is refused leaves what it keeps as it was.
     """
-    run, t, counted = asked(device, parcel)
-    kept = restored(device, run)
-    own = device_state.begun(kept, t, counted)
+    run, t, counted = request_of(device, packet)
+    kept = stored_state(device, run)
+    own = device_state.start_of_round(kept, t, counted)
     made, clients = device.experiment, device.clients
     count = min(made.batch_size, device.samples)
     first = (t - 1) * made.local_steps * count  # as if it had been there in every round: absence skips no data twice
     plan = [draw(clients, device.number, first + step * count, count) for step in range(made.local_steps)]
-    found, loss = gradients(device.alone, received(device, parcel, own), [plan], made.local_lr, 1)
+    found, loss = gradients(device.local_clients, parameters_of(device, packet, own), [plan], made.local_lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
     assert made.lr is not None
-    after = device_state.moved(own, found["device"], t, made.optimizer, made.lr)
-    device_state.save(device.folder / run, after, made.seed, hashed(sorted(device.agreed.items())))
+    after = device_state.outcomes(own, found["device"], t, made.optimizer, made.lr)
+    device_state.save(device.folder / run, after, made.seed, hashed(sorted(device.agreement.items())))
     data = encoded(found, clients.layout, device.task, made.payload, rounding(made.seed, device.number, t))
-    facts = {**told(device), "run": run, "round": t, "loss": float(loss)}
-    return Parcel("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
+    facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss)}
+    return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
 
 
-def answered(device: Device, parcel: Parcel) -> Parcel:
+def answer(device: Device, packet: Packet) -> Packet:
     """What this device's model says to prompts that came as token ids: classes, or texts."""
-    factors = model(device, parcel)
-    samples = samples_of(parcel, len(device.clients.backbone.tokenizer), int(device.agreed["model.max_tokens"]))
+    factors = factors_of(device, packet)
+    samples = samples_of(packet, len(device.clients.backbone.tokenizer), int(device.agreement["model.max_tokens"]))
     view = device.experiment.tasks[device.task]
     if view.kind == "generate":
-        said: list[Any] = list(complete(device.alone, factors, [s.ids for s in samples], view.max_new_tokens))
+        said: list[Any] = list(complete(device.local_clients, factors, [s.ids for s in samples], view.max_new_tokens))
     else:
         shelf = hashed([sample.ids for sample in samples])
-        said = list(classify(device.alone, factors, shelf, samples, view.choices))
-    return Parcel("done", {**told(device), "said": said})
+        said = list(classify(device.local_clients, factors, shelf, samples, view.choices))
+    return Packet("done", {**identity_of(device), "said": said})
 
 
-def finished(device: Device, parcel: Parcel) -> Parcel:
+def finish(device: Device, packet: Packet) -> Packet:
     """Export this device's model, with its own parts, to its own disk: a PEFT adapter, reloaded and compared."""
-    factors, clients = model(device, parcel), device.clients
+    factors, clients = factors_of(device, packet), device.clients
     classes = device.clients.classes[device.task]
     view = device.experiment.tasks[device.task]
-    folder = files.inside(private(device.folder) / str(parcel.facts["run"]) / "adapters", view.name)
+    folder = files.inside(private_folder(device.folder) / str(packet.facts["run"]) / "adapters", view.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(clients.backbone, classes)
-    export.checked(clients.backbone, factors, classes, device.alpha, folder, base, device.alone.shards[0][:8])
-    return Parcel("done", told(device))
+    export.checked(clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8])
+    return Packet("done", identity_of(device))
 
 
-def asked(device: Device, parcel: Parcel) -> tuple[str, int, int]:
+def request_of(device: Device, packet: Packet) -> tuple[str, int, int]:
     """A parcel's run and round, and in how many earlier rounds its server counted this device.
 
     UserError where these are none, or where server and device do not agree on what they compute.
     """
-    run = parcel.facts.get("run")
+    run = packet.facts.get("run")
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise UserError("the message names no run")
-    t = integer_of(parcel, "round", 1, ROUNDS_LIMIT)
-    counted = integer_of(parcel, "counted", 0, t - 1)
-    if why := difference(parcel.facts.get("agreement"), device.agreed):
+    t = integer_of(packet, "round", 1, ROUNDS_LIMIT)
+    counted = integer_of(packet, "counted", 0, t - 1)
+    if why := difference(packet.facts.get("agreement"), device.agreement):
         raise UserError(why)
     return run, t, counted
 
 
-def model(device: Device, parcel: Parcel) -> Factors:
+def factors_of(device: Device, packet: Packet) -> Factors:
     """This device's model with the shared parameters that came, after all rounds that the server counted."""
-    run, _, counted = asked(device, parcel)
-    kept = restored(device, run)
-    values = received(device, parcel, device_state.begun(kept, kept.round + 1, counted))
+    run, _, counted = request_of(device, packet)
+    kept = stored_state(device, run)
+    values = parameters_of(device, packet, device_state.start_of_round(kept, kept.round + 1, counted))
     one = torch.zeros(1, dtype=torch.long)
     factors = gather(values, device.clients.layout, one, one)
     return {key: tensor.to(device.clients.backbone.device) for key, tensor in factors.items()}
 
 
-def restored(device: Device, run: str) -> Personal:
+def stored_state(device: Device, run: str) -> Personal:
     """What the device keeps for a run."""
     like = device_state.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
-    return device_state.load(device.folder / run, like, hashed(sorted(device.agreed.items())))
+    return device_state.load(device.folder / run, like, hashed(sorted(device.agreement.items())))
 
 
-def received(device: Device, parcel: Parcel, own: OptimizedParameters) -> Vectors:
+def parameters_of(device: Device, packet: Packet, own: OptimizedParameters) -> Vectors:
     """All parameters of the device: those that came, its own, and those that never move.
 
     Beyond its task's own head the task's vector is as it began: no gradient reaches there.
     """
     start, wanted = device.experiment.initial, sizes(device.clients.layout, device.task)
-    came: dict[str, Tensor] = {scope: vector_of(parcel, scope, wanted[scope]) for scope in SENT}
+    came: dict[str, Tensor] = {scope: vector_of(packet, scope, wanted[scope]) for scope in SENT}
     task = start.server.personal.value[device.task : device.task + 1].clone()
     task[0, : wanted["task"]] = came["task"]
     return {"global": came["global"][None, :], "task": task, "device": own.value, "frozen": start.frozen}

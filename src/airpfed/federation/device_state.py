@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from airpfed.core.errors import UserError
-from airpfed.federation.addresses import private
+from airpfed.federation.addresses import private_folder
 from airpfed.training import checkpoint
 from airpfed.training.state import OptimizedParameters, Optimizer, update
 
@@ -28,47 +28,49 @@ class Personal:
 
 def fresh(value: Tensor) -> Personal:
     """Before the first round. value: the one row of initial parameters of device scope."""
-    own = OptimizedParameters(value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(1, dtype=torch.long))
-    return Personal(0, own, own)
+    parameters = OptimizedParameters(
+        value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(1, dtype=torch.long)
+    )
+    return Personal(0, parameters, parameters)
 
 
-def load(folder: Path, like: Personal, fingerprint: str) -> Personal:
-    """What is on the disk, or `like` where nothing is yet; UserError if it is damaged or of other settings."""
+def load(folder: Path, template: Personal, fingerprint: str) -> Personal:
+    """What is on the disk, or `template` where nothing is yet; UserError if it is damaged or of other settings."""
     try:
-        return checkpoint.read(folder, like, fingerprint) if checkpoint.exists(folder) else like
+        return checkpoint.read(folder, template, fingerprint) if checkpoint.exists(folder) else template
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({type(error).__name__}); restore the device's state folder") from None
 
 
-def begun(kept: Personal, t: int, counted: int) -> OptimizedParameters:
+def start_of_round(state: Personal, t: int, counted: int) -> OptimizedParameters:
     """Parameters that round t starts from. counted: rounds that the server has counted this device in.
 
     Raises UserError for a round that is over, and where neither outcome of the last round fits the count.
     """
-    if t < kept.round:
-        raise UserError(f"round {t} is over here: the last one was {kept.round}")
-    if t == kept.round:
-        return kept.before
-    if not kept.after.value.shape[1]:  # nothing of device scope: nothing can be lost
-        return replace(kept.after, updates=torch.tensor([counted]))
-    for own in (kept.after, kept.before):
-        if int(own.updates) == counted:
-            return own
+    if t < state.round:
+        raise UserError(f"round {t} is over here: the last one was {state.round}")
+    if t == state.round:
+        return state.before
+    if not state.after.value.shape[1]:  # nothing of device scope: nothing can be lost
+        return replace(state.after, updates=torch.tensor([counted]))
+    for parameters in (state.after, state.before):
+        if int(parameters.updates) == counted:
+            return parameters
     raise UserError(
-        f"the device's own parameters are not those of this run: moved {int(kept.after.updates)} times, "
+        f"the device's own parameters are not those of this run: moved {int(state.after.updates)} times, "
         f"the server counted {counted}; restore the device's state folder"
     )
 
 
-def moved(own: OptimizedParameters, gradient: Tensor, t: int, optimizer: Optimizer, lr: float) -> Personal:
+def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, optimizer: Optimizer, lr: float) -> Personal:
     """Both outcomes of round t. gradient: (1, d) of the parameters of device scope, finite."""
-    return Personal(t, own, update(own, gradient, torch.ones(1, dtype=torch.bool), optimizer, lr))
+    return Personal(t, parameters, update(parameters, gradient, torch.ones(1, dtype=torch.bool), optimizer, lr))
 
 
-def save(folder: Path, kept: Personal, seed: int, fingerprint: str) -> None:
+def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
     """Put it safely on the disk; a crash leaves the old or the new."""
-    private(folder.parent)
+    private_folder(folder.parent)
     after = OptimizedParameters(
-        *(getattr(kept.after, item.name).clone() for item in fields(OptimizedParameters))
+        *(getattr(state.after, item.name).clone() for item in fields(OptimizedParameters))
     )  # of its own on the disk
-    checkpoint.write(folder, replace(kept, after=after), seed, fingerprint)
+    checkpoint.write(folder, replace(state, after=after), seed, fingerprint)

@@ -15,10 +15,10 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.federation import build_federation
 from airpfed.federation.addresses import node_of
-from airpfed.federation.device import Device, handled
-from airpfed.federation.ipc import received
-from airpfed.federation.message import BadParcelError, Parcel, packed, printable, refusal
-from airpfed.federation.processes import parent_gone
+from airpfed.federation.device import Device, handle
+from airpfed.federation.ipc import receive
+from airpfed.federation.message import BadPacketError, Packet, encoded, printable, refusal
+from airpfed.federation.processes import parent_has_exited
 
 PATIENCE = 30.0
 """Seconds that one side of the socket waits for the other."""
@@ -29,33 +29,33 @@ def device_at(file: Path) -> Device:
     settings = settings_file.read(file)
     node = node_of(settings, file)
     tasks = build_federation.node_tasks(settings, node.device)
-    return build_federation.devices(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]
+    return build_federation.devices_of(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]
 
 
 def answer(device: Device, line: socket.socket) -> None:
     """Read one parcel from a connection and answer it; whatever goes wrong is a refusal, or an ended connection."""
     line.settimeout(PATIENCE)
     try:
-        reply = safely(device, received(line, device.limit))
-    except BadParcelError as error:
+        reply = safely(device, receive(line, device.limit))
+    except BadPacketError as error:
         reply = refusal(str(error))
     except (EOFError, OSError):
         return
     try:
-        line.sendall(packed(reply))
+        line.sendall(encoded(reply))
     except OSError:
         print("the answer could not be handed on", flush=True)
 
 
-def safely(device: Device, parcel: Parcel) -> Parcel:
+def safely(device: Device, packet: Packet) -> Packet:
     """The device's answer; a fault of ours is written down here and told of in a line, and the trainer goes on."""
     begin = time.perf_counter()
     try:
-        reply = handled(device, parcel)
+        reply = handle(device, packet)
     except Exception as error:
         traceback.print_exc()
         reply = refusal(f"{type(error).__name__}: {error}")
-    what = printable(f"{parcel.kind} {parcel.facts.get('round', '')}", 60)
+    what = printable(f"{packet.kind} {packet.facts.get('round', '')}", 60)
     outcome = "done" if reply.kind == "done" else f"refused: {reply.facts['why']}"
     print(f"{what}: {outcome}, {time.perf_counter() - begin:.2f} s", flush=True)
     return reply
@@ -63,7 +63,7 @@ def safely(device: Device, parcel: Parcel) -> Parcel:
 
 def follow_parent(parent: int) -> None:
     """End this process when the one that started it is gone."""
-    while not parent_gone(parent):
+    while not parent_has_exited(parent):
         time.sleep(0.5)
     os._exit(1)
 

@@ -3,27 +3,27 @@
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import Array
 
-from airpfed.federation.message import BadParcelError, Parcel, head_of, opened
+from airpfed.federation.message import BadPacketError, Packet, head_of, packet_from
 
 TYPES = {"hello": "query.hello", "train": "train", "answer": "evaluate", "finish": "query.finish"}
 """Kind of a question -> Flower's message type."""
 
 
-def content(parcel: Parcel) -> RecordDict:
+def content(packet: Packet) -> RecordDict:
     """A parcel as the content of a message; Flower cuts long bodies into chunks by itself."""
-    arrays = {name: Array("uint8", (len(body),), "airpfed.raw", body) for name, body in parcel.bodies.items()}
-    return RecordDict({"head": ConfigRecord({"json": head_of(parcel)}), "bodies": ArrayRecord(arrays)})
+    arrays = {name: Array("uint8", (len(body),), "airpfed.raw", body) for name, body in packet.bodies.items()}
+    return RecordDict({"head": ConfigRecord({"json": head_of(packet)}), "bodies": ArrayRecord(arrays)})
 
 
-def parcel_of(message: Message) -> Parcel:
+def packet_of(message: Message) -> Packet:
     """The parcel in a message; raises BadParcelError where there is none."""
     found = message.content.get("head"), message.content.get("bodies")
     if not isinstance(found[0], ConfigRecord) or not isinstance(found[1], ArrayRecord):
-        raise BadParcelError("the message has no head and bodies")
+        raise BadPacketError("the message has no head and bodies")
     head = found[0].get("json")
     if not isinstance(head, str):
-        raise BadParcelError("the message has no head and bodies")
-    return opened(head, {name: array.data for name, array in found[1].items()})
+        raise BadPacketError("the message has no head and bodies")
+    return packet_from(head, {name: array.data for name, array in found[1].items()})
 
 
 def byte_count(message: Message) -> int:

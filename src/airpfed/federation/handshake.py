@@ -57,8 +57,8 @@ def difference(server: Any, device: Any) -> str | None:
         return "the other side does not say what it stands on"
     for name in [*server, *(key for key in device if key not in server)]:
         if server.get(name) != device.get(name):
-            here, there = short(server.get(name)), short(device.get(name))
-            return f"{printable(name, 60)} differs: {here} at the server, {there} on the device"
+            connected, there = short(server.get(name)), short(device.get(name))
+            return f"{printable(name, 60)} differs: {connected} at the server, {there} on the device"
     return None
 
 

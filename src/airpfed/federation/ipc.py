@@ -4,13 +4,13 @@ import socket
 import time
 from pathlib import Path
 
-from airpfed.federation.message import HEAD_LIMIT, BadParcelError, Parcel, opened, packed, tree_of
+from airpfed.federation.message import HEAD_LIMIT, BadPacketError, Packet, encoded, head_from, packet_from
 
 PAUSE = 0.05
 """Seconds between attempts to reach a trainer that is starting."""
 
 
-def ask(path: Path, parcel: Parcel, seconds: float) -> Parcel:
+def exchange(path: Path, packet: Packet, seconds: float) -> Packet:
     """The trainer's answer; it may be starting, or be started again, meanwhile.
 
     Raises TimeoutError if there is none in time, BadParcelError if it is damaged.
@@ -21,31 +21,31 @@ def ask(path: Path, parcel: Parcel, seconds: float) -> Parcel:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
                 line.settimeout(max(end - time.monotonic(), PAUSE))
                 line.connect(str(path))
-                line.sendall(packed(parcel))
+                line.sendall(encoded(packet))
                 line.shutdown(socket.SHUT_WR)
-                return received(line, None)
+                return receive(line, None)
         except (ConnectionError, FileNotFoundError, EOFError):
             time.sleep(PAUSE)
     raise TimeoutError(f"the trainer did not answer within {seconds:g} s")
 
 
-def received(line: socket.socket, limit: int | None) -> Parcel:
+def receive(line: socket.socket, limit: int | None) -> Packet:
     """One parcel from a socket; raises EOFError if it ends early, BadParcelError if it is damaged or beyond `limit`.
 
     limit: the most bytes that bodies may have.
     """
-    size = int.from_bytes(exactly(line, 4), "big")
+    size = int.from_bytes(read_exactly(line, 4), "big")
     if size > HEAD_LIMIT:
-        raise BadParcelError(f"the head of the message is oversize: {size} bytes")
-    head = exactly(line, size)
-    lengths: dict[str, int] = tree_of(head)["lengths"]
+        raise BadPacketError(f"the head of the message is oversize: {size} bytes")
+    head = read_exactly(line, size)
+    lengths: dict[str, int] = head_from(head)["lengths"]
     total = sum(lengths.values())
     if limit is not None and total > limit:
-        raise BadParcelError(f"the message is oversize: {total} bytes, at most {limit} are expected")
-    return opened(head, {name: exactly(line, length) for name, length in lengths.items()})
+        raise BadPacketError(f"the message is oversize: {total} bytes, at most {limit} are expected")
+    return packet_from(head, {name: read_exactly(line, length) for name, length in lengths.items()})
 
 
-def exactly(line: socket.socket, count: int) -> bytes:
+def read_exactly(line: socket.socket, count: int) -> bytes:
     """So many bytes; raises EOFError if the other side ends before."""
     parts = []
     while count:

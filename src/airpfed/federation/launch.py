@@ -18,7 +18,7 @@ from airpfed.core.locks import alone, ended_holder
 from airpfed.experiment import artifacts
 from airpfed.experiment.console import INTERRUPTED, Screen, go_on, interruptible, open_screen
 from airpfed.federation import server_process
-from airpfed.federation.addresses import counted, federable
+from airpfed.federation.addresses import check_federable, task_of_devices
 
 
 def federate(
@@ -31,35 +31,37 @@ def federate(
 ) -> int:
     """Run an experiment as a federation into `out`; returns the exit code."""
     settings = (settings_file.read if resume else settings_file.asked)(file, overrides)
-    federable(settings)
+    check_federable(settings)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     out = artifacts.claimed(out, file.stem, resume)
     with open_screen(settings.server.rounds) as screen, interruptible(screen) as stopping:
         if backend == "simulation":
-            done, completed = simulated(settings, out.resolve(), resume, command, screen, stopping)
+            done, completed = run_simulated(settings, out.resolve(), resume, command, screen, stopping)
         else:
             plan = {"file": str(file.resolve()), "overrides": overrides, "resume": resume, "command": command}
             screen.progress.stop()  # lines come from the run's own process
-            done, completed = deployed(settings, file, out.resolve(), plan, stopping)
+            done, completed = run_deployed(settings, file, out.resolve(), plan, stopping)
     if completed:
         return 0
     print(go_on(f"federate --backend {backend}", file, overrides, out, done))
     return INTERRUPTED
 
 
-def simulated(
+def run_simulated(
     settings: Settings, out: Path, resume: bool, command: str, screen: Screen, stopping: Callable[[], bool]
 ) -> tuple[int, bool]:
     """A run on Flower's simulation; devices keep their own state below `out`. Returns rounds done, and whether all."""
     from airpfed.federation.server_app import serve
     from airpfed.federation.simulation import simulate
 
-    work = partial(serve, settings=settings, out=out, resume=resume, command=command, owners=None, screen=screen)
+    work = partial(
+        serve, settings=settings, out=out, resume=resume, command=command, device_of_node=None, screen=screen
+    )
     outcome = simulate(settings, out / "devices", partial(work, stopping=stopping))
     return outcome.state.round, outcome.completed
 
 
-def deployed(
+def run_deployed(
     settings: Settings, file: Path, out: Path, plan: dict[str, object], stopping: Callable[[], bool]
 ) -> tuple[int, bool]:
     """A run on real devices. Returns rounds done, and whether all."""
@@ -72,7 +74,7 @@ def deployed(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C twice: nothing is left behind
     with alone(site.work / "launcher", 5.0):
         try:
-            ended = server_process.deploy(site, len(counted(settings)), plan, show, stopping)
+            ended = server_process.deploy(site, len(task_of_devices(settings)), plan, show, stopping)
         finally:
             ended_holder(site.work / "lock", 5.0)  # the run's own process
     if "error" in ended:

@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 
-from airpfed.federation.flower_codec import TYPES, byte_count, content, parcel_of
-from airpfed.federation.message import BadParcelError, Parcel, refusal
+from airpfed.federation.flower_codec import TYPES, byte_count, content, packet_of
+from airpfed.federation.message import BadPacketError, Packet, refusal
 
 POLL = 0.2
 """Seconds between looks into the letter box."""
@@ -35,57 +35,57 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
-class Letter:
+class Reply:
     """An answer: which node was asked what, what it said, and the bytes of the message (0 if none came)."""
 
     node: int
-    asked: Parcel
-    answer: Parcel
+    request: Packet
+    answer: Packet
     size: int
 
 
 @dataclass
-class Post:
-    """Letters under way. sent: message id -> (node, question, the moment it expires)."""
+class Mailbox:
+    """Letters under way. pending: message id -> (node, question, the moment it expires)."""
 
     grid: Grid
-    sent: dict[str, tuple[int, Parcel, float]] = field(default_factory=dict)
+    pending: dict[str, tuple[int, Packet, float]] = field(default_factory=dict)
 
-    def send(self, parcels: Mapping[int, Parcel], seconds: float) -> int:
+    def send(self, packets: Mapping[int, Packet], seconds: float) -> int:
         """Ask each node its question, which lives so many seconds; returns the bytes sent."""
         messages = [
-            Message(content(parcel), dst_node_id=node, message_type=TYPES[parcel.kind],
-                    group_id=str(parcel.facts.get("round", "")), ttl=seconds)
-            for node, parcel in parcels.items()
+            Message(content(packet), dst_node_id=node, message_type=TYPES[packet.kind],
+                    group_id=str(packet.facts.get("round", "")), ttl=seconds)
+            for node, packet in packets.items()
         ]  # fmt: skip
         total = sum(byte_count(message) for message in messages)
         expires = time.monotonic() + seconds
-        for name, (node, parcel) in zip(self.grid.push_messages(messages), parcels.items(), strict=True):
+        for name, (node, packet) in zip(self.grid.push_messages(messages), packets.items(), strict=True):
             if name is not None:
-                self.sent[name] = (node, parcel, expires)
+                self.pending[name] = (node, packet, expires)
         return total
 
-    def receive(self) -> Iterator[Letter]:
+    def receive(self) -> Iterator[Reply]:
         """Answers that have come since; each question is answered once at most, an error of Flower's is a refusal.
 
         Flower's own error replies come from the server, so answers are matched by the question's id alone.
         """
         now = time.monotonic()
-        self.sent = {name: entry for name, entry in self.sent.items() if entry[2] - GRACE > now}
-        for message in self.grid.pull_messages(list(self.sent)) if self.sent else ():
-            entry = self.sent.pop(message.metadata.reply_to_message_id, None)
+        self.pending = {name: entry for name, entry in self.pending.items() if entry[2] - GRACE > now}
+        for message in self.grid.pull_messages(list(self.pending)) if self.pending else ():
+            entry = self.pending.pop(message.metadata.reply_to_message_id, None)
             if entry is not None:  # a second answer to a question finds its entry gone
-                yield Letter(entry[0], entry[1], *_read(message))
+                yield Reply(entry[0], entry[1], *_read(message))
 
     def busy(self) -> set[int]:
         """Nodes that have not answered yet, as far as the letter box knows."""
-        return {node for node, _, _ in self.sent.values()}
+        return {node for node, _, _ in self.pending.values()}
 
-    def waiting(self, parcels: Mapping[int, Parcel]) -> bool:
+    def waiting(self, packets: Mapping[int, Packet]) -> bool:
         """Whether any of these very questions is still open."""
-        return any(parcels.get(node) is parcel for node, parcel, _ in self.sent.values())
+        return any(packets.get(node) is packet for node, packet, _ in self.pending.values())
 
-    def until(self, done: Callable[[], bool], seconds: float) -> Iterator[Letter]:
+    def until(self, done: Callable[[], bool], seconds: float) -> Iterator[Reply]:
         """Answers as they come, until `done` or the deadline."""
         end = time.monotonic() + seconds
         while True:
@@ -95,15 +95,15 @@ class Post:
             time.sleep(POLL)
 
 
-def _read(message: Message) -> tuple[Parcel, int]:
+def _read(message: Message) -> tuple[Packet, int]:
     """The parcel in an answer, and its bytes; whatever Flower's types make of a stranger's message is a refusal."""
     if message.has_error():
         return refusal(f"Flower says: {message.error.reason or message.error.code}"), 0
     size = 0
     try:
         size = byte_count(message)
-        return parcel_of(message), size
-    except BadParcelError as error:
+        return packet_of(message), size
+    except BadPacketError as error:
         return refusal(str(error)), size
     except Exception as error:
         return refusal(f"the message cannot be read: {type(error).__name__}: {error}"), size

@@ -27,12 +27,12 @@ KEYS: dict[str, type] = {"kind": str, "facts": dict, "lengths": dict, "sha256": 
 """What a head holds."""
 
 
-class BadParcelError(ValueError):
+class BadPacketError(ValueError):
     """Bytes that are no parcel, or not as they were sent; the text is one line."""
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Packet:
     """A message: what is asked or answered (`kind`), JSON values (`facts`), and bodies by name (none of them empty)."""
 
     kind: str
@@ -50,59 +50,59 @@ def printable(value: object, limit: int = LINE) -> str:
     return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 3] + "..."
 
 
-def refusal(why: str) -> Parcel:
+def refusal(why: str) -> Packet:
     """The answer that says no, and why."""
-    return Parcel("refused", {"why": printable(why)})
+    return Packet("refused", {"why": printable(why)})
 
 
-def head_of(parcel: Parcel) -> str:
+def head_of(packet: Packet) -> str:
     """Everything but the bodies, with their lengths and the sha256 of all of it, as JSON."""
-    lengths = {name: len(body) for name, body in parcel.bodies.items()}
+    lengths = {name: len(body) for name, body in packet.bodies.items()}
     return json.dumps(
-        {"kind": parcel.kind, "facts": dict(parcel.facts), "lengths": lengths, "sha256": digest(parcel)},
+        {"kind": packet.kind, "facts": dict(packet.facts), "lengths": lengths, "sha256": digest(packet)},
         allow_nan=False,
     )
 
 
-def opened(head: str | bytes, bodies: Mapping[str, bytes]) -> Parcel:
+def packet_from(head: str | bytes, bodies: Mapping[str, bytes]) -> Packet:
     """The parcel of a head and its bodies; raises BadParcelError where they do not belong together."""
-    tree = tree_of(head)
+    tree = head_from(head)
     kind, facts, lengths, sha256 = (tree[key] for key in KEYS)
     if {name: len(body) for name, body in bodies.items()} != lengths:
-        raise BadParcelError("the message is not as long as its head says")
-    parcel = Parcel(kind, facts, dict(bodies))
-    if digest(parcel) != sha256:
-        raise BadParcelError("the message is corrupted (its sha256 differs)")
-    return parcel
+        raise BadPacketError("the message is not as long as its head says")
+    packet = Packet(kind, facts, dict(bodies))
+    if digest(packet) != sha256:
+        raise BadPacketError("the message is corrupted (its sha256 differs)")
+    return packet
 
 
-def tree_of(head: str | bytes) -> dict[str, Any]:
+def head_from(head: str | bytes) -> dict[str, Any]:
     """A head as JSON, its keys there and of their types; raises BadParcelError otherwise."""
     if len(head) > HEAD_LIMIT:
-        raise BadParcelError(f"the head of the message is oversize: {len(head)} bytes")
+        raise BadPacketError(f"the head of the message is oversize: {len(head)} bytes")
 
     def none(name: str) -> Any:
         raise ValueError(name)  # NaN and infinities are no JSON
 
     try:
         tree = json.loads(head, parse_constant=none)
-        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items()) and bounded(tree, DEPTH)
+        good = all(isinstance(tree[key], kind) for key, kind in KEYS.items()) and is_bounded(tree, DEPTH)
         good = good and all(type(length) is int and length > 0 for length in tree["lengths"].values())
     except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
-        raise BadParcelError("the head of the message is not what this version writes")
+        raise BadPacketError("the head of the message is not what this version writes")
     found: dict[str, Any] = tree
     return found
 
 
-def bounded(value: Any, depth: int) -> bool:
+def is_bounded(value: Any, depth: int) -> bool:
     """Whether a JSON value is not too deep, its numbers finite (1e999 is not) and its whole numbers below `NUMBER`."""
     match value:
         case dict():
-            return depth > 0 and all(bounded(one, depth - 1) for one in value.values())
+            return depth > 0 and all(is_bounded(one, depth - 1) for one in value.values())
         case list():
-            return depth > 0 and all(bounded(one, depth - 1) for one in value)
+            return depth > 0 and all(is_bounded(one, depth - 1) for one in value)
         case float():
             return math.isfinite(value)
         case int():
@@ -111,16 +111,16 @@ def bounded(value: Any, depth: int) -> bool:
             return True
 
 
-def digest(parcel: Parcel) -> str:
+def digest(packet: Packet) -> str:
     """sha256 over kind, facts and bodies."""
-    text = json.dumps([parcel.kind, dict(parcel.facts), sorted(parcel.bodies)], sort_keys=True, allow_nan=False)
+    text = json.dumps([packet.kind, dict(packet.facts), sorted(packet.bodies)], sort_keys=True, allow_nan=False)
     found = hashlib.sha256(text.encode())
-    for name in sorted(parcel.bodies):
-        found.update(parcel.bodies[name])
+    for name in sorted(packet.bodies):
+        found.update(packet.bodies[name])
     return found.hexdigest()
 
 
-def packed(parcel: Parcel) -> bytes:
+def encoded(packet: Packet) -> bytes:
     """A parcel as bytes for a socket."""
-    head = head_of(parcel).encode()
-    return b"".join([len(head).to_bytes(4, "big"), head, *parcel.bodies.values()])
+    head = head_of(packet).encode()
+    return b"".join([len(head).to_bytes(4, "big"), head, *packet.bodies.values()])

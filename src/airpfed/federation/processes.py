@@ -31,7 +31,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 """What this machine calls itself."""
 
 
-def started(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start_process(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process in a group of its own, so that Ctrl-C reaches only its parent; its output goes to `log`.
 
     The log is for its owner only. If the parent is killed, the kernel kills the process (Linux).
@@ -61,7 +61,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return found | {"NO_PROXY": direct, "no_proxy": direct}
 
 
-def ended(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     """End a process and its group: asked first, then killed."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
@@ -88,7 +88,7 @@ def last_line(log: Path, *words: str) -> str:
     return printable(lines[-1]) if lines else "an empty log"
 
 
-def parent_gone(parent: int) -> bool:
+def parent_has_exited(parent: int) -> bool:
     """Whether this process's parent is no longer the one that started it."""
     return os.getppid() != parent
 

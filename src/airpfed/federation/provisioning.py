@@ -14,7 +14,14 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import write_atomic
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates
-from airpfed.federation.addresses import checked_address, checked_host, counted, federable, node_of, private
+from airpfed.federation.addresses import (
+    check_address,
+    check_federable,
+    check_host,
+    node_of,
+    private_folder,
+    task_of_devices,
+)
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import settled
 
@@ -23,12 +30,15 @@ DATA = "data.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to found. hosts: names the certificate is for, the devices' first. deal: give each device its share."""
+class FederationPlan:
+    """What to found.
+
+    hosts: names the certificate is for, the devices' first. write_share: give each device its share.
+    """
 
     address: str
     hosts: tuple[str, ...]
-    deal: bool
+    write_share: bool
     days: int
     port: int
 
@@ -37,51 +47,51 @@ LONGEST = 36_500
 """Days that certificates may be valid: a hundred years."""
 
 
-def found(folder: Path, settings: Settings, plan: Plan) -> list[str]:
+def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[str]:
     """Make everything in a new `folder`, at once; returns lines that say what to do next.
 
     UserError if a check fails; nothing is left then.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty; a federation is founded in a new folder, keys are never overwritten")
-    federable(settings)
-    owners = counted(settings)
-    checked(plan, len(owners))
-    tasks = build.load_tasks(settings) if plan.deal else build_federation.server_tasks(settings, deployed=True)
+    check_federable(settings)
+    owners = task_of_devices(settings)
+    check_plan(plan, len(owners))
+    tasks = build.load_tasks(settings) if plan.write_share else build_federation.server_tasks(settings, deployed=True)
     steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
-    home = folder.resolve()
-    if home == Path.cwd():
+    target = folder.resolve()
+    if target == Path.cwd():
         raise UserError(f"{folder}: the working directory; a federation is founded in a folder of its own")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{home.name[:100]}.", dir=home.parent))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
     try:
-        _found(made, settings, tasks, plan)
-        write_atomic(made / "README.txt", "\n".join(steps) + "\n")
-        made.replace(home)  # an empty folder gives way
+        _found(staging, settings, tasks, plan)
+        write_atomic(staging / "README.txt", "\n".join(steps) + "\n")
+        staging.replace(target)  # an empty folder gives way
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror or error}") from None
     except UserError as error:
-        raise UserError(str(error).replace(str(made), str(folder))) from None
+        raise UserError(str(error).replace(str(staging), str(folder))) from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return steps
 
 
-def checked(plan: Plan, devices: int) -> None:
+def check_plan(plan: FederationPlan, devices: int) -> None:
     """UserError unless days, address, hosts and ports can be."""
     if not 1 <= plan.days <= LONGEST:
         raise UserError(f"--days {plan.days}: should be from 1 to {LONGEST}")
-    checked_address(plan.address)
+    check_address(plan.address)
     for host in plan.hosts:
-        checked_host(host)
+        check_host(host)
     if not 1 <= plan.port <= 65536 - devices:
         raise UserError(f"--port {plan.port}: should be from 1 to {65536 - devices}; device k takes port + k")
 
 
-def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
-    server, devices = folder / "server", len(counted(settings))
-    private(server / "devices")
-    private(server)
+def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: FederationPlan) -> None:
+    server, devices = folder / "server", len(task_of_devices(settings))
+    private_folder(server / "devices")
+    private_folder(server)
     authority = certificates.new_authority(folder, plan.days)
     certificates.new_server(server, authority, plan.hosts, plan.days)
     _copy(folder / "ca.crt", server / "ca.crt")
@@ -93,26 +103,26 @@ def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Plan
     check(folder, devices, plan.hosts[0])
 
 
-def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Task, ...], plan: Plan) -> None:
-    home, owner = folder / f"device-{device}", counted(settings)[device]
-    private(home)
-    certificates.new_device(home / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
-    _copy(folder / "ca.crt", home / "ca.crt")
-    settings_file.write(settings, home / "device.toml", DEVICE, False)
-    _script(home / "start.sh", 'exec airpfed federate join device.toml "$@"')
-    if plan.deal:
-        place = device - counted(settings).index(owner)
-        deal(tasks[owner].train[place], home)
-        again = build_federation.node_tasks(settings_file.read(home / "device.toml"), device)[owner].train[place]
-        if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[place]]:
+def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Task, ...], plan: FederationPlan) -> None:
+    target, owner = folder / f"device-{device}", task_of_devices(settings)[device]
+    private_folder(target)
+    certificates.new_device(target / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
+    _copy(folder / "ca.crt", target / "ca.crt")
+    settings_file.write(settings, target / "device.toml", DEVICE, False)
+    _script(target / "start.sh", 'exec airpfed federate join device.toml "$@"')
+    if plan.write_share:
+        position = device - task_of_devices(settings).index(owner)
+        write_share(tasks[owner].train[position], target)
+        again = build_federation.node_tasks(settings_file.read(target / "device.toml"), device)[owner].train[position]
+        if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
             raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {DATA}")
 
 
-def deal(samples: Sequence[Sample], home: Path) -> None:
+def write_share(samples: Sequence[Sample], target: Path) -> None:
     """Write a device's share of the samples: the prompt as the model reads it, and the answer."""
     rows = [{"prompt": sample.prompt, "answer": sample.answer.strip()} for sample in samples]
-    write_atomic(home / DATA, "".join(json.dumps(row) + "\n" for row in rows))
-    (home / DATA).chmod(0o600)
+    write_atomic(target / DATA, "".join(json.dumps(row) + "\n" for row in rows))
+    (target / DATA).chmod(0o600)
 
 
 def plain(sample: Sample) -> tuple[str, str, int]:
@@ -120,15 +130,15 @@ def plain(sample: Sample) -> tuple[str, str, int]:
     return sample.prompt, sample.answer, sample.label
 
 
-def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, plan: Plan) -> Settings:
+def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, plan: FederationPlan) -> Settings:
     """One device's settings: what it must agree on with the server, its own data, and its place."""
-    owner = counted(settings)[device]
+    owner = task_of_devices(settings)[device]
     words = [labels_of(wanted, task) for wanted, task in zip(settings.tasks, tasks, strict=True)]
     others = [
         TaskSettings(name=task.name, kind=task.kind, labels=dict(labels), devices=wanted.devices)
         for wanted, task, labels in zip(settings.tasks, tasks, words, strict=True)
     ]
-    others[owner] = own_settings(settings.tasks[owner], tasks[owner], words[owner], plan.deal)
+    others[owner] = local_task_settings(settings.tasks[owner], tasks[owner], words[owner], plan.write_share)
     wanted = settings.federation
     federation = FederationSettings(payload=wanted.payload, max_norm=wanted.max_norm, address=plan.address)
     node = NodeSettings(device=device, port=plan.port + device)
@@ -138,12 +148,12 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
     )  # fmt: skip
 
 
-def own_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, str], dealt: bool) -> TaskSettings:
+def local_task_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, str], with_shares: bool) -> TaskSettings:
     """A device's own task: the server's wording for its own file."""
     source = settled(build.source_of(wanted))
     common = {"name": wanted.name, "source": DATA, "kind": task.kind, "devices": wanted.devices}
     limits = {"max_new_tokens": wanted.max_new_tokens}
-    if dealt:
+    if with_shares:
         words = {word.strip(): word.strip() for word in task.labels}
         return TaskSettings.model_validate(
             {**common, **limits, "prompt": "{prompt}", "label": "answer", "labels": words}
@@ -164,14 +174,14 @@ def check(folder: Path, devices: int, host: str) -> None:
     certificates.check_server(folder / "server", host)
     settings_file.read(folder / "server" / "experiment.toml")
     for device in range(devices):
-        home = folder / f"device-{device}"
-        certificates.check_pair(home / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
-        node_of(settings_file.read(home / "device.toml"), home / "device.toml")
+        target = folder / f"device-{device}"
+        certificates.check_pair(target / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
+        node_of(settings_file.read(target / "device.toml"), target / "device.toml")
 
 
-def next_steps(folder: Path, tasks: Sequence[str], plan: Plan) -> list[str]:
+def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list[str]:
     """What is left to be done, line by line."""
-    data = "holds its share of the data" if plan.deal else f"put its data there as {DATA}"
+    data = "holds its share of the data" if plan.write_share else f"put its data there as {DATA}"
     lines = [
         f"{folder}: certificates, keys, settings; checked",
         f"1. Keep {folder / 'ca.key'} offline: who has it can pass for the server.",

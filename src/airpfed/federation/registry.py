@@ -6,35 +6,35 @@ from dataclasses import dataclass, field
 
 from airpfed.core.errors import UserError
 from airpfed.federation.handshake import Agreement, difference
-from airpfed.federation.message import Parcel, printable
-from airpfed.federation.validate import samples_told, why_of
+from airpfed.federation.message import Packet, printable
+from airpfed.federation.validate import refusal_reason, samples_of_device
 
 AGAIN = 5.0
 """Seconds after which a node that was refused, or did not answer, is greeted again."""
 
 
 @dataclass
-class Roster:
+class Registry:
     """The devices as the server knows them.
 
-    task_of: of each device. agreed: of each task. owners: node -> device by registered key; None: nodes say who they
-    are. say: where lines go; a line about a node is not repeated.
+    task_of: of each device. agreements: of each task. device_of_node: node -> device by registered key; None: nodes
+    say who they are. log: where lines go; a line about a node is not repeated.
     """
 
     task_of: list[int]
-    agreed: list[Agreement]
-    owners: Mapping[int, int] | None
-    say: Callable[[str], None]
+    agreements: list[Agreement]
+    device_of_node: Mapping[int, int] | None
+    log: Callable[[str], None]
     nodes: dict[int, int] = field(default_factory=dict)
     samples: list[int] = field(default_factory=list)
-    greeted: dict[int, float] = field(default_factory=dict)
-    told: dict[str, str] = field(default_factory=dict)
+    hello_times: dict[int, float] = field(default_factory=dict)
+    last_lines: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Nothing is known of any device yet."""
         self.samples = [0] * len(self.task_of)
 
-    def here(self, ids: Set[int]) -> dict[int, int]:
+    def connected(self, ids: Set[int]) -> dict[int, int]:
         """Admitted nodes that are there, with their devices, in the order of devices."""
         found = {node: device for node, device in self.nodes.items() if node in ids}
         for device in set(self.nodes.values()):
@@ -44,13 +44,15 @@ class Roster:
     def unknown(self, ids: Set[int]) -> list[int]:
         """Nodes to be greeted now."""
         now = time.monotonic()
-        new = [node for node in sorted(ids) if node not in self.nodes and self.greeted.get(node, 0.0) + AGAIN <= now]
-        self.greeted.update(dict.fromkeys(new, now))
+        new = [
+            node for node in sorted(ids) if node not in self.nodes and self.hello_times.get(node, 0.0) + AGAIN <= now
+        ]
+        self.hello_times.update(dict.fromkeys(new, now))
         return new
 
-    def admit(self, node: int, answer: Parcel) -> None:
+    def admit(self, node: int, answer: Packet) -> None:
         """Take a node's answer to a greeting: it is a device from now on, or a line says why not."""
-        known = self.owners.get(node) if self.owners is not None else None
+        known = self.device_of_node.get(node) if self.device_of_node is not None else None
         name = f"node {node}" if known is None else f"device {known}"
         try:
             device, samples = self._checked(node, answer)
@@ -61,20 +63,20 @@ class Roster:
         self.samples[device] = samples
         self.line(f"device {device}", "is here")
 
-    def _checked(self, node: int, answer: Parcel) -> tuple[int, int]:
+    def _checked(self, node: int, answer: Packet) -> tuple[int, int]:
         if answer.kind != "done":
-            raise UserError(why_of(answer))
+            raise UserError(refusal_reason(answer))
         device = answer.facts.get("device")
         if type(device) is not int or not 0 <= device < len(self.task_of):
             raise UserError(f"says it is device {printable(device, 40)}; there are {len(self.task_of)}, from 0")
-        if self.owners is not None and self.owners.get(node) != device:
-            raise UserError(f"says it is device {device}, but its key is of {self.owners.get(node, 'none')}")
-        if why := difference(self.agreed[self.task_of[device]], answer.facts.get("agreement")):
+        if self.device_of_node is not None and self.device_of_node.get(node) != device:
+            raise UserError(f"says it is device {device}, but its key is of {self.device_of_node.get(node, 'none')}")
+        if why := difference(self.agreements[self.task_of[device]], answer.facts.get("agreement")):
             raise UserError(why)
-        return device, samples_told(answer)
+        return device, samples_of_device(answer)
 
     def line(self, name: str, text: str) -> None:
         """Say something about a device or node, unless it is what was said of it last."""
-        if self.told.get(name) != text:
-            self.told[name] = text
-            self.say(f"{name} {text}")
+        if self.last_lines.get(name) != text:
+            self.last_lines[name] = text
+            self.log(f"{name} {text}")

@@ -20,9 +20,9 @@ from airpfed.experiment.console import Screen, open_screen
 from airpfed.experiment.loggers import TRACKERS
 from airpfed.federation import build_federation
 from airpfed.federation.handshake import Agreement
-from airpfed.federation.mailbox import Grid, Post
+from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, printable
-from airpfed.federation.registry import Roster
+from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
 from airpfed.training.loop import Experiment, Outcome
 
@@ -32,16 +32,21 @@ def federation_of(
     settings: Settings,
     sides: tuple[Experiment, list[Agreement]],
     run: str,
-    owners: Mapping[int, int] | None,
-    say: Callable[[str], None],
+    device_of_node: Mapping[int, int] | None,
+    log: Callable[[str], None],
     stopping: Callable[[], bool],
 ) -> Federation:
     """The devices of a run. sides: the server's experiment and what devices must agree on; run: the run's identity."""
-    made, agreed = sides
+    experiment, agreements = sides
     # Devices' words are cut and cleaned where they are taken, and here once more whatever is said of devices.
-    roster = Roster(made.clients.task_of.tolist(), agreed, owners, lambda text: say(printable(text, 2 * LINE)))
-    aggregator_of = partial(build_federation.aggregator_of, settings, made)
-    return Federation(Post(grid), roster, build_federation.terms(settings), run, aggregator_of, stopping)
+    registry = Registry(
+        experiment.clients.task_of.tolist(),
+        agreements,
+        device_of_node,
+        lambda text: log(printable(text, 2 * LINE)),
+    )
+    aggregator_of = partial(build_federation.aggregator_of, settings, experiment)
+    return Federation(Mailbox(grid), registry, build_federation.terms_of(settings), run, aggregator_of, stopping)
 
 
 def serve(
@@ -50,27 +55,30 @@ def serve(
     out: Path,
     resume: bool,
     command: str,
-    owners: Mapping[int, int] | None,
+    device_of_node: Mapping[int, int] | None,
     screen: Screen,
     stopping: Callable[[], bool],
 ) -> Outcome:
-    """A whole run over a grid. owners: node -> device by registered key (deployment); None in Flower's simulation."""
+    """A whole run over a grid.
+
+    device_of_node: node -> device by registered key (deployment); None in Flower's simulation.
+    """
     track = TRACKERS[settings.run.tracker](out)
     screen.say("loading tasks and base model")
-    tasks = build_federation.server_tasks(settings, deployed=owners is not None)
+    tasks = build_federation.server_tasks(settings, deployed=device_of_node is not None)
     sides = build_federation.server(settings, tasks)
-    run = build_federation.run_identity(out / "checkpoint", resume, owners is not None)
-    federation = federation_of(grid, settings, sides, run, owners, screen.say, stopping)
-    if 0 < settings.federation.min_devices < len(federation.roster.task_of):
+    run = build_federation.run_identity(out / "checkpoint", resume, device_of_node is not None)
+    federation = federation_of(grid, settings, sides, run, device_of_node, screen.say, stopping)
+    if 0 < settings.federation.min_devices < len(federation.registry.task_of):
         screen.say(
-            f"federation.min_devices = {settings.federation.min_devices} of {len(federation.roster.task_of)}: a round "
-            "starts without who is not there, so a run that is broken off and resumed need not end in the same bits "
-            "(0, all, does)"
+            f"federation.min_devices = {settings.federation.min_devices} of {len(federation.registry.task_of)}: a "
+            "round starts without absent devices, so a run that is interrupted and resumed need not end in the "
+            "same bits (0, all, does)"
         )
-    made = federation.experiment(sides[0])
-    outcome = conduct(settings, made, tasks, command, out, resume, screen, track, stopping)
-    if outcome.completed and (owners is not None or made.clients.layout.size("device")):
-        federation.finish(made, outcome.state)
+    experiment = federation.experiment(sides[0])
+    outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
+    if outcome.completed and (device_of_node is not None or experiment.clients.layout.size("device")):
+        federation.finish(experiment, outcome.state)
     return outcome
 
 
@@ -86,14 +94,16 @@ def main(grid: FlowerGrid, context: Context) -> None:
     plan = json.loads(Path(str(context.run_config["plan"])).read_text(encoding="utf-8"))
     out, stop = Path(plan["out"]), Path(plan["stop"])
     settings = settings_file.read(Path(plan["file"]), plan["overrides"])
-    owners = {int(node): device for node, device in plan["owners"].items()}
+    device_of_node = {int(node): device for node, device in plan["owners"].items()}
     fault = f"the server's process failed; see {out / 'flower' / 'superlink.log'}; go on with --resume"
     ended: dict[str, object] = {"error": fault}
     HELD.append(locked(Path(plan["lock"]), 20.0))
     with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
         try:
             with open_screen(settings.server.rounds, log) as screen:
-                outcome = serve(grid, settings, out, plan["resume"], plan["command"], owners, screen, stop.exists)
+                outcome = serve(
+                    grid, settings, out, plan["resume"], plan["command"], device_of_node, screen, stop.exists
+                )
             ended = {"completed": outcome.completed, "round": outcome.state.round}
         except UserError as error:
             ended = {"error": str(error)}

@@ -19,9 +19,9 @@ from airpfed.config.schema import Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.federation import certificates
-from airpfed.federation.addresses import checked_address, counted, host_of, port_of, private
+from airpfed.federation.addresses import check_address, host_of, port_of, private_folder, task_of_devices
 from airpfed.federation.message import printable
-from airpfed.federation.processes import ended, environment, last_line, started
+from airpfed.federation.processes import end_process, environment, last_line, start_process
 
 CONNECTION = "airpfed"
 """Name of the server in Flower's own configuration."""
@@ -81,13 +81,13 @@ def site_of(settings: Settings, file: Path, out: Path) -> Site:
         raise UserError(
             f"{file}: federation.address and federation.folder are needed; `airpfed federate init` sets them"
         )
-    checked_address(wanted.address)
+    check_address(wanted.address)
     site = Site(
         (file.resolve().parent / wanted.folder).resolve(), out / "flower", host_of(wanted.address), wanted.listen,
         port_of(wanted.address),
     )  # fmt: skip
     certificates.check_server(site.keys, site.host)
-    known = [device for device in range(len(counted(settings))) if public_key(site, device).exists()]
+    known = [device for device in range(len(task_of_devices(settings))) if public_key(site, device).exists()]
     for device in known:
         certificates.read_public(public_key(site, device))
     if not known:
@@ -107,17 +107,17 @@ def deploy(
 
     show: takes the lines of that process's log as they come. stopping: asks it to stop after a round.
     """
-    home = private(private(site.work) / "home")
+    home = private_folder(private_folder(site.work) / "home")
     run_files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
     log = site.work / "superlink.log"
-    superlink = started(superlink_words(site), log, site.environment)
+    superlink = start_process(superlink_words(site), log, site.environment)
     try:
         wait_for(superlink, site, log)
-        owners = {admitted(site, k): k for k in range(devices) if public_key(site, k).exists()}
+        owners = {admit_key(site, k): k for k in range(devices) if public_key(site, k).exists()}
         show(f"listening on {site.listen}:{site.port}; {len(owners)} keys admitted")
-        return followed(superlink, site, {**plan, "owners": owners}, show, stopping)
+        return follow_run(superlink, site, {**plan, "owners": owners}, show, stopping)
     finally:
-        ended(superlink)
+        end_process(superlink)
 
 
 def connections(site: Site) -> dict[str, Any]:
@@ -150,13 +150,13 @@ def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds:
     raise UserError(f"SuperLink did not start on {site.local}: {last_line(log, '[Errno')}; all of it is in {log}")
 
 
-def admitted(site: Site, device: int) -> int:
+def admit_key(site: Site, device: int) -> int:
     """Admit a device's key; returns the node id by which Flower knows it."""
     words = ["supernode", "register", str(public_key(site, device)), CONNECTION, "--format", "json"]
-    return int(asked(site, words)["node-id"])
+    return int(flower_command(site, words)["node-id"])
 
 
-def asked(site: Site, words: list[str]) -> dict[str, Any]:
+def flower_command(site: Site, words: list[str]) -> dict[str, Any]:
     """What Flower's command line answers, as JSON; UserError with its reason where it does not succeed.
 
     Flower 1.41 ends with 0 also then, and says so in what it prints alone.
@@ -186,7 +186,7 @@ def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:
     raise UserError(f"{command} failed: {printable(said or lines[-1])}{hint}")
 
 
-def followed(
+def follow_run(
     superlink: subprocess.Popen[bytes],
     site: Site,
     plan: Mapping[str, Any],
@@ -207,7 +207,7 @@ def followed(
     words += ["--run-config", str(site.work / "run.toml")]
     with log.open(encoding="utf-8") as lines:
         lines.seek(0, 2)
-        run = started(words, site.work / "run.log", site.environment)
+        run = start_process(words, site.work / "run.log", site.environment)
         try:
             while run.poll() is None and superlink.poll() is None and not Path(plan["ended"]).exists():
                 if stopping():
@@ -216,7 +216,7 @@ def followed(
                     show(line.rstrip("\n"))
                 time.sleep(0.2)
         finally:
-            ended(run)
+            end_process(run)
         for line in lines:
             show(line.rstrip("\n"))
     if not Path(plan["ended"]).exists():

@@ -14,8 +14,8 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation import build_federation
 from airpfed.federation.client_app import app_of
-from airpfed.federation.device import Device, handled
-from airpfed.federation.message import Parcel
+from airpfed.federation.device import Device, handle
+from airpfed.federation.message import Packet
 from airpfed.training.loop import Outcome
 
 
@@ -24,17 +24,17 @@ def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Out
 
     As many devices are computed at once as there are CPUs for their threads, each actor with a base model of its own.
     """
-    made = ServerApp()
+    server_app = ServerApp()
     outcomes: list[Outcome] = []
 
-    @made.main()
+    @server_app.main()
     def main(grid: FlowerGrid, context: Context) -> None:
         outcomes.append(serve(grid))
 
     gpus = 1.0 if build.machine(settings.run.device) == "cuda" else 0.0
     run_simulation(
-        made,
-        app_of(functools.partial(simulated, settings.model_dump_json(), str(folder))),
+        server_app,
+        app_of(functools.partial(answer_of_device, settings.model_dump_json(), str(folder))),
         sum(len(task.train) for task in build.load_tasks(settings)),
         backend_config={
             "client_resources": {"num_cpus": settings.run.threads or 1, "num_gpus": gpus},
@@ -44,10 +44,10 @@ def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Out
     return outcomes[0]
 
 
-def simulated(settings: str, folder: str, parcel: Parcel, context: Context) -> Parcel:
+def answer_of_device(settings: str, folder: str, packet: Packet, context: Context) -> Packet:
     """A device's answer, in the actor that Flower chose for it."""
     number = context.node_config["partition-id"]
-    return handled(actor_devices(settings, folder)[int(number)], parcel)
+    return handle(actor_devices(settings, folder)[int(number)], packet)
 
 
 @functools.cache
@@ -56,4 +56,4 @@ def actor_devices(settings: str, folder: str) -> dict[int, Device]:
     read = Settings.model_validate_json(settings)
     tasks = build.load_tasks(read)
     count = sum(len(task.train) for task in tasks)
-    return build_federation.devices(read, tasks, {k: Path(folder) / f"device-{k}" for k in range(count)})
+    return build_federation.devices_of(read, tasks, {k: Path(folder) / f"device-{k}" for k in range(count)})

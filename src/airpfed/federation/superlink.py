@@ -36,12 +36,12 @@ class Gate:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Let a request through, or refuse it."""
-        if (scope["type"] != "http" and scope["type"] != "websocket") or admitted(scope):
+        if (scope["type"] != "http" and scope["type"] != "websocket") or is_admitted(scope):
             await self.app(scope, receive, send)
             return
         path = printable(scope["path"], 100)
         who = printable((scope.get("client") or ["?"])[0], 60)
-        print(f"gate: {who} may not ask for {path!r}{stranger(scope)}", file=sys.stderr, flush=True)
+        print(f"gate: {who} may not ask for {path!r}{forwarding_header(scope)}", file=sys.stderr, flush=True)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -49,21 +49,21 @@ class Gate:
         await send({"type": "http.response.body", "body": b""})
 
 
-def admitted(scope: dict[str, Any]) -> bool:
+def is_admitted(scope: dict[str, Any]) -> bool:
     """Whether a request was not forwarded, and is for the devices' interface or from this machine."""
-    if stranger(scope):
+    if forwarding_header(scope):
         return False
-    return opened(scope) or same_machine(scope.get("client"), scope.get("server"))
+    return is_device_request(scope) or same_machine(scope.get("client"), scope.get("server"))
 
 
-def opened(scope: dict[str, Any]) -> bool:
+def is_device_request(scope: dict[str, Any]) -> bool:
     """Whether a request is for the devices' interface, its path written without any encoding."""
     right = OPEN.get(scope.get("method", ""))
     plain = scope.get("raw_path") in (None, scope["path"].encode()) and not scope.get("root_path")
     return scope["type"] == "http" and right is not None and plain and bool(right.fullmatch(scope["path"]))
 
 
-def stranger(scope: dict[str, Any]) -> str:
+def forwarding_header(scope: dict[str, Any]) -> str:
     """A header that shows that a request did not come by itself from one of Flower's programs; or nothing."""
     names = (name.decode("latin1").lower() for name, _ in scope.get("headers", ()))
     found = next((name for name in names if not HEADERS.fullmatch(name)), None)

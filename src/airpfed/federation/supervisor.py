@@ -20,9 +20,9 @@ from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.core.locks import alone
 from airpfed.federation import certificates
-from airpfed.federation.addresses import checked_address, host_of, node_of, port_of, private
+from airpfed.federation.addresses import check_address, host_of, node_of, port_of, private_folder
 from airpfed.federation.message import printable
-from airpfed.federation.processes import ended, last_line, pause, started
+from airpfed.federation.processes import end_process, last_line, pause, start_process
 
 PAUSES = (1.0, 2.0, 5.0)
 """Seconds before a process that has ended is started again, the first times and from then on."""
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Kept:
+class SupervisedProcess:
     """A process that is started again whenever it ends.
 
     why: what its end means, from its log. patient: whether an end with this meaning is the server's doing, so that it
@@ -56,34 +56,34 @@ class Kept:
     why: Callable[[int], str]
     patient: Callable[[str], bool] = lambda _: False
     process: subprocess.Popen[bytes] | None = None
-    begun: float = 0.0
+    started_at: float = 0.0
     failures: int = 0
     due: float = 0.0
     environment: dict[str, str] = field(default_factory=dict)
 
-    def look(self, say: Say) -> None:
+    def look(self, log: Say) -> None:
         """Start it if it is not there and its pause is over; tell of its end. UserError if it ends at once for ever."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             code = self.process.returncode
-            why, worked = self.why(code), now - self.begun > LASTING and code != WRONG
+            why, worked = self.why(code), now - self.started_at > LASTING and code != WRONG
             self.process, self.failures = None, 0 if worked else self.failures + 1
             if self.failures >= TRIES.get(self.name, 5) and not self.patient(why):
                 raise UserError(f"{self.name} ended {self.failures} times in a row: {why}; all of it is in {self.log}")
             wait = PAUSES[min(self.failures, len(PAUSES) - 1)]
-            say(f"{self.name} ended: {why}; again in {wait:g} s")
+            log(f"{self.name} ended: {why}; again in {wait:g} s")
             self.due = now + wait
         if self.process is None and now >= self.due:
-            self.process, self.begun = started(self.words, self.log, self.environment), now
-            say(f"{self.name} started, process {self.process.pid}")
+            self.process, self.started_at = start_process(self.words, self.log, self.environment), now
+            log(f"{self.name} started, process {self.process.pid}")
 
     def end(self) -> None:
         """End it for good."""
         if self.process is not None:
-            ended(self.process)
+            end_process(self.process)
 
 
-def join(file: Path, say: Say) -> None:
+def join(file: Path, log: Say) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C.
 
     UserError if settings or keys are wrong, and if one of the two processes ends at once again and again.
@@ -95,21 +95,23 @@ def join(file: Path, say: Say) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
     os.umask(0o077)  # whatever this device keeps is for its owner only
-    state = private(home / node.state)
+    state = private_folder(home / node.state)
     with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder:
-        swept(state)
-        door, logs = Path(folder) / DOOR, (state / "trainer.log", state / "supernode.log")
-        words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file.resolve()), str(door)]
-        trainer = Kept("trainer", words, logs[0], lambda code: f"{last_line(logs[0])} (exit {code})")
-        words = supernode(address, authority, key, node.device, node.port, door)
-        link = Kept("SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda why: REFUSED in why)
+        remove_temporary_files(state)
+        socket_path, logs = Path(folder) / DOOR, (state / "trainer.log", state / "supernode.log")
+        words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file.resolve()), str(socket_path)]
+        trainer = SupervisedProcess("trainer", words, logs[0], lambda code: f"{last_line(logs[0])} (exit {code})")
+        words = supernode(address, authority, key, node.device, node.port, socket_path)
+        link = SupervisedProcess(
+            "SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda why: REFUSED in why
+        )
         link.environment = {
             "FLWR_HOME": str(state / "flower"),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "NO_PROXY": host_of(address),
         }
         try:
-            watch(trainer, link, partial(unreachable, address, authority), say, stopping)
+            watch(trainer, link, partial(unreachable, address, authority), log, stopping)
         finally:
             link.end()
             trainer.end()
@@ -123,7 +125,7 @@ def ready(file: Path) -> tuple[Settings, NodeSettings]:
     certificates.read_key(home / node.key)
     if not settings.federation.address:
         raise UserError(f"{file}: federation.address is needed; `airpfed federate init` sets it")
-    checked_address(settings.federation.address)
+    check_address(settings.federation.address)
     certificates.read_certificate(home / node.certificate)
     return settings, node
 
@@ -145,33 +147,35 @@ def short_folder() -> Path:
     )
 
 
-def swept(state: Path) -> None:
+def remove_temporary_files(state: Path) -> None:
     """Remove temporary files that killed processes have left in a device's state; the caller holds its lock."""
     for path in list(state.rglob(".*")):
         if files.TEMPORARY.fullmatch(path.name) and path.exists() and not path.is_symlink():
             files.discard(path)
 
 
-def watch(trainer: Kept, link: Kept, fault: Callable[[], str | None], say: Say, stopping: list[bool]) -> None:
+def watch(
+    trainer: SupervisedProcess, link: SupervisedProcess, fault: Callable[[], str | None], log: Say, stopping: list[bool]
+) -> None:
     """Keep both alive until told to stop; the SuperNode only starts while the server can be trusted and reached."""
-    said = None
+    last_line_logged = None
     while not stopping:
-        trainer.look(say)
+        trainer.look(log)
         why = None if link.process is not None and link.process.poll() is None else fault()
         if why is None:
-            link.look(say)
-        elif why != said:
-            say(why)
-        said = why
+            link.look(log)
+        elif why != last_line_logged:
+            log(why)
+        last_line_logged = why
         pause(PAUSES[-1] if why else 0.5, stopping)
 
 
-def supernode(address: str, authority: Path, key: Path, device: int, port: int, door: Path) -> list[str]:
+def supernode(address: str, authority: Path, key: Path, device: int, port: int, socket_path: Path) -> list[str]:
     """The command line of a device's SuperNode."""
     return [
         sys.executable, "-m", "airpfed.federation.supernode", "--superlink", address, "--root-certificates",
         str(authority), "--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(port),
-        "--node-config", f'partition-id={device} socket="{door}"',
+        "--node-config", f'partition-id={device} socket="{socket_path}"',
     ]  # fmt: skip
 
 

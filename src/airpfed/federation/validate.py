@@ -11,7 +11,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.devices.compression import SENT, Payload, Sent, byte_count, decoded, groups_of, sizes
 from airpfed.devices.evaluate import NONE
-from airpfed.federation.message import Parcel, printable
+from airpfed.federation.message import Packet, printable
 from airpfed.model.layout import Layout, Vectors
 from airpfed.model.tokens import Encoded
 from airpfed.training.evaluate import TaskView
@@ -29,22 +29,22 @@ TOKEN_CHARACTERS = 256
 """Characters of an answer that one generated token is believed to stand for, at most."""
 
 
-def why_of(parcel: Parcel) -> str:
+def refusal_reason(packet: Packet) -> str:
     """Why an answer is a refusal, in one line of bounded length."""
-    return printable(parcel.facts.get("why", "no reason given"))
+    return printable(packet.facts.get("why", "no reason given"))
 
 
-def integer_of(parcel: Parcel, name: str, least: int, most: int) -> int:
-    """A whole number among the facts (true and 1.0 are none); UserError unless it is from `least` to `most`."""
-    value = parcel.facts.get(name)
-    if type(value) is not int or not least <= value <= most:
-        raise UserError(f"{name} = {printable(value, 40)}: should be a whole number from {least} to {most}")
+def integer_of(packet: Packet, name: str, minimum: int, maximum: int) -> int:
+    """A whole number among the facts (true and 1.0 are none); UserError unless it is from `minimum` to `maximum`."""
+    value = packet.facts.get(name)
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise UserError(f"{name} = {printable(value, 40)}: should be a whole number from {minimum} to {maximum}")
     return value
 
 
-def vector_of(parcel: Parcel, name: str, size: int) -> Float[Tensor, " {size}"]:
+def vector_of(packet: Packet, name: str, size: int) -> Float[Tensor, " {size}"]:
     """A float32 body of the right length, finite; UserError otherwise."""
-    body = parcel.bodies.get(name, b"")
+    body = packet.bodies.get(name, b"")
     if len(body) != 4 * size:
         raise UserError(f"wrong shape: {name} has {len(body)} bytes, {4 * size} are right")
     vector = torch.frombuffer(bytearray(body), dtype=torch.float32) if size else torch.zeros(0)
@@ -53,12 +53,12 @@ def vector_of(parcel: Parcel, name: str, size: int) -> Float[Tensor, " {size}"]:
     return vector
 
 
-def samples_of(parcel: Parcel, vocabulary: int, longest: int) -> tuple[Encoded, ...]:
+def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoded, ...]:
     """Prompts as token ids; UserError where a token is none of the vocabulary's or the lengths do not add up.
 
     longest: tokens of the longest prompt.
     """
-    ids, lengths = (integers(parcel, name) for name in ("ids", "lengths"))
+    ids, lengths = (integers(packet, name) for name in ("ids", "lengths"))
     if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
         raise UserError("wrong shape: the prompts' lengths do not add up")
     if max(lengths) > longest:
@@ -72,9 +72,9 @@ def samples_of(parcel: Parcel, vocabulary: int, longest: int) -> tuple[Encoded, 
     return tuple(samples)
 
 
-def integers(parcel: Parcel, name: str) -> list[int]:
+def integers(packet: Packet, name: str) -> list[int]:
     """An int32 body."""
-    body = parcel.bodies.get(name, b"")
+    body = packet.bodies.get(name, b"")
     if len(body) % 4:
         raise UserError(f"wrong shape: {name} has {len(body)} bytes")
     found: list[int] = torch.frombuffer(bytearray(body), dtype=torch.int32).tolist() if body else []
@@ -86,34 +86,34 @@ def packed_integers(values: Sequence[int]) -> bytes:
     return torch.tensor(values, dtype=torch.int32).numpy().tobytes()
 
 
-def samples_told(parcel: Parcel) -> int:
+def samples_of_device(packet: Packet) -> int:
     """D_k as a device tells it."""
-    samples = parcel.facts.get("samples")
+    samples = packet.facts.get("samples")
     if type(samples) is not int or not 1 <= samples <= SAMPLES_LIMIT:
         raise UserError(f"says that it holds {printable(samples, 40)} samples")
     return samples
 
 
-def said_of(parcel: Parcel, count: int, task: TaskView) -> list[Any]:
+def answers_of(packet: Packet, count: int, task: TaskView) -> list[Any]:
     """A model's answers to so many prompts: class indices or NONE, or texts; UserError where they are neither."""
-    said = parcel.facts.get("said")
-    if parcel.kind != "done":
-        raise UserError(why_of(parcel))
-    if not isinstance(said, list) or len(said) != count:
-        found = f"{len(said)} answers" if isinstance(said, list) else "no answers"
+    answers = packet.facts.get("said")
+    if packet.kind != "done":
+        raise UserError(refusal_reason(packet))
+    if not isinstance(answers, list) or len(answers) != count:
+        found = f"{len(answers)} answers" if isinstance(answers, list) else "no answers"
         raise UserError(f"it gives {found} to {count} prompts")
     if task.kind == "generate":
         longest = TOKEN_CHARACTERS * task.max_new_tokens
-        if not all(isinstance(one, str) and len(one) <= longest for one in said):
+        if not all(isinstance(one, str) and len(one) <= longest for one in answers):
             raise UserError(f"some of its answers are not texts of at most {longest} characters")
-    elif not all(type(one) is int and (one == NONE or 0 <= one < len(task.labels)) for one in said):
+    elif not all(type(one) is int and (one == NONE or 0 <= one < len(task.labels)) for one in answers):
         raise UserError(f"some of its answers are none of the {len(task.labels)} classes of {task.name}")
-    return said
+    return answers
 
 
-def loss_told(parcel: Parcel) -> float:
+def loss_of(packet: Packet) -> float:
     """The loss of a device's batches as it tells it, nats."""
-    loss = parcel.facts.get("loss")
+    loss = packet.facts.get("loss")
     if not isinstance(loss, float) or not math.isfinite(loss):
         raise UserError("its loss is not a number")
     if not 0 <= loss <= LOSS_LIMIT:
@@ -121,12 +121,12 @@ def loss_told(parcel: Parcel) -> float:
     return loss
 
 
-def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
+def gradient_of(packet: Packet, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
     """Gradient (one row a scope) and loss of a device of a task; UserError where shape, values or norm are wrong."""
     wanted = sizes(layout, task)
     data: dict[Sent, Tensor] = {}
     for scope in SENT:
-        body = parcel.bodies.get(scope, b"")
+        body = packet.bodies.get(scope, b"")
         right = byte_count(wanted[scope], groups_of(layout, scope, wanted[scope]), payload)
         if len(body) != right:
             kind = "oversize" if len(body) > right else "wrong shape"
@@ -138,4 +138,4 @@ def gradient_of(parcel: Parcel, layout: Layout, task: int, payload: Payload, max
         raise UserError("its gradient is not finite")
     if norm > max_norm:
         raise UserError(f"its gradient has norm {norm:.3g}, at most {max_norm:g} is taken")
-    return rows, loss_told(parcel)
+    return rows, loss_of(packet)
