@@ -61,9 +61,7 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
     assert all(torch.equal(connected[key], there[key]) for key in connected.keys() - own)
     assert all(there[key].numel() == 0 for key in own), "nothing of device scope is at the server"
     assert rows(tmp_path / "sim")[0] == rows(tmp_path / "fed")[0]
-    for computed, counted in rows(tmp_path / "fed")[
-        1
-    ]:  # a head of at most 500 bytes a message beside the payload
+    for computed, counted in rows(tmp_path / "fed")[1]:  # a head of at most 500 bytes a message beside the payload
         assert 0 < counted - computed < 500 * len(devices)
     left, right = (run_files.load_summary(tmp_path / run / "summary.json") for run in ("sim", "fed"))
     assert left.tasks == right.tasks and right.exit == "completed"

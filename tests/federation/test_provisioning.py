@@ -302,7 +302,9 @@ LONG = f"{'a' * 60}.{'b' * 60}:1"
 
 @pytest.mark.parametrize("address", ["[::1]:9500", "[2001:db8::7]:1", "192.0.2.1:65535", "my_hub.example:80", LONG])
 def test_what_can_be_is_founded(address: str, file: Path, tmp_path: Path) -> None:
-    plan = replace(PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, write_share=False)
+    plan = replace(
+        PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, write_share=False
+    )
     provision(tmp_path / "site", settings_file.read(file), plan)
     certificates.check_server(tmp_path / "site" / "server", host_of(address))
     assert [path.name for path in tmp_path.iterdir()] == ["site"]

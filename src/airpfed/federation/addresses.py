@@ -1,4 +1,4 @@
-"""Where a device stands: its number, its task, the server's host; from settings alone."""
+"""A device's number and task, and the server's address, read from settings."""
 
 import ipaddress
 import re
@@ -9,7 +9,7 @@ from airpfed.core.errors import UserError
 from airpfed.federation.message import printable
 
 SIMULATED = ("rolora", "centralised", "fedex", "flora")
-"""Methods whose rounds are more than gradients up and sums down: they run in the simulator only."""
+"""Methods that only the simulator runs, because their rounds send more than gradients up and sums down."""
 
 
 LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -18,7 +18,7 @@ HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 
 
 def check_federable(settings: Settings) -> None:
-    """UserError where the settings ask for what a federation does not do."""
+    """Raise UserError if the settings ask for something that a federation cannot do."""
     asked = {
         f'adapters.method = "{settings.adapters.method}"': settings.adapters.method in SIMULATED,
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,
@@ -33,14 +33,14 @@ def check_federable(settings: Settings) -> None:
 
 
 def task_of_devices(settings: Settings) -> list[int]:
-    """The task of every device; UserError where a task does not say how many it has."""
+    """The task index of every device. Raises UserError if a task does not give its number of devices."""
     if none := [one.name for one in settings.tasks if not one.devices]:
         raise UserError(f"tasks.{none[0]}.devices = 0: a federation needs the number of the task's devices")
     return [n for n, one in enumerate(settings.tasks) for _ in range(one.devices)]
 
 
 def node_of(settings: Settings, file: Path) -> NodeSettings:
-    """A device's own settings; UserError if the file has none."""
+    """A device's [node] settings. Raises UserError if the file has none."""
     if settings.node is None:
         raise UserError(f"{file}: no [node] table; `airpfed federate init` writes one settings file per device")
     if settings.node.device >= len(task_of_devices(settings)):
@@ -51,7 +51,7 @@ def node_of(settings: Settings, file: Path) -> NodeSettings:
 
 
 def check_address(address: str) -> None:
-    """UserError unless this is host:port of a machine."""
+    """Raise UserError unless `address` is host:port."""
     if not 0 < port_of(address) < 1 << 16:
         raise UserError(f"address {printable(address, 80)}: the port should be from 1 to 65535")
     check_host(host_of(address))
@@ -60,7 +60,7 @@ def check_address(address: str) -> None:
 
 
 def check_host(host: str) -> None:
-    """UserError unless this can be a machine's name or IP address, and stand in a certificate."""
+    """Raise UserError unless `host` is a host name or an IP address that a certificate can name."""
     if is_address(host):
         return
     if not HOST.fullmatch(host) or len(host) > 253 or host.rpartition(".")[2].isdigit():
@@ -85,13 +85,13 @@ def host_of(address: str) -> str:
 
 
 def port_of(address: str) -> int:
-    """The port of host:port; 0 where it is none."""
+    """The port of host:port, or 0 if there is none."""
     port = address.rpartition(":")[2]
     return int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
 
 
 def private_folder(folder: Path) -> Path:
-    """A folder that only its owner may enter, made where it is not there, whatever the umask."""
+    """Create a folder that only its owner may enter, whatever the umask is."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     return folder

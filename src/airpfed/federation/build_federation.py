@@ -1,4 +1,4 @@
-"""Settings to the two sides of a federation: the server's experiment, which holds no training data, and a device."""
+"""Both sides of a federation, built from settings: the server's experiment (without training data) and the devices."""
 
 import json
 import uuid
@@ -28,13 +28,13 @@ from airpfed.training.round import Aggregator
 from airpfed.training.state import DeviceState, OptimizedParameters
 
 IDENTITY = "run.json"
-"""The file beside a checkpoint that says that it is a federation's."""
+"""The file beside a checkpoint that marks it as a federation's."""
 
 
 def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
     """All tasks without training samples.
 
-    deployed: the sources need hold dev and test samples only; otherwise they hold all, as in the simulator.
+    deployed: the sources hold only dev and test samples. Otherwise they hold all samples, as in the simulator.
     """
     if not deployed:
         return tuple(replace(one, train=((),) * len(one.train)) for one in build.load_tasks(settings))
@@ -43,7 +43,10 @@ def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
 
 
 def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, list[Agreement]]:
-    """The server's experiment: nothing of device scope is in its state. And what devices of each task must agree on."""
+    """The server's experiment, and for each task the agreement that its devices must match.
+
+    The server's state has no entries of device scope.
+    """
     experiment = build.experiment(settings, tasks)
     agreements = [agreement(settings, experiment, tasks, number) for number in range(len(tasks))]
     own = experiment.initial.devices.own
@@ -53,12 +56,12 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
 
 
 def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
-    """The link, with weights from D_k as the devices told it."""
+    """The uplink, with weights from the sample counts D_k that the devices report."""
     return partial(send, build.link(settings, experiment.clients, samples))
 
 
 def terms_of(settings: Settings) -> RoundTerms:
-    """When rounds start and end."""
+    """The rules for starting and ending a round, from settings.federation."""
     task_settings = settings.federation
     return RoundTerms(
         task_settings.min_devices, task_settings.wait_seconds, task_settings.deadline_seconds, task_settings.max_norm
@@ -66,7 +69,10 @@ def terms_of(settings: Settings) -> RoundTerms:
 
 
 def run_identity(checkpoint: Path, resume: bool, deployed: bool) -> str:
-    """The name under which devices keep their own state: drawn when a run starts, kept with its checkpoint."""
+    """The identifier under which devices keep their own state.
+
+    A new run draws it; it is stored beside the checkpoint, and a resumed run reads it there.
+    """
     file = checkpoint / IDENTITY
     if resume and rounds_exist(checkpoint):
         return identity(file)[0]
@@ -77,7 +83,7 @@ def run_identity(checkpoint: Path, resume: bool, deployed: bool) -> str:
 
 
 def identity(file: Path) -> tuple[str, bool]:
-    """A federation's run: its name, and whether it was deployed; UserError where the file does not say."""
+    """A federation's identifier, and whether it was deployed. Raises UserError if the file is missing or damaged."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         name, deployed = tree["run"], tree["deployed"]
@@ -91,12 +97,12 @@ def identity(file: Path) -> tuple[str, bool]:
 
 
 def reopen(settings: Settings, checkpoint: Path) -> Experiment:
-    """The server's experiment of a federation's run, to read its checkpoint with."""
+    """The server's experiment of an earlier federation, needed to read its checkpoint."""
     return server(settings, server_tasks(settings, identity(checkpoint / IDENTITY)[1]))[0]
 
 
 def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:
-    """All tasks as one device knows them: its own file's samples, and the labels of the others."""
+    """All tasks as one device knows them: the samples of its own file, and the labels of the other tasks."""
     owner = task_of_devices(settings)[device]
     position = device - task_of_devices(settings).index(owner)
     return tuple(
@@ -106,14 +112,14 @@ def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:
 
 
 def local_task(settings: Settings, task_settings: TaskSettings, position: int) -> Task:
-    """The device's task: every distinct sample of its file is for training."""
+    """The device's own task. Every distinct sample of its file is a training sample."""
     loaded = load(build.source_of(task_settings), task_settings.samples_per_device)
     train = tuple(loaded.samples if index == position else () for index in range(task_settings.devices))
     return Task(task_settings.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256)
 
 
 def foreign_task(task_settings: TaskSettings) -> Task:
-    """Another task: its labels matter, for the width of a classifier's head."""
+    """Another device's task. Its labels set the width of a classifier's head."""
     kind = "classify" if task_settings.kind == "auto" else task_settings.kind
     if kind == "classify" and not task_settings.labels:
         raise UserError(f"tasks.{task_settings.name}.labels: a device's settings need the labels of every task")
@@ -122,7 +128,10 @@ def foreign_task(task_settings: TaskSettings) -> Task:
 
 
 def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int, Path]) -> dict[int, Device]:
-    """Devices over one base model. folders: device -> where it keeps its own state."""
+    """Devices that share one base model.
+
+    folders: device -> the folder of its own state.
+    """
     experiment = build.experiment(settings, tasks)
     device_of_node = experiment.clients.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm

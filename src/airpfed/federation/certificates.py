@@ -1,4 +1,4 @@
-"""An authority of the federation's own, the server's certificate, the devices' keys; made and checked."""
+"""The federation's certificate authority, the server's certificate and the devices' keys: creation and checks."""
 
 import datetime
 import ipaddress
@@ -24,11 +24,11 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import write_atomic
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""The server's own processes reach it by these names."""
+"""Names by which the server's own processes reach it."""
 
 
 def new_authority(folder: Path, days: int) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """Write ca.key and ca.crt: a fresh authority that can sign for the server and nothing below."""
+    """Write ca.key and ca.crt: a new authority that may sign the server's certificate and no further authority."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "airpfed federation")])
     usage = {"key_cert_sign": True, "crl_sign": True}
@@ -46,9 +46,11 @@ def new_authority(folder: Path, days: int) -> tuple[ec.EllipticCurvePrivateKey, 
 def new_server(
     folder: Path, authority: tuple[ec.EllipticCurvePrivateKey, x509.Certificate], hosts: Sequence[str], days: int
 ) -> None:
-    """Write server.key and server.crt, for these host names and addresses and this machine's loopback."""
+    """Write server.key and server.crt for these host names and addresses and for this machine's loopback."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])  # the most it may have; names count
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])]
+    )  # at most 64 characters; the alternative names count
     names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys([*hosts, *LOCAL])])
     made = (
         _certificate(name, authority[1].subject, key.public_key(), days)
@@ -64,14 +66,14 @@ def new_server(
 
 
 def new_device(private_folder: Path, public: Path) -> None:
-    """Write a device's key pair, in the OpenSSH form that Flower reads."""
+    """Write a device's key pair in the OpenSSH format that Flower reads."""
     key = ec.generate_private_key(ec.SECP384R1())
     write_private(private_folder, key, PrivateFormat.OpenSSH)
     write_atomic(public, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
 def check_server(folder: Path, host: str) -> None:
-    """UserError unless the folder has a valid certificate for `host`, signed by its ca.crt, and the key to it."""
+    """Raise UserError unless the folder has a valid certificate for `host` from its ca.crt, and the matching key."""
     signer, own = (read_certificate(folder / name) for name in ("ca.crt", "server.crt"))
     key = read_key(folder / "server.key")
     try:
@@ -95,7 +97,7 @@ def check_server(folder: Path, host: str) -> None:
 
 
 def check_pair(private_folder: Path, public: Path) -> None:
-    """UserError unless these are the two halves of one device's key."""
+    """Raise UserError unless the two files are one device's private and public key."""
     if read_public(public) != read_key(private_folder).public_key():
         raise UserError(f"{private_folder}: not the private key of {public}")
 
@@ -112,7 +114,7 @@ def read_public(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A private key without a passphrase, in either form; UserError if others on this machine may read it."""
+    """A private key without passphrase, PEM or OpenSSH. Raises UserError if other users may read the file."""
     try:
         data, mode = path.read_bytes(), path.stat().st_mode
         load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
@@ -127,13 +129,13 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> None:
-    """A key that only its owner may read, from the first byte on."""
+    """Write a key that only its owner may read, with these permissions from the first byte on."""
     path.touch(mode=0o600, exist_ok=False)
     path.write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate; UserError where there is none."""
+    """The certificate in a file. Raises UserError if there is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):

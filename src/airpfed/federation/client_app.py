@@ -1,7 +1,7 @@
-"""The ClientApp: it hands each message to the device's trainer and the answer back.
+"""The ClientApp: it passes each message to the device's trainer and returns the answer.
 
-Flower starts a process per message, so a deployed device's app only relays to the resident trainer; in Flower's
-simulation the trainer is in the process that Ray keeps.
+Flower starts one process per message. A deployed device's app therefore only relays to the resident trainer. In
+Flower's simulation the trainer lives in the process that Ray keeps.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from airpfed.federation.message import BadPacketError, Packet, refusal
 Handle = Callable[[Packet, Context], Packet]
 
 LONGEST = 86_400.0
-"""Seconds that a trainer is waited for, whatever the server asks for."""
+"""The longest wait for a trainer in seconds, whatever the server requests."""
 
 
 def app_of(handle: Handle) -> ClientApp:
-    """An app that answers every kind of message by `handle`."""
+    """An app that answers every kind of message with `handle`."""
     made = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:

@@ -1,4 +1,4 @@
-"""`airpfed federate`: the same settings file on Flower's simulation, or on real devices."""
+"""`airpfed federate`: the same settings file on Flower's simulation or on real devices."""
 
 import importlib.util
 import os
@@ -15,10 +15,10 @@ from airpfed.core.errors import UserError
 
 
 class FileFirst(TyperGroup):
-    """A group whose first word may be a settings file instead of a command: that means `run`."""
+    """A command group whose first word may be a settings file. A file there means the command `run`."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Put the command in front that a file stands for."""
+        """Insert the command `run` if the first word is a file."""
         if args and args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -30,9 +30,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the
 
 
 def ready() -> None:
-    """UserError unless Flower is installed; settings for its processes that keep it from phoning home.
+    """Raise UserError unless Flower is installed, and set the variables that keep Flower from sending telemetry.
 
-    Flower reads them when it is imported, and hands them on to the processes that it starts.
+    Flower reads them when it is imported and passes them to the processes that it starts.
     """
     if importlib.util.find_spec("flwr") is None:
         raise UserError("airpfed federate needs Flower, which is not installed: pip install 'airpfed[flower]'")

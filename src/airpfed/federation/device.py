@@ -1,6 +1,6 @@
-"""A device's part of a run: its gradient of each round, its own parameters, its answers; the same for all engines.
+"""A device's part of a run: its gradient of each round, its own parameters and its answers; the same on all engines.
 
-What travels back is what these functions put into a parcel: nothing of device scope, no sample, no label.
+Only what these functions put into a packet leaves the device: no parameters of device scope, no samples, no labels.
 """
 
 import math
@@ -30,15 +30,18 @@ from airpfed.training.round import finite
 from airpfed.training.state import OptimizedParameters
 
 RUN = re.compile(r"[0-9a-f]{32}")
-"""A run's identity: names the folder of what the device keeps for it."""
+"""A run's identifier, which is also the name of the folder with the device's state."""
 
 QUESTION_BYTES = 1 << 26
-"""Bodies of the largest question beside the parameters: the token ids of a test split."""
+"""Bytes of the largest request beside the parameters: the token ids of a test split."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device. clients: all devices, with this one's data at least; local_clients: this device as a fleet of one."""
+    """One device.
+
+    clients: all devices, with at least this device's data. local_clients: this device as a client set of size one.
+    """
 
     number: int
     experiment: Experiment
@@ -57,14 +60,14 @@ class Device:
 
     @property
     def limit(self) -> int:
-        """Bytes of the largest parcel's bodies that is read."""
+        """The largest number of body bytes that is read from one packet."""
         return 4 * sum(sizes(self.clients.layout, self.task).values()) + QUESTION_BYTES
 
 
 def device_of(
     experiment: Experiment, number: int, agreement: Agreement, alpha: float, max_norm: float, folder: Path
 ) -> Device:
-    """Device `number` of an experiment that holds its data; its own state lies in `folder`."""
+    """Device `number` of an experiment that holds its data. Its own state is kept in `folder`."""
     clients = experiment.clients
     task = int(clients.task_of[number])
     local_clients = replace(
@@ -75,7 +78,7 @@ def device_of(
 
 
 def handle(device: Device, packet: Packet) -> Packet:
-    """The answer to a parcel; what cannot be done is refused with a line."""
+    """Answer a packet. A request that cannot be served is refused with one line."""
     try:
         match packet.kind:
             case "hello":
@@ -95,21 +98,21 @@ def handle(device: Device, packet: Packet) -> Packet:
 
 
 def identity_of(device: Device) -> dict[str, Any]:
-    """What stands in every answer."""
+    """The facts that every answer carries."""
     return {"device": device.number, "samples": device.samples}
 
 
 def train(device: Device, packet: Packet) -> Packet:
-    """The gradient of a round at the parameters that came; what the device keeps is on its disk before it answers.
+    """Compute a round's gradient at the parameters in the packet. The device's new state is on disk before it answers.
 
-    A question that is refused leaves what it keeps as it was.
+    A refused request leaves the state unchanged.
     """
     run, t, counted = request_of(device, packet)
     kept = stored_state(device, run)
     own = device_state.start_of_round(kept, t, counted)
     made, clients = device.experiment, device.clients
     count = min(made.batch_size, device.samples)
-    first = (t - 1) * made.local_steps * count  # as if it had been there in every round: absence skips no data twice
+    first = (t - 1) * made.local_steps * count  # counts all rounds, so an absence shifts no data
     plan = [draw(clients, device.number, first + step * count, count) for step in range(made.local_steps)]
     found, loss = gradients(device.local_clients, parameters_of(device, packet, own), [plan], made.local_lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
@@ -126,7 +129,7 @@ def train(device: Device, packet: Packet) -> Packet:
 
 
 def answer(device: Device, packet: Packet) -> Packet:
-    """What this device's model says to prompts that came as token ids: classes, or texts."""
+    """Predict classes or texts for prompts that arrive as token ids."""
     factors = factors_of(device, packet)
     samples = samples_of(packet, len(device.clients.backbone.tokenizer), int(device.agreement["model.max_tokens"]))
     view = device.experiment.tasks[device.task]
@@ -139,7 +142,7 @@ def answer(device: Device, packet: Packet) -> Packet:
 
 
 def finish(device: Device, packet: Packet) -> Packet:
-    """Export this device's model, with its own parts, to its own disk: a PEFT adapter, reloaded and compared."""
+    """Export this device's model, with its own parameters, to its own disk as a PEFT adapter; reload and compare it."""
     factors, clients = factors_of(device, packet), device.clients
     classes = device.clients.classes[device.task]
     view = device.experiment.tasks[device.task]
@@ -151,9 +154,9 @@ def finish(device: Device, packet: Packet) -> Packet:
 
 
 def request_of(device: Device, packet: Packet) -> tuple[str, int, int]:
-    """A parcel's run and round, and in how many earlier rounds its server counted this device.
+    """A packet's run, its round, and the number of earlier rounds in which the server counted this device.
 
-    UserError where these are none, or where server and device do not agree on what they compute.
+    Raises UserError if one is missing or if server and device disagree on the computation.
     """
     run = packet.facts.get("run")
     if not isinstance(run, str) or not RUN.fullmatch(run):
@@ -166,7 +169,7 @@ def request_of(device: Device, packet: Packet) -> tuple[str, int, int]:
 
 
 def factors_of(device: Device, packet: Packet) -> Factors:
-    """This device's model with the shared parameters that came, after all rounds that the server counted."""
+    """This device's adapter factors: the shared parameters of the packet and its own after all counted rounds."""
     run, _, counted = request_of(device, packet)
     kept = stored_state(device, run)
     values = parameters_of(device, packet, device_state.start_of_round(kept, kept.round + 1, counted))
@@ -176,15 +179,15 @@ def factors_of(device: Device, packet: Packet) -> Factors:
 
 
 def stored_state(device: Device, run: str) -> Personal:
-    """What the device keeps for a run."""
+    """The state that the device keeps for a run."""
     like = device_state.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
     return device_state.load(device.folder / run, like, hashed(sorted(device.agreement.items())))
 
 
 def parameters_of(device: Device, packet: Packet, own: OptimizedParameters) -> Vectors:
-    """All parameters of the device: those that came, its own, and those that never move.
+    """All parameters of the device: shared ones from the packet, its own ones, and frozen ones.
 
-    Beyond its task's own head the task's vector is as it began: no gradient reaches there.
+    Entries of the task's vector beyond the task's own head keep their initial values, because no gradient reaches them.
     """
     start, wanted = device.experiment.initial, sizes(device.clients.layout, device.task)
     came: dict[str, Tensor] = {scope: vector_of(packet, scope, wanted[scope]) for scope in SENT}

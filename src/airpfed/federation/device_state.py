@@ -1,8 +1,8 @@
-"""What a device keeps on its own disk: parameters that are never sent, with their moments, keyed by run and round.
+"""A device's private state on its own disk: parameters that are never sent, and their moments, by run and round.
 
-A device cannot know whether its answer reached the server in time. So it keeps both outcomes of its last round, and the
-next message, which says how often the server has counted this device, decides between them. A repeated message of the
-same round starts from the same parameters and gives the same answer; nothing moves twice.
+A device cannot know whether its answer reached the server in time, so it keeps both outcomes of its last round. The
+next message says how often the server has counted the device, and this number decides between them. A repeated message
+of the same round starts from the same parameters and gives the same answer, so no update is applied twice.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ from airpfed.training.state import OptimizedParameters, Optimizer, update
 
 @dataclass(frozen=True)
 class Personal:
-    """A device after its work in `round`: parameters before it, and as they are if the server counts it."""
+    """A device's parameters before its work in `round`, and after it in case the server counts the device."""
 
     round: int
     before: OptimizedParameters
@@ -27,7 +27,10 @@ class Personal:
 
 
 def fresh(value: Tensor) -> Personal:
-    """Before the first round. value: the one row of initial parameters of device scope."""
+    """The state before the first round.
+
+    value: initial parameters of device scope, (1, d).
+    """
     parameters = OptimizedParameters(
         value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(1, dtype=torch.long)
     )
@@ -35,7 +38,9 @@ def fresh(value: Tensor) -> Personal:
 
 
 def load(folder: Path, template: Personal, fingerprint: str) -> Personal:
-    """What is on the disk, or `template` where nothing is yet; UserError if it is damaged or of other settings."""
+    """The state on disk, or `template` if there is none. Raises UserError if it is damaged or belongs to other
+    settings.
+    """
     try:
         return checkpoint.read(folder, template, fingerprint) if checkpoint.exists(folder) else template
     except (OSError, TypeError, ValueError) as error:
@@ -43,15 +48,16 @@ def load(folder: Path, template: Personal, fingerprint: str) -> Personal:
 
 
 def start_of_round(state: Personal, t: int, counted: int) -> OptimizedParameters:
-    """Parameters that round t starts from. counted: rounds that the server has counted this device in.
+    """The parameters at the start of round t.
 
-    Raises UserError for a round that is over, and where neither outcome of the last round fits the count.
+    counted: number of rounds in which the server has counted this device. Raises UserError if the round is over, or if
+    neither stored outcome has this count.
     """
     if t < state.round:
         raise UserError(f"round {t} is over here: the last one was {state.round}")
     if t == state.round:
         return state.before
-    if not state.after.value.shape[1]:  # nothing of device scope: nothing can be lost
+    if not state.after.value.shape[1]:  # no parameters of device scope, so none can be lost
         return replace(state.after, updates=torch.tensor([counted]))
     for parameters in (state.after, state.before):
         if int(parameters.updates) == counted:
@@ -63,14 +69,17 @@ def start_of_round(state: Personal, t: int, counted: int) -> OptimizedParameters
 
 
 def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, optimizer: Optimizer, lr: float) -> Personal:
-    """Both outcomes of round t. gradient: (1, d) of the parameters of device scope, finite."""
+    """Both outcomes of round t.
+
+    gradient: gradient of the parameters of device scope, (1, d), finite.
+    """
     return Personal(t, parameters, update(parameters, gradient, torch.ones(1, dtype=torch.bool), optimizer, lr))
 
 
 def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
-    """Put it safely on the disk; a crash leaves the old or the new."""
+    """Write the state atomically: after a crash the disk holds the old or the new state."""
     private_folder(folder.parent)
     after = OptimizedParameters(
         *(getattr(state.after, item.name).clone() for item in fields(OptimizedParameters))
-    )  # of its own on the disk
+    )  # a file of its own
     checkpoint.write(folder, replace(state, after=after), seed, fingerprint)

@@ -1,6 +1,6 @@
 """The resident trainer of a device: it holds the base model and the data, and answers on a Unix socket.
 
-Run as `python -m airpfed.federation.device_worker DEVICE.toml SOCKET`; it ends with the process that started it.
+Run as `python -m airpfed.federation.device_worker DEVICE.toml SOCKET`. It ends with the process that started it.
 """
 
 import os
@@ -21,11 +21,11 @@ from airpfed.federation.message import BadPacketError, Packet, encoded, printabl
 from airpfed.federation.processes import parent_has_exited
 
 PATIENCE = 30.0
-"""Seconds that one side of the socket waits for the other."""
+"""Socket timeout in seconds."""
 
 
 def device_at(file: Path) -> Device:
-    """The device of a settings file, with its own data and the base model."""
+    """The device of a settings file, with its data and the base model."""
     settings = settings_file.read(file)
     node = node_of(settings, file)
     tasks = build_federation.node_tasks(settings, node.device)
@@ -33,7 +33,7 @@ def device_at(file: Path) -> Device:
 
 
 def answer(device: Device, line: socket.socket) -> None:
-    """Read one parcel from a connection and answer it; whatever goes wrong is a refusal, or an ended connection."""
+    """Read one packet from a connection and answer it. Any failure becomes a refusal or closes the connection."""
     line.settimeout(PATIENCE)
     try:
         reply = safely(device, receive(line, device.limit))
@@ -48,7 +48,9 @@ def answer(device: Device, line: socket.socket) -> None:
 
 
 def safely(device: Device, packet: Packet) -> Packet:
-    """The device's answer; a fault of ours is written down here and told of in a line, and the trainer goes on."""
+    """The device's answer. An unexpected exception is written to the log and reported in one line; the trainer
+    continues.
+    """
     begin = time.perf_counter()
     try:
         reply = handle(device, packet)
@@ -62,19 +64,19 @@ def safely(device: Device, packet: Packet) -> Packet:
 
 
 def follow_parent(parent: int) -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when its parent has exited."""
     while not parent_has_exited(parent):
         time.sleep(0.5)
     os._exit(1)
 
 
 def main(file: Path, path: Path) -> None:
-    """Load everything once, then answer until told to end."""
+    """Load everything once, then answer until a signal ends the process."""
     threading.Thread(target=follow_parent, args=(os.getppid(),), daemon=True).start()
     device = device_at(file)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        before = os.umask(0o177)  # only this user may ask
+        before = os.umask(0o177)  # only this user may connect
         door.bind(str(path))
         os.umask(before)
         door.listen()

@@ -1,4 +1,4 @@
-"""Parcels as Flower's messages: the head in a config record, bodies as raw bytes in an array record."""
+"""Packets as Flower messages: the head in a config record, the bodies as raw bytes in an array record."""
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import Array
@@ -6,17 +6,17 @@ from flwr.app.message import Array
 from airpfed.federation.message import BadPacketError, Packet, head_of, packet_from
 
 TYPES = {"hello": "query.hello", "train": "train", "answer": "evaluate", "finish": "query.finish"}
-"""Kind of a question -> Flower's message type."""
+"""Kind of a request -> Flower's message type."""
 
 
 def content(packet: Packet) -> RecordDict:
-    """A parcel as the content of a message; Flower cuts long bodies into chunks by itself."""
+    """A packet as the content of a Flower message. Flower splits long bodies into chunks by itself."""
     arrays = {name: Array("uint8", (len(body),), "airpfed.raw", body) for name, body in packet.bodies.items()}
     return RecordDict({"head": ConfigRecord({"json": head_of(packet)}), "bodies": ArrayRecord(arrays)})
 
 
 def packet_of(message: Message) -> Packet:
-    """The parcel in a message; raises BadParcelError where there is none."""
+    """The packet in a Flower message. Raises BadPacketError if there is none."""
     found = message.content.get("head"), message.content.get("bodies")
     if not isinstance(found[0], ConfigRecord) or not isinstance(found[1], ArrayRecord):
         raise BadPacketError("the message has no head and bodies")

@@ -1,4 +1,4 @@
-"""What a device and the server must have in common, as words that can be compared."""
+"""The agreement between a device and the server: named values that both must share."""
 
 import hashlib
 import importlib.metadata
@@ -14,13 +14,13 @@ from airpfed.training.loop import Experiment
 from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
-"""Name of a thing -> what it is, in full or as a hash."""
+"""Name -> value, as text or hash."""
 
 
 def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
-    """What the server and the devices of task `number` must agree on, whatever decides which gradient is computed.
+    """Everything that decides which gradient a device of task `number` computes, as text or hash.
 
-    The data is not in it, nor the prompt's wording: those are each device's own.
+    The device's data and the wording of its prompts are not part of it.
     """
     layout, task = experiment.clients.layout, tasks[number]
     work = {
@@ -52,7 +52,7 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
 
 
 def difference(server: Any, device: Any) -> str | None:
-    """A line about the first thing on which two agreements differ; None where they agree."""
+    """One line about the first value on which two agreements differ, or None."""
     if not isinstance(server, dict) or not isinstance(device, dict):
         return "the other side does not say what it stands on"
     for name in [*server, *(key for key in device if key not in server)]:
@@ -63,7 +63,7 @@ def difference(server: Any, device: Any) -> str | None:
 
 
 def short(value: Any) -> str:
-    """A value for a line: hashes by their first digits."""
+    """A value as text for an error line; a hash by its first digits."""
     text = printable(value, 100)
     return f"{text[:12]}..." if len(text) == 64 else text
 

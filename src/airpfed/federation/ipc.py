@@ -1,4 +1,4 @@
-"""Asking the resident trainer through its Unix socket, and answering there; the stream's bounds are checked first."""
+"""Requests to the resident trainer over its Unix socket. Sizes are checked before anything is read."""
 
 import socket
 import time
@@ -7,13 +7,14 @@ from pathlib import Path
 from airpfed.federation.message import HEAD_LIMIT, BadPacketError, Packet, encoded, head_from, packet_from
 
 PAUSE = 0.05
-"""Seconds between attempts to reach a trainer that is starting."""
+"""Seconds between attempts to reach a starting trainer."""
 
 
 def exchange(path: Path, packet: Packet, seconds: float) -> Packet:
-    """The trainer's answer; it may be starting, or be started again, meanwhile.
+    """Send a packet to the trainer and return its answer. The trainer may still be starting, or may be restarted
+    meanwhile.
 
-    Raises TimeoutError if there is none in time, BadParcelError if it is damaged.
+    Raises TimeoutError after `seconds`, and BadPacketError if the answer is damaged.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -30,9 +31,10 @@ def exchange(path: Path, packet: Packet, seconds: float) -> Packet:
 
 
 def receive(line: socket.socket, limit: int | None) -> Packet:
-    """One parcel from a socket; raises EOFError if it ends early, BadParcelError if it is damaged or beyond `limit`.
+    """Read one packet from a socket.
 
-    limit: the most bytes that bodies may have.
+    limit: largest number of body bytes, or None. Raises EOFError if the stream ends early, and BadPacketError if the
+    packet is damaged or larger than `limit`.
     """
     size = int.from_bytes(read_exactly(line, 4), "big")
     if size > HEAD_LIMIT:
@@ -46,7 +48,7 @@ def receive(line: socket.socket, limit: int | None) -> Packet:
 
 
 def read_exactly(line: socket.socket, count: int) -> bytes:
-    """So many bytes; raises EOFError if the other side ends before."""
+    """Read `count` bytes. Raises EOFError if the other side closes the connection first."""
     parts = []
     while count:
         part = line.recv(min(count, 1 << 20))

@@ -29,7 +29,7 @@ def federate(
     backend: Literal["simulation", "deployment"],
     command: str,
 ) -> int:
-    """Run an experiment as a federation into `out`; returns the exit code."""
+    """Run an experiment as a federation into `out`. Returns the exit code."""
     settings = (settings_file.read if resume else settings_file.asked)(file, overrides)
     check_federable(settings)
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -39,7 +39,7 @@ def federate(
             done, completed = run_simulated(settings, out.resolve(), resume, command, screen, stopping)
         else:
             plan = {"file": str(file.resolve()), "overrides": overrides, "resume": resume, "command": command}
-            screen.progress.stop()  # lines come from the run's own process
+            screen.progress.stop()  # the server process prints the lines
             done, completed = run_deployed(settings, file, out.resolve(), plan, stopping)
     if completed:
         return 0
@@ -50,7 +50,9 @@ def federate(
 def run_simulated(
     settings: Settings, out: Path, resume: bool, command: str, screen: Screen, stopping: Callable[[], bool]
 ) -> tuple[int, bool]:
-    """A run on Flower's simulation; devices keep their own state below `out`. Returns rounds done, and whether all."""
+    """Run on Flower's simulation; devices keep their state below `out`. Returns the rounds played, and whether the run
+    is complete.
+    """
     from airpfed.federation.server_app import serve
     from airpfed.federation.simulation import simulate
 
@@ -64,14 +66,14 @@ def run_simulated(
 def run_deployed(
     settings: Settings, file: Path, out: Path, plan: dict[str, object], stopping: Callable[[], bool]
 ) -> tuple[int, bool]:
-    """A run on real devices. Returns rounds done, and whether all."""
+    """Run on real devices. Returns the rounds played, and whether the run is complete."""
     site = server_process.site_of(settings, file, out)
     places = {name: str(site.work / name) for name in ("stop", "lock")}
-    # A file of this launch alone: the process of a launch that was killed may still write that it has failed.
+    # One file per launch, because the process of an earlier, killed launch may still report its failure.
     places["ended"] = str(site.work / f"ended-{os.getpid()}")
     plan = {**plan, **places, "out": str(out), "log": str(out / "federation.log")}
     show = partial(print, flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C twice: nothing is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C twice; nothing is left behind
     with alone(site.work / "launcher", 5.0):
         try:
             ended = server_process.deploy(site, len(task_of_devices(settings)), plan, show, stopping)

@@ -1,4 +1,4 @@
-"""Questions to nodes and their answers, over Flower's grid, with our own deadline."""
+"""Requests to nodes and their replies over Flower's grid, with our own deadline."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,32 +11,35 @@ from airpfed.federation.flower_codec import TYPES, byte_count, content, packet_o
 from airpfed.federation.message import BadPacketError, Packet, refusal
 
 POLL = 0.2
-"""Seconds between looks into the letter box."""
+"""Seconds between polls for replies."""
 
 GRACE = 5.0
-"""Seconds before a message expires from which on it is not asked for: Flower 1.41 fails on one that is gone."""
+"""Polling for a reply ends this many seconds before its request expires: Flower 1.41 fails on an expired message."""
 
 
 @runtime_checkable
 class Grid(Protocol):
-    """What is used of Flower's grid."""
+    """The part of Flower's grid that is used here."""
 
     def get_node_ids(self) -> Iterable[int]:
-        """Nodes that are there."""
+        """Ids of the connected nodes."""
         ...
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send; the ids of the messages, in order."""
+        """Send messages. Returns their ids in the same order."""
         ...
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to these messages that have come since."""
+        """Replies to these messages that have arrived since the last call."""
         ...
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: which node was asked what, what it said, and the bytes of the message (0 if none came)."""
+    """A node's answer to a request.
+
+    size: bytes of the message, or 0 if none arrived.
+    """
 
     node: int
     request: Packet
@@ -46,13 +49,16 @@ class Reply:
 
 @dataclass
 class Mailbox:
-    """Letters under way. pending: message id -> (node, question, the moment it expires)."""
+    """Open requests.
+
+    pending: message id -> (node, request, expiry time).
+    """
 
     grid: Grid
     pending: dict[str, tuple[int, Packet, float]] = field(default_factory=dict)
 
     def send(self, packets: Mapping[int, Packet], seconds: float) -> int:
-        """Ask each node its question, which lives so many seconds; returns the bytes sent."""
+        """Send one request to each node, valid for `seconds`. Returns the bytes sent."""
         messages = [
             Message(content(packet), dst_node_id=node, message_type=TYPES[packet.kind],
                     group_id=str(packet.facts.get("round", "")), ttl=seconds)
@@ -66,27 +72,28 @@ class Mailbox:
         return total
 
     def receive(self) -> Iterator[Reply]:
-        """Answers that have come since; each question is answered once at most, an error of Flower's is a refusal.
+        """Replies that have arrived since the last call. Each request is answered at most once; an error from Flower is
+        a refusal.
 
-        Flower's own error replies come from the server, so answers are matched by the question's id alone.
+        Flower's own error replies come from the server, so a reply is matched only by the id of its request.
         """
         now = time.monotonic()
         self.pending = {name: entry for name, entry in self.pending.items() if entry[2] - GRACE > now}
         for message in self.grid.pull_messages(list(self.pending)) if self.pending else ():
             entry = self.pending.pop(message.metadata.reply_to_message_id, None)
-            if entry is not None:  # a second answer to a question finds its entry gone
+            if entry is not None:  # the entry is gone for a second answer
                 yield Reply(entry[0], entry[1], *_read(message))
 
     def busy(self) -> set[int]:
-        """Nodes that have not answered yet, as far as the letter box knows."""
+        """Nodes with an open request."""
         return {node for node, _, _ in self.pending.values()}
 
     def waiting(self, packets: Mapping[int, Packet]) -> bool:
-        """Whether any of these very questions is still open."""
+        """Whether any of these requests is still open."""
         return any(packets.get(node) is packet for node, packet, _ in self.pending.values())
 
     def until(self, done: Callable[[], bool], seconds: float) -> Iterator[Reply]:
-        """Answers as they come, until `done` or the deadline."""
+        """Yield replies as they arrive, until `done()` is true or `seconds` have passed."""
         end = time.monotonic() + seconds
         while True:
             yield from self.receive()
@@ -96,7 +103,7 @@ class Mailbox:
 
 
 def _read(message: Message) -> tuple[Packet, int]:
-    """The parcel in an answer, and its bytes; whatever Flower's types make of a stranger's message is a refusal."""
+    """The packet in a Flower message, and its size in bytes. A message that cannot be read becomes a refusal."""
     if message.has_error():
         return refusal(f"Flower says: {message.error.reason or message.error.code}"), 0
     size = 0

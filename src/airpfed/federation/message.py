@@ -1,7 +1,7 @@
-"""What travels between server and devices: a kind, some facts, and named bytes; never pickle.
+"""Packets between server and devices: a kind, JSON facts and named bytes; never pickle.
 
-On a socket a parcel is the length of its head (4 bytes, big-endian), the head as JSON, and the bodies in a row.
-This file knows neither torch nor Flower, so that the process that only relays starts fast.
+On a socket a packet is the length of its head (4 bytes, big-endian), the head as JSON, and the bodies in order. This
+module imports neither torch nor Flower, so that the relaying process starts fast.
 """
 
 import hashlib
@@ -12,28 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HEAD_LIMIT = 1 << 24
-"""Bytes of the longest head; facts are hashes, numbers and, in `answer`, short texts."""
+"""The largest head in bytes. Facts are hashes, numbers and, in `answer`, short texts."""
 
 DEPTH = 8
-"""Tables and lists within one another, at most; facts need three."""
+"""The largest nesting depth of JSON tables and lists; facts need three levels."""
 
 NUMBER = 2**63
-"""No whole number in a head reaches it: what is taken fits into 64 bits."""
+"""The bound on whole numbers in a head, so that they fit into 64 bits."""
 
 LINE = 300
-"""Characters that are shown of what another machine says."""
+"""The longest text from another machine that is shown, in characters."""
 
 KEYS: dict[str, type] = {"kind": str, "facts": dict, "lengths": dict, "sha256": str}
-"""What a head holds."""
+"""The keys of a head and their types."""
 
 
 class BadPacketError(ValueError):
-    """Bytes that are no parcel, or not as they were sent; the text is one line."""
+    """Bytes that are not a valid packet, or not the bytes that were sent. The text is one line."""
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A message: what is asked or answered (`kind`), JSON values (`facts`), and bodies by name (none of them empty)."""
+    """A message between server and device.
+
+    kind: request or answer. facts: JSON values. bodies: named bytes, none of them empty.
+    """
 
     kind: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -41,8 +44,10 @@ class Packet:
 
 
 def printable(value: object, limit: int = LINE) -> str:
-    """What another machine says, as one line that is safe to show: white space, line ends too, becomes one space,
-    what would move the cursor, turn the writing round or cannot be encoded a question mark, and the end is cut.
+    """Text from another machine as one safe line.
+
+    White space becomes one space. Characters that move the cursor, reverse the writing or cannot be encoded become
+    question marks. Text beyond `limit` is cut.
     """
     text = value if isinstance(value, str) else repr(value)
     words = " ".join(text[: 4 * limit].split())
@@ -51,12 +56,12 @@ def printable(value: object, limit: int = LINE) -> str:
 
 
 def refusal(why: str) -> Packet:
-    """The answer that says no, and why."""
+    """The answer that refuses a request, with the reason."""
     return Packet("refused", {"why": printable(why)})
 
 
 def head_of(packet: Packet) -> str:
-    """Everything but the bodies, with their lengths and the sha256 of all of it, as JSON."""
+    """The head of a packet as JSON: kind, facts, body lengths and the sha256 of the packet."""
     lengths = {name: len(body) for name, body in packet.bodies.items()}
     return json.dumps(
         {"kind": packet.kind, "facts": dict(packet.facts), "lengths": lengths, "sha256": digest(packet)},
@@ -65,7 +70,7 @@ def head_of(packet: Packet) -> str:
 
 
 def packet_from(head: str | bytes, bodies: Mapping[str, bytes]) -> Packet:
-    """The parcel of a head and its bodies; raises BadParcelError where they do not belong together."""
+    """The packet with this head and these bodies. Raises BadPacketError if they do not belong together."""
     tree = head_from(head)
     kind, facts, lengths, sha256 = (tree[key] for key in KEYS)
     if {name: len(body) for name, body in bodies.items()} != lengths:
@@ -77,12 +82,12 @@ def packet_from(head: str | bytes, bodies: Mapping[str, bytes]) -> Packet:
 
 
 def head_from(head: str | bytes) -> dict[str, Any]:
-    """A head as JSON, its keys there and of their types; raises BadParcelError otherwise."""
+    """A parsed head with all keys of the right types. Raises BadPacketError otherwise."""
     if len(head) > HEAD_LIMIT:
         raise BadPacketError(f"the head of the message is oversize: {len(head)} bytes")
 
     def none(name: str) -> Any:
-        raise ValueError(name)  # NaN and infinities are no JSON
+        raise ValueError(name)  # NaN and infinities are not JSON
 
     try:
         tree = json.loads(head, parse_constant=none)
@@ -97,7 +102,7 @@ def head_from(head: str | bytes) -> dict[str, Any]:
 
 
 def is_bounded(value: Any, depth: int) -> bool:
-    """Whether a JSON value is not too deep, its numbers finite (1e999 is not) and its whole numbers below `NUMBER`."""
+    """Whether a JSON value is not too deep, its floats are finite and its integers are below `NUMBER`."""
     match value:
         case dict():
             return depth > 0 and all(is_bounded(one, depth - 1) for one in value.values())
@@ -121,6 +126,6 @@ def digest(packet: Packet) -> str:
 
 
 def encoded(packet: Packet) -> bytes:
-    """A parcel as bytes for a socket."""
+    """A packet as bytes for a socket."""
     head = head_of(packet).encode()
     return b"".join([len(head).to_bytes(4, "big"), head, *packet.bodies.values()])

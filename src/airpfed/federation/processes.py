@@ -1,4 +1,4 @@
-"""Processes that a federation starts: never left behind, whatever ends the one that started them."""
+"""Processes that a federation starts. None is left behind, however its parent ends."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from airpfed.federation.message import printable
 
 GRACE = 5.0
-"""Seconds that a process has to end by itself."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -22,23 +22,23 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Flower and what it brings along do not phone home."""
+"""Variables that turn off telemetry in Flower and its dependencies."""
 
 STEERING = re.compile(r"(FLWR|FORWARDED|UVICORN|GUNICORN|HYPERCORN|WEB|GRPC)_\w*|SSLKEYLOGFILE", re.IGNORECASE)
-"""Variables that change where Flower and its server listen, whom they trust, or who can read along."""
+"""Variables that change where Flower and its server listen, whom they trust, or who can read the traffic."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""What this machine calls itself."""
+"""Names of this machine."""
 
 
 def start_process(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own, so that Ctrl-C reaches only its parent; its output goes to `log`.
+    """Start a process in its own process group, so that Ctrl-C reaches only its parent. Its output goes to `log`.
 
-    The log is for its owner only. If the parent is killed, the kernel kills the process (Linux).
+    Only the owner may read the log. If the parent is killed, the kernel kills the process (Linux).
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab", opener=_private) as output:
-        os.fchmod(output.fileno(), 0o600)  # also one that an earlier version left
+        os.fchmod(output.fileno(), 0o600)  # also for a file that an earlier version left
         return subprocess.Popen(
             list(words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env=environment(extra or {}), start_new_session=True,
@@ -47,22 +47,23 @@ def start_process(words: Sequence[str], log: Path, extra: Mapping[str, str] | No
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process of ours: this one's, without what would steer Flower (`STEERING`), with `extra`.
+    """The environment of a child process: this process's, without variables that configure Flower (`STEERING`), plus
+    `extra`.
 
-    PATH has this environment's programs first, since Flower starts its own by name. NO_PROXY has this machine and, in
-    `extra`, further hosts that are reached directly: a proxy is for others.
+    PATH begins with this environment's programs, because Flower starts its own programs by name. NO_PROXY lists this
+    machine and the hosts in extra["NO_PROXY"], which are reached without a proxy.
     """
     found = {name: value for name, value in os.environ.items() if not STEERING.fullmatch(name)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     before = [found.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     direct = ",".join(dict.fromkeys(filter(None, [*before, *LOCAL, extra.get("NO_PROXY", "")])))
-    # No machine is believed when it says for whom it forwards.
+    # Forwarding headers are trusted from no machine.
     found |= {**QUIET, "PATH": path, "FORWARDED_ALLOW_IPS": "", **extra}
     return found | {"NO_PROXY": direct, "no_proxy": direct}
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group: asked first, then killed."""
+    """End a process and its group: SIGTERM first, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -76,7 +77,7 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line(log: Path, *words: str) -> str:
-    """The last line of a log that has the first of `words` in it, or the second, ...; or the last line at all."""
+    """The last line of a log that contains the first of `words`, else the second, and so on; else the last line."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -94,7 +95,7 @@ def parent_has_exited(parent: int) -> bool:
 
 
 def pause(seconds: float, stopping: Sequence[bool]) -> None:
-    """Sleep, but not beyond the moment when something is put into `stopping`."""
+    """Sleep for `seconds`, or until `stopping` is not empty."""
     end = time.monotonic() + seconds
     while not stopping and time.monotonic() < end:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""`airpfed federate init`: a folder for the server and one for each device, made and checked."""
+"""`airpfed federate init`: a checked folder for the server and for each device."""
 
 import json
 import os
@@ -26,14 +26,15 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import settled
 
 DATA = "data.jsonl"
-"""The file that a device's settings name as its data: one JSON object a line."""
+"""The data file of a device, one JSON object per line."""
 
 
 @dataclass(frozen=True)
 class FederationPlan:
-    """What to found.
+    """The options of `airpfed federate init`.
 
-    hosts: names the certificate is for, the devices' first. write_share: give each device its share.
+    hosts: names for the server's certificate; devices use the first. write_share: write each device's share of the
+    data.
     """
 
     address: str
@@ -44,13 +45,13 @@ class FederationPlan:
 
 
 LONGEST = 36_500
-"""Days that certificates may be valid: a hundred years."""
+"""The longest validity of certificates in days (a hundred years)."""
 
 
 def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[str]:
-    """Make everything in a new `folder`, at once; returns lines that say what to do next.
+    """Create a federation in a new `folder`, all or nothing. Returns lines that say what to do next.
 
-    UserError if a check fails; nothing is left then.
+    Raises UserError if a check fails; nothing is left behind then.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty; a federation is founded in a new folder, keys are never overwritten")
@@ -67,7 +68,7 @@ def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[st
     try:
         _found(staging, settings, tasks, plan)
         write_atomic(staging / "README.txt", "\n".join(steps) + "\n")
-        staging.replace(target)  # an empty folder gives way
+        staging.replace(target)  # replaces an empty folder
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror or error}") from None
     except UserError as error:
@@ -78,7 +79,7 @@ def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[st
 
 
 def check_plan(plan: FederationPlan, devices: int) -> None:
-    """UserError unless days, address, hosts and ports can be."""
+    """Raise UserError unless days, address, hosts and ports are possible."""
     if not 1 <= plan.days <= LONGEST:
         raise UserError(f"--days {plan.days}: should be from 1 to {LONGEST}")
     check_address(plan.address)
@@ -126,12 +127,12 @@ def write_share(samples: Sequence[Sample], target: Path) -> None:
 
 
 def plain(sample: Sample) -> tuple[str, str, int]:
-    """What a gradient reads of a sample."""
+    """The part of a sample that its gradient depends on."""
     return sample.prompt, sample.answer, sample.label
 
 
 def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, plan: FederationPlan) -> Settings:
-    """One device's settings: what it must agree on with the server, its own data, and its place."""
+    """One device's settings: everything it must share with the server, its own data, and its [node] table."""
     owner = task_of_devices(settings)[device]
     words = [labels_of(wanted, task) for wanted, task in zip(settings.tasks, tasks, strict=True)]
     others = [
@@ -149,7 +150,7 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
 
 
 def local_task_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, str], with_shares: bool) -> TaskSettings:
-    """A device's own task: the server's wording for its own file."""
+    """The settings of the device's own task: the server's prompt for the device's file."""
     source = settled(build.source_of(wanted))
     common = {"name": wanted.name, "source": DATA, "kind": task.kind, "devices": wanted.devices}
     limits = {"max_new_tokens": wanted.max_new_tokens}
@@ -163,14 +164,14 @@ def local_task_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, s
 
 
 def labels_of(wanted: TaskSettings, task: Task) -> Mapping[str, str]:
-    """Class -> word, in the order of the class indices; empty for completions."""
+    """Class name -> label word, in the order of the class indices; empty for text generation."""
     if task.kind == "generate":
         return {}
     return settled(build.source_of(wanted)).labels or {word.strip(): word.strip() for word in task.labels}
 
 
 def check(folder: Path, devices: int, host: str) -> None:
-    """UserError unless certificate, keys and settings files are what server and devices need."""
+    """Raise UserError unless certificate, keys and settings files can be used by server and devices."""
     certificates.check_server(folder / "server", host)
     settings_file.read(folder / "server" / "experiment.toml")
     for device in range(devices):
@@ -180,7 +181,7 @@ def check(folder: Path, devices: int, host: str) -> None:
 
 
 def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list[str]:
-    """What is left to be done, line by line."""
+    """The remaining steps, line by line."""
     data = "holds its share of the data" if plan.write_share else f"put its data there as {DATA}"
     lines = [
         f"{folder}: certificates, keys, settings; checked",
@@ -192,12 +193,12 @@ def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list
     return [*lines, "Every machine needs `airpfed[flower]` of the same version and the base model."]
 
 
-SERVER = """# The server's settings: the experiment's, with [federation]. `airpfed run` takes them as they are.
+SERVER = """# The server's settings: the experiment's, with [federation]. `airpfed run` accepts them unchanged.
 
 """
 
-DEVICE = """# One device's settings. What decides its gradients must be as at the server, or it is refused; source,
-# prompt, text and label of its own task are its own.
+DEVICE = """# One device's settings. Settings that decide its gradients must equal the server's, or the server refuses the device.
+# Source, prompt, text and label of its own task may differ.
 
 """
 

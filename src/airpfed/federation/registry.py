@@ -1,4 +1,4 @@
-"""Which node is which device, how much data each device holds, and what was last said about each."""
+"""The server's list of devices: the node of each, its number of samples, and the last line logged about it."""
 
 import time
 from collections.abc import Callable, Mapping, Set
@@ -10,15 +10,15 @@ from airpfed.federation.message import Packet, printable
 from airpfed.federation.validate import refusal_reason, samples_of_device
 
 AGAIN = 5.0
-"""Seconds after which a node that was refused, or did not answer, is greeted again."""
+"""Seconds until a node that was refused or did not answer receives the next hello."""
 
 
 @dataclass
 class Registry:
     """The devices as the server knows them.
 
-    task_of: of each device. agreements: of each task. device_of_node: node -> device by registered key; None: nodes
-    say who they are. log: where lines go; a line about a node is not repeated.
+    task_of: task of each device. agreements: one per task. device_of_node: node -> device by registered key, or None if
+    nodes say which device they are. log: receives lines; a repeated line about the same node is dropped.
     """
 
     task_of: list[int]
@@ -31,18 +31,18 @@ class Registry:
     last_lines: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Nothing is known of any device yet."""
+        """Set all sample counts to 0."""
         self.samples = [0] * len(self.task_of)
 
     def connected(self, ids: Set[int]) -> dict[int, int]:
-        """Admitted nodes that are there, with their devices, in the order of devices."""
+        """Connected nodes that were admitted: node -> device, in the order of devices."""
         found = {node: device for node, device in self.nodes.items() if node in ids}
         for device in set(self.nodes.values()):
             self.line(f"device {device}", "is here" if device in found.values() else "is gone")
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def unknown(self, ids: Set[int]) -> list[int]:
-        """Nodes to be greeted now."""
+        """Nodes that should receive a hello now."""
         now = time.monotonic()
         new = [
             node for node in sorted(ids) if node not in self.nodes and self.hello_times.get(node, 0.0) + AGAIN <= now
@@ -51,7 +51,7 @@ class Registry:
         return new
 
     def admit(self, node: int, answer: Packet) -> None:
-        """Take a node's answer to a greeting: it is a device from now on, or a line says why not."""
+        """Admit the node that sent this answer to a hello, or log why it is refused."""
         known = self.device_of_node.get(node) if self.device_of_node is not None else None
         name = f"node {node}" if known is None else f"device {known}"
         try:
@@ -76,7 +76,7 @@ class Registry:
         return device, samples_of_device(answer)
 
     def line(self, name: str, text: str) -> None:
-        """Say something about a device or node, unless it is what was said of it last."""
+        """Log a line about a device or node unless it repeats the last one."""
         if self.last_lines.get(name) != text:
             self.last_lines[name] = text
             self.log(f"{name} {text}")

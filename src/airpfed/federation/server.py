@@ -1,4 +1,4 @@
-"""The server's part of a federation: a round's gradients from real devices, their scores and exports at the end."""
+"""The server's part of a federation: gradients from real devices in each round, scores, and exports at the end."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ Which = Literal["dev", "test"]
 
 @dataclass(frozen=True)
 class RoundTerms:
-    """When a round starts and ends, and which gradients are taken; `FederationSettings` says what each means."""
+    """When a round starts and ends, and which gradients are accepted; see `FederationSettings`."""
 
     min_devices: int
     wait_seconds: float
@@ -35,16 +35,15 @@ class RoundTerms:
 
     @property
     def ttl(self) -> float:
-        """Seconds that a question lives: late answers are still told of in the next round."""
+        """Seconds for which a request is valid. A late answer is still reported in the next round."""
         return 2 * self.deadline_seconds + 2 * GRACE
 
 
 @dataclass
 class Federation:
-    """Real devices behind Flower's grid. run: the identity under which devices keep their own state.
+    """Real devices behind Flower's grid.
 
-    aggregator_of: D_k -> the link whose weights they are. collected, when a round is under way: rows of NaN but for
-    devices whose gradient was taken.
+    run: identifier under which devices keep their own state. aggregator_of: D_k -> the uplink with these weights.
     """
 
     mailbox: Mailbox
@@ -56,7 +55,7 @@ class Federation:
     aggregate: Aggregator | None = field(default=None)
 
     def experiment(self, experiment: Experiment) -> Experiment:
-        """An experiment whose devices are this federation's."""
+        """The same experiment with this federation's devices."""
         return replace(experiment, collect=self.collect, rate=self.rate, aggregate=self._link)
 
     def _link(self, t: int, shared: Tensor, personal: Tensor, present: Tensor, correlation_statistics: Tensor) -> Any:
@@ -64,10 +63,10 @@ class Federation:
         return self.aggregate(t, shared, personal, present, correlation_statistics)
 
     def collect(self, experiment: Experiment, state: State) -> RoundGradients:
-        """A round's gradients: all devices that are there are asked, and answers count until the deadline.
+        """Collect a round's gradients from all connected devices that are free, until the deadline.
 
-        Who still works on an earlier round is not asked and not waited for: behind a question of which nobody needs the
-        answer any more, it would be late again.
+        A device that still works on an earlier round gets no request: behind an outdated request its answer would be
+        late again. Rows of absent devices are NaN.
         """
         t, layout = state.round + 1, experiment.clients.layout
         connected = self.assemble()
@@ -75,7 +74,7 @@ class Federation:
         down = self.mailbox.send(requests, self.terms.ttl)
         up, devices = 0, len(self.registry.task_of)
         rows: Vectors = {s: torch.full((devices, layout.size(s)), torch.nan) for s in ("global", "task")}
-        # Nobody reads the last: with it a device is absent where nothing else is sent.
+        # Row "frozen" only marks absence for methods that send nothing else.
         rows |= {"device": torch.zeros(devices, 0), "frozen": torch.full((devices, 1), torch.nan)}
         loss = torch.full((devices,), torch.nan, dtype=torch.float64)
         for reply in self.answers(requests):
@@ -97,7 +96,7 @@ class Federation:
         return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
 
     def gradient_from(self, experiment: Experiment, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:
-        """A device's gradient and loss from its answer; UserError where the answer cannot be used."""
+        """A device's gradient and loss. Raises UserError if the answer cannot be used."""
         facts = reply.answer.facts
         if reply.answer.kind != "done":
             raise UserError(refusal_reason(reply.answer))
@@ -112,7 +111,7 @@ class Federation:
         return found
 
     def assemble(self) -> dict[int, int]:
-        """Nodes and their devices, once enough are free; UserError if they do not come, or if the run is to stop."""
+        """Wait until enough devices are free: node -> device. Raises UserError on timeout or if the run is to stop."""
         devices = len(self.registry.task_of)
         wanted = min(self.terms.min_devices or devices, devices)
         end = time.monotonic() + self.terms.wait_seconds
@@ -126,12 +125,12 @@ class Federation:
         return connected
 
     def absent_devices(self, connected: Mapping[int, int]) -> str:
-        """The devices that are not there or not free, the first of them by number."""
+        """The numbers of the first ten missing devices, as text."""
         found = [str(device) for device in range(len(self.registry.task_of)) if device not in connected.values()]
         return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
 
     def free(self) -> dict[int, int]:
-        """Nodes that are there and owe no answer, with their devices; those not known are asked who they are."""
+        """Connected devices without an open request: node -> device. Unknown nodes receive a hello."""
         for reply in self.mailbox.receive():
             self.other(reply)
         ids, busy = set(self.mailbox.grid.get_node_ids()), self.mailbox.busy()
@@ -140,7 +139,7 @@ class Federation:
         return {node: device for node, device in self.registry.connected(ids).items() if node not in busy}
 
     def answers(self, requests: Mapping[int, Packet]) -> Iterator[Reply]:
-        """Answers to these questions until the deadline; who did not answer is told of."""
+        """Yield replies to these requests until the deadline, then log the devices that did not answer."""
         for reply in self.mailbox.until(lambda: not self.mailbox.waiting(requests), self.terms.deadline_seconds):
             if requests.get(reply.node) is reply.request:
                 yield reply
@@ -153,7 +152,7 @@ class Federation:
             )
 
     def other(self, reply: Reply) -> None:
-        """An answer to a greeting, or one that comes late."""
+        """Handle a reply to a hello, or log a late reply."""
         if reply.request.kind == "hello":
             self.registry.admit(reply.node, reply.answer)
         elif reply.answer.kind == "done":
@@ -163,7 +162,7 @@ class Federation:
     def request(
         self, kind: str, experiment: Experiment, state: State, device: int, bodies: Mapping[str, bytes] | None = None
     ) -> Packet:
-        """A question to a device with the parameters it works on: the shared ones, and its task's."""
+        """A request to a device with its parameters: the shared ones and its task's."""
         task = self.registry.task_of[device]
         wanted = sizes(experiment.clients.layout, task)
         values = {"global": state.server.shared.value[0], "task": state.server.personal.value[task, : wanted["task"]]}
@@ -178,9 +177,10 @@ class Federation:
         return Packet(kind, facts, {**sent, **(bodies or {})})
 
     def rate(self, experiment: Experiment, state: State, number: int, split_name: Which) -> Score | None:
-        """A task's score: here, or by its devices where each has parts of its own; None if none of them answered.
+        """A task's score, or None if no device answered.
 
-        Devices get prompts without labels and answer with classes or texts, which are scored here.
+        The server computes it unless devices have parameters of their own. In that case devices receive prompts without
+        labels and return classes or texts, which are scored here.
         """
         if experiment.clients.layout.size("device") == 0:
             return simulated_score(experiment, state, number, split_name)
@@ -201,7 +201,7 @@ class Federation:
         return weighted(scores, weights) if scores else None
 
     def finish(self, experiment: Experiment, state: State) -> None:
-        """Have every device that is there export its model to its own disk."""
+        """Ask every connected device to export its model to its own disk."""
         connected = self.free()
         requests = {node: self.request("finish", experiment, state, device) for node, device in connected.items()}
         self.mailbox.send(requests, self.terms.ttl)

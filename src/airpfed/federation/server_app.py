@@ -36,9 +36,12 @@ def federation_of(
     log: Callable[[str], None],
     stopping: Callable[[], bool],
 ) -> Federation:
-    """The devices of a run. sides: the server's experiment and what devices must agree on; run: the run's identity."""
+    """The devices of a run.
+
+    sides: the server's experiment, and one agreement per task. run: the run's identifier.
+    """
     experiment, agreements = sides
-    # Devices' words are cut and cleaned where they are taken, and here once more whatever is said of devices.
+    # Text from devices is made printable where it enters, and every line about a device once more here.
     registry = Registry(
         experiment.clients.task_of.tolist(),
         agreements,
@@ -59,9 +62,9 @@ def serve(
     screen: Screen,
     stopping: Callable[[], bool],
 ) -> Outcome:
-    """A whole run over a grid.
+    """Play a whole run over a grid.
 
-    device_of_node: node -> device by registered key (deployment); None in Flower's simulation.
+    device_of_node: node -> device by registered key (deployment), or None in Flower's simulation.
     """
     track = TRACKERS[settings.run.tracker](out)
     screen.say("loading tasks and base model")
@@ -83,14 +86,16 @@ def serve(
 
 
 HELD: list[IO[str]] = []
-"""The lock of the run's folder: two servers never work in one, even if the first was killed and is still ending."""
+"""The lock of the run's folder. It keeps a second server out while a killed one is still ending."""
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: FlowerGrid, context: Context) -> None:
-    """A deployment's server process: what to do stands in the plan that the launcher wrote; lines go to its log."""
+    """The server process of a deployment. It reads the launcher's plan file and writes its lines to the log named
+    there.
+    """
     plan = json.loads(Path(str(context.run_config["plan"])).read_text(encoding="utf-8"))
     out, stop = Path(plan["out"]), Path(plan["stop"])
     settings = settings_file.read(Path(plan["file"]), plan["overrides"])

@@ -1,4 +1,4 @@
-"""The server of a deployment: SuperLink with TLS and node keys, the run on it, and the end of both."""
+"""The server of a deployment: start SuperLink with TLS and node keys, play the run on it, end both."""
 
 import json
 import os
@@ -24,10 +24,10 @@ from airpfed.federation.message import printable
 from airpfed.federation.processes import end_process, environment, last_line, start_process
 
 CONNECTION = "airpfed"
-"""Name of the server in Flower's own configuration."""
+"""The server's name in Flower's configuration."""
 
 PATIENCE = 120.0
-"""Seconds that Flower's command line has for one question to the server beside it."""
+"""Timeout in seconds for one call of Flower's command line."""
 
 APP = """[project]
 name = "airpfed-federation"
@@ -50,7 +50,10 @@ plan = ""
 
 @dataclass(frozen=True)
 class Site:
-    """A server's places. keys: the folder that `airpfed federate init` made; work: where this run's processes live."""
+    """A server's folders and addresses.
+
+    keys: the folder that `airpfed federate init` wrote. work: the folder of this run's processes.
+    """
 
     keys: Path
     work: Path
@@ -60,13 +63,13 @@ class Site:
 
     @property
     def local(self) -> str:
-        """The address by which processes of this machine reach the server."""
+        """The address at which processes of this machine reach the server."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Flower's processes of this run read."""
+        """Environment variables for this run's Flower processes."""
         return {
             "FLWR_HOME": str(self.work / "home"),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
@@ -75,7 +78,7 @@ class Site:
 
 
 def site_of(settings: Settings, file: Path, out: Path) -> Site:
-    """A server's places, checked: UserError unless certificate and the devices' public keys are there and right."""
+    """A server's folders and addresses. Raises UserError unless certificate and public keys are valid."""
     wanted = settings.federation
     if not wanted.address or not wanted.folder:
         raise UserError(
@@ -96,16 +99,16 @@ def site_of(settings: Settings, file: Path, out: Path) -> Site:
 
 
 def public_key(site: Site, device: int) -> Path:
-    """A device's public key."""
+    """The path of a device's public key."""
     return site.keys / "devices" / f"device-{device}.pub"
 
 
 def deploy(
     site: Site, devices: int, plan: Mapping[str, Any], show: Callable[[str], None], stopping: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Serve a run to its end; returns what the server's process left. All processes are ended before it returns.
+    """Serve a run to its end. Returns the result that the server process wrote. All processes have ended on return.
 
-    show: takes the lines of that process's log as they come. stopping: asks it to stop after a round.
+    show: receives the lines of the server process's log. stopping: true asks the run to stop after the current round.
     """
     home = private_folder(private_folder(site.work) / "home")
     run_files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
@@ -121,7 +124,7 @@ def deploy(
 
 
 def connections(site: Site) -> dict[str, Any]:
-    """Flower's configuration: one server."""
+    """Flower's configuration with one server."""
     one = {"address": site.local, "root-certificates": str(site.keys / "ca.crt")}
     return {"default": CONNECTION, CONNECTION: one}
 
@@ -137,7 +140,7 @@ def superlink_words(site: Site) -> list[str]:
 
 
 def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds: float = 60.0) -> None:
-    """Until SuperLink takes connections; UserError if it ends, or does not in time."""
+    """Wait until SuperLink accepts connections. Raises UserError if it exits or does not start in time."""
     context = ssl.create_default_context(cafile=str(site.keys / "ca.crt"))
     host, end = host_of(site.local), time.monotonic() + seconds
     while superlink.poll() is None and time.monotonic() < end:
@@ -151,15 +154,15 @@ def wait_for(superlink: subprocess.Popen[bytes], site: Site, log: Path, seconds:
 
 
 def admit_key(site: Site, device: int) -> int:
-    """Admit a device's key; returns the node id by which Flower knows it."""
+    """Register a device's public key. Returns Flower's node id for it."""
     words = ["supernode", "register", str(public_key(site, device)), CONNECTION, "--format", "json"]
     return int(flower_command(site, words)["node-id"])
 
 
 def flower_command(site: Site, words: list[str]) -> dict[str, Any]:
-    """What Flower's command line answers, as JSON; UserError with its reason where it does not succeed.
+    """The JSON answer of Flower's command line. Raises UserError with its reason if the command fails.
 
-    Flower 1.41 ends with 0 also then, and says so in what it prints alone.
+    Flower 1.41 exits with 0 even on failure; only its output tells.
     """
     command = f"flwr {words[0]} {words[1]}"
     try:
@@ -173,7 +176,7 @@ def flower_command(site: Site, words: list[str]) -> dict[str, Any]:
 
 
 def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:
-    """The JSON that a command of Flower's printed; UserError unless it says that it succeeded."""
+    """The JSON that a Flower command printed. Raises UserError unless it reports success."""
     tree: Any = None
     with suppress(ValueError, RecursionError):
         tree = json.loads(out)
@@ -193,12 +196,12 @@ def follow_run(
     show: Callable[[str], None],
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Start the run and show its lines until it has ended."""
+    """Start the run and pass on its log lines until it ends."""
     app, log = site.work / "app", Path(plan["log"])
     app.mkdir(exist_ok=True)
     run_files.write_atomic(app / "pyproject.toml", APP)
     run_files.write_json(site.work / "plan.json", dict(plan))
-    # In a file, since Flower takes words with quotes or spaces in them apart.
+    # In a file, because Flower splits words with quotes or spaces.
     run_files.write_atomic(site.work / "run.toml", tomlkit.dumps({"plan": str(site.work / "plan.json")}))
     for old in (Path(plan["stop"]), *site.work.glob("ended-*")):
         old.unlink(missing_ok=True)
@@ -221,7 +224,7 @@ def follow_run(
             show(line.rstrip("\n"))
     if not Path(plan["ended"]).exists():
         why = last_line(site.work / "superlink.log", "Error", "ERROR")
-        if superlink.poll() is None:  # then it may be Flower's command line that failed
+        if superlink.poll() is None:  # then Flower's command line may have failed
             why += f"; {last_line(site.work / 'run.log', 'rror')}"
         raise UserError(f"the server's process ended early: {why}; logs are in {site.work}; go on with --resume")
     found: dict[str, Any] = json.loads(Path(plan["ended"]).read_text(encoding="utf-8"))

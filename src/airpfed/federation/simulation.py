@@ -1,4 +1,4 @@
-"""The same run on Flower's simulation: devices are Ray actors of this machine; nothing else of Flower is started."""
+"""The same run on Flower's simulation: devices are Ray actors on this machine."""
 
 import functools
 import os
@@ -20,9 +20,9 @@ from airpfed.training.loop import Outcome
 
 
 def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Outcome]) -> Outcome:
-    """Run `serve` against all devices of the settings; devices keep their state in `folder`.
+    """Run `serve` with all devices of the settings; devices keep their state in `folder`.
 
-    As many devices are computed at once as there are CPUs for their threads, each actor with a base model of its own.
+    As many devices compute at once as their threads fit the CPUs. Each actor has its own base model.
     """
     server_app = ServerApp()
     outcomes: list[Outcome] = []
@@ -45,14 +45,14 @@ def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Out
 
 
 def answer_of_device(settings: str, folder: str, packet: Packet, context: Context) -> Packet:
-    """A device's answer, in the actor that Flower chose for it."""
+    """A device's answer, computed in the actor that Flower chose."""
     number = context.node_config["partition-id"]
     return handle(actor_devices(settings, folder)[int(number)], packet)
 
 
 @functools.cache
 def actor_devices(settings: str, folder: str) -> dict[int, Device]:
-    """All devices over one base model, made once in the life of an actor."""
+    """All devices over one base model, built once per actor."""
     read = Settings.model_validate_json(settings)
     tasks = build.load_tasks(read)
     count = sum(len(task.train) for task in tasks)

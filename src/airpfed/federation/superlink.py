@@ -1,8 +1,9 @@
-"""Flower's SuperLink with a gate: from other machines only the interface for devices can be reached.
+"""Flower's SuperLink with a gate: other machines can reach only the interface for devices.
 
-Flower 1.41 serves three interfaces on one port: Fleet (devices, authenticated by their keys), Control (who starts runs
-and admits keys) and Runtime (the server's own processes). The last two ask for no credentials: whoever reaches them can
-run code on the server and on every device. Run as `python -m airpfed.federation.superlink`, with SuperLink's options.
+Flower 1.41 serves three interfaces on one port: Fleet (devices, authenticated by their keys), Control (starts runs and
+admits keys) and Runtime (the server's own processes). Control and Runtime need no credentials: anyone who reaches them
+can run code on the server and on every device. Run as `python -m airpfed.federation.superlink` with SuperLink's
+options.
 """
 
 import ipaddress
@@ -18,24 +19,24 @@ from starlette.middleware import Middleware
 from airpfed.federation.message import printable
 
 OPEN = {"POST": re.compile(r"/v1/fleet/[a-z-]+"), "GET": re.compile(r"/health")}
-"""Paths that devices use, by method."""
+"""The paths that devices use, by HTTP method."""
 
 HEADERS = re.compile(
     r"host|connection|keep-alive|user-agent|accept(-encoding|-language)?|content-(type|length|encoding)|"
     r"transfer-encoding|expect|(x-)?flwr-[a-z0-9-]+"
 )
-"""Headers that Flower's own programs send. What a forwarder adds, whatever its name, is none of them."""
+"""Headers that Flower's own programs send. Any other header shows that a proxy forwarded the request."""
 
 
 class Gate:
-    """Answers 403 to a request from another machine that is not of the interface for devices."""
+    """Middleware that answers 403 to requests from other machines outside the interface for devices."""
 
     def __init__(self, app: Any) -> None:
-        """Stand before `app`."""
+        """Wrap `app`."""
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Let a request through, or refuse it."""
+        """Pass a request on or refuse it."""
         if (scope["type"] != "http" and scope["type"] != "websocket") or is_admitted(scope):
             await self.app(scope, receive, send)
             return
@@ -50,28 +51,28 @@ class Gate:
 
 
 def is_admitted(scope: dict[str, Any]) -> bool:
-    """Whether a request was not forwarded, and is for the devices' interface or from this machine."""
+    """Whether a request was not forwarded and is either for the devices' interface or from this machine."""
     if forwarding_header(scope):
         return False
     return is_device_request(scope) or same_machine(scope.get("client"), scope.get("server"))
 
 
 def is_device_request(scope: dict[str, Any]) -> bool:
-    """Whether a request is for the devices' interface, its path written without any encoding."""
+    """Whether a request is for the devices' interface and its path is not encoded."""
     right = OPEN.get(scope.get("method", ""))
     plain = scope.get("raw_path") in (None, scope["path"].encode()) and not scope.get("root_path")
     return scope["type"] == "http" and right is not None and plain and bool(right.fullmatch(scope["path"]))
 
 
 def forwarding_header(scope: dict[str, Any]) -> str:
-    """A header that shows that a request did not come by itself from one of Flower's programs; or nothing."""
+    """A note on the first header that Flower's programs do not send, or an empty text."""
     names = (name.decode("latin1").lower() for name, _ in scope.get("headers", ()))
     found = next((name for name in names if not HEADERS.fullmatch(name)), None)
     return "" if found is None else f" with the header {printable(found, 40)!r}, as a forwarder sends it"
 
 
 def same_machine(client: Any, server: Any) -> bool:
-    """Whether a connection's two ends are one machine: loopback, or the address that it connected to."""
+    """Whether both ends of a connection are on one machine: loopback, or the address it connected to."""
     if not client or not server:
         return False
     try:
@@ -83,6 +84,6 @@ def same_machine(client: Any, server: Any) -> bool:
 
 
 if __name__ == "__main__":
-    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would put what a header says in the place of who asks
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # else uvicorn would take the client's address from a header
     extensions.get_middleware = lambda: (Middleware(Gate),)
     flower_superlink()

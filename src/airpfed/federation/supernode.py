@@ -1,7 +1,8 @@
-"""Flower's SuperNode with shorter waits; run as `python -m airpfed.federation.supernode`, with SuperNode's options.
+"""Flower's SuperNode with shorter waits; run as `python -m airpfed.federation.supernode` with SuperNode's options.
 
-Flower 1.41 looks for messages every 3 s, and after a crash lets a device back in only when two heartbeats of 30 s are
-missing. Neither is a setting there. Here it is 0.5 s, and heartbeats are 10 s apart, the least that SuperLink takes.
+Flower 1.41 polls for messages every 3 s. After a crash it admits a device again only when two heartbeats of 30 s are
+missing. Neither interval is a setting of Flower. Here the poll interval is 0.5 s and the heartbeat 10 s, the smallest
+that SuperLink accepts.
 """
 
 import time
@@ -10,12 +11,12 @@ from types import SimpleNamespace
 from flwr.common import constant
 
 LOOK = 0.5
-"""Seconds between looks for a message."""
+"""Poll interval in seconds."""
 
 HEARTBEAT = 10
 
 if __name__ == "__main__":
-    constant.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT  # before the modules that read it are loaded
+    constant.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT  # before the modules that read it are imported
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 

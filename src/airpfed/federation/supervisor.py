@@ -1,4 +1,4 @@
-"""`airpfed federate join`: a device's two processes, trainer and SuperNode, kept alive."""
+"""`airpfed federate join`: keep a device's two processes alive, the trainer and the SuperNode."""
 
 import os
 import re
@@ -25,29 +25,29 @@ from airpfed.federation.message import printable
 from airpfed.federation.processes import end_process, last_line, pause, start_process
 
 PAUSES = (1.0, 2.0, 5.0)
-"""Seconds before a process that has ended is started again, the first times and from then on."""
+"""Seconds before the first, second, ... restart of a process; the last value repeats."""
 
 LASTING = 60.0
-"""A process that lived so many seconds has worked: its next pause is the first again."""
+"""A process that ran this many seconds counts as working, and its restart pauses begin anew."""
 
 WRONG = 2
-"""Exit code of a trainer that found something wrong in settings, data or model: however long it lived, that stays."""
+"""Exit code of a trainer with wrong settings, data or model. It counts as a failure however long the trainer ran."""
 
 TRIES = {"trainer": 5, "SuperNode": 20}
-"""A process that ends so many times in a row before it has worked is given up; who is refused by the server is not."""
+"""The number of consecutive failures after which a process is given up. Refusals by the server do not count."""
 
 SOCKET_PATH = 107
-"""Bytes of the longest path that a Unix socket may have (macOS: 103)."""
+"""The longest path of a Unix socket in bytes (macOS: 103)."""
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class SupervisedProcess:
-    """A process that is started again whenever it ends.
+    """A process that is restarted whenever it ends.
 
-    why: what its end means, from its log. patient: whether an end with this meaning is the server's doing, so that it
-    does not count.
+    why: exit code -> the reason, read from its log. patient: whether this reason is the server's doing; such an end
+    does not count as a failure.
     """
 
     name: str
@@ -62,7 +62,9 @@ class SupervisedProcess:
     environment: dict[str, str] = field(default_factory=dict)
 
     def look(self, log: Say) -> None:
-        """Start it if it is not there and its pause is over; tell of its end. UserError if it ends at once for ever."""
+        """Restart the process if it has ended and its pause is over, and log the end. Raises UserError if it keeps
+        failing at once.
+        """
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             code = self.process.returncode
@@ -78,7 +80,7 @@ class SupervisedProcess:
             log(f"{self.name} started, process {self.process.pid}")
 
     def end(self) -> None:
-        """End it for good."""
+        """End the process for good."""
         if self.process is not None:
             end_process(self.process)
 
@@ -86,7 +88,7 @@ class SupervisedProcess:
 def join(file: Path, log: Say) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C.
 
-    UserError if settings or keys are wrong, and if one of the two processes ends at once again and again.
+    Raises UserError if settings or keys are wrong, or if one of the two processes keeps failing at once.
     """
     settings, node = ready(file)
     home = file.resolve().parent
@@ -94,7 +96,7 @@ def join(file: Path, log: Say) -> None:
     stopping: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
-    os.umask(0o077)  # whatever this device keeps is for its owner only
+    os.umask(0o077)  # the device's files are for its owner only
     state = private_folder(home / node.state)
     with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder:
         remove_temporary_files(state)
@@ -118,7 +120,7 @@ def join(file: Path, log: Say) -> None:
 
 
 def ready(file: Path) -> tuple[Settings, NodeSettings]:
-    """A device's settings; UserError unless they, its key and the authority's certificate can be used."""
+    """A device's settings. Raises UserError unless its settings, key and authority certificate are usable."""
     settings = settings_file.read(file)
     node = node_of(settings, file)
     home = file.resolve().parent
@@ -134,7 +136,7 @@ DOOR = "trainer.sock"
 
 
 def short_folder() -> Path:
-    """The folder of temporary files, or /tmp where a Unix socket's path there would be too long or of odd letters."""
+    """The temporary folder, or /tmp if a Unix socket's path would be too long or contain unusual characters there."""
     wanted = Path(tempfile.gettempdir())
     limit = SOCKET_PATH if sys.platform == "linux" else 103
     for folder in (wanted, Path("/tmp")):
@@ -148,7 +150,7 @@ def short_folder() -> Path:
 
 
 def remove_temporary_files(state: Path) -> None:
-    """Remove temporary files that killed processes have left in a device's state; the caller holds its lock."""
+    """Remove temporary files that killed processes left in a device's state. The caller holds the folder's lock."""
     for path in list(state.rglob(".*")):
         if files.TEMPORARY.fullmatch(path.name) and path.exists() and not path.is_symlink():
             files.discard(path)
@@ -157,7 +159,9 @@ def remove_temporary_files(state: Path) -> None:
 def watch(
     trainer: SupervisedProcess, link: SupervisedProcess, fault: Callable[[], str | None], log: Say, stopping: list[bool]
 ) -> None:
-    """Keep both alive until told to stop; the SuperNode only starts while the server can be trusted and reached."""
+    """Keep both processes alive until `stopping` is not empty. The SuperNode starts only while the server is reachable
+    and its certificate valid.
+    """
     last_line_logged = None
     while not stopping:
         trainer.look(log)
@@ -180,7 +184,7 @@ def supernode(address: str, authority: Path, key: Path, device: int, port: int, 
 
 
 def unreachable(address: str, authority: Path) -> str | None:
-    """Why the server cannot be trusted or reached, in a line; None if its certificate is right."""
+    """Why the server cannot be reached or trusted, as one line, or None."""
     host, port = host_of(address), port_of(address)
     try:
         context = ssl.create_default_context(cafile=str(authority))
@@ -199,7 +203,7 @@ REFUSED = "refused by the server"
 
 
 def meaning(code: int, log: Path) -> str:
-    """What a SuperNode's exit code means."""
+    """The meaning of a SuperNode's exit code."""
     if code == 1 and "Failed to activate" in last_line(log, "Failed to activate"):
         return f"{REFUSED}: this key is not admitted, or its last process still counts as there (20 s)"
     return f"{last_line(log, '[Errno', 'Exit Code')} (exit {code})"

@@ -1,4 +1,4 @@
-"""What a parcel must be before its numbers are used; what is wrong is one line."""
+"""Checks of a packet before its numbers are used. Every failure is a one-line UserError."""
 
 import math
 from collections.abc import Sequence
@@ -17,25 +17,27 @@ from airpfed.model.tokens import Encoded
 from airpfed.training.evaluate import TaskView
 
 SAMPLES_LIMIT = 10**9
-"""No device is believed to hold more."""
+"""The largest number of samples that a device may report."""
 
 ROUNDS_LIMIT = 10**9
-"""No run has more rounds."""
+"""The largest number of rounds of a run."""
 
 LOSS_LIMIT = 1e6
-"""Nats; a loss beyond it is a model that has diverged, or no loss."""
+"""The largest loss in nats that a device may report."""
 
 TOKEN_CHARACTERS = 256
-"""Characters of an answer that one generated token is believed to stand for, at most."""
+"""The largest number of characters per generated token in an answer."""
 
 
 def refusal_reason(packet: Packet) -> str:
-    """Why an answer is a refusal, in one line of bounded length."""
+    """The reason of a refusal, as one line of bounded length."""
     return printable(packet.facts.get("why", "no reason given"))
 
 
 def integer_of(packet: Packet, name: str, minimum: int, maximum: int) -> int:
-    """A whole number among the facts (true and 1.0 are none); UserError unless it is from `minimum` to `maximum`."""
+    """An integer from the facts. Raises UserError unless it is a whole number from `minimum` to `maximum` (true and 1.0
+    are not).
+    """
     value = packet.facts.get(name)
     if type(value) is not int or not minimum <= value <= maximum:
         raise UserError(f"{name} = {printable(value, 40)}: should be a whole number from {minimum} to {maximum}")
@@ -43,7 +45,7 @@ def integer_of(packet: Packet, name: str, minimum: int, maximum: int) -> int:
 
 
 def vector_of(packet: Packet, name: str, size: int) -> Float[Tensor, " {size}"]:
-    """A float32 body of the right length, finite; UserError otherwise."""
+    """A finite float32 body of `size` entries. Raises UserError otherwise."""
     body = packet.bodies.get(name, b"")
     if len(body) != 4 * size:
         raise UserError(f"wrong shape: {name} has {len(body)} bytes, {4 * size} are right")
@@ -54,9 +56,10 @@ def vector_of(packet: Packet, name: str, size: int) -> Float[Tensor, " {size}"]:
 
 
 def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoded, ...]:
-    """Prompts as token ids; UserError where a token is none of the vocabulary's or the lengths do not add up.
+    """Prompts as token ids.
 
-    longest: tokens of the longest prompt.
+    longest: number of tokens of the longest allowed prompt. Raises UserError if a token is not in the vocabulary or the
+    lengths do not add up.
     """
     ids, lengths = (integers(packet, name) for name in ("ids", "lengths"))
     if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
@@ -87,7 +90,7 @@ def packed_integers(values: Sequence[int]) -> bytes:
 
 
 def samples_of_device(packet: Packet) -> int:
-    """D_k as a device tells it."""
+    """The number of samples D_k that a device reports."""
     samples = packet.facts.get("samples")
     if type(samples) is not int or not 1 <= samples <= SAMPLES_LIMIT:
         raise UserError(f"says that it holds {printable(samples, 40)} samples")
@@ -95,7 +98,7 @@ def samples_of_device(packet: Packet) -> int:
 
 
 def answers_of(packet: Packet, count: int, task: TaskView) -> list[Any]:
-    """A model's answers to so many prompts: class indices or NONE, or texts; UserError where they are neither."""
+    """A model's answers to `count` prompts: class indices or NONE, or texts. Raises UserError if they are neither."""
     answers = packet.facts.get("said")
     if packet.kind != "done":
         raise UserError(refusal_reason(packet))
@@ -112,7 +115,7 @@ def answers_of(packet: Packet, count: int, task: TaskView) -> list[Any]:
 
 
 def loss_of(packet: Packet) -> float:
-    """The loss of a device's batches as it tells it, nats."""
+    """The loss that a device reports for its batches, in nats."""
     loss = packet.facts.get("loss")
     if not isinstance(loss, float) or not math.isfinite(loss):
         raise UserError("its loss is not a number")
@@ -122,7 +125,7 @@ def loss_of(packet: Packet) -> float:
 
 
 def gradient_of(packet: Packet, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
-    """Gradient (one row a scope) and loss of a device of a task; UserError where shape, values or norm are wrong."""
+    """A device's gradient (one row per scope) and its loss. Raises UserError if shape, values or norm are wrong."""
     wanted = sizes(layout, task)
     data: dict[Sent, Tensor] = {}
     for scope in SENT:
