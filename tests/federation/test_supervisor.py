@@ -127,7 +127,11 @@ def test_who_is_refused_by_the_server_keeps_trying(tmp_path: Path, monkeypatch: 
     """Its key may be admitted tomorrow."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.0,))
     kept = SupervisedProcess(
-        "SuperNode", ["false"], tmp_path / "x.log", lambda _: f"{supervisor.REFUSED}: x", lambda why: "refused" in why
+        "SuperNode",
+        ["false"],
+        tmp_path / "x.log",
+        lambda _: f"{supervisor.REFUSED}: x",
+        lambda reason: "refused" in reason,
     )
     lines: list[str] = []
     until(lambda: kept.look(lines.append) or len(lines) > 2 * TRIES["SuperNode"] + 4, 60)

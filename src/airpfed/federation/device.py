@@ -20,7 +20,7 @@ from airpfed.devices.gradients import Clients, draw, gradients
 from airpfed.federation import device_state
 from airpfed.federation.addresses import private_folder
 from airpfed.federation.device_state import Personal
-from airpfed.federation.handshake import Agreement, difference, hashed
+from airpfed.federation.handshake import Agreement, difference, sha256_of
 from airpfed.federation.message import Packet, printable, refusal
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
@@ -108,21 +108,21 @@ def train(device: Device, packet: Packet) -> Packet:
     A refused request leaves the state unchanged.
     """
     run, t, counted = request_of(device, packet)
-    kept = stored_state(device, run)
-    own = device_state.start_of_round(kept, t, counted)
+    state = stored_state(device, run)
+    personal = device_state.start_of_round(state, t, counted)
     made, clients = device.experiment, device.clients
     count = min(made.batch_size, device.samples)
     first = (t - 1) * made.local_steps * count  # counts all rounds, so an absence shifts no data
     plan = [draw(clients, device.number, first + step * count, count) for step in range(made.local_steps)]
-    found, loss = gradients(device.local_clients, parameters_of(device, packet, own), [plan], made.local_lr, 1)
+    found, loss = gradients(device.local_clients, parameters_of(device, packet, personal), [plan], made.local_lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
     assert made.lr is not None
-    after = device_state.outcomes(own, found["device"], t, made.optimizer, made.lr)
-    device_state.save(device.folder / run, after, made.seed, hashed(sorted(device.agreement.items())))
+    after = device_state.outcomes(personal, found["device"], t, made.optimizer, made.lr)
+    device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     data = encoded(found, clients.layout, device.task, made.payload, rounding(made.seed, device.number, t))
     facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss)}
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
@@ -136,7 +136,7 @@ def answer(device: Device, packet: Packet) -> Packet:
     if view.kind == "generate":
         said: list[Any] = list(complete(device.local_clients, factors, [s.ids for s in samples], view.max_new_tokens))
     else:
-        shelf = hashed([sample.ids for sample in samples])
+        shelf = sha256_of([sample.ids for sample in samples])
         said = list(classify(device.local_clients, factors, shelf, samples, view.choices))
     return Packet("done", {**identity_of(device), "said": said})
 
@@ -171,8 +171,8 @@ def request_of(device: Device, packet: Packet) -> tuple[str, int, int]:
 def factors_of(device: Device, packet: Packet) -> Factors:
     """This device's adapter factors: the shared parameters of the packet and its own after all counted rounds."""
     run, _, counted = request_of(device, packet)
-    kept = stored_state(device, run)
-    values = parameters_of(device, packet, device_state.start_of_round(kept, kept.round + 1, counted))
+    state = stored_state(device, run)
+    values = parameters_of(device, packet, device_state.start_of_round(state, state.round + 1, counted))
     one = torch.zeros(1, dtype=torch.long)
     factors = gather(values, device.clients.layout, one, one)
     return {key: tensor.to(device.clients.backbone.device) for key, tensor in factors.items()}
@@ -180,11 +180,11 @@ def factors_of(device: Device, packet: Packet) -> Factors:
 
 def stored_state(device: Device, run: str) -> Personal:
     """The state that the device keeps for a run."""
-    like = device_state.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
-    return device_state.load(device.folder / run, like, hashed(sorted(device.agreement.items())))
+    like = device_state.fresh(device.experiment.initial.devices.personal.value[device.number : device.number + 1])
+    return device_state.load(device.folder / run, like, sha256_of(sorted(device.agreement.items())))
 
 
-def parameters_of(device: Device, packet: Packet, own: OptimizedParameters) -> Vectors:
+def parameters_of(device: Device, packet: Packet, personal: OptimizedParameters) -> Vectors:
     """All parameters of the device: shared ones from the packet, its own ones, and frozen ones.
 
     Entries of the task's vector beyond the task's own head keep their initial values, because no gradient reaches them.
@@ -193,4 +193,4 @@ def parameters_of(device: Device, packet: Packet, own: OptimizedParameters) -> V
     came: dict[str, Tensor] = {scope: vector_of(packet, scope, wanted[scope]) for scope in SENT}
     task = start.server.personal.value[device.task : device.task + 1].clone()
     task[0, : wanted["task"]] = came["task"]
-    return {"global": came["global"][None, :], "task": task, "device": own.value, "frozen": start.frozen}
+    return {"global": came["global"][None, :], "task": task, "device": personal.value, "frozen": start.frozen}

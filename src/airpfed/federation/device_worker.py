@@ -36,7 +36,7 @@ def answer(device: Device, line: socket.socket) -> None:
     """Read one packet from a connection and answer it. Any failure becomes a refusal or closes the connection."""
     line.settimeout(PATIENCE)
     try:
-        reply = safely(device, receive(line, device.limit))
+        reply = answer_or_refusal(device, receive(line, device.limit))
     except BadPacketError as error:
         reply = refusal(str(error))
     except (EOFError, OSError):
@@ -47,7 +47,7 @@ def answer(device: Device, line: socket.socket) -> None:
         print("the answer could not be handed on", flush=True)
 
 
-def safely(device: Device, packet: Packet) -> Packet:
+def answer_or_refusal(device: Device, packet: Packet) -> Packet:
     """The device's answer. An unexpected exception is written to the log and reported in one line; the trainer
     continues.
     """

@@ -40,10 +40,10 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
     return {
         "airpfed": importlib.metadata.version("airpfed"),
         "model.base": build.base_hash(experiment.clients.backbone),
-        "adapters": hashed([[astuple(entry) for entry in layout.entries], layout.task_lengths]),
+        "adapters": sha256_of([[astuple(entry) for entry in layout.entries], layout.task_lengths]),
         "adapters.alpha": str(settings.adapters.alpha),
         "initial adapters": start.hexdigest(),
-        "tasks": hashed([one.name for one in settings.tasks]),
+        "tasks": sha256_of([one.name for one in settings.tasks]),
         f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
         f"tasks.{task.name}.labels, as tokens": json.dumps(experiment.tasks[number].choices),
         f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
@@ -68,6 +68,6 @@ def short(value: Any) -> str:
     return f"{text[:12]}..." if len(text) == 64 else text
 
 
-def hashed(value: Any) -> str:
+def sha256_of(value: Any) -> str:
     """sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -55,9 +55,9 @@ def printable(value: object, limit: int = LINE) -> str:
     return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 3] + "..."
 
 
-def refusal(why: str) -> Packet:
+def refusal(reason: str) -> Packet:
     """The answer that refuses a request, with the reason."""
-    return Packet("refused", {"why": printable(why)})
+    return Packet("refused", {"why": printable(reason)})
 
 
 def head_of(packet: Packet) -> str:

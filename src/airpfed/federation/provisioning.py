@@ -134,14 +134,16 @@ def plain(sample: Sample) -> tuple[str, str, int]:
 def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, plan: FederationPlan) -> Settings:
     """One device's settings: everything it must share with the server, its own data, and its [node] table."""
     owner = task_of_devices(settings)[device]
-    words = [labels_of(wanted, task) for wanted, task in zip(settings.tasks, tasks, strict=True)]
+    words = [labels_of(task_settings, task) for task_settings, task in zip(settings.tasks, tasks, strict=True)]
     others = [
-        TaskSettings(name=task.name, kind=task.kind, labels=dict(labels), devices=wanted.devices)
-        for wanted, task, labels in zip(settings.tasks, tasks, words, strict=True)
+        TaskSettings(name=task.name, kind=task.kind, labels=dict(labels), devices=task_settings.devices)
+        for task_settings, task, labels in zip(settings.tasks, tasks, words, strict=True)
     ]
     others[owner] = local_task_settings(settings.tasks[owner], tasks[owner], words[owner], plan.write_share)
-    wanted = settings.federation
-    federation = FederationSettings(payload=wanted.payload, max_norm=wanted.max_norm, address=plan.address)
+    task_settings = settings.federation
+    federation = FederationSettings(
+        payload=task_settings.payload, max_norm=task_settings.max_norm, address=plan.address
+    )
     node = NodeSettings(device=device, port=plan.port + device)
     return Settings(
         model=settings.model, adapters=settings.adapters, tasks=tuple(others), devices=settings.devices,
@@ -149,25 +151,32 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
     )  # fmt: skip
 
 
-def local_task_settings(wanted: TaskSettings, task: Task, labels: Mapping[str, str], with_shares: bool) -> TaskSettings:
+def local_task_settings(
+    task_settings: TaskSettings, task: Task, labels: Mapping[str, str], with_shares: bool
+) -> TaskSettings:
     """The settings of the device's own task: the server's prompt for the device's file."""
-    source = settled(build.source_of(wanted))
-    common = {"name": wanted.name, "source": DATA, "kind": task.kind, "devices": wanted.devices}
-    limits = {"max_new_tokens": wanted.max_new_tokens}
+    source = settled(build.source_of(task_settings))
+    common = {"name": task_settings.name, "source": DATA, "kind": task.kind, "devices": task_settings.devices}
+    limits = {"max_new_tokens": task_settings.max_new_tokens}
     if with_shares:
         words = {word.strip(): word.strip() for word in task.labels}
         return TaskSettings.model_validate(
             {**common, **limits, "prompt": "{prompt}", "label": "answer", "labels": words}
         )
-    columns = {"prompt": source.prompt, "text": wanted.text, "label": wanted.label, "max_chars": source.max_chars or 0}
+    columns = {
+        "prompt": source.prompt,
+        "text": task_settings.text,
+        "label": task_settings.label,
+        "max_chars": source.max_chars or 0,
+    }
     return TaskSettings.model_validate({**common, **limits, **columns, "labels": dict(labels)})
 
 
-def labels_of(wanted: TaskSettings, task: Task) -> Mapping[str, str]:
+def labels_of(task_settings: TaskSettings, task: Task) -> Mapping[str, str]:
     """Class name -> label word, in the order of the class indices; empty for text generation."""
     if task.kind == "generate":
         return {}
-    return settled(build.source_of(wanted)).labels or {word.strip(): word.strip() for word in task.labels}
+    return settled(build.source_of(task_settings)).labels or {word.strip(): word.strip() for word in task.labels}
 
 
 def check(folder: Path, devices: int, host: str) -> None:

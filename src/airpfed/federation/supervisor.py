@@ -46,14 +46,14 @@ Say = Callable[[str], None]
 class SupervisedProcess:
     """A process that is restarted whenever it ends.
 
-    why: exit code -> the reason, read from its log. patient: whether this reason is the server's doing; such an end
+    reason: exit code -> the reason, read from its log. patient: whether this reason is the server's doing; such an end
     does not count as a failure.
     """
 
     name: str
     words: list[str]
     log: Path
-    why: Callable[[int], str]
+    reason: Callable[[int], str]
     patient: Callable[[str], bool] = lambda _: False
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -68,12 +68,14 @@ class SupervisedProcess:
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             code = self.process.returncode
-            why, worked = self.why(code), now - self.started_at > LASTING and code != WRONG
+            reason, worked = self.reason(code), now - self.started_at > LASTING and code != WRONG
             self.process, self.failures = None, 0 if worked else self.failures + 1
-            if self.failures >= TRIES.get(self.name, 5) and not self.patient(why):
-                raise UserError(f"{self.name} ended {self.failures} times in a row: {why}; all of it is in {self.log}")
+            if self.failures >= TRIES.get(self.name, 5) and not self.patient(reason):
+                raise UserError(
+                    f"{self.name} ended {self.failures} times in a row: {reason}; all of it is in {self.log}"
+                )
             wait = PAUSES[min(self.failures, len(PAUSES) - 1)]
-            log(f"{self.name} ended: {why}; again in {wait:g} s")
+            log(f"{self.name} ended: {reason}; again in {wait:g} s")
             self.due = now + wait
         if self.process is None and now >= self.due:
             self.process, self.started_at = start_process(self.words, self.log, self.environment), now
@@ -105,7 +107,7 @@ def join(file: Path, log: Say) -> None:
         trainer = SupervisedProcess("trainer", words, logs[0], lambda code: f"{last_line(logs[0])} (exit {code})")
         words = supernode(address, authority, key, node.device, node.port, socket_path)
         link = SupervisedProcess(
-            "SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda why: REFUSED in why
+            "SuperNode", words, logs[1], lambda code: meaning(code, logs[1]), lambda reason: REFUSED in reason
         )
         link.environment = {
             "FLWR_HOME": str(state / "flower"),
@@ -165,13 +167,13 @@ def watch(
     last_line_logged = None
     while not stopping:
         trainer.look(log)
-        why = None if link.process is not None and link.process.poll() is None else fault()
-        if why is None:
+        reason = None if link.process is not None and link.process.poll() is None else fault()
+        if reason is None:
             link.look(log)
-        elif why != last_line_logged:
-            log(why)
-        last_line_logged = why
-        pause(PAUSES[-1] if why else 0.5, stopping)
+        elif reason != last_line_logged:
+            log(reason)
+        last_line_logged = reason
+        pause(PAUSES[-1] if reason else 0.5, stopping)
 
 
 def supernode(address: str, authority: Path, key: Path, device: int, port: int, socket_path: Path) -> list[str]:
