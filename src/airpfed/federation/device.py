@@ -25,7 +25,7 @@ from airpfed.federation.message import Parcel, printable, refusal
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.round import finite
 from airpfed.training.state import OptimizedParameters
 
@@ -108,17 +108,17 @@ def trained(device: Device, parcel: Parcel) -> Parcel:
     kept = restored(device, run)
     own = device_state.begun(kept, t, counted)
     made, clients = device.experiment, device.clients
-    count = min(made.batch_size, device.samples)
-    first = (t - 1) * made.local_steps * count  # as if it had been there in every round: absence skips no data twice
-    plan = [draw(clients, device.number, first + step * count, count) for step in range(made.local_steps)]
-    found, loss = gradients(device.alone, received(device, parcel, own), [plan], made.local_lr, 1)
+    local = made.local_training
+    count = min(local.batch_size, device.samples)
+    first = (t - 1) * local.steps * count  # as if it had been there in every round: absence skips no data twice
+    plan = [draw(clients, device.number, first + step * count, count) for step in range(local.steps)]
+    found, loss = gradients(device.alone, received(device, parcel, own), [plan], local.lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
-    assert made.lr is not None
-    after = device_state.moved(own, found["device"], t, made.optimizer, made.lr)
+    after = device_state.moved(own, found["device"], t, made.server_step)
     device_state.save(device.folder / run, after, made.seed, hashed(sorted(device.agreed.items())))
     data = encoded(found, clients.layout, device.task, made.payload, rounding(made.seed, device.number, t))
     facts = {**told(device), "run": run, "round": t, "loss": float(loss)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.federation.addresses import private
 from airpfed.training import checkpoint
-from airpfed.training.state import OptimizedParameters, Optimizer, update
+from airpfed.training.state import OptimizedParameters, ServerStep, update
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def fresh(value: Tensor) -> Personal:
 def load(folder: Path, like: Personal, fingerprint: str) -> Personal:
     """What is on the disk, or `like` where nothing is yet; UserError if it is damaged or of other settings."""
     try:
-        return checkpoint.read(folder, like, fingerprint) if checkpoint.exists(folder) else like
+        return checkpoint.load_state(folder, like, fingerprint) if checkpoint.exists(folder) else like
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({type(error).__name__}); restore the device's state folder") from None
 
@@ -60,9 +60,9 @@ def begun(kept: Personal, t: int, counted: int) -> OptimizedParameters:
     )
 
 
-def moved(own: OptimizedParameters, gradient: Tensor, t: int, optimizer: Optimizer, lr: float) -> Personal:
+def moved(own: OptimizedParameters, gradient: Tensor, t: int, server_step: ServerStep) -> Personal:
     """Both outcomes of round t. gradient: (1, d) of the parameters of device scope, finite."""
-    return Personal(t, own, update(own, gradient, torch.ones(1, dtype=torch.bool), optimizer, lr))
+    return Personal(t, own, update(own, gradient, torch.ones(1, dtype=torch.bool), server_step))
 
 
 def save(folder: Path, kept: Personal, seed: int, fingerprint: str) -> None:
@@ -71,4 +71,4 @@ def save(folder: Path, kept: Personal, seed: int, fingerprint: str) -> None:
     after = OptimizedParameters(
         *(getattr(kept.after, item.name).clone() for item in fields(OptimizedParameters))
     )  # of its own on the disk
-    checkpoint.write(folder, replace(kept, after=after), seed, fingerprint)
+    checkpoint.save_state(folder, replace(kept, after=after), seed, fingerprint)

@@ -16,8 +16,8 @@ from airpfed.federation.message import Parcel, printable
 from airpfed.federation.registry import Roster
 from airpfed.federation.validate import gradient_of, packed_integers, said_of, samples_told, why_of
 from airpfed.model.layout import Vectors
-from airpfed.training.evaluate import Score, scored, weighted
-from airpfed.training.loop import Experiment, RoundGradients, simulated_score
+from airpfed.training.evaluate import Score, mean_score, score_answers
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_score
 from airpfed.training.round import Aggregator
 from airpfed.training.state import State
 
@@ -57,7 +57,7 @@ class Federation:
 
     def experiment(self, made: Experiment) -> Experiment:
         """An experiment whose devices are this federation's."""
-        return replace(made, collect=self.collect, rate=self.rate, aggregate=self._link)
+        return replace(made, collect=self.collect, evaluate_task=self.rate, aggregate=self._link)
 
     def _link(self, t: int, shared: Tensor, personal: Tensor, present: Tensor, correlation_statistics: Tensor) -> Any:
         assert self.aggregate is not None
@@ -91,7 +91,7 @@ class Federation:
             rows["frozen"][device] = 0.0
         samples = torch.tensor(self.roster.samples)
         self.aggregate = self.aggregator_of(samples.double())
-        cursors = t * experiment.local_steps * samples.clamp(max=experiment.batch_size)
+        cursors = t * experiment.local_training.steps * samples.clamp(max=experiment.local_training.batch_size)
         computed = all_bytes(layout, experiment.clients.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
         return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
@@ -182,7 +182,7 @@ class Federation:
         Devices get prompts without labels and answer with classes or texts, which are scored here.
         """
         if experiment.clients.layout.size("device") == 0:
-            return simulated_score(experiment, state, number, which)
+            return simulate_score(experiment, state, number, which)
         task = experiment.tasks[number]
         split = task.dev if which == "dev" else task.test
         ids = [token for sample in split.prompts for token in sample.ids]
@@ -193,11 +193,11 @@ class Federation:
         scores, weights = [], []
         for letter in self.answers(questions):
             try:
-                scores.append(scored(said_of(letter.answer, len(split.prompts), task), split, task.kind))
+                scores.append(score_answers(said_of(letter.answer, len(split.prompts), task), split, task.kind))
                 weights.append(self.roster.samples[here[letter.node]])
             except UserError as error:
                 self.roster.say(f"device {here[letter.node]} cannot be scored: {error}")
-        return weighted(scores, weights) if scores else None
+        return mean_score(scores, weights) if scores else None
 
     def finish(self, experiment: Experiment, state: State) -> None:
         """Have every device that is there export its model to its own disk."""
