@@ -22,7 +22,8 @@ from airpfed.federation.device import Device, handled
 from airpfed.federation.message import Parcel
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
-from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 from tiny import make_settings
 
@@ -83,7 +84,7 @@ def without(plain: Experiment, absent: dict[int, int], rounds: int) -> State:
     """The simulator after so many rounds, where one device (by round) has no finite gradient."""
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        found = simulated(experiment, state)
+        found = simulate_gradients(experiment, state)
         if (t := state.round + 1) in absent:
             for rows in found.gradients.values():
                 rows[absent[t]] = torch.nan

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from airpfed.config import settings_file
 from airpfed.experiment import artifacts, build
 from airpfed.federation import certificates
-from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 from tiny import make_settings
 
@@ -117,7 +118,7 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
     settings = settings_file.read(file)
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        found = simulated(experiment, state)
+        found = simulate_gradients(experiment, state)
         for rows in found.gradients.values():
             rows[absent[state.round]] = torch.nan
         return found
