@@ -10,7 +10,7 @@ from airpfed.theory.inner_product import (
     Stack,
     dot,
     dot_parts,
-    mean_correlation,
+    gradient_correlation,
     power,
     printed_squared_norm,
     squared_norm,
@@ -76,5 +76,5 @@ def test_likeness_is_the_mean_correlation_of_pairs() -> None:
     members = torch.tensor([0, 2, 3])
     pairs = [(j, k) for j in members for k in members if j != k]
     written = sum(float(g[j] @ g[k] / (energy[j] * energy[k]).sqrt()) for j, k in pairs) / len(pairs)
-    assert mean_correlation(g, energy, members) == pytest.approx(written)
-    assert mean_correlation(g, energy, members[:1]) == 0
+    assert gradient_correlation(g, energy, members) == pytest.approx(written)
+    assert gradient_correlation(g, energy, members[:1]) == 0

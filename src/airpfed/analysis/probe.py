@@ -19,7 +19,7 @@ from airpfed.devices.full_gradients import Sweep
 from airpfed.devices.hessian import Curvature, curvature
 from airpfed.theory import bounds
 from airpfed.theory.constants import envelope, secant
-from airpfed.theory.inner_product import Direction, Stack, mean_correlation, squared_norm, weighted_average
+from airpfed.theory.inner_product import Direction, Stack, gradient_correlation, squared_norm, weighted_average
 from airpfed.training.experiment import Log, RoundTrace
 from airpfed.training.loop import time_phase
 from airpfed.training.round import local_gradients, round_step
@@ -166,9 +166,9 @@ def gradient_statistics(monitor: BoundMonitor, observed: Sweep) -> dict[str, obj
     total = {
         s: sum((e for (scope, _), e in observed.energy.items() if scope == s), torch.zeros(len(devices))) for s in rows
     }
-    correlation = {"s": mean_correlation(rows["global"], total["global"], devices)}
+    correlation = {"s": gradient_correlation(rows["global"], total["global"], devices)}
     for n, name in enumerate(monitor.names):
-        correlation[name] = mean_correlation(rows["task"], total["task"], devices[monitor.clients.task_of == n])
+        correlation[name] = gradient_correlation(rows["task"], total["task"], devices[monitor.clients.task_of == n])
     kinds = {scope: monitor.clients.layout.kinds(scope) for scope in ("global", "task")}
     empty = rows["global"][:, :0]
 

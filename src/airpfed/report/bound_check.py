@@ -11,7 +11,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Constants, Ledger, Number, Probe, RoundRecord
 from airpfed.theory.bounds import within_rule
-from airpfed.theory.verification import Verification, average_bounds, eta_of, verify
+from airpfed.theory.verification import Verification, average_bounds, eta_of, verify_run
 
 
 class Candidate(BaseModel):
@@ -47,7 +47,7 @@ def load(run: Path) -> tuple[list[RoundRecord], Probe]:
 
 def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
     """The account for a reader."""
-    found = verify(records, probe)
+    found = verify_run(records, probe)
     end = "-" if found.loss_end is None else f"{found.loss_end:.4f}"
     yield f"F on the training data {probe.points[0].loss:.4f} -> {end}, {found.rounds} of {len(records)} rounds metered"
     yield from verdicts(found, probe)

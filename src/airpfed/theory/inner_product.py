@@ -107,7 +107,7 @@ def power(weights: Weights, rows: Stack) -> float:
     return float(weights.device @ energy)
 
 
-def mean_correlation(gradient: Float[Tensor, "K d"], energy: Float[Tensor, " K"], members: Tensor) -> float:
+def gradient_correlation(gradient: Float[Tensor, "K d"], energy: Float[Tensor, " K"], members: Tensor) -> float:
     """Mean correlation of the mini-batch gradients of some devices; mini-batches of different devices are independent.
 
     gradient: grad F_k. energy: E||g_k||^2. members: the devices. The mean is over pairs, of <grad F_j, grad F_k> /

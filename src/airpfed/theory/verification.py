@@ -71,7 +71,7 @@ def eta_of(records: Sequence[RoundRecord], probe: Probe) -> float:
     return next((record.theory.eta for record in records if record.theory), default)
 
 
-def verify(records: Sequence[RoundRecord], probe: Probe) -> Verification:
+def verify_run(records: Sequence[RoundRecord], probe: Probe) -> Verification:
     """Hold a whole run against the theory. Psi_T is None if rounds were checked and no bound applied to any."""
     rows = [(record.round, record.theory) for record in records if record.theory]
     slacks = [bound - row.change_mean for _, row in rows if (bound := applicable_bound(row, probe)) is not None]
