@@ -279,5 +279,5 @@ def bias_constants(monitor: BoundMonitor, points: list[Point]) -> dict[str, floa
     if monitor.unbiased:
         return {"gain": 1.0, "deviation": 0.0}
     gain = sum(point.gain for point in points) / len(points)
-    largest = max(point.deviation**2 + (point.gain - gain) ** 2 for point in points)
-    return {"gain": gain, "deviation": monitor.safety * largest**0.5}
+    square = max(point.deviation**2 + (point.gain - gain) ** 2 for point in points)
+    return {"gain": gain, "deviation": monitor.safety * square**0.5}

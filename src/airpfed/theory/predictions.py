@@ -85,6 +85,6 @@ def at_split(probe: Probe, shared: float, given: bool) -> Constants:
         return probe.constants
     lam, points = probe.constants.lam, probe.points[: probe.used]
     pairs = [(p.power, shared * p.as_shared + (1 - shared) * p.as_personal + p.head) for p in points]
-    least = min(power - gradient for power, gradient in pairs)
-    spread = max(0.0, least, *(power - lam * gradient for power, gradient in pairs))
+    least_spread = min(power - gradient for power, gradient in pairs)
+    spread = max(0.0, least_spread, *(power - lam * gradient for power, gradient in pairs))
     return probe.constants.model_copy(update={"sigma_dif2": probe.safety * spread})

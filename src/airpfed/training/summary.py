@@ -91,21 +91,21 @@ def summarise(
 ) -> Summary:
     """The summary of the rounds so far. base: the untouched model's scores. final: None if the run was interrupted."""
     count = len(base)
-    last = final or FinalScores([None] * count, [None] * count, [{}] * count)
-    test = [item.value for item in last.test if item]
+    scores = final or FinalScores([None] * count, [None] * count, [{}] * count)
+    test = [item.value for item in scores.test if item]
     rows = {
         task.name: TaskSummary(
             metric=task.metric,
-            base=before.value,
-            final=after.value if after else None,
-            base_balanced=before.balanced,
-            final_balanced=after.balanced if after else None,
+            base=first.value,
+            final=last.value if last else None,
+            base_balanced=first.balanced,
+            final_balanced=last.balanced if last else None,
             samples=len(task.test.prompts),
             dev=dev,
             others=other_tasks,
         )
-        for task, before, after, dev, other_tasks in zip(
-            experiment.tasks, base, last.test, last.dev, last.other_tasks, strict=True
+        for task, first, last, dev, other_tasks in zip(
+            experiment.tasks, base, scores.test, scores.dev, scores.other_tasks, strict=True
         )
     }
     pis = [record.pi for record in records if record.pi is not None and isfinite(record.pi)]
