@@ -47,7 +47,7 @@ from airpfed.model.backbone import layer_stack
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
 from airpfed.model.tokens import Encoded
 from airpfed.tasks.sample import Sample, Task
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 
 WRONG = 1e-4
 """Largest relative difference from PEFT that is rounding."""
@@ -540,7 +540,7 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
         right = "right and slow" if lacking else "right and fast"
         for mode, (chunk, threads) in PASSES.items():
             try:
-                error = apart(ours(fresh_cache(made), vectors, chunk or made.chunk, threads), theirs)
+                error = apart(ours(fresh_cache(made), vectors, chunk or made.devices_per_pass, threads), theirs)
             except UserError as refusal:
                 put(mode, "refused", 0.0, plain_line(refusal, folder))
             except Exception as failure:

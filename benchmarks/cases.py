@@ -22,7 +22,8 @@ from airpfed.model.backbone import layer_stack
 from airpfed.model.buckets import batched
 from airpfed.model.tokens import pack
 from airpfed.training import checkpoint
-from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 
 
@@ -66,7 +67,7 @@ class Rounds:
 
     def collect(self, made: Experiment, state: State) -> RoundGradients:
         kept: list[RoundGradients] = []
-        self.gradients.append(spent(lambda: kept.append(simulated(made, state))))
+        self.gradients.append(spent(lambda: kept.append(simulate_gradients(made, state))))
         return kept[0]
 
     def play(self, _pair: int) -> None:
@@ -142,7 +143,10 @@ def real_data(options: Options) -> dict[str, Any]:
 def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     """Of the first round's samples as they are computed here, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
-    clients, plan = made.clients, batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)[0]
+    clients, plan = (
+        made.clients,
+        batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)[0],
+    )
     rows = [[clients.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
     ours = len(pack([sample for row in rows for sample in row], [len(row) for row in rows]).ids)
     return ours, sum(len(part) * max(part) for part in batched(lengths, micro_batch))
@@ -166,7 +170,7 @@ def compiled(options: Options) -> dict[str, Any]:
     """
     base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
     _, made = random_tokens(options.base or base, devices, batch, length, {})
-    every = made.clients.backbone.twins(workers(made.clients.backbone, made.chunk))
+    every = made.clients.backbone.twins(workers(made.clients.backbone, made.devices_per_pass))
     below: list[Any] = [layer for one in every for layer in list(layer_stack(one.model)[1])[:-1]]
     plain = [layer._compiled_call_impl for layer in below]
     for layer in below:
@@ -176,7 +180,7 @@ def compiled(options: Options) -> dict[str, Any]:
     def run(calls: list[Any], _pair: int) -> None:
         for layer, call in zip(below, calls, strict=True):
             layer._compiled_call_impl = call
-        simulated(made, made.initial)
+        simulate_gradients(made, made.initial)
 
     first = spent(lambda: run(ready, 0))
     turns = interleaved({"compiled": partial(run, ready), "plain": partial(run, plain)}, options.turns(9))
@@ -195,7 +199,7 @@ def overhead(options: Options) -> dict[str, Any]:
     uses = channel_uses(made)
     wanted["radio"]["coherence_symbols"] = -(-uses // blocks)
     settings, made = random_tokens(options.base or "minilm", devices, batch, tokens, wanted)
-    state, rows, at_once = made.initial, [], workers(made.clients.backbone, made.chunk)
+    state, rows, at_once = made.initial, [], workers(made.clients.backbone, made.devices_per_pass)
     with tempfile.TemporaryDirectory() as name:
         for _ in range(options.turns(3) + 1):
             kept: list[tuple[State, dict[str, float]]] = []
@@ -233,7 +237,7 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
     state, row = play_round(made, state)
     begin = time.perf_counter()
     run_files.append(out / "records.jsonl", row)
-    checkpoint.write(out / "checkpoint", state, made.seed, made.fingerprint)
+    checkpoint.save_state(out / "checkpoint", state, made.seed, made.fingerprint)
     return state, {**row.seconds, "record and checkpoint": time.perf_counter() - begin}
 
 

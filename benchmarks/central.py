@@ -18,7 +18,7 @@ from airpfed.model.adapters import SCOPES
 from airpfed.model.backbone import load
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
 from airpfed.model.tokens import Encoded, collate
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import State, vectors
 
 Weighted = list[tuple[Encoded, float, int]]
@@ -52,14 +52,14 @@ def central(settings: Settings, made: Experiment) -> Central:
     )
     adapted = peft.get_peft_model(loaded.model, config).eval()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    rate = made.lr if made.lr is not None else 1e-3
+    rate = made.server_step.lr if made.server_step.lr is not None else 1e-3
     return Central(adapted, torch.optim.Adam(trained, lr=rate), loaded.causal, loaded.tokenizer.pad_token_id)
 
 
 def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
     """The samples of the round that starts at these cursors, pooled and shuffled, as a central trainer reads them."""
     clients = made.clients
-    plan, _ = batches(clients, cursors, made.batch_size, 1)
+    plan, _ = batches(clients, cursors, made.local_training.batch_size, 1)
     sizes = [len(shard) for shard in clients.shards]
     pooled = [
         (clients.shards[k][i], sizes[k] / sum(sizes) / len(steps[0]), clients.classes[int(clients.task_of[k])])
@@ -121,8 +121,8 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]
     first = torch.zeros(1, dtype=torch.long)
     put(one, gather(same, clients.layout, first, first))
     start = torch.zeros(len(clients.shards), dtype=torch.long)
-    plan, _ = batches(clients, start, made.batch_size, 1)
-    found, _ = gradients(clients, same, plan, 1.0, made.chunk)
+    plan, _ = batches(clients, start, made.local_training.batch_size, 1)
+    found, _ = gradients(clients, same, plan, 1.0, made.devices_per_pass)
     ours = unflatten(mean_gradient(made, found), clients.layout)
     one.model.double()
     one.micro_batch = 16

@@ -16,11 +16,9 @@ from airpfed.air.schedule import Uplink
 from airpfed.air.uplink import Aggregate, combined, initial_statistics, send
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
-from airpfed.devices.gradients import batches, gradients
 from airpfed.experiment import build
-from airpfed.training.loop import Experiment
-from airpfed.training.round import step
-from airpfed.training.state import vectors
+from airpfed.training.experiment import Experiment
+from airpfed.training.round import local_gradients, round_step
 
 WAYS = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
         for belief in ("none", "estimated")]  # fmt: skip
@@ -62,12 +60,11 @@ def main() -> None:
     state = experiment.initial
     exact = next(iter(ways.values()))["error_free", "none"]
     for t in range(1, chosen.rounds + 1):
-        plan, cursors = batches(
-            experiment.clients, state.devices.cursors, experiment.batch_size, experiment.local_steps
+        found, _, cursors = local_gradients(
+            experiment.clients, state, experiment.local_training, experiment.devices_per_pass
         )
-        found, _ = gradients(experiment.clients, vectors(state), plan, experiment.local_lr, experiment.chunk)
-        state, _, present = step(
-            state, found, cursors, lambda *given: send(exact, *given), experiment.optimizer, experiment.lr
+        state, _, present = round_step(
+            state, found, cursors, lambda *given: send(exact, *given), experiment.server_step
         )
         for snr, each in ways.items():
             for way in WAYS:

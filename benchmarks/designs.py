@@ -18,7 +18,8 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.evaluate import score_task
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 from airpfed.training.state import vectors
 
 

@@ -23,7 +23,8 @@ from airpfed.air.uplink import initial_statistics, send
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 
 EVERY = 3
 MARGIN = 0.02

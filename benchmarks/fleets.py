@@ -14,7 +14,7 @@ from airpfed.experiment import build
 from airpfed.model import fit, origin
 from airpfed.model.tokens import Encoded
 from airpfed.tasks.sample import Task
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 
 CLASSES = 4
 MODULES = {"minilm": ("query", "value"), "smollm2-135m": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")}

@@ -54,7 +54,7 @@ def start(words: argparse.Namespace) -> dict[str, object]:
     _, made = from_file(words.file, words.set)
     built = time.time()
     clients = replace(made.clients, shards=made.clients.shards[:1], task_of=made.clients.task_of[:1])
-    plan, _ = batches(clients, torch.zeros(1, dtype=torch.long), made.batch_size, 1)
+    plan, _ = batches(clients, torch.zeros(1, dtype=torch.long), made.local_training.batch_size, 1)
     _, loss = gradients(clients, vectors(made.initial), plan, 1.0, 1)
     assert loss.isfinite().all()
     return {"imported": imported, "built": built, "first_gradient": time.time(), "peak_mb": peak_mb()}

@@ -14,8 +14,9 @@ from airpfed.config import settings_file
 from airpfed.core.run_files import RoundRecord
 from airpfed.experiment import build
 from airpfed.planning.predict import predicted
-from airpfed.theory.verification import psis
-from airpfed.training.loop import Experiment, play_round
+from airpfed.theory.verification import average_bounds
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         settings = settings_file.read(given.file, [*given.set, f"radio.power_dbm={power}"])
         said = predicted(settings, {}, experiment.clients, seen, given.draws, base)
         records = run(with_radio(experiment, settings), seen)
-        found = psis(records, seen, "measured")[-1]
+        found = average_bounds(records, seen, "measured")[-1]
         assert found is not None
         share, joules = found.shares["channel"], sum(row.ledger.joules_mean for row in records)
         print(
@@ -49,13 +50,10 @@ def main() -> None:
 
 def with_radio(experiment: Experiment, settings) -> Experiment:
     """The experiment over another radio, unmetered."""
-    assert experiment.monitor is not None
     radio = build.link(settings, experiment.clients)
-    server = replace(experiment.initial.server, memory=initial_statistics(radio))
+    server = replace(experiment.initial.server, correlation_statistics=initial_statistics(radio))
     initial = replace(experiment.initial, server=server)
-    return replace(
-        experiment, aggregate=partial(send, radio), initial=initial, monitor=replace(experiment.monitor, every=0)
-    )
+    return replace(experiment, aggregate=partial(send, radio), initial=initial, monitor=None)
 
 
 def run(experiment: Experiment, seen) -> list[RoundRecord]:

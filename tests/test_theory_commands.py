@@ -12,7 +12,7 @@ from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.experiment import build
 from airpfed.planning import planner
-from airpfed.theory.verification import energy
+from airpfed.theory.verification import error_energy
 from airpfed.training.loop import play_round
 from tiny import make_settings
 
@@ -126,7 +126,7 @@ def test_a_plan_says_what_the_run_then_did(airpfed: Command, run: Path, plan: Pa
     probe = run_files.load_probe(run / "theory.json")
     assert probe is not None and said["eta"] == probe.eta
     rows = run_files.load(run / "records.jsonl")
-    measured = sum(energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
+    measured = sum(error_energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
     assert said["channel"] == pytest.approx(measured, rel=0.3)
     assert said["air_seconds"] == pytest.approx(sum(row.ledger.air_seconds for row in rows), rel=0.02)
     later = [row.ledger.joules_mean for row in rows[1:]]  # A has no gradient in the first round and is not sent

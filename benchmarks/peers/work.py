@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed.devices.gradients import draw, gradients
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 
 METHOD = {"adapters": {"method": "fedit", "rank_shared": 8, "rank_personal": 0, "head": "global"}}
 """One block that all devices share, and one head: what a plain federated average can carry."""
@@ -68,7 +68,7 @@ def ours(here: World, turn: int) -> Factors:
     """The same round by the package's stacked pass."""
     clients = here.made.clients
     plan = [[here.rows(device, turn)] for device in range(len(clients.shards))]
-    found, _ = gradients(clients, here.values, plan, 1.0, here.made.chunk)
+    found, _ = gradients(clients, here.values, plan, 1.0, here.made.devices_per_pass)
     return unflatten(mean_gradient(here.made, found), clients.layout)
 
 

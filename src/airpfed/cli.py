@@ -140,12 +140,12 @@ def bound(
 
     from airpfed.core import run_files
     from airpfed.report import bound_check
-    from airpfed.theory.verification import account, as_json
+    from airpfed.theory.verification import as_json, verify_run
 
     records, probe = bound_check.load(run_dir)
     with run_files.fitting(run_dir):
         if json_:
-            typer.echo(json.dumps(run_files.told(as_json(account(records, probe), probe))))
+            typer.echo(json.dumps(run_files.told(as_json(verify_run(records, probe), probe))))
             return
         lines = [
             *bound_check.lines(records, probe),

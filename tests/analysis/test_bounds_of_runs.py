@@ -14,9 +14,10 @@ from airpfed.core.errors import UserError
 from airpfed.experiment import build, run
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.layout import Factors
-from airpfed.training import loop
+from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 from airpfed.training.state import State, vectors
 
 UNEVEN = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
@@ -67,9 +68,9 @@ def test_centralised_follows_the_mean_over_all_samples(llama_settings: Path) -> 
     central, fedit = (experiment(llama_settings, method, *whole) for method in ("centralised", "fedit"))
     a, b = (play_round(made, made.initial)[0].server.shared.value for made in (central, fedit))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    plan, _ = loop.batches(fedit.clients, fedit.initial.devices.cursors, 1000, 1)
-    found, _ = loop.gradients(fedit.clients, vectors(fedit.initial), plan, 1.0, 5)
-    plain = fedit.initial.server.shared.value - fedit.lr * found["global"].mean(0)
+    plan, _ = training_round.batches(fedit.clients, fedit.initial.devices.cursors, 1000, 1)
+    found, _ = training_round.gradients(fedit.clients, vectors(fedit.initial), plan, 1.0, 5)
+    plain = fedit.initial.server.shared.value - fedit.server_step.step_size * found["global"].mean(0)
     assert not torch.allclose(a, plain, rtol=1e-5, atol=1e-7), "a plain mean over devices is another"
 
 
@@ -88,9 +89,13 @@ def weight(made: Experiment, factors: Factors, site: str) -> Tensor:
 
 def after_local_steps(made: Experiment, state: State) -> list[State]:
     """What each device holds before it sends: its own end as if it were the server's state."""
-    plan, _ = loop.batches(made.clients, state.devices.cursors, made.batch_size, made.local_steps)
-    found, _ = loop.gradients(made.clients, vectors(state), plan, made.local_lr, made.chunk, (0, 10**9))
-    ways = made.local_steps * made.local_lr * found["global"]
+    plan, _ = training_round.batches(
+        made.clients, state.devices.cursors, made.local_training.batch_size, made.local_training.steps
+    )
+    found, _ = training_round.gradients(
+        made.clients, vectors(state), plan, made.local_training.lr, made.devices_per_pass, (0, 10**9)
+    )
+    ways = made.local_training.steps * made.local_training.lr * found["global"]
     shared = state.server.shared
     return [
         replace(state, server=replace(state.server, shared=replace(shared, value=shared.value - way[None])))
@@ -144,8 +149,8 @@ def test_every_devices_factors_are_charged(method: str, bert_settings: Path) -> 
 def test_heads_are_means_over_their_task(method: str, bert_settings: Path) -> None:
     made = experiment(bert_settings, method, *UNEVEN, "devices.local_lr=0.5")
     after, _ = play_round(made, made.initial)
-    plan, _ = loop.batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)
-    found, _ = loop.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
+    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    found, _ = training_round.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
     for n, head in enumerate(after.server.personal.value):
         share = samples(made) * (made.clients.task_of == n)
         mean = (share / share.sum()) @ found["task"].double()
@@ -156,14 +161,14 @@ def test_a_device_without_a_finite_gradient_is_in_no_mean(
     llama_settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = experiment(llama_settings, "fedex", *LOCAL)
-    real = loop.gradients
+    real = training_round.gradients
 
     def spoiled(*args: object) -> tuple[dict[str, Tensor], Tensor]:
         found, loss = real(*args)
         found["global"][1, 0] = torch.nan
         return found, loss
 
-    monkeypatch.setattr(loop, "gradients", spoiled)
+    monkeypatch.setattr(training_round, "gradients", spoiled)
     state, row = play_round(made, made.initial)
     assert row.absent == [1] and state.server.shared.value.isfinite().all() and state.server.added.isfinite().all()
     d = made.clients.layout.size("global")
@@ -204,8 +209,8 @@ def test_flora_keeps_a_global_head(bert_settings: Path) -> None:
     """Fresh adapters every round, but the head for all is the mean of the devices'."""
     made = experiment(bert_settings, "flora", "adapters.head=global", *UNEVEN, FEW, "devices.local_lr=0.5")
     after, _ = play_round(made, made.initial)
-    plan, _ = loop.batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)
-    found, _ = loop.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
+    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    found, _ = training_round.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
     first, last = made.clients.layout.groups("global")[2]
     mean = (samples(made) / samples(made).sum()) @ found["global"][:, first:last].double()
     wanted = made.initial.server.shared.value[0, first:last] - 0.5 * mean.float()

@@ -9,8 +9,8 @@ import torch
 
 from airpfed.air.monte_carlo import uplink_over_seeds
 from airpfed.air.uplink import Aggregate
-from airpfed.analysis.check_round import check_round
-from airpfed.analysis.monitor import RoundTrace, draw, place, stack_of
+from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
+from airpfed.analysis.probe import load_or_probe
 from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
@@ -21,10 +21,10 @@ from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
 from airpfed.theory import bounds
 from airpfed.theory.constants import batch_variance
-from airpfed.theory.inner_product import averaged, square
-from airpfed.training import loop
+from airpfed.theory.inner_product import squared_norm, weighted_average
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.loop import Experiment, Outcome, play, play_round
+from airpfed.training.experiment import Experiment, RoundTrace
+from airpfed.training.loop import Outcome, play, play_round
 from airpfed.training.state import State, vectors
 from tiny import make_settings
 
@@ -45,7 +45,8 @@ def experiment(file: Path, *overrides: str) -> Experiment:
         return made
     radio, seeds = made.monitor.draws.args  # type: ignore[attr-defined]
     assert len(seeds) == 20
-    return replace(made, monitor=replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS])))
+    monitor = replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS]))
+    return replace(made, monitor=monitor, probe=partial(load_or_probe, monitor))
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
@@ -138,11 +139,15 @@ def played(whole: tuple[Outcome, Path], file: Path) -> tuple[Experiment, RoundTr
     """One round from the run's last state, metered by hand."""
     made, state = experiment(file, *METERED), whole[0].state
     seen: list[RoundTrace] = []
-    real, loop.check_round = loop.check_round, lambda monitor, probe, start, one, eta: seen.append(one)
-    try:
-        play_round(replace(made, monitor=replace(made.monitor, every=1)), state, probe_of(whole))  # type: ignore[type-var]
-    finally:
-        loop.check_round = real
+
+    class Spy:
+        def is_due(self, t: int) -> bool:
+            return True
+
+        def check_round(self, probe: Probe, initial: State, trace: RoundTrace, eta: float) -> None:
+            seen.append(trace)
+
+    play_round(replace(made, monitor=Spy()), state, probe_of(whole))
     return made, seen[0]
 
 
@@ -152,22 +157,22 @@ def test_changes_of_f_are_those_of_all_losses(
     """F before and after from one device's full batch at a time; the slope by differences along the step."""
     made, one = played
     assert made.monitor is not None
-    row = check_round(made.monitor, probe_of(whole), made.initial, one, probe_of(whole).eta)
+    row = made.monitor.check_round(probe_of(whole), made.initial, one, probe_of(whole).eta)
     every = [[list(range(len(shard)))] for shard in made.clients.shards]
     weights = made.monitor.weights
 
     def f(state: State, part: float = 1.0) -> float:
-        begin, end = vectors(one.before), vectors(state)
+        begin, end = vectors(one.previous), vectors(state)
         at = {scope: begin[scope] + part * (end[scope] - begin[scope]) for scope in begin}
         _, loss = gradients(made.clients, at, every, 1.0, 5)  # type: ignore[arg-type]
         return float(weights.device @ loss.double())
 
-    assert row.loss == pytest.approx(f(one.before), rel=1e-6)
-    assert row.change == pytest.approx(f(one.after) - f(one.before), abs=2e-6)
-    slope = (f(one.after, 1.0) - f(one.after, -1.0)) / 2
+    assert row.loss == pytest.approx(f(one.previous), rel=1e-6)
+    assert row.change == pytest.approx(f(one.next_state) - f(one.previous), abs=2e-6)
+    slope = (f(one.next_state, 1.0) - f(one.next_state, -1.0)) / 2
     assert row.e1 + row.e2 == pytest.approx(slope, rel=0.05)
-    moved = place(vectors(one.after)) - place(vectors(one.before))
-    assert row.e3 + row.e4 == pytest.approx(row.constants.beta / 2 * square(weights, moved))
+    moved = direction_of(vectors(one.next_state)) - direction_of(vectors(one.previous))
+    assert row.e3 + row.e4 == pytest.approx(row.constants.beta / 2 * squared_norm(weights, moved))
 
 
 def test_a_metered_round_passes_over_the_data_once_with_and_twice_without_gradients(
@@ -185,7 +190,7 @@ def test_a_metered_round_passes_over_the_data_once_with_and_twice_without_gradie
     monkeypatch.setattr(full_data, "row_losses", counted)
     monkeypatch.setattr(hessian, "row_losses", None)
     assert made.monitor is not None
-    check_round(made.monitor, probe_of(whole), made.initial, one, 0.1)
+    made.monitor.check_round(probe_of(whole), made.initial, one, 0.1)
     samples = sum(len(shard) for shard in made.clients.shards)
     assert counts == {True: samples, False: 2 * samples}
 
@@ -200,20 +205,20 @@ def test_assumptions_that_fail_are_named(whole: tuple[Outcome, Path], played: tu
     made, one = played
     assert made.monitor is not None
     probe = probe_of(whole, **WRONG).model_copy(update={"reach": 0.0})
-    row = check_round(made.monitor, probe, made.initial, farther(one, 40.0), probe_of(whole).eta)
+    row = made.monitor.check_round(probe, made.initial, farther(one, 40.0), probe_of(whole).eta)
     assert {"A1", "A2", "A3", "A3 printed", "region"} <= set(row.failed)
-    steep = check_round(made.monitor, probe_of(whole, beta=1e6), made.initial, one, probe_of(whole).eta)
+    steep = made.monitor.check_round(probe_of(whole, beta=1e6), made.initial, one, probe_of(whole).eta)
     assert "step" in steep.failed
 
 
 def farther(one: RoundTrace, times: float) -> RoundTrace:
     """The round with a longer step, far enough to meet curvature."""
-    begin, end = one.before.server, one.after.server
+    begin, end = one.previous.server, one.next_state.server
     moved = [
         replace(e, value=b.value + times * (e.value - b.value))
         for b, e in ((begin.shared, end.shared), (begin.personal, end.personal))
     ]
-    return replace(one, after=replace(one.after, server=replace(end, shared=moved[0], personal=moved[1])))
+    return replace(one, next_state=replace(one.next_state, server=replace(end, shared=moved[0], personal=moved[1])))
 
 
 def test_a_design_that_shrinks_has_its_own_bound(
@@ -229,15 +234,15 @@ def test_a_design_that_shrinks_has_its_own_bound(
         and not biased.monitor.unbiased
         and fair.monitor.unbiased
     )
-    shrunk, kept = draw(biased.monitor, one, 0.1), draw(fair.monitor, one, 0.1)
+    shrunk, kept = channel_statistics(biased.monitor, one, 0.1), channel_statistics(fair.monitor, one, 0.1)
     assert 0.05 < shrunk.gain < 0.95 and shrunk.deviation > 0
     assert abs(kept.gain - 1) < 0.3 and abs(kept.gain - 1) < 1 - shrunk.gain
     assert float(shrunk.measured.mean()) < float(kept.measured.mean())
     probe = probe_of(whole, gain=shrunk.gain, deviation=1.01 * shrunk.deviation)
-    row = check_round(biased.monitor, probe.model_copy(update={"unbiased": False}), biased.initial, one, 0.1)
+    row = biased.monitor.check_round(probe.model_copy(update={"unbiased": False}), biased.initial, one, 0.1)
     assert row.bounds.one_round_ours is not None and row.change_mean <= row.bounds.one_round_ours
     assert "bias" not in row.failed
-    honest = check_round(biased.monitor, probe_of(whole), biased.initial, one, 0.1)
+    honest = biased.monitor.check_round(probe_of(whole), biased.initial, one, 0.1)
     assert "unbiased" in honest.failed, "a design that claims to be unbiased and is not"
 
 
@@ -268,7 +273,7 @@ def test_an_absent_device_silences_41_but_not_38(
     gone["global"][3] = float("nan")
     present = torch.tensor([True, True, True, False, True])
     assert made.monitor is not None
-    row = check_round(made.monitor, probe_of(whole), made.initial, replace(one, gradients=gone, present=present), 0.1)
+    row = made.monitor.check_round(probe_of(whole), made.initial, replace(one, gradients=gone, present=present), 0.1)
     assert row.bounds.one_round is None and row.bounds.one_round_ours is None
     assert row.change <= row.bounds.descent
 
@@ -277,8 +282,8 @@ def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, 
     """r of a twentieth of G, orthogonal to it, gains that vary by 0.3, noise: the mean of rho^2 over probes is true."""
     made, one = played
     assert made.monitor is not None
-    wanted, rng = averaged(made.monitor.weights, stack_of(one.gradients)), torch.Generator().manual_seed(0)
-    near, whole = wanted.shared, square(made.monitor.weights, wanted)
+    wanted, rng = weighted_average(made.monitor.weights, stack_of(one.gradients)), torch.Generator().manual_seed(0)
+    near, whole = wanted.shared, squared_norm(made.monitor.weights, wanted)
     off = torch.randn(len(near), generator=rng, dtype=torch.float64)
     off -= (off @ near) / (near @ near) * near
     off *= 0.05 * whole**0.5 / off.norm()
@@ -295,7 +300,7 @@ def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, 
         ]
 
     monitor = replace(made.monitor, draws=draws)
-    found = torch.tensor([draw(monitor, one, 1.0).deviation for _ in range(40)]) ** 2
+    found = torch.tensor([channel_statistics(monitor, one, 1.0).deviation for _ in range(40)]) ** 2
     error = float(found.std()) / len(found) ** 0.5
     assert abs(float(found.mean()) - 0.05**2) <= 5 * error
     assert 5 * error < 0.5 * 0.05**2

@@ -19,7 +19,7 @@ from airpfed.model.adapters import blocks_of
 from airpfed.model.layout import Vectors
 from airpfed.model.tokens import Encoded
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
 
 WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")

@@ -19,7 +19,7 @@ from airpfed.model.backbone import FastPaths
 from airpfed.model.layout import SCOPES
 from airpfed.model.tokens import Encoded
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
 from tiny import WORDS, computed, make_settings, save_tokenizer
 
@@ -80,7 +80,7 @@ def test_gradients_and_answers_are_those_of_one_sample_at_a_time_on_any_base(
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     plan, _ = batches(clients, made.initial.devices.cursors, 3, 1)
-    found, losses = gradients(clients, values, plan, 0.0, made.chunk)
+    found, losses = gradients(clients, values, plan, 0.0, made.devices_per_pass)
     spec = one_device(Path(clients.backbone.folder), clients, blocks_of("airpfed", 2, 2))
     for k, rows in enumerate(plan):
         task = int(clients.task_of[k])

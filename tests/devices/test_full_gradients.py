@@ -29,7 +29,7 @@ def test_a_sweep_gives_losses_and_gradients_of_all_samples(
     assert len({len(shard) for shard in clients.shards}) > 2
     for batch, chunk in ((2, 3), (100, 2)):
         found = sweep(clients, values, batch, chunk)
-        row = torch.cat([found.gradient.shared, found.gradient.personal, found.gradient.own], 1)
+        row = torch.cat([found.gradient.shared, found.gradient.personal, found.gradient.local], 1)
         torch.testing.assert_close(row, together(wanted), rtol=2e-5, atol=1e-6)
         for k, own in enumerate(found.losses):
             assert len(own) == len(clients.shards[k])

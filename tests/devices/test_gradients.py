@@ -17,7 +17,8 @@ from airpfed.experiment import build
 from airpfed.model.adapters import SCOPES, blocks_of
 from airpfed.model.layout import KINDS, Vectors, gather
 from airpfed.model.tokens import IGNORED
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 from airpfed.training.state import vectors
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=1.0", "tasks.*.samples_per_device=5")

@@ -9,8 +9,8 @@ from test_gradients import experiment, in_double, random_vectors
 from airpfed.devices.full_gradients import Group, deal, sweep
 from airpfed.devices.hessian import apply_mask, curvature, dimension, product
 from airpfed.model.layout import Vectors
-from airpfed.theory.inner_product import Stack, averaged, weights_of
-from airpfed.training.loop import Experiment
+from airpfed.theory.inner_product import Stack, weighted_average, weights_of
+from airpfed.training.experiment import Experiment
 
 
 def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
@@ -20,9 +20,9 @@ def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
     rows = sweep(clients, values, 100, 5).gradient
     mine = (clients.task_of == task).double()
     weights = weights_of(counts * mine + 1e-30, clients.task_of, len(clients.classes))
-    mean = averaged(weights, Stack(rows.shared, rows.personal, rows.own))
+    mean = weighted_average(weights, Stack(rows.shared, rows.personal, rows.local))
     share = counts / counts[clients.task_of == task].sum()
-    own = rows.own * share.sqrt()[:, None] * mine[:, None]
+    own = rows.local * share.sqrt()[:, None] * mine[:, None]
     return torch.cat([mean.shared, mean.personal[task], own.flatten()])
 
 

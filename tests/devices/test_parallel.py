@@ -14,7 +14,7 @@ from airpfed.devices.parallel import MOST, dealt, side_by_side, workers
 from airpfed.experiment import build
 from airpfed.model.backbone import Backbone
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
 
 

@@ -14,7 +14,7 @@ from airpfed.experiment import build
 from airpfed.model.forward import adapted, logits, prefix_output
 from airpfed.model.tokens import Encoded, collate
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "bert"])

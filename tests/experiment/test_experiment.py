@@ -9,8 +9,8 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
-from airpfed.training.loop import Experiment
-from airpfed.training.state import OptimizedParameters, update
+from airpfed.training.experiment import Experiment
+from airpfed.training.state import OptimizedParameters, ServerStep, update
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
@@ -22,10 +22,10 @@ def test_the_hook_that_checks_shapes_is_on() -> None:
     """Without it every annotated shape would be a comment."""
     two = OptimizedParameters(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     moves = torch.tensor([True, False])
-    assert update(two, torch.ones(2, 3), moves, "sgd", 1.0).value.sum() == -3
+    assert update(two, torch.ones(2, 3), moves, ServerStep("sgd", 1.0)).value.sum() == -3
     for wrong in (torch.ones(2, 3, dtype=torch.long), torch.ones(6), torch.ones(3, 3)):
         with pytest.raises(jaxtyping.TypeCheckError):
-            update(two, wrong, moves, "sgd", 1.0)
+            update(two, wrong, moves, ServerStep("sgd", 1.0))
 
 
 @pytest.mark.parametrize(

@@ -56,18 +56,18 @@ class LocalGrid:
 
     def replies(self, message: Message) -> list[Message]:
         node = message.metadata.dst_node_id
-        provision: list[Message] = []
+        result: list[Message] = []
 
         def handle(packet: Packet, _context: Context) -> Packet:
             answers = self.tamper(node, packet, partial(self.handlers[node], packet))
-            provision.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
+            result.extend(Message(content(extra), reply_to=message) for extra in (answers or ())[1:])
             if not answers:
                 raise _SilentError(answers is not None)
             return answers[0]
 
         context = Context(1, node, {}, RecordDict(), {})
         try:
-            return [app_of(handle)(message, context), *provision]
+            return [app_of(handle)(message, context), *result]
         except _SilentError as silence:
             gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
             return [Message(gone, reply_to=message)] if silence.args[0] else []

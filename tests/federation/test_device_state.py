@@ -18,7 +18,8 @@ from airpfed.federation.device import Device, handle, stored_state
 from airpfed.federation.device_state import Personal, fresh, load, outcomes, save, start_of_round
 from airpfed.federation.message import Packet
 from airpfed.federation.server_app import federation_of
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 from tiny import make_settings
 

@@ -22,7 +22,8 @@ from airpfed.federation.device import Device, handle
 from airpfed.federation.message import Packet
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
-from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 from tiny import make_settings
 
@@ -83,11 +84,11 @@ def without(plain: Experiment, absent: dict[int, int], rounds: int) -> State:
     """The simulator after so many rounds, where one device (by round) has no finite gradient."""
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        provision = simulated(experiment, state)
+        result = simulate_gradients(experiment, state)
         if (t := state.round + 1) in absent:
-            for rows in provision.gradients.values():
+            for rows in result.gradients.values():
                 rows[absent[t]] = torch.nan
-        return provision
+        return result
 
     name = f"{absent} {rounds}"
     if name not in SEEN:
@@ -245,13 +246,13 @@ def test_the_round_ends_by_its_deadline_and_a_late_answer_is_told_of(
     reply = grid.replies
 
     def slow(message: object) -> list:
-        provision = reply(message)
+        result = reply(message)
         if message.metadata.dst_node_id == node(WRONG) and message.metadata.group_id == "1":
-            held.extend(provision)
+            held.extend(result)
             return []
         if message.metadata.group_id == "2":
             grid.waiting += held[:1]
-        return provision
+        return result
 
     grid.replies = slow
     experiment, _, lines = start(grid)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from airpfed.config import settings_file
 from airpfed.experiment import artifacts, build
 from airpfed.federation import certificates
-from airpfed.training.loop import Experiment, RoundGradients, play_round, simulated
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
+from airpfed.training.loop import play_round
 from airpfed.training.state import State
 from tiny import make_settings
 
@@ -60,8 +61,8 @@ def adapters(folder: Path) -> dict[str, bytes]:
 
 
 def parameters(out: Path) -> torch.Tensor:
-    provision = load_file(next((out / "checkpoint").glob("*.safetensors")))
-    return torch.cat([provision["server.shared.value"].flatten(), provision["server.personal.value"].flatten()])
+    result = load_file(next((out / "checkpoint").glob("*.safetensors")))
+    return torch.cat([result["server.shared.value"].flatten(), result["server.personal.value"].flatten()])
 
 
 def test_three_engines_end_in_the_same_adapters(tmp_path: Path) -> None:
@@ -117,10 +118,10 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
     settings = settings_file.read(file)
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
-        provision = simulated(experiment, state)
-        for rows in provision.gradients.values():
+        result = simulate_gradients(experiment, state)
+        for rows in result.gradients.values():
             rows[absent[state.round]] = torch.nan
-        return provision
+        return result
 
     made = replace(build.experiment(settings, build.load_tasks(settings)), collect=collect)
     state = made.initial

@@ -40,7 +40,8 @@ from airpfed.federation.ipc import receive
 from airpfed.federation.message import BadPacketError, Packet, digest
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
-from airpfed.training.loop import Experiment, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
 from tiny import WORDS, make_settings, save_tokenizer
 
 RAW = "\x00raw:"

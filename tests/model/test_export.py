@@ -19,7 +19,7 @@ from airpfed.model import export
 from airpfed.model.forward import adapted, logits
 from airpfed.model.layout import Factors
 from airpfed.training.evaluate import model_of
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import DeviceState, OptimizedParameters, ServerState, State, vectors
 
 RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
@@ -38,7 +38,7 @@ def random_state(made: Experiment) -> State:
         return replace(moving, value=0.2 * torch.randn(moving.value.shape, generator=rng))
 
     begin = made.initial
-    server = ServerState(drawn(begin.server.shared), drawn(begin.server.personal), begin.server.memory)
+    server = ServerState(drawn(begin.server.shared), drawn(begin.server.personal), begin.server.correlation_statistics)
     own = DeviceState(drawn(begin.devices.own), begin.devices.cursors)
     return State(1, server, own, 0.2 * torch.randn(begin.frozen.shape, generator=rng))
 

@@ -16,7 +16,7 @@ from airpfed.report.charts import SPLIT, arranged
 from airpfed.sweeps import figures
 from airpfed.sweeps.figures import course_lines, with_split
 from airpfed.sweeps.tables import Run, interval, means
-from airpfed.theory.verification import psis
+from airpfed.theory.verification import average_bounds
 
 METHODS = {"method": ["airpfed", "fedit"]}
 WHERE = {(("adapters.method", name),): {"method": name} for name in METHODS["method"]}
@@ -102,7 +102,7 @@ def test_psi_is_of_metered_runs_of_plain_sgd(tmp_path: Path) -> None:
     run_files.write_json(tmp_path / "metered" / "theory.json", probe)
     check_round, adam = [make_record(1, make_theory()), make_record(2)], [make_record(1), make_record(2)]
     run = Run((), 0, summary({"a": 0.5}), "metered")
-    expected = [one.total for one in psis(check_round, probe) if one]
+    expected = [one.total for one in average_bounds(check_round, probe) if one]
     assert list(figures.psi(tmp_path, run, check_round)[""].values()) == expected and len(expected) == 2
     assert figures.psi(tmp_path, run, adam) == {"": {}}
     assert figures.psi(tmp_path, Run((), 0, summary({"a": 0.5}), "other"), check_round) == {"": {}}

@@ -23,7 +23,8 @@ from airpfed.sweeps.console import SweepScreen
 from airpfed.sweeps.job import Plan, sweep
 from airpfed.sweeps.tables import Run
 from airpfed.sweeps.trials import is_done, summary_of, trials_of
-from airpfed.training import evaluate, loop
+from airpfed.training import evaluate
+from airpfed.training import summary as run_summary
 
 GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 
@@ -245,8 +246,8 @@ def test_ctrl_c_ends_after_a_whole_round_and_the_same_command_goes_on(
 
 def test_the_untouched_model_is_scored_once_a_seed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str] = []
-    real = loop.score
-    monkeypatch.setattr(loop, "score", lambda *args: counted.append(args[2].name) or real(*args))
+    real = run_summary.score
+    monkeypatch.setattr(run_summary, "score", lambda *args: counted.append(args[2].name) or real(*args))
     sweep(plan(file, tmp_path, "server.rounds=1", grid=("server.lr=0.01,0.02,0.03",)), SweepScreen())
     assert counted == ["colours", "moods"] * 2
     assert len({summary.average_base for c in (tmp_path / "cells").iterdir() if (summary := summary_of(c))}) == 2

@@ -4,8 +4,14 @@ import inspect
 import sys
 from types import ModuleType, SimpleNamespace
 
+from airpfed.theory import bounds, inner_product, verification
+
 FAULTS = {
-    "(40) without beta/2": ("bound", "return constants.beta / 2 * eta**2 * (sent_power", "return eta**2 * (sent_power"),
+    "(40) without beta/2": (
+        "bound",
+        "return constants.beta / 2 * eta**2 * (power_bound",
+        "return eta**2 * (power_bound",
+    ),
     "cross term with the bias dropped": ("bound", "gain * gradient - rho * sqrt(gradient * power)", "gradient"),
     "D_n/D for D_k/D_n": ("space", "counts / task[task_of]", "(task / task.sum())[task_of]"),
     "R_s and R_p swapped": (
@@ -22,7 +28,7 @@ FAULTS = {
 
 def modules(fault: str = "") -> SimpleNamespace:
     """The modules by name; with `fault` one of them is rebuilt from its source with that one change."""
-    found = {"bound": bound, "space": space, "account": account}
+    found = {"bound": bounds, "space": inner_product, "account": verification}
     if fault:
         name, right, wrong = FAULTS[fault]
         source = inspect.getsource(found[name])

@@ -49,7 +49,7 @@ def test_psi_bounds_the_mean_gradient_of_whole_runs(
     weights = weights_of(torch.randint(1, 9, (count,), generator=rng).double(), task_of, tasks)
     half = drawn(rng, d, d)
     bend, middle = half @ half.T / d, drawn(rng, count, d)
-    within = torch.stack([weights.within * (task_of == n) for n in range(tasks)])
+    within = torch.stack([weights.in_task * (task_of == n) for n in range(tasks)])
 
     def rows(s: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         own = torch.cat([s[:, None].expand(-1, count, -1), p[:, task_of]], 2)
@@ -82,7 +82,7 @@ def test_psi_bounds_the_mean_gradient_of_whole_runs(
         g_s, g_p = sums(clean + size.sqrt()[:, :, None] * drawn(rng, RUNS, count, d))
         s = s - eta * (g_s + (channel / d) ** 0.5 * drawn(rng, RUNS, d_s))
         p = p - eta * (g_p + (channel / d) ** 0.5 * drawn(rng, RUNS, tasks, d_p))
-    psi = bounds.average(eta, k, gap, rounds, channel).total
+    psi = bounds.average_bound(eta, k, gap, rounds, channel).total
     error = float(total.std()) / RUNS**0.5
     print(f"T {rounds} Psi_T / mean Lambda {psi / float(total.mean()):.3g}")
     assert float(total.mean()) <= psi + 5 * error + 1e-9 * psi
@@ -103,7 +103,7 @@ def test_psi_is_near_where_only_the_channel_is_noisy(rounds: int, channel: float
         total += beta**2 * (s.square().sum(1) + p.square().sum(2) @ weights.task) / rounds
         s = s - eta * (beta * s + (channel / (d_s + d_p)) ** 0.5 * drawn(rng, RUNS, d_s))
         p = p - eta * (beta * p + (channel / (d_s + d_p)) ** 0.5 * drawn(rng, RUNS, 2, d_p))
-    psi, measured = bounds.average(eta, k, gap, rounds, channel), float(total.mean())
+    psi, measured = bounds.average_bound(eta, k, gap, rounds, channel), float(total.mean())
     dominant = "gap" if regime == "start" else "channel"
     assert psi.shares[dominant] > 0.9
     print(f"{regime}: Psi_T / mean Lambda {psi.total / measured:.4g}")

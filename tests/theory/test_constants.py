@@ -10,8 +10,8 @@ from scipy.optimize import linprog
 
 from airpfed.theory.constants import (
     batch_variance,
+    confidence_interval,
     envelope,
-    interval,
     lanczos,
     ritz_upper,
     sample_variance,
@@ -88,11 +88,11 @@ def test_an_interval_covers_as_often_as_it_says() -> None:
     population = torch.randn(60, generator=rng, dtype=torch.float64)
     hits = 0
     for _ in range(1000):
-        mean, half = interval(population[torch.randperm(60, generator=rng)[:30]], 60)
+        mean, half = confidence_interval(population[torch.randperm(60, generator=rng)[:30]], 60)
         hits += abs(mean - float(population.mean())) <= half
     assert abs(hits / 1000 - 0.95) < 5 * (0.95 * 0.05 / 1000) ** 0.5 + 0.01
-    assert interval(population, 60)[1] == 0, "everything was seen"
-    assert interval(population[:1])[1] == float("inf"), "one value says nothing of its spread"
+    assert confidence_interval(population, 60)[1] == 0, "everything was seen"
+    assert confidence_interval(population[:1])[1] == float("inf"), "one value says nothing of its spread"
 
 
 points = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=5)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from airpfed.theory.inner_product import (
     Direction,
     Stack,
-    alike,
-    averaged,
     dot,
-    inner,
+    dot_parts,
+    gradient_correlation,
     power,
-    printed_square,
-    square,
+    printed_squared_norm,
+    squared_norm,
+    weighted_average,
     weights_of,
 )
 
@@ -33,7 +33,7 @@ def test_sums_are_those_of_the_problem(seed: int) -> None:
     """grad F by D_k/D and D_k/D_n; Lambda; the printed square is smaller, the devices' power larger (Jensen)."""
     samples, task_of, rows = drawn(seed)
     weights = weights_of(samples, task_of, 2)
-    mean = averaged(weights, rows)
+    mean = weighted_average(weights, rows)
     total = float(samples.sum())
     torch.testing.assert_close(mean.shared, sum(samples[k] / total * rows.shared[k] for k in range(5)))
     for n, members in enumerate(([0, 1], [2, 3, 4])):
@@ -41,11 +41,11 @@ def test_sums_are_those_of_the_problem(seed: int) -> None:
         torch.testing.assert_close(mean.personal[n], sum(samples[k] / own * rows.personal[k] for k in members))
     written = float(mean.shared.square().sum())
     written += sum(float(samples[task_of == n].sum()) / total * float(mean.personal[n].square().sum()) for n in (0, 1))
-    written += sum(float(samples[k]) / total * float(rows.own[k].square().sum()) for k in range(5))
-    assert square(weights, mean) == pytest.approx(written)
-    assert sum(inner(weights, mean, mean)) == pytest.approx(written)
-    assert printed_square(weights, mean) <= written + 1e-12 <= power(weights, rows) + 1e-9
-    each = [float(torch.cat([rows.shared[k], rows.personal[k], rows.own[k]]).square().sum()) for k in range(5)]
+    written += sum(float(samples[k]) / total * float(rows.local[k].square().sum()) for k in range(5))
+    assert squared_norm(weights, mean) == pytest.approx(written)
+    assert sum(dot_parts(weights, mean, mean)) == pytest.approx(written)
+    assert printed_squared_norm(weights, mean) <= written + 1e-12 <= power(weights, rows) + 1e-9
+    each = [float(torch.cat([rows.shared[k], rows.personal[k], rows.local[k]]).square().sum()) for k in range(5)]
     assert power(weights, rows) == pytest.approx(sum(float(samples[k]) / total * each[k] for k in range(5)))
 
 
@@ -60,13 +60,13 @@ def test_a_directional_derivative_of_f_is_an_inner_product() -> None:
     )
 
     def away(where: Direction) -> Stack:
-        return Stack(where.shared - rows.shared, where.personal[task_of] - rows.personal, where.own - rows.own)
+        return Stack(where.shared - rows.shared, where.personal[task_of] - rows.personal, where.local - rows.local)
 
     def f(where: Direction) -> float:
         return power(weights, away(where)) / 2
 
     slope = (f(at + way * 1e-4) - f(at - way * 1e-4)) / 2e-4
-    assert slope == pytest.approx(dot(weights, averaged(weights, away(at)), way), rel=1e-8)
+    assert slope == pytest.approx(dot(weights, weighted_average(weights, away(at)), way), rel=1e-8)
 
 
 def test_likeness_is_the_mean_correlation_of_pairs() -> None:
@@ -76,5 +76,5 @@ def test_likeness_is_the_mean_correlation_of_pairs() -> None:
     members = torch.tensor([0, 2, 3])
     pairs = [(j, k) for j in members for k in members if j != k]
     written = sum(float(g[j] @ g[k] / (energy[j] * energy[k]).sqrt()) for j, k in pairs) / len(pairs)
-    assert alike(g, energy, members) == pytest.approx(written)
-    assert alike(g, energy, members[:1]) == 0
+    assert gradient_correlation(g, energy, members) == pytest.approx(written)
+    assert gradient_correlation(g, energy, members[:1]) == 0

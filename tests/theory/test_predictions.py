@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rows import make_point, make_probe
 
 from airpfed.air.symbols import normalise
-from airpfed.theory.predictions import Part, at_split, bias, channel_energy, normalised, over_time
+from airpfed.theory.predictions import StudiedGroup, at_split, bias, mean_over_time, normalise_weights, predicted_energy
 
 
 def test_weights_are_those_of_the_link() -> None:
@@ -17,10 +17,10 @@ def test_weights_are_those_of_the_link() -> None:
     weights = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.0, 0.0, 0.4, 0.6]], dtype=torch.float64)
     aggregate = normalise(g, torch.full((4,), 50), weights, None)
     variance = (g - g.mean(1, keepdim=True)).square().mean(1)
-    scaled, square = normalised(weights, variance)
+    scaled, square = normalise_weights(weights, variance)
     torch.testing.assert_close(scaled, aggregate.weights)
     torch.testing.assert_close(square, aggregate.scale.square())
-    nothing, zero = normalised(weights, torch.zeros(4, dtype=torch.float64))
+    nothing, zero = normalise_weights(weights, torch.zeros(4, dtype=torch.float64))
     assert (nothing == 0).all() and (zero == 0).all()
 
 
@@ -36,23 +36,23 @@ def test_gain_and_deviation_are_the_regression_of_the_mean_sum(seed: int, rho: f
         own = torch.randn(3, 40_000, generator=rng, dtype=torch.float64)
         u = (1 - rho) ** 0.5 * own + rho**0.5 * torch.randn(1, 40_000, generator=rng, dtype=torch.float64)
         mean_correlation = (1 - rho) * torch.eye(3, dtype=torch.float64) + rho
-        parts.append(Part(energy, w, a, mean_correlation, 0.1))
+        parts.append(StudiedGroup(energy, w, a, mean_correlation, 0.1))
         sums.append((energy, w @ u, a.real @ u))
     whole = sum(e * float(g.square().mean()) for e, g, _ in sums)
     c = sum(e * float((g * h).mean()) for e, g, h in sums) / whole
     off = sum(e * float((h - c * g).square().mean()) for e, g, h in sums) / whole
     gain, deviation = bias(parts)
     assert gain == pytest.approx(c, rel=0.03) and deviation == pytest.approx(off**0.5, rel=0.05, abs=0.01)
-    same = [Part(p.energy, p.weights, 0.4 * p.weights + 0j, p.mean_correlation, p.mse) for p in parts]
+    same = [StudiedGroup(p.energy, p.weights, 0.4 * p.weights + 0j, p.mean_correlation, p.mse) for p in parts]
     assert bias(same) == pytest.approx((0.4, 0.0), abs=1e-7)
-    assert channel_energy(parts) == pytest.approx(0.25)
+    assert predicted_energy(parts) == pytest.approx(0.25)
     assert bias([]) == (1.0, 0.0)
 
 
 def test_means_over_time_are_trapezoids() -> None:
     points = [make_point(time=t) for t in (0.0, 1.0, 4.0)]
-    assert over_time(points, [2.0, 4.0, 0.0]) == pytest.approx((3.0 + 6.0) / 4)
-    assert over_time(points[:1], [7.0]) == 7.0
+    assert mean_over_time(points, [2.0, 4.0, 0.0]) == pytest.approx((3.0 + 6.0) / 4)
+    assert mean_over_time(points[:1], [7.0]) == 7.0
 
 
 def test_another_split_moves_heterogeneity_alone() -> None:

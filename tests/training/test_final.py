@@ -11,9 +11,10 @@ from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Ledger, RoundRecord
 from airpfed.experiment import build, run
-from airpfed.training import evaluate, loop
+from airpfed.training import evaluate, loop, summary
 from airpfed.training.evaluate import model_of, score
-from airpfed.training.loop import Experiment, goes_on, play, play_round
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import has_round_left, play, play_round
 from airpfed.training.state import vectors
 
 FEW = ("adapters.layers=last-2", "radio.design=error_free", "server.rounds=2", "server.lr=0.05", "run.eval_every=0")
@@ -88,9 +89,9 @@ def test_a_head_answers_only_where_it_has_the_classes(bert_settings: Path) -> No
     made = experiment(bert_settings)
     state, _ = play_round(made, made.initial)
     clients, values, (two, three) = made.clients, vectors(state), made.tasks
-    assert evaluate.score_elsewhere(clients, values, 0, made.tasks) == {"moods": None}
+    assert evaluate.score_other_tasks(clients, values, 0, made.tasks) == {"moods": None}
     turned = replace(three, labels=(two.labels[1], "x", two.labels[0]), name="turned")
-    found = evaluate.score_elsewhere(clients, values, 1, (two, turned))
+    found = evaluate.score_other_tasks(clients, values, 1, (two, turned))
     answers = evaluate.classify(clients, model_of(clients, values, 1, 2), "test colours", two.test.prompts, (2, 0))
     assert found == {"colours": evaluate.accuracy(answers, two.test.classes)}
 
@@ -101,16 +102,16 @@ def test_the_untouched_model_is_scored_once_for_the_same_splits(
     """The file is trusted by what the scores depend on, whether the run is resumed or not."""
     said: list[str] = []
     one = experiment(llama_settings)
-    known = loop.base_scores(one, tmp_path / "base.json", said.append)
-    assert loop.base_scores(experiment(llama_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
+    known = summary.base_scores(one, tmp_path / "base.json", said.append)
+    assert summary.base_scores(experiment(llama_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
     assert len(said) == 1
     for other in ("run.seed=1", "model.max_tokens=6", "tasks.*.test_samples=11"):
         made = experiment(llama_settings, other)
         assert made.base_key != one.base_key, other
-    loop.base_scores(made, tmp_path / "base.json", said.append)
+    summary.base_scores(made, tmp_path / "base.json", said.append)
     assert len(said) == 2
     (tmp_path / "base.json").write_text("{")
-    assert loop.base_scores(one, tmp_path / "base.json", said.append) == known and len(said) == 4
+    assert summary.base_scores(one, tmp_path / "base.json", said.append) == known and len(said) == 4
     assert "base.json: damaged" in said[2] and said[2].endswith("made again")
 
 
@@ -123,10 +124,16 @@ def rows(*seconds: float) -> list[RoundRecord]:
 
 def test_rounds_end_before_the_air_time_would_be_exceeded(llama_settings: Path, tmp_path: Path) -> None:
     made = replace(experiment(llama_settings), rounds=5)
-    assert goes_on(made, rows()) and goes_on(made, rows(9, 9, 9, 9)) and not goes_on(made, rows(1, 1, 1, 1, 1))
+    assert (
+        has_round_left(made, rows())
+        and has_round_left(made, rows(9, 9, 9, 9))
+        and not has_round_left(made, rows(1, 1, 1, 1, 1))
+    )
     short = replace(made, air_seconds=3.0)
-    assert goes_on(short, rows()) and goes_on(short, rows(1, 1)) and not goes_on(short, rows(1, 1, 1))
-    assert not goes_on(short, rows(0.5, 1.3)), "another like the longest would be too long"
+    assert (
+        has_round_left(short, rows()) and has_round_left(short, rows(1, 1)) and not has_round_left(short, rows(1, 1, 1))
+    )
+    assert not has_round_left(short, rows(0.5, 1.3)), "another like the longest would be too long"
     one = played(experiment(llama_settings), tmp_path / "a").summary.ledger.air_seconds / 2
     budget = played(experiment(llama_settings, "server.rounds=9", f"server.air_seconds={3.5 * one}"), tmp_path / "b")
     assert budget.completed and budget.summary.rounds == 3 and budget.summary.average is not None

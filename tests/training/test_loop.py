@@ -11,7 +11,8 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.loop import Experiment, Outcome, play, play_round, task_losses
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import Outcome, play, play_round, task_losses
 from airpfed.training.state import State
 
 ROUNDS = ("server.rounds=6", "adapters.method=feddpa", "devices.local_steps=2")

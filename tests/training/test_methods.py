@@ -17,11 +17,12 @@ from airpfed.config.schema import ERROR_FREE, Method
 from airpfed.experiment import build
 from airpfed.model.adapters import METHODS, SCOPES
 from airpfed.model.layout import Vectors, gather
-from airpfed.training import loop
+from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of, score, score_task
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.round import step
-from airpfed.training.state import ServerState, State, vectors
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
+from airpfed.training.round import round_step
+from airpfed.training.state import ServerState, ServerStep, State, vectors
 
 EXACT = ("radio.design=error_free", "run.eval_every=0")
 FEW = "adapters.layers=last-3"
@@ -160,8 +161,12 @@ def test_ffa_averages_products_exactly_and_fedit_does_not(llama_settings: Path) 
     for method in ("ffa", "fedit"):
         made = experiment(llama_settings, f"adapters.method={method}", *local, FEW)
         state, _ = play_round(made, made.initial)
-        plan, _ = loop.batches(made.clients, state.devices.cursors, made.batch_size, made.local_steps)
-        found, _ = loop.gradients(made.clients, vectors(state), plan, made.local_lr, made.chunk, None)
+        plan, _ = training_round.batches(
+            made.clients, state.devices.cursors, made.local_training.batch_size, made.local_training.steps
+        )
+        found, _ = training_round.gradients(
+            made.clients, vectors(state), plan, made.local_training.lr, made.devices_per_pass, None
+        )
         device = {s: rows.repeat(5 // len(rows), 1) for s, rows in vectors(state).items() if s in ("global", "frozen")}
         ends = {"global": device["global"] - 6.0 * found["global"], "frozen": device["frozen"]}
         samples = torch.tensor([float(len(shard)) for shard in made.clients.shards]).double()
@@ -235,13 +240,13 @@ def test_rolora_keeps_what_was_heard_of_each_turns_symbols_apart(bert_settings: 
 
 def test_local_steps_of_a_method_in_turn_need_the_turn(llama_settings: Path) -> None:
     made = experiment(llama_settings, "adapters.method=rolora")
-    plan, _ = loop.batches(made.clients, made.initial.devices.cursors, 2, 2)
+    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, 2, 2)
     with pytest.raises(ValueError, match="whose turn it is"):
-        loop.gradients(made.clients, vectors(made.initial), plan, 0.1, 5)
+        training_round.gradients(made.clients, vectors(made.initial), plan, 0.1, 5)
 
 
 def test_the_servers_type_has_no_field_for_what_never_leaves_a_device() -> None:
-    assert [field.name for field in fields(ServerState)] == ["shared", "personal", "memory", "added"]
+    assert [field.name for field in fields(ServerState)] == ["shared", "personal", "correlation_statistics", "added"]
 
 
 @pytest.mark.parametrize("method", ["feddpa", "fedsa", "local"])
@@ -251,7 +256,10 @@ def test_what_never_leaves_a_device_moves_nothing_at_the_server(method: str, lla
     rng = torch.Generator().manual_seed(0)
     one = {s: torch.randn(5, made.clients.layout.size(s), generator=rng) for s in SCOPES}
     two = {**one, "device": torch.randn(one["device"].shape, generator=rng)}
-    a, b = (step(made.initial, rows, torch.arange(5), made.aggregate, "adam", 0.1)[0] for rows in (one, two))
+    a, b = (
+        round_step(made.initial, rows, torch.arange(5), made.aggregate, ServerStep("adam", 0.1))[0]
+        for rows in (one, two)
+    )
     for key in vars(a.server.shared):
         assert torch.equal(getattr(a.server.shared, key), getattr(b.server.shared, key))
         assert torch.equal(getattr(a.server.personal, key), getattr(b.server.personal, key))

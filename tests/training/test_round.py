@@ -12,11 +12,12 @@ from airpfed.config import settings_file
 from airpfed.experiment import build
 from airpfed.model.adapters import SCOPES
 from airpfed.model.layout import Vectors
-from airpfed.training import loop
+from airpfed.training import round as training_round
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.round import finite, step
-from airpfed.training.state import State, vectors
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
+from airpfed.training.round import finite, round_step
+from airpfed.training.state import ServerStep, State, vectors
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 EXACT = "radio.design=error_free"
@@ -86,7 +87,7 @@ def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_setting
     rows, cursors = random_gradients(made), torch.arange(5)
     for scope, value in (("global", float("nan")), ("global", float("-inf")), ("device", float("nan"))):
         bad = spoiled(rows, (2,), scope, value)
-        after, received, present = step(made.initial, bad, cursors, made.aggregate, "adam", 0.1)
+        after, received, present = round_step(made.initial, bad, cursors, made.aggregate, ServerStep("adam", 0.1))
         assert present.tolist() == [True, True, False, True, True] == finite(bad).tolist()
         assert all_finite(after) and after.round == 1 and torch.equal(after.devices.cursors, cursors)
         own, before = after.devices.own, made.initial.devices.own
@@ -103,9 +104,11 @@ def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_setting
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
 def test_a_task_without_devices_keeps_its_state_bit_for_bit(design: str, optimizer: str, llama_settings: Path) -> None:
     made = experiment(llama_settings, f"radio.design={design}")
-    first, _, _ = step(made.initial, random_gradients(made), torch.arange(5), made.aggregate, optimizer, 0.1)
+    first, _, _ = round_step(
+        made.initial, random_gradients(made), torch.arange(5), made.aggregate, ServerStep(optimizer, 0.1)
+    )
     bad = spoiled(random_gradients(made), (0, 1), "task", float("nan"))
-    after, received, _ = step(first, bad, torch.arange(5), made.aggregate, optimizer, 0.1)
+    after, received, _ = round_step(first, bad, torch.arange(5), made.aggregate, ServerStep(optimizer, 0.1))
     assert received.heard.tolist() == [False, True] and all_finite(after)
     for key, tensor in vars(after.server.personal).items():
         assert torch.equal(tensor[0], getattr(first.server.personal, key)[0]), key
@@ -117,7 +120,7 @@ def test_a_task_without_devices_keeps_its_state_bit_for_bit(design: str, optimiz
 def test_a_round_without_any_device_changes_only_the_round(design: str, llama_settings: Path) -> None:
     made = experiment(llama_settings, f"radio.design={design}")
     rows = spoiled(random_gradients(made), (0, 1, 2, 3, 4), "global", float("nan"))
-    after, received, present = step(made.initial, rows, torch.arange(5), made.aggregate, "adam", 0.1)
+    after, received, present = round_step(made.initial, rows, torch.arange(5), made.aggregate, ServerStep("adam", 0.1))
     assert not present.any() and received.pi is None and received.ledger.channel_uses == 0
     kept = replace(after, round=0, devices=replace(after.devices, cursors=made.initial.devices.cursors))
     before = tensors_of(made.initial)
@@ -126,7 +129,7 @@ def test_a_round_without_any_device_changes_only_the_round(design: str, llama_se
 
 def with_nan(devices: tuple[int, ...]) -> Callable[..., tuple[Vectors, Tensor]]:
     """`gradients` as it is, but for devices whose loss and gradient are not numbers."""
-    real = loop.gradients
+    real = training_round.gradients
 
     def fake(*args: object) -> tuple[Vectors, Tensor]:
         found, loss = real(*args)
@@ -144,9 +147,9 @@ def test_absent_devices_are_logged_and_left_out_of_the_loss(
     made = experiment(llama_settings, EXACT)
     plain, row = play_round(made, made.initial)
     assert row.absent == []
-    plan, _ = loop.batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)
-    _, loss = loop.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
-    monkeypatch.setattr(loop, "gradients", with_nan((0, 1, 3)))
+    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    _, loss = training_round.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
+    monkeypatch.setattr(training_round, "gradients", with_nan((0, 1, 3)))
     state, row = play_round(made, made.initial)
     _, own = weights(made, torch.tensor([False, False, True, False, True]))
     assert row.absent == [0, 1, 3] and all_finite(state)
@@ -157,8 +160,8 @@ def test_absent_devices_are_logged_and_left_out_of_the_loss(
 def test_the_loss_of_a_task_is_weighted_by_samples(llama_settings: Path) -> None:
     made = experiment(llama_settings)
     _, row = play_round(made, made.initial)
-    plan, _ = loop.batches(made.clients, made.initial.devices.cursors, made.batch_size, 1)
-    _, loss = loop.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
+    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    _, loss = training_round.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
     _, own = weights(made, torch.ones(5))
     for n, task in enumerate(made.tasks):
         assert row.loss[task.name] == pytest.approx(float(own[n] @ loss.double()), rel=1e-6)

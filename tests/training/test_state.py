@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.training.state import BETAS, EPSILON, OptimizedParameters, update, update_turn
+from airpfed.training.state import BETAS, EPSILON, OptimizedParameters, ServerStep, update, update_active
 
 
 def moving(copies: int, d: int, seed: int = 0) -> OptimizedParameters:
@@ -24,7 +24,7 @@ def same(a: OptimizedParameters, b: OptimizedParameters, rows: slice) -> bool:
 
 def test_sgd_is_exact() -> None:
     start, (slope,) = moving(2, 50), slopes(1, 2, 50)
-    after = update(start, slope, torch.tensor([True, True]), "sgd", 0.1)
+    after = update(start, slope, torch.tensor([True, True]), ServerStep("sgd", 0.1))
     assert torch.equal(after.value, start.value - 0.1 * slope)
     assert after.updates.tolist() == [1, 1]
 
@@ -37,7 +37,7 @@ def test_adam_is_torchs(scale: float) -> None:
     optimizer = torch.optim.Adam([twin], lr=lr, betas=BETAS, eps=EPSILON)
     now = start
     for slope in slopes(8, 1, 200, scale):
-        now = update(now, slope, torch.tensor([True]), "adam", lr)
+        now = update(now, slope, torch.tensor([True]), ServerStep("adam", lr))
         twin.grad = slope.clone()
         optimizer.step()
         torch.testing.assert_close(now.value, twin.detach(), rtol=0, atol=1e-4 * lr)
@@ -52,8 +52,8 @@ def test_copies_that_do_not_move_stay_bit_identical(optimizer: str) -> None:
         before = now
         moves = torch.tensor([True, t % 2 == 0, False])
         bad = torch.where(moves[:, None], slope, torch.nan)
-        now = update(now, bad, moves, optimizer, 0.1)
-        alone = update(alone, slope, torch.tensor([True, True, True]), optimizer, 0.1)
+        now = update(now, bad, moves, ServerStep(optimizer, 0.1))
+        alone = update(alone, slope, torch.tensor([True, True, True]), ServerStep(optimizer, 0.1))
         assert same(now, before, slice(2, 3)) and same(now, alone, slice(0, 1))
         assert same(now, before, slice(1, 2)) == (t % 2 == 1)
     assert now.updates.tolist() == [5, 3, 0], "Adam's bias correction counts a copy's own updates"
@@ -61,7 +61,7 @@ def test_copies_that_do_not_move_stay_bit_identical(optimizer: str) -> None:
 
 def test_nothing_to_move_is_no_trouble() -> None:
     """A method that shares nothing has a shared vector of length 0."""
-    empty = update(moving(1, 0), torch.zeros(1, 0), torch.tensor([True]), "adam", 0.1)
+    empty = update(moving(1, 0), torch.zeros(1, 0), torch.tensor([True]), ServerStep("adam", 0.1))
     assert empty.value.shape == (1, 0)
 
 
@@ -76,8 +76,8 @@ def test_parts_in_turn_move_as_if_each_were_alone(optimizer: str) -> None:
     for t, slope in enumerate(slopes(7, 1, 20)):
         turn, moves = t % 2, torch.tensor([t != 4])
         part = parts[turn]
-        now = update_turn(now, turn, (part.start, part.stop), slope, moves, optimizer, 0.1)
-        alone[turn] = update(alone[turn], slope[:, part], moves, optimizer, 0.1)
+        now = update_active(now, turn, (part.start, part.stop), slope, moves, ServerStep(optimizer, 0.1))
+        alone[turn] = update(alone[turn], slope[:, part], moves, ServerStep(optimizer, 0.1))
     assert now.updates.tolist() == [[3, 3]]
     for part, one in zip(parts, alone, strict=True):
         assert all(torch.equal(getattr(now, key)[:, part], getattr(one, key)) for key in ("value", "first", "second"))

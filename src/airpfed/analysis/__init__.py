@@ -1,1 +1,1 @@
-"""Theory beside a run: constants before round 1, and every round checked against its bound."""
+"""Theory beside a run: constants before round 1, and each round checked against its bounds."""

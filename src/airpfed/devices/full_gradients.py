@@ -11,7 +11,7 @@ from airpfed.core.rng import stream
 from airpfed.devices.gradients import Clients, batch_sizes, row_losses
 from airpfed.model.buckets import batched
 from airpfed.model.layout import Factors, Vectors, flatten, gather
-from airpfed.theory.constants import batch_variance, interval, sample_variance
+from airpfed.theory.constants import batch_variance, confidence_interval, sample_variance
 from airpfed.theory.inner_product import Stack
 
 
@@ -142,7 +142,7 @@ def summed(
     def noise(first: int, last: int, factor: float) -> tuple[float, float]:
         if len(sizes) < 2 or factor == 0:
             return 0.0, 0.0
-        mean, half = interval(sample_variance(means[:, first:last], sizes, centre[first:last]))
+        mean, half = confidence_interval(sample_variance(means[:, first:last], sizes, centre[first:last]))
         return factor * mean, factor * half
 
     energy = {key: float(centre[a:b].square().sum()) + noise(a, b, usual)[0] for key, (a, b) in groups.items()}

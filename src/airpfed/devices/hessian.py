@@ -11,7 +11,7 @@ from airpfed.core.rng import stream
 from airpfed.devices.full_gradients import Group, deal, factors_of, together
 from airpfed.devices.gradients import Clients, row_losses
 from airpfed.model.layout import Vectors, flatten, unflatten
-from airpfed.theory.constants import interval, lanczos, ritz_upper
+from airpfed.theory.constants import confidence_interval, lanczos, ritz_upper
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def curvature(clients: Clients, vectors: Vectors, samples: int, batch: int, step
         )
         whole = sum(len(shard) for k, shard in enumerate(clients.shards) if clients.task_of[k] == n)
         used = sum(len(group.rows) for group in dealt if clients.task_of[group.device] == n)
-        half = interval(own.double(), round(len(own) * whole / used))[1] if used < whole else 0.0
+        half = confidence_interval(own.double(), round(len(own) * whole / used))[1] if used < whole else 0.0
         ends.append((top, top - half, ritz_upper(top + half, bottom, size, steps)))
     beta, low, high = (max(end[i] for end in ends) for i in range(3))
     return Curvature(beta, low, high)

@@ -19,10 +19,10 @@ from airpfed.core.errors import UserError
 from airpfed.experiment import build_uplink
 from airpfed.experiment.build import base_hash
 from airpfed.model import export
-from airpfed.training.checkpoint import LATEST, name_of
+from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
+from airpfed.training.experiment import Experiment
 from airpfed.training.factor_averaging import RULES
-from airpfed.training.loop import Experiment
 from airpfed.training.state import State, vectors
 
 FILES = (
@@ -108,7 +108,7 @@ def begun(out: Path) -> None:
     done += [
         path
         for path in checkpoint.glob("*")
-        if path.name not in (name_of(0), "run.json", "base.json") and not leftover(path)
+        if path.name not in (tensor_file(0), "run.json", "base.json") and not leftover(path)
     ]
     records = out / "records.jsonl"
     if [path for path in done if os.path.lexists(path)] or (records.exists() and records.stat().st_size):

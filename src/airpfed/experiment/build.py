@@ -16,6 +16,7 @@ from airpfed.air.monte_carlo import uplink_over_seeds
 from airpfed.air.schedule import Uplink, unclaimed
 from airpfed.air.uplink import initial_statistics, send
 from airpfed.analysis.monitor import BoundMonitor
+from airpfed.analysis.probe import load_or_probe
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core.errors import UserError
 from airpfed.core.heap import keep_freed, uncollected
@@ -35,10 +36,10 @@ from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import Source
 from airpfed.tasks.split import Shares
 from airpfed.training.evaluate import Split, TaskView
-from airpfed.training.factor_averaging import RULES, Merge
-from airpfed.training.loop import Experiment
-from airpfed.training.round import Aggregator
-from airpfed.training.state import start
+from airpfed.training.experiment import Experiment
+from airpfed.training.factor_averaging import RULES, FactorAveraging
+from airpfed.training.round import Aggregator, LocalTraining
+from airpfed.training.state import ServerStep, start
 
 UNSHAPING: dict[str, set[str]] = {
     "model": {"base", "trust_remote_code"},  # what the base is, wherever it lies, is in the fingerprint
@@ -297,30 +298,29 @@ def experiment(
     clients, notes = on_fast_paths(settings, clients, made)
     begin = layout.initial(order, base.heads, stream(settings.run.seed, "adapters"))
     side = link(settings, clients)
-    aggregate, correlation_statistics, merge = aggregator_of(settings, clients, side)
-    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if merge else 0)
+    aggregate, correlation_statistics, factor_averaging = aggregator_of(settings, clients, side)
+    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if factor_averaging else 0)
     chunk = chunk_size(settings, clients)
     asked = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
-    if asked and (merge or order.in_turn):
+    if asked and (factor_averaging or order.in_turn):
         raise UserError(f'adapters.method = "{settings.adapters.method}": the theory has no bound for it')
+    monitor = monitor_of(settings, clients, side, chunk) if asked else None
     return Experiment(
         method=settings.adapters.method,
         clients=clients,
         tasks=made.views,
         aggregate=aggregate,
-        merge=merge,
         initial=start(begin, order, len(tasks), len(devices), correlation_statistics, added),
-        optimizer=settings.server.optimizer,
-        lr=None if isinstance(settings.server.lr, str) else settings.server.lr,
+        server_step=server_step_of(settings),
+        local_training=local_training_of(settings),
         rounds=settings.server.rounds,
-        batch_size=settings.devices.batch_size,
-        local_steps=settings.devices.local_steps,
-        local_lr=settings.devices.local_lr,
-        chunk=chunk,
+        devices_per_pass=chunk,
         eval_every=settings.run.eval_every,
         seed=settings.run.seed,
         fingerprint=fingerprint(settings, tasks, base),
-        monitor=monitor_of(settings, clients, side, chunk) if asked else None,
+        probe=partial(load_or_probe, monitor) if monitor else None,
+        monitor=monitor,
+        factor_averaging=factor_averaging,
         base_key=made.base_key,
         air_seconds=settings.server.air_seconds,
         score=settings.run.score,
@@ -350,7 +350,7 @@ def layout_of(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> L
 
 def monitor_of(settings: Settings, clients: Clients, side: Uplink, chunk: int) -> BoundMonitor:
     """What the theory's probe and meter need; channel draws have streams of their own, the drop of devices stays."""
-    theory, server = settings.theory, settings.server
+    theory = settings.theory
     claimable(side)
     random = stream(settings.run.seed, "theory")
     seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
@@ -361,20 +361,29 @@ def monitor_of(settings: Settings, clients: Clients, side: Uplink, chunk: int) -
         draws=partial(uplink_over_seeds, side, seeds),
         exact=partial(send, replace(side, design=None, digital=None)),
         unbiased=unbiased(settings),
-        optimizer=server.optimizer,
-        lr=None if isinstance(server.lr, str) else server.lr,
-        rounds=server.rounds,
-        batch_size=settings.devices.batch_size,
-        local_steps=settings.devices.local_steps,
-        local_lr=settings.devices.local_lr,
-        chunk=chunk,
-        every=theory.meter_every,
-        samples=theory.hessian_samples,
+        server_step=server_step_of(settings),
+        local_training=local_training_of(settings),
+        rounds=settings.server.rounds,
+        devices_per_pass=chunk,
+        period=theory.meter_every,
+        hessian_samples=theory.hessian_samples,
         lanczos_steps=theory.lanczos_steps,
         pilot_rounds=theory.pilot_rounds,
         safety=theory.safety,
         given={key: value for key, value in given.items() if value is not None},
     )
+
+
+def server_step_of(settings: Settings) -> ServerStep:
+    """The servers\' optimizer; its learning rate is None if the theory\'s probe sets it."""
+    lr = settings.server.lr
+    return ServerStep(settings.server.optimizer, None if isinstance(lr, str) else lr)
+
+
+def local_training_of(settings: Settings) -> LocalTraining:
+    """A device\'s work in a round."""
+    devices = settings.devices
+    return LocalTraining(devices.batch_size, devices.local_steps, devices.local_lr)
 
 
 def claimable(side: Uplink) -> None:
@@ -403,7 +412,9 @@ def pooled(
     return tuple(len(task) for task in shards), tuple((tuple(s for shard in task for s in shard),) for task in shards)
 
 
-def aggregator_of(settings: Settings, clients: Clients, side: Uplink) -> tuple[Aggregator, torch.Tensor, Merge | None]:
+def aggregator_of(
+    settings: Settings, clients: Clients, side: Uplink
+) -> tuple[Aggregator, torch.Tensor, FactorAveraging | None]:
     """The link, its memory before the first round, and the rule that takes the sum's place where the method has one."""
     method, layout = settings.adapters.method, clients.layout
     if layout.in_turn:
@@ -412,9 +423,10 @@ def aggregator_of(settings: Settings, clients: Clients, side: Uplink) -> tuple[A
     aggregate: Aggregator = partial(send, side)
     if method == "centralised":
         aggregate = partial(unsent, aggregate)
-    span = settings.devices.local_steps * settings.devices.local_lr
-    rule = Merge(RULES[method], clients, side, span) if method in RULES else None
-    return aggregate, initial_statistics(side), rule
+    averaging = None
+    if method in RULES:
+        averaging = FactorAveraging(RULES[method], clients, side, local_training_of(settings))
+    return aggregate, initial_statistics(side), averaging
 
 
 def in_turn(side: Uplink, layout: Layout, turn: tuple[int, int]) -> Uplink:

@@ -15,7 +15,8 @@ from airpfed.experiment.loggers import Track
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
-from airpfed.training.loop import Experiment, Outcome, play, recorded
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import Outcome, play, read_records
 
 
 def conduct(
@@ -39,8 +40,8 @@ def conduct(
         for line in artifacts.renewed(out):
             screen.say(line)
     if resume and checkpoint.exists(out / "checkpoint"):
-        state = checkpoint.read(out / "checkpoint", experiment.initial, experiment.fingerprint)
-        recorded(out / "records.jsonl", state.round)
+        state = checkpoint.load_state(out / "checkpoint", experiment.initial, experiment.fingerprint)
+        read_records(out / "records.jsonl", state.round)
         if state.round > settings.server.rounds:
             raise UserError(f"server.rounds = {settings.server.rounds}: {state.round} rounds are done already in {out}")
     reports = data_report(settings, tasks, experiment)

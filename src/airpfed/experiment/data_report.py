@@ -11,7 +11,7 @@ from airpfed.core.run_files import DataReport
 from airpfed.model.tokens import Encoded, prompt_ids
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import Split, TaskView
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 
 SHOWN = 12
 """Classes that a line shows."""

@@ -17,7 +17,7 @@ from airpfed.experiment.conduct import conduct
 from airpfed.experiment.console import INTERRUPTED, go_on, interruptible, open_screen
 from airpfed.experiment.loggers import TRACKERS
 from airpfed.training import checkpoint
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import State
 
 
@@ -83,7 +83,7 @@ def reopen(run: Path) -> tuple[Settings, Experiment, State]:
         tasks = build.load_tasks(settings)
         experiment = build.experiment(settings, tasks)
         artifacts.unchanged(run, experiment, {task.name: task.source_sha256 for task in tasks})
-    return settings, experiment, checkpoint.read(run / "checkpoint", experiment.initial, experiment.fingerprint)
+    return settings, experiment, checkpoint.load_state(run / "checkpoint", experiment.initial, experiment.fingerprint)
 
 
 def catalogue() -> list[str]:

@@ -23,7 +23,7 @@ from airpfed.tasks import datasets
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import load
 from airpfed.training.checkpoint import exists as rounds_exist
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.round import Aggregator
 from airpfed.training.state import DeviceState, OptimizedParameters
 

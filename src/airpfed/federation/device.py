@@ -25,7 +25,7 @@ from airpfed.federation.message import Packet, printable, refusal
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.round import finite
 from airpfed.training.state import OptimizedParameters
 
@@ -111,17 +111,17 @@ def train(device: Device, packet: Packet) -> Packet:
     state = stored_state(device, run)
     personal = device_state.start_of_round(state, t, counted)
     made, clients = device.experiment, device.clients
-    count = min(made.batch_size, device.samples)
-    first = (t - 1) * made.local_steps * count  # counts all rounds, so an absence shifts no data
-    plan = [draw(clients, device.number, first + step * count, count) for step in range(made.local_steps)]
-    found, loss = gradients(device.local_clients, parameters_of(device, packet, personal), [plan], made.local_lr, 1)
+    local = made.local_training
+    count = min(local.batch_size, device.samples)
+    first = (t - 1) * local.steps * count  # counts all rounds, so an absence shifts no data
+    plan = [draw(clients, device.number, first + step * count, count) for step in range(local.steps)]
+    found, loss = gradients(device.local_clients, parameters_of(device, packet, personal), [plan], local.lr, 1)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
-    assert made.lr is not None
-    after = device_state.outcomes(personal, found["device"], t, made.optimizer, made.lr)
+    after = device_state.outcomes(personal, found["device"], t, made.server_step)
     device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     data = encoded(found, clients.layout, device.task, made.payload, rounding(made.seed, device.number, t))
     facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss)}
@@ -180,7 +180,7 @@ def factors_of(device: Device, packet: Packet) -> Factors:
 
 def stored_state(device: Device, run: str) -> Personal:
     """The state that the device keeps for a run."""
-    like = device_state.fresh(device.experiment.initial.devices.personal.value[device.number : device.number + 1])
+    like = device_state.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
     return device_state.load(device.folder / run, like, sha256_of(sorted(device.agreement.items())))
 
 

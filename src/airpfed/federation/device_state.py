@@ -14,7 +14,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.federation.addresses import private_folder
 from airpfed.training import checkpoint
-from airpfed.training.state import OptimizedParameters, Optimizer, update
+from airpfed.training.state import OptimizedParameters, ServerStep, update
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load(folder: Path, template: Personal, fingerprint: str) -> Personal:
     settings.
     """
     try:
-        return checkpoint.read(folder, template, fingerprint) if checkpoint.exists(folder) else template
+        return checkpoint.load_state(folder, template, fingerprint) if checkpoint.exists(folder) else template
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({type(error).__name__}); restore the device's state folder") from None
 
@@ -68,12 +68,12 @@ def start_of_round(state: Personal, t: int, counted: int) -> OptimizedParameters
     )
 
 
-def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, optimizer: Optimizer, lr: float) -> Personal:
+def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, server_step: ServerStep) -> Personal:
     """Both outcomes of round t.
 
     gradient: gradient of the parameters of device scope, (1, d), finite.
     """
-    return Personal(t, parameters, update(parameters, gradient, torch.ones(1, dtype=torch.bool), optimizer, lr))
+    return Personal(t, parameters, update(parameters, gradient, torch.ones(1, dtype=torch.bool), server_step))
 
 
 def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
@@ -82,4 +82,4 @@ def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
     after = OptimizedParameters(
         *(getattr(state.after, item.name).clone() for item in fields(OptimizedParameters))
     )  # a file of its own
-    checkpoint.write(folder, replace(state, after=after), seed, fingerprint)
+    checkpoint.save_state(folder, replace(state, after=after), seed, fingerprint)

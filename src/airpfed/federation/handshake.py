@@ -10,7 +10,7 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import printable
 from airpfed.tasks.sample import Task
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
@@ -24,11 +24,11 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
     """
     layout, task = experiment.clients.layout, tasks[number]
     work = {
-        "server.optimizer": experiment.optimizer,
-        "server.lr": experiment.lr,
-        "devices.batch_size": experiment.batch_size,
-        "devices.local_steps": experiment.local_steps,
-        "devices.local_lr": experiment.local_lr,
+        "server.optimizer": experiment.server_step.optimizer,
+        "server.lr": experiment.server_step.lr,
+        "devices.batch_size": experiment.local_training.batch_size,
+        "devices.local_steps": experiment.local_training.steps,
+        "devices.local_lr": experiment.local_training.lr,
         "federation.payload": experiment.payload,
         "run.seed": experiment.seed,
         "model.max_tokens": settings.model.max_tokens,

@@ -206,7 +206,7 @@ SERVER = """# The server's settings: the experiment's, with [federation]. `airpf
 
 """
 
-DEVICE = """# One device's settings. Settings that decide its gradients must equal the server's, or the server refuses the device.
+DEVICE = """# One device's settings. Whatever decides its gradients must equal the server's, or the server refuses it.
 # Source, prompt, text and label of its own task may differ.
 
 """

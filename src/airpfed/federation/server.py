@@ -16,8 +16,8 @@ from airpfed.federation.message import Packet, printable
 from airpfed.federation.registry import Registry
 from airpfed.federation.validate import answers_of, gradient_of, packed_integers, refusal_reason, samples_of_device
 from airpfed.model.layout import Vectors
-from airpfed.training.evaluate import Score, scored, weighted
-from airpfed.training.loop import Experiment, RoundGradients, simulated_score
+from airpfed.training.evaluate import Score, mean_score, score_answers
+from airpfed.training.experiment import Experiment, RoundGradients, simulate_score
 from airpfed.training.round import Aggregator
 from airpfed.training.state import State
 
@@ -56,7 +56,7 @@ class Federation:
 
     def experiment(self, experiment: Experiment) -> Experiment:
         """The same experiment with this federation's devices."""
-        return replace(experiment, collect=self.collect, rate=self.rate, aggregate=self._link)
+        return replace(experiment, collect=self.collect, evaluate_task=self.rate, aggregate=self._link)
 
     def _link(self, t: int, shared: Tensor, personal: Tensor, present: Tensor, correlation_statistics: Tensor) -> Any:
         assert self.aggregate is not None
@@ -90,7 +90,7 @@ class Federation:
             rows["frozen"][device] = 0.0
         samples = torch.tensor(self.registry.samples)
         self.aggregate = self.aggregator_of(samples.double())
-        cursors = t * experiment.local_steps * samples.clamp(max=experiment.batch_size)
+        cursors = t * experiment.local_training.steps * samples.clamp(max=experiment.local_training.batch_size)
         computed = all_bytes(layout, experiment.clients.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
         return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
@@ -183,7 +183,7 @@ class Federation:
         labels and return classes or texts, which are scored here.
         """
         if experiment.clients.layout.size("device") == 0:
-            return simulated_score(experiment, state, number, split_name)
+            return simulate_score(experiment, state, number, split_name)
         task = experiment.tasks[number]
         split = task.dev if split_name == "dev" else task.test
         ids = [token for sample in split.prompts for token in sample.ids]
@@ -194,11 +194,11 @@ class Federation:
         scores, weights = [], []
         for reply in self.answers(requests):
             try:
-                scores.append(scored(answers_of(reply.answer, len(split.prompts), task), split, task.kind))
+                scores.append(score_answers(answers_of(reply.answer, len(split.prompts), task), split, task.kind))
                 weights.append(self.registry.samples[connected[reply.node]])
             except UserError as error:
                 self.registry.log(f"device {connected[reply.node]} cannot be scored: {error}")
-        return weighted(scores, weights) if scores else None
+        return mean_score(scores, weights) if scores else None
 
     def finish(self, experiment: Experiment, state: State) -> None:
         """Ask every connected device to export its model to its own disk."""

@@ -24,7 +24,8 @@ from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, printable
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
-from airpfed.training.loop import Experiment, Outcome
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import Outcome
 
 
 def federation_of(

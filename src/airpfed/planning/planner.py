@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from airpfed.analysis.probe import one_batch, probe
+from airpfed.analysis.monitor import BoundMonitor
+from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
 from airpfed.config.grid import counted
 from airpfed.config.schema import Settings
@@ -19,7 +20,8 @@ from airpfed.core.run_files import Probe, write_atomic
 from airpfed.experiment import build
 from airpfed.planning.choices import choices
 from airpfed.planning.predict import Candidate, predicted
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
+from airpfed.training.round import local_gradients
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def make(
     base = settings_file.asked(file, overrides, training=False)
     every = choices(file, overrides, base, grid, splits)
     experiment = build.experiment(base, build.load_tasks(base), probing=True)
-    assert experiment.monitor is not None
+    assert isinstance(experiment.monitor, BoundMonitor)
     seen = probe(experiment.monitor, experiment.initial)
     found = [predicted(settings, changes, experiment.clients, seen, draws, base) for changes, settings in every]
     return Plan(
@@ -78,14 +80,15 @@ def keeps(one: Candidate, limit: float) -> bool:
 def correlation_statistics(settings: Settings, experiment: Experiment) -> float:
     """GB of the base model and of one stacked pass."""
     model = sum(p.numel() * p.element_size() for p in experiment.clients.backbone.model.parameters())
-    return float(model + experiment.chunk * build.device_bytes(settings, experiment.clients)) / 1e9
+    return float(model + experiment.devices_per_pass * build.device_bytes(settings, experiment.clients)) / 1e9
 
 
 def round_seconds(experiment: Experiment) -> float:
     """Wall-clock seconds of one round here: gradients, and the settings' own link."""
-    assert experiment.monitor is not None
     begin = time.perf_counter()
-    found, _ = one_batch(experiment.monitor, experiment.initial)
+    found, _, _ = local_gradients(
+        experiment.clients, experiment.initial, experiment.local_training, experiment.devices_per_pass
+    )
     present = torch.ones(len(experiment.clients.shards), dtype=torch.bool)
     experiment.aggregate(1, found["global"], found["task"], present, experiment.initial.server.correlation_statistics)
     return time.perf_counter() - begin

@@ -26,7 +26,7 @@ from airpfed.experiment import build, build_uplink
 from airpfed.model import layout
 from airpfed.theory import bounds
 from airpfed.theory import predictions as numbers
-from airpfed.theory.predictions import Part
+from airpfed.theory.predictions import StudiedGroup
 
 ENTRIES = 64
 """Random real entries sent through each channel: a plan needs what is claimed, not what is measured."""
@@ -73,10 +73,10 @@ def predicted(
     unbiased = build.unbiased(settings)
     fixed = constants_of(settings, seen, base, (1.0, 0.0) if unbiased else numbers.bias(parts))
     eta = bounds.step_size(fixed) if isinstance(settings.server.lr, str) else settings.server.lr
-    energy, rounds = numbers.channel_energy(parts), settings.server.rounds
+    energy, rounds = numbers.predicted_energy(parts), settings.server.rounds
     given = eta, fixed, seen.points[0].loss, rounds, energy
-    psi = bounds.average(*given) if unbiased and seen.plain and bounds.within_rule(eta, fixed) else None
-    ours = bounds.average_ours(*given) if seen.plain else None
+    psi = bounds.average_bound(*given) if unbiased and seen.plain and bounds.within_rule(eta, fixed) else None
+    ours = bounds.average_bound_ours(*given) if seen.plain else None
     best = psi or ours
     return Candidate(
         set=changes,
@@ -134,7 +134,7 @@ def spectrum_of(probed: layout.Layout, order: layout.Layout, seen: Probe) -> Spe
     for scope, block_ranges in (("global", probed.kinds("global")), ("task", probed.kinds("task"))):
         for kind, (a, b) in block_ranges.items():
             rows = zip(*(point.energy[f"{scope}.{kind}"] for point in points), strict=True)
-            means = [numbers.over_time(points, row) for row in rows]
+            means = [numbers.mean_over_time(points, row) for row in rows]
             found[scope, kind] = torch.tensor(means, dtype=torch.float64) / (b - a)
     for kind in {kind for _, kind in found}:
         for scope, other in (("global", "task"), ("task", "global")):
@@ -149,7 +149,7 @@ def spectrum_of(probed: layout.Layout, order: layout.Layout, seen: Probe) -> Spe
 
 def studied(
     link: Uplink, slots: Sequence[SlotPlan], spectrum: Spectrum, seen: Probe, drops: Drops
-) -> tuple[list[Part], Ledger]:
+) -> tuple[list[StudiedGroup], Ledger]:
     """Channel studies of all slots and normaliser groups, and the ledger of one round."""
     count = sum(b - a for a, b in link.shared_groups)
     joules = [torch.zeros(len(slot.devices), dtype=torch.float64) for slot in slots]
@@ -192,7 +192,7 @@ def piece_of(
     variance = variance_of(slot, spectrum, first, last)
     if not float(variance.sum()):  # A at B = 0: from the second round on it is sent, at next to no energy
         variance = torch.full_like(variance, FAINT)
-    weights, square = numbers.normalised(slot.weights, variance)
+    weights, square = numbers.normalise_weights(slot.weights, variance)
     if top is not None:
         weights, square = slot.weights, torch.full_like(square, top)
     name, combining_matrix = f"{slot.name}/{first}", slot.combining_matrix * square.sqrt()
@@ -214,7 +214,7 @@ def piece_of(
 
 def parts_of(
     link: Uplink, segment: Segment, entries: Float[Tensor, " U"], claimed: Float[Tensor, "B U"], how: Transceiver
-) -> list[Part]:
+) -> list[StudiedGroup]:
     """What the theory needs of each sum of a piece."""
     combining_matrix = segment.slot.combining_matrix
     weights, heard = (
@@ -223,7 +223,8 @@ def parts_of(
     )
     related = matrix(segment.assumed_correlation, segment.task_of, segment.slot.group_of, len(segment.slot.weights) > 1)
     return [
-        Part(float(entries[u]), weights[u], heard[u], related, float(claimed[:, u].mean())) for u in range(len(entries))
+        StudiedGroup(float(entries[u]), weights[u], heard[u], related, float(claimed[:, u].mean()))
+        for u in range(len(entries))
     ]
 
 
@@ -246,5 +247,5 @@ def mean_correlation(slot: SlotPlan, seen: Probe) -> float:
     """Correlation of a slot's symbols: as the probe saw it over the pilot, the mean over its targets."""
     points, names = seen.points[: seen.used], list(seen.tasks)
     wanted = ["s" if task is None else names[task] for task in slot.targets]
-    means = [numbers.over_time(points, [point.alike[name] for point in points]) for name in wanted]
+    means = [numbers.mean_over_time(points, [point.alike[name] for point in points]) for name in wanted]
     return min(1.0, max(0.0, sum(means) / len(means)))

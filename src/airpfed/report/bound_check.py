@@ -11,7 +11,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Constants, Ledger, Number, Probe, RoundRecord
 from airpfed.theory.bounds import within_rule
-from airpfed.theory.verification import Account, account, eta_of, psis
+from airpfed.theory.verification import Verification, average_bounds, eta_of, verify_run
 
 
 class Candidate(BaseModel):
@@ -47,7 +47,7 @@ def load(run: Path) -> tuple[list[RoundRecord], Probe]:
 
 def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
     """The account for a reader."""
-    found = account(records, probe)
+    found = verify_run(records, probe)
     end = "-" if found.loss_end is None else f"{found.loss_end:.4f}"
     yield f"F on the training data {probe.points[0].loss:.4f} -> {end}, {found.rounds} of {len(records)} rounds metered"
     yield from verdicts(found, probe)
@@ -67,7 +67,7 @@ def lines(records: list[RoundRecord], probe: Probe) -> Iterator[str]:
         yield f"assumption {name} failed in rounds {', '.join(map(str, rounds))}"
 
 
-def verdicts(found: Account, probe: Probe) -> Iterator[str]:
+def verdicts(found: Verification, probe: Probe) -> Iterator[str]:
     """Violations of (38), and of the bound that applies."""
     yield f"(38) violated in {found.descent_violations} of {found.rounds} metered rounds"
     if found.bound_violations is None or found.slack is None:
@@ -97,7 +97,7 @@ def compared(run: Path, records: list[RoundRecord], probe: Probe, path: Path) ->
     if not mine:
         raise UserError(f"{path}: has no candidate with the settings of {run}; plan with --grid and --split for them")
     said, cost, rounds = mine[0], sum((row.ledger for row in records), Ledger()), len(records)
-    seen = psis(records, probe, "measured")[-1] if records else None
+    seen = average_bounds(records, probe, "measured")[-1] if records else None
     part = rounds / plan.rounds
     pairs: dict[str, tuple[float | None, float]] = {
         "air seconds": (part * said.air_seconds, cost.air_seconds),

@@ -20,7 +20,7 @@ from airpfed.report.figures import (
     spent,
 )
 from airpfed.report.runs import Run
-from airpfed.theory.verification import psis
+from airpfed.theory.verification import average_bounds
 
 
 def task_names(runs: Sequence[Run]) -> list[str]:
@@ -99,7 +99,7 @@ def psi(runs: Sequence[Run]) -> Figure:
     series: list[Series] = []
     for i, run in enumerate(runs):
         if run.probe:
-            found = [one.total if one else None for one in psis(run.records, run.probe)]
+            found = [one.total if one else None for one in average_bounds(run.records, run.probe)]
             series.append((run.name, [row.round for row in run.records], found, colour(i)))
     return chart("Average bound", "rounds T", "\u03a8_T", series, type="log")
 

@@ -6,7 +6,7 @@ from typing import Any
 from airpfed.core.run_files import Probe, RoundRecord, Theory
 from airpfed.report.figures import Figure, Series, chart, colour
 from airpfed.report.style import PALETTE
-from airpfed.theory.verification import judged, psis
+from airpfed.theory.verification import applicable_bound, average_bounds
 
 CAUSES = {"gap": "loss gap", "sgd": "SGD noise", "heterogeneity": "data heterogeneity", "channel": "channel"}
 """Parts of Psi_T in the order they are stacked, with their names."""
@@ -29,7 +29,7 @@ def decrease(records: Sequence[RoundRecord], probe: Probe) -> Figure:
         ("measured", rounds, [row.change for _, row in rows], measured),
         ("mean over channel draws", rounds, [row.change_mean for _, row in rows], colour(5, "dot")),
         ("(38), E1 + E2 + E3 + E4", rounds, [row.bounds.descent for _, row in rows], colour(2)),
-        (name, rounds, [judged(row, probe) for _, row in rows], colour(1)),
+        (name, rounds, [applicable_bound(row, probe) for _, row in rows], colour(1)),
     ]
     if probe.unbiased:
         series += [
@@ -41,7 +41,7 @@ def decrease(records: Sequence[RoundRecord], probe: Probe) -> Figure:
 
 def shares(records: Sequence[RoundRecord], probe: Probe) -> Figure:
     """Who causes Psi_T, stacked, if the run had stopped at that round."""
-    found = psis(records, probe)
+    found = average_bounds(records, probe)
     rounds = [record.round for record in records]
     series: list[Series] = [
         (
@@ -57,7 +57,7 @@ def shares(records: Sequence[RoundRecord], probe: Probe) -> Figure:
 
 def average(records: Sequence[RoundRecord], probe: Probe) -> Figure:
     """Psi_T over T beside the mean of the measured Lambda."""
-    found = psis(records, probe)
+    found = average_bounds(records, probe)
     rows, total, means = rows_of(records), 0.0, []
     for count, (_, row) in enumerate(rows, 1):
         total += row.gradient

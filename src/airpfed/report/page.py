@@ -15,7 +15,7 @@ from airpfed.report.figures import ACROSS, FIGURES, Figure, layout
 from airpfed.report.figures_of_theory import THEORY
 from airpfed.report.runs import Run
 from airpfed.report.style import PALETTE
-from airpfed.theory.verification import account
+from airpfed.theory.verification import verify_run
 
 TABS = ("overview", "learning", "air", "theory", "ledger", "settings")
 
@@ -53,7 +53,7 @@ def page_of(runs: Sequence[Run]) -> str:
         number=run_files.number,
         tasks=figures_of_runs.task_names(runs),
         ledger=run_files.Ledger.model_fields,
-        accounts={run.name: account(run.records, run.probe) for run in runs if run.probe},
+        accounts={run.name: verify_run(run.records, run.probe) for run in runs if run.probe},
         differing=loaded.differing([run.settings for run in runs]) if len(runs) > 1 else {},
         json=json,
         figures={tab: figures.get(tab, {}) for tab in tabs},

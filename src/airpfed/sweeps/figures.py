@@ -12,7 +12,7 @@ from airpfed.core.run_files import RoundRecord
 from airpfed.report import course, means
 from airpfed.report.charts import SPLIT, Axes, Line
 from airpfed.sweeps.tables import Interval, Mean, Run, Where, interval
-from airpfed.theory.verification import psis
+from airpfed.theory.verification import average_bounds
 
 DRAWN = ("average", "worst", "pi_mean", "final", "dev", "pi", "psi")
 """What gets figures: measures over every axis, final metrics by task, courses."""
@@ -128,7 +128,7 @@ def psi(base: Path, run: Run, rows: Sequence[RoundRecord]) -> dict[str, Values]:
     """Psi_T of a run with a probe, of plain SGD, if it had stopped at that round."""
     probe = run_files.load_probe(base / run.folder / "theory.json")
     plain = probe is not None and any(row.theory and row.theory.bounds.one_round is not None for row in rows)
-    found = psis(rows, probe) if probe and plain else []
+    found = average_bounds(rows, probe) if probe and plain else []
     return {"": {row.round: one.total for row, one in zip(rows, found, strict=False) if one is not None}}
 
 

@@ -23,7 +23,8 @@ from airpfed.experiment.data_report import data_report
 from airpfed.experiment.loggers import TRACKERS
 from airpfed.sweeps.trials import done
 from airpfed.training import checkpoint
-from airpfed.training.loop import Experiment, play, recorded
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play, read_records
 
 BASE = "base"
 """Folder beside the cells' with the scores of the untouched model."""
@@ -103,8 +104,8 @@ def resumable(folder: Path, experiment: Experiment) -> tuple[bool, str]:
     """Whether a cell can go on from its checkpoint; else why it is played again, if anything of it is there."""
     try:
         if checkpoint.exists(folder / "checkpoint"):
-            state = checkpoint.read(folder / "checkpoint", experiment.initial, experiment.fingerprint)
-            recorded(folder / "records.jsonl", state.round)
+            state = checkpoint.load_state(folder / "checkpoint", experiment.initial, experiment.fingerprint)
+            read_records(folder / "records.jsonl", state.round)
             return True, ""
         if run_files.load(folder / "records.jsonl"):
             return False, f"{folder / 'checkpoint'}: no checkpoint; played again"

@@ -1,1 +1,1 @@
-"""The convergence theory: constants, the bounds of one round and of a run, what a plan predicts."""
+"""The paper's equations (38) to (43) and our own bounds, from numbers only: constants, bounds, predictions."""

@@ -1,4 +1,7 @@
-"""What a plan needs of the theory, from numbers and small matrices only: no model, no channel."""
+"""The channel's energy in (40) to (43), the bias of our bound, and A3 at other splits of ranks, predicted for a plan.
+
+The inputs are numbers and small matrices only: no model, no channel.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +14,11 @@ from airpfed.core.run_files import Constants, Point, Probe
 
 
 @dataclass(frozen=True)
-class Part:
+class StudiedGroup:
     """One target's normaliser group in a channel study.
 
-    energy: share of F times entries; weights: w_k sigma_k; gains: what devices' symbols arrive with, m^H h_k b_k times
-    the receiver's sigma, mean over channels; mean_correlation: correlation of the symbols. mse: mean over channels,
-    per entry.
+    energy: share of F times entries. weights: w_k sigma_k. gains: m^H h_k b_k times the receiver's sigma, mean over
+    channels. mean_correlation: of the devices' symbols. mse: per entry, mean over channels.
     """
 
     energy: float
@@ -26,42 +28,45 @@ class Part:
     mse: float
 
 
-def normalised(
+def normalise_weights(
     weights: Float[Tensor, "T K"], variance: Float[Tensor, " K"]
 ) -> tuple[Float[Tensor, "T K"], Float[Tensor, " T"]]:
-    """w_k s_k / sigma_i and sigma_i^2 = sum w^2 s^2 / sum w^2 of each target, as the per-device normaliser has them."""
+    """w_k s_k / sigma_i and sigma_i^2 = sum_k w_k^2 s_k^2 / sum_k w_k^2 of each target i (per-device sigma).
+
+    variance: s_k^2.
+    """
     square = weights.square() @ variance / weights.square().sum(1)
     scaled = weights * variance.sqrt() / square.clamp_min(1e-300).sqrt()[:, None]
     return torch.where(square[:, None] > 0, scaled, 0.0), square
 
 
-def channel_energy(parts: Sequence[Part]) -> float:
+def predicted_energy(groups: Sequence[StudiedGroup]) -> float:
     """E||Ghat - G||^2 in the weights of F."""
-    return sum(part.energy * part.mse for part in parts)
+    return sum(group.energy * group.mse for group in groups)
 
 
-def bias(parts: Sequence[Part]) -> tuple[float, float]:
-    """gain and deviation of the sums: c = <G, E Ghat> / E||G||^2, rho^2 = E||E Ghat - c G||^2 / E||G||^2.
+def bias(groups: Sequence[StudiedGroup]) -> tuple[float, float]:
+    """Gain and deviation of the sums: c = <G, E Ghat> / E||G||^2, rho^2 = E||E Ghat - c G||^2 / E||G||^2.
 
     In a group G = w u and E Ghat = a u, so that <G, E Ghat> = energy Re(a R w^T).
     """
-    whole = along = 0.0
-    for part in parts:
-        seen = part.mean_correlation @ part.weights
-        whole += part.energy * float(part.weights @ seen)
-        along += part.energy * float(part.gains.real @ seen)
-    if whole <= 0:
+    square = projection = 0.0
+    for group in groups:
+        product = group.mean_correlation @ group.weights
+        square += group.energy * float(group.weights @ product)
+        projection += group.energy * float(group.gains.real @ product)
+    if square <= 0:
         return 1.0, 0.0
-    c = along / whole
-    off = 0.0
-    for part in parts:
-        error = part.gains - c * part.weights
-        off += part.energy * float((error.conj() @ (part.mean_correlation.to(error.dtype) @ error)).real)
-    return c, (max(0.0, off) / whole) ** 0.5
+    c = projection / square
+    residual = 0.0
+    for group in groups:
+        error = group.gains - c * group.weights
+        residual += group.energy * float((error.conj() @ (group.mean_correlation.to(error.dtype) @ error)).real)
+    return c, (max(0.0, residual) / square) ** 0.5
 
 
-def over_time(points: Sequence[Point], values: Sequence[float]) -> float:
-    """Mean of what was seen at the probe's points over the pilot's time (trapezoids); of a single point, its value."""
+def mean_over_time(points: Sequence[Point], values: Sequence[float]) -> float:
+    """Mean over the pilot's time of values at the probe's points, by trapezoids; the value itself at a single point."""
     times = [point.time for point in points]
     if times[-1] <= times[0]:
         return values[0]
@@ -70,16 +75,16 @@ def over_time(points: Sequence[Point], values: Sequence[float]) -> float:
 
 
 def at_split(probe: Probe, shared: float, given: bool) -> Constants:
-    """The constants if `shared` of all ranks were shared: beta, C and sigma_SGD^2 stay, devices disagree otherwise.
+    """The constants if the share `shared` of all ranks were shared: only sigma_dif^2 changes.
 
-    F_n, grad F_k and mini-batch noise do not know which ranks are shared, Lambda does: sharing averages over more
-    devices. As at the probe's own split, the least disagreement seen is also asked for at a gradient of 0. given:
-    sigma_dif^2 was given and stays too.
+    F_n, grad F_k and mini-batch noise do not depend on the shared ranks. Lambda does: sharing averages over more
+    devices. As for the probe's own split, A3 must also hold at a gradient of 0 with the smallest disagreement observed.
+    given: whether the settings give sigma_dif^2, which then stays.
     """
     if given:
         return probe.constants
     lam, points = probe.constants.lam, probe.points[: probe.used]
-    seen = [(p.power, shared * p.as_shared + (1 - shared) * p.as_personal + p.head) for p in points]
-    least = min(power - gradient for power, gradient in seen)
-    spread = max(0.0, least, *(power - lam * gradient for power, gradient in seen))
+    pairs = [(p.power, shared * p.as_shared + (1 - shared) * p.as_personal + p.head) for p in points]
+    least_spread = min(power - gradient for power, gradient in pairs)
+    spread = max(0.0, least_spread, *(power - lam * gradient for power, gradient in pairs))
     return probe.constants.model_copy(update={"sigma_dif2": probe.safety * spread})

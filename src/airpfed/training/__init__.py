@@ -1,1 +1,1 @@
-"""Rounds: state, step, the loop, the checkpoint."""
+"""Federated training: the state of a run, one round, the loop, checkpoints and scores."""

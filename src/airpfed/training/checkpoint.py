@@ -1,7 +1,8 @@
-"""Everything that moves, on disk: safetensors for tensors, JSON for the rest, never pickle.
+"""Checkpoints: the state of a run as safetensors and JSON, never pickle.
 
-A checkpoint is a tensor file named by its round and `latest.json`, which names that file and its sha256 and is replaced
-atomically after the file is safely on disk. A crash at any instant leaves the old checkpoint or the new one.
+A checkpoint is a file of tensors, named by its round, and `latest.json`, which names that file and its sha256. The JSON
+file is replaced atomically after the tensors are on the disk. A crash at any instant leaves the old checkpoint or the
+new one.
 """
 
 import hashlib
@@ -22,10 +23,12 @@ from airpfed.core.run_files import Count, Row, content, read_json, write_atomic,
 
 LATEST = "latest.json"
 TENSORS = re.compile(r"round-[0-9]+\.safetensors")
+KEYS = {"correlation_statistics": "memory"}
+"""Field -> its name in the keys of tensors, if it differs: keys are a format, fields may get better names."""
 
 
 class Latest(Row):
-    """latest.json: the file with the tensors, its sha256, the rounds done, and what they stand on."""
+    """latest.json: the file of tensors, its sha256, the rounds done, their seed and the run's fingerprint."""
 
     file: str = Field(pattern=f"^{TENSORS.pattern}$")
     sha256: str
@@ -35,99 +38,99 @@ class Latest(Row):
 
 
 Saved = TypeVar("Saved", bound=Any)
-"""A frozen dataclass with a field `round`: a run's `State`, or what a device of a federation keeps."""
+"""A frozen dataclass with a field `round`: a run's `State`, or the state of a device in a federation."""
 
 
 def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
-    """All tensors of a tree of dataclasses, named by their path."""
-    found: dict[str, Tensor] = {}
+    """All tensors in a tree of dataclasses, by their path."""
+    tensors: dict[str, Tensor] = {}
     for item in fields(value):
-        inner = getattr(value, item.name)
+        inner, key = getattr(value, item.name), prefix + KEYS.get(item.name, item.name)
         if is_dataclass(inner):
-            found |= tensors_of(inner, f"{prefix}{item.name}.")
+            tensors |= tensors_of(inner, f"{key}.")
         elif isinstance(inner, Tensor):
-            found[prefix + item.name] = inner.contiguous()
-    return found
+            tensors[key] = inner.contiguous()
+    return tensors
 
 
-def rebuilt(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """`like` with its tensors replaced by those of the same path; UserError where a shape differs."""
+def rebuild(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """`template` with its tensors replaced by those of the same path; UserError if a shape differs."""
     parts: dict[str, Any] = {}
-    for item in fields(like):
-        inner = getattr(like, item.name)
-        name = prefix + item.name
+    for item in fields(template):
+        inner, key = getattr(template, item.name), prefix + KEYS.get(item.name, item.name)
         if is_dataclass(inner):
-            parts[item.name] = rebuilt(inner, tensors, name + ".")
+            parts[item.name] = rebuild(inner, tensors, f"{key}.")
         elif isinstance(inner, Tensor):
-            if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (inner.shape, inner.dtype):
-                raise UserError(f"checkpoint: {name} does not fit this experiment's settings")
-            parts[item.name] = tensors[name]
+            if key not in tensors or (tensors[key].shape, tensors[key].dtype) != (inner.shape, inner.dtype):
+                raise UserError(f"checkpoint: {key} does not fit this experiment's settings")
+            parts[item.name] = tensors[key]
         else:
             parts[item.name] = inner
-    return type(like)(**parts)
+    return type(template)(**parts)
 
 
-def write(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
+def save_state(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
     """Save a state. Random streams are functions of (seed, name, round), so seed and round are their positions."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = name_of(state.round)
+    name = tensor_file(state.round)
     data = save(tensors_of(state))
     write_atomic(folder / name, data)
-    written: dict[str, object] = {
-        "file": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "round": state.round,
-        "seed": seed,
-        "fingerprint": fingerprint,
-    }
-    write_json(folder / LATEST, written)
+    latest = Latest(
+        file=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        round=state.round,
+        seed=seed,
+        fingerprint=fingerprint,
+    )
+    write_json(folder / LATEST, latest)
     clear(folder, name)
 
 
-def name_of(done: int) -> str:
-    """The file with the tensors after so many rounds."""
-    return f"round-{done:06d}.safetensors"
+def tensor_file(rounds: int) -> str:
+    """Name of the file of tensors after so many rounds."""
+    return f"round-{rounds:06d}.safetensors"
 
 
 def clear(folder: Path, name: str) -> None:
-    """Remove other rounds' tensors than those of `name`, and what killed writes left."""
-    for old in folder.glob("round-*.safetensors"):
-        if old.name != name and TENSORS.fullmatch(old.name):
-            old.unlink(missing_ok=True)
-    for left in leftovers(folder):
-        discard(left)
+    """Remove the tensors of all rounds but those in the file `name`, and the leftovers of killed writes."""
+    for path in folder.glob("round-*.safetensors"):
+        if path.name != name and TENSORS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for path in leftovers(folder):
+        discard(path)
 
 
-def read(folder: Path, like: Saved, fingerprint: str) -> Saved:
-    """The saved state; `like` gives structure and shapes.
+def load_state(folder: Path, template: Saved, fingerprint: str) -> Saved:
+    """The saved state. template: gives structure and shapes.
 
-    UserError if there is none, it is damaged, or of other settings.
+    Raises UserError if there is no checkpoint, or if it is damaged or of other settings.
     """
     latest = latest_of(folder)
     if latest is None:
         raise UserError(f"{folder}: no checkpoint here to resume from; run without --resume")
-    data = content(folder / latest.file)
+    path = folder / latest.file
+    data = content(path)
     if data is None:
-        raise UserError(f"{folder / latest.file}: missing; restore it, or begin anew elsewhere")
+        raise UserError(f"{path}: missing; restore it, or begin anew elsewhere")
     if hashlib.sha256(data).hexdigest() != latest.sha256:
-        raise UserError(f"{folder / latest.file}: damaged (its sha256 differs); restore it, or begin anew elsewhere")
+        raise UserError(f"{path}: damaged (its sha256 differs); restore it, or begin anew elsewhere")
     if latest.fingerprint != fingerprint:
         raise UserError(f"{folder}: this checkpoint is of other settings, data or base model; use another --out")
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise UserError(f"{folder / latest.file}: not a safetensors file: {error}") from None
-    state: Saved = replace(rebuilt(like, tensors), round=latest.round)
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
+    state: Saved = replace(rebuild(template, tensors), round=latest.round)
     return state
 
 
 def latest_of(folder: Path) -> Latest | None:
-    """What latest.json says; None where there is none, UserError where it is damaged."""
+    """The content of latest.json; None if there is no such file, UserError if it is damaged."""
     try:
-        found = read_json(folder / LATEST, Latest)
-        if found is not None and found.file != name_of(found.round):
-            raise UserError(f"{folder / LATEST}: damaged, {found.file} is not of round {found.round}")
-        return found
+        latest = read_json(folder / LATEST, Latest)
+        if latest is not None and latest.file != tensor_file(latest.round):
+            raise UserError(f"{folder / LATEST}: damaged, {latest.file} is not of round {latest.round}")
+        return latest
     except UserError as error:
         raise UserError(f"{error}; restore it, or begin anew elsewhere") from None
 

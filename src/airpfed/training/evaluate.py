@@ -1,4 +1,7 @@
-"""Each task's model on its dev or test split; device scope counts by each device's share of the task's data."""
+"""Scores of each task's model on its dev or test split.
+
+If devices keep parameters of their own, a task's score is the mean over its devices' models, weighted by D_k.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +28,9 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskView:
-    """What evaluation needs of a task.
+    """A task as evaluation reads it.
 
-    labels: label words; choices: their tokens (causal LM) or class indices; both in the order of classes.
+    labels: label words. choices: their tokens (causal LM) or class indices. Both are in the order of the classes.
     """
 
     name: str
@@ -46,66 +49,71 @@ class TaskView:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric in 0..1; balanced: mean recall over classes (classify only)."""
+    """A metric in 0..1. balanced: mean recall over classes (classify only)."""
 
     value: float
     balanced: float | None
 
 
-def score(clients: Clients, factors: Factors | None, task: TaskView, which: Literal["dev", "test"]) -> Score:
-    """One model's score on a split; factors None is the untouched base model."""
-    split = task.dev if which == "dev" else task.test
+def score(clients: Clients, factors: Factors | None, task: TaskView, split: Literal["dev", "test"]) -> Score:
+    """One model's score on a split. factors: None for the untouched base model."""
+    samples = task.dev if split == "dev" else task.test
     if task.kind == "generate":
-        return scored(complete(clients, factors, [s.ids for s in split.prompts], task.max_new_tokens), split, task.kind)
-    return scored(classify(clients, factors, f"{which} {task.name}", split.prompts, task.choices), split, task.kind)
+        texts = complete(clients, factors, [sample.ids for sample in samples.prompts], task.max_new_tokens)
+        return score_answers(texts, samples, task.kind)
+    classes = classify(clients, factors, f"{split} {task.name}", samples.prompts, task.choices)
+    return score_answers(classes, samples, task.kind)
 
 
-def scored(said: Sequence[Any], split: Split, kind: Kind) -> Score:
-    """The score of a model's answers to a split: texts (generate) or class indices."""
+def score_answers(answers: Sequence[Any], split: Split, kind: Kind) -> Score:
+    """The score of a model's answers to a split. answers: texts (generate) or class indices (classify)."""
     if kind == "generate":
-        return Score(exact_match(said, split.texts), None)
-    return Score(accuracy(said, split.classes), balanced_accuracy(said, split.classes))
+        return Score(exact_match(answers, split.texts), None)
+    return Score(accuracy(answers, split.classes), balanced_accuracy(answers, split.classes))
 
 
-def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, which: Literal["dev", "test"]) -> Score:
-    """The task's model: one for all its devices, or (device scope) the D_k-weighted mean over the devices' models."""
+def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, split: Literal["dev", "test"]) -> Score:
+    """A task's score: of the one model of all its devices, or the D_k-weighted mean over its devices' models.
+
+    number: index of the task whose model is scored. task: the samples.
+    """
     devices = (clients.task_of == number).nonzero().flatten().tolist()
     if vectors["device"].shape[1] == 0:
-        return score(clients, model_of(clients, vectors, number, devices[0]), task, which)
-    scores = [score(clients, model_of(clients, vectors, number, k), task, which) for k in devices]
-    return weighted(scores, [len(clients.shards[k]) for k in devices])
+        return score(clients, model_of(clients, vectors, number, devices[0]), task, split)
+    scores = [score(clients, model_of(clients, vectors, number, k), task, split) for k in devices]
+    return mean_score(scores, [len(clients.shards[k]) for k in devices])
 
 
-def weighted(scores: Sequence[Score], weights: Sequence[int]) -> Score:
-    """The mean of several models' scores, weighted by their samples."""
-    balanced = None if scores[0].balanced is None else _mean([s.balanced or 0.0 for s in scores], weights)
-    return Score(_mean([s.value for s in scores], weights), balanced)
+def mean_score(scores: Sequence[Score], weights: Sequence[int]) -> Score:
+    """The weighted mean of several models' scores."""
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+
+    balanced = None if scores[0].balanced is None else mean([s.balanced or 0.0 for s in scores])
+    return Score(mean([s.value for s in scores]), balanced)
 
 
-def score_elsewhere(
+def score_other_tasks(
     clients: Clients, vectors: Vectors, number: int, tasks: Sequence[TaskView]
 ) -> dict[str, float | None]:
-    """The metric of a task's model on the test splits of the others: what it has forgotten of them, or never knew.
+    """The metric of a task's model on the test splits of the other tasks.
 
-    A head of its own answers with its own classes; None where it lacks one of the other task's label words.
+    A classifier answers with its own classes. The value is None if it lacks a label word of the other task.
     """
-    own = tasks[number].labels
-    found: dict[str, float | None] = {}
-    for other in (task for task in tasks if task is not tasks[number]):
+    labels = tasks[number].labels
+    metrics: dict[str, float | None] = {}
+    for task in (task for task in tasks if task is not tasks[number]):
         if not clients.backbone.causal:
-            if not set(other.labels) <= set(own):
-                found[other.name] = None
+            if not set(task.labels) <= set(labels):
+                metrics[task.name] = None
                 continue
-            other = replace(other, choices=tuple(own.index(word) for word in other.labels))
-        found[other.name] = score_task(clients, vectors, number, other, "test").value
-    return found
+            task = replace(task, choices=tuple(labels.index(word) for word in task.labels))
+        metrics[task.name] = score_task(clients, vectors, number, task, "test").value
+    return metrics
 
 
 def model_of(clients: Clients, vectors: Vectors, task: int, device: int) -> Factors:
-    """The factors of one model (K = 1): a task's, with a device's own parts."""
+    """The factors of one model (K = 1): the task's, with the device's own parameters."""
     factors = gather(vectors, clients.layout, torch.tensor([task]), torch.tensor([device]))
     return {key: tensor.to(clients.backbone.device) for key, tensor in factors.items()}
-
-
-def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
-    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -6,15 +6,15 @@ weights would give, W0 + sum_k w_k c B_k A_k with w_k = D_k/D, by adding a matri
 - FedEx-LoRA (Singhal, Ponkshe and Vepakomma, 2024): A and B become their means, W0 += c (sum_k w_k B_k A_k - B A).
 - FLoRA (Wang et al., 2024): W0 += c sum_k w_k B_k A_k, the product of the stacked factors; then a fresh A, and B = 0.
 
-Heads become means: over their task's devices, or over all where they are global. No server optimiser: what moves is
-what the devices' steps moved.
+Heads become means: over their task's devices, or over all devices if heads are global. The server has no optimizer:
+parameters change by the devices' local steps alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
@@ -26,70 +26,70 @@ from airpfed.core.run_files import Ledger, MeanSquaredErrors
 from airpfed.devices.gradients import Clients
 from airpfed.model.adapters import StackedLoRA
 from airpfed.model.layout import Vectors, initial
-from airpfed.training.round import finite
+from airpfed.training.round import LocalTraining, finite
 from airpfed.training.state import DeviceState, State
 
 Rule = Callable[[Clients, Float[Tensor, "K d"], Float[Tensor, " K"], int], tuple[Tensor, Tensor]]
-"""(fleet, A_k and B_k as rows, w, round) -> shared vector after the round (d), what is added to the frozen weights."""
+"""(clients, A_k and B_k as rows, w, t) -> shared vector after the round (d), what is added to the frozen weights."""
 
 
 @dataclass(frozen=True)
-class Merge:
-    """A rule and what it needs.
-
-    link: D_k, and what sending costs. span: E local_lr, so span * pseudo-gradient = way.
-    """
+class FactorAveraging:
+    """A rule and what it needs. link: D_k, and the cost of sending. local_training: turns gradients into changes."""
 
     rule: Rule
     clients: Clients
     link: Uplink
-    span: float
+    local_training: LocalTraining
 
 
-def merge(how: Merge, state: State, gradients: Vectors, cursors: Tensor) -> tuple[State, Aggregate, Bool[Tensor, " K"]]:
-    """A round, in the place of `rounds.step.step`: every device present sends all its factors, without an error.
+def average_factors(
+    averaging: FactorAveraging, state: State, gradients: Vectors, cursors: Int[Tensor, " K"]
+) -> tuple[State, Aggregate, Bool[Tensor, " K"]]:
+    """A round in place of `round_step`: every device that is present sends all its factors, without an error.
 
-    gradients: pseudo-gradients, scope -> (K, d_scope). A device without a finite one is absent: not sent, no weight.
+    gradients: pseudo-gradients, scope -> (K, d_scope). A device without a finite one is absent and has no weight.
     """
-    present, t, server = finite(gradients), state.round + 1, state.server
-    way = {scope: -how.span * torch.where(present[:, None], rows, 0.0) for scope, rows in gradients.items()}
-    samples = how.link.samples * present
-    own = torch.stack([samples * (how.clients.task_of == n) for n in range(len(how.link.lengths))])
-    heard = own.sum(1) > 0
-    means = own / own.sum(1, keepdim=True).clamp(min=1)
-    heads = server.personal.value + (means @ way["task"].double()).float()
+    present, t, server, link = finite(gradients), state.round + 1, state.server, averaging.link
+    # E local steps at rate lr change the parameters by -E lr times the pseudo-gradient.
+    scale = averaging.local_training.steps * averaging.local_training.lr
+    change = {scope: -scale * torch.where(present[:, None], rows, 0.0) for scope, rows in gradients.items()}
+    samples = link.samples * present
+    task_samples = torch.stack([samples * (averaging.clients.task_of == n) for n in range(len(link.lengths))])
+    task_weights = task_samples / task_samples.sum(1, keepdim=True).clamp(min=1)
+    heads = server.personal.value + (task_weights @ change["task"].double()).float()
     shared, added = server.shared.value, server.added
     if present.any():
-        row, more = how.rule(how.clients, shared + way["global"], samples / samples.sum(), t)
-        shared, added = row[None, :].float(), added + more[None, :].float()
-    after = replace(
+        row, increment = averaging.rule(averaging.clients, shared + change["global"], samples / samples.sum(), t)
+        shared, added = row[None, :].float(), added + increment[None, :].float()
+    received = Aggregate(
+        shared=shared[0],
+        personal=heads,
+        heard=task_samples.sum(1) > 0,
+        mse=MeanSquaredErrors(),
+        pi=None,
+        pi_claimed=None,
+        ledger=cost(link, present),
+        correlation=(),
+        correlation_statistics=server.correlation_statistics,
+    )
+    server = replace(
         server,
         shared=replace(server.shared, value=shared),
         personal=replace(server.personal, value=heads),
         added=added,
     )
-    received = Aggregate(
-        shared[0],
-        heads,
-        heard,
-        MeanSquaredErrors(),
-        None,
-        None,
-        cost(how.link, present),
-        (),
-        server.correlation_statistics,
-    )
-    return State(t, after, DeviceState(state.devices.own, cursors), state.frozen), received, present
+    return State(t, server, DeviceState(state.devices.own, cursors), state.frozen), received, present
 
 
 def fedex(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"], _t: int) -> tuple[Tensor, Tensor]:
-    """Means of the factors, and c (mean of the products - product of the means)."""
+    """The means of the factors, and c (mean of the products - product of the means)."""
     mean = (weights @ rows.double())[None, :]
     return mean[0], products(clients, rows, weights) - products(clients, mean, torch.ones(1))
 
 
 def flora(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"], t: int) -> tuple[Tensor, Tensor]:
-    """Fresh adapters, and c times the mean of the products. Random: the fresh A, by seed and round."""
+    """Fresh adapters, and c times the mean of the products. Random: A, stream (seed, "fresh adapters", t)."""
     fresh = initial(clients.layout, clients.backbone.heads, stream(clients.seed, "fresh adapters", t))["global"][0]
     for first, last in clients.layout.groups("global")[2:]:
         fresh[first:last] = (weights @ rows[:, first:last].double()).float()
@@ -100,27 +100,27 @@ RULES: dict[str, Rule] = {"fedex": fedex, "flora": flora}
 
 
 def products(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"]) -> Float[Tensor, " d_W"]:
-    """sum_k w_k c B_k A_k of every adapted layer, sorted and flat, in float64."""
-    place = {entry.key: entry for entry in clients.layout.entries if entry.scope == "global"}
+    """sum_k w_k c B_k A_k of every adapted layer, layers sorted, as one vector in float64."""
+    entries = {entry.key: entry for entry in clients.layout.entries if entry.scope == "global"}
     parts = []
-    for layer in sorted(clients.backbone.sites):
-        a, b = (place[f"{layer}.{kind}"] for kind in ("A", "B"))
-        downs = rows[:, a.start : a.stop].reshape(-1, *a.shape).double()
-        ups = rows[:, b.start : b.stop].reshape(-1, *b.shape).double()
-        site = clients.backbone.layers[layer]
-        assert isinstance(site, StackedLoRA)
-        parts.append(site.scale * torch.einsum("k,klr,krq->lq", weights.double(), ups, downs).flatten())
+    for name in sorted(clients.backbone.sites):
+        a, b = (entries[f"{name}.{kind}"] for kind in ("A", "B"))
+        a_rows = rows[:, a.start : a.stop].reshape(-1, *a.shape).double()
+        b_rows = rows[:, b.start : b.stop].reshape(-1, *b.shape).double()
+        layer = clients.backbone.layers[name]
+        assert isinstance(layer, StackedLoRA)
+        parts.append(layer.scale * torch.einsum("k,klr,krq->lq", weights.double(), b_rows, a_rows).flatten())
     return torch.cat(parts)
 
 
 def cost(link: Uplink, present: Bool[Tensor, " K"]) -> Ledger:
-    """Every device present sends its own factors and head in a slot of its own; all factors come back to everyone.
+    """Every present device sends its factors and its head in a slot of its own; all factors return to every device.
 
-    As for every error-free link: channel uses at two real entries each, downlink bits, and no energy.
+    As for every error-free link: two real entries per channel use, downlink bits, and no energy.
     """
-    d_s = sum(last - first for first, last in link.shared_groups)
+    d_s = sum(stop - start for start, stop in link.shared_groups)
     slots = [uses_of(d_s + link.lengths[n], link.packing) for n in link.task_of[present].tolist()]
-    nothing = torch.zeros(len(link.samples))
+    zero = torch.zeros(len(link.samples))
     downlink = resources.BITS_PER_SCALAR * (int(present.sum()) * d_s + sum(link.lengths))
-    traffic = resources.Traffic(tuple(slots), 0, nothing, nothing, downlink, 0)
-    return resources.entry(traffic, nothing, torch.ones_like(nothing), link.bandwidth_hz, link.subcarriers)
+    traffic = resources.Traffic(tuple(slots), 0, zero, zero, downlink, 0)
+    return resources.entry(traffic, zero, torch.ones_like(zero), link.bandwidth_hz, link.subcarriers)

@@ -1,46 +1,73 @@
-"""One round, gradients in, state out: the piece that the simulator and a real federation share."""
+"""One round: gradients in, state out. The simulator and a real federation share this step."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from airpfed.air.row_chunks import chunks
 from airpfed.air.uplink import Aggregate
 from airpfed.core import spill
+from airpfed.devices.gradients import Clients, batches, gradients
 from airpfed.model.layout import Vectors
-from airpfed.training.state import DeviceState, Optimizer, State, update, update_turn
+from airpfed.training.state import DeviceState, ServerStep, State, update, update_active, vectors
 
 Aggregator = Callable[[int, Tensor, Tensor, Tensor, Tensor], Aggregate]
-"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K), memory) -> what the servers receive."""
+"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K), correlation statistics) -> the sums."""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """A device's work in a round: `steps` steps of SGD at learning rate `lr`, each on a mini-batch.
+
+    batch_size: samples of a mini-batch.
+    """
+
+    batch_size: int
+    steps: int
+    lr: float
+
+
+def local_gradients(
+    clients: Clients, state: State, local_training: LocalTraining, devices_per_pass: int
+) -> tuple[Vectors, Float[Tensor, " K"], Int[Tensor, " K"]]:
+    """The devices' gradients in the next round: scope -> (K, d_scope), losses in nats, and cursors after the round.
+
+    After several local steps the pseudo-gradient (W_start - W_end) / (steps lr) takes the gradient's place.
+    """
+    plan, cursors = batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
+    phases = clients.layout.turns()
+    active_columns = phases[state.round % len(phases)]
+    rows, loss = gradients(clients, vectors(state), plan, local_training.lr, devices_per_pass, active_columns)
+    return rows, loss, cursors
 
 
 def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
-    """Devices whose whole gradient is finite: the others are absent from the round."""
-    return torch.stack([_finite_rows(g) for g in gradients.values()]).all(0)
+    """The devices whose gradients are finite in every scope; the other devices are absent from the round."""
+    return torch.stack([_finite_rows(rows) for rows in gradients.values()]).all(0)
 
 
 def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
-    """By sums, which one infinity or NaN spoils; a sum may overflow by itself, so a spoilt one is looked into."""
-    found = torch.ones(len(gradient), dtype=torch.bool)
+    """Rows whose sum is not finite are checked entry by entry, because a finite row can overflow in the sum."""
+    result = torch.ones(len(gradient), dtype=torch.bool)
     for rows in chunks(*gradient.shape):
-        found[rows] = gradient[rows].sum(1).isfinite()
+        result[rows] = gradient[rows].sum(1).isfinite()
         spill.release(gradient)
-    for row in (~found).nonzero().flatten().tolist():
-        found[row] = gradient[row].isfinite().all()
-    return found
+    for row in (~result).nonzero().flatten().tolist():
+        result[row] = gradient[row].isfinite().all()
+    return result
 
 
-def step(
-    state: State, gradients: Vectors, cursors: Tensor, aggregate: Aggregator, optimizer: Optimizer, lr: float
+def round_step(
+    state: State, gradients: Vectors, cursors: Int[Tensor, " K"], aggregate: Aggregator, server_step: ServerStep
 ) -> tuple[State, Aggregate, Bool[Tensor, " K"]]:
-    """Play round `state.round + 1`: devices send, servers update; pure but for the streams that `aggregate` draws from.
+    """Send the gradients of round `state.round + 1` and update all parameters; pure but for `aggregate`'s streams.
 
-    gradients: scope -> (K, d_scope), one row a device; cursors: the devices' places in their data after this round. A
-    device without a finite gradient neither sends nor updates its own parameters. Returns the next state, what was
-    received, and which devices were present.
+    gradients: scope -> (K, d_scope), one row per device. cursors: the devices' positions in their data after the
+    round. A device without a finite gradient neither sends nor updates its own parameters. Returns the next state, the
+    received sums, and the devices that were present.
     """
     present = finite(gradients)
     t = state.round + 1
@@ -49,15 +76,12 @@ def step(
     shared = received.shared[None, :]
     server = replace(
         state.server,
-        shared=update(state.server.shared, shared, anyone, optimizer, lr)
+        shared=update(state.server.shared, shared, anyone, server_step)
         if received.turn is None
-        else update_turn(state.server.shared, *received.turn, shared, anyone, optimizer, lr),
-        personal=update(state.server.personal, received.personal, received.heard, optimizer, lr),
+        else update_active(state.server.shared, *received.turn, shared, anyone, server_step),
+        personal=update(state.server.personal, received.personal, received.heard, server_step),
         correlation_statistics=received.correlation_statistics,
     )
-    own = update(state.devices.own, _clean(gradients["device"], present), present, optimizer, lr)
-    return replace(state, round=t, server=server, devices=DeviceState(own, cursors)), received, present
-
-
-def _clean(gradient: Float[Tensor, "K d"], present: Bool[Tensor, " K"]) -> Float[Tensor, "K d"]:
-    return torch.where(present[:, None], gradient, 0.0)
+    local = torch.where(present[:, None], gradients["device"], 0.0)
+    devices = DeviceState(update(state.devices.own, local, present, server_step), cursors)
+    return replace(state, round=t, server=server, devices=devices), received, present

@@ -1,7 +1,6 @@
-"""What moves during a run: parameters with their optimiser moments, and where each device is in its data."""
+"""The state of a run: parameters with their optimizer moments, and each device's position in its data."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,24 +21,44 @@ NOTHING = torch.zeros(1, 0)
 
 
 @dataclass(frozen=True)
-class OptimizedParameters:
-    """Parameters of one scope, one row per copy, with Adam's moments and the number of updates of each copy.
+class ServerStep:
+    """The optimizer of the servers and its learning rate. lr: None until the theory's probe sets it."""
 
-    Where parts of the columns move in turn, each turn counts its own updates: the last axis of `updates`.
+    optimizer: Optimizer
+    lr: float | None
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate; ValueError if only the probe could set it."""
+        if self.lr is None:
+            raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was made')
+        return self.lr
+
+    def resolve(self, eta: float | None) -> "ServerStep":
+        """The same step, with the probe's step size `eta` if the settings leave the rate to the probe."""
+        return self if self.lr is not None else replace(self, lr=eta)
+
+
+@dataclass(frozen=True)
+class OptimizedParameters:
+    """Parameters of one scope, one row per copy, with Adam's moments and each copy's number of updates.
+
+    first, second: moments. updates: one count per phase (last axis) if factors alternate, else one count.
     """
 
     value: Float[Tensor, "copies d"]
     first: Float[Tensor, "copies d"]
     second: Float[Tensor, "copies d"]
-    updates: Int[Tensor, "copies *turns"]
+    updates: Int[Tensor, "copies *phases"]
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What servers hold: the shared parameters and each task's, and what they have heard of symbols' correlation.
+    """The servers' state; no field holds what must not leave a device.
 
-    added: to the frozen weights of all adapted layers (`rounds.merge`), empty for every other method. Nothing that must
-    not leave a device is a field here.
+    shared: s-adapter. personal: p-adapters, one row per task. correlation_statistics: what the receivers have learned
+    about the correlation of symbols. added: added to the frozen weights of all adapted layers (`factor_averaging`),
+    empty for every other method.
     """
 
     shared: OptimizedParameters
@@ -50,7 +69,10 @@ class ServerState:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """What devices hold, one row a device: parameters that are never sent, and samples drawn so far."""
+    """The devices' state, one row per device.
+
+    own: parameters that are never sent. cursors: samples drawn so far.
+    """
 
     own: OptimizedParameters
     cursors: Int[Tensor, " K"]
@@ -58,7 +80,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class State:
-    """A run after `round` rounds. frozen: parameters that never move (one row)."""
+    """A run after `round` rounds. frozen: parameters that never change (one row)."""
 
     round: int
     server: ServerState
@@ -74,77 +96,86 @@ def start(
     correlation_statistics: Float[Tensor, "G 7"],
     added: Float[Tensor, "1 d_W"] = NOTHING,
 ) -> State:
-    """Round 0: every copy of a scope starts from the same values.
+    """The state before round 1: every copy of a scope starts from the same values.
 
-    correlation_statistics: the link's, before anything was heard.
+    tasks, devices: their numbers. correlation_statistics: the uplink's initial statistics.
     """
 
-    def moving(scope: Scope, turns: Sequence[int] = ()) -> OptimizedParameters:
+    def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:
         rows = copies(scope, tasks, devices)
         value = initial[scope].repeat(rows, 1)
-        updates = torch.zeros(rows, *turns, dtype=torch.long)
+        updates = torch.zeros(rows, *phases, dtype=torch.long)
         return OptimizedParameters(value, torch.zeros_like(value), torch.zeros_like(value), updates)
 
-    shared = moving("global", (len(layout.turns()),) if layout.in_turn else ())
-    own = DeviceState(moving("device"), torch.zeros(devices, dtype=torch.long))
-    return State(0, ServerState(shared, moving("task"), correlation_statistics, added), own, initial["frozen"])
+    shared = parameters("global", (len(layout.turns()),) if layout.in_turn else ())
+    return State(
+        round=0,
+        server=ServerState(shared, parameters("task"), correlation_statistics, added),
+        devices=DeviceState(parameters("device"), torch.zeros(devices, dtype=torch.long)),
+        frozen=initial["frozen"],
+    )
 
 
 def vectors(state: State) -> Vectors:
     """The current parameters of every scope."""
-    server, own = state.server, state.devices.own
-    found: Vectors = {"global": server.shared.value, "task": server.personal.value, "device": own.value}
-    found["frozen"] = state.frozen
-    return found | {"added": server.added} if server.added.numel() else found
+    server = state.server
+    values: Vectors = {
+        "global": server.shared.value,
+        "task": server.personal.value,
+        "device": state.devices.own.value,
+        "frozen": state.frozen,
+    }
+    return values | {"added": server.added} if server.added.numel() else values
 
 
 def update(
-    moving: OptimizedParameters,
+    parameters: OptimizedParameters,
     gradient: Float[Tensor, "copies d"],
-    moves: Bool[Tensor, " copies"],
-    optimizer: Optimizer,
-    lr: float,
+    mask: Bool[Tensor, " copies"],
+    server_step: ServerStep,
 ) -> OptimizedParameters:
-    """One step of the copies in `moves`; the others stay exactly as they are.
+    """Take one step on the copies in `mask`; the other copies do not change at all.
 
-    sgd: W - lr g. adam: Kingma and Ba 2015, bias-corrected, on whatever gradient was received.
+    sgd: W - lr g. adam: Kingma and Ba (2015) with bias correction, on the received gradient.
     """
-    if optimizer == "sgd":
-        after = OptimizedParameters(moving.value - lr * gradient, moving.first, moving.second, moving.updates + 1)
+    lr, updates = server_step.step_size, parameters.updates + 1
+    if server_step.optimizer == "sgd":
+        value, first, second = parameters.value - lr * gradient, parameters.first, parameters.second
     else:
-        updates = moving.updates + 1
-        first = BETAS[0] * moving.first + (1 - BETAS[0]) * gradient
-        second = BETAS[1] * moving.second + (1 - BETAS[1]) * gradient.square()
-        lag = [(1 - beta ** updates.double()).to(first.dtype)[:, None] for beta in BETAS]
-        mean, spread = first / lag[0], (second / lag[1]).sqrt()
-        after = OptimizedParameters(moving.value - lr * mean / (spread + EPSILON), first, second, updates)
+        first = BETAS[0] * parameters.first + (1 - BETAS[0]) * gradient
+        second = BETAS[1] * parameters.second + (1 - BETAS[1]) * gradient.square()
+        correction = [(1 - beta ** updates.double()).to(first.dtype)[:, None] for beta in BETAS]
+        mean, root_mean_square = first / correction[0], (second / correction[1]).sqrt()
+        value = parameters.value - lr * mean / (root_mean_square + EPSILON)
 
-    def chosen(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(moves.view(-1, *[1] * (new.dim() - 1)), new, old)
+    def select(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
     return OptimizedParameters(
-        chosen(after.value, moving.value),
-        chosen(after.first, moving.first),
-        chosen(after.second, moving.second),
-        chosen(after.updates, moving.updates),
+        value=select(value, parameters.value),
+        first=select(first, parameters.first),
+        second=select(second, parameters.second),
+        updates=select(updates, parameters.updates),
     )
 
 
-def update_turn(
-    moving: OptimizedParameters,
-    turn: int,
-    columns: tuple[int, int],
+def update_active(
+    parameters: OptimizedParameters,
+    phase: int,
+    active_columns: tuple[int, int],
     gradient: Float[Tensor, "copies d"],
-    moves: Bool[Tensor, " copies"],
-    optimizer: Optimizer,
-    lr: float,
+    mask: Bool[Tensor, " copies"],
+    server_step: ServerStep,
 ) -> OptimizedParameters:
-    """`update` of the columns whose turn it is, by that turn's own count; the others stay exactly as they are."""
-    first, last = columns
-    place = {"value": slice(first, last), "first": slice(first, last), "second": slice(first, last), "updates": turn}
-    part = OptimizedParameters(**{key: getattr(moving, key)[:, at] for key, at in place.items()})
-    after = update(part, gradient[:, first:last], moves, optimizer, lr)
-    whole = {key: getattr(moving, key).clone() for key in place}
-    for key, at in place.items():
-        whole[key][:, at] = getattr(after, key)
-    return OptimizedParameters(**whole)
+    """Take one step on the active columns, with the phase's own count of updates; the other columns do not change.
+
+    active_columns: first and last + 1.
+    """
+    columns = slice(*active_columns)
+    index = {"value": columns, "first": columns, "second": columns, "updates": phase}
+    active = OptimizedParameters(**{key: getattr(parameters, key)[:, i] for key, i in index.items()})
+    new = update(active, gradient[:, columns], mask, server_step)
+    tensors = {key: getattr(parameters, key).clone() for key in index}
+    for key, i in index.items():
+        tensors[key][:, i] = getattr(new, key)
+    return OptimizedParameters(**tensors)

@@ -1,0 +1,141 @@
+"""Everything that a run is made of, the devices' work in this process, and the hooks for theory beside a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import Ledger, Probe, Theory
+from airpfed.devices.compression import Payload, all_bytes, rounded
+from airpfed.devices.gradients import Clients
+from airpfed.model.layout import Vectors
+from airpfed.training.evaluate import Score, TaskView, score_task
+from airpfed.training.factor_averaging import FactorAveraging
+from airpfed.training.round import Aggregator, LocalTraining, finite, local_gradients
+from airpfed.training.state import ServerStep, State, vectors
+
+Log = Callable[[str], None]
+"""Shows a line to the user."""
+
+
+@dataclass(frozen=True)
+class RoundGradients:
+    """What the devices deliver in a round, one row per device, NaN for a device that delivers nothing.
+
+    gradients: scope -> (K, d_scope). loss: nats. cursors: positions in the data after the round. samples: D_k.
+    cost: of the messages.
+    """
+
+    gradients: Vectors
+    loss: Float[Tensor, " K"]
+    cursors: Int[Tensor, " K"]
+    samples: Float[Tensor, " K"]
+    cost: Ledger
+
+
+@dataclass(frozen=True)
+class RoundTrace:
+    """A round with the states around it, the devices' gradients and cursors, and the devices that were present."""
+
+    previous: State
+    next_state: State
+    gradients: Vectors
+    cursors: Int[Tensor, " K"]
+    present: Bool[Tensor, " K"]
+
+
+@runtime_checkable
+class RoundMonitor(Protocol):
+    """Theory beside the rounds: a hook that reads a round and changes nothing."""
+
+    def is_due(self, t: int) -> bool:
+        """Whether round t is to be checked."""
+
+    def check_round(self, probe: Probe, initial: State, trace: RoundTrace, eta: float) -> Theory:
+        """The round held against its bounds. initial: the state before round 1. eta: the step size."""
+
+
+ProbeHook = Callable[[State, Path, bool, Log], Probe]
+"""(state before round 1, path of theory.json, whether to read that file, log) -> constants known before round 1."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, as objects and plain values.
+
+    aggregate: the uplink. factor_averaging: takes the place of uplink and server step, if the method needs it.
+    server_step: its lr is None if the probe sets it. devices_per_pass: devices computed together. eval_every: rounds
+    between dev scores (0: none). air_seconds: the run's budget. score: splits that the final models are scored on.
+    payload: format of the gradients in messages. notes: lines for the user about how this base is computed.
+    fingerprint: of settings, data and base model. base_key: of everything that the untouched model's scores depend on.
+    probe, monitor: hooks before round 1 and beside a round. collect, evaluate_task: the devices' work in a round, and
+    the score of a task; a federation asks real devices.
+    """
+
+    method: str
+    clients: Clients
+    tasks: tuple[TaskView, ...]
+    aggregate: Aggregator
+    initial: State
+    server_step: ServerStep
+    local_training: LocalTraining
+    rounds: int
+    devices_per_pass: int
+    eval_every: int
+    seed: int
+    fingerprint: str
+    probe: ProbeHook | None = None
+    monitor: RoundMonitor | None = None
+    factor_averaging: FactorAveraging | None = None
+    air_seconds: float | None = None
+    score: Literal["test", "dev", "both"] = "test"
+    cross_eval: bool = False
+    base_key: str = ""
+    payload: Payload = "float32"
+    notes: tuple[str, ...] = ()
+    collect: "Collect" = field(default_factory=lambda: simulate_gradients)
+    evaluate_task: "EvaluateTask" = field(default_factory=lambda: simulate_score)
+
+
+Collect = Callable[[Experiment, State], RoundGradients]
+EvaluateTask = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
+"""(experiment, state, index of a task, split) -> the task's score; None if no device could be asked."""
+
+
+def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:
+    """The work of all devices in this process; gradients are those that their payload can carry.
+
+    Raises UserError if no device has a finite gradient in round 1: training cannot have diverged yet.
+    """
+    clients = experiment.clients
+    gradients, loss, cursors = local_gradients(clients, state, experiment.local_training, experiment.devices_per_pass)
+    present = finite(gradients)
+    if state.round == 0 and not present.any():
+        cause = "" if experiment.local_training.steps == 1 else ", or devices.local_lr is too large"
+        raise UserError(
+            "model.base: no device has a finite gradient in round 1, before any step of the server: the base gives no "
+            f"numbers for these tasks{cause}"
+        )
+    messages = rounded(
+        gradients, present, clients.layout, clients.task_of, experiment.payload, clients.seed, state.round + 1
+    )
+    payload_bytes = 0
+    if not clients.batch_multiplier:  # workers that stand for many devices send nothing
+        payload_bytes = all_bytes(clients.layout, clients.task_of, experiment.payload)
+    return RoundGradients(
+        gradients=messages,
+        loss=loss,
+        cursors=cursors,
+        samples=torch.tensor([float(len(shard)) for shard in clients.shards]),
+        cost=Ledger(payload_bytes=payload_bytes),
+    )
+
+
+def simulate_score(experiment: Experiment, state: State, number: int, split: Literal["dev", "test"]) -> Score:
+    """A task's score, computed in this process. number: index of the task."""
+    return score_task(experiment.clients, vectors(state), number, experiment.tasks[number], split)

@@ -1,0 +1,123 @@
+"""Scores of the untouched and of the final models, and the summary of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import fmean as mean
+from typing import Annotated
+
+from pydantic import Field
+
+from airpfed.core import run_files
+from airpfed.core.errors import UserError
+from airpfed.core.run_files import Ledger, RoundRecord, Summary, TaskSummary
+from airpfed.training.evaluate import Score, score, score_other_tasks
+from airpfed.training.experiment import Experiment, Log
+from airpfed.training.state import State, vectors
+
+Metric = Annotated[float, Field(ge=0, le=1)]
+
+
+class BaseScores(run_files.Row):
+    """base.json: a key of everything that the scores depend on, and (metric, balanced) of each task."""
+
+    key: str
+    scores: list[tuple[Metric, Metric | None]]
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """Scores after the last round, one per task; None if not requested.
+
+    other_tasks: task -> metric on its test split.
+    """
+
+    test: list[Score] | list[None]
+    dev: list[float | None]
+    other_tasks: list[dict[str, float | None]]
+
+
+def base_scores(experiment: Experiment, path: Path, log: Log) -> list[Score]:
+    """Test scores of the untouched model, computed once and cached in a file for all runs of the same base and splits.
+
+    path: the file.
+    """
+    try:
+        cached = run_files.read_json(path, BaseScores)
+        if cached and cached.key == experiment.base_key and len(cached.scores) == len(experiment.tasks):
+            return [Score(*pair) for pair in cached.scores]
+    except UserError as error:
+        log(f"{error}; made again")
+    log("scoring the untouched model on the test splits")
+    scores = [score(experiment.clients, None, task, "test") for task in experiment.tasks]
+    pairs = [[item.value, item.balanced] for item in scores]
+    run_files.write_json(path, {"key": experiment.base_key, "scores": pairs})
+    return scores
+
+
+def final_scores(experiment: Experiment, state: State, records: Sequence[RoundRecord], log: Log) -> FinalScores:
+    """Scores of the models after the last round: on dev and test splits, and on other tasks' test splits.
+
+    A dev score in the last record is not computed again. Raises UserError if nobody can be asked for a test score; the
+    run can then be resumed.
+    """
+    tasks = experiment.tasks
+    recorded = records[-1].accuracy if records else {}
+    dev = [recorded.get(task.name) for task in tasks]
+    if experiment.score != "test":
+        for n, task in enumerate(tasks):
+            if task.name not in recorded and task.dev.prompts:
+                dev_score = experiment.evaluate_task(experiment, state, n, "dev")
+                dev[n] = dev_score.value if dev_score else None
+    if experiment.score == "dev":
+        return FinalScores([None] * len(tasks), dev, [{}] * len(tasks))
+    log("scoring the tasks' models on the test splits")
+    test: list[Score] = []
+    for n, task in enumerate(tasks):
+        test_score = experiment.evaluate_task(experiment, state, n, "test")
+        if test_score is None:
+            raise UserError(f"no device of task {task.name} is there to be scored; go on with --resume")
+        test.append(test_score)
+    other_tasks: list[dict[str, float | None]] = [{}] * len(tasks)
+    if experiment.cross_eval:
+        values = vectors(state)
+        other_tasks = [score_other_tasks(experiment.clients, values, n, tasks) for n in range(len(tasks))]
+    return FinalScores(test, dev, other_tasks)
+
+
+def summarise(
+    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: FinalScores | None
+) -> Summary:
+    """The summary of the rounds so far. base: the untouched model's scores. final: None if the run was interrupted."""
+    count = len(base)
+    scores = final or FinalScores([None] * count, [None] * count, [{}] * count)
+    test = [item.value for item in scores.test if item]
+    rows = {
+        task.name: TaskSummary(
+            metric=task.metric,
+            base=first.value,
+            final=last.value if last else None,
+            base_balanced=first.balanced,
+            final_balanced=last.balanced if last else None,
+            samples=len(task.test.prompts),
+            dev=dev,
+            others=other_tasks,
+        )
+        for task, first, last, dev, other_tasks in zip(
+            experiment.tasks, base, scores.test, scores.dev, scores.other_tasks, strict=True
+        )
+    }
+    pis = [record.pi for record in records if record.pi is not None and isfinite(record.pi)]
+    phases = ["gradients", "air", "evaluate", *(["theory"] if any(record.theory for record in records) else [])]
+    return Summary(
+        method=experiment.method,
+        rounds=len(records),
+        tasks=rows,
+        average=mean(test) if test else None,
+        average_base=mean(item.value for item in base),
+        pi_mean=mean(pis) if pis else None,
+        ledger=sum((record.ledger for record in records), Ledger()),
+        seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in phases},
+        exit="completed" if final else "interrupted",
+    )
