@@ -20,7 +20,7 @@ from airpfed.federation.message import Packet
 from airpfed.federation.server_app import federation_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
-from airpfed.training.state import State
+from airpfed.training.state import ServerStep, State
 from tiny import make_settings
 
 SETTINGS = (
@@ -159,7 +159,7 @@ def test_damage_on_the_disk_is_told(
 
 def test_both_outcomes_of_a_round_are_kept_and_the_count_decides(tmp_path: Path) -> None:
     start = fresh(torch.ones(1, 3))
-    after = outcomes(start.before, torch.tensor([[1.0, 0.0, -1.0]]), 1, "sgd", 0.5)
+    after = outcomes(start.before, torch.tensor([[1.0, 0.0, -1.0]]), 1, ServerStep("sgd", 0.5))
     save(tmp_path, after, 0, "f")
     back = load(tmp_path, start, "f")
     assert start_of_round(back, 2, 1).value.tolist() == [[0.5, 1.0, 1.5]] and start_of_round(
