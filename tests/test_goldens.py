@@ -23,17 +23,17 @@ def test_seconds_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"pi": 0.1 * (1 + 2**-50)}, "records.jsonl: 0.pi: 0.1 is now 0.1000"),
         ({"pi": 0.1, "bit": -0.0}, "round-000002.safetensors: shared.value: (2,) float32"),
         ({"pi": 0.1, "key": "psi"}, "records.jsonl: 0.pi: 0.1 is now 'absent'"),
     ],
 )
-def test_a_bit_is_seen(tmp_path: Path, changed: dict, told: str) -> None:
+def test_a_bit_is_seen(tmp_path: Path, changed: dict, message: str) -> None:
     count, difference = goldens.compare(side(tmp_path / "a", 0.1), side(tmp_path / "b", **changed), {}, 0.0)
     assert count >= 5
-    assert told in difference
+    assert message in difference
 
 
 def test_a_tolerance_is_relative(tmp_path: Path) -> None:
