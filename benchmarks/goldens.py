@@ -161,7 +161,7 @@ def relative_difference(old: Any, new: Any) -> float:
         return float(gap) or math.ulp(0.0) if gap.isfinite() else math.inf
     if repr(old) == repr(new):
         return 0.0
-    if isinstance(old, float) and isinstance(new, float) and math.isfinite(old - new):
+    if type(old) is type(new) and isinstance(old, (int, float)) and math.isfinite(old - new):
         return abs(old - new) / max(abs(old), abs(new), FLOOR) or math.ulp(0.0)
     return math.inf
 
@@ -173,7 +173,7 @@ def compare(old: Path, new: Path, names: dict[str, str], tolerance: float) -> tu
         if a != b:
             return 0, f"names of files: {a} is now {b}"
     count, first, worst, differ = 0, "", 0.0, 0
-    for name, path in left.items():
+    for name, path in sorted(left.items(), key=lambda item: not item[0].endswith("records.jsonl")):  # by rounds
         before, now = content(path), content(right[name])
         renames = {".".join(names.get(part, part) for part in key.split(".")): key for key in before}
         for key in dict.fromkeys([*renames, *now]):
