@@ -8,9 +8,10 @@ from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, 
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
 from airpfed.air.designs.table import DESIGNS
+from airpfed.air.grouping import fixed_grouping
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective
-from airpfed.air.schedule import Uplink, fixed_grouping, plan
+from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.segments import antennas_of, problem_of
 from worlds import flat
 
@@ -43,7 +44,7 @@ def test_two_hop_mixes_its_receivers_by_their_share_of_the_data():
     """With noise and interference too: sum_n (D_n/D) of the receivers' sums, and the measured error is that sum's."""
     link = edges(make_air("mmse", topology="two_hop"))
     shared, personal = gradients(link)
-    slots = plan(link, shared, personal, everyone(link), fixed_grouping(link, everyone(link)))
+    slots = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
     torch.testing.assert_close(slots[0].combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
     assert slots[0].stations == (0, 1) and slots[0].targets == (None,)
     torch.testing.assert_close(
@@ -75,7 +76,7 @@ def test_one_edge_is_a_single_cell(topology, access):
 def test_joint_hears_s_with_all_antennas_and_p_with_its_own():
     link = edges(make_air(topology="joint", access="tdma"))
     shared, personal = gradients(link)
-    s, first, second = plan(link, shared, personal, everyone(link), ((0,), (1,)))
+    s, first, second = schedule(link, Updates(shared, personal, everyone(link)), ((0,), (1,)))
     assert antennas_of(link, s) == slice(None)
     assert (antennas_of(link, first), antennas_of(link, second)) == (slice(0, 8), slice(8, 16))
 
@@ -83,7 +84,7 @@ def test_joint_hears_s_with_all_antennas_and_p_with_its_own():
 def problem_of_slot(link: Uplink, which: int) -> TransceiverProblem:
     """The design problem of one slot of the round, weights as they are."""
     shared, personal = gradients(link)
-    slot = plan(link, shared, personal, everyone(link), fixed_grouping(link, everyone(link)))[which]
+    slot = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))[which]
     known, _ = link.channels(1, 2)
     return problem_of(link, slot, slot.weights, known, csi_variance(link.network, link.csi_error))
 

@@ -14,7 +14,7 @@ from airpfed.air.channels.fading import (
     line_of_sight,
     rayleigh,
 )
-from airpfed.air.network import estimated
+from airpfed.air.network import estimate_channels
 from airpfed.core.rng import stream
 from worlds import flat
 
@@ -40,7 +40,7 @@ def test_rayleigh_is_circular_and_antennas_are_independent():
 
 @pytest.mark.parametrize("csi_error", [0.05, 0.4])
 def test_the_estimate_misses_its_share_of_the_variance(csi_error):
-    known, true = estimated(flat(GAIN, 4), csi_error, 3, 1, range(3000))
+    known, true = estimate_channels(flat(GAIN, 4), csi_error, 3, 1, range(3000))
     for part, share in ((known, 1 - csi_error), (true - known, csi_error), (true, 1.0)):
         power = part.abs().square().mean(1) / GAIN / share
         assert ((power.mean(0) - 1) / (1 / 4 / 3000) ** 0.5).abs().max() < 5
@@ -49,21 +49,21 @@ def test_the_estimate_misses_its_share_of_the_variance(csi_error):
 
 
 def test_without_csi_error_the_estimate_is_the_channel():
-    known, true = estimated(flat(GAIN, 4), 0.0, 3, 1, range(3))
+    known, true = estimate_channels(flat(GAIN, 4), 0.0, 3, 1, range(3))
     torch.testing.assert_close(known, true, rtol=0, atol=0)
 
 
 def test_a_block_is_the_same_whichever_slot_asks():
-    first = estimated(flat(GAIN, 4), 0.1, 3, 7, range(0, 5))
-    second = estimated(flat(GAIN, 4), 0.1, 3, 7, range(3, 8))
+    first = estimate_channels(flat(GAIN, 4), 0.1, 3, 7, range(0, 5))
+    second = estimate_channels(flat(GAIN, 4), 0.1, 3, 7, range(3, 8))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a[3:], b[:2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("seed", "t", "block"), [(4, 7, 0), (3, 8, 0), (3, 7, 1)])
 def test_seed_round_and_block_each_change_the_channel(seed, t, block):
-    one, _ = estimated(flat(GAIN, 4), 0.0, 3, 7, range(1))
-    other, _ = estimated(flat(GAIN, 4), 0.0, seed, t, range(block, block + 1))
+    one, _ = estimate_channels(flat(GAIN, 4), 0.0, 3, 7, range(1))
+    other, _ = estimate_channels(flat(GAIN, 4), 0.0, seed, t, range(block, block + 1))
     assert (one != other).all()
 
 
@@ -179,7 +179,7 @@ def test_the_line_of_sight_needs_no_estimation():
     """CSI error is a share of the scattered part only."""
     los = torch.full((4, 2), 1e-4, dtype=torch.complex128)
     network = flat(GAIN, 4, los=los)
-    known, true = estimated(network, 0.3, 3, 1, range(3000))
+    known, true = estimate_channels(network, 0.3, 3, 1, range(3000))
     error = (true - known).abs().square().mean(1) / GAIN
     assert ((error.mean(0) - 0.3) / (0.3**2 / 4 / 3000) ** 0.5).abs().max() < 5
     assert ((known.mean(0) - los).abs() / (0.7 * GAIN / 3000).sqrt()).max() < 5
