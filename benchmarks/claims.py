@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from airpfed.air.schedule import Uplink
-from airpfed.air.uplink import Aggregate, combined, initial_statistics, send
+from airpfed.air.schedule import Updates, Uplink
+from airpfed.air.uplink import Aggregate, initial_statistics, pi_of, uplink
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
@@ -37,7 +37,7 @@ def links(settings: Settings, experiment: Experiment, snr_db: float | None) -> d
 def ratios(link: Uplink, received: Aggregate, d_s: int) -> tuple[float, float, float]:
     """Claimed and genie's Pi over the measured one, and the measured one."""
     every = torch.ones(len(link.samples), dtype=torch.bool)
-    pi = [combined(link, received.mse, d_s, every, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
+    pi = [pi_of(link, received.mse, d_s, every, key) or 0.0 for key in ("claimed", "claimed_genie", "measured")]
     return pi[0] / pi[2], pi[1] / pi[2], pi[2]
 
 
@@ -64,11 +64,12 @@ def main() -> None:
             experiment.clients, state, experiment.local_training, experiment.devices_per_pass
         )
         state, _, present = round_step(
-            state, found, cursors, lambda *given: send(exact, *given), experiment.server_step
+            state, found, cursors, lambda *given: uplink(exact, *given), experiment.server_step
         )
         for snr, each in ways.items():
             for way in WAYS:
-                received = send(each[way], t, found["global"], found["task"], present, correlation_statistics[snr, way])
+                updates = Updates(found["global"], found["task"], present)
+                received = uplink(each[way], t, updates, correlation_statistics[snr, way])
                 correlation_statistics[snr, way] = received.correlation_statistics
                 rows[snr, way].append(ratios(each[way], received, found["global"].shape[1]))
         print(f"round {t} of {chosen.rounds}", flush=True)

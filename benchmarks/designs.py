@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airpfed.air.uplink import send
+from airpfed.air.uplink import uplink
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
@@ -38,7 +38,7 @@ def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: fl
     """The same experiment over another link."""
     radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
     changed = settings.model_copy(update={"radio": radio})
-    link = partial(send, build.link(changed, experiment.clients))
+    link = partial(uplink, build.link(changed, experiment.clients))
     return replace(experiment, link=link, eval_every=0)
 
 

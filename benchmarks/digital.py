@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from airpfed.air.schedule import Digital, Uplink
-from airpfed.air.uplink import initial_statistics, send
+from airpfed.air.schedule import Digital, Updates, Uplink
+from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
@@ -43,8 +43,8 @@ def round_seconds(link: Uplink, experiment: Experiment) -> float:
     """Mean seconds on air of a round; they do not depend on what is sent."""
     order = experiment.clients.layout
     empty = [torch.zeros(len(link.samples), order.size(scope)) for scope in ("global", "task")]
-    everyone = torch.ones(len(link.samples), dtype=torch.bool)
-    rounds = [send(link, t, *empty, everyone, initial_statistics(link)).ledger.air_seconds for t in (1, 2, 3)]
+    updates = Updates(*empty, torch.ones(len(link.samples), dtype=torch.bool))
+    rounds = [uplink(link, t, updates, initial_statistics(link)).ledger.air_seconds for t in (1, 2, 3)]
     return statistics.mean(rounds)
 
 
@@ -80,7 +80,7 @@ def air_only(chosen: argparse.Namespace) -> None:
 def curve(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVERY rounds, and seconds on air a round."""
     link = link_of(experiment, settings, link, snr_db)
-    played = replace(experiment, link=partial(send, link), eval_every=EVERY)
+    played = replace(experiment, link=partial(uplink, link), eval_every=EVERY)
     state, reached, seconds = experiment.initial, [], []
     while state.round < experiment.rounds:
         state, row = play_round(played, state)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from airpfed.air.uplink import initial_statistics, send
+from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
 from airpfed.core.run_files import RoundRecord
@@ -53,7 +53,7 @@ def with_radio(experiment: Experiment, settings) -> Experiment:
     radio = build.link(settings, experiment.clients)
     server = replace(experiment.initial.server, correlation_statistics=initial_statistics(radio))
     initial = replace(experiment.initial, server=server)
-    return replace(experiment, aggregate=partial(send, radio), initial=initial, monitor=None)
+    return replace(experiment, aggregate=partial(uplink, radio), initial=initial, monitor=None)
 
 
 def run(experiment: Experiment, seen) -> list[RoundRecord]:

@@ -10,8 +10,8 @@ import torch
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
-from airpfed.air.symbols import pack, unpack
-from airpfed.air.waveform import demodulated, mismatch, off_grid, over_the_waveform
+from airpfed.air.symbols import pack_symbols, unpack_symbols
+from airpfed.air.waveform import demodulate, mismatch, off_grid, over_the_waveform
 from airpfed.core.rng import stream
 
 DEVICES, ANTENNAS, SUBCARRIERS, PREFIX, SYMBOLS, DRAWS = 8, 8, 1024, 73, 2, 10
@@ -37,13 +37,13 @@ def both(delay_s: float, groups: int, number: int) -> tuple[float, float, float]
     made, entries = designed(taps, groups), 2 * SYMBOLS * SUBCARRIERS
     u = torch.randn(DEVICES, entries, dtype=torch.float64, generator=rng)
     z = torch.randn(ANTENNAS, SYMBOLS * (SUBCARRIERS + PREFIX), dtype=torch.complex128, generator=rng) * NOISE**0.5
-    x = pack(u, "iq")
-    wave = unpack(over_the_waveform(x, made, taps, z, SUBCARRIERS), "iq", entries)[0]
+    x = pack_symbols(u, "iq")
+    wave = unpack_symbols(over_the_waveform(x, made, taps, z, SUBCARRIERS), "iq", entries)[0]
     heard = gains(response(taps, frequencies(groups, SUBCARRIERS)), made) @ x.reshape(DEVICES, groups, -1).transpose(
         0, 1
     )
-    noise = off_grid(demodulated(z, PREFIX, SUBCARRIERS), groups).reshape(ANTENNAS, groups, -1).transpose(0, 1)
-    block = unpack((heard + made.receiver.mH @ noise).transpose(0, 1).flatten(1), "iq", entries)[0]
+    noise = off_grid(demodulate(z, PREFIX, SUBCARRIERS), groups).reshape(ANTENNAS, groups, -1).transpose(0, 1)
+    block = unpack_symbols((heard + made.receiver.mH @ noise).transpose(0, 1).flatten(1), "iq", entries)[0]
     error = float((block - u.mean(0)).square().mean())
     return float((wave - block).square().mean()), float(mismatch(made, taps, SUBCARRIERS).mean()), error
 

@@ -5,12 +5,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from airpfed.air.channels.fading import FadingParameters, fade
+from airpfed.air.channels.fading import FadingParameters, fading_channels
 from airpfed.air.network import Network
 
 
 def flat(gain: Tensor, antennas: int, **changes) -> Network:
-    """Stations (rows of `gain`, or one) of `antennas` antennas; changes: of the Scatter."""
+    """Stations (rows of `gain`, or one) of `antennas` antennas; changes: of the FadingParameters."""
     gain = torch.atleast_2d(gain)
     stations, devices = gain.shape
     parameters = {
@@ -19,10 +19,12 @@ def flat(gain: Tensor, antennas: int, **changes) -> Network:
         "los": torch.zeros(stations * antennas, devices, dtype=torch.complex128),
         "profile": torch.ones(1, dtype=torch.float64),
         "centres": torch.zeros(1, dtype=torch.float64),
-        "follow": 0.0,
-        "renew": 0.0,
+        "time_correlation": 0.0,
+        "round_correlation": 0.0,
         "names": (),
     }
     made = FadingParameters(**{**parameters, **changes})
     places = torch.zeros(stations, 2, dtype=torch.float64), torch.zeros(devices, 2, dtype=torch.float64)
-    return Network(*places, gain, made.gain, antennas, partial(fade, made), made.names)
+    return Network(
+        *places, gain, antennas, made.names, scattered=made.gain, channel_model=partial(fading_channels, made)
+    )

@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from airpfed.air.correlation import (
-    LARGEST,
+    MAX_CORRELATION,
     Correlation,
+    CorrelationOperator,
     NormalEquations,
-    Related,
-    claimed,
-    estimate,
-    evidence,
-    matrix,
-    own_noise,
-    pairs,
-    remember,
-    scaled,
-    terms,
+    claimed_mse,
+    correlated_pairs,
+    correlation_matrix,
+    discounted_sum,
+    estimate_correlation,
+    incoherent_noise,
+    normal_equations,
+    power_terms,
+    scale_receivers,
 )
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.impairments import NONE
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, mse, silent
-from airpfed.air.symbols import Packing, pack, unpack
+from airpfed.air.symbols import Packing, pack_symbols, unpack_symbols
 from airpfed.core.rng import stream
 
 PATH_GAIN, BLOCKS, ANTENNAS, DEVICES, TASKS = 1e-12, 4, 4, 9, 3
@@ -81,8 +81,12 @@ def symbols(rho: Correlation, packing: Packing, uses: int, rng: torch.Generator)
         return torch.randn(BLOCKS, rows, entries, dtype=torch.float64, generator=rng)
 
     common, task, own = normal(1), normal(TASKS)[:, TASK_OF], normal(DEVICES)
-    u = rho.cross**0.5 * common + (rho.within - rho.cross) ** 0.5 * task + (1 - rho.within) ** 0.5 * own
-    return torch.stack([pack(block, packing) for block in POWER.sqrt()[:, None] * u])
+    u = (
+        rho.between_tasks**0.5 * common
+        + (rho.within_task - rho.between_tasks) ** 0.5 * task
+        + (1 - rho.within_task) ** 0.5 * own
+    )
+    return torch.stack([pack_symbols(block, packing) for block in POWER.sqrt()[:, None] * u])
 
 
 def through(
@@ -108,7 +112,7 @@ def through(
     heard = made.receiver.mH @ y * signs
     wanted = problem.weights.to(x.dtype) @ x
     entries = uses if packing == "real" else 2 * uses
-    both = [torch.stack([unpack(block, packing, entries) for block in part]) for part in (heard, wanted)]
+    both = [torch.stack([unpack_symbols(block, packing, entries) for block in part]) for part in (heard, wanted)]
     return both[0], both[1]
 
 
@@ -135,8 +139,8 @@ def test_the_claim_is_what_is_measured(design, targets, packing, rho):
     for snr_db, csi in ((-10.0, 0.0), (10.0, 0.0), (10.0, 0.05)):
         problem, made = designed(design, targets, snr_db, csi, packing)
         scrambled, uses = targets > 1, 5000 if csi else 20_000
-        R = matrix(rho, TASK_OF, targets_of(targets), scrambled)
-        expected = claimed(problem, made, R, POWER)
+        R = correlation_matrix(rho, TASK_OF, targets_of(targets), scrambled)
+        expected = claimed_mse(problem, made, R, POWER)
         got, wanted = through(problem, made, rho, packing, uses, scrambled)
         squares = (got - wanted).square()
         assert z_score(squares, expected) < 5
@@ -147,8 +151,8 @@ def test_the_claim_is_what_is_measured(design, targets, packing, rho):
 @pytest.mark.parametrize(("targets", "packing"), [(1, "iq"), (TASKS, "real")])
 def test_a_slip_of_two_per_cent_is_caught(targets, packing):
     problem, made = designed("mmse", targets, -10.0, 0.0, packing)
-    R = matrix(RHOS[2], TASK_OF, targets_of(targets), targets > 1)
-    expected = claimed(problem, made, R, POWER)
+    R = correlation_matrix(RHOS[2], TASK_OF, targets_of(targets), targets > 1)
+    expected = claimed_mse(problem, made, R, POWER)
     got, wanted = through(problem, made, RHOS[2], packing, 150_000, targets > 1)
     squares = (got - wanted).square()
     assert z_score(squares, expected) < 5
@@ -160,7 +164,9 @@ def test_without_scrambling_tasks_correlate_in_a_slot_of_several_receivers():
     problem, made = designed("mmse", TASKS, 10.0)
     got, wanted = through(problem, made, RHOS[2], "iq", 20_000, scrambled=False)
     squares = (got - wanted).square()
-    plain, scrambled = (claimed(problem, made, matrix(RHOS[2], TASK_OF, TASK_OF, s), POWER) for s in (False, True))
+    plain, scrambled = (
+        claimed_mse(problem, made, correlation_matrix(RHOS[2], TASK_OF, TASK_OF, s), POWER) for s in (False, True)
+    )
     assert z_score(squares, plain) < 5
     assert z_score(squares, scrambled) > 5
 
@@ -171,22 +177,24 @@ def test_independent_symbols_of_unit_power_give_the_mse_of_the_slot(targets, pac
     problem, made = designed("mmse", targets, 10.0, 0.05, packing)
     power = torch.ones(BLOCKS, targets, DEVICES, dtype=torch.float64)
     for each in (power[0, 0], power[0], power):
-        got = claimed(problem, made, torch.eye(DEVICES, dtype=torch.float64), each)
+        got = claimed_mse(problem, made, torch.eye(DEVICES, dtype=torch.float64), each)
         torch.testing.assert_close(got, mse(problem, made))
 
 
 def test_one_matrix_a_block_is_the_same_block_by_block():
     problem, made = designed("mmse", 1, 10.0)
-    each = torch.stack([matrix(Correlation(0.2 * b, 0.1 * b), TASK_OF, targets_of(1), False) for b in range(BLOCKS)])
-    together = claimed(problem, made, each, POWER)
-    alone = torch.stack([claimed(problem, made, R, POWER)[b] for b, R in enumerate(each)])
+    each = torch.stack(
+        [correlation_matrix(Correlation(0.2 * b, 0.1 * b), TASK_OF, targets_of(1), False) for b in range(BLOCKS)]
+    )
+    together = claimed_mse(problem, made, each, POWER)
+    alone = torch.stack([claimed_mse(problem, made, R, POWER)[b] for b, R in enumerate(each)])
     torch.testing.assert_close(together, alone)
 
 
 def test_the_matrix():
     task_of = torch.tensor([0, 0, 1])
-    free = matrix(Correlation(0.5, 0.2), task_of, torch.zeros_like(task_of), False)
-    apart = matrix(Correlation(0.5, 0.2), task_of, task_of, True)
+    free = correlation_matrix(Correlation(0.5, 0.2), task_of, torch.zeros_like(task_of), False)
+    apart = correlation_matrix(Correlation(0.5, 0.2), task_of, task_of, True)
     assert free.tolist() == [[1, 0.5, 0.2], [0.5, 1, 0.2], [0.2, 0.2, 1]]
     assert apart.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
 
@@ -198,17 +206,20 @@ def test_labels_stand_for_the_matrix(seed, scrambled, rho):
     rng = stream(seed, "labels")
     task_of, target_of = (torch.randint(n, (DEVICES,), generator=rng) for n in (4, TASKS))
     problem, made, _, power = random_case(seed, "real" if seed % 2 else "iq")
-    dense, labels = matrix(rho, task_of, target_of, scrambled), pairs(task_of, target_of, scrambled)
-    R = Related(rho, labels)
+    dense, labels = (
+        correlation_matrix(rho, task_of, target_of, scrambled),
+        correlated_pairs(task_of, target_of, scrambled),
+    )
+    R = CorrelationOperator(rho, labels)
     torch.testing.assert_close(R.times(torch.eye(DEVICES, dtype=torch.float64)), dense, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(
-        claimed(problem, made, R, power), claimed(problem, made, dense, power), rtol=1e-12, atol=0
+        claimed_mse(problem, made, R, power), claimed_mse(problem, made, dense, power), rtol=1e-12, atol=0
     )
-    a, b = (scaled(problem, made, one, power).receiver for one in (R, dense))
+    a, b = (scale_receivers(problem, made, one, power).receiver for one in (R, dense))
     torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
-    found = terms(problem, made, labels, power)
-    level = found.alone + rho.within * found.within + rho.cross * found.cross
-    v = (gains(problem.h, made) * power.sqrt(), own_noise(problem, made, power, NONE))
+    found = power_terms(problem, made, labels, power)
+    level = found.incoherent + rho.within_task * found.within_task + rho.between_tasks * found.between_tasks
+    v = (gains(problem.h, made) * power.sqrt(), incoherent_noise(problem, made, power, NONE))
     parts = torch.stack([v[0].real, v[0].imag])[: 1 if problem.real else 2]
     torch.testing.assert_close(level, ((parts @ dense) * parts).sum((0, -1)) + v[1], rtol=1e-12, atol=0)
 
@@ -234,12 +245,12 @@ def test_the_gain_is_the_best_real_scalar(seed, packing, silence):
     problem, made, R, power = random_case(seed, packing)
     if silence:
         problem = replace(problem, noise=0.0, csi_variance=torch.zeros(DEVICES, dtype=torch.float64))
-    best = scaled(problem, made, R, power)
-    least = claimed(problem, best, R, power)
+    best = scale_receivers(problem, made, R, power)
+    least = claimed_mse(problem, best, R, power)
     for factor in (1.0, 0.0, 0.99, 1.01, -1.0):
         start = made if factor in (1.0, 0.0) else best
         other = Transceiver(start.receiver * factor, made.transmit, 0)
-        assert (least <= claimed(problem, other, R, power) * (1 + 1e-9) + 1e-12).all()
+        assert (least <= claimed_mse(problem, other, R, power) * (1 + 1e-9) + 1e-12).all()
 
 
 def test_what_is_exact_stays():
@@ -248,11 +259,11 @@ def test_what_is_exact_stays():
     receiver = problem.h[:, :, :1] / problem.h[:, :, :1].abs().square().sum(1, keepdim=True)
     transmit = problem.weights[0] / (receiver.mH @ problem.h)[:, 0]
     made = Transceiver(receiver, transmit, 3)
-    R = matrix(RHOS[2], TASK_OF, targets_of(1), False)
-    kept = scaled(problem, made, R, POWER)
+    R = correlation_matrix(RHOS[2], TASK_OF, targets_of(1), False)
+    kept = scale_receivers(problem, made, R, POWER)
     torch.testing.assert_close(kept.receiver, receiver)
     assert (kept.transmit is transmit, kept.iterations) == (True, 3)
-    assert claimed(problem, kept, R, POWER).max() < 1e-20
+    assert claimed_mse(problem, kept, R, POWER).max() < 1e-20
 
 
 def test_a_cancelled_sum_does_not_blow_the_gain_up():
@@ -262,19 +273,19 @@ def test_a_cancelled_sum_does_not_blow_the_gain_up():
     wave = torch.cat([torch.full((8,), 0.1), torch.tensor([-0.8])]).double()
     made = Transceiver(receiver, wave / (receiver.mH @ problem.h)[:, 0], 0)
     everyone = torch.ones(DEVICES, DEVICES, dtype=torch.float64)
-    torch.testing.assert_close(scaled(problem, made, everyone, torch.ones_like(POWER)).receiver, receiver)
+    torch.testing.assert_close(scale_receivers(problem, made, everyone, torch.ones_like(POWER)).receiver, receiver)
 
 
 def test_the_gain_repairs_the_shrinkage_as_far_as_it_says():
     problem, made = designed("mmse", 1, -10.0)
-    R = matrix(RHOS[2], TASK_OF, targets_of(1), False)
-    best = scaled(problem, made, R, POWER)
+    R = correlation_matrix(RHOS[2], TASK_OF, targets_of(1), False)
+    best = scale_receivers(problem, made, R, POWER)
     found = []
     for one in (made, best):
         got, wanted = through(problem, one, RHOS[2], "iq", 20_000, False)
         found.append((got - wanted).square().mean())
-        assert z_score((got - wanted).square(), claimed(problem, one, R, POWER)) < 5
-    said = float(claimed(problem, best, R, POWER).mean() / claimed(problem, made, R, POWER).mean())
+        assert z_score((got - wanted).square(), claimed_mse(problem, one, R, POWER)) < 5
+    said = float(claimed_mse(problem, best, R, POWER).mean() / claimed_mse(problem, made, R, POWER).mean())
     assert float(found[1] / found[0]) == pytest.approx(said, rel=0.03)
     assert said < 0.75
 
@@ -288,8 +299,8 @@ def learned(
     """Evidence of 20000 uses spread over the blocks; several targets are scrambled."""
     problem, made = designed(design, targets, snr_db, 0.0, packing)
     got, _ = through(problem, made, rho, packing, 20_000 // BLOCKS, targets > 1, seed)
-    expected = terms(problem, made, pairs(TASK_OF, targets_of(targets), targets > 1), POWER)
-    return evidence(expected, got.square().mean(-1), torch.full(got.shape[:2], got.shape[-1]).double(), rho)
+    expected = power_terms(problem, made, correlated_pairs(TASK_OF, targets_of(targets), targets > 1), POWER)
+    return normal_equations(expected, got.square().mean(-1), torch.full(got.shape[:2], got.shape[-1]).double(), rho)
 
 
 @cache
@@ -315,8 +326,8 @@ def tdma(snr_db: float, rho: Correlation, seed: int, uses: int = 5000) -> Normal
         y = problem.h @ (made.transmit[:, :, None] * x) + problem.noise**0.5 * noise
         power = (made.receiver.mH @ y).abs().square().mean(-1)
         few = torch.zeros(int(mine.sum()), dtype=torch.int64)
-        expected = terms(problem, made, pairs(few, few, False), POWER[mine])
-        total = total + evidence(expected, power, torch.full_like(power, 2.0 * uses), rho)
+        expected = power_terms(problem, made, correlated_pairs(few, few, False), POWER[mine])
+        total = total + normal_equations(expected, power, torch.full_like(power, 2.0 * uses), rho)
     return total
 
 
@@ -333,11 +344,11 @@ def test_both_correlations_are_found(way, rho):
     for seed in range(25):
         packing = "real" if way == "real" else "iq"
         personal = tdma(10.0, rho, seed) if way == "tdma" else learned(TASKS, 10.0, rho, 2 * seed, packing)
-        found.append(estimate(personal + learned(1, 10.0, rho, 2 * seed + 1, packing)))
-    assert deviation([one.within for one in found], rho.within) < 5
-    assert deviation([one.cross for one in found], rho.cross) < 5
-    assert max(abs(one.within - rho.within) for one in found) < 0.06
-    assert max(abs(one.cross - rho.cross) for one in found) < 0.06
+        found.append(estimate_correlation(personal + learned(1, 10.0, rho, 2 * seed + 1, packing)))
+    assert deviation([one.within_task for one in found], rho.within_task) < 5
+    assert deviation([one.between_tasks for one in found], rho.between_tasks) < 5
+    assert max(abs(one.within_task - rho.within_task) for one in found) < 0.06
+    assert max(abs(one.between_tasks - rho.between_tasks) for one in found) < 0.06
 
 
 def test_the_evidence_is_an_inverse_variance():
@@ -351,42 +362,44 @@ def test_the_evidence_is_an_inverse_variance():
 
 def test_no_correlation_is_found_where_there_is_none():
     for seed in range(10):
-        got = estimate(learned(TASKS, 10.0, RHOS[0], 2 * seed) + learned(1, 10.0, RHOS[0], 2 * seed + 1))
-        assert got.within < 0.1
-        assert got.cross < 0.1
+        got = estimate_correlation(learned(TASKS, 10.0, RHOS[0], 2 * seed) + learned(1, 10.0, RHOS[0], 2 * seed + 1))
+        assert got.within_task < 0.1
+        assert got.between_tasks < 0.1
 
 
 def test_an_estimate_without_p_slots_is_one_scalar_that_explains_the_power():
     one = Correlation(0.4, 0.4)
-    found = [estimate(learned(1, 10.0, one, seed)) for seed in range(20)]
-    assert all(both.within == both.cross for both in found)
-    assert deviation([both.within for both in found], 0.4) < 5
+    found = [estimate_correlation(learned(1, 10.0, one, seed)) for seed in range(20)]
+    assert all(both.within_task == both.between_tasks for both in found)
+    assert deviation([both.within_task for both in found], 0.4) < 5
 
 
 @pytest.mark.parametrize(("design", "rho"), list(product(["mmse", "uniform_forcing"], RHOS)), ids=str)
 def test_estimates_stay_in_range_in_deep_noise(design, rho):
     for seed in range(10):
-        got = estimate(
+        got = estimate_correlation(
             learned(TASKS, -10.0, rho, 2 * seed, design=design) + learned(1, -10.0, rho, 2 * seed + 1, design=design)
         )
-        assert 0 <= got.cross <= got.within <= LARGEST
+        assert 0 <= got.between_tasks <= got.within_task <= MAX_CORRELATION
 
 
 def test_a_wrong_belief_costs_precision_not_truth():
     """The weights move, the mean does not."""
     problem, made = designed("mmse", 1, 10.0)
-    expected = terms(problem, made, pairs(TASK_OF, targets_of(1), False), POWER)
-    power = expected.alone + 0.3 * expected.within + 0.3 * expected.cross
+    expected = power_terms(problem, made, correlated_pairs(TASK_OF, targets_of(1), False), POWER)
+    power = expected.incoherent + 0.3 * expected.within_task + 0.3 * expected.between_tasks
     many = torch.full_like(power, 1e9)
     for belief in RHOS:
-        assert estimate(evidence(expected, power, many, belief)).within == pytest.approx(0.3, abs=1e-4)
+        assert estimate_correlation(normal_equations(expected, power, many, belief)).within_task == pytest.approx(
+            0.3, abs=1e-4
+        )
 
 
 def test_memory_fades():
     old, new = NormalEquations(*map(float, range(7))), NormalEquations(*map(float, range(10, 17)))
-    assert astuple(remember(old, new, 0.5)) == tuple(0.5 * a + a + 10 for a in range(7))
-    assert old + new == remember(old, new, 1.0)
-    assert remember(NormalEquations(), new) == new
+    assert astuple(discounted_sum(old, new, 0.5)) == tuple(0.5 * a + a + 10 for a in range(7))
+    assert old + new == discounted_sum(old, new, 1.0)
+    assert discounted_sum(NormalEquations(), new) == new
 
 
 # ---------------------------------------------------------------- limiting cases
@@ -401,19 +414,19 @@ def finite(*values: Tensor) -> bool:
 def test_silence_teaches_nothing(packing, noise):
     """All silent, or without power: weights' own power is the error, gains stay, no correlation is claimed."""
     problem = replace(make(TASKS, 10.0, 0.0, packing), noise=noise)
-    R = matrix(RHOS[2], TASK_OF, TASK_OF, True)
+    R = correlation_matrix(RHOS[2], TASK_OF, TASK_OF, True)
     _, made = designed("mmse", TASKS, 10.0)
-    correlated = pairs(TASK_OF, TASK_OF, True)
+    correlated = correlated_pairs(TASK_OF, TASK_OF, True)
     for one, power in ((silent(problem), POWER), (made, torch.zeros_like(POWER))):
-        quiet = scaled(problem, one, R, power)
-        assert finite(quiet.receiver.abs(), claimed(problem, quiet, R, power))
-        expected = terms(problem, one, correlated, power)
-        for heard, entries in ((expected.alone, 100.0), (torch.full_like(expected.alone, nan), 0.0)):
-            known = evidence(expected, heard, torch.full_like(expected.alone, entries))
+        quiet = scale_receivers(problem, one, R, power)
+        assert finite(quiet.receiver.abs(), claimed_mse(problem, quiet, R, power))
+        expected = power_terms(problem, one, correlated, power)
+        for heard, entries in ((expected.incoherent, 100.0), (torch.full_like(expected.incoherent, nan), 0.0)):
+            known = normal_equations(expected, heard, torch.full_like(expected.incoherent, entries))
             assert known == NormalEquations()
-            assert estimate(known) == Correlation(0.0, 0.0)
+            assert estimate_correlation(known) == Correlation(0.0, 0.0)
     want = ((problem.weights * POWER.sqrt()) @ R * problem.weights * POWER.sqrt()).sum(-1)
-    torch.testing.assert_close(claimed(problem, silent(problem), R, POWER), want.expand(BLOCKS, -1))
+    torch.testing.assert_close(claimed_mse(problem, silent(problem), R, POWER), want.expand(BLOCKS, -1))
 
 
 def test_one_device_has_nothing_to_correlate_with():
@@ -427,45 +440,51 @@ def test_one_device_has_nothing_to_correlate_with():
         torch.zeros(1).double(),
     )
     alone, made = torch.zeros(1, dtype=torch.int64), DESIGNS["mmse"](problem)
-    assert matrix(RHOS[2], alone, alone, False).tolist() == [[1.0]]
-    expected = terms(problem, made, pairs(alone, alone, False), POWER[:1])
-    known = evidence(expected, 3 * expected.alone, torch.full_like(expected.alone, 1000.0))
-    assert estimate(known) == Correlation(0.0, 0.0)
+    assert correlation_matrix(RHOS[2], alone, alone, False).tolist() == [[1.0]]
+    expected = power_terms(problem, made, correlated_pairs(alone, alone, False), POWER[:1])
+    known = normal_equations(expected, 3 * expected.incoherent, torch.full_like(expected.incoherent, 1000.0))
+    assert estimate_correlation(known) == Correlation(0.0, 0.0)
 
 
 def test_one_task_is_learned_from_every_slot():
     """The s-slot of one task has no pair of different tasks: its power is evidence for rho_w."""
     problem, made = designed("mmse", 1, 10.0)
     same = torch.zeros_like(TASK_OF)
-    expected = terms(problem, made, pairs(same, same, False), POWER)
-    power = expected.alone + 0.6 * expected.within
-    known = evidence(expected, power, torch.full_like(power, 1e9))
+    expected = power_terms(problem, made, correlated_pairs(same, same, False), POWER)
+    power = expected.incoherent + 0.6 * expected.within_task
+    known = normal_equations(expected, power, torch.full_like(power, 1e9))
     assert astuple(known)[2:] == (0,) * 5
-    assert estimate(known).within == pytest.approx(0.6, abs=1e-4)
+    assert estimate_correlation(known).within_task == pytest.approx(0.6, abs=1e-4)
 
 
 def test_one_device_a_task_still_learns_across_tasks():
     problem, made = designed("mmse", 1, 10.0)
     each = torch.arange(DEVICES)
-    expected = terms(problem, made, pairs(each, targets_of(1), False), POWER)
-    power = expected.alone + 0.5 * expected.cross
-    got = estimate(evidence(expected, power, torch.full_like(power, 1e9)))
-    assert got.cross == pytest.approx(0.5, abs=1e-4)
+    expected = power_terms(problem, made, correlated_pairs(each, targets_of(1), False), POWER)
+    power = expected.incoherent + 0.5 * expected.between_tasks
+    got = estimate_correlation(normal_equations(expected, power, torch.full_like(power, 1e9)))
+    assert got.between_tasks == pytest.approx(0.5, abs=1e-4)
 
 
 def test_too_much_or_too_little_power_is_clamped():
     problem, made = designed("mmse", TASKS, 10.0)
-    expected = terms(problem, made, pairs(TASK_OF, TASK_OF, True), POWER)
-    many = torch.full_like(expected.alone, 1e9)
-    assert estimate(evidence(expected, 100 * expected.alone, many)).within == LARGEST
-    assert estimate(evidence(expected, 0 * expected.alone, many)) == Correlation(0.0, 0.0)
+    expected = power_terms(problem, made, correlated_pairs(TASK_OF, TASK_OF, True), POWER)
+    many = torch.full_like(expected.incoherent, 1e9)
+    assert (
+        estimate_correlation(normal_equations(expected, 100 * expected.incoherent, many)).within_task == MAX_CORRELATION
+    )
+    assert estimate_correlation(normal_equations(expected, 0 * expected.incoherent, many)) == Correlation(0.0, 0.0)
 
 
 def test_the_terms_are_the_power_that_arrives():
     problem, made = designed("mmse", TASKS, 10.0, 0.05, "real")
     got, _ = through(problem, made, RHOS[2], "real", 5000, True)
-    expected = terms(problem, made, pairs(TASK_OF, TASK_OF, True), POWER)
-    level = expected.alone + RHOS[2].within * expected.within + RHOS[2].cross * expected.cross
+    expected = power_terms(problem, made, correlated_pairs(TASK_OF, TASK_OF, True), POWER)
+    level = (
+        expected.incoherent
+        + RHOS[2].within_task * expected.within_task
+        + RHOS[2].between_tasks * expected.between_tasks
+    )
     assert z_score(got.square(), level) < 5
-    assert (expected.cross == 0).all()
+    assert (expected.between_tasks == 0).all()
     assert finite(gains(problem.h, made).abs())

@@ -10,9 +10,9 @@ from test_uplink import everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import drawn, excess, large_air, slots, z_of
 
 from airpfed.air import resources
-from airpfed.air.digital import airtime, rates_of, scheduled, sinr
+from airpfed.air.digital import airtime, group_airtime, rates_of, sinr
 from airpfed.air.impairments import Impairments
-from airpfed.air.network import estimated
+from airpfed.air.network import estimate_channels
 from airpfed.air.schedule import Digital, Uplink
 from airpfed.core.rng import stream
 from worlds import flat
@@ -62,7 +62,7 @@ def test_one_after_another_takes_the_sum_of_the_devices_times():
     """Bits over the mean of log2(1 + ||h||^2 P / (gap noise)) of the round's first blocks, device by device."""
     link = digital(make_air(), 4)
     got = send(link, 1, *gradients(link), everyone(link)).ledger
-    h, _ = estimated(link.network, 0.0, link.seed, 1, range(8))
+    h, _ = estimate_channels(link.network, 0.0, link.seed, 1, range(8))
     rate = torch.log2(1 + h.abs().square().sum(1) * link.power / (2 * link.noise)).clamp(max=8).mean(0)
     bits = torch.tensor([41 * 4 + 16 + (37, 30)[n] * 4 + 16 for n in (0, 0, 1, 1, 1)])
     uses = bits / rate
@@ -102,10 +102,10 @@ def test_a_group_lasts_as_long_as_its_slowest_device():
     link = digital(make_air("uniform_forcing", impairments=Impairments()), spatial=True)
     bits = torch.tensor([4e3, 1e3, 2e3, 1e3, 5e2])
     group = torch.arange(5)
-    found = scheduled(link, 1, bits, [group])
+    found = group_airtime(link, 1, bits, [group])
     assert found.uses == pytest.approx(float((bits / rates_of(link, 1, [group])).max()))
-    apart = scheduled(link, 1, bits, [group[:2], group[2:]])
-    assert apart.uses == pytest.approx(sum(float(apart.own[part].max()) for part in (group[:2], group[2:])))
+    apart = group_airtime(link, 1, bits, [group[:2], group[2:]])
+    assert apart.uses == pytest.approx(sum(float(apart.device_uses[part].max()) for part in (group[:2], group[2:])))
 
 
 def test_what_channels_lack_costs_rate():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airpfed.air.grouping import merged, partitions
+from airpfed.air.grouping import merge_greedily, partitions
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_greedy_merge_puts_friends_together():
     def cost(group):
         return sum(1 if (a - b) % 2 == 0 else 10 for a in group for b in group if a < b)
 
-    found = list(merged(tuple(range(8)), 8, cost))
+    found = list(merge_greedily(tuple(range(8)), 8, cost))
     assert len(found[0]) == 8 and len(found[-1]) == 1
     assert ((0, 2, 4, 6), (1, 3, 5, 7)) in found
-    assert [len(one) for one in merged(tuple(range(8)), 2, cost)] == [2, 1]
+    assert [len(one) for one in merge_greedily(tuple(range(8)), 2, cost)] == [2, 1]

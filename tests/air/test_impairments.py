@@ -11,8 +11,15 @@ from test_uplink import everyone, make_air, send
 from test_uplink_errors import drawn, excess, large_air, rounds, slots, z_of
 from torch import Tensor
 
-from airpfed.air.impairments import NONE, Impairments, audible, clipped, clipped_statistics, factors
-from airpfed.air.schedule import Digital, Uplink, unclaimed
+from airpfed.air.impairments import (
+    NONE,
+    Impairments,
+    clip,
+    clipped_statistics,
+    impairment_factors,
+    silence_faint_devices,
+)
+from airpfed.air.schedule import Digital, Uplink, reason_without_claim
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
 from worlds import flat
@@ -49,10 +56,10 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
         Impairments(phase_rad=phase, outage=0.2),
         torch.polar(torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([0.0, 0.8, 2.5]).double()),
     )
-    moved = torch.cat([factors(impairments, seed, 1, range(200), 3) for seed in range(200)]) * v
+    moved = torch.cat([impairment_factors(impairments, seed, 1, range(200), 3) for seed in range(200)]) * v
     off = moved - impairments.mean * v
     square = off.real.square() if real else off.abs().square()
-    error = square.mean(0) - impairments.scattered(v, real)
+    error = square.mean(0) - impairments.scattered_power(v, real)
     assert bool((error.abs() < 5 * square.std(0) / len(square) ** 0.5).all())
 
 
@@ -93,8 +100,8 @@ def test_truncation_silences_as_many_as_the_gamma_law_says():
     gain = torch.tensor([[1e-9, 3e-11]], dtype=torch.float64)
     for antennas, share in ((1, 0.3), (4, 0.5)):
         network = flat(gain, antennas)
-        h, _ = network.fade(3, 1, range(4000))
-        seen = audible(h, gain.expand(antennas, -1), share)
+        h, _ = network.channel_model(3, 1, range(4000))
+        seen = silence_faint_devices(h, gain.expand(antennas, -1), share)
         silent = (seen == 0).all(1).double().mean(0)
         expected = float(torch.special.gammainc(torch.tensor(float(antennas)), torch.tensor(antennas * share)))
         assert ((silent - expected) / (expected * (1 - expected) / 4000) ** 0.5).abs().max() < 5
@@ -136,7 +143,7 @@ def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
     """Bussgang's gain is that of a Gaussian signal of one power: gradients' errors were up to 550 times the claim."""
     link = large_air(design, access=access, d=400, subcarriers=80, impairments=Impairments(clipping=2.0))
     got = send(link, 1, *drawn(link, 0), everyone(link))
-    assert unclaimed(link) and got.pi is not None and got.pi_claimed is None
+    assert reason_without_claim(link) and got.pi is not None and got.pi_claimed is None
     assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
 
 
@@ -144,7 +151,7 @@ def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
 def test_a_clipping_amplifier_takes_no_claim_from_a_link_without_amplitudes(exact):
     """Error-free sums and rounded bits have the error that they say."""
     link = replace(large_air("uniform_forcing", d=400, subcarriers=80, impairments=Impairments(clipping=2.0)), **exact)
-    assert unclaimed(link) == "" and send(link, 1, *drawn(link, 0), everyone(link)).pi_claimed is not None
+    assert reason_without_claim(link) == "" and send(link, 1, *drawn(link, 0), everyone(link)).pi_claimed is not None
 
 
 def test_a_claim_blind_to_the_phase_would_be_seen(monkeypatch):
@@ -182,7 +189,7 @@ def test_clipping_statistics_hold_for_a_gaussian_signal(level_db):
 
 def test_clipping_keeps_every_device_below_its_level_and_its_phases():
     x = torch.randn(3, 128, dtype=torch.complex128, generator=stream(6, "signal")) * torch.tensor([[1.0], [2.0], [0.0]])
-    out = clipped(x, 1.5, 64)
+    out = clip(x, 1.5, 64)
     signal = torch.fft.ifft(out.reshape(3, 2, 64), norm="ortho")
     before = torch.fft.ifft(x.reshape(3, 2, 64), norm="ortho")
     power = before.abs().square().mean((1, 2), keepdim=True)
@@ -194,8 +201,8 @@ def test_clipping_keeps_every_device_below_its_level_and_its_phases():
 
 def test_factors_of_a_block_do_not_depend_on_which_blocks_are_asked_for():
     impairments = Impairments(phase_rad=0.4, outage=0.3)
-    every = factors(impairments, 1, 2, range(6), 5)
-    torch.testing.assert_close(factors(impairments, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
+    every = impairment_factors(impairments, 1, 2, range(6), 5)
+    torch.testing.assert_close(impairment_factors(impairments, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
     assert ((every == 0) | ((every.abs() - 1).abs() < 1e-12)).all()
 
 

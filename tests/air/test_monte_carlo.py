@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_uplink import everyone, gradients, make_air
 
-from airpfed.air.monte_carlo import uplink_over_seeds
-from airpfed.air.uplink import initial_statistics, send
+from airpfed.air.schedule import Updates
+from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
 
 CASES = {
     "tdma": ("uniform_forcing", {}),
@@ -22,15 +22,15 @@ SEEDS = (5, 2**61 + 1, 7)
 @pytest.mark.parametrize("case", CASES)
 def test_draws_are_those_of_the_link_with_other_seeds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums to float32 rounding, errors and cost; one draw is not another. Designs take few steps, the same ones."""
-    for steps in ("real.STEPS", "mmse.STEPS"):
+    for steps in ("widely_linear.STEPS", "mmse.STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 8)
     design, changes = CASES[case]
     link = make_air(design, **changes)
     shared, personal = gradients(link)
-    given = 3, shared, personal, everyone(link), initial_statistics(link)
+    given = 3, Updates(shared, personal, everyone(link)), initial_statistics(link)
     found = uplink_over_seeds(link, SEEDS, *given)
     for seed, one in zip(SEEDS, found, strict=True):
-        alone = send(replace(link, seed=seed), *given)
+        alone = uplink(replace(link, seed=seed), *given)
         torch.testing.assert_close(one.shared, alone.shared, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one.personal, alone.personal, rtol=1e-5, atol=1e-6)
         assert one.pi == pytest.approx(alone.pi, rel=1e-6) and one.pi_claimed == pytest.approx(
@@ -53,10 +53,10 @@ def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
         blocks.append(len(problem.h))
         return real(problem)
 
-    watched = replace(link, design=counted, bundles=False)
+    watched = replace(link, design=counted, batched=False)
     shared, personal = gradients(link)
-    given = 3, shared, personal, everyone(link), initial_statistics(link)
-    send(watched, *given)
+    given = 3, Updates(shared, personal, everyone(link)), initial_statistics(link)
+    uplink(watched, *given)
     single = list(blocks)
     blocks.clear()
     uplink_over_seeds(watched, SEEDS, *given)

@@ -8,10 +8,10 @@ import torch
 from airpfed.air.problem import (
     Transceiver,
     TransceiverProblem,
-    divided,
+    check_power,
+    divide_power,
     gains,
     keep_better,
-    kept,
     mse,
     objective,
     silent,
@@ -63,10 +63,10 @@ def test_silence_costs_the_square_of_the_weights(problem):
 
 def test_keep_better_decides_block_by_block(problem, transceiver):
     first = replace(transceiver, receiver=transceiver.receiver * torch.tensor([1e3, 1e-3, 1.0])[:, None, None])
-    kept = keep_better(problem, first, transceiver)
+    check_power = keep_better(problem, first, transceiver)
     expected = torch.minimum(objective(problem, first), objective(problem, transceiver))
-    torch.testing.assert_close(objective(problem, kept), expected)
-    assert kept.iterations == 2
+    torch.testing.assert_close(objective(problem, check_power), expected)
+    assert check_power.iterations == 2
 
 
 def test_shapes_are_checked(problem):
@@ -76,10 +76,10 @@ def test_shapes_are_checked(problem):
 
 def test_a_design_beyond_its_limits_is_refused(problem, transceiver):
     within = replace(transceiver, transmit=transceiver.transmit / transceiver.transmit.abs())
-    assert kept(problem, within) is within
+    assert check_power(problem, within) is within
     with pytest.raises(ValueError, match=r"1\.21 times its power limit"):
-        kept(problem, replace(within, transmit=1.1 * within.transmit))
+        check_power(problem, replace(within, transmit=1.1 * within.transmit))
     two = replace(problem, device_of_stream=torch.tensor([0, 0, 1, 2, 3]))
     with pytest.raises(ValueError, match="2 times its power limit"):
-        kept(two, within)
-    kept(divided(two), replace(within, transmit=within.transmit / 2**0.5))
+        check_power(two, within)
+    check_power(divide_power(two), replace(within, transmit=within.transmit / 2**0.5))

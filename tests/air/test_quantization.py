@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airpfed.air.quantization import BUCKET, bits_of, rounded
+from airpfed.air.quantization import BUCKET, bits_of, round_stochastically
 from airpfed.core.rng import stream
 
 
 @given(bits=st.sampled_from([1, 2, 4, 8]), width=st.integers(1, 1300), scale_db=st.floats(-200, 100))
 def test_values_lie_on_the_levels_of_their_bucket(bits, width, scale_db):
     values = 10 ** (scale_db / 20) * torch.randn(2, width, dtype=torch.float64, generator=stream(1, "values", width))
-    found, variance = rounded(values, bits, stream(2, "rounding"))
+    found, variance = round_stochastically(values, bits, stream(2, "rounding"))
     assert found.shape == values.shape and (variance >= 0).all()
     for start in range(0, width, BUCKET):
         part = slice(start, start + BUCKET)
@@ -25,8 +25,8 @@ def test_values_lie_on_the_levels_of_their_bucket(bits, width, scale_db):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_the_mean_is_the_value_and_the_variance_as_told(bits):
     values = torch.randn(1, 700, dtype=torch.float64, generator=stream(3, "values"))
-    draws = torch.stack([rounded(values, bits, stream(4, "rounding", i))[0] for i in range(400)])
-    variance = rounded(values, bits, stream(4, "rounding", 0))[1]
+    draws = torch.stack([round_stochastically(values, bits, stream(4, "rounding", i))[0] for i in range(400)])
+    variance = round_stochastically(values, bits, stream(4, "rounding", 0))[1]
     moving = variance[0] > 0
     z = (draws.mean(0) - values)[0, moving] / (variance[0, moving] / 400).sqrt()
     assert z.abs().max() < 5.5  # 700 entries
@@ -37,7 +37,7 @@ def test_the_mean_is_the_value_and_the_variance_as_told(bits):
 def test_zeros_stay_zero_and_the_largest_entry_is_exact():
     values = torch.zeros(1, 600, dtype=torch.float64)
     values[0, 550] = -3.0
-    found, variance = rounded(values, 4, stream(5, "rounding"))
+    found, variance = round_stochastically(values, 4, stream(5, "rounding"))
     assert (found[0, :512] == 0).all() and found[0, 550] == -3.0 and variance[0, 550] == 0
 
 

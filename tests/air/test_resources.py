@@ -17,7 +17,7 @@ def doubles(*values: float) -> torch.Tensor:
 def test_an_entry_by_hand():
     """Slots of 100 and 30 uses and 20 pilots on 64 carriers: 2 + 1 + 1 symbols of 64 uses with 1/14 of prefix."""
     traffic = resources.Traffic((100, 30), 20, doubles(128, 128), doubles(64, 32), 16_000, 700)
-    got = resources.entry(traffic, doubles(1e-6, 3e-6), doubles(1e6, 2e6), 1e6, 64)
+    got = resources.ledger_of(traffic, doubles(1e-6, 3e-6), doubles(1e6, 2e6), 1e6, 64)
     assert (got.channel_uses, got.pilot_uses, got.ofdm_symbols) == (130, 20, 4)
     assert got.air_seconds == pytest.approx(4 * 64 * (15 / 14) / 1e6 + 192 / 1e6 + 160 / 2e6)
     assert got.joules_mean == pytest.approx(2e-6) and got.joules_max == pytest.approx(3e-6)

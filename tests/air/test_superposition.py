@@ -1,12 +1,31 @@
-"""The fast sum against the physics: antenna by antenna, with the same noise at the antennas."""
+"""The uplink's sums against the physics: antenna by antenna, with the same noise at the antennas."""
+
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
+from test_uplink import TASKS, everyone, gradients, make_air
 from torch import Tensor
 
+from airpfed.air import row_chunks, transmit
+from airpfed.air.correlation import Correlation
+from airpfed.air.grouping import fixed_grouping
+from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.problem import Transceiver, gains
-from airpfed.air.superposition import antenna_by_antenna, collapsed, receiver_noise
+from airpfed.air.schedule import Updates, Uplink, schedule
+from airpfed.air.segments import Segment, design, split_slots
+from airpfed.air.superposition import (
+    ReceivedSignal,
+    antenna_by_antenna,
+    receive,
+    receiver_noise,
+    superpose,
+    target_streams,
+)
+from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.core.rng import stream
+from worlds import flat
 
 USES = 50
 
@@ -26,36 +45,87 @@ def signs_of(targets: int, seed: int = 5) -> Tensor:
     return 2.0 * torch.randint(2, (targets, USES), generator=stream(seed, "signs")).double() - 1
 
 
-@pytest.mark.parametrize("targets", [1, 3])
-def test_the_collapsed_sum_is_the_antennas_sum(targets):
-    """Each device multiplies by its task's sign, each receiver multiplies it away after its own combining."""
-    h, made, x, group_of = block(targets)
-    signs = signs_of(targets) if targets > 1 else torch.ones(1, USES, dtype=torch.float64)
-    z = complex_normal(4, USES, seed=6)
-    m, b = made.receiver[0], made.transmit[0]
-    expected = antenna_by_antenna(h, m, b, signs[group_of] * x, z) * signs
-    heard = collapsed(gains(h[None], made)[0], x, m.mH @ z, group_of, signs)
-    torch.testing.assert_close(heard.received, expected)
+def received(gain: Tensor, x: Tensor, noise: Tensor, target_of: Tensor, signs: Tensor) -> ReceivedSignal:
+    return receive(superpose(gain, x, target_streams(target_of, len(gain))), noise, signs)
 
 
-@pytest.mark.parametrize("targets", [1, 3])
-def test_the_receiver_is_conjugated(targets):
-    """The planted fault: without the conjugate the two forms differ, so the check above would see it."""
-    h, made, x, group_of = block(targets)
-    ones = torch.ones(targets, USES, dtype=torch.float64)
-    none = torch.zeros(4, USES, dtype=torch.complex128)
-    expected = antenna_by_antenna(h, made.receiver[0], made.transmit[0], x, none)
-    wrong = made.receiver[0].mT @ h * made.transmit[0]
-    heard = collapsed(wrong, x, torch.zeros_like(expected), group_of, ones)
-    assert (heard.received - expected).norm() > 0.1 * expected.norm()
+def random_transceiver(segment: Segment, seed: int) -> Transceiver:
+    """Receivers and transmit factors without any structure, receivers on the antennas that they have."""
+    blocks, antennas, devices = segment.h.shape
+    m = complex_normal(blocks, antennas, len(segment.slot.weights), seed=seed)
+    if segment.problem.antenna_mask is not None:
+        m = m * segment.problem.antenna_mask.T
+    return Transceiver(1e4 * m, complex_normal(blocks, devices, seed=seed + 1), 0)
+
+
+def sums_at_the_antennas(link: Uplink, segment: Segment, transceiver: Transceiver, z: Tensor, t: int) -> Tensor:
+    """The slot's sums of a segment from the specification: every stream with its target's signs, at every antenna."""
+    slot, group = segment.slot, segment.group
+    x = pack_symbols(group.entries[:], link.packing)
+    signs = transmit.scrambling_signs(link, len(slot.weights), x.shape[1], t, segment.name)
+    blocks = []
+    for block, (a, b) in enumerate(segment.block_ranges):
+        m, factors = transceiver.receiver[block], transceiver.transmit[block]
+        scrambled = signs[slot.target_of, a:b] * x[:, a:b]
+        blocks.append(antenna_by_antenna(segment.h[block], m, factors, scrambled, z[:, a:b]) * signs[:, a:b])
+    entries = unpack_symbols(torch.cat(blocks, 1), link.packing, group.entries.shape[1])
+    estimate = group.scale[:, None] * entries + group.offset[:, None]
+    return slot.combining_matrix @ (estimate * (torch.arange(entries.shape[1]) < group.num_entries[:, None]))
+
+
+WAYS = {
+    "one receiver": {},
+    "several targets": {"access": "concurrent"},
+    "several targets, real": {"access": "concurrent", "packing": "real", "normalizer": "common"},
+    "s and p at once": {"access": "superposed"},
+    "edges": {"topology": "two_hop", "access": "concurrent"},
+    "edges, real": {"topology": "two_hop", "access": "superposed", "packing": "real"},
+    "stations together": {"topology": "joint", "access": "tdma"},
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "at_once", "impairments", "solve"),
+    [*product(WAYS, (1 << 23, 90), (NONE, Impairments(0.3, None, 0.2)), (False,)), ("s and p at once", 90, NONE, True)],
+)
+def test_a_transmitted_segment_is_the_antennas_sum(way, at_once, impairments, solve, monkeypatch):
+    """`transmit` with chunks of two streams, or all streams, against y = sum_k h_k b_k x_k + z and m^H y.
+
+    Several coherence blocks, an absent device, wrong estimates; a target with a shorter vector; random transceivers, or
+    those of a design.
+    """
+    edges = torch.where(torch.stack([TASKS == 0, TASKS == 1]), 1e-10, 2e-12).double()
+    link = make_air(csi_error=0.05, impairments=impairments, seed=5, noise=1e-11, **WAYS[way])
+    link = link if link.topology == "single_cell" else replace(link, network=flat(edges, 4))
+    present = everyone(link)
+    present[3] = False
+    slots = schedule(link, Updates(*gradients(link), present), fixed_grouping(link, present))
+    segments = split_slots(link, slots, 2, [Correlation(0.3, 0.1)] * 4)
+    if solve:
+        [transceivers] = design(link, [segments])
+    else:
+        transceivers = [random_transceiver(segment, 10 * n) for n, segment in enumerate(segments)]
+    monkeypatch.setattr(row_chunks, "ENTRIES", at_once)
+    assert len(segments) > 1 and max(len(segment.block_ranges) for segment in segments) > 1
+    for segment, transceiver in zip(segments, transceivers, strict=True):
+        z = link.noise**0.5 * complex_normal(segment.h.shape[1], segment.block_ranges[-1][1], seed=7)
+
+        def combined(made, block, noise, uses, rng, z=z, ranges=segment.block_ranges):
+            return made.receiver[block].mH @ z[:, slice(*ranges[block])]
+
+        monkeypatch.setattr(transmit, "receiver_noise", combined)
+        expected = sums_at_the_antennas(link, segment, transceiver, z, 2)
+        torch.testing.assert_close(
+            transmit.transmit(link, segment, transceiver, 2).sums, expected, rtol=1e-10, atol=1e-12
+        )
 
 
 def test_own_part_and_crosstalk_add_up_to_what_is_received():
     h, made, x, group_of = block(3)
     signs, silence = signs_of(3), torch.zeros(3, USES, dtype=torch.complex128)
-    heard = collapsed(gains(h[None], made)[0], x, silence, group_of, signs)
+    heard = received(gains(h[None], made)[0], x, silence, group_of, signs)
     scrambled = (heard.crosstalk * signs[None]).sum(1) * signs
-    torch.testing.assert_close(heard.own + scrambled, heard.received)
+    torch.testing.assert_close(heard.desired + scrambled, heard.received)
     assert (heard.crosstalk.diagonal(dim1=0, dim2=1) == 0).all()
 
 
@@ -65,13 +135,13 @@ def test_scrambling_makes_the_mean_of_the_crosstalk_vanish():
     gain, silence = gains(h[None], made)[0], torch.zeros(3, USES, dtype=torch.complex128)
     rest = []
     for draw in range(400):
-        heard = collapsed(gain, x, silence, group_of, signs_of(3, seed=100 + draw))
-        rest.append(heard.received - heard.own)
+        heard = received(gain, x, silence, group_of, signs_of(3, seed=100 + draw))
+        rest.append(heard.received - heard.desired)
     found = torch.view_as_real(torch.stack(rest))
     z = found.mean(0) / (found.std(0) / len(found) ** 0.5)
     assert z.abs().max() < 5
-    plain = collapsed(gain, x, silence, group_of, torch.ones(3, USES, dtype=torch.float64))
-    constant = torch.view_as_real(plain.received - plain.own)
+    plain = received(gain, x, silence, group_of, torch.ones(3, USES, dtype=torch.float64))
+    constant = torch.view_as_real(plain.received - plain.desired)
     assert (constant.abs() / (found.std(0) / len(found) ** 0.5)).median() > 5
 
 

@@ -7,13 +7,12 @@ import torch
 from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
-from airpfed.air import transmit
 from airpfed.air.designs.table import DESIGNS
+from airpfed.air.grouping import fixed_grouping
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective
-from airpfed.air.schedule import Uplink, grouping_of, plan
+from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.segments import antennas_of, problem_of
-from airpfed.air.uplink import estimate_channels
 from worlds import flat
 
 NEAR, FAR = 1e-10, 2e-12
@@ -45,7 +44,7 @@ def test_two_hop_mixes_its_receivers_by_their_share_of_the_data():
     """With noise and interference too: sum_n (D_n/D) of the receivers' sums, and the measured error is that sum's."""
     link = edges(make_air("mmse", topology="two_hop"))
     shared, personal = gradients(link)
-    slots = plan(link, shared, personal, everyone(link), grouping_of(link, everyone(link)))
+    slots = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
     torch.testing.assert_close(slots[0].combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
     assert slots[0].stations == (0, 1) and slots[0].targets == (None,)
     torch.testing.assert_close(
@@ -77,7 +76,7 @@ def test_one_edge_is_a_single_cell(topology, access):
 def test_joint_hears_s_with_all_antennas_and_p_with_its_own():
     link = edges(make_air(topology="joint", access="tdma"))
     shared, personal = gradients(link)
-    s, first, second = plan(link, shared, personal, everyone(link), ((0,), (1,)))
+    s, first, second = schedule(link, Updates(shared, personal, everyone(link)), ((0,), (1,)))
     assert antennas_of(link, s) == slice(None)
     assert (antennas_of(link, first), antennas_of(link, second)) == (slice(0, 8), slice(8, 16))
 
@@ -85,8 +84,8 @@ def test_joint_hears_s_with_all_antennas_and_p_with_its_own():
 def problem_of_slot(link: Uplink, which: int) -> TransceiverProblem:
     """The design problem of one slot of the round, weights as they are."""
     shared, personal = gradients(link)
-    slot = plan(link, shared, personal, everyone(link), grouping_of(link, everyone(link)))[which]
-    known, _ = estimate_channels(link, 1, 2)
+    slot = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))[which]
+    known, _ = link.channels(1, 2)
     return problem_of(link, slot, slot.weights, known, csi_variance(link.network, link.csi_error))
 
 
@@ -155,7 +154,9 @@ def test_edges_errors_of_correlated_symbols_add_up_as_claimed(monkeypatch):
     assert abs(float(claim.mean())) < 0.05
     genie = excess(rows, lambda e: e.claimed_genie)
     assert abs(z_of(genie)) < 5 and abs(z_of(genie[:, :1])) < 5 and abs(float(genie[:, :1].mean())) < 0.05
-    monkeypatch.setattr(transmit, "between", lambda problem, made, *rest: torch.zeros(len(problem.h), 2, 2).double())
+    monkeypatch.setattr(
+        slot_errors, "error_products", lambda problem, made, *rest: torch.zeros(len(problem.h), 2, 2).double()
+    )
     blind = excess(list(rounds(link, 6, monkeypatch, of=alike)), lambda e: e.claimed)[:, :1]
     assert float(blind.mean()) > 0.2
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from airpfed.air import resources, row_chunks, segments, transmit, uplink
+from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs.table import BUNDLED, design_of, refine_of
-from airpfed.air.grouping import error_of
+from airpfed.air.grouping import fixed_grouping, grouping_error, round_grouping
 from airpfed.air.impairments import NONE, Impairments
-from airpfed.air.network import estimated
-from airpfed.air.problem import Transceiver, TransceiverProblem, silent, spent
-from airpfed.air.schedule import Digital, Uplink, grouping_of, plan
-from airpfed.air.transmit import transmitted
+from airpfed.air.network import estimate_channels
+from airpfed.air.problem import Transceiver, TransceiverProblem, power_share, silent
+from airpfed.air.schedule import Digital, Updates, Uplink, schedule
 from airpfed.air.uplink import Aggregate, initial_statistics
 from airpfed.core.rng import stream
 from worlds import flat
@@ -30,7 +30,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     link = Uplink(
         design=design_of(design, None, debias),
-        bundles=design in BUNDLED,
+        batched=design in BUNDLED,
         refine=None,
         rescale=False,
         digital=None,
@@ -61,9 +61,12 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
     return replace(link, **changes)
 
 
-def send(link: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Aggregate:
-    """A round after which nothing is remembered."""
-    return uplink.send(link, t, shared, personal, present, initial_statistics(link))
+def send(
+    link: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor, statistics: Tensor | None = None
+) -> Aggregate:
+    """A round, by default one after which nothing is remembered."""
+    before = initial_statistics(link) if statistics is None else statistics
+    return uplink.uplink(link, t, Updates(shared, personal, present), before)
 
 
 def gradients(link: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
@@ -211,7 +214,7 @@ def test_a_task_without_devices_is_not_heard(access):
     present = TASKS == 1
     shared[~present], personal[~present] = torch.nan, torch.nan
     got = send(link, 1, shared, personal, present)
-    assert got.heard.tolist() == [False, True]
+    assert got.active_tasks.tolist() == [False, True]
     assert set(got.mse.p) == {"moods"}
     assert is_finite(got) and (got.personal[0] == 0).all()
 
@@ -220,7 +223,7 @@ def test_a_task_without_devices_is_not_heard(access):
 def test_a_round_without_devices_is_empty(design):
     link = make_air(design)
     got = send(link, 1, torch.full((5, 41), torch.nan), torch.full((5, 37), torch.nan), ~everyone(link))
-    assert not got.heard.any()
+    assert not got.active_tasks.any()
     assert got.pi is None and got.pi_claimed is None and got.mse.s is None and got.mse.p == {}
     assert (got.shared == 0).all() and (got.personal == 0).all()
     assert got.ledger.channel_uses == got.ledger.ofdm_symbols == got.ledger.joules_max == 0
@@ -232,7 +235,7 @@ class Spy:
     def __init__(self, link: Uplink, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[TransceiverProblem, Transceiver, list[Tensor]]] = []
         self.link = link
-        original, checked, sent = transmit.superpose, segments.kept, iter(range(10**9))
+        original, checked, sent = transmit.superpose, segments.check_power, iter(range(10**9))
 
         def kept(problem: TransceiverProblem, made: Transceiver) -> Transceiver:
             self.slots.append((problem, made, []))
@@ -244,7 +247,7 @@ class Spy:
             return original(gain, x, of)
 
         monkeypatch.setattr(transmit, "superpose", superpose)
-        monkeypatch.setattr(segments, "kept", kept)
+        monkeypatch.setattr(segments, "check_power", kept)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_the_streams_of_a_superposed_slot_share_one_limit(design, way, monkeypat
     joules = torch.zeros(5, dtype=torch.float64)
     for problem, made, symbols in spy.slots:
         assert problem.h.shape[2] == 10
-        assert (spent(problem, made) <= 1 + 1e-9).all()
+        assert (power_share(problem, made) <= 1 + 1e-9).all()
         radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
         joules += (radiated[:5] + radiated[5:]) * resources.use_seconds(spy.link.bandwidth_hz)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
@@ -296,13 +299,15 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     """The round's mean power keeps the limit and uses it; some slot exceeds it; Pi does not get worse."""
     link = make_air("mmse", access=access, coherence_symbols=12)
     shared, personal = gradients(link)
-    slots = plan(link, shared, personal, everyone(link), grouping_of(link, everyone(link)))
-    flat = [segment for problem in uplink.prepare(link, slots, 1, [INDEPENDENT] * 2) for segment in problem]
+    slots = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
+    flat = segments.split_slots(link, slots, 1, [INDEPENDENT] * 2)
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
     for refine in (None, refine_of("mmse", "per_round", False)):
-        made = segments.designed(replace(link, refine=refine), flat)
-        claimed.append(sum(float(transmitted(link, *pair, 1).claimed.sum()) for pair in zip(flat, made, strict=True)))
+        [made] = segments.design(replace(link, refine=refine), [flat])
+        claimed.append(
+            sum(float(transmit.transmit(link, *pair, 1).errors.claimed.sum()) for pair in zip(flat, made, strict=True))
+        )
     for segment, one in zip(flat, made, strict=True):
         length = torch.tensor([float(b - a) for a, b in segment.block_ranges], dtype=torch.float64)
         square = one.transmit.abs().square() / segment.problem.power
@@ -323,16 +328,16 @@ def test_auto_never_hears_worse_than_the_better_fixed_access():
             present = everyone(link)
             known = pieces_known(link, t)
             error = {
-                grouping: sum(error_of(link, known, 0 * link.network.gain, present, group) for group in grouping)
-                for grouping in (((0,), (1,)), ((0, 1),), uplink.grouping(link, t, present))
+                grouping: sum(grouping_error(link, known, 0 * link.network.gain, present, group) for group in grouping)
+                for grouping in (((0,), (1,)), ((0, 1),), round_grouping(link, t, present))
             }
-            assert error[uplink.grouping(link, t, present)] == min(error.values())
+            assert error[round_grouping(link, t, present)] == min(error.values())
             only = replace(link, personal_slots=1)
-            assert uplink.grouping(only, t, present) == ((0, 1),)
+            assert round_grouping(only, t, present) == ((0, 1),)
 
 
 def pieces_known(link: Uplink, t: int) -> Tensor:
-    return estimated(link.network, 0.0, link.seed, t, range(1))[0]
+    return estimate_channels(link.network, 0.0, link.seed, t, range(1))[0]
 
 
 def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch):
@@ -434,7 +439,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
 
     Designs take few steps here: what is asked is that results are defined, not that they are good.
     """
-    for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS", "emphasis.LEVEL_STEPS"):
+    for steps in ("widely_linear.STEPS", "mmse.STEPS", "power_sharing.STEPS", "emphasis.LEVEL_STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
@@ -455,10 +460,10 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
     for name, (changed, s, p, present, h) in cases.items():
         with monkeypatch.context() as patch:
             if h is not None:
-                patch.setattr(uplink, "estimated", lambda *_, h=h: (h, h))
-            got = uplink.send(changed, 1, s, p, present, initial_statistics(changed))
+                patch.setattr(schedule_module, "estimate_channels", lambda *_, h=h: (h, h))
+            got = send(changed, 1, s, p, present, initial_statistics(changed))
             if "one" in name:
-                got = uplink.send(changed, 2, s, p, present, got.correlation_statistics)
+                got = send(changed, 2, s, p, present, got.correlation_statistics)
         assert is_finite(got), name
         assert got.correlation_statistics.isfinite().all(), name
         assert all(0 <= across <= within < 1 for within, across in got.correlation), name
@@ -509,12 +514,14 @@ def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_bloc
     )  # fmt: skip
     shared = torch.randn(5, 400, generator=stream(0, "uneven"))
     shared[:, 200:] /= 3
-    spent = []
+    power_share = []
     for t in range(1, 7):
         got = send(link, t, shared, torch.zeros(5, 0), everyone(link))
-        spent.append(got.ledger.joules_max / (0.1 * got.ledger.channel_uses * resources.use_seconds(link.bandwidth_hz)))
-    assert max(spent) <= 1 + 1e-9
-    assert max(spent) > 0.9, "it is used, too"
+        power_share.append(
+            got.ledger.joules_max / (0.1 * got.ledger.channel_uses * resources.use_seconds(link.bandwidth_hz))
+        )
+    assert max(power_share) <= 1 + 1e-9
+    assert max(power_share) > 0.9, "it is used, too"
     assert got.ledger.side_bits == 32 * 5 * (2 + (2 if packing == "iq" else 4))
 
 
@@ -529,7 +536,7 @@ def test_a_head_does_not_lend_its_correlation_to_the_shared_factors():
         rng = stream(5, "kinds", t)
         shared = torch.randn(5, 800, generator=rng)
         heads = torch.randn(2, 200, generator=rng)[TASKS] + 0.1 * torch.randn(5, 200, generator=rng)
-        got = uplink.send(link, t, shared, heads, everyone(link), correlation_statistics)
+        got = send(link, t, shared, heads, everyone(link), correlation_statistics)
         correlation_statistics = got.correlation_statistics
     (a, _), (b, _), (head, _) = got.correlation
     assert max(a, b) < 0.2 and head > 0.8

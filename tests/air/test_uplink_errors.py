@@ -14,7 +14,7 @@ import torch
 from test_uplink import TASKS, everyone, make_air, send
 from torch import Tensor
 
-from airpfed.air import impairments, transmit, uplink
+from airpfed.air import impairments, schedule, transmit
 from airpfed.air.designs.table import refine_of
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
@@ -88,14 +88,14 @@ def rounds(
             monkeypatch.setattr(
                 module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
             )
-        monkeypatch.setattr(uplink, "estimated", partial(missed, draw))
+        monkeypatch.setattr(schedule, "estimate_channels", partial(missed, draw))
         yield send(link, 1, *of(link, draw if fresh else 0), everyone(link))
 
 
 def missed(draw: int, network: Network, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
     """Estimates of variance (1 - c) gain and channels c gain away from them, as `estimated` has them for Rayleigh."""
-    h, _ = network.fade(seed, t, blocks)
-    e, _ = network.fade(1000 + draw, t, blocks)
+    h, _ = network.channel_model(seed, t, blocks)
+    e, _ = network.channel_model(1000 + draw, t, blocks)
     known = (1 - csi_error) ** 0.5 * h
     return known, known + csi_error**0.5 * e
 
@@ -231,7 +231,7 @@ def test_correlation_is_learned_from_round_to_round_and_answered(access):
         link = replace(link, noise=100 * link.noise)
         correlation_statistics, found = initial_statistics(link), []
         for t in range(1, 17):
-            received = uplink.send(link, t, *alike(link, t), everyone(link), correlation_statistics)
+            received = send(link, t, *alike(link, t), everyone(link), correlation_statistics)
             correlation_statistics = received.correlation_statistics
             found += [(received.pi, received.pi_claimed, received.correlation)] if t > 6 else []
         sums[name] = [sum(row[i] for row in found) for i in (0, 1)]
@@ -271,7 +271,7 @@ def test_no_claim_stays_below_what_is_measured(design, topology, access):
     )  # fmt: skip
     correlation_statistics, rows = initial_statistics(link), []
     for t in range(12):
-        got = uplink.send(link, t, *alike_across(t), everyone(link), correlation_statistics)
+        got = send(link, t, *alike_across(t), everyone(link), correlation_statistics)
         correlation_statistics, rows = got.correlation_statistics, [*rows, got] if t >= 5 else []
     both = [[(e.claimed, e.measured) for e in slots(got)] for got in rows]
     hidden = access == "superposed" or (topology == "two_hop" and design != "uniform_forcing")

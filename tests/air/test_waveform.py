@@ -7,8 +7,8 @@ from torch import Tensor
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
-from airpfed.air.symbols import pack, unpack
-from airpfed.air.waveform import demodulated, mismatch, modulated, off_grid, onto_grid, over_the_waveform
+from airpfed.air.symbols import pack_symbols, unpack_symbols
+from airpfed.air.waveform import demodulate, mismatch, modulate, off_grid, onto_grid, over_the_waveform
 from airpfed.core.rng import stream
 
 DEVICES, ANTENNAS, N, PREFIX = 5, 4, 64, 16
@@ -31,7 +31,7 @@ def block_model(x: Tensor, made: Transceiver, taps: Tensor, z: Tensor) -> Tensor
     groups = len(made.transmit)
     gain = gains(response(taps, frequencies(groups, N)), made)
     heard = gain @ x.reshape(DEVICES, groups, -1).transpose(0, 1)
-    noise = off_grid(demodulated(z, PREFIX, N), groups).reshape(ANTENNAS, groups, -1).transpose(0, 1)
+    noise = off_grid(demodulate(z, PREFIX, N), groups).reshape(ANTENNAS, groups, -1).transpose(0, 1)
     return (heard + made.receiver.mH @ noise).transpose(0, 1).flatten(1)
 
 
@@ -49,7 +49,7 @@ def test_the_grid_and_the_modulation_are_undone():
     for groups in (1, 4, N):
         grid = onto_grid(x, groups, N)
         torch.testing.assert_close(off_grid(grid, groups), x, rtol=0, atol=0)
-        torch.testing.assert_close(demodulated(modulated(grid, PREFIX), PREFIX, N), grid)
+        torch.testing.assert_close(demodulate(modulate(grid, PREFIX), PREFIX, N), grid)
 
 
 def test_a_block_s_uses_lie_on_its_group_s_subcarriers():
@@ -64,15 +64,17 @@ def test_the_waveform_gives_the_block_model_s_gradient(delay, groups):
     taps, x, z = taps_of(delay), symbols(3), noise(3, 0.01)
     made = designed(taps, groups)
     got, expected = over_the_waveform(x, made, taps, z, N), block_model(x, made, taps, z)
-    torch.testing.assert_close(unpack(got, "iq", 6 * N), unpack(expected, "iq", 6 * N), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        unpack_symbols(got, "iq", 6 * N), unpack_symbols(expected, "iq", 6 * N), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_gradient_sent_over_the_waveform_is_received():
     """Entries in, entries out, without noise: the weighted mean."""
     u = torch.randn(DEVICES, 2 * 3 * N, dtype=torch.float64, generator=stream(3, "entries"))
     taps = taps_of(1.0)
-    got = over_the_waveform(pack(u, "iq"), designed(taps, N), taps, noise(3, 0.0), N)
-    torch.testing.assert_close(unpack(got, "iq", 6 * N)[0], u.mean(0))
+    got = over_the_waveform(pack_symbols(u, "iq"), designed(taps, N), taps, noise(3, 0.0), N)
+    torch.testing.assert_close(unpack_symbols(got, "iq", 6 * N)[0], u.mean(0))
 
 
 @pytest.mark.parametrize("groups", [4, 16])

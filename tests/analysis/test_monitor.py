@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from airpfed.air.monte_carlo import uplink_over_seeds
-from airpfed.air.uplink import Aggregate
+from airpfed.air.schedule import Updates
+from airpfed.air.uplink import Aggregate, uplink_over_seeds
 from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
 from airpfed.analysis.probe import load_or_probe
 from airpfed.config import settings_file
@@ -288,7 +288,9 @@ def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, 
     off -= (off @ near) / (near @ near) * near
     off *= 0.05 * whole**0.5 / off.norm()
     like = made.monitor.draws(
-        1, one.gradients["global"], one.gradients["task"], one.present, made.initial.server.correlation_statistics
+        1,
+        Updates(one.gradients["global"], one.gradients["task"], one.present),
+        made.initial.server.correlation_statistics,
     )
 
     def draws(*_: object) -> list[Aggregate]:

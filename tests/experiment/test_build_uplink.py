@@ -40,7 +40,7 @@ def test_the_cell_free_setting_of_the_book():
     assert place.stations.shape == (400, 2) and place.gain.shape == (400, 8)
     d = geometry.distances(place.stations, place.devices, 10.0, 1000.0)
     torch.testing.assert_close(10 * place.gain.log10(), -30.5 - 36.7 * d.log10())
-    h, _ = place.fade(0, 1, range(2))
+    h, _ = place.channel_model(0, 1, range(2))
     assert h.shape == (2, 400, 8)
 
 
@@ -55,13 +55,13 @@ def test_a_drop_is_a_place_of_its_own_and_repeats():
     assert torch.equal(made(drop=2).devices, made(drop=2).devices)
     assert not torch.allclose(made(drop=2).devices, made(drop=1).devices)
     assert not torch.allclose(made(drop=1).devices, made(seed=1, drop=1).devices)
-    one, other = made(drop=1).fade(0, 1, range(1))[0], made(drop=2).fade(0, 1, range(1))[0]
+    one, other = made(drop=1).channel_model(0, 1, range(1))[0], made(drop=2).channel_model(0, 1, range(1))[0]
     assert not torch.allclose(one / one.abs().mean(), other / other.abs().mean())
 
 
 def test_rician_keeps_the_mean_gain():
     place = made(channel="rician", rician_k_db=3.0, antennas=8)
-    h, los = place.fade(0, 1, range(3000))
+    h, los = place.channel_model(0, 1, range(3000))
     ratio = (h.abs().square().mean(1) / place.gain[0]).mean(0)
     assert ((ratio - 1).abs() * (8 * 3000) ** 0.5).max() < 5 * 1.5
     k = los[0].abs().square().mean(0) / place.scattered[0]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import make_point, make_probe
 
-from airpfed.air.symbols import normalise
+from airpfed.air.symbols import normalise_group
 from airpfed.theory.predictions import StudiedGroup, at_split, bias, mean_over_time, normalise_weights, predicted_energy
 
 
@@ -15,7 +15,7 @@ def test_weights_are_those_of_the_link() -> None:
     rng = torch.Generator().manual_seed(0)
     g = torch.randn(4, 50, generator=rng, dtype=torch.float64) * torch.tensor([[1.0], [3.0], [0.2], [0.0]])
     weights = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.0, 0.0, 0.4, 0.6]], dtype=torch.float64)
-    aggregate = normalise(g, torch.full((4,), 50), weights, None)
+    aggregate = normalise_group(g, torch.full((4,), 50), weights, None)
     variance = (g - g.mean(1, keepdim=True)).square().mean(1)
     scaled, square = normalise_weights(weights, variance)
     torch.testing.assert_close(scaled, aggregate.weights)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.config import settings_file
 from airpfed.config.schema import ERROR_FREE, Method
@@ -112,11 +113,9 @@ def test_every_method_is_in_the_settings_and_has_a_test() -> None:
 def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Aggregate]:
     """The link, with an ear on it."""
 
-    def aggregate(
-        t: int, shared: Tensor, personal: Tensor, present: Tensor, correlation_statistics: Tensor
-    ) -> Aggregate:
-        heard.append((shared, personal))
-        return made.aggregate(t, shared, personal, present, correlation_statistics)
+    def aggregate(t: int, updates: Updates, correlation_statistics: Tensor) -> Aggregate:
+        heard.append((updates.shared, updates.personal))
+        return made.aggregate(t, updates, correlation_statistics)
 
     return aggregate
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from airpfed.air.schedule import Updates
 from airpfed.config import settings_file
 from airpfed.experiment import build
 from airpfed.model.adapters import SCOPES
@@ -61,11 +62,13 @@ def test_without_an_error_the_sum_is_the_mean_weighted_by_samples(
     rows = random_gradients(made)
     for absent in ABSENT:
         present = torch.tensor([k not in absent for k in range(5)])
-        received = made.aggregate(1, rows["global"], rows["task"], present, made.initial.server.correlation_statistics)
+        received = made.aggregate(
+            1, Updates(rows["global"], rows["task"], present), made.initial.server.correlation_statistics
+        )
         shared, own = weights(made, present)
         close(received.shared, shared.nan_to_num() @ rows["global"].double())
         close(received.personal, own @ rows["task"].double())
-        assert received.heard.tolist() == [bool(present[:2].any()), bool(present[2:].any())]
+        assert received.active_tasks.tolist() == [bool(present[:2].any()), bool(present[2:].any())]
 
 
 def spoiled(rows: Vectors, devices: tuple[int, ...], scope: str, value: float) -> Vectors:
@@ -96,7 +99,9 @@ def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_setting
         if design == "error_free":
             close(received.shared, weights(made, present)[0] @ rows["global"].double())
         zeroed = spoiled(rows, (2,), scope, 0.0)
-        again = made.aggregate(1, zeroed["global"], zeroed["task"], present, made.initial.server.correlation_statistics)
+        again = made.aggregate(
+            1, Updates(zeroed["global"], zeroed["task"], present), made.initial.server.correlation_statistics
+        )
         assert torch.equal(received.shared, again.shared), "what an absent device holds changes nothing"
 
 
@@ -109,7 +114,7 @@ def test_a_task_without_devices_keeps_its_state_bit_for_bit(design: str, optimiz
     )
     bad = spoiled(random_gradients(made), (0, 1), "task", float("nan"))
     after, received, _ = round_step(first, bad, torch.arange(5), made.aggregate, ServerStep(optimizer, 0.1))
-    assert received.heard.tolist() == [False, True] and all_finite(after)
+    assert received.active_tasks.tolist() == [False, True] and all_finite(after)
     for key, tensor in vars(after.server.personal).items():
         assert torch.equal(tensor[0], getattr(first.server.personal, key)[0]), key
     assert not torch.equal(after.server.personal.value[1], first.server.personal.value[1])

@@ -1,49 +1,54 @@
-"""Links of methods that do not send everything in every round."""
+"""Alternating factors: an uplink that sends some columns of the s-vector in each round, one phase after another."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.air.schedule import Uplink, correlation_rows
-from airpfed.air.uplink import Aggregate, initial_statistics, send
-from airpfed.core.run_files import Ledger, MeanSquaredErrors
+from airpfed.air.schedule import Updates, Uplink, num_statistics_rows
 
 
-def send_in_turn(
-    links: Sequence[Uplink],
-    turns: Sequence[tuple[int, int]],
-    t: int,
-    shared: Float[Tensor, "K d_s"],
-    personal: Float[Tensor, "K d_p"],
-    present: Bool[Tensor, " K"],
-    correlation_statistics: Float[Tensor, "G 7"],
-) -> Aggregate:
-    """`send` of the columns of `shared` whose turn round t is, over that turn's `link`; 0 comes back in the others.
+@dataclass(frozen=True)
+class Phase:
+    """A phase of `Uplink.alternating`, counted from 0.
 
-    turns: columns of each turn. correlation_statistics: the turns' own, one below another
-    (`initial_statistics_of_turns`).
+    columns: first and last + 1 of the columns of the s-vector that the phase sends. link: the uplink of these columns.
+    statistics: the phase's rows of the correlation statistics.
     """
-    turn = (t - 1) % len(turns)
-    first, last = turns[turn]
-    place = sum(correlation_rows(link) for link in links[:turn])
-    stop = place + correlation_rows(links[turn])
-    got = send(links[turn], t, shared[:, first:last], personal, present, correlation_statistics[place:stop])
-    whole = torch.zeros(shared.shape[1])
-    whole[first:last] = got.shared
-    kept = torch.cat([correlation_statistics[:place], got.correlation_statistics, correlation_statistics[stop:]])
-    return replace(got, shared=whole, correlation_statistics=kept, turn=(turn, (first, last)))
+
+    number: int
+    columns: tuple[int, int]
+    link: Uplink
+    statistics: slice
+
+    def updates(self, updates: Updates) -> Updates:
+        """Select the phase's columns of the s-vectors."""
+        return replace(updates, shared=updates.shared[:, slice(*self.columns)])
+
+    def widen(self, shared: Float[Tensor, " d"], width: int) -> Float[Tensor, " {width}"]:
+        """Place a received s-sum into its columns, with zeros in the columns of other phases."""
+        full = torch.zeros(width)
+        full[slice(*self.columns)] = shared
+        return full
 
 
-def initial_statistics_of_turns(links: Sequence[Uplink]) -> Float[Tensor, "G 7"]:
-    """The memory of `send_in_turn` before anything was heard."""
-    return torch.cat([initial_statistics(link) for link in links])
+def alternating_phases(link: Uplink) -> list[Phase]:
+    """The phases of an uplink with alternating factors, in the order of the rounds.
 
-
-def unsent(aggregate: Callable[..., Aggregate], *round_: object) -> Aggregate:
-    """What `aggregate` gives, where sender and receiver are the same machine: nothing is on the air, nothing is
-    charged."""
-    got = aggregate(*round_)
-    return replace(got, ledger=Ledger(), mse=MeanSquaredErrors(), pi=None, pi_claimed=None)
+    A phase sends the normaliser groups in its columns, and has statistics rows of its own.
+    """
+    phases, start = list[Phase](), 0
+    for number, (first, last) in enumerate(link.alternating):
+        groups = {k: (a - first, b - first) for k, (a, b) in enumerate(link.shared_groups) if first <= a and b <= last}
+        kinds = [*dict.fromkeys([*groups, *link.personal_rows])]
+        part = replace(
+            link,
+            shared_groups=tuple(groups.values()),
+            personal_rows=tuple(kinds.index(kind) for kind in link.personal_rows),
+            alternating=(),
+        )
+        stop = start + num_statistics_rows(part)
+        phases.append(Phase(number=number, columns=(first, last), link=part, statistics=slice(start, stop)))
+        start = stop
+    return phases

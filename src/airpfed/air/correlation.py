@@ -1,8 +1,8 @@
-"""Correlated symbols: what they cost, the gain that answers them, and how a receiver learns of them from its own power.
+"""Correlated symbols: their error, the receiver gain that answers them, and the estimate of the correlation.
 
-Gradients of devices point alike, so symbols are not i.i.d.: E[x_j conj(x_k)] = R_jk sqrt(p_j p_k), R real with unit
-diagonal, one correlation within a task and one across tasks. An error e then costs e^H R e, and the shrinkage of a
-design made for R = I adds up coherently instead of averaging out.
+Gradients of different devices point in similar directions, so their symbols are correlated: E[x_j conj(x_k)] =
+R_jk sqrt(p_j p_k), with R real and of unit diagonal, one correlation within a task and one between tasks. An error
+vector e then costs e^H R e, and the shrinkage of a design for R = I adds up coherently.
 """
 
 from dataclasses import astuple, dataclass
@@ -14,84 +14,90 @@ from torch import Tensor
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.problem import Transceiver, TransceiverProblem, disturbance, gains
 
-LARGEST = 0.99
-"""Cap on an estimated correlation: R stays positive definite, so no claim can vanish by cancellation."""
+MAX_CORRELATION = 0.99
+"""Upper limit of an estimate, so that R stays positive definite and no claim vanishes by cancellation."""
 
 ROUNDING = 1e-12
-"""Share of the incoherent power below which a coherent sum is rounding: v R v^H of a v in the null space of R."""
+"""Share of the incoherent power below which a coherent sum v R v^H is rounding, as for v in the null space of R."""
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Correlation of two devices' symbols of one task (`within`) and of different tasks (`cross`).
+    """The correlation of two devices' symbols, for devices of one task and for devices of different tasks.
 
-    R is positive semidefinite for 0 <= cross <= within <= 1: a part common to all, one common to a task, one's own.
+    R is positive semidefinite for 0 <= between_tasks <= within_task <= 1: a symbol is a part common to all devices, a
+    part common to a task, and a part of the device.
     """
 
-    within: float
-    cross: float
+    within_task: float
+    between_tasks: float
 
 
 INDEPENDENT = Correlation(0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Which two different devices' symbols correlate at the receivers, as labels: no K x K matrix is held.
+class CorrelatedPairs:
+    """Pairs of devices whose symbols correlate at the receivers, as labels, because a K x K matrix may not fit.
 
-    cell: devices of one task that are scrambled alike, which correlate by rho_w; heard: all that are scrambled alike,
-    of which those of other cells correlate by rho_x. A cell lies in one `heard`.
+    cell: label of the devices of one task that share scrambling signs; they correlate by rho_w. sequence: label of all
+    devices that share scrambling signs; those of different cells correlate by rho_x. A cell lies in one sequence.
     """
 
     cell: Int[Tensor, " K"]
-    heard: Int[Tensor, " K"]
+    sequence: Int[Tensor, " K"]
 
-    def within(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
-        """v times the matrix that is 1 for two different devices of one cell."""
-        return pooled(v, self.cell) - v
+    def times_within(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """Multiply v by the matrix that is 1 for two different devices of one cell."""
+        return sum_by_label(v, self.cell) - v
 
-    def cross(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
-        """v times the matrix that is 1 for two devices that are heard together, of different cells."""
-        return pooled(v, self.heard) - pooled(v, self.cell)
+    def times_between(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """Multiply v by the matrix that is 1 for two devices of one sequence and of different cells."""
+        return sum_by_label(v, self.sequence) - sum_by_label(v, self.cell)
 
 
 @dataclass(frozen=True)
-class Related:
-    """R of a slot's symbols as a product with vectors, at a cost of K instead of K^2; `matrix` is its specification."""
+class CorrelationOperator:
+    """R of a slot's symbols as a product with vectors, at a cost of K; `correlation_matrix` is its specification."""
 
     correlation: Correlation
-    pairs: Pairs
+    pairs: CorrelatedPairs
 
     def times(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
-        """v R."""
-        return v + self.correlation.within * self.pairs.within(v) + self.correlation.cross * self.pairs.cross(v)
+        """Multiply v by R."""
+        within, between = self.correlation.within_task, self.correlation.between_tasks
+        return v + within * self.pairs.times_within(v) + between * self.pairs.times_between(v)
 
 
-def pooled(v: Float[Tensor, "*S K"], label: Int[Tensor, " K"]) -> Float[Tensor, "*S K"]:
-    """Each entry replaced by the sum over the entries of the same label."""
+SymbolCorrelation = CorrelationOperator | Float[Tensor, "... K K"]
+"""R as an operator, or as a matrix: one for all blocks, or one a block."""
+
+
+def sum_by_label(v: Float[Tensor, "*S K"], label: Int[Tensor, " K"]) -> Float[Tensor, "*S K"]:
+    """Replace each entry by the sum of the entries with the same label."""
     sums = v.new_zeros(*v.shape[:-1], int(label.max()) + 1 if len(label) else 0)
-    found: Tensor = sums.index_add(-1, label, v)[..., label]
-    return found
+    pooled: Tensor = sums.index_add(-1, label, v)[..., label]
+    return pooled
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Mean power that a receiver expects, alone + rho_w within + rho_x cross, by block and target.
+class PowerTerms:
+    """The mean power after a receiver as incoherent + rho_w within_task + rho_x between_tasks, by block and target.
 
-    In the units of the target's sum squared. within and cross may be negative: gains of opposite signs.
+    Unit: that of the target's sum squared. The last two terms are negative for gains of opposite signs.
     """
 
-    alone: Float[Tensor, "B T"]
-    within: Float[Tensor, "B T"]
-    cross: Float[Tensor, "B T"]
+    incoherent: Float[Tensor, "B T"]
+    within_task: Float[Tensor, "B T"]
+    between_tasks: Float[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Sums of weighted least squares over equations y = rho_w w + rho_x x, y the power in excess of `alone`.
+    """Sums of weighted least squares over equations y = rho_w w + rho_x x, with y the power above `incoherent`.
 
-    Dimensionless: one unit is what an estimate of standard deviation 1 knows. `pure`: equations with x = 0 only (one
-    task a slot, or scrambled); the others sum over the rest.
+    Dimensionless: the value 1 is the information of an estimate with a standard deviation of 1. The `pure` sums are
+    over equations with x = 0 (slots of one task, or scrambled slots), the others over the remaining equations.
     """
 
     pure_ww: float = 0.0
@@ -103,201 +109,209 @@ class NormalEquations:
     xy: float = 0.0
 
     def __add__(self, other: "NormalEquations") -> "NormalEquations":
-        """The evidence of both."""
-        return remember(self, other, keep=1.0)
+        """Add the sums of both."""
+        return discounted_sum(self, other, keep=1.0)
 
 
-def pairs(task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool) -> Pairs:
-    """Which symbols correlate in a slot. target_of: which receiver wants device k.
+def correlated_pairs(task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool) -> CorrelatedPairs:
+    """The pairs of a slot's streams that correlate. target_of: the target of each stream.
 
-    scrambled: the devices of each target share a random sign per use, so products across targets have zero mean.
+    scrambled: the devices of each target share a random sign per use, so that products of different targets' symbols
+    have zero mean.
     """
-    heard = target_of if scrambled else torch.zeros_like(target_of)
-    cell = torch.unique(torch.stack([task_of, heard]), dim=1, return_inverse=True)[1]
-    return Pairs(cell, heard)
+    sequence = target_of if scrambled else torch.zeros_like(target_of)
+    cell = torch.unique(torch.stack([task_of, sequence]), dim=1, return_inverse=True)[1]
+    return CorrelatedPairs(cell, sequence)
 
 
-def matrix(
+def correlation_matrix(
     correlation: Correlation, task_of: Int[Tensor, " K"], target_of: Int[Tensor, " K"], scrambled: bool
 ) -> Float[Tensor, "K K"]:
-    """R of a slot's symbols as its receivers see them, after unscrambling; arguments as in `pairs`."""
-    same = task_of[:, None] == task_of[None, :]
-    heard = (target_of[:, None] == target_of[None, :]) | torch.tensor(not scrambled, device=target_of.device)
+    """R of a slot's symbols at its receivers, after unscrambling; arguments as in `correlated_pairs`."""
+    same_task = task_of[:, None] == task_of[None, :]
+    same_signs = (target_of[:, None] == target_of[None, :]) | torch.tensor(not scrambled, device=target_of.device)
     identity = torch.eye(len(task_of), dtype=torch.float64, device=task_of.device)
-    within, cross = (same & heard).double() - identity, (~same & heard).double()
-    return identity + correlation.within * within + correlation.cross * cross
+    within, between = (same_task & same_signs).double() - identity, (~same_task & same_signs).double()
+    return identity + correlation.within_task * within + correlation.between_tasks * between
 
 
-def claimed(
+def claimed_mse(
     problem: TransceiverProblem,
     transceiver: Transceiver,
-    R: Related | Float[Tensor, "... K K"],
+    R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
     impairments: Impairments = NONE,
 ) -> Float[Tensor, "B T"]:
-    """MSE per real entry that receivers expect of symbols of correlation R and powers p.
+    """The MSE per real entry that receivers expect of symbols of correlation R and powers p.
 
-    R: labels, or a matrix, for all blocks or one each. symbol_power: p_ik, mean over target i's entries, or p_k.
-    sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2, e_i = gains_i - w_i;
-    of real symbols Re(e) stands for e. CSI errors are independent from device to device, so their part does not know R.
-    With impairments the gains are E xi of what they were, and every device scatters some power by itself.
+    sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2 with e_i = gains_i -
+    w_i, or Re(e) for real symbols. CSI errors are independent between devices, so that their term is independent of R.
+    Impairments multiply the gains by E xi and scatter some power of every device.
+
+    symbol_power: p_ik, the mean over target i's entries, or p_k.
     """
-    return mismatched(problem, transceiver, R, symbol_power, impairments) + own_noise(
+    return mismatch_error(problem, transceiver, R, symbol_power, impairments) + incoherent_noise(
         problem, transceiver, symbol_power, impairments
     )
 
 
-def mismatched(
+def mismatch_error(
     problem: TransceiverProblem,
     transceiver: Transceiver,
-    R: Related | Float[Tensor, "... K K"],
+    R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
     impairments: Impairments,
 ) -> Float[Tensor, "B T"]:
-    """The first part of `claimed`: what gains that are not the weights leave of the symbols."""
+    """The first term of `claimed_mse`: the error of gains that differ from the weights."""
     mismatch = (impairments.mean * gains(problem.h, transceiver) - problem.weights) * symbol_power.sqrt()
-    return _coherent(mismatch, R, problem.real)
+    return _coherent_power(mismatch, R, problem.real)
 
 
-def own_noise(
+def incoherent_noise(
     problem: TransceiverProblem,
     transceiver: Transceiver,
     symbol_power: Float[Tensor, "... K"],
     impairments: Impairments,
 ) -> Float[Tensor, "B T"]:
-    """What no other device's symbol has a part in: receiver noise, CSI error, and what impairments scatter."""
+    """The second term of `claimed_mse`, independent of R: receiver noise, CSI error, and scattering of impairments."""
     v = gains(problem.h, transceiver) * symbol_power.sqrt()
-    return disturbance(problem, transceiver, impairments.power * symbol_power) + impairments.scattered(
+    return disturbance(problem, transceiver, impairments.power * symbol_power) + impairments.scattered_power(
         v, problem.real
     ).sum(-1)
 
 
-def between(
+def error_products(
     problem: TransceiverProblem,
     transceiver: Transceiver,
-    cross: float,
+    correlation: float,
     target_of: Int[Tensor, " K"],
-    sent: tuple[Float[Tensor, "... K"], Impairments],
+    symbol_power: Float[Tensor, "... K"],
+    impairments: Impairments,
 ) -> Float[Tensor, "B T T"]:
-    """Mean product of two receivers' errors, for symbols that correlate by `cross` between targets; diagonal 0.
+    """The mean products of two receivers' errors for symbols that correlate between targets; the diagonal is 0.
 
-    sent: symbol powers as in `claimed`, and impairments. With scrambled targets two products survive: that of the own
-    errors, which carry no sign, and that of what i hears of j and j of i, which carry the same.
+    Two products survive the scrambling of targets: that of the two desired parts, which carry no sign, and that of
+    target j's streams at receiver i with target i's streams at receiver j, which carry the same sign. symbol_power: as
+    in `claimed_mse`.
     """
-    symbol_power, impairments = sent
     root, targets = symbol_power.sqrt(), len(problem.weights)
-    own = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(problem.h.dtype)
+    membership = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(problem.h.dtype)
     v = impairments.mean * gains(problem.h, transceiver) * root
-    heard = v @ own.T  # (B, i, j): what receiver i hears of target j's streams
-    wanted = (problem.weights * root).to(v.dtype) @ own.T
-    alone = (heard - wanted).diagonal(dim1=1, dim2=2)
-    products = [a[:, :, None] * b[:, None, :] for a, b in ((alone.real, alone.real), (alone.imag, alone.imag))]
-    mutual = [part * part.mT for part in (heard.real, heard.imag)]
-    used = slice(0, 1) if problem.real else slice(0, 2)
-    total = torch.stack([*products[used], *mutual[used]]).sum(0)
-    return cross * total * ~torch.eye(targets, dtype=torch.bool, device=total.device)
+    by_target = v @ membership.T  # (B, i, j): the gain of target j's streams at receiver i
+    ideal = (problem.weights * root).to(v.dtype) @ membership.T
+    desired = (by_target - ideal).diagonal(dim1=1, dim2=2)
+    products = [a[:, :, None] * b[:, None, :] for a, b in ((desired.real, desired.real), (desired.imag, desired.imag))]
+    mutual = [part * part.mT for part in (by_target.real, by_target.imag)]
+    parts = slice(0, 1) if problem.real else slice(0, 2)
+    total = torch.stack([*products[parts], *mutual[parts]]).sum(0)
+    return correlation * total * ~torch.eye(targets, dtype=torch.bool, device=total.device)
 
 
-def scaled(
+def scale_receivers(
     problem: TransceiverProblem,
     transceiver: Transceiver,
-    R: Related | Float[Tensor, "... K K"],
+    R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
     impairments: Impairments = NONE,
 ) -> Transceiver:
-    """The transceiver with each receiver times the real scalar of least `claimed`; arguments as there.
+    """Multiply each receiver by the real scalar of least `claimed_mse`; arguments as there.
 
-    gamma_i = Re(v R w^T) / (v R v^H + noise_i), v_ik = E xi gain_ik sqrt(p_ik), w likewise, Re(v) for v of real
-    symbols. A receiver that hears nothing stays. It answers a shrinkage made for R = I; it would take away the
+    gamma_i = Re(v R w^T) / (v R v^H + noise_i) with v_ik = E xi gain_ik sqrt(p_ik), or Re(v) for real symbols, and w_ik
+    scaled likewise. A receiver with zero gains stays. The scalar answers a shrinkage for R = I; it would remove the
     unbiasedness of a design that has it.
     """
     root = symbol_power.sqrt()
     v, w = impairments.mean * gains(problem.h, transceiver) * root, problem.weights * root
-    heard = _coherent(v, R, problem.real) + own_noise(problem, transceiver, symbol_power, impairments)
-    incoherent = _parts(v, problem.real).square().sum((0, -1))
-    gamma = torch.where(heard > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / heard, 1.0)
+    power = _coherent_power(v, R, problem.real) + incoherent_noise(problem, transceiver, symbol_power, impairments)
+    incoherent = _real_parts(v, problem.real).square().sum((0, -1))
+    gamma = torch.where(power > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / power, 1.0)
     return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
 
 
-def terms(
+def power_terms(
     problem: TransceiverProblem,
     transceiver: Transceiver,
-    correlated: Pairs,
+    pairs: CorrelatedPairs,
     symbol_power: Float[Tensor, "... K"],
     impairments: Impairments = NONE,
     noise: Float[Tensor, "B T"] | None = None,
-) -> Terms:
-    """What each receiver expects to hear, E_i = v_i R v_i^H + noise_i, as a linear function of rho_w and rho_x.
+) -> PowerTerms:
+    """The power E_i = v_i R v_i^H + noise_i that each receiver expects, as a linear function of rho_w and rho_x.
 
-    Only what receivers know enters: their estimates of the gains, noise, CSI and impairments' statistics, normalised
-    symbol powers. noise: `own_noise`, if it is at hand.
+    It depends on what receivers know: the estimated gains, noise, the statistics of CSI errors and impairments, and
+    the powers of the symbols. noise: `incoherent_noise`, if it is at hand.
     """
-    noise = own_noise(problem, transceiver, symbol_power, impairments) if noise is None else noise
+    noise = incoherent_noise(problem, transceiver, symbol_power, impairments) if noise is None else noise
     v = impairments.mean * gains(problem.h, transceiver) * symbol_power.sqrt()
-    parts = _parts(v, problem.real)
-    alone = parts.square().sum((0, -1)) + noise
-    within, cross = ((way(parts) * parts).sum((0, -1)) for way in (correlated.within, correlated.cross))
-    return Terms(alone, within, cross)
+    parts = _real_parts(v, problem.real)
+    incoherent = parts.square().sum((0, -1)) + noise
+    within, between = ((times(parts) * parts).sum((0, -1)) for times in (pairs.times_within, pairs.times_between))
+    return PowerTerms(incoherent, within, between)
 
 
-def evidence(
-    expected: Terms,
+def normal_equations(
+    terms: PowerTerms,
     power: Float[Tensor, "B T"],
     entries: Float[Tensor, "B T"],
     assumed_correlation: Correlation = INDEPENDENT,
 ) -> NormalEquations:
-    """What the received power says about rho: one equation per block and target, weighted by its inverse variance.
+    """The normal equations of rho, with one equation per block and target, weighted by its inverse variance.
 
-    power: mean square of the real entries that target i got in the block, before denormalising; entries: how many.
-    The mean of n squares varies by 2 E^2 / n for Gaussian symbols, with E taken at `assumed_correlation` (the last
-    estimate): taken from `power` itself, faint draws would weigh more than strong ones and pull the estimate down.
+    power: mean square of the real entries received for target i in the block, before denormalising. entries: their
+    number n. The mean of n squares has the variance 2 E^2 / n for Gaussian symbols. E is taken at
+    `assumed_correlation`, the last estimate: with E from `power` itself, weak realisations would get more weight than
+    strong ones and bias the estimate downwards.
     """
-    level = expected.alone + assumed_correlation.within * expected.within + assumed_correlation.cross * expected.cross
+    level = terms.incoherent + assumed_correlation.within_task * terms.within_task
+    level = level + assumed_correlation.between_tasks * terms.between_tasks
     usable = (level > 0) & (entries > 0) & power.isfinite()
     weight = torch.where(usable, (entries / 2).sqrt() / level, 0.0)
-    w, x = (weight * term for term in (expected.within, expected.cross))
-    y = weight * torch.where(usable, power - expected.alone, 0.0)
-    pure = expected.cross == 0
-    alone = [(w * other)[pure].sum() for other in (w, y)]
-    mixed = [(a * b)[~pure].sum() for a, b in ((w, w), (w, x), (x, x), (w, y), (x, y))]
-    return NormalEquations(*torch.stack(alone + mixed).tolist())
+    w, x = (weight * term for term in (terms.within_task, terms.between_tasks))
+    y = weight * torch.where(usable, power - terms.incoherent, 0.0)
+    pure = terms.between_tasks == 0
+    pure_sums = [(w * other)[pure].sum() for other in (w, y)]
+    mixed_sums = [(a * b)[~pure].sum() for a, b in ((w, w), (w, x), (x, x), (w, y), (x, y))]
+    return NormalEquations(*torch.stack(pure_sums + mixed_sums).tolist())
 
 
-def estimate(known: NormalEquations) -> Correlation:
-    """rho_w from pure equations, then rho_x from the others given rho_w; 0 <= rho_x <= rho_w <= LARGEST.
+def estimate_correlation(equations: NormalEquations) -> Correlation:
+    """Estimate rho_w from the pure equations, then rho_x from the others given rho_w.
 
-    Where that order would be broken, and without any pure equation, one scalar fits all equations. A device alone in
-    its task, zero gains, and no evidence at all give 0.
+    If the estimates violate 0 <= rho_x <= rho_w <= MAX_CORRELATION, or without any pure equation, one scalar is fitted
+    to all equations. A task of one device, zero gains, and an empty sum give 0.
     """
-    within = _ratio(known.pure_wy, known.pure_ww)
-    cross = _ratio(known.xy - within * known.wx, known.xx)
-    if cross < within:
-        return Correlation(within, cross)
-    both = _ratio(known.pure_wy + known.wy + known.xy, known.pure_ww + known.ww + 2 * known.wx + known.xx)
-    return Correlation(both, both)
+    within = _ratio(equations.pure_wy, equations.pure_ww)
+    between = _ratio(equations.xy - within * equations.wx, equations.xx)
+    if between < within:
+        return Correlation(within, between)
+    common = _ratio(
+        equations.pure_wy + equations.wy + equations.xy,
+        equations.pure_ww + equations.ww + 2 * equations.wx + equations.xx,
+    )
+    return Correlation(common, common)
 
 
-def remember(old: NormalEquations, new: NormalEquations, keep: float = 0.8) -> NormalEquations:
-    """Running evidence over rounds, keep * old + new: gradients turn, so what was heard long ago counts less."""
+def discounted_sum(old: NormalEquations, new: NormalEquations, keep: float = 0.8) -> NormalEquations:
+    """Compute keep * old + new, because the correlation of gradients changes from round to round."""
     return NormalEquations(*(keep * a + b for a, b in zip(astuple(old), astuple(new), strict=True)))
 
 
 def _ratio(product: float, square: float) -> float:
-    """A correlation from its sums: one unit of evidence for 0 keeps two rounding errors from deciding it."""
-    return min(max(product / (square + 1.0), 0.0), LARGEST)
+    """A correlation from its sums. A unit of evidence for 0 keeps two rounding errors from deciding the estimate."""
+    return min(max(product / (square + 1.0), 0.0), MAX_CORRELATION)
 
 
-def _parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T K"]:
-    """What of a complex gain reaches the real entries: of real symbols the real part."""
+def _real_parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T K"]:
+    """The parts of complex gains that reach the real entries: with real symbols the real part alone."""
     return v.real[None] if real else torch.stack([v.real, v.imag])
 
 
-def _times(v: Float[Tensor, "*S K"], R: Related | Float[Tensor, "... K K"]) -> Float[Tensor, "*S K"]:
-    """v R."""
-    return R.times(v) if isinstance(R, Related) else v @ R
+def _times(v: Float[Tensor, "*S K"], R: SymbolCorrelation) -> Float[Tensor, "*S K"]:
+    """Multiply v by R."""
+    return R.times(v) if isinstance(R, CorrelationOperator) else v @ R
 
 
-def _coherent(v: Complex[Tensor, "B T K"], R: Related | Float[Tensor, "... K K"], real: bool) -> Float[Tensor, "B T"]:
-    """v_i R v_i^H; for real symmetric R the real and the imaginary parts add up without a cross term."""
-    parts = _parts(v, real)
+def _coherent_power(v: Complex[Tensor, "B T K"], R: SymbolCorrelation, real: bool) -> Float[Tensor, "B T"]:
+    """Compute v_i R v_i^H; with R real and symmetric, the real and the imaginary parts add up without a cross term."""
+    parts = _real_parts(v, real)
     return (_times(parts, R) * parts).sum((0, -1))

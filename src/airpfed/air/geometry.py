@@ -1,4 +1,4 @@
-"""Where stations and devices are, and how much power reaches each station on average."""
+"""Positions of stations and devices, and mean power gains between them."""
 
 import math
 
@@ -10,33 +10,38 @@ from airpfed.core.units import SPEED_OF_LIGHT
 
 
 def disc_distances(devices: int, radius_m: float, nearest_m: float, rng: torch.Generator) -> Float[Tensor, " K"]:
-    """Distances in metres of devices dropped uniformly over a disc around its centre, none nearer than `nearest_m`.
+    """Draw the distances in metres of devices uniform over a disc from its centre, at least `nearest_m`.
 
-    Uniform over the ring's area, so the squared distance is uniform. Random: one draw a device.
+    They are uniform over the area of a ring, so that the squared distance is uniform. Random: one draw a device.
     """
     share = torch.rand(devices, generator=rng, dtype=torch.float64)
     return (nearest_m**2 + share * (radius_m**2 - nearest_m**2)).sqrt()
 
 
 def directions(devices: int, rng: torch.Generator) -> Float[Tensor, "K 2"]:
-    """Unit vectors in the plane, uniform over the circle. Random: one draw a device."""
+    """Draw unit vectors in the plane, uniform over the circle. Random: one draw a device."""
     angle = 2 * math.pi * torch.rand(devices, generator=rng, dtype=torch.float64)
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
 def on_circle(stations: int, radius_m: float) -> Float[Tensor, "S 2"]:
-    """Stations evenly spaced on a circle round the origin, the first to the east; one station is the origin itself."""
+    """Positions of stations evenly spaced on a circle around the origin, the first to the east; one station is at the
+    origin.
+    """
     angle = 2 * math.pi * torch.arange(stations, dtype=torch.float64) / stations
     return (radius_m if stations > 1 else 0.0) * torch.stack([angle.cos(), angle.sin()], 1)
 
 
 def in_square(points: int, side_m: float, rng: torch.Generator) -> Float[Tensor, "P 2"]:
-    """Points uniform over the square [0, side] x [0, side]. Random: two draws a point."""
+    """Draw points uniform over the square [0, side] x [0, side]. Random: two draws a point."""
     return side_m * torch.rand(points, 2, generator=rng, dtype=torch.float64)
 
 
 def offsets(a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], wrap_m: float | None = None) -> Float[Tensor, "A B 2"]:
-    """b - a for every pair, metres; wrap_m: side of a square whose opposite edges touch, the shortest way counts."""
+    """Compute b - a for every pair, metres.
+
+    wrap_m: side of a square with wrap-around, on which the shortest difference counts.
+    """
     apart = b[None] - a[:, None]
     return apart if wrap_m is None else apart - wrap_m * (apart / wrap_m).round()
 
@@ -44,14 +49,14 @@ def offsets(a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], wrap_m: float | No
 def distances(
     a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], height_m: float = 0.0, wrap_m: float | None = None
 ) -> Float[Tensor, "A B"]:
-    """Distances of every pair, `height_m` apart in height; wrap_m as in `offsets`."""
+    """The distances of every pair with a height difference of `height_m`; wrap_m as in `offsets`."""
     return (offsets(a, b, wrap_m).square().sum(-1) + height_m**2).sqrt()
 
 
 def log_distance_gain(
     distance_m: Float[Tensor, "*K"], carrier_hz: float, exponent: float, loss_1m_db: float | None = None
 ) -> Float[Tensor, "*K"]:
-    """Mean power gain (linear): `loss_1m_db` at 1 m, then distance^-exponent.
+    """The mean power gain, linear: a path loss of `loss_1m_db` at 1 m, then distance^-exponent.
 
     loss_1m_db None: free space, (c / (4 pi f))^2 (Friis at 1 m, log-distance model beyond).
     """
@@ -63,23 +68,25 @@ def log_distance_gain(
 def shadowing(
     apart_m: Float[Tensor, "K K"], stations: int, sigma_db: float, decorrelation_m: float, rng: torch.Generator
 ) -> Float[Tensor, "S K"]:
-    """Log-normal shadow fading as a factor on the mean power gain (linear), independent from station to station.
+    """Draw log-normal shadow fading as a linear factor on the mean power gain, independent from station to station.
 
-    Two devices see shadows of one station that correlate by 2^(-distance / decorrelation_m) (3GPP TR 36.814, table
-    B.1.2.2.1-4; 0: independent). apart_m: distances between devices. Random: a draw a station and device.
+    The shadowing of two devices to one station has the correlation 2^(-distance / decorrelation_m) in decibels (3GPP TR
+    36.814, table B.1.2.2.1-4); with decorrelation_m = 0 it is independent. apart_m: distances between devices.
+    Random: one draw a station and device.
     """
     normal = torch.randn(stations, len(apart_m), generator=rng, dtype=torch.float64)
     if decorrelation_m > 0:
         values, vectors = torch.linalg.eigh(2 ** (-apart_m / decorrelation_m))
-        # On a wrapped square the kernel may miss being positive definite by a little.
+        # With wrap-around, the kernel may have small negative eigenvalues.
         normal = normal @ (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
     decibels: Tensor = sigma_db * normal
     return 10 ** (decibels / 10)
 
 
 def noise_for_snr(gain: Float[Tensor, "*S K"], power: Float[Tensor, " K"], snr: float) -> float:
-    """Noise power in watts at which the median over devices of P_k gain_k / noise is `snr` (linear), per antenna.
+    """The noise power in watts at which the median over devices of P_k gain_k / noise is `snr`, linear, per antenna.
 
-    gain_k: that of the device's strongest station; of an even number of devices the lower one of the middle two counts.
+    gain_k is that of the device's strongest station. The median of an even number of devices is the lower of the two
+    middle values.
     """
     return float((power * gain.reshape(-1, gain.shape[-1]).amax(0)).median()) / snr

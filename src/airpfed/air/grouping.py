@@ -1,10 +1,10 @@
-"""Which tasks share a p-slot: the grouping of least error at equal channel uses and equal joules a device.
+"""The tasks that share a p-slot: the grouping of least error at equal channel uses and equal joules a device.
 
 A grouping of fewer slots may repeat its symbols until it has used as many channel uses. Repeating r times at 1/r of the
-power costs the same energy, divides the noise after averaging by r as well as the signal's power, and leaves the
-interference where it was: its error is that of sending once. So groupings are compared by the errors that their designs
-claim, sent once. Without interference nothing can be gained by sharing a slot; with a limit on the number of slots
-the question is which tasks to put together.
+power costs the same energy. Averaging divides the noise by r, and signal and interference have 1/r of their power, so
+that the error is that of sending once. Groupings are therefore compared by the claimed errors of sending once. Without
+interference, sharing a slot never helps; with a limit on the number of slots the comparison decides which tasks share
+one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from airpfed.air.network import csi_variance
 from airpfed.air.problem import objective
-from airpfed.air.schedule import Grouping, Uplink, plan
+from airpfed.air.schedule import Grouping, Updates, Uplink, schedule
 from airpfed.air.segments import problem_of
 
 EXHAUSTIVE = 6
@@ -24,15 +25,29 @@ EXHAUSTIVE = 6
 Tasks = tuple[int, ...]
 
 
+def round_grouping(link: Uplink, t: int, present: Bool[Tensor, " K"]) -> Grouping:
+    """The tasks of each p-slot of round t; access `auto` uses the channel estimates of the round's first block."""
+    if link.access != "auto" or link.design is None:
+        return fixed_grouping(link, present)
+    h_est, _ = link.channels(t, 1)
+    return best_grouping(link, h_est, csi_variance(link.network, link.csi_error), present)
+
+
+def fixed_grouping(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:
+    """The grouping of a fixed access: all present tasks at once, or one after another."""
+    tasks = tuple(sorted(set(link.task_of[present].tolist())))
+    return tuple((n,) for n in tasks) if link.access == "tdma" else (tasks,) if tasks else ()
+
+
 def best_grouping(
     link: Uplink,
-    known: Complex[Tensor, "B M K"],
+    h_est: Complex[Tensor, "B M K"],
     csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
 ) -> Grouping:
-    """The grouping of the tasks present into at most `air.personal_slots` p-slots, of least mean error over the blocks.
+    """The grouping of the present tasks into at most `link.personal_slots` p-slots with the least mean error.
 
-    known: channel estimates of all devices. Ties go to fewer slots.
+    h_est: channel estimates of all devices in the blocks of the mean. A tie goes to fewer slots.
     """
     tasks = tuple(sorted(set(link.task_of[present].tolist())))
     if not tasks:
@@ -41,49 +56,52 @@ def best_grouping(
 
     def cost(group: Tasks) -> float:
         if group not in costs:
-            costs[group] = error_of(link, known, csi_variance, present, group)
+            costs[group] = grouping_error(link, h_est, csi_variance, present, group)
         return costs[group]
 
-    most = min(link.personal_slots, len(tasks))
-    candidates = partitions(tasks, most) if len(tasks) <= EXHAUSTIVE else merged(tasks, most, cost)
+    max_slots = min(link.personal_slots, len(tasks))
+    candidates = partitions(tasks, max_slots) if len(tasks) <= EXHAUSTIVE else merge_greedily(tasks, max_slots, cost)
     return min(candidates, key=lambda grouping: (sum(map(cost, grouping)), len(grouping)))
 
 
-def error_of(
+def grouping_error(
     link: Uplink,
-    known: Complex[Tensor, "B M K"],
+    h_est: Complex[Tensor, "B M K"],
     csi_variance: Float[Tensor, "... K"],
     present: Bool[Tensor, " K"],
     group: Tasks,
 ) -> float:
-    """Mean objective of a p-slot of these tasks: errors of their sums weighed by D_n/D, devices of unit power."""
+    """The mean objective of a p-slot of these tasks: errors weighted by D_n/D, for symbols of unit power."""
     personal = torch.zeros(len(present), max(link.lengths), dtype=torch.float32)
-    slot = plan(link, personal[:, :0], personal, present, (group,))[0]
-    problem = problem_of(link, slot, slot.weights, known, csi_variance)
+    slot = schedule(link, Updates(personal[:, :0], personal, present), (group,))[0]
+    problem = problem_of(link, slot, slot.weights, h_est, csi_variance)
     assert link.design is not None
     return float(objective(problem, link.design(problem)).mean())
 
 
-def partitions(tasks: Tasks, most: int) -> Iterator[Grouping]:
-    """All ways to put tasks into at most `most` groups, each once, groups ordered by their first task."""
+def partitions(tasks: Tasks, max_slots: int) -> Iterator[Grouping]:
+    """Yield all partitions of the tasks into at most `max_slots` groups, ordered by the first task of a group."""
     if not tasks:
         yield ()
         return
-    first, rest = tasks[0], tasks[1:]
-    for size in range(len(rest) + 1):
-        for others in combinations(rest, size):
-            left = tuple(n for n in rest if n not in others)
-            if left and most == 1:
+    first, remaining = tasks[0], tasks[1:]
+    for size in range(len(remaining) + 1):
+        for partners in combinations(remaining, size):
+            left = tuple(n for n in remaining if n not in partners)
+            if left and max_slots == 1:
                 continue
-            for grouping in partitions(left, most - 1):
-                yield ((first, *others), *grouping)
+            for grouping in partitions(left, max_slots - 1):
+                yield ((first, *partners), *grouping)
 
 
-def merged(tasks: Tasks, most: int, cost: Callable[[Tasks], float]) -> Iterator[Grouping]:
-    """From one task a slot on, the two slots whose union costs least more are merged, until one is left."""
+def merge_greedily(tasks: Tasks, max_slots: int, cost: Callable[[Tasks], float]) -> Iterator[Grouping]:
+    """Start with one task a slot and merge the two slots whose union adds the least cost, until one slot is left.
+
+    Yields the groupings of at most `max_slots` slots.
+    """
     grouping: Sequence[Tasks] = [(n,) for n in tasks]
     while True:
-        if len(grouping) <= most:
+        if len(grouping) <= max_slots:
             yield tuple(grouping)
         if len(grouping) == 1:
             return

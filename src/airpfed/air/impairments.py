@@ -1,6 +1,6 @@
-"""What goes wrong at the devices: carrier phase, clipping amplifiers, outage; and devices that keep silent in a fade.
+"""Impairments of the devices: carrier phase, clipping amplifiers, outage, and silence in a deep fade.
 
-A transmitted symbol arrives times a random factor xi, the same for all antennas; claims need E xi and E|xi|^2 only.
+A transmitted symbol arrives multiplied by a random factor xi, the same at all antennas. Claims need E xi and E|xi|^2.
 """
 
 import math
@@ -15,11 +15,11 @@ from airpfed.core.rng import stream
 
 @dataclass(frozen=True)
 class Impairments:
-    """Each at its off value by default. Designs know of truncation only; claims know the statistics of all.
+    """The impairments of all devices, off by default. Designs know of truncation; claims know all statistics.
 
-    phase_rad: standard deviation of a device's carrier phase in a block. clipping: power at which its amplifier clips,
-    over its mean power; None: never. outage: probability that a device is not heard in a block. truncation: share of
-    its mean power per antenna below which a device's channel keeps it silent; None: never.
+    phase_rad: standard deviation of a device's carrier phase in a block. clipping: power at which an amplifier clips,
+    relative to its mean power; None for an ideal amplifier. outage: probability that a device's signal is lost in a
+    block. truncation: a device is silent in a block whose ||h||^2 is below this share of its mean; None for never.
     """
 
     phase_rad: float = 0.0
@@ -39,11 +39,11 @@ class Impairments:
         _, left = (1.0, 1.0) if self.clipping is None else clipped_statistics(self.clipping)
         return (1 - self.outage) * left
 
-    def scattered(self, v: Complex[Tensor, "*S K"], real: bool) -> Float[Tensor, "*S K"]:
-        """Power that devices of gains v add to a receiver's error beyond their changed mean gain, E|xi v - v E xi|^2.
+    def scattered_power(self, v: Complex[Tensor, "*S K"], real: bool) -> Float[Tensor, "*S K"]:
+        """The error power E|xi v - v E xi|^2 of devices with gains v around their mean gain.
 
-        real: of the real part of xi v, with E xi^2 = exp(-2 phase^2) (1 - outage) and what clipping leaves of real
-        symbols, which stays real.
+        real: the power of the real part of xi v, with E xi^2 = exp(-2 phase^2) (1 - outage); clipped real symbols stay
+        real.
         """
         if not real:
             return (self.power - self.mean**2) * v.abs().square()
@@ -55,52 +55,56 @@ NONE = Impairments()
 
 
 def clipped_statistics(level: float) -> tuple[float, float]:
-    """(gain, power left) of a complex Gaussian signal of unit power whose power is limited to `level`, phases kept.
+    """The gain and the remaining power of a complex Gaussian signal of unit power that is clipped at power `level`.
 
-    Bussgang: clip(x) = gain x + distortion, uncorrelated; gain = 1 - e^-c + sqrt(pi c)/2 erfc(sqrt c), power 1 - e^-c
-    (Ochiai and Imai 2002). Drawn at the bandwidth of the signal, so all distortion falls in band.
+    Bussgang: clip(x) = gain x + distortion, uncorrelated, with gain = 1 - e^-c + sqrt(pi c)/2 erfc(sqrt c) and power
+    1 - e^-c (Ochiai and Imai 2002). The signal is sampled at its bandwidth, so that all distortion falls in band.
     """
     gain = 1 - math.exp(-level) + math.sqrt(math.pi * level) / 2 * math.erfc(math.sqrt(level))
     return gain, 1 - math.exp(-level)
 
 
-def clipped(sent: Complex[Tensor, "K uses"], level: float, subcarriers: int) -> Complex[Tensor, "K uses"]:
-    """Transmitted symbols after an amplifier that clips each device's OFDM signal at `level` times its mean power.
+def clip(symbols: Complex[Tensor, "K uses"], level: float, subcarriers: int) -> Complex[Tensor, "K uses"]:
+    """Clip each device's OFDM signal at `level` times its mean power; returns the symbols after the amplifiers.
 
     Uses fill OFDM symbols of `subcarriers`, the last one padded; sampled at the bandwidth, without filtering.
     """
-    uses = sent.shape[1]
-    padded = torch.nn.functional.pad(sent, (0, -uses % subcarriers))
-    signal = torch.fft.ifft(padded.reshape(len(sent), -1, subcarriers), norm="ortho")
-    size = signal.abs()
-    most = (level * size.square().mean((1, 2), keepdim=True)).sqrt()
-    signal = torch.where(size > most, signal * (most / size.clamp_min(1e-300)), signal)
-    left: Tensor = torch.fft.fft(signal, norm="ortho").flatten(1)
-    return left[:, :uses]
+    uses = symbols.shape[1]
+    padded = torch.nn.functional.pad(symbols, (0, -uses % subcarriers))
+    signal = torch.fft.ifft(padded.reshape(len(symbols), -1, subcarriers), norm="ortho")
+    magnitude = signal.abs()
+    limit = (level * magnitude.square().mean((1, 2), keepdim=True)).sqrt()
+    signal = torch.where(magnitude > limit, signal * (limit / magnitude.clamp_min(1e-300)), signal)
+    clipped: Tensor = torch.fft.fft(signal, norm="ortho").flatten(1)
+    return clipped[:, :uses]
 
 
-def factors(impairments: Impairments, seed: int, t: int, blocks: range, devices: int) -> Complex[Tensor, "B K"]:
-    """xi of phase and outage in a round's blocks: e^{j phi}, or 0 in an outage. Random: a stream a block and kind."""
-    found = torch.ones(len(blocks), devices, dtype=torch.complex128)
+def impairment_factors(
+    impairments: Impairments, seed: int, t: int, blocks: range, devices: int
+) -> Complex[Tensor, "B K"]:
+    """Draw xi of phase and outage in a round's blocks: e^{j phi}, or 0 in an outage.
+
+    Random: a stream for each block and kind.
+    """
+    factors = torch.ones(len(blocks), devices, dtype=torch.complex128)
     for row, block in enumerate(blocks):
         if impairments.phase_rad:
             phase = torch.randn(devices, dtype=torch.float64, generator=stream(seed, "phase", t, block))
-            found[row] = torch.polar(torch.ones_like(phase), impairments.phase_rad * phase)
+            factors[row] = torch.polar(torch.ones_like(phase), impairments.phase_rad * phase)
         if impairments.outage:
-            heard = (
-                torch.rand(devices, dtype=torch.float64, generator=stream(seed, "outage", t, block))
-                >= impairments.outage
-            )
-            found[row] = found[row] * heard
-    return found
+            uniform = torch.rand(devices, dtype=torch.float64, generator=stream(seed, "outage", t, block))
+            factors[row] = factors[row] * (uniform >= impairments.outage)
+    return factors
 
 
-def audible(
-    known: Complex[Tensor, "B M K"], gain: Float[Tensor, "*B M K"], truncation: float | None
+def silence_faint_devices(
+    h_est: Complex[Tensor, "B M K"], gain: Float[Tensor, "*B M K"], truncation: float | None
 ) -> Complex[Tensor, "B M K"]:
-    """Channel estimates as designs see them: 0 for a device whose channel is too faint in a block, ||h||^2 below
-    `truncation` times its mean, so that it is silent there."""
+    """Set a device's channel estimate to 0, so that it is silent, where ||h||^2 is below `truncation` times its mean.
+
+    gain: mean power gain at every antenna.
+    """
     if truncation is None:
-        return known
-    faint = known.abs().square().sum(-2) < truncation * gain.sum(-2)
-    return torch.where(faint[..., None, :], 0.0, known)
+        return h_est
+    faint = h_est.abs().square().sum(-2) < truncation * gain.sum(-2)
+    return torch.where(faint[..., None, :], 0.0, h_est)

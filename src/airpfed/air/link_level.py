@@ -1,8 +1,8 @@
-"""The link without any learning: random symbols through random channels, claimed beside measured, design by design."""
+"""The link without learning: random symbols through random channels, with claimed and measured errors of a design."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float
@@ -12,111 +12,112 @@ from airpfed.air.correlation import Correlation
 from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink
-from airpfed.air.segments import Segment, antennas_of, one_by_one, overlap, problem_of, rescaled
+from airpfed.air.segments import Segment, antennas_of, block_statistics, design_separately, problem_of, rescale
+from airpfed.air.slot_errors import SlotErrors
 from airpfed.air.symbols import NormalizedGroup, uses_of
-from airpfed.air.transmit import transmitted
+from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
 
 @dataclass(frozen=True)
-class SlotStudy:
-    """One design in one slot over B channels, per target: MSEs per normalised real entry, linear.
-
-    iid: what the transceivers' error would be for i.i.d. symbols, as the lower bounds are. silence: MSE if nothing is
-    sent.
-    """
-
-    claimed: Float[Tensor, "B T"]
-    measured: Float[Tensor, "B T"]
-    bias: Float[Tensor, "B T"]
-    iid: Float[Tensor, "B T"]
-    silence: Float[Tensor, "B T"]
-
-
-@dataclass(frozen=True)
 class Drops:
-    """Channels of B drops: as designs see them, as they are, the variance of the estimates' errors, mean gains."""
+    """Channels of B drops: estimates, true channels, variance of the estimates' errors, and mean gains."""
 
-    known: Complex[Tensor, "B M K"]
-    true: Complex[Tensor, "B M K"]
+    h_est: Complex[Tensor, "B M K"]
+    h: Complex[Tensor, "B M K"]
     csi_variance: Float[Tensor, "B m K"]
     gain: Float[Tensor, "B S K"]
 
 
-def draw(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: float) -> Segment:
-    """One slot over B channels, each a drop of its own, and `entries` random real entries to send through each.
+def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: float) -> Segment:
+    """Draw `entries` random real entries of a slot for each of B channels, each channel a drop of its own.
 
-    rho: correlation of the devices' symbols; receivers know it (as if estimated without error) unless `air.correlation`
-    says what they believe. Random: symbols, fixed by seed, slot and draw.
+    rho: correlation of the devices' symbols. Receivers assume it, unless `link.correlation` is another number. Random:
+    symbols, fixed by seed, slot and drop.
     """
-    blocks, uses = len(drops.known), uses_of(entries, link.packing)
-    symbols = [correlated(slot, entries, rho, stream(link.seed, "link", slot.name, block)) for block in range(blocks)]
+    blocks, uses = len(drops.h_est), uses_of(entries, link.packing)
+    symbols = [draw_symbols(slot, entries, rho, stream(link.seed, "link", slot.name, block)) for block in range(blocks)]
     ones = torch.ones(len(slot.weights), dtype=torch.float64)
     group = NormalizedGroup(
-        torch.cat(symbols, 1), slot.weights, ones, torch.zeros_like(ones),
-        torch.ones(len(slot.devices), dtype=torch.float64),
-        torch.full((len(slot.weights),), blocks * entries),
-    )  # fmt: skip
+        entries=torch.cat(symbols, 1),
+        weights=slot.weights,
+        scale=ones,
+        offset=torch.zeros_like(ones),
+        power=torch.ones(len(slot.devices), dtype=torch.float64),
+        num_entries=torch.full((len(slot.weights),), blocks * entries),
+    )
     block_ranges = tuple((block * uses, (block + 1) * uses) for block in range(blocks))
-    problem = problem_of(link, slot, slot.weights, drops.known, drops.csi_variance)
-    true = drops.true[:, antennas_of(link, slot)]
-    expected = rho if link.correlation is None else link.correlation
+    entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
+    assumed = rho if link.correlation is None else link.correlation
     return Segment(
-        slot, group, block_ranges, problem, true[:, :, slot.devices], *overlap(group, slot.group_of, block_ranges,
-        link.packing),
-        Correlation(expected, expected), link.task_of[slot.devices], slot.name,
-    )  # fmt: skip
+        slot=slot,
+        group=group,
+        block_ranges=block_ranges,
+        problem=problem_of(link, slot, slot.weights, drops.h_est, drops.csi_variance),
+        h=drops.h[:, antennas_of(link, slot)][:, :, slot.devices],
+        entry_share=entry_share,
+        symbol_power=symbol_power,
+        assumed_correlation=Correlation(assumed, assumed),
+        task_of=link.task_of[slot.devices],
+        name=slot.name,
+    )
 
 
-def correlated(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator) -> Float[Tensor, "K d"]:
-    """Unit-power symbols of a slot's streams, E[u_j u_k] = rho, 0 <= rho <= 1; 0 between s- and p-streams.
+def draw_symbols(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator) -> Float[Tensor, "K d"]:
+    """Draw unit-power symbols of a slot's streams with E[u_j u_k] = rho, 0 <= rho <= 1, and 0 between s and p.
 
-    sqrt(1 - rho) own part and sqrt(rho) common part.
+    A symbol is sqrt(1 - rho) times a part of the stream and sqrt(rho) times a common part.
     """
-    own = torch.randn(len(slot.devices), entries, dtype=torch.float64, generator=rng)
+    individual = torch.randn(len(slot.devices), entries, dtype=torch.float64, generator=rng)
     common = torch.randn(2, entries, dtype=torch.float64, generator=rng)
-    kind = (slot.combining_matrix[[task is None for task in slot.targets]] == 0).all(0).long()[slot.group_of]
-    symbols: Tensor = (1 - rho) ** 0.5 * own + rho**0.5 * common[kind]
+    is_shared = torch.tensor([task is None for task in slot.targets])
+    kind = (slot.combining_matrix[is_shared] == 0).all(0).long()[slot.target_of]
+    symbols: Tensor = (1 - rho) ** 0.5 * individual + rho**0.5 * common[kind]
     return symbols
 
 
-def bounds(segment: Segment) -> Float[Tensor, " B"] | None:
-    """What no transceiver can beat for i.i.d. symbols, in each channel; None where no bound is known."""
+def segment_bound(segment: Segment) -> Float[Tensor, " B"] | None:
+    """The lower bound of any transceiver's error for i.i.d. symbols in each channel; None if no bound is known."""
     return lower_bound(segment.problem) if len(segment.slot.weights) == 1 else None
 
 
-def study(link: Uplink, segments: Sequence[Segment]) -> tuple[list[SlotStudy], list[Transceiver], float]:
-    """Design all slots of B rounds and transmit through them. Returns (a study a slot, transceivers, design seconds).
+def study(link: Uplink, segments: Sequence[Segment]) -> tuple[list[SlotErrors], list[Transceiver], float]:
+    """Design all slots of B rounds and transmit through them; returns errors, transceivers, and seconds of the design.
 
-    Random: noise and scrambling, fixed by the seed and the slot; all designs see the same.
+    Random: noise and scrambling, fixed by seed and slot, the same for all designs.
     """
     begin = time.perf_counter()
-    made = transceivers(link, segments)
+    transceivers = design_slots(link, segments)
     seconds = time.perf_counter() - begin
-    return [studied(link, segment, one) for segment, one in zip(segments, made, strict=True)], made, seconds
+    errors = [measure(link, segment, tx) for segment, tx in zip(segments, transceivers, strict=True)]
+    return errors, transceivers, seconds
 
 
-def transceivers(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """The designs of all slots of B rounds, each block a round of its own."""
-    made = one_by_one(link, segments)
+def design_slots(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
+    """Design all slots of B rounds, each block a round."""
+    transceivers = design_separately(link, segments)
     if link.refine is not None:
         uses = [float(segment.slot.vectors.shape[1]) for segment in segments]
         devices = [segment.slot.devices for segment in segments]
-        powers = [torch.ones(len(one), dtype=torch.float64) for one in devices]
-        made = link.refine([segment.problem for segment in segments], devices, uses, powers, made)
-    return rescaled(link, segments, made)
+        powers = [torch.ones(len(streams), dtype=torch.float64) for streams in devices]
+        transceivers = link.refine([segment.problem for segment in segments], devices, uses, powers, transceivers)
+    return rescale(link, segments, transceivers)
 
 
-def studied(link: Uplink, segment: Segment, made: Transceiver) -> SlotStudy:
-    """The errors of a slot per entry, channel by channel."""
-    outcome = transmitted(link, segment, made, 0)
-    entries = outcome.scale / len(segment.block_ranges)
-    silence = (outcome.silence / outcome.scale).expand(len(segment.block_ranges), -1)
-    iid = mse(segment.problem, made) @ segment.slot.combining_matrix.square().T
-    return SlotStudy(outcome.claimed / entries, outcome.measured / entries, outcome.bias / entries, iid, silence)
+def measure(link: Uplink, segment: Segment, transceiver: Transceiver) -> SlotErrors:
+    """Transmit through a slot once; returns its errors per normalised entry, (B, U)."""
+    errors = transmit(link, segment, transceiver, 0).errors
+    blocks = len(segment.block_ranges)
+    zero_estimate_error = (errors / errors.scale).zero_estimate_error.expand(blocks, -1)
+    return replace(errors / (errors.scale / blocks), zero_estimate_error=zero_estimate_error)
+
+
+def iid_error(segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B U"]:
+    """The error of a transceiver for i.i.d. symbols, as `segment_bound` bounds it."""
+    return mse(segment.problem, transceiver) @ segment.slot.combining_matrix.square().T
 
 
 def mean_db(values: Float[Tensor, " B"]) -> tuple[float, float]:
-    """Mean of decibels over draws, and its standard error (nan for one draw)."""
+    """The mean of decibels over drops and its standard error, which is nan for one drop."""
     db = 10 * values.clamp_min(1e-300).log10()
     return float(db.mean()), float(db.std() / len(db) ** 0.5) if len(db) > 1 else float("nan")

@@ -1,4 +1,4 @@
-"""One drop: where everything is, the mean power that arrives, and channels as functions of round and block."""
+"""A drop: the positions of stations and devices, their mean gains, and channels as a function of round and block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,56 +10,65 @@ from torch import Tensor
 from airpfed.core.rng import stream
 
 ChannelModel = Callable[[int, int, range], tuple[Tensor, Tensor]]
-"""(seed, t, blocks) -> channels (B, M, K), and the part of them that needs no estimation (a line of sight, or 0)."""
+"""(seed, t, blocks) -> channels (B, M, K), and their part that needs no estimation: the line of sight, or 0."""
 
 
 @dataclass(frozen=True)
-class Network:
-    """S stations of A antennas, stacked to M = S A, and K devices.
+class Deployment:
+    """S stations of A antennas, stacked to M = S A antennas, and K devices.
 
-    stations, devices: places in the plane, metres. gain: mean power gain per antenna of a station, linear; scattered:
-    that of the part which must be estimated. antennas: A. names: of the random streams.
+    stations, devices: positions in the plane, metres. gain: mean power gain per antenna of a station, linear.
+    antennas: A. names: prefix of the names of the drop's random streams.
     """
 
     stations: Float[Tensor, "S 2"]
     devices: Float[Tensor, "K 2"]
     gain: Float[Tensor, "S K"]
-    scattered: Float[Tensor, "S K"]
     antennas: int
-    fade: ChannelModel
     names: tuple[str | int, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Network(Deployment):
+    """A deployment with its small-scale fading.
+
+    scattered: mean power gain of the channel's part that must be estimated, linear.
+    """
+
+    scattered: Float[Tensor, "S K"]
+    channel_model: ChannelModel
+
+
 def csi_variance(network: Network, csi_error: float) -> Float[Tensor, "m K"]:
-    """Variance of the channel estimates' errors, of every antenna, or one row where all antennas have the same."""
+    """The variance of the channel estimates' errors: a row an antenna, or one row if all antennas have the same."""
     variance = csi_error * network.scattered
     return variance if len(variance) == 1 else variance.repeat_interleave(network.antennas, 0)
 
 
-def estimated(
+def estimate_channels(
     network: Network, csi_error: float, seed: int, t: int, blocks: range
 ) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
-    """Channel estimates and true channels of a round's coherence blocks, h = estimate + error.
+    """Draw the channels h of a round's coherence blocks and their estimates; returns (h_est, h).
 
-    The linear MMSE estimate from a noisy look at the scattered part: (1 - c)(h + v), v ~ CN(0, c/(1 - c) gain), which
-    leaves an error of variance c gain, c = csi_error; for Gaussian fading it is independent of the estimate. Random:
-    fading and CSI error, each block of each round from streams of its own.
+    h_est is the linear MMSE estimate from a noisy observation of the scattered part: (1 - c)(h + v) with
+    v ~ CN(0, c/(1 - c) gain) and c = csi_error. The error has the variance c gain; with Gaussian fading it is
+    independent of h_est. Random: fading and channel estimation, each with its own stream for every block of a round.
     """
-    true, los = network.fade(seed, t, blocks)
+    h, los = network.channel_model(seed, t, blocks)
     if csi_error == 0:
-        return true, true
+        return h, h
     spread = (csi_error / (1 - csi_error) * network.scattered).sqrt().repeat_interleave(network.antennas, 0)
-    looks = [
+    noise = [
         torch.randn(spread.shape, dtype=torch.complex128, generator=stream(seed, *network.names, "csi error", t, block))
         for block in blocks
     ]
-    return los + (1 - csi_error) * (true - los + torch.stack(looks) * spread), true
+    return los + (1 - csi_error) * (h - los + torch.stack(noise) * spread), h
 
 
-def serving_gain(network: Network, own: bool, station_of: Tensor) -> Float[Tensor, " K"]:
-    """Mean power gain of each device summed over the antennas that serve it.
+def serving_gain(network: Network, local_station: bool, station_of: Tensor) -> Float[Tensor, " K"]:
+    """The mean power gain of each device, summed over the antennas that serve it.
 
-    own: those of the device's own station, station_of (K), alone; else all.
+    local_station: a device is served by its task's station alone, station_of (K); otherwise by all stations.
     """
-    total = network.gain.sum(0) if not own else network.gain.gather(0, station_of[None])[0]
+    total = network.gain.gather(0, station_of[None])[0] if local_station else network.gain.sum(0)
     return network.antennas * total

@@ -1,4 +1,4 @@
-"""What a round costs on the air: channel uses, OFDM symbols, seconds, joules, bits."""
+"""Resources of a round on the air: channel uses, OFDM symbols, seconds, joules and bits."""
 
 import math
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ BITS_PER_SCALAR = 32
 CYCLIC_PREFIX = 1 / 14
 """Overhead of the cyclic prefix: 4.76 us on 66.67 us, as in LTE and NR."""
 RATE_GAP = 2.0
-"""Coded digital links lose 3 dB against Shannon."""
+"""The gap of a coded digital link to the Shannon rate: 3 dB."""
 FACTOR_BITS = 32
-"""A transmit factor told to a device: two real numbers of 16 bits."""
+"""Bits of a transmit factor in the feedback to a device: two real numbers of 16 bits."""
 SCHEME_BITS = 5
-"""Index of a modulation and coding scheme, as in NR."""
+"""Bits of the index of a modulation and coding scheme, as in NR."""
 MAX_BITS_PER_USE = 8.0
-"""256-QAM: no link is faster, however good its channel."""
+"""Rate of 256-QAM, the limit of every digital link."""
 
 
 def bits_per_use(sinr: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Bits a channel use of a coded digital link: Shannon at a gap, log2(1 + SINR / gap), capped.
+    """The bits a channel use of a coded digital link: log2(1 + SINR / gap), capped at MAX_BITS_PER_USE.
 
-    Above 0 for any SINR above 0: where 1 + x rounds to 1, log2(1 + x) is x / ln 2.
+    The rate is positive for every positive SINR: for small x, log2(1 + x) is computed as x / ln 2.
     """
     ratio = sinr / RATE_GAP
     bits = torch.where(ratio < 1e-9, ratio / math.log(2), torch.log2(1 + ratio))
@@ -35,22 +35,25 @@ def bits_per_use(sinr: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 def digital_rate(
     gain: Float[Tensor, " K"], power: Float[Tensor, " K"], noise: float, bandwidth_hz: float
 ) -> Float[Tensor, " K"]:
-    """Bits per second of each device alone on the band, maximum-ratio receiver. gain: mean, summed over antennas."""
+    """The bits per second of each device alone on the band with a maximum-ratio receiver.
+
+    gain: mean power gain, summed over antennas.
+    """
     snr = power * gain / noise if noise > 0 else torch.full_like(gain, math.inf)
     return bandwidth_hz * bits_per_use(snr)
 
 
 def use_seconds(bandwidth_hz: float) -> float:
-    """Seconds of one channel use with its share of the cyclic prefix."""
+    """The seconds of one channel use with its share of the cyclic prefix."""
     return (1 + CYCLIC_PREFIX) / bandwidth_hz
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a round moves.
+    """The channel uses and bits of a round.
 
-    slot_uses: channel uses of each slot. Bits of side information (from the devices) and of feedback (to them) by
-    device; of the downlink and the backhaul in all.
+    slot_uses: channel uses of each slot. side_bits, feedback_bits: side information from each device and feedback to
+    it. downlink_bits, backhaul_bits: in total.
     """
 
     slot_uses: tuple[int, ...]
@@ -61,21 +64,21 @@ class Traffic:
     backhaul_bits: int
 
 
-def entry(
+def ledger_of(
     traffic: Traffic, joules: Float[Tensor, " K"], rate: Float[Tensor, " K"], bandwidth_hz: float, subcarriers: int
 ) -> Ledger:
-    """One round's ledger.
+    """The ledger of one round.
 
-    Each slot is filled up to whole OFDM symbols. Side information and feedback go on the digital link at `rate` bits/s,
-    one device after another. joules: energy radiated per device.
+    Each slot is padded to whole OFDM symbols. Side information and feedback use the digital link at `rate` bits/s, one
+    device after another. joules: radiated energy of each device.
     """
     symbols = sum(math.ceil(uses / subcarriers) for uses in [*traffic.slot_uses, traffic.pilot_uses])
-    told = float(((traffic.side_bits + traffic.feedback_bits) / rate).sum())
+    side_seconds = float(((traffic.side_bits + traffic.feedback_bits) / rate).sum())
     return Ledger(
         channel_uses=sum(traffic.slot_uses),
         pilot_uses=traffic.pilot_uses,
         ofdm_symbols=symbols,
-        air_seconds=symbols * subcarriers * use_seconds(bandwidth_hz) + told,
+        air_seconds=symbols * subcarriers * use_seconds(bandwidth_hz) + side_seconds,
         joules_mean=float(joules.mean()),
         joules_max=float(joules.max()),
         side_bits=int(traffic.side_bits.sum()),

@@ -1,4 +1,4 @@
-"""Which slots a round has, who sends in them, and what each receiver wants."""
+"""The uplink's fixed parameters, and the slots of a round: senders, targets, and weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.impairments import NONE, Impairments
-from airpfed.air.network import Network
+from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
+from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
@@ -26,10 +26,11 @@ RoundFunction = Callable[
     ],
     list[Transceiver],
 ]
-"""(slots of a round, their devices, their uses, powers of their streams' symbols, transceivers made slot by slot) ->
-transceivers that share energy.
+"""(problems of a round, their devices, their uses, powers of their streams' symbols, transceivers of each problem by
+itself) -> transceivers that share energy.
 """
 Groups = tuple[tuple[int, int], ...]
+"""Columns [first, last) of a vector's normaliser groups."""
 Grouping = tuple[tuple[int, ...], ...]
 """Tasks of each p-slot, in the order of transmission."""
 Access = Literal["concurrent", "tdma", "auto", "superposed"]
@@ -38,7 +39,7 @@ Topology = Literal["single_cell", "joint", "two_hop"]
 
 @dataclass(frozen=True)
 class Digital:
-    """Bits an entry, and whether devices send in groups that the antennas tell apart, or one after another."""
+    """A digital uplink: bits an entry, and whether groups of devices send at once, separated by the antennas."""
 
     bits: int
     spatial: bool
@@ -46,22 +47,26 @@ class Digital:
 
 @dataclass(frozen=True)
 class Uplink:
-    """What stays the same from round to round, linear SI units.
+    """The parameters of the uplink, the same in all rounds; linear SI units.
 
-    design: None is the error-free link; bundles: it takes slots in bundles. refine: None if every slot keeps the power
-    limit by itself. rescale: receivers are scaled to the correlation believed in, which is `correlation`, or estimated
-    from round to round if None.
-    digital: None unless gradients travel as bits. personal_slots: the most p-slots of access `auto`. topology: joint
-    and two_hop have station n for task n; backhaul_bits: an entry of an edge's s-sum, None is error-free. world:
-    places, gains, channels; csi_error: share of the channels' variance that estimates miss; impairments: impairments
-    of the devices. power: P_k, watts; noise: sigma2, watts per antenna. samples: D_k. groups: columns of each
-    normaliser group of the s- and p-vectors, personal_rows: the number of the s-group of the same kind as each
-    p-group, or one of its own; lengths: entries of each task's p-vector. biased: the design shrinks the sum, also
-    with perfect channel knowledge.
+    design: transceivers of a problem; None if nothing is superposed: the error-free link, or `digital`. batched: the
+    design takes several problems of one target as one batch. refine: shares energy among the slots of a round; None if
+    every slot keeps the power limit. rescale: receivers are scaled to the assumed correlation. biased: the design
+    shrinks the sums, also with perfect channel knowledge.
+    correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
+    topology: joint and two_hop have station n for task n. backhaul_bits: bits an entry of an edge's s-sum; None for an
+    error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
+    csi_error: share of the channels' variance that is left as estimation error. power: P_k, watts. noise: sigma2, watts
+    per antenna. samples: D_k.
+    shared_groups, personal_groups: columns of the normaliser groups of the s- and p-vectors. personal_rows: for each
+    p-group the number of the s-group of the same kind of factor, or a number of its own; groups of one number share
+    their correlation statistics. lengths: entries of each task's p-vector.
+    alternating: columns of the s-vector sent in rounds 1, 2, ..., and then in the same order; empty if every round
+    sends all columns. colocated: senders and receivers are the same machine, so that nothing is recorded or charged.
     """
 
     design: DesignFunction | None
-    bundles: bool
+    batched: bool
     refine: RoundFunction | None
     rescale: bool
     digital: Digital | None
@@ -89,19 +94,42 @@ class Uplink:
     lengths: tuple[int, ...]
     seed: int
     biased: bool = False
+    alternating: Groups = ()
+    colocated: bool = False
+
+    def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
+        """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
+
+        h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage.
+        """
+        h_est, h = estimate_channels(self.network, self.csi_error, self.seed, t, range(blocks))
+        gain = self.network.gain.repeat_interleave(self.network.antennas, 0)
+        h_est = silence_faint_devices(h_est, gain, self.impairments.truncation)
+        if self.impairments.phase_rad or self.impairments.outage:
+            factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
+            h = h * factors[:, None, :]
+        return h_est, h
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The gradients of a round: a row a device. An absent device is in no sum and no weight, whatever its row holds."""
+
+    shared: Float[Tensor, "K d_s"]
+    personal: Float[Tensor, "K d_p"]
+    present: Bool[Tensor, " K"]
 
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """One slot's work: one stream a row of `vectors`, one receiver a row of `weights`, one sum a row of
-    `combining_matrix`.
+    """One slot of a round: its streams (rows of `vectors`), its T receivers, and the U sums that they serve.
 
-    devices: of each stream; a superposed slot has two streams a device, s and p. lengths: entries of each stream's
-    vector; rows: the place of each group in the memory; group_of: which receiver wants a stream; target_weight: what a
-    receiver's error counts in the round's. stations:
-    where each receiver is, None at all stations together. combining_matrix: the slot's sums from the receivers' ones,
-    the identity but for two_hop, whose s-sum is sum_n (D_n/D) times that of edge n. targets: the task of each sum,
-    None for s.
+    devices: the device of each stream. lengths: entries of each stream's vector. groups: normaliser groups.
+    statistics_rows: row of the correlation statistics for each group. weights: w_ik of receiver i's target. target_of:
+    the receiver whose target includes a stream. target_weight: weight of a receiver's error in the objective.
+    stations: station of each receiver, None for all stations together.
+    combining_matrix: the slot's sums from the receivers' estimates: the identity, but in two_hop the s-sum is the sum
+    over n of D_n/D times the estimate of edge n. targets: the task of each sum, None for s.
     """
 
     name: str
@@ -109,146 +137,160 @@ class SlotPlan:
     vectors: Rows
     lengths: Int[Tensor, " K"]
     groups: Groups
-    rows: tuple[int, ...]
+    statistics_rows: tuple[int, ...]
     weights: Float[Tensor, "T K"]
-    group_of: Int[Tensor, " K"]
+    target_of: Int[Tensor, " K"]
     target_weight: Float[Tensor, " T"]
     stations: tuple[int | None, ...]
     combining_matrix: Float[Tensor, "U T"]
     targets: tuple[int | None, ...]
 
 
-def unclaimed(link: Uplink) -> str:
-    """Why the error of no sum, or not that of the s-sum, can be foretold; empty where all can.
+def reason_without_claim(link: Uplink) -> str:
+    """The reason why the receivers cannot claim the error of every sum, or of the s-sum; empty if they can.
 
-    Bussgang's gain of a clipping amplifier holds for Gaussian signals of one power over a slot, which gradients' are
-    not. Where s-streams of different tasks are not heard together alone, in a superposed slot or at edges of their own,
-    their correlation cannot be estimated, and the error of a sum with a bias depends on it.
+    Bussgang's gain of a clipping amplifier holds for Gaussian signals of one power over a slot; gradients are neither.
+    If s-streams of different tasks share a slot with p-streams, or go to different edges, their correlation cannot be
+    estimated, and the error of a biased sum depends on it.
     """
     if link.design is None or link.digital is not None:
         return ""
     if link.impairments.clipping is not None:
-        return "what a clipping amplifier does to gradients cannot be foretold from their mean power"
+        return "the effect of a clipping amplifier on gradients cannot be predicted from their mean power"
     if link.correlation is not None or len(link.task_names) < 2 or not link.shared_groups:
         return ""
     if link.access == "superposed" and link.personal_groups:
-        return "how devices of different tasks correlate is not heard where s and p share a slot"
+        return "the correlation between tasks cannot be estimated where s and p share a slot"
     if link.topology == "two_hop" and (link.biased or link.impairments != NONE):
-        return "how devices of different tasks correlate is not heard at edges of their own"
+        return "the correlation between tasks cannot be estimated where every edge receives its own devices"
     return ""
 
 
-def plan(
-    link: Uplink,
-    shared: Float[Tensor, "K d_s"],
-    personal: Float[Tensor, "K d_p"],
-    present: Bool[Tensor, " K"],
-    grouping: Grouping,
-) -> list[SlotPlan]:
-    """The slots of a round, in the order of transmission, with weights that renormalise over the devices present.
+def schedule(link: Uplink, updates: Updates, grouping: Grouping) -> list[SlotPlan]:
+    """The slots of a round in the order of transmission, with weights that renormalise over the present devices.
 
-    Slots without devices or without entries are left out.
+    grouping: tasks of each p-slot. A slot without devices or without entries is left out.
     """
-    here = present.nonzero().flatten()
-    if not len(here):
+    devices = updates.present.nonzero().flatten()
+    if not len(devices):
         return []
-    slots = [_shared(link, shared, here), *(_personal(link, personal, here, problem) for problem in grouping)]
+    slots = [
+        _shared_slot(link, updates.shared, devices),
+        *(_personal_slot(link, updates.personal, devices, tasks) for tasks in grouping),
+    ]
     slots = [slot for slot in slots if slot.vectors.shape[1]]
     if link.access == "superposed" and len(slots) == 2:
-        return [_superposed(*slots)]
+        return [_superposed_slot(*slots)]
     return slots
 
 
-def _shared(link: Uplink, shared: Float[Tensor, "K d_s"], here: Int[Tensor, " present"]) -> SlotPlan:
-    """The s-slot: one receiver that hears all stations, or (two_hop) one at every edge that has devices."""
-    samples, task_of = link.samples[here], link.task_of[here]
+def _shared_slot(link: Uplink, shared: Float[Tensor, "K d_s"], devices: Int[Tensor, " present"]) -> SlotPlan:
+    """The s-slot: one receiver with the antennas of all stations, or in two_hop one at every edge with devices."""
+    samples, task_of = link.samples[devices], link.task_of[devices]
     tasks: Tensor = torch.unique(task_of)
     two_hop = link.topology == "two_hop"
-    own = task_of == tasks[:, None] if two_hop else torch.ones(1, len(here), dtype=torch.bool)
-    parts = samples * own
+    membership = task_of == tasks[:, None] if two_hop else torch.ones(1, len(devices), dtype=torch.bool)
+    parts = samples * membership
     share = parts.sum(1) / samples.sum()
     return SlotPlan(
-        "s", here, Rows(((shared, here),), shared.shape[1]), torch.full_like(here, shared.shape[1]), link.shared_groups,
-        tuple(range(len(link.shared_groups))),
-        parts / parts.sum(1, keepdim=True), own.double().argmax(0), share.square(),
-        tuple(tasks.tolist()) if two_hop else (None,), share[None, :], (None,),
-    )  # fmt: skip
+        name="s",
+        devices=devices,
+        vectors=Rows(((shared, devices),), shared.shape[1]),
+        lengths=torch.full_like(devices, shared.shape[1]),
+        groups=link.shared_groups,
+        statistics_rows=tuple(range(len(link.shared_groups))),
+        weights=parts / parts.sum(1, keepdim=True),
+        target_of=membership.double().argmax(0),
+        target_weight=share.square(),
+        stations=tuple(tasks.tolist()) if two_hop else (None,),
+        combining_matrix=share[None, :],
+        targets=(None,),
+    )
 
 
-def grouping_of(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:
-    """The p-slots of a fixed access: all tasks present at once, or one after another."""
-    tasks = tuple(sorted(set(link.task_of[present].tolist())))
-    return tuple((n,) for n in tasks) if link.access == "tdma" else (tasks,) if tasks else ()
-
-
-def _personal(
-    link: Uplink, personal: Float[Tensor, "K d_p"], here: Int[Tensor, " present"], tasks: Sequence[int]
+def _personal_slot(
+    link: Uplink, personal: Float[Tensor, "K d_p"], present: Int[Tensor, " present"], tasks: Sequence[int]
 ) -> SlotPlan:
-    devices = here[torch.isin(link.task_of[here], torch.tensor(tasks))]
-    own = link.task_of[devices][None, :] == torch.tensor(tasks)[:, None]
-    parts = link.samples[devices] * own
+    """The p-slot of some tasks: a receiver a task."""
+    devices = present[torch.isin(link.task_of[present], torch.tensor(tasks))]
+    membership = link.task_of[devices][None, :] == torch.tensor(tasks)[:, None]
+    parts = link.samples[devices] * membership
     lengths = torch.tensor(link.lengths)[link.task_of[devices]]
     longest = int(lengths.max())
-    rows = Rows(((personal, devices),), min(longest, personal.shape[1]))
     groups = tuple((a, min(b, longest)) for a, b in link.personal_groups if a < longest)
     return SlotPlan(
-        "p" + ",".join(str(n) for n in tasks), devices, rows, lengths, groups, link.personal_rows[: len(groups)],
-        parts / parts.sum(1, keepdim=True), own.double().argmax(0), parts.sum(1) / link.samples[here].sum(),
-        tuple(None if link.topology == "single_cell" else n for n in tasks),
-        torch.eye(len(tasks), dtype=torch.float64), tuple(tasks),
-    )  # fmt: skip
+        name="p" + ",".join(str(n) for n in tasks),
+        devices=devices,
+        vectors=Rows(((personal, devices),), min(longest, personal.shape[1])),
+        lengths=lengths,
+        groups=groups,
+        statistics_rows=link.personal_rows[: len(groups)],
+        weights=parts / parts.sum(1, keepdim=True),
+        target_of=membership.double().argmax(0),
+        target_weight=parts.sum(1) / link.samples[present].sum(),
+        stations=tuple(None if link.topology == "single_cell" else n for n in tasks),
+        combining_matrix=torch.eye(len(tasks), dtype=torch.float64),
+        targets=tuple(tasks),
+    )
 
 
-def _superposed(s: SlotPlan, p: SlotPlan) -> SlotPlan:
-    """Both in one slot: every device sends two streams at once, and each receiver hears the other's as interference.
+def _superposed_slot(s: SlotPlan, p: SlotPlan) -> SlotPlan:
+    """Both slots in one: every device sends its s- and its p-stream at once, and each is interference to the other.
 
-    The shorter vectors are silent in the tail; groups are cut wherever either has a border. alpha: by entries, as in
-    Pi.
+    The shorter vectors end in silence; a group ends at every border of an s- or p-group. Targets are weighted by their
+    entries, as in Pi.
     """
     width = max(s.vectors.shape[1], p.vectors.shape[1])
-    cuts = sorted({edge for slot in (s, p) for group in slot.groups for edge in group})
+    borders = sorted({border for slot in (s, p) for group in slot.groups for border in group})
     entries = torch.stack([p.lengths[row > 0].amax() for row in p.weights]).double()
     alpha = torch.cat([s.target_weight * s.vectors.shape[1], p.target_weight * entries])
     return SlotPlan(
-        "s+" + p.name, torch.cat([s.devices, p.devices]), Rows(s.vectors.parts + p.vectors.parts, width),
-        torch.cat([s.lengths, p.lengths]),
-        tuple(pairwise(cuts)), tuple(range(len(cuts) - 1)), _diagonal(s.weights, p.weights),
-        torch.cat([s.group_of, len(s.weights) + p.group_of]), alpha / alpha.sum(), (*s.stations, *p.stations),
-        _diagonal(s.combining_matrix, p.combining_matrix), (*s.targets, *p.targets),
-    )  # fmt: skip
+        name="s+" + p.name,
+        devices=torch.cat([s.devices, p.devices]),
+        vectors=Rows(s.vectors.parts + p.vectors.parts, width),
+        lengths=torch.cat([s.lengths, p.lengths]),
+        groups=tuple(pairwise(borders)),
+        statistics_rows=tuple(range(len(borders) - 1)),
+        weights=_block_diagonal(s.weights, p.weights),
+        target_of=torch.cat([s.target_of, len(s.weights) + p.target_of]),
+        target_weight=alpha / alpha.sum(),
+        stations=(*s.stations, *p.stations),
+        combining_matrix=_block_diagonal(s.combining_matrix, p.combining_matrix),
+        targets=(*s.targets, *p.targets),
+    )
 
 
-def _diagonal(a: Float[Tensor, "S K"], b: Float[Tensor, "T L"]) -> Float[Tensor, "U J"]:
-    """Two matrices as the blocks of one."""
+def _block_diagonal(a: Float[Tensor, "S K"], b: Float[Tensor, "T L"]) -> Float[Tensor, "U J"]:
+    """Two matrices as the diagonal blocks of one."""
     pad = torch.nn.functional.pad
     return torch.cat([pad(a, (0, b.shape[1])), pad(b, (a.shape[1], 0))])
 
 
 def over_backhaul(link: Uplink, slot: SlotPlan) -> Bool[Tensor, " T"]:
-    """Receivers whose sums travel on to the global server: the edges' s-sums of two_hop."""
+    """The receivers whose estimates travel on to the global server: the edges' s-sums in two_hop."""
     if link.topology != "two_hop":
         return torch.zeros(len(slot.weights), dtype=torch.bool)
-    of_s = torch.tensor([task is None for task in slot.targets])
-    return (slot.combining_matrix[of_s] != 0).any(0)
+    is_shared = torch.tensor([task is None for task in slot.targets])
+    return (slot.combining_matrix[is_shared] != 0).any(0)
 
 
 def slot_uses(link: Uplink, slot: SlotPlan) -> int:
-    """Channel uses of a slot: its groups, each filled up to a whole symbol."""
-    return sum(uses_of(stop - start, link.packing) for start, stop in groups_of(link, slot))
+    """The channel uses of a slot: its groups, each padded to a whole symbol."""
+    return sum(uses_of(stop - start, link.packing) for start, stop in normalizer_groups(link, slot))
 
 
-def groups_of(link: Uplink, slot: SlotPlan) -> Groups:
-    """Normaliser groups of a slot: with one common sigma, the whole vector."""
+def normalizer_groups(link: Uplink, slot: SlotPlan) -> Groups:
+    """The normaliser groups of a slot; the whole vector with the common normaliser."""
     return ((0, slot.vectors.shape[1]),) if link.normalizer == "common" else slot.groups
 
 
-def rows_of(link: Uplink, slot: SlotPlan) -> tuple[int, ...]:
-    """The places in the memory of a slot's normaliser groups."""
-    return (0,) if link.normalizer == "common" else slot.rows
+def statistics_rows(link: Uplink, slot: SlotPlan) -> tuple[int, ...]:
+    """The row of the correlation statistics for each normaliser group of a slot."""
+    return (0,) if link.normalizer == "common" else slot.statistics_rows
 
 
-def correlation_rows(link: Uplink) -> int:
-    """Kinds of normaliser groups, or pieces of superposed ones: each has a correlation of its own."""
+def num_statistics_rows(link: Uplink) -> int:
+    """The number of kinds of normaliser groups, or of parts of superposed groups: each has a correlation of its own."""
     if link.normalizer == "common":
         return 1
     if link.access == "superposed":
@@ -256,7 +298,7 @@ def correlation_rows(link: Uplink) -> int:
     return max([1, len(link.shared_groups), *(row + 1 for row in link.personal_rows)])
 
 
-def streams_of(devices: Int[Tensor, " K"]) -> Int[Tensor, " K"] | None:
-    """`Slot.owner` for streams of these devices: None where each has one."""
-    unique, device_of_stream = torch.unique(devices, return_inverse=True)
-    return device_of_stream if len(unique) < len(devices) else None
+def device_of_stream(devices: Int[Tensor, " K"]) -> Int[Tensor, " K"] | None:
+    """`TransceiverProblem.device_of_stream` for streams of these devices: None if each device has one stream."""
+    unique, index = torch.unique(devices, return_inverse=True)
+    return index if len(unique) < len(devices) else None

@@ -1,7 +1,4 @@
-"""A normaliser group of a slot on its way through the air: what is asked of a design, what is sent, what is heard.
-
-normalise -> pack -> design per coherence block -> superpose in the channel -> unpack -> denormalise.
-"""
+"""Segments of a round: one normaliser group of one slot over its coherence blocks, and the design for each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,169 +8,243 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.correlation import Correlation, Pairs, Related, pairs, scaled
+from airpfed.air.correlation import (
+    CorrelatedPairs,
+    Correlation,
+    CorrelationOperator,
+    correlated_pairs,
+    scale_receivers,
+)
 from airpfed.air.designs.batching import in_bundles
-from airpfed.air.problem import Transceiver, TransceiverProblem, joined, kept
-from airpfed.air.row_chunks import chunks
-from airpfed.air.schedule import SlotPlan, Uplink, streams_of
-from airpfed.air.symbols import NormalizedGroup, Packing
+from airpfed.air.network import csi_variance
+from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks
+from airpfed.air.row_chunks import row_chunks
+from airpfed.air.schedule import SlotPlan, Uplink, device_of_stream, normalizer_groups, slot_uses, statistics_rows
+from airpfed.air.symbols import NormalizedGroup, Packing, common_sigma, entries_per_use, normalise_group, uses_of
 
 BlockRanges = tuple[tuple[int, int], ...]
-"""Uses [first, last) of a piece that fall into each of its coherence blocks."""
+"""Uses [first, last) of a segment in each of its coherence blocks."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """One normaliser group of one slot over B coherence blocks.
 
-    problem: the design problem, with channel estimates; true: the channels. share: of each target's entries that lie
-    in a block; power: mean power of each stream's symbols there, as each target hears it. assumed_correlation: the
-    correlation that receivers expect. task_of: each stream's task. name: of its random streams.
+    problem: the design problem, with channel estimates. h: the channels. entry_share: share of each target's entries in
+    each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
+    assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: of its random
+    streams.
     """
 
     slot: SlotPlan
     group: NormalizedGroup
     block_ranges: BlockRanges
     problem: TransceiverProblem
-    true: Complex[Tensor, "B M K"]
-    share: Float[Tensor, "B T"]
-    power: Float[Tensor, "B T K"]
+    h: Complex[Tensor, "B M K"]
+    entry_share: Float[Tensor, "B T"]
+    symbol_power: Float[Tensor, "B T K"]
     assumed_correlation: Correlation
     task_of: Int[Tensor, " K"]
     name: str
 
     @cached_property
-    def pairs(self) -> Pairs:
-        """Which symbols correlate; targets are scrambled against each other where there are several."""
-        return pairs(self.task_of, self.slot.group_of, len(self.slot.weights) > 1)
+    def pairs(self) -> CorrelatedPairs:
+        """The pairs of streams that correlate; the targets of a slot are scrambled against one another."""
+        return correlated_pairs(self.task_of, self.slot.target_of, len(self.slot.weights) > 1)
 
     @property
-    def expected(self) -> Related:
-        """R, the correlation of the symbols as the receivers believe it to be."""
-        return Related(self.assumed_correlation, self.pairs)
+    def R(self) -> CorrelationOperator:  # noqa: N802
+        """The correlation of the symbols that receivers assume."""
+        return CorrelationOperator(self.assumed_correlation, self.pairs)
+
+
+def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequence[Correlation]) -> list[Segment]:
+    """Split the slots of round t into segments, with the channels of their coherence blocks.
+
+    assumed: the assumed correlation for every row of the statistics. A link that superposes nothing has no segments.
+    Random: channels and channel estimates.
+    """
+    if link.design is None or not slots:
+        return []
+    vectors, lengths = [slot.vectors for slot in slots], [slot.lengths for slot in slots]
+    sigma = common_sigma(vectors, lengths) if link.normalizer == "common" else None
+    h_est, h = link.channels(t, -(-sum(slot_uses(link, slot) for slot in slots) // link.coherence_symbols))
+    variance, segments, first_use = csi_variance(link.network, link.csi_error), list[Segment](), 0
+    for slot in slots:
+        for row, columns in zip(statistics_rows(link, slot), normalizer_groups(link, slot), strict=True):
+            uses = uses_of(columns[1] - columns[0], link.packing)
+            blocks, block_ranges = block_ranges_of(first_use, uses, link.coherence_symbols)
+            group = normalise_group(slot.vectors, slot.lengths, slot.weights, sigma, columns)
+            entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
+            segments.append(
+                Segment(
+                    slot=slot,
+                    group=group,
+                    block_ranges=block_ranges,
+                    problem=problem_of(link, slot, group.weights, h_est[blocks.start : blocks.stop], variance),
+                    h=h[blocks.start : blocks.stop, antennas_of(link, slot)][..., slot.devices],
+                    entry_share=entry_share,
+                    symbol_power=symbol_power,
+                    assumed_correlation=assumed[row],
+                    task_of=link.task_of[slot.devices],
+                    name=f"{slot.name}/{columns[0]}",
+                )
+            )
+            first_use += uses
+    return segments
 
 
 def problem_of(
-    link: Uplink, slot: SlotPlan, weights: Float[Tensor, "T K"], known: Tensor, csi_variance: Tensor
+    link: Uplink, slot: SlotPlan, weights: Float[Tensor, "T K"], h_est: Tensor, csi_variance: Tensor
 ) -> TransceiverProblem:
-    """The design problem of a slot's streams, for the channel estimates and their variances at all antennas.
+    """The design problem of a slot's streams.
 
-    Under real packing the imaginary half of noise and CSI error is thrown away.
+    h_est, csi_variance: channel estimates of all devices at all antennas, and the variances of their errors. Real
+    packing drops the imaginary half of noise and CSI error.
     """
     half = 0.5 if link.packing == "real" else 1.0
-    devices, rows = slot.devices, antennas_of(link, slot)
+    devices, antennas = slot.devices, antennas_of(link, slot)
     uniform = csi_variance.shape[-2] == 1
     return TransceiverProblem(
-        known[..., rows, :][..., devices], weights, slot.target_weight, link.power[devices], half * link.noise,
-        half * (csi_variance if uniform else csi_variance[..., rows, :])[..., devices], streams_of(devices),
-        link.packing == "real", antenna_mask_of(link, slot),
-    )  # fmt: skip
+        h=h_est[..., antennas, :][..., devices],
+        weights=weights,
+        target_weight=slot.target_weight,
+        power=link.power[devices],
+        noise=half * link.noise,
+        csi_variance=half * (csi_variance if uniform else csi_variance[..., antennas, :])[..., devices],
+        device_of_stream=device_of_stream(devices),
+        real=link.packing == "real",
+        antenna_mask=antenna_mask_of(link, slot),
+    )
 
 
 def antennas_of(link: Uplink, slot: SlotPlan) -> slice:
-    """The antennas that a slot's receivers have: those of their station, or all stacked where stations differ."""
-    stations, each = set(slot.stations), link.network.antennas
+    """The antennas of a slot's receivers: those of their station, or all antennas if the stations differ."""
+    stations, per_station = set(slot.stations), link.network.antennas
     if len(stations) > 1 or stations == {None}:
         return slice(None)
     (station,) = stations
     assert station is not None
-    return slice(station * each, (station + 1) * each)
+    return slice(station * per_station, (station + 1) * per_station)
 
 
 def antenna_mask_of(link: Uplink, slot: SlotPlan) -> Bool[Tensor, "T M"] | None:
-    """Which of all antennas each receiver has, where receivers of one slot are at different stations."""
+    """The antennas of each receiver among all antennas; None if all receivers have the same."""
     if len(set(slot.stations)) == 1:
         return None
-    of = torch.arange(len(link.network.gain)).repeat_interleave(link.network.antennas)
-    every = torch.ones_like(of, dtype=torch.bool)
-    return torch.stack([every if station is None else of == station for station in slot.stations])
+    station_of = torch.arange(len(link.network.gain)).repeat_interleave(link.network.antennas)
+    everywhere = torch.ones_like(station_of, dtype=torch.bool)
+    return torch.stack([everywhere if station is None else station_of == station for station in slot.stations])
 
 
-def entries_per_use(packing: Packing) -> int:
-    """Real entries that a channel use carries."""
-    return 1 if packing == "real" else 2
-
-
-def overlap(
+def block_statistics(
     group: NormalizedGroup, target_of: Int[Tensor, " K"], block_ranges: BlockRanges, packing: Packing
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T K"]]:
-    """Share of each target's entries that lies in each block, and the mean power it hears there from each stream.
+    """`Segment.entry_share` and `Segment.symbol_power`.
 
-    A target with a shorter vector hears the first blocks only, and its streams are silent in the tail of the others.
+    A target with a shorter vector has entries in the first blocks only, and its streams are silent in the tail.
     """
-    per = entries_per_use(packing)
+    per_use = entries_per_use(packing)
     ends = torch.tensor([0, *(b for _, b in block_ranges)])
     common = torch.minimum(group.num_entries[:, None], group.num_entries)
-    both = torch.minimum(common, per * ends[:, None, None]).diff(dim=0).double()
-    own = both.diagonal(dim1=1, dim2=2)
-    share = own / own.sum(0).clamp(min=1)
-    return share, (both / own.clamp(min=1)[:, :, None])[:, :, target_of] * group.power
+    overlap = torch.minimum(common, per_use * ends[:, None, None]).diff(dim=0).double()
+    entries = overlap.diagonal(dim1=1, dim2=2)
+    share = entries / entries.sum(0).clamp(min=1)
+    return share, (overlap / entries.clamp(min=1)[:, :, None])[:, :, target_of] * group.power
 
 
-def block_ranges_of(place: int, uses: int, coherence: int) -> tuple[range, BlockRanges]:
-    """The coherence blocks that `uses` channel uses from `place` on touch, and the uses that fall into each."""
-    blocks = range(place // coherence, (place + uses - 1) // coherence + 1)
-    first = [block * coherence - place for block in blocks]
-    return blocks, tuple((max(a, 0), min(a + coherence, uses)) for a in first)
+def block_ranges_of(first_use: int, uses: int, coherence_symbols: int) -> tuple[range, BlockRanges]:
+    """The round's coherence blocks that `uses` channel uses from `first_use` on touch, and their uses in each."""
+    blocks = range(first_use // coherence_symbols, (first_use + uses - 1) // coherence_symbols + 1)
+    starts = [block * coherence_symbols - first_use for block in blocks]
+    return blocks, tuple((max(start, 0), min(start + coherence_symbols, uses)) for start in starts)
+
+
+def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Transceiver]]:
+    """Design the transceivers of each round's segments, with one transceiver a coherence block.
+
+    rounds: the segments of one round, or of the same round with several seeds. With several seeds, a segment's channels
+    of all seeds are designed in one call; the design of a coherence block does not depend, but for rounding, on the
+    blocks of the same call. Where slots depend on the channels or share energy, the rounds are designed one by one.
+    Receivers of a design that shrinks are finally scaled to the assumed correlation.
+    """
+    if link.design is None:
+        return [[] for _ in rounds]
+    if len(rounds) > 1 and link.refine is None and link.access != "auto":
+        by_segment = [_design_seeds(link, segments) for segments in zip(*rounds, strict=True)]
+        transceivers = [[seeds[index] for seeds in by_segment] for index in range(len(rounds))]
+    else:
+        transceivers = [_design_round(link, segments) for segments in rounds]
+    return [rescale(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
+
+
+def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
+    """Design one segment for several seeds: their channels one after another as the blocks of one problem."""
+    assert link.design is not None
+    problems = [segment.problem for segment in segments]
+    csi = problems[0].csi_variance
+    if csi.dim() == 3:
+        csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
+    problem = replace(problems[0], h=torch.cat([problem.h for problem in problems]), csi_variance=csi)
+    return check_power(problem, link.design(problem)).split([len(problem.h) for problem in problems])
+
+
+def _design_round(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
+    """Design each segment by itself; then let the blocks share energy, if slots do."""
+    transceivers = design_separately(link, segments)
+    if link.refine is None or not segments:
+        return transceivers
+    blocks = [(segment, block) for segment in segments for block in range(len(segment.block_ranges))]
+    uses = [float(segment.block_ranges[block][1] - segment.block_ranges[block][0]) for segment, block in blocks]
+    refined = iter(
+        link.refine(
+            [one_block(segment.problem, block) for segment, block in blocks],
+            [segment.slot.devices for segment, _ in blocks],
+            uses,
+            [power for segment in segments for power in block_powers(link, segment)],
+            [block for transceiver in transceivers for block in transceiver.split([1] * len(transceiver.transmit))],
+        )
+    )
+    return [join_blocks([next(refined) for _ in segment.block_ranges]) for segment in segments]
+
+
+def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
+    """Design one transceiver a segment, each with the full power limit."""
+    assert link.design is not None
+    problems = [segment.problem for segment in segments]
+    transceivers = in_bundles(link.design, problems) if link.batched else [link.design(p) for p in problems]
+    return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
+
+
+def rescale(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:
+    """Scale receivers to the assumed correlation, if the link does (see `correlation.scale_receivers`)."""
+    if not link.rescale:
+        return list(transceivers)
+    return [
+        scale_receivers(segment.problem, transceiver, segment.R, segment.symbol_power, link.impairments)
+        for segment, transceiver in zip(segments, transceivers, strict=True)
+    ]
 
 
 def one_block(problem: TransceiverProblem, block: int) -> TransceiverProblem:
-    """A slot of one of its blocks alone."""
+    """The problem of one coherence block."""
     csi = problem.csi_variance if problem.csi_variance.dim() < 3 else problem.csi_variance[block : block + 1]
     return replace(problem, h=problem.h[block : block + 1], csi_variance=csi)
 
 
-def designed(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """One transceiver a piece and block: slot by slot, then, where energy is shared, for the whole round at once.
+def block_powers(link: Uplink, segment: Segment) -> Float[Tensor, "B K"]:
+    """The mean power of each stream's symbols in each block; it is 1 over a segment, but not over each of its blocks.
 
-    Receivers of a design that shrinks are scaled at last to the correlation believed in.
+    Where slots share energy, the devices report it.
     """
-    made = one_by_one(link, segments)
-    if link.refine is not None and segments:
-        made = refined(link, segments, made)
-    return rescaled(link, segments, made)
-
-
-def one_by_one(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """One transceiver a piece, each with all the power there is."""
-    assert link.design is not None
-    slots = [segment.problem for segment in segments]
-    made = in_bundles(link.design, slots) if link.bundles else [link.design(problem) for problem in slots]
-    return [kept(problem, one) for problem, one in zip(slots, made, strict=True)]
-
-
-def rescaled(link: Uplink, segments: Sequence[Segment], made: Sequence[Transceiver]) -> list[Transceiver]:
-    """Each receiver times its best scalar under the correlation believed in, for designs that shrink."""
-    if not link.rescale:
-        return list(made)
-    return [
-        scaled(segment.problem, one, segment.expected, segment.power, link.impairments)
-        for segment, one in zip(segments, made, strict=True)
-    ]
-
-
-def refined(link: Uplink, segments: Sequence[Segment], made: Sequence[Transceiver]) -> list[Transceiver]:
-    """All blocks of a round's pieces share energy: each becomes a slot of its own.
-
-    Symbols have unit power over a piece, not in every block of it: devices tell what theirs have.
-    """
-    assert link.refine is not None
-    places = [(segment, block) for segment in segments for block in range(len(segment.block_ranges))]
-    uses = [float(segment.block_ranges[block][1] - segment.block_ranges[block][0]) for segment, block in places]
-    slots = [one_block(segment.problem, block) for segment, block in places]
-    starts = [block for one in made for block in one.split([1] * len(one.transmit))]
-    powers = [power for segment in segments for power in sent_power(link, segment)]
-    found = iter(link.refine(slots, [segment.slot.devices for segment, _ in places], uses, powers, starts))
-    return [joined([next(found) for _ in segment.block_ranges]) for segment in segments]
-
-
-def sent_power(link: Uplink, segment: Segment) -> Float[Tensor, "B K"]:
-    """Mean power of each stream's symbols in each block, relative to its transmit factor's square."""
-    per, entries = entries_per_use(link.packing), segment.group.entries
+    per_use, entries = entries_per_use(link.packing), segment.group.entries
     squares = [
         torch.stack(
-            [entries[rows][:, per * a : per * b].square().sum(1) / (per * (b - a)) for a, b in segment.block_ranges]
+            [
+                entries[rows][:, per_use * a : per_use * b].square().sum(1) / (per_use * (b - a))
+                for a, b in segment.block_ranges
+            ]
         )
-        for rows in chunks(*entries.shape)
+        for rows in row_chunks(*entries.shape)
     ]
     return torch.cat(squares, 1)

@@ -1,8 +1,8 @@
-"""The over-the-air sum: what each receiver hears when all devices of a slot transmit at once.
+"""The over-the-air sum: the signal at the receivers when all devices of a slot transmit at once.
 
-The physics is three lines (`antenna_by_antenna`): channels times transmitted symbols plus noise at every antenna,
-then a receiver vector. The fast path (`collapsed`) uses one scalar gain per device and receiver instead; a test
-holds both equal.
+`antenna_by_antenna` is the specification: channels times transmitted symbols plus noise at every antenna, then a
+receiver vector. `superpose` and `receive` compute the same through one scalar gain per device and receiver. A test
+compares `transmit.transmit`, which calls them, with the specification.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.problem import Transceiver
-from airpfed.air.row_chunks import together
+from airpfed.air.row_chunks import as_slice
 
 
 @dataclass(frozen=True)
 class ReceivedSignal:
-    """What T receivers get in one block: their sums, and the parts that a study keeps apart.
+    """The signal after the T receivers of a slot.
 
-    own: E over noise and scrambling. crosstalk: other tasks' parts, one per interfering task, before scrambling.
+    received: the estimates of the targets. desired: each target's own streams, which is the mean of `received` over
+    noise and scrambling. crosstalk: [i, j] the streams of target j at receiver i before scrambling, 0 for i = j.
     """
 
     received: Complex[Tensor, "T uses"]
-    own: Complex[Tensor, "T uses"]
+    desired: Complex[Tensor, "T uses"]
     crosstalk: Complex[Tensor, "T T uses"]
 
 
@@ -32,59 +33,48 @@ def antenna_by_antenna(
     h: Complex[Tensor, "M K"], m: Complex[Tensor, "M T"], b: Complex[Tensor, " K"], x: Complex[Tensor, "K uses"],
     z: Complex[Tensor, "M uses"],
 ) -> Complex[Tensor, "T uses"]:  # fmt: skip
-    """The specification: y = sum_k h_k b_k x_k + z at the antennas, then m_i^H y."""
+    """Compute y = sum_k h_k b_k x_k + z at the antennas, then m_i^H y: the specification of the air."""
     y = h @ (b[:, None] * x) + z
     return m.mH @ y
 
 
-def members(group_of: Int[Tensor, " K"], targets: int) -> list[slice | Int[Tensor, " _k"]]:
-    """Streams that each receiver wants; a slice where they stand together, which selects without a copy."""
-    return [together((group_of == j).nonzero().flatten()) for j in range(targets)]
+def target_streams(target_of: Int[Tensor, " K"], targets: int) -> list[slice | Int[Tensor, " _k"]]:
+    """The streams of each target; a slice if they are consecutive, because a slice selects without a copy."""
+    return [as_slice((target_of == j).nonzero().flatten()) for j in range(targets)]
 
 
 def superpose(
-    gain: Complex[Tensor, "T K"], x: Complex[Tensor, "K uses"], of: Sequence[slice | Int[Tensor, " _k"]]
+    gain: Complex[Tensor, "T K"], x: Complex[Tensor, "K uses"], streams: Sequence[slice | Int[Tensor, " _k"]]
 ) -> Complex[Tensor, "T T uses"]:
-    """[i, j]: what receiver i hears of target j's streams, sum_k gain_ik x_k; `of`: `members`.
+    """Compute the sums [i, j] of target j's streams at receiver i, sum_k gain_ik x_k. streams: see `target_streams`.
 
-    Sums over disjoint sets of devices add up: a slot of many devices is superposed some at a time.
+    Sums over disjoint sets of devices add up, so that a large slot is superposed some devices at a time.
     """
-    return torch.stack([gain[:, own] @ x[own] for own in of], dim=1)
+    return torch.stack([gain[:, of_target] @ x[of_target] for of_target in streams], dim=1)
 
 
-def heard(
+def receive(
     parts: Complex[Tensor, "T T uses"], noise: Complex[Tensor, "T uses"], signs: Float[Tensor, "T uses"]
 ) -> ReceivedSignal:
-    """What the receivers get of superposed streams; arguments as in `collapsed`."""
+    """Add noise and scrambling to superposed streams.
+
+    parts: see `superpose`. noise: m_i^H z. signs: +-1 per target and use. The devices of a target multiply their
+    symbols by its sign and its receiver multiplies by the same sign, so that other targets' streams have zero mean.
+    """
     if len(parts) == 1:
         return ReceivedSignal(parts[0] + noise * signs, parts[0], torch.zeros_like(parts))
-    own = parts.diagonal(dim1=0, dim2=1).T
+    desired = parts.diagonal(dim1=0, dim2=1).T
     crosstalk = parts * ~torch.eye(len(parts), dtype=torch.bool)[:, :, None]
     scrambled = (crosstalk * signs[None, :, :]).sum(1) * signs
-    return ReceivedSignal(own + scrambled + noise * signs, own, crosstalk)
-
-
-def collapsed(
-    gain: Complex[Tensor, "T K"],
-    x: Complex[Tensor, "K uses"],
-    noise: Complex[Tensor, "T uses"],
-    group_of: Int[Tensor, " K"],
-    signs: Float[Tensor, "T uses"],
-) -> ReceivedSignal:
-    """The same through one gain per device and receiver: sum_k gain_ik x_k + m_i^H z.
-
-    group_of: which receiver wants device k. signs: +-1 per task and use; a task's devices multiply by their sign and
-    its receiver multiplies it away, so other tasks' parts have zero mean.
-    """
-    return heard(superpose(gain, x, members(group_of, len(gain))), noise, signs)
+    return ReceivedSignal(desired + scrambled + noise * signs, desired, crosstalk)
 
 
 def receiver_noise(
     transceiver: Transceiver, block: int, noise: float, uses: int, rng: torch.Generator
 ) -> Complex[Tensor, "T {uses}"]:
-    """Draw m_i^H z for z ~ CN(0, noise I_M): jointly Gaussian over receivers with covariance noise M^H M."""
+    """Draw m_i^H z with z ~ CN(0, noise I_M): jointly Gaussian over the receivers, of covariance noise M^H M."""
     m = transceiver.receiver[block]
     values, vectors = torch.linalg.eigh(m.mH @ m)
     root = vectors * (noise * values.clamp(min=0)).sqrt()
-    heard: Tensor = root @ torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)
-    return heard
+    combined: Tensor = root @ torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)
+    return combined

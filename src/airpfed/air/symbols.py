@@ -1,4 +1,4 @@
-"""A gradient becomes symbols: normalising, packing, and both undone."""
+"""Gradients as symbols: normalisation into entries of unit power, packing into complex symbols, and the inverses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,23 +8,23 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.row_chunks import Rows, chunks, rows_of
+from airpfed.air.row_chunks import Rows, all_rows, row_chunks
 
 Packing = Literal["iq", "real"]
 
 FLOOR = 1e-12
-"""A device whose variance is below this share of the strongest is silent. Relative: LoRA gradients can be tiny."""
+"""A device is silent if its variance is below this share of the largest; relative, as LoRA gradients can be tiny."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Normalised entries u_k = (g_k - mean_k) / divisor_k over columns `first` to `last`, computed for the rows asked.
+    """Normalised entries u_k = (g_k - mean_k) / divisor_k of the columns from `first` to `last`.
 
-    lengths: a device's entries of these columns; the rest of its row is silence. divisor: infinite for a device that
-    is silent altogether.
+    They are computed for the rows that are read. lengths: entries of each device in these columns, zeros follow.
+    divisor: infinite for a silent device.
     """
 
-    of: Rows
+    vectors: Rows
     first: int
     last: int
     lengths: Int[Tensor, " K"]
@@ -33,28 +33,28 @@ class Entries:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(K, d)."""
+        """The number of devices and of entries, (K, d)."""
         return len(self.lengths), self.last - self.first
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "k d"]:
-        """Some devices' entries, float64."""
-        g = self.of.take(rows, self.first, self.last).sub_(self.mean[rows, None])
-        return cut(g.div_(self.divisor[rows, None]), self.lengths[rows])
+        """Compute some devices' entries, float64."""
+        g = self.vectors.take(rows, self.first, self.last).sub_(self.mean[rows, None])
+        return zero_tail(g.div_(self.divisor[rows, None]), self.lengths[rows])
 
     def moments(self, centred: bool) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-        """Means (0 unless centred) of all devices' own entries, and their mean squares about them."""
+        """The means of all devices' entries, 0 unless `centred`, and the mean squares about them."""
         means, squares, counts = [], [], self.lengths.clamp(min=1).double()
-        for rows in chunks(*self.shape):
-            g, own = cut(self.of.take(rows, self.first, self.last), self.lengths[rows]), counts[rows]
-            means.append(g.sum(1) / own if centred else torch.zeros_like(own))
-            g = cut(g.sub_(means[-1][:, None]), self.lengths[rows]) if centred else g
-            squares.append(torch.linalg.vector_norm(g, dim=1).square() / own)
-        nothing = torch.zeros(0, dtype=torch.float64)
-        return torch.cat([nothing, *means]), torch.cat([nothing, *squares])
+        for rows in row_chunks(*self.shape):
+            g, count = zero_tail(self.vectors.take(rows, self.first, self.last), self.lengths[rows]), counts[rows]
+            means.append(g.sum(1) / count if centred else torch.zeros_like(count))
+            g = zero_tail(g.sub_(means[-1][:, None]), self.lengths[rows]) if centred else g
+            squares.append(torch.linalg.vector_norm(g, dim=1).square() / count)
+        empty = torch.zeros(0, dtype=torch.float64)
+        return torch.cat([empty, *means]), torch.cat([empty, *squares])
 
 
-def cut(values: Float[Tensor, "T d"], lengths: Int[Tensor, " T"]) -> Float[Tensor, "T d"]:
-    """Values with zeros beyond the first `lengths` of each row."""
+def zero_tail(values: Float[Tensor, "T d"], lengths: Int[Tensor, " T"]) -> Float[Tensor, "T d"]:
+    """Replace all entries of a row after its first `lengths` by zeros."""
     if bool((lengths >= values.shape[1]).all()):
         return values
     return values.masked_fill(torch.arange(values.shape[1])[None, :] >= lengths[:, None], 0.0)
@@ -62,12 +62,12 @@ def cut(values: Float[Tensor, "T d"], lengths: Int[Tensor, " T"]) -> Float[Tenso
 
 @dataclass(frozen=True)
 class NormalizedGroup:
-    """One normaliser group of one slot, ready to send.
+    """The symbols of one normaliser group in one slot: target i's sum is sigma_i sum_k weights_ik u_k + offset_i.
 
-    entries: u_k, mean power over the group's own entries `power` (1, 0 if silent; less than 1 under `common`); rows of
-    some devices at a time, entries[a:b], since all of them in float64 may be more than fits.
-    weights: the design's targets. scale: sigma_i of each target; the sum is sigma_i sum_k weights_ik u_k plus
-    `offset`_i, which travels as side information. num_entries: entries that each target has, the first of a row.
+    entries: u_k; read as entries[a:b], some devices at a time, because all of them in float64 may not fit into memory.
+    weights: the design's weights. scale: sigma_i. offset: travels as side information. power: mean power of u_k over
+    the device's entries: 1, or less than 1 with the common normaliser, or 0 for a silent device. num_entries: length
+    of each target's sum, whose entries come first in a row.
     """
 
     entries: Entries | Float[Tensor, "K d"]
@@ -79,32 +79,39 @@ class NormalizedGroup:
 
 
 def common_sigma(vectors: Sequence[Rows], lengths: Sequence[Int[Tensor, " _K"]]) -> float:
-    """sigma_t of the appendix: the largest root mean square of any device's vector in any slot of the round."""
+    """The common sigma_t of the appendix: the largest root mean square of a vector in any slot of the round."""
     powers = [
         v[rows].square().sum(1) / n[rows].clamp(min=1)
         for v, n in zip(vectors, lengths, strict=True)
-        for rows in chunks(*v.shape)
+        for rows in row_chunks(*v.shape)
     ]
     return float(torch.cat(powers).max().sqrt()) if powers else 0.0
 
 
-def normalise(
+def normalise_group(
     g: Rows | Float[Tensor, "K _d"],
     lengths: Int[Tensor, " K"],
     weights: Float[Tensor, "T K"],
     sigma: float | None,
-    span: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
 ) -> NormalizedGroup:
-    """Divide a group by the common `sigma`, or (None) by each device's own deviation after taking its mean away.
+    """Normalise a group of columns by the common `sigma`, or by each device's mean and deviation if `sigma` is None.
 
-    lengths: entries of each device; the rest of its row is silence. span: columns of the group; None: all. Per device,
+    lengths: entries of each device, zeros follow. columns: first and last + 1 of the group; None for all. Per device,
     the design's weights become w_ik s_k / sigma_i with sigma_i^2 = sum_k w_ik^2 s_k^2 / sum_k w_ik^2, so that the
     largest weights stay near w.
     """
-    first, last = span or (0, g.shape[1])
+    first, last = columns or (0, g.shape[1])
     lengths = (lengths - first).clamp(0, last - first)
     zero = torch.zeros(len(lengths), dtype=torch.float64)
-    entries = Entries(g if isinstance(g, Rows) else rows_of(g), first, last, lengths, zero, torch.ones_like(zero))
+    entries = Entries(
+        vectors=g if isinstance(g, Rows) else all_rows(g),
+        first=first,
+        last=last,
+        lengths=lengths,
+        mean=zero,
+        divisor=torch.ones_like(zero),
+    )
     mean, variance = entries.moments(sigma is None)
     if sigma is None:
         loud = variance > FLOOR * (variance.max() + mean.square().max())
@@ -120,25 +127,35 @@ def normalise(
     num_entries = torch.where(weights > 0, lengths, 0).amax(1)
     power = torch.where(loud, variance / divisor.square(), 0.0)
     return NormalizedGroup(
-        replace(entries, mean=mean, divisor=divisor), scaled, total, weights @ mean, power, num_entries
+        entries=replace(entries, mean=mean, divisor=divisor),
+        weights=scaled,
+        scale=total,
+        offset=weights @ mean,
+        power=power,
+        num_entries=num_entries,
     )
 
 
-def pack(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]:
-    """Real entries as complex symbols of the same mean power: iq (u_2i + j u_2i+1) / sqrt 2, real u."""
+def pack_symbols(u: Float[Tensor, "K d"], packing: Packing) -> Complex[Tensor, "K uses"]:
+    """Pack real entries into complex symbols of the same mean power: iq (u_2i + j u_2i+1) / sqrt 2, real u."""
     if packing == "real":
         return torch.complex(u, torch.zeros_like(u))
     padded = torch.nn.functional.pad(u, (0, 1)) if u.shape[1] % 2 else u
     return torch.view_as_complex((2**-0.5 * padded).reshape(len(u), -1, 2))
 
 
-def unpack(x: Complex[Tensor, "T uses"], packing: Packing, d: int) -> Float[Tensor, "T {d}"]:
-    """The inverse of `pack` on received symbols; real packing keeps the real part only."""
+def unpack_symbols(x: Complex[Tensor, "T uses"], packing: Packing, d: int) -> Float[Tensor, "T {d}"]:
+    """Unpack received symbols into real entries, the inverse of `pack_symbols`; real packing keeps the real part."""
     if packing == "real":
         return x.real
     return (2**0.5 * torch.view_as_real(x)).flatten(1)[:, :d]
 
 
 def uses_of(d: int, packing: Packing) -> int:
-    """Complex channel uses of d real entries."""
+    """The number of complex channel uses that d real entries take."""
     return d if packing == "real" else (d + 1) // 2
+
+
+def entries_per_use(packing: Packing) -> int:
+    """The number of real entries in a channel use."""
+    return 1 if packing == "real" else 2

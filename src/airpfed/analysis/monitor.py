@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.core.run_files import Bounds, Probe, Theory
 from airpfed.devices.full_gradients import Sweep, full_losses, mean_loss, sweep
@@ -34,7 +35,7 @@ from airpfed.training.experiment import RoundTrace
 from airpfed.training.round import Aggregator, LocalTraining, round_step
 from airpfed.training.state import ServerStep, State, vectors
 
-Draws = Callable[[int, Tensor, Tensor, Tensor, Tensor], list[Aggregate]]
+Draws = Callable[[int, Updates, Tensor], list[Aggregate]]
 """An `Aggregator` that returns the result of each of several channel draws."""
 
 MAX_GAIN_ERROR = 0.05
@@ -218,13 +219,8 @@ def channel_statistics(monitor: BoundMonitor, trace: RoundTrace, eta: float) -> 
     exact = weighted_average(weights, Stack(*(part.nan_to_num() for part in vars(stack).values())))
     server_step = replace(monitor.server_step, lr=eta)
     total, squares, projections, claimed, measured, states = exact * 0.0, [], [], [], [], []
-    for received in monitor.draws(
-        trace.previous.round + 1,
-        trace.gradients["global"],
-        trace.gradients["task"],
-        trace.present,
-        trace.previous.server.correlation_statistics,
-    ):
+    updates = Updates(trace.gradients["global"], trace.gradients["task"], trace.present)
+    for received in monitor.draws(trace.previous.round + 1, updates, trace.previous.server.correlation_statistics):
         states.append(
             round_step(trace.previous, trace.gradients, trace.cursors, lambda *_, r=received: r, server_step)[0]
         )

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 
-from airpfed.air.alternating_factors import initial_statistics_of_turns, send_in_turn, unsent
 from airpfed.air.impairments import NONE
-from airpfed.air.monte_carlo import uplink_over_seeds
-from airpfed.air.schedule import Uplink, unclaimed
-from airpfed.air.uplink import initial_statistics, send
+from airpfed.air.schedule import Uplink, reason_without_claim
+from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import load_or_probe
 from airpfed.config.schema import Settings, TaskSettings
@@ -359,7 +357,7 @@ def monitor_of(settings: Settings, clients: Clients, side: Uplink, chunk: int) -
         clients=clients,
         names=side.task_names,
         draws=partial(uplink_over_seeds, side, seeds),
-        exact=partial(send, replace(side, design=None, digital=None)),
+        exact=partial(uplink, replace(side, design=None, digital=None)),
         unbiased=unbiased(settings),
         server_step=server_step_of(settings),
         local_training=local_training_of(settings),
@@ -388,7 +386,7 @@ def local_training_of(settings: Settings) -> LocalTraining:
 
 def claimable(side: Uplink) -> None:
     """UserError where the theory has no claimed error to go by."""
-    if why := unclaimed(side):
+    if why := reason_without_claim(side):
         right = (
             'clipping_db = "off" would be right'
             if side.impairments.clipping is not None
@@ -417,24 +415,12 @@ def aggregator_of(
 ) -> tuple[Aggregator, torch.Tensor, FactorAveraging | None]:
     """The link, its memory before the first round, and the rule that takes the sum's place where the method has one."""
     method, layout = settings.adapters.method, clients.layout
-    if layout.in_turn:
-        links = [in_turn(side, layout, turn) for turn in layout.turns()]
-        return partial(send_in_turn, links, layout.turns()), initial_statistics_of_turns(links), None
-    aggregate: Aggregator = partial(send, side)
-    if method == "centralised":
-        aggregate = partial(unsent, aggregate)
+    alternating = layout.turns() if layout.in_turn else ()
+    sending = replace(side, alternating=alternating, colocated=method == "centralised")
     averaging = None
     if method in RULES:
         averaging = FactorAveraging(RULES[method], clients, side, local_training_of(settings))
-    return aggregate, initial_statistics(side), averaging
-
-
-def in_turn(side: Uplink, layout: Layout, turn: tuple[int, int]) -> Uplink:
-    """The air of rounds that send some columns of the s-vector only."""
-    first, last = turn
-    kinds = {k: (a - first, b - first) for k, (a, b) in layout.kinds("global").items() if first <= a and b <= last}
-    rows = build_uplink.rows_of(kinds, layout.kinds("task"))
-    return replace(side, shared_groups=tuple(kinds.values()), personal_rows=rows)
+    return partial(uplink, sending), initial_statistics(sending), averaging
 
 
 @dataclass(frozen=True)

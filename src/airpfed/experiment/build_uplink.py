@@ -12,7 +12,7 @@ from airpfed.air import geometry
 from airpfed.air.channels import fading, three_gpp
 from airpfed.air.designs.table import BUNDLED, design_of, refine_of
 from airpfed.air.impairments import Impairments
-from airpfed.air.network import Network
+from airpfed.air.network import Deployment, Network
 from airpfed.air.schedule import Digital, Uplink
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core import units
@@ -104,12 +104,7 @@ def network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) -> Net
         apart = geometry.distances(devices, devices, 0.0, wrap)
         shadow = (len(stations), radio.shadowing_db, radio.shadowing_decorrelation_m)
         gain = gain * geometry.shadowing(apart, *shadow, stream(seed, *names, "shadowing"))
-    return channels(radio, seed, Network(stations, devices, gain, gain, radio.antennas, nowhere, names), wrap)
-
-
-def nowhere(_seed: int, _t: int, _blocks: range) -> tuple[Tensor, Tensor]:
-    """The fading of a world that has none yet."""
-    raise NotImplementedError
+    return channels(radio, seed, Deployment(stations, devices, gain, radio.antennas, names), wrap)
 
 
 def places(
@@ -133,30 +128,35 @@ def places(
     return stations, offset if single else stations[task_of] + offset
 
 
-def channels(radio: RadioSettings, seed: int, place: Network, wrap_m: float | None) -> Network:
-    """A world with the fading of `radio.channel`."""
+def channels(radio: RadioSettings, seed: int, deployment: Deployment, wrap_m: float | None) -> Network:
+    """A deployment with the fading of `radio.channel`."""
     carrier = radio.carrier_hz
     coherence_s = radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz
     centres = fading.frequencies(radio.subcarrier_groups, radio.subcarriers)
-    sounding = three_gpp.SionnaChannel(None, None, centres * radio.bandwidth_hz, coherence_s, place.names)
+    sampling = three_gpp.Sampling(centres * radio.bandwidth_hz, coherence_s, deployment.names)
     if radio.channel in three_gpp.SCENARIOS:
-        return three_gpp.scenario(radio.channel, place, seed, carrier, radio.speed_mps, sounding)
+        return three_gpp.system_level_network(radio.channel, deployment, seed, carrier, radio.speed_mps, sampling)
     if radio.channel in three_gpp.PROFILES:
-        return three_gpp.profile(radio.channel, place, carrier, radio.delay_spread_s, radio.speed_mps, sounding)
+        return three_gpp.link_level_network(
+            radio.channel, deployment, carrier, radio.delay_spread_s, radio.speed_mps, sampling
+        )
     k_factor = units.from_db(radio.rician_k_db) if radio.channel == "rician" else 0.0
-    apart = geometry.offsets(place.stations, place.devices, wrap_m)
+    apart = geometry.offsets(deployment.stations, deployment.devices, wrap_m)
     parameters = fading.FadingParameters(
-        gain=place.gain / (1 + k_factor),
+        gain=deployment.gain / (1 + k_factor),
         antennas=radio.antennas,
-        los=fading.line_of_sight(place.gain, apart, radio.antennas, k_factor, carrier),
+        los=fading.line_of_sight(deployment.gain, apart, radio.antennas, k_factor, carrier),
         profile=fading.exponential_profile(radio.delay_spread_s, radio.bandwidth_hz, max(1, radio.subcarriers // 14)),
         centres=centres,
-        follow=radio.time_correlation,
-        renew=radio.round_correlation,
-        names=place.names,
+        time_correlation=radio.time_correlation,
+        round_correlation=radio.round_correlation,
+        names=deployment.names,
     )
-    fields = {**vars(place), "scattered": parameters.gain, "fade": partial(fading.fade, parameters)}
-    return Network(**fields)
+    return Network(
+        **vars(deployment),
+        scattered=parameters.gain,
+        channel_model=partial(fading.fading_channels, parameters),
+    )
 
 
 def harm_of(radio: RadioSettings) -> Impairments:
@@ -172,7 +172,7 @@ def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
     return {
         "design": design_of(name, truncation, radio.debias, radio.starts),
         "biased": name not in UNBIASED,
-        "bundles": name in BUNDLED,
+        "batched": name in BUNDLED,
         "refine": refine_of(name, radio.energy, radio.debias),
         "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
         "digital": Digital(radio.digital_bits, radio.digital_access == "spatial") if name == "digital" else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from airpfed.air.uplink import send
+from airpfed.air.uplink import uplink
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -57,7 +57,7 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
 
 def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
     """The uplink, with weights from the sample counts D_k that the devices report."""
-    return partial(send, build.link(settings, experiment.clients, samples))
+    return partial(uplink, build.link(settings, experiment.clients, samples))
 
 
 def terms_of(settings: Settings) -> RoundTerms:

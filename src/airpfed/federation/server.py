@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from airpfed.air.schedule import Updates
+from airpfed.air.uplink import Aggregate
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger
 from airpfed.devices.compression import all_bytes, sizes
@@ -58,9 +60,9 @@ class Federation:
         """The same experiment with this federation's devices."""
         return replace(experiment, collect=self.collect, evaluate_task=self.rate, aggregate=self._link)
 
-    def _link(self, t: int, shared: Tensor, personal: Tensor, present: Tensor, correlation_statistics: Tensor) -> Any:
+    def _link(self, t: int, updates: Updates, statistics: Tensor) -> Aggregate:
         assert self.aggregate is not None
-        return self.aggregate(t, shared, personal, present, correlation_statistics)
+        return self.aggregate(t, updates, statistics)
 
     def collect(self, experiment: Experiment, state: State) -> RoundGradients:
         """Collect a round's gradients from all connected devices that are free, until the deadline.

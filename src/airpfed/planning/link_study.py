@@ -11,13 +11,13 @@ from rich.table import Table
 from torch import Tensor
 
 from airpfed.air.designs.table import DESIGNS
-from airpfed.air.grouping import best_grouping
-from airpfed.air.link_level import Drops, SlotStudy, bounds, draw, mean_db, study
+from airpfed.air.grouping import best_grouping, fixed_grouping
+from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import Transceiver
-from airpfed.air.schedule import Grouping, SlotPlan, Uplink, grouping_of, plan, slot_uses
+from airpfed.air.schedule import Grouping, SlotPlan, Updates, Uplink, schedule, slot_uses
 from airpfed.air.segments import Segment
-from airpfed.air.uplink import estimate_channels
+from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
 from airpfed.config.applicability import refuse
 from airpfed.config.grid import Point, at, axes_of, changes, counted, points
@@ -135,19 +135,19 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
     rows: dict[str, Row] = {}
     for name in designs:
         one = replace(link, **build_uplink.design_fields(settings.radio, name))
-        grouping = grouping_of(one, present)
+        grouping = fixed_grouping(one, present)
         if link.access == "auto":
-            grouping = best_grouping(one, drops.known, drops.csi_variance, present)
+            grouping = best_grouping(one, drops.h_est, drops.csi_variance, present)
         slots = slots_of(one, grouping)
         for slot in slots:
             if slot.name not in drawn:
-                segment = draw(link, slot, drops, ENTRIES, rho)
+                segment = draw_segment(link, slot, drops, ENTRIES, rho)
                 drawn[slot.name] = (
                     segment,
-                    bounds(segment) if rho == 0 and settings.radio.energy == "per_slot" else None,
+                    segment_bound(segment) if rho == 0 and settings.radio.energy == "per_slot" else None,
                 )
         segments, least = zip(*(drawn[slot.name] for slot in slots), strict=True)
-        rows[name] = summarised(one, slots, *study(one, segments), least)
+        rows[name] = summarised(one, segments, *study(one, segments), least)
     return rows
 
 
@@ -188,13 +188,13 @@ def drops_of(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplin
     scales = [1.0 if wanted.snr_db is None else medians[0] / median for median in medians]
     known, true, variance, gain = [], [], [], []
     for one, scale in zip(worlds, scales, strict=True):
-        seen, heard = estimate_channels(replace(link, network=one), 0, 1)
-        known.append(scale**0.5 * seen)
-        true.append(scale**0.5 * heard)
+        h_est, h = replace(link, network=one).channels(0, 1)
+        known.append(scale**0.5 * h_est)
+        true.append(scale**0.5 * h)
         variance.append(scale * csi_variance(one, link.csi_error))
         gain.append(scale * one.gain)
     noise = build_uplink.noise_watts(wanted, worlds[0].gain, link.power)
-    drops = Drops(torch.cat(known), torch.cat(true), torch.stack(variance), torch.stack(gain))
+    drops = Drops(h_est=torch.cat(known), h=torch.cat(true), csi_variance=torch.stack(variance), gain=torch.stack(gain))
     return drops, replace(link, noise=noise)
 
 
@@ -203,43 +203,50 @@ def slots_of(link: Uplink, grouping: Grouping) -> list[SlotPlan]:
     devices = len(link.samples)
     shared = torch.zeros(devices, sum(b - a for a, b in link.shared_groups))
     personal = torch.zeros(devices, sum(b - a for a, b in link.personal_groups))
-    return plan(link, shared, personal, torch.ones(devices, dtype=torch.bool), grouping)
+    return schedule(link, Updates(shared, personal, torch.ones(devices, dtype=torch.bool)), grouping)
 
 
 def summarised(
     link: Uplink,
-    slots: Sequence[SlotPlan],
-    found: Sequence[SlotStudy],
+    segments: Sequence[Segment],
+    errors: Sequence[SlotErrors],
     made: Sequence[Transceiver],
     seconds: float,
     least: Sequence[Float[Tensor, " B"] | None],
 ) -> Row:
     """Slots together: Pi and the p-slots' MSE weighted by D_n/D and by the shares of d."""
+    slots = [segment.slot for segment in segments]
     weights = [torch.tensor([target_share(link, task) for task in slot.targets], dtype=torch.float64) for slot in slots]
     total = sum(float(weight.sum()) for weight in weights)
 
-    def pi(part: str, only: str = "sp") -> Float[Tensor, " B"]:
-        values = []
-        for slot, weight, one in zip(slots, weights, found, strict=True):
-            problem = torch.tensor([("s" if task is None else "p") in only for task in slot.targets])
-            values.append(getattr(one, part) @ (weight * problem) / total)
-        return torch.stack(values).sum(0)
+    def pi(values: Sequence[Float[Tensor, "B U"]], only: str = "sp") -> Float[Tensor, " B"]:
+        parts = []
+        for slot, weight, value in zip(slots, weights, values, strict=True):
+            selected = torch.tensor([("s" if task is None else "p") in only for task in slot.targets])
+            parts.append(value @ (weight * selected) / total)
+        return torch.stack(parts).sum(0)
+
+    measured, claimed = [one.measured for one in errors], [one.claimed for one in errors]
+    silence, iid = (
+        [one.zero_estimate_error for one in errors],
+        [iid_error(*pair) for pair in zip(segments, made, strict=True)],
+    )
 
     known = [bound * weight.sum() / total for bound, weight in zip(least, weights, strict=True) if bound is not None]
     bound = torch.stack(known).sum(0) if len(known) == len(slots) else None
     claims = link.impairments.clipping is None
     return Row(
-        pi_db=mean_db(pi("measured") / pi("silence")),
-        s_db=mean_db(pi("measured", "s") / pi("silence", "s")),
-        p_db=mean_db(pi("measured", "p") / pi("silence", "p")),
-        claimed=float(pi("claimed").mean()) if claims else None,
-        measured=float(pi("measured").mean()),
-        bias=float(pi("bias").mean()),
-        gap=None if bound is None or not (bound > 0).all() else float((pi("iid") / bound - 1).mean()),
+        pi_db=mean_db(pi(measured) / pi(silence)),
+        s_db=mean_db(pi(measured, "s") / pi(silence, "s")),
+        p_db=mean_db(pi(measured, "p") / pi(silence, "p")),
+        claimed=float(pi(claimed).mean()) if claims else None,
+        measured=float(pi(measured).mean()),
+        bias=float(pi([one.bias for one in errors]).mean()),
+        gap=None if bound is None or not (bound > 0).all() else float((pi(iid) / bound - 1).mean()),
         iterations=sum(one.iterations for one in made),
-        ms=1e3 * seconds / len(found[0].claimed),
+        ms=1e3 * seconds / len(claimed[0]),
         uses=sum(slot_uses(link, slot) for slot in slots),
-        claimed_db=mean_db(pi("claimed") / pi("silence")) if claims else (math.nan, math.nan),
+        claimed_db=mean_db(pi(claimed) / pi(silence)) if claims else (math.nan, math.nan),
     )
 
 

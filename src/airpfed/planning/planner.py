@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from airpfed.air.schedule import Updates
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
@@ -90,7 +91,8 @@ def round_seconds(experiment: Experiment) -> float:
         experiment.clients, experiment.initial, experiment.local_training, experiment.devices_per_pass
     )
     present = torch.ones(len(experiment.clients.shards), dtype=torch.bool)
-    experiment.aggregate(1, found["global"], found["task"], present, experiment.initial.server.correlation_statistics)
+    updates = Updates(found["global"], found["task"], present)
+    experiment.aggregate(1, updates, experiment.initial.server.correlation_statistics)
     return time.perf_counter() - begin
 
 

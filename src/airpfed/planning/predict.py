@@ -9,16 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.air import link_level, resources
-from airpfed.air.correlation import Correlation, matrix
-from airpfed.air.grouping import best_grouping
+from airpfed.air.correlation import Correlation, correlation_matrix
+from airpfed.air.grouping import best_grouping, fixed_grouping
 from airpfed.air.link_level import Drops
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.round_cost import round_ledger
-from airpfed.air.schedule import SlotPlan, Uplink, grouping_of, groups_of, plan
+from airpfed.air.schedule import SlotPlan, Updates, Uplink, normalizer_groups, schedule
 from airpfed.air.segments import Segment
 from airpfed.air.symbols import uses_of
-from airpfed.air.uplink import estimate_channels
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import Constants, Ledger, Probe
 from airpfed.devices.gradients import Clients
@@ -104,12 +103,12 @@ def constants_of(settings: Settings, seen: Probe, base: Settings, bias: tuple[fl
 
 def drops_of(link: Uplink, draws: int) -> Drops:
     """Channels of the run's own drop, in the blocks of a round before its first."""
-    known, true = estimate_channels(link, 0, draws)
+    h_est, h = link.channels(0, draws)
     return Drops(
-        known,
-        true,
-        csi_variance(link.network, link.csi_error).expand(draws, -1, -1),
-        link.network.gain.expand(draws, -1, -1),
+        h_est=h_est,
+        h=h,
+        csi_variance=csi_variance(link.network, link.csi_error).expand(draws, -1, -1),
+        gain=link.network.gain.expand(draws, -1, -1),
     )
 
 
@@ -117,11 +116,11 @@ def slots_of(link: Uplink, order: layout.Layout, drops: Drops) -> list[SlotPlan]
     """The slots of a round with every device there."""
     count = len(link.samples)
     present = torch.ones(count, dtype=torch.bool)
-    grouping = grouping_of(link, present)
+    grouping = fixed_grouping(link, present)
     if link.access == "auto":
-        grouping = best_grouping(link, drops.known, drops.csi_variance, present)
+        grouping = best_grouping(link, drops.h_est, drops.csi_variance, present)
     shared, personal = torch.zeros(count, order.size("global")), torch.zeros(count, order.size("task"))
-    return plan(link, shared, personal, present, grouping)
+    return schedule(link, Updates(shared, personal, present), grouping)
 
 
 def spectrum_of(probed: layout.Layout, order: layout.Layout, seen: Probe) -> Spectrum:
@@ -159,14 +158,14 @@ def studied(
     drawn = [
         (index, *piece_of(link, slot, spectrum, span, top, seen, drops))
         for index, slot in enumerate(slots)
-        for span in groups_of(link, slot)
+        for span in normalizer_groups(link, slot)
     ]
-    made = link_level.transceivers(link, [segment for _, segment, _ in drawn])
+    made = link_level.design_slots(link, [segment for _, segment, _ in drawn])
     parts = []
     for (index, segment, entries), how in zip(drawn, made, strict=True):
         alike = mean_correlation(segment.slot, seen)
         segment = replace(segment, assumed_correlation=Correlation(alike, alike))  # whatever the receivers believed
-        one = link_level.studied(link, segment, how)
+        one = link_level.measure(link, segment, how)
         uses = uses_of(segment.slot.vectors.shape[1], link.packing)
         joules[index] += how.transmit.abs().square().mean(0) * uses * resources.use_seconds(link.bandwidth_hz)
         parts += parts_of(link, segment, entries, one.claimed, how)
@@ -203,7 +202,7 @@ def piece_of(
         combining_matrix=combining_matrix,
         name=name,
     )
-    segment = link_level.draw(link, own, drops, ENTRIES, mean_correlation(slot, seen))
+    segment = link_level.draw_segment(link, own, drops, ENTRIES, mean_correlation(slot, seen))
     lengths = torch.stack(
         [slot.lengths[row > 0].amax() for row in (slot.combining_matrix != 0).double() @ slot.weights]
     )
@@ -221,7 +220,9 @@ def parts_of(
         combining_matrix @ segment.slot.weights,
         combining_matrix.to(torch.complex128) @ (link.impairments.mean * gains(segment.problem.h, how)).mean(0),
     )
-    related = matrix(segment.assumed_correlation, segment.task_of, segment.slot.group_of, len(segment.slot.weights) > 1)
+    related = correlation_matrix(
+        segment.assumed_correlation, segment.task_of, segment.slot.target_of, len(segment.slot.weights) > 1
+    )
     return [
         StudiedGroup(float(entries[u]), weights[u], heard[u], related, float(claimed[:, u].mean()))
         for u in range(len(entries))
@@ -230,7 +231,7 @@ def parts_of(
 
 def variance_of(slot: SlotPlan, spectrum: Spectrum, first: int, last: int) -> Float[Tensor, " J"]:
     """Mean square of every stream's entries in some columns."""
-    streams = ["global" if slot.targets[i] is None else "task" for i in slot.group_of.tolist()]
+    streams = ["global" if slot.targets[i] is None else "task" for i in slot.target_of.tolist()]
     out = torch.zeros(len(streams), dtype=torch.float64)
     for j, (scope, k) in enumerate(zip(streams, slot.devices.tolist(), strict=True)):
         for (a, b), variance in spectrum[scope]:

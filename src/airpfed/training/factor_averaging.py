@@ -65,7 +65,7 @@ def average_factors(
     received = Aggregate(
         shared=shared[0],
         personal=heads,
-        heard=task_samples.sum(1) > 0,
+        active_tasks=task_samples.sum(1) > 0,
         mse=MeanSquaredErrors(),
         pi=None,
         pi_claimed=None,
@@ -123,4 +123,4 @@ def cost(link: Uplink, present: Bool[Tensor, " K"]) -> Ledger:
     zero = torch.zeros(len(link.samples))
     downlink = resources.BITS_PER_SCALAR * (int(present.sum()) * d_s + sum(link.lengths))
     traffic = resources.Traffic(tuple(slots), 0, zero, zero, downlink, 0)
-    return resources.entry(traffic, zero, torch.ones_like(zero), link.bandwidth_hz, link.subcarriers)
+    return resources.ledger_of(traffic, zero, torch.ones_like(zero), link.bandwidth_hz, link.subcarriers)

@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from airpfed.air.row_chunks import chunks
+from airpfed.air.row_chunks import row_chunks
+from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.core import spill
 from airpfed.devices.gradients import Clients, batches, gradients
 from airpfed.model.layout import Vectors
 from airpfed.training.state import DeviceState, ServerStep, State, update, update_active, vectors
 
-Aggregator = Callable[[int, Tensor, Tensor, Tensor, Tensor], Aggregate]
-"""(t, shared gradients (K, d_s), personal gradients (K, d_p), present (K), correlation statistics) -> the sums."""
+Aggregator = Callable[[int, Updates, Tensor], Aggregate]
+"""(t, the devices' updates, correlation statistics) -> the sums."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
 def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
     """Rows whose sum is not finite are checked entry by entry, because a finite row can overflow in the sum."""
     result = torch.ones(len(gradient), dtype=torch.bool)
-    for rows in chunks(*gradient.shape):
+    for rows in row_chunks(*gradient.shape):
         result[rows] = gradient[rows].sum(1).isfinite()
         spill.release(gradient)
     for row in (~result).nonzero().flatten().tolist():
@@ -71,15 +72,16 @@ def round_step(
     """
     present = finite(gradients)
     t = state.round + 1
-    received = aggregate(t, gradients["global"], gradients["task"], present, state.server.correlation_statistics)
+    updates = Updates(gradients["global"], gradients["task"], present)
+    received = aggregate(t, updates, state.server.correlation_statistics)
     anyone = present.any().reshape(1)
     shared = received.shared[None, :]
     server = replace(
         state.server,
         shared=update(state.server.shared, shared, anyone, server_step)
-        if received.turn is None
-        else update_active(state.server.shared, *received.turn, shared, anyone, server_step),
-        personal=update(state.server.personal, received.personal, received.heard, server_step),
+        if received.active_columns is None
+        else update_active(state.server.shared, *received.active_columns, shared, anyone, server_step),
+        personal=update(state.server.personal, received.personal, received.active_tasks, server_step),
         correlation_statistics=received.correlation_statistics,
     )
     local = torch.where(present[:, None], gradients["device"], 0.0)

@@ -9,12 +9,12 @@ import torch
 from airpfed.air.channels.fading import (
     FadingParameters,
     exponential_profile,
-    fade,
+    fading_channels,
     frequencies,
     line_of_sight,
     rayleigh,
 )
-from airpfed.air.network import estimated
+from airpfed.air.network import estimate_channels
 from airpfed.core.rng import stream
 from worlds import flat
 
@@ -40,7 +40,7 @@ def test_rayleigh_is_circular_and_antennas_are_independent():
 
 @pytest.mark.parametrize("csi_error", [0.05, 0.4])
 def test_the_estimate_misses_its_share_of_the_variance(csi_error):
-    known, true = estimated(flat(GAIN, 4), csi_error, 3, 1, range(3000))
+    known, true = estimate_channels(flat(GAIN, 4), csi_error, 3, 1, range(3000))
     for part, share in ((known, 1 - csi_error), (true - known, csi_error), (true, 1.0)):
         power = part.abs().square().mean(1) / GAIN / share
         assert ((power.mean(0) - 1) / (1 / 4 / 3000) ** 0.5).abs().max() < 5
@@ -49,26 +49,26 @@ def test_the_estimate_misses_its_share_of_the_variance(csi_error):
 
 
 def test_without_csi_error_the_estimate_is_the_channel():
-    known, true = estimated(flat(GAIN, 4), 0.0, 3, 1, range(3))
+    known, true = estimate_channels(flat(GAIN, 4), 0.0, 3, 1, range(3))
     torch.testing.assert_close(known, true, rtol=0, atol=0)
 
 
 def test_a_block_is_the_same_whichever_slot_asks():
-    first = estimated(flat(GAIN, 4), 0.1, 3, 7, range(0, 5))
-    second = estimated(flat(GAIN, 4), 0.1, 3, 7, range(3, 8))
+    first = estimate_channels(flat(GAIN, 4), 0.1, 3, 7, range(0, 5))
+    second = estimate_channels(flat(GAIN, 4), 0.1, 3, 7, range(3, 8))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a[3:], b[:2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("seed", "t", "block"), [(4, 7, 0), (3, 8, 0), (3, 7, 1)])
 def test_seed_round_and_block_each_change_the_channel(seed, t, block):
-    one, _ = estimated(flat(GAIN, 4), 0.0, 3, 7, range(1))
-    other, _ = estimated(flat(GAIN, 4), 0.0, seed, t, range(block, block + 1))
+    one, _ = estimate_channels(flat(GAIN, 4), 0.0, 3, 7, range(1))
+    other, _ = estimate_channels(flat(GAIN, 4), 0.0, seed, t, range(block, block + 1))
     assert (one != other).all()
 
 
 def parameters(stations: int = 1, antennas: int = 4, **changes) -> FadingParameters:
-    return replace(flat(GAIN.expand(stations, -1), antennas).fade.args[0], **changes)
+    return replace(flat(GAIN.expand(stations, -1), antennas).channel_model.args[0], **changes)
 
 
 @pytest.mark.parametrize("k_db", [-10.0, 3.0, 20.0])
@@ -77,7 +77,7 @@ def test_rician_has_its_k_factor_and_its_power(k_db):
     k, draws = 10 ** (k_db / 10), 4000
     apart = torch.tensor([[[30.0, 40.0], [-100.0, 10.0]]], dtype=torch.float64)
     los = line_of_sight(GAIN[None], apart, 4, k, 3.5e9)
-    h, known = fade(parameters(gain=GAIN[None] / (1 + k), los=los), 2, 1, range(draws))
+    h, known = fading_channels(parameters(gain=GAIN[None] / (1 + k), los=los), 2, 1, range(draws))
     torch.testing.assert_close(known[0], los)
     rest = (h - los).abs().square().mean(1) / GAIN * (1 + k)
     assert ((rest.mean(0) - 1) / (1 / 4 / draws) ** 0.5).abs().max() < 5
@@ -110,7 +110,7 @@ def test_taps_beyond_the_cyclic_prefix_are_cut():
 def test_subcarrier_groups_fade_with_the_profile_s_correlation():
     """E h(f) conj h(f') = sum_l p_l exp(-2 pi j (f - f') l); each group keeps the mean power."""
     profile, centres, draws = exponential_profile(100e-9, 20e6, 73), frequencies(8, 1024), 3000
-    h, _ = fade(parameters(profile=profile, centres=centres), 1, 1, range(8 * draws))
+    h, _ = fading_channels(parameters(profile=profile, centres=centres), 1, 1, range(8 * draws))
     h = (h / GAIN.sqrt()).reshape(draws, 8, -1)
     for other in (0, 1, 4):
         found = (h[:, 0] * h[:, other].conj()).mean(0)
@@ -121,15 +121,17 @@ def test_subcarrier_groups_fade_with_the_profile_s_correlation():
 
 def test_groups_and_times_are_blocks_in_order():
     """Block i is group i mod G at time i // G, whichever range is asked for."""
-    one = parameters(profile=exponential_profile(100e-9, 20e6, 73), centres=frequencies(4, 64), follow=0.9)
-    every, _ = fade(one, 1, 5, range(20))
+    one = parameters(profile=exponential_profile(100e-9, 20e6, 73), centres=frequencies(4, 64), time_correlation=0.9)
+    every, _ = fading_channels(one, 1, 5, range(20))
     for blocks in (range(3, 9), range(8, 12), range(19, 20)):
-        torch.testing.assert_close(fade(one, 1, 5, blocks)[0], every[blocks.start : blocks.stop], rtol=0, atol=0)
+        torch.testing.assert_close(
+            fading_channels(one, 1, 5, blocks)[0], every[blocks.start : blocks.stop], rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("r", [0.0, 0.5, 0.99])
 def test_gauss_markov_correlates_neighbours_and_keeps_the_power(r):
-    h, _ = fade(parameters(antennas=40, follow=r), 1, 1, range(400))
+    h, _ = fading_channels(parameters(antennas=40, time_correlation=r), 1, 1, range(400))
     h = h / GAIN.sqrt()
     for lag in (1, 3):
         products = (h[lag:] * h[:-lag].conj()).real.mean(0).flatten()
@@ -140,31 +142,33 @@ def test_gauss_markov_correlates_neighbours_and_keeps_the_power(r):
 
 @pytest.mark.parametrize("r", [0.0, 0.8, 1.0])
 def test_rounds_correlate_at_their_starts(r):
-    one = parameters(antennas=64, renew=r)
-    first = torch.stack([fade(one, 1, t, range(1))[0][0] for t in range(40, 100)]) / GAIN.sqrt()
+    one = parameters(antennas=64, round_correlation=r)
+    first = torch.stack([fading_channels(one, 1, t, range(1))[0][0] for t in range(40, 100)]) / GAIN.sqrt()
     products = (first[1:] * first[:-1].conj()).real.mean(0).flatten()
     assert abs(float(products.mean()) - r) < 5 * float(products.std()) / len(products) ** 0.5 + 1e-12
-    later = fade(one, 1, 40, range(3))[0][2] / GAIN.sqrt()
+    later = fading_channels(one, 1, 40, range(3))[0][2] / GAIN.sqrt()
     assert float((first[0] - later).abs().mean()) > 0.5  # blocks of a round are independent all the same
 
 
 def test_a_static_channel_stands_still():
-    one = parameters(follow=1.0, renew=1.0)
-    torch.testing.assert_close(fade(one, 1, 7, range(5))[0], fade(one, 1, 1, range(1))[0].expand(5, -1, -1))
+    one = parameters(time_correlation=1.0, round_correlation=1.0)
+    torch.testing.assert_close(
+        fading_channels(one, 1, 7, range(5))[0], fading_channels(one, 1, 1, range(1))[0].expand(5, -1, -1)
+    )
 
 
 def test_a_round_is_the_same_whatever_was_asked_before():
     """A resumed run starts in the middle: the process is a function of the round alone."""
-    one = parameters(follow=0.9, renew=0.95)
-    direct = fade(one, 1, 600, range(3))[0]
+    one = parameters(time_correlation=0.9, round_correlation=0.95)
+    direct = fading_channels(one, 1, 600, range(3))[0]
     for t in (598, 599):
-        fade(one, 1, t, range(4))
-    torch.testing.assert_close(fade(one, 1, 600, range(3))[0], direct, rtol=0, atol=0)
+        fading_channels(one, 1, t, range(4))
+    torch.testing.assert_close(fading_channels(one, 1, 600, range(3))[0], direct, rtol=0, atol=0)
 
 
 def test_stations_are_independent_and_have_their_own_gains():
     gain = torch.stack([GAIN, 10 * GAIN.flip(0)])
-    h, _ = flat(gain, 3).fade(1, 1, range(4000))
+    h, _ = flat(gain, 3).channel_model(1, 1, range(4000))
     power = h.reshape(4000, 2, 3, 2).abs().square().mean(2) / gain
     assert ((power.mean(0) - 1) * (3 * 4000) ** 0.5).abs().max() < 5
     cross = (h[:, 0] * h[:, 3].conj()).mean(0).abs() / (gain[0] * gain[1]).sqrt()
@@ -175,7 +179,7 @@ def test_the_line_of_sight_needs_no_estimation():
     """CSI error is a share of the scattered part only."""
     los = torch.full((4, 2), 1e-4, dtype=torch.complex128)
     network = flat(GAIN, 4, los=los)
-    known, true = estimated(network, 0.3, 3, 1, range(3000))
+    known, true = estimate_channels(network, 0.3, 3, 1, range(3000))
     error = (true - known).abs().square().mean(1) / GAIN
     assert ((error.mean(0) - 0.3) / (0.3**2 / 4 / 3000) ** 0.5).abs().max() < 5
     assert ((known.mean(0) - los).abs() / (0.7 * GAIN / 3000).sqrt()).max() < 5

@@ -25,7 +25,9 @@ def test_power_is_the_mean_gain_told(channel):
     """Over rounds, E||h_k||^2 = M gain_k: large-scale parameters are the drop's, rays a round's own."""
     place = made(channel, antennas=1 if channel == "cdl_a" else 4)
     rounds = 60
-    power = torch.stack([place.fade(3, t, range(1))[0][0].abs().square().mean(0) for t in range(1, rounds + 1)])
+    power = torch.stack(
+        [place.channel_model(3, t, range(1))[0][0].abs().square().mean(0) for t in range(1, rounds + 1)]
+    )
     ratio = power / place.gain[0]
     z = (ratio.mean(0) - 1) / (ratio.std(0) / rounds**0.5)
     assert z.abs().max() < 5
@@ -34,20 +36,24 @@ def test_power_is_the_mean_gain_told(channel):
 @pytest.mark.parametrize("channel", ["umi", "cdl_b", "tdl_a"])
 def test_blocks_are_the_same_whichever_are_asked_for(channel):
     place = made(channel, subcarrier_groups=4, speed_mps=3.0)
-    every, _ = place.fade(3, 2, range(12))
-    torch.testing.assert_close(place.fade(3, 2, range(5, 7))[0], every[5:7])
-    for other in (every[1], every[4], place.fade(3, 3, range(1))[0][0]):  # another group, a later time, another round
+    every, _ = place.channel_model(3, 2, range(12))
+    torch.testing.assert_close(place.channel_model(3, 2, range(5, 7))[0], every[5:7])
+    for other in (
+        every[1],
+        every[4],
+        place.channel_model(3, 3, range(1))[0][0],
+    ):  # another group, a later time, another round
         assert float((every[0] - other).norm() / every[0].norm()) > 0.01
 
 
 def test_at_rest_a_round_s_channel_stands_still():
-    every, _ = made("umi", speed_mps=0.0).fade(3, 1, range(4))
+    every, _ = made("umi", speed_mps=0.0).channel_model(3, 1, range(4))
     torch.testing.assert_close(every[1:], every[:1].expand(3, -1, -1))
 
 
 def test_two_edges_hear_through_channels_of_their_own():
     place = made("umi", topology="joint", edge_distance_m=200.0)
-    h, _ = place.fade(3, 1, range(1))
+    h, _ = place.channel_model(3, 1, range(1))
     assert h.shape == (1, 8, 5) and place.gain.shape == (2, 5)
     own = place.gain.gather(0, TASK_OF[None])
     assert float(own.median()) > float(place.gain.median())
@@ -58,13 +64,15 @@ def test_nothing_outside_is_seeded_by_it():
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
-    made("umi").fade(3, 1, range(2))
+    made("umi").channel_model(3, 1, range(2))
     assert torch.equal(torch.randn(3), expected)
 
 
 def test_drops_differ_and_repeat():
     one, again, other = made("umi"), made("umi"), made("umi", drop=1)
-    assert torch.equal(one.gain, again.gain) and torch.equal(one.fade(3, 1, range(1))[0], again.fade(3, 1, range(1))[0])
+    assert torch.equal(one.gain, again.gain) and torch.equal(
+        one.channel_model(3, 1, range(1))[0], again.channel_model(3, 1, range(1))[0]
+    )
     assert (one.gain / other.gain - 1).abs().min() > 1e-3
 
 

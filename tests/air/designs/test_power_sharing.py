@@ -14,7 +14,7 @@ from airpfed.air.designs.mmse import adopt, mmse
 from airpfed.air.designs.normalized import normalise
 from airpfed.air.designs.power_sharing import budget_of, share_energy
 from airpfed.air.designs.table import DESIGNS
-from airpfed.air.problem import Transceiver, TransceiverProblem, objective, silent, spent
+from airpfed.air.problem import Transceiver, TransceiverProblem, objective, power_share, silent
 
 
 def pair(
@@ -124,7 +124,7 @@ def test_superposed_streams_share_their_limit(make_slot, name, antennas, devices
     s, p = pair(make_slot, 3, antennas, devices, tasks, snr_db)
     problem = superposed(s, p)
     made = DESIGNS[name](problem)
-    assert (spent(problem, made) <= 1 + 1e-9).all()
+    assert (power_share(problem, made) <= 1 + 1e-9).all()
     assert (objective(problem, made) >= floor(s, p)).all()
     if name == "mmse":
         assert (objective(problem, made) <= objective(problem, silent(problem))).all()

@@ -1,6 +1,6 @@
-"""Small-scale fading by its statistics: Rayleigh or Rician, flat or over subcarrier groups, block by block or in time.
+"""Rayleigh and Rician fading: flat or frequency-selective, independent or correlated in time.
 
-A coherence block is a group of subcarriers over a coherence time: block i of a round is group i mod G at time i // G.
+A coherence block is a group of subcarriers during a coherence time. Block i of a round is group i mod G at time i // G.
 """
 
 import math
@@ -15,20 +15,21 @@ from airpfed.core.rng import stream
 from airpfed.core.units import SPEED_OF_LIGHT
 
 FORGOTTEN = 1e-12
-"""Correlation below which the past of a Gauss-Markov process is not followed."""
+"""Correlation below which the past of a Gauss-Markov process is ignored."""
 
 TAIL = 1e-4
-"""Taps weaker than this share of the first are left out."""
+"""Power relative to the first tap below which taps are left out."""
 
 
 @dataclass(frozen=True)
 class FadingParameters:
-    """What decides a world's fading, for S stations of A antennas stacked to M = S A, and K devices.
+    """The statistics of fading for S stations of A antennas, stacked to M = S A, and K devices.
 
-    gain: mean power gain of the scattered part, linear. los: the line of sight of every antenna and device, a fixed
-    complex amplitude (0 for Rayleigh). profile: powers of the delay taps, one a sample of the bandwidth, of sum 1.
-    centres: frequencies of the G subcarrier groups, cycles a sample. follow: correlation from one coherence time to the
-    next within a round; renew: from a round's first to the next round's first; 1 stands still. names: of the streams.
+    gain: mean power gain of the scattered part, linear. los: line of sight at every antenna from every device, a fixed
+    complex amplitude, 0 for Rayleigh fading. profile: powers of the delay taps, a sample of the bandwidth apart, of sum
+    1. centres: frequencies of the G subcarrier groups, cycles a sample. time_correlation: correlation of a coherence
+    time with the previous one in a round. round_correlation: correlation of a round's first coherence time with that of
+    the previous round. A correlation of 1 is a static channel. names: prefix of the names of the random streams.
     """
 
     gain: Float[Tensor, "S K"]
@@ -36,8 +37,8 @@ class FadingParameters:
     los: Complex[Tensor, "M K"]
     profile: Float[Tensor, " L"]
     centres: Float[Tensor, " G"]
-    follow: float
-    renew: float
+    time_correlation: float
+    round_correlation: float
     names: tuple[str | int, ...]
 
 
@@ -50,100 +51,107 @@ def rayleigh(gain: Float[Tensor, " K"], antennas: int, rng: torch.Generator) -> 
     return h * gain.sqrt()
 
 
-def exponential_profile(delay_spread_s: float, bandwidth_hz: float, most: int) -> Float[Tensor, " L"]:
-    """Powers of taps a sample apart that fall exponentially: p_l ~ exp(-l / (delay_spread bandwidth)), of sum 1.
+def exponential_profile(delay_spread_s: float, bandwidth_hz: float, max_taps: int) -> Float[Tensor, " L"]:
+    """The powers of taps a sample apart with exponential decay, p_l ~ exp(-l / (delay_spread bandwidth)), of sum 1.
 
-    delay_spread_s: root mean square delay of the continuous profile, seconds; 0 is one tap. At most `most` taps (the
-    cyclic prefix).
+    delay_spread_s: root mean square delay of the continuous profile, seconds; 0 gives one tap. max_taps: length of the
+    cyclic prefix.
     """
     samples = delay_spread_s * bandwidth_hz
     count = 1 if samples == 0 else 1 + int(-samples * math.log(TAIL))
-    lags = torch.arange(min(count, most), dtype=torch.float64)
+    lags = torch.arange(min(count, max_taps), dtype=torch.float64)
     powers = torch.exp(-lags / samples) if samples > 0 else torch.ones(1, dtype=torch.float64)
     return powers / powers.sum()
 
 
 def frequencies(groups: int, subcarriers: int) -> Float[Tensor, " G"]:
-    """Mean frequencies of G equal groups of the subcarriers n/N - 1/2, n = 0..N-1, in cycles a sample."""
+    """The mean frequencies of G equal groups of the subcarriers n/N - 1/2, n = 0..N-1, in cycles a sample."""
     middle = (subcarriers / groups - 1) / 2
     return (torch.arange(groups, dtype=torch.float64) * subcarriers / groups + middle) / subcarriers - 0.5
 
 
-def response(taps: Complex[Tensor, "L M K"], at: Float[Tensor, " G"]) -> Complex[Tensor, "G M K"]:
-    """The channel at frequencies `at` (cycles a sample): H(f) = sum_l taps_l exp(-2 pi j f l)."""
+def response(taps: Complex[Tensor, "L M K"], frequency: Float[Tensor, " G"]) -> Complex[Tensor, "G M K"]:
+    """The channel at some frequencies in cycles a sample, H(f) = sum_l taps_l exp(-2 pi j f l)."""
     lags = torch.arange(len(taps), dtype=torch.float64)
-    turn = torch.polar(torch.ones(len(at), len(taps), dtype=torch.float64), -2 * math.pi * at[:, None] * lags)
-    found: Tensor = (turn @ taps.flatten(1)).reshape(len(at), *taps.shape[1:])
-    return found
+    phase = -2 * math.pi * frequency[:, None] * lags
+    rotation = torch.polar(torch.ones(len(frequency), len(taps), dtype=torch.float64), phase)
+    channel: Tensor = (rotation @ taps.flatten(1)).reshape(len(frequency), *taps.shape[1:])
+    return channel
 
 
-def taps_of(parameters: FadingParameters, seed: int, t: int, times: range) -> list[Complex[Tensor, "L M K"]]:
-    """Scattered taps at some coherence times of round t. Random: stream (seed, names, "fading", t, time)."""
-    rows = parameters.gain.sqrt().repeat_interleave(parameters.antennas, 0)
+def scattered_taps(parameters: FadingParameters, seed: int, t: int, times: range) -> list[Complex[Tensor, "L M K"]]:
+    """Draw the scattered taps at some coherence times of round t.
 
-    def fresh(t: int, time: int) -> Complex[Tensor, "L M K"]:
+    Random: the stream (seed, names, "fading", t, time) of each time.
+    """
+    amplitude = parameters.gain.sqrt().repeat_interleave(parameters.antennas, 0)
+
+    def innovation(t: int, time: int) -> Complex[Tensor, "L M K"]:
         rng = stream(seed, *parameters.names, "fading", t, time)
-        drawn = torch.randn(len(parameters.profile), *rows.shape, dtype=torch.complex128, generator=rng)
-        return drawn * rows * parameters.profile.sqrt()[:, None, None]
+        normal = torch.randn(len(parameters.profile), *amplitude.shape, dtype=torch.complex128, generator=rng)
+        return normal * amplitude * parameters.profile.sqrt()[:, None, None]
 
-    def first(t: int) -> Complex[Tensor, "L M K"]:
-        return markov(parameters.renew, t, lambda past: fresh(past, 0))
+    def first_time(t: int) -> Complex[Tensor, "L M K"]:
+        return gauss_markov(parameters.round_correlation, t, lambda past: innovation(past, 0))
 
-    def at(time: int) -> Complex[Tensor, "L M K"]:
-        return markov(parameters.follow, time, lambda past: fresh(t, past) if past else first(t))
+    def taps_at(time: int) -> Complex[Tensor, "L M K"]:
+        return gauss_markov(
+            parameters.time_correlation, time, lambda past: innovation(t, past) if past else first_time(t)
+        )
 
-    if parameters.follow in (0.0, 1.0):
-        return [at(time) for time in times]
-    found = [first(t)]
+    if parameters.time_correlation in (0.0, 1.0):
+        return [taps_at(time) for time in times]
+    taps = [first_time(t)]
     for time in range(1, times.stop):
-        found.append(step(parameters.follow, found[-1], fresh(t, time)))
-    return found[times.start :]
+        taps.append(gauss_markov_step(parameters.time_correlation, taps[-1], innovation(t, time)))
+    return taps[times.start :]
 
 
-def step(correlation: float, before: Tensor, innovation: Tensor) -> Tensor:
-    """Gauss-Markov: r before + sqrt(1 - r^2) innovation, which keeps the power."""
-    return correlation * before + math.sqrt(1 - correlation**2) * innovation
+def gauss_markov_step(correlation: float, previous: Tensor, innovation: Tensor) -> Tensor:
+    """Compute r previous + sqrt(1 - r^2) innovation, which keeps the power."""
+    return correlation * previous + math.sqrt(1 - correlation**2) * innovation
 
 
-def markov(correlation: float, index: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """Value `index` of a stationary Gauss-Markov process whose innovations are `draw`: a function of the index alone.
+def gauss_markov(correlation: float, index: int, innovation: Callable[[int], Tensor]) -> Tensor:
+    """The value `index` of a stationary Gauss-Markov process, a function of the index alone.
 
-    The process starts at 0, or where its past is forgotten. Correlation 0: the draw itself; 1: always the first.
+    The process starts at 0, or at the last index whose correlation with the value is below FORGOTTEN. Correlation 0
+    gives the innovation of the index, and 1 always the first innovation.
     """
     if correlation in (0.0, 1.0):
-        return draw(index if correlation == 0.0 else 0)
+        return innovation(index if correlation == 0.0 else 0)
     horizon = math.ceil(math.log(FORGOTTEN) / math.log(correlation))
     begin = max(0, index - horizon)
-    value = draw(begin)
+    value = innovation(begin)
     for past in range(begin + 1, index + 1):
-        value = step(correlation, value, draw(past))
+        value = gauss_markov_step(correlation, value, innovation(past))
     return value
 
 
-def fade(
+def fading_channels(
     parameters: FadingParameters, seed: int, t: int, blocks: range
 ) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
-    """Channels of a round's coherence blocks, and the part of them that needs no estimation (the line of sight).
+    """Draw the channels of a round's coherence blocks; returns them and their line of sight, which needs no estimation.
 
-    A block's channel is a function of seed, round and block: ask for all devices, so that each has the same channel in
-    every slot that sees the block.
+    A block's channels of all devices are a function of seed, round and block, so that a device has the same channel in
+    every slot of the block.
     """
     groups = len(parameters.centres)
     times = range(blocks.start // groups, -(-blocks.stop // groups))
-    taps = taps_of(parameters, seed, t, times)
+    taps = scattered_taps(parameters, seed, t, times)
     if len(parameters.profile) == 1:
         scattered = torch.stack([taps[block // groups - times.start][0] for block in blocks])
     else:
-        bands = torch.cat([response(one, parameters.centres) for one in taps])
-        scattered = bands[blocks.start - times.start * groups :][: len(blocks)]
+        by_group = torch.cat([response(tap, parameters.centres) for tap in taps])
+        scattered = by_group[blocks.start - times.start * groups :][: len(blocks)]
     los = parameters.los.expand(len(blocks), -1, -1)
     return scattered + los, los
 
 
 def steering(antennas: int, sine: Float[Tensor, " K"]) -> Complex[Tensor, "{antennas} K"]:
-    """Response of a uniform linear array of half a wavelength's spacing: exp(j pi a sine_k), a = 0..antennas-1.
+    """The response of a uniform linear array with half a wavelength's spacing, exp(j pi a sine_k), a = 0..antennas-1.
 
-    sine: of the angle from broadside.
+    sine: sine of the angle from broadside.
     """
     phase = math.pi * torch.arange(antennas, dtype=torch.float64)[:, None] * sine
     return torch.polar(torch.ones_like(phase), phase)
@@ -154,11 +162,11 @@ def line_of_sight(
 ) -> Complex[Tensor, "M K"]:
     """The Rician line of sight, sqrt(gain K/(K+1)) a(theta) exp(-2 pi j d / wavelength), antennas stacked.
 
-    gain: mean power gain of the whole channel. k_factor: K, linear. apart_m: from stations to devices; arrays lie along
-    the y axis, broadside to the x axis.
+    gain: mean power gain of the channel with its line of sight. k_factor: K, linear. apart_m: from stations to devices;
+    arrays lie along the y axis.
     """
     distance = apart_m.square().sum(-1).sqrt()
     sine = apart_m[..., 1] / distance.clamp_min(1e-9)
     phase = -2 * math.pi * distance * carrier_hz / SPEED_OF_LIGHT
     ray = torch.polar((gain * k_factor / (1 + k_factor)).sqrt(), phase)
-    return torch.cat([one * steering(antennas, s) for one, s in zip(ray, sine, strict=True)])
+    return torch.cat([amplitude * steering(antennas, s) for amplitude, s in zip(ray, sine, strict=True)])

@@ -1,12 +1,12 @@
-"""3GPP TR 38.901 channels through Sionna: UMi, UMa and RMa with their own path loss, CDL and TDL with ours.
+"""3GPP TR 38.901 channels through Sionna: UMi, UMa and RMa with their path loss, CDL and TDL with ours.
 
-Sionna is an optional extra, imported when a channel of these is built. It draws from generators of its own, which are
-seeded before each use, so that channels stay functions of (seed, round, block).
+Sionna is an optional extra, imported when such a channel is built. It has random generators of its own; they are seeded
+before each use, so that channels stay functions of seed, round and block.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,38 +14,37 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.network import Network
+from airpfed.air.network import Deployment, Network
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
 
 SCENARIOS = ("umi", "uma", "rma")
-"""System-level models: path loss, shadowing, line of sight and geometry are theirs."""
+"""System-level models, with path loss, shadowing, line of sight and geometry of the standard."""
 
 PROFILES = tuple(f"{kind}_{letter}" for kind in ("cdl", "tdl") for letter in "abcde")
-"""Link-level models, of unit mean power: path loss is ours."""
+"""Link-level models of unit mean power, scaled to our path loss."""
 
 STATION_M = {"umi": 10.0, "uma": 25.0, "rma": 35.0}
 """Heights of stations in the evaluations of TR 38.901, metres."""
 DEVICE_M = 1.5
+"""Height of devices, metres."""
 
 
 @dataclass(frozen=True)
-class SionnaChannel:
-    """What a 3GPP channel is asked for.
+class Sampling:
+    """The frequencies and times at which a channel is sampled.
 
-    model: a Sionna channel, called with (times, samples a second), or with a batch of K S links before them. centres:
-    of the subcarrier groups, hertz from the carrier. coherence_s: seconds of a coherence time.
+    centres: of the subcarrier groups, hertz from the carrier. coherence_s: seconds of a coherence time. names: prefix
+    of the names of the streams.
     """
 
-    model: Any
-    links: int | None
     centres: Float[Tensor, " G"]
     coherence_s: float
     names: tuple[str | int, ...]
 
 
 def phy() -> Any:
-    """Sionna's physical layer; UserError naming the extra where it is not installed."""
+    """Import Sionna's physical layer; raises UserError if the extra is not installed."""
     try:
         import sionna.phy
         import sionna.phy.channel.tr38901
@@ -58,98 +57,104 @@ def phy() -> Any:
 
 
 @contextmanager
-def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """Sionna's generators at the start of a named stream; torch's own generator stays where it was."""
+def seed_sionna(seed: int, *names: str | int) -> Iterator[None]:
+    """Seed Sionna's generators from a named stream, and restore the state of torch's generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         phy().config.seed = stream(seed, *names).initial_seed()
         yield
 
 
-def array(elements: int, carrier_hz: float) -> Any:
-    """A row of vertically polarised omnidirectional elements, half a wavelength apart."""
+def antenna_array(elements: int, carrier_hz: float) -> Any:
+    """A uniform linear array of vertically polarised omnidirectional elements, half a wavelength apart."""
     return phy().channel.tr38901.PanelArray(
         num_rows_per_panel=1, num_cols_per_panel=elements, polarization="single", polarization_type="V",
         antenna_pattern="omni", carrier_frequency=carrier_hz, precision="double",
     )  # fmt: skip
 
 
-def scenario(
-    name: str, network: Network, seed: int, carrier_hz: float, speed_mps: float, sounding: SionnaChannel
-) -> Network:  # fmt: skip
-    """A drop of UMi, UMa or RMa: `network` gives the places, the model everything else. All devices are outdoors.
+def system_level_network(
+    name: str, deployment: Deployment, seed: int, carrier_hz: float, speed_mps: float, sampling: Sampling
+) -> Network:
+    """Draw a drop of UMi, UMa or RMa with the positions of `deployment` and the gains of the model, devices outdoors.
 
-    Random: states of line of sight and large-scale parameters, from stream (seed, names, "large scale"), the same in
+    Random: line-of-sight states and large-scale parameters from the stream (seed, names, "large scale"), the same in
     all rounds; rays from (seed, names, "fading", t).
     """
     models = phy().channel.tr38901
     kinds = {"umi": models.UMi, "uma": models.UMa, "rma": models.RMa}
     extra = {} if name == "rma" else {"o2i_model": "low"}
     model = kinds[name](
-        carrier_frequency=carrier_hz, ut_array=array(1, carrier_hz), bs_array=array(network.antennas, carrier_hz),
+        carrier_frequency=carrier_hz, ut_array=antenna_array(1, carrier_hz),
+        bs_array=antenna_array(deployment.antennas, carrier_hz),
         direction="uplink", precision="double", **extra,
     )  # fmt: skip
-    count = len(network.devices)
+    count = len(deployment.devices)
     outdoors = torch.zeros(1, count, dtype=torch.bool)
-    rest = torch.zeros(1, count, 3, dtype=torch.float64)
-    velocity = rest.clone()
+    orientation = torch.zeros(1, count, 3, dtype=torch.float64)
+    velocity = orientation.clone()
     velocity[..., 0] = speed_mps
-    with seeded(seed, *network.names, "large scale"):
+    with seed_sionna(seed, *deployment.names, "large scale"):
         model.set_topology(
-            lifted(network.devices, DEVICE_M), lifted(network.stations, STATION_M[name]), rest,
-            torch.zeros(1, len(network.stations), 3, dtype=torch.float64), velocity, outdoors,
+            at_height(deployment.devices, DEVICE_M), at_height(deployment.stations, STATION_M[name]), orientation,
+            torch.zeros(1, len(deployment.stations), 3, dtype=torch.float64), velocity, outdoors,
             **({"in_car": outdoors} if name == "rma" else {}),
         )  # fmt: skip
-    large = model._lsp  # the only way to the drop's mean gains
+    large = model._lsp  # the only access to the mean gains of the drop
     gain = 10 ** (-model._scenario.basic_pathloss[0] / 10) * large.sf[0]
-    ask = replace(sounding, model=model, links=None)
-    return replace(network, gain=gain, scattered=gain, fade=partial(heard_by_stations, ask))
+    fields = {**vars(deployment), "gain": gain}
+    return Network(**fields, scattered=gain, channel_model=partial(system_level_channels, model, sampling))
 
 
-def profile(
-    name: str, network: Network, carrier_hz: float, delay_spread_s: float, speed_mps: float, sounding: SionnaChannel
+def link_level_network(
+    name: str, deployment: Deployment, carrier_hz: float, delay_spread_s: float, speed_mps: float, sampling: Sampling
 ) -> Network:
-    """A drop of CDL or TDL channels of the given delay spread: each link its own realisation, of `network`'s mean gain.
+    """CDL or TDL channels of the given delay spread, one realisation a link, scaled to the deployment's mean gains.
 
-    CDL: all devices share the model's cluster angles. TDL: antennas are independent.
+    CDL: all devices share the cluster angles of the model. TDL: antennas are independent.
     """
-    models, antennas = phy().channel.tr38901, network.antennas
+    models = phy().channel.tr38901
     kind, letter = name.split("_")
     motion = {"min_speed": speed_mps, "max_speed": speed_mps, "precision": "double"}
     if kind == "cdl":
-        arrays = array(1, carrier_hz), array(antennas, carrier_hz)
+        arrays = antenna_array(1, carrier_hz), antenna_array(deployment.antennas, carrier_hz)
         model = models.CDL(letter.upper(), delay_spread_s, carrier_hz, *arrays, "uplink", **motion)
     else:
-        model = models.TDL(letter.upper(), delay_spread_s, carrier_hz, num_rx_ant=antennas, **motion)
-    ask = replace(sounding, model=model, links=network.gain.numel())
-    return replace(network, fade=partial(link_by_link, ask, network.gain))
+        model = models.TDL(letter.upper(), delay_spread_s, carrier_hz, num_rx_ant=deployment.antennas, **motion)
+    channel_model = partial(link_level_channels, model, sampling, deployment.gain)
+    return Network(**vars(deployment), scattered=deployment.gain, channel_model=channel_model)
 
 
-def lifted(places: Float[Tensor, "P 2"], height_m: float) -> Float[Tensor, "1 P 3"]:
-    """Places at a height, as Sionna takes them."""
-    return torch.cat([places, torch.full((len(places), 1), height_m, dtype=places.dtype)], 1)[None]
+def at_height(positions: Float[Tensor, "P 2"], height_m: float) -> Float[Tensor, "1 P 3"]:
+    """Positions with a height, in the shape that Sionna expects."""
+    return torch.cat([positions, torch.full((len(positions), 1), height_m, dtype=positions.dtype)], 1)[None]
 
 
-def sounded(ask: SionnaChannel, seed: int, t: int, blocks: range) -> Complex[Tensor, "links rx A tx B"]:
-    """A Sionna channel at the centres of the blocks' subcarrier groups and times."""
-    times = -(-blocks.stop // len(ask.centres))
-    with seeded(seed, *ask.names, "fading", t):
-        a, tau = ask.model(*([] if ask.links is None else [ask.links]), times, 1 / ask.coherence_s)
-    h = phy().channel.cir_to_ofdm_channel(ask.centres, a, tau, normalize=False)[:, :, :, :, 0]
-    found: Tensor = h.flatten(-2)[..., blocks.start : blocks.stop]
-    return found.to(torch.complex128)
+def sample_channels(
+    model: Any, sampling: Sampling, batch: list[int], seed: int, t: int, blocks: range
+) -> Complex[Tensor, "links rx A tx B"]:
+    """Sample a Sionna model at the blocks' subcarrier groups and times.
+
+    batch: arguments of the model before the times and the sampling rate: the number of links of a link-level model.
+    """
+    times = -(-blocks.stop // len(sampling.centres))
+    with seed_sionna(seed, *sampling.names, "fading", t):
+        a, tau = model(*batch, times, 1 / sampling.coherence_s)
+    h = phy().channel.cir_to_ofdm_channel(sampling.centres, a, tau, normalize=False)[:, :, :, :, 0]
+    samples: Tensor = h.flatten(-2)[..., blocks.start : blocks.stop]
+    return samples.to(torch.complex128)
 
 
-def heard_by_stations(ask: SionnaChannel, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
-    """Blocks of a system-level model: stations' antennas stacked. Nothing of them is known beforehand."""
-    h = sounded(ask, seed, t, blocks)[0].flatten(0, 1).movedim(-1, 0)
+def system_level_channels(model: Any, sampling: Sampling, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+    """A `ChannelModel` of a system-level model: stations' antennas stacked, and no part known without estimation."""
+    h = sample_channels(model, sampling, [], seed, t, blocks)[0].flatten(0, 1).movedim(-1, 0)
     return h, torch.zeros((), dtype=h.dtype).expand(h.shape)
 
 
-def link_by_link(
-    ask: SionnaChannel, gain: Float[Tensor, "S K"], seed: int, t: int, blocks: range
+def link_level_channels(
+    model: Any, sampling: Sampling, gain: Float[Tensor, "S K"], seed: int, t: int, blocks: range
 ) -> tuple[Tensor, Tensor]:
-    """Blocks of a link-level model: one realisation a link, scaled to its mean gain, stations' antennas stacked."""
-    h = sounded(ask, seed, t, blocks)[:, 0, :, 0]
+    """A `ChannelModel` of a link-level model: one realisation a link, scaled to its mean gain, antennas stacked."""
+    h = sample_channels(model, sampling, [gain.numel()], seed, t, blocks)[:, 0, :, 0]
     links = h.reshape(*gain.shape, *h.shape[1:]) * gain.sqrt()[:, :, None, None]
     stacked = links.movedim(1, 2).flatten(0, 1).movedim(-1, 0)
     return stacked, torch.zeros((), dtype=h.dtype).expand(stacked.shape)

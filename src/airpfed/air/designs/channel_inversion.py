@@ -8,7 +8,7 @@ from airpfed.air.designs.blocks import blockwise
 from airpfed.air.designs.normalized import correlate, normalise, restore
 from airpfed.air.designs.own import gather_own, own_devices, scatter_own
 from airpfed.air.designs.paths import first_beam
-from airpfed.air.problem import Transceiver, TransceiverProblem, divided, keep_better, silent
+from airpfed.air.problem import Transceiver, TransceiverProblem, divide_power, keep_better, silent
 
 
 def channel_inversion(problem: TransceiverProblem, truncation: float | None = None) -> Transceiver:
@@ -19,7 +19,7 @@ def channel_inversion(problem: TransceiverProblem, truncation: float | None = No
     sqrt(P_k)|u^H h_k|/w_k below this fraction of the best are silent; None takes the threshold of least error, by an
     exact search over all K, and silence of all where even that is better. Several targets: each as if alone.
     """
-    unit = normalise(divided(problem))
+    unit = normalise(divide_power(problem))
     index, w = own_devices(unit.weights)
     own = gather_own(unit.h, index)
     blocks, targets = own.shape[:2]

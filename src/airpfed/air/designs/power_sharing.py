@@ -43,7 +43,7 @@ def share_energy(
     made = [restore(unit, r, b, steps + start.iterations) for unit, r, b, start in parts]
     # Real symbols of several targets have a cost of their own, which the joint steps do not see.
     worse = total(slots, uses, made) > total(slots, uses, starts)
-    return [one.where(~worse, start) for one, start in zip(made, starts, strict=True)]
+    return [one.select(~worse, start) for one, start in zip(made, starts, strict=True)]
 
 
 def total(

@@ -10,7 +10,7 @@ from airpfed.air.designs.emphasis import emphasise
 from airpfed.air.designs.normalized import NormalizedProblem, heard, hears, normalise, restore
 from airpfed.air.designs.own import gather_own, own_devices, own_gains
 from airpfed.air.designs.quiet import quiet
-from airpfed.air.problem import Transceiver, TransceiverProblem, divided
+from airpfed.air.problem import Transceiver, TransceiverProblem, divide_power
 
 JACOBI_ROUNDS = 3
 RANK_TOLERANCE = 1e-10
@@ -27,7 +27,7 @@ def uniform_forcing(problem: TransceiverProblem, starts: int = 1) -> Transceiver
     silent. Streams of one device have even shares of its limit. CSI error enters the error, not the design. starts: how
     many beams a slot of one target begins from; the best is kept.
     """
-    unit = normalise(divided(problem))
+    unit = normalise(divide_power(problem))
     if unit.weights.shape[-2] == 1:
         m, steps = least_norm_alone(unit, starts)
         return restore(unit, m, forced(unit, m), steps)

@@ -1,0 +1,163 @@
+"""The errors of received sums by cause: one record from the signal of a segment to the record of a round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from airpfed.air.correlation import NormalEquations, error_products
+from airpfed.air.problem import Transceiver
+from airpfed.air.schedule import SlotPlan, Uplink
+from airpfed.air.segments import Segment
+from airpfed.air.superposition import ReceivedSignal
+from airpfed.air.symbols import NormalizedGroup, entries_per_use, unpack_symbols, zero_tail
+
+
+@dataclass(frozen=True)
+class SlotErrors:
+    """Error energies of U sums by cause: squared errors, added up over entries; by coherence block or in total.
+
+    claimed: what the receivers can compute before the round. claimed_genie: the same with the Gram matrix of the true
+    symbols. measured: of the round. bias: of the mean over noise and scrambling. variance: around that mean.
+    zero_estimate_error: if nothing were sent. scale: sigma^2 times entries. The last two are those of a whole segment
+    or slot.
+    """
+
+    claimed: Float[Tensor, "*B U"]
+    claimed_genie: Float[Tensor, "*B U"]
+    measured: Float[Tensor, "*B U"]
+    bias: Float[Tensor, "*B U"]
+    variance: Float[Tensor, "*B U"]
+    zero_estimate_error: Float[Tensor, "*S U"]
+    scale: Float[Tensor, "*S U"]
+
+    def __truediv__(self, energy: Float[Tensor, "*S U"]) -> "SlotErrors":
+        """Divide the errors by an energy, for instance by `scale` for mean-squared errors; 0 where it is 0."""
+        return replace(self, **{name: torch.where(energy > 0, getattr(self, name) / energy, 0.0) for name in ERRORS})
+
+
+ERRORS = tuple(field.name for field in fields(SlotErrors) if field.name != "scale")
+"""The fields of `SlotErrors` that are errors."""
+
+
+@dataclass(frozen=True)
+class ReceivedSums:
+    """The U received sums of a segment or a slot.
+
+    joules: radiated energy of each stream. normal_equations: what the received power of each segment says about the
+    symbols' correlation.
+    """
+
+    sums: Float[Tensor, "U d"]
+    errors: SlotErrors
+    joules: Float[Tensor, " K"]
+    normal_equations: tuple[NormalEquations, ...] = ()
+
+
+def join_segments(slot: SlotPlan, segments: Sequence[ReceivedSums]) -> ReceivedSums:
+    """Join the segments of a slot: sums side by side, energies added over segments and blocks."""
+    errors = [segment.errors for segment in segments]
+    # One sum over all blocks, because a sum of each segment's sums would be rounded in another order.
+    total = {f.name: torch.cat([getattr(error, f.name) for error in errors]).sum(0) for f in fields(SlotErrors)}
+    return ReceivedSums(
+        sums=torch.cat([segment.sums for segment in segments], 1).to(slot.vectors.dtype),
+        errors=SlotErrors(**total),
+        joules=torch.stack([segment.joules for segment in segments]).sum(0),
+        normal_equations=tuple(equations for segment in segments for equations in segment.normal_equations),
+    )
+
+
+def segment_entries(link: Uplink, segment: Segment, symbols: Complex[Tensor, "T uses"]) -> Float[Tensor, "T d"]:
+    """Unpack the symbols of a segment's receivers into the real entries of each target."""
+    entries = unpack_symbols(symbols, link.packing, segment.group.entries.shape[1])
+    return zero_tail(entries, segment.group.num_entries)
+
+
+def combine_targets(slot: SlotPlan, values: Float[Tensor, "T d"]) -> Float[Tensor, "U d"]:
+    """Combine the receivers' estimates into the slot's sums; nothing is added if each sum is that of one receiver."""
+    identity = slot.combining_matrix.shape[0] == slot.combining_matrix.shape[1] and bool(
+        (slot.combining_matrix == torch.eye(len(slot.combining_matrix))).all()
+    )
+    return values if identity else slot.combining_matrix @ values
+
+
+def square_sums(link: Uplink, segment: Segment, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
+    """The sums of squares over the entries of each coherence block."""
+    per_use = entries_per_use(link.packing)
+    return torch.stack(
+        [torch.linalg.vector_norm(values[:, per_use * a : per_use * b], dim=1) for a, b in segment.block_ranges]
+    ).square()
+
+
+def block_sums(link: Uplink, segment: Segment, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
+    """The sums over the entries of each coherence block."""
+    per_use = entries_per_use(link.packing)
+    return torch.stack([values[:, per_use * a : per_use * b].sum(1) for a, b in segment.block_ranges])
+
+
+def symbol_error(link: Uplink, segment: Segment, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:
+    """The error energies of the slot's sums for errors of its receivers in symbols."""
+    scaled = segment_entries(link, segment, errors) * segment.group.scale[:, None]
+    return square_sums(link, segment, combine_targets(segment.slot, scaled))
+
+
+def crosstalk_error(link: Uplink, segment: Segment, crosstalk: Complex[Tensor, "T T uses"]) -> Float[Tensor, "B U"]:
+    """The mean error energies of other targets' streams over the scrambling signs.
+
+    Target j's streams at receiver i and target i's streams at receiver j carry the same sign, so that they add up
+    coherently in a sum of both receivers.
+    """
+    combining_matrix = segment.slot.combining_matrix
+    error = torch.zeros(len(segment.block_ranges), len(combining_matrix), dtype=torch.float64)
+    if len(crosstalk) == 1:
+        return error
+    parts = [segment_entries(link, segment, part) * segment.group.scale[:, None] for part in crosstalk.unbind(1)]
+    for i, j in combinations(range(len(parts)), 2):
+        affected = (combining_matrix[:, [i, j]] != 0).any(1)
+        pair = combining_matrix[affected, i, None] * parts[j][i] + combining_matrix[affected, j, None] * parts[i][j]
+        error[:, affected] += square_sums(link, segment, pair)
+    return error
+
+
+def mean_signal_error(
+    link: Uplink, segment: Segment, signal: ReceivedSignal, ideal: Complex[Tensor, "T uses"]
+) -> tuple[Float[Tensor, "B U"], Float[Tensor, "B U"]]:
+    """The error energies of a signal without noise: of its desired part against the ideal one, and of its crosstalk."""
+    return symbol_error(link, segment, signal.desired - ideal), crosstalk_error(link, segment, signal.crosstalk)
+
+
+def coherent_error(link: Uplink, segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B U"]:
+    """The claimed error that correlated symbols add to sums of several receivers, whose errors then correlate."""
+    combining_matrix, group = segment.slot.combining_matrix, segment.group
+    if bool(((combining_matrix != 0).sum(1) <= 1).all()):
+        return torch.zeros(len(segment.block_ranges), len(combining_matrix), dtype=torch.float64)
+    scaled = combining_matrix * group.scale
+    products = error_products(
+        segment.problem,
+        transceiver,
+        segment.assumed_correlation.between_tasks,
+        segment.slot.target_of,
+        segment.symbol_power,
+        link.impairments,
+    )
+    entries = segment.entry_share * group.num_entries
+    return torch.einsum("ui,bij,uj,bi->bu", scaled, products, scaled, entries)
+
+
+def sum_scale(slot: SlotPlan, group: NormalizedGroup) -> Float[Tensor, " U"]:
+    """sigma^2 of each sum times its entries: the mean of its receivers' sigma_i^2, weighted by their squared weights.
+
+    sigma_i^2 is the mean of the devices' variances weighted by w_ik^2; so is sigma^2, with the weights of the sum.
+    """
+    share = slot.combining_matrix.square() * slot.weights.square().sum(1)
+    sigma = (share @ group.scale.square()) / share.sum(1)
+    return sigma * torch.where(slot.combining_matrix != 0, group.num_entries, 0).amax(1)
+
+
+def zero_estimate_energy(slot: SlotPlan, group: NormalizedGroup) -> Float[Tensor, " U"]:
+    """The error energy of each sum if nothing were sent, for i.i.d. symbols."""
+    energy = group.scale.square() * group.num_entries * (group.weights.square() @ group.power)
+    return energy @ slot.combining_matrix.square().T
