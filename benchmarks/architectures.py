@@ -531,7 +531,7 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
 
     try:
         settings = settings_of(case, folder, targets, layers)
-        made = build.experiment(settings, tasks_of(case.kind == "causal", shortest))
+        made = build.build_experiment(settings, tasks_of(case.kind == "causal", shortest))
         vectors = random_factors(made)
         step = "PEFT"
         one = plain(made, settings)
@@ -579,7 +579,9 @@ def own_rounding(one: Plain, made: Experiment, vectors: Vectors, theirs: Sequenc
 def beyond(case: Case, row: Row, folder: Path, targets: Sequence[str], shortest: int, mode: str, fault: str) -> None:
     """What there is nothing to compare with: a line for the user, or (where it is no fault) that it runs."""
     try:
-        made = build.experiment(settings_of(case, folder, targets, "all"), tasks_of(case.kind == "causal", shortest))
+        made = build.build_experiment(
+            settings_of(case, folder, targets, "all"), tasks_of(case.kind == "causal", shortest)
+        )
         ours(made, random_factors(made), 1, 1)
         row.modes[mode] = ("TRACEBACK" if fault else "right and fast", 0.0, fault)
     except UserError as refusal:

@@ -236,7 +236,7 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
     """A round as the loop of a run plays and keeps it."""
     state, row = play_round(made, state)
     begin = time.perf_counter()
-    run_files.append(out / "records.jsonl", row)
+    run_files.append_record(out / "records.jsonl", row)
     checkpoint.save_state(out / "checkpoint", state, made.seed, made.fingerprint)
     return state, {**row.seconds, "record and checkpoint": time.perf_counter() - begin}
 

@@ -30,7 +30,7 @@ def links(settings: Settings, experiment: Experiment, snr_db: float | None) -> d
     for way in [("error_free", "none"), *WAYS]:
         changes = {"design": way[0], "correlation": way[1]} | ({} if snr_db is None else {"snr_db": snr_db})
         radio = settings.radio.model_copy(update=changes)
-        found[way] = build.link(settings.model_copy(update={"radio": radio}), experiment.clients)
+        found[way] = build.client_uplink(settings.model_copy(update={"radio": radio}), experiment.clients)
     return found
 
 
@@ -48,8 +48,8 @@ def main() -> None:
     arguments.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0], help="median SNR, dB")
     arguments.add_argument("--set", action="append", default=[])
     chosen = arguments.parse_args()
-    settings = settings_file.read(chosen.file, chosen.set)
-    experiment = build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(chosen.file, chosen.set)
+    experiment = build.build_experiment(settings, build.load_tasks(settings))
     ways = {snr: links(settings, experiment, snr) for snr in chosen.snr}
     correlation_statistics = {
         (snr, way): initial_statistics(link) for snr, each in ways.items() for way, link in each.items()

@@ -38,7 +38,7 @@ def with_air(experiment: Experiment, settings: Settings, design: str, snr_db: fl
     """The same experiment over another link."""
     radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
     changed = settings.model_copy(update={"radio": radio})
-    link = partial(uplink, build.link(changed, experiment.clients))
+    link = partial(uplink, build.client_uplink(changed, experiment.clients))
     return replace(experiment, link=link, eval_every=0)
 
 
@@ -56,8 +56,8 @@ def main() -> None:
     rows = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
         missing = [c for c in chosen.cells if not any(r["seed"] == seed and r["cell"] == c for r in rows)]
-        settings = settings_file.read(chosen.file, [*chosen.set, f"run.seed={seed}"])
-        experiment = build.experiment(settings, build.load_tasks(settings)) if missing else None
+        settings = settings_file.read_settings(chosen.file, [*chosen.set, f"run.seed={seed}"])
+        experiment = build.build_experiment(settings, build.load_tasks(settings)) if missing else None
         for cell in missing:
             assert experiment is not None
             design, _, snr = cell.partition(":")

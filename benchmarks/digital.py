@@ -36,7 +36,7 @@ def link_of(experiment: Experiment, settings: Settings, link: str, snr_db: float
     if bits:
         changes["digital_bits"] = int(bits)
     radio = settings.radio.model_copy(update=changes)
-    return build.link(settings.model_copy(update={"radio": radio}), experiment.clients)
+    return build.client_uplink(settings.model_copy(update={"radio": radio}), experiment.clients)
 
 
 def round_seconds(link: Uplink, experiment: Experiment) -> float:
@@ -64,8 +64,8 @@ def air_only(chosen: argparse.Namespace) -> None:
         for seed in range(chosen.seeds):
             small = ["tasks.*.samples_per_device=1", "tasks.*.dev_samples=0", "tasks.*.test_samples=1"]
             here = [f"tasks.*.devices={devices}", f"run.seed={seed}"]
-            settings = settings_file.read(chosen.file, [*chosen.set, *small, *here])
-            experiment = build.experiment(settings, build.load_tasks(settings))
+            settings = settings_file.read_settings(chosen.file, [*chosen.set, *small, *here])
+            experiment = build.build_experiment(settings, build.load_tasks(settings))
             for link in chosen.links:
                 link = link_of(experiment, settings, link, snr)
                 grouped = grouped_seconds(link, experiment) if link.digital else float("nan")
@@ -123,8 +123,10 @@ def main() -> None:
         missing = [link for link in ["error_free", *chosen.links] if link not in done]
         if not missing:
             continue
-        settings = settings_file.read(chosen.file, [*chosen.set, f"tasks.*.devices={devices}", f"run.seed={seed}"])
-        experiment = build.experiment(settings, build.load_tasks(settings))
+        settings = settings_file.read_settings(
+            chosen.file, [*chosen.set, f"tasks.*.devices={devices}", f"run.seed={seed}"]
+        )
+        experiment = build.build_experiment(settings, build.load_tasks(settings))
         for link in missing:
             found = curve(experiment, settings, link, snr)
             rows.append({"devices": devices, "snr": snr, "seed": seed, "link": link, **found})

@@ -48,7 +48,7 @@ def random_tokens(
     empty = tuple(
         Task(one.name, "generate" if causal else "classify", labels, (), (), (), "") for one in settings.tasks
     )
-    ready = build.prepared(settings, empty)
+    ready = build.build_preparation(settings, empty)
     vocabulary = ready.base.model.get_input_embeddings().num_embeddings
 
     def sample(device: int, number: int) -> Encoded:
@@ -62,10 +62,10 @@ def random_tokens(
         tuple(tuple(sample(k, i) for i in range(SAMPLES * batch)) for k in range(end - count, end))
         for count, end in zip(counts, ends, strict=True)
     )
-    return settings, build.experiment(settings, empty, replace(ready, shards=shards))
+    return settings, build.build_experiment(settings, empty, replace(ready, shards=shards))
 
 
 def from_file(file: Path, overrides: list[str]) -> tuple[Settings, Experiment]:
     """The experiment of a settings file, as `airpfed run` builds it."""
-    settings = settings_file.read(file, overrides)
-    return settings, build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, overrides)
+    return settings, build.build_experiment(settings, build.load_tasks(settings))

@@ -26,13 +26,13 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[])
     options.add_argument("--draws", type=int, default=20)
     given = options.parse_args()
-    base = settings_file.read(given.file, given.set)
-    experiment = build.experiment(base, build.load_tasks(base), probing=True)
+    base = settings_file.read_settings(given.file, given.set)
+    experiment = build.build_experiment(base, build.load_tasks(base), probing=True)
     assert experiment.monitor is not None
     seen = probe(experiment.monitor, experiment.initial)
     print(f"eta {seen.eta:.4g}, {seen.constants}", flush=True)
     for power in given.powers:
-        settings = settings_file.read(given.file, [*given.set, f"radio.power_dbm={power}"])
+        settings = settings_file.read_settings(given.file, [*given.set, f"radio.power_dbm={power}"])
         said = predicted(settings, {}, experiment.clients, seen, given.draws, base)
         records = run(with_radio(experiment, settings), seen)
         found = average_bounds(records, seen, "measured")[-1]
@@ -50,7 +50,7 @@ def main() -> None:
 
 def with_radio(experiment: Experiment, settings) -> Experiment:
     """The experiment over another radio, unmetered."""
-    radio = build.link(settings, experiment.clients)
+    radio = build.client_uplink(settings, experiment.clients)
     server = replace(experiment.initial.server, correlation_statistics=initial_statistics(radio))
     initial = replace(experiment.initial, server=server)
     return replace(experiment, aggregate=partial(uplink, radio), initial=initial, monitor=None)

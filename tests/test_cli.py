@@ -58,10 +58,10 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, through the same function as the command."""
-    from airpfed.experiment.run import run_job
+    from airpfed.experiment.run import run_file
 
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert run_job(file, [], out, False, f"airpfed run {file} --out {out}") == 0
+    assert run_file(file, [], out, False, f"airpfed run {file} --out {out}") == 0
     return out
 
 
@@ -116,7 +116,10 @@ def test_the_summary_has_the_promised_keys(finished):
 
 
 def test_the_summary_adds_up_the_records(finished):
-    summary, rows = run_files.load_summary(finished / "summary.json"), run_files.load(finished / "records.jsonl")
+    summary, rows = (
+        run_files.load_summary(finished / "summary.json"),
+        run_files.load_records(finished / "records.jsonl"),
+    )
     assert summary.ledger.channel_uses == sum(row.ledger.channel_uses for row in rows)
     assert summary.ledger.air_seconds == pytest.approx(sum(row.ledger.air_seconds for row in rows))
     assert summary.pi_mean == pytest.approx(sum(row.pi for row in rows) / ROUNDS)
@@ -210,7 +213,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert json.loads((out / "summary.json").read_text())["exit"] == "interrupted"
-    done = len(run_files.load(out / "records.jsonl"))
+    done = len(run_files.load_records(out / "records.jsonl"))
     assert 1 <= done < ROUNDS
     message, printed = lines[-1].split("go on with: ")
     assert message.startswith(f"stopped after round {done};")
@@ -218,7 +221,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
     assert (program, arguments[-1]) == ("airpfed", "--resume")
     assert airpfed(*arguments).code == 0
     assert adapter_files(out) == adapter_files(finished)
-    whole, resumed = (run_files.load(run / "records.jsonl") for run in (finished, out))
+    whole, resumed = (run_files.load_records(run / "records.jsonl") for run in (finished, out))
     assert [row.model_dump(exclude={"seconds"}) for row in resumed] == [
         row.model_dump(exclude={"seconds"}) for row in whole
     ]
@@ -328,11 +331,11 @@ def test_records_that_do_not_fit_the_checkpoint_are_refused(airpfed, file, finis
 
 
 def test_two_runs_at_once_do_not_share_a_folder(airpfed, file, tmp_path):
-    from airpfed.core.locks import only
+    from airpfed.core.files import exclusive_run
 
     out = tmp_path / "out"
     out.mkdir()
-    with only(out):
+    with exclusive_run(out):
         one_line(airpfed("run", file, "--out", out), "another run is at work here")
 
 
@@ -369,6 +372,6 @@ def test_a_run_that_diverges_can_be_reported_and_gone_on_with(airpfed, file, tmp
     assert airpfed("report", tmp_path / "out").code == 0
     again = airpfed("run", file, *options, "--set", "server.rounds=4", "--resume")
     assert again.code in (0, 2) and "Traceback" not in again.err
-    assert len(run_files.load(tmp_path / "out" / "records.jsonl")) == 4
+    assert len(run_files.load_records(tmp_path / "out" / "records.jsonl")) == 4
     done = airpfed("compare", tmp_path / "out", "--json")
     assert done.code == 0 and json.loads(done.out, parse_constant=lambda text: pytest.fail(text))

@@ -12,7 +12,7 @@ import study
 from typer.testing import CliRunner
 
 from airpfed.cli import app
-from airpfed.config.settings_file import expected
+from airpfed.config.settings_file import read_expected
 
 HOME = Path(__file__).parents[1]
 TWO = study.Study("", ("server.lr=0.01,0.02",), 3, {"server.lr": "0.02"}, overrides=("server.rounds=2",))
@@ -54,7 +54,7 @@ def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "stud
 @pytest.mark.parametrize("name", ["conflict", "related", "few", "smollm2"])
 def test_what_a_suites_file_expects_is_what_its_table_says(name: str) -> None:
     one, values = study.STUDIES[name], study.by_seed(name)["airpfed"].values()
-    assert expected(HOME / one.file)["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
+    assert read_expected(HOME / one.file)["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
 
 
 def test_cpu_hours_are_of_all_calls_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

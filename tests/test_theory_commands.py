@@ -57,10 +57,10 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from airpfed.experiment.run import run_job
+    from airpfed.experiment.run import run_file
 
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert run_job(file, [], out, False, "airpfed run") == 0
+    assert run_file(file, [], out, False, "airpfed run") == 0
     return out
 
 
@@ -82,7 +82,7 @@ def test_a_metered_run_leaves_its_probe_and_figures(run: Path) -> None:
     assert {"theory.json", "report.html", "records.jsonl"} <= {path.name for path in run.iterdir()}
     page = (run / "report.html").read_text()
     assert all(f'id="figure-theory-{name}"' in page for name in ("decrease", "shares", "average"))
-    rows = run_files.load(run / "records.jsonl")
+    rows = run_files.load_records(run / "records.jsonl")
     assert [row.round for row in rows if row.theory] == [2, 4] and "theory" in rows[1].seconds
     assert "theory" in run_files.load_summary(run / "summary.json").seconds
 
@@ -125,7 +125,7 @@ def test_a_plan_says_what_the_run_then_did(airpfed: Command, run: Path, plan: Pa
     )
     probe = run_files.load_probe(run / "theory.json")
     assert probe is not None and said["eta"] == probe.eta
-    rows = run_files.load(run / "records.jsonl")
+    rows = run_files.load_records(run / "records.jsonl")
     measured = sum(error_energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
     assert said["channel"] == pytest.approx(measured, rel=0.3)
     assert said["air_seconds"] == pytest.approx(sum(row.ledger.air_seconds for row in rows), rel=0.02)
@@ -157,8 +157,8 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
     ]  # fmt: skip
     file = make_settings(tmp_path, tiny_bert, causal=False)
     said = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
-    settings = settings_file.read(file, [*overrides, "radio.snr_db=10"])
-    made = build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*overrides, "radio.snr_db=10"])
+    made = build.build_experiment(settings, build.load_tasks(settings))
     state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
     assert said.channel_uses == 2 * play_round(made, state)[1].ledger.channel_uses
 

@@ -1,5 +1,6 @@
 """The command line: `airpfed run | link | plan | bound | sweep | compare | federate | export | tasks | report`."""
 
+import json
 import os
 import shlex
 import sys
@@ -12,6 +13,8 @@ from airpfed.core.errors import UserError
 from airpfed.federation import commands as federate
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from airpfed.sweeps.job import Report
 
 app = typer.Typer(
@@ -23,9 +26,17 @@ app = typer.Typer(
 )
 app.add_typer(federate.app, name="federate")
 
+Texts = list[str] | None
+OptionalPath = Path | None
+
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]
-Run = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
+Overrides = Annotated[Texts, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Reference = Annotated[
+    Texts,
+    typer.Option("--against", metavar="KEY=A", help="reference of the paired differences; default: the first value"),
+]
 
 
 @app.command()
@@ -33,57 +44,49 @@ def run(
     file: File,
     set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="directory of the run; default runs/NAME of the file, or NAME-2, ...")
+        OptionalPath, typer.Option(help="directory of the run; default runs/NAME of the file, or NAME-2, ...")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last checkpoint (without --out: of the newest run)")
     ] = False,
 ) -> None:
-    """Fine-tune: rounds of gradients over the air, a checkpoint each, adapters and a report at the end."""
-    from airpfed.experiment.run import run_job
+    """Fine-tune: rounds of gradients over the air, a checkpoint after each, adapters and a report at the end."""
+    from airpfed.experiment.run import run_file
 
-    code = run_job(file, set_ or [], out, resume, "airpfed " + shlex.join(sys.argv[1:]))
-    raise typer.Exit(code)
+    raise typer.Exit(run_file(file, set_ or [], out, resume, _command()))
 
 
 @app.command()
 def link(
     file: File,
-    draws: Annotated[int, typer.Option("--draws", help="random drops and channels, at least 1")] = 20,
-    grid: Annotated[list[str] | None, typer.Option("--grid", metavar="KEY=A,B,C", help="vary one setting")] = None,
+    draws: Annotated[int, typer.Option(help="random drops and channels, at least 1")] = 20,
+    grid: Annotated[Texts, typer.Option(metavar="KEY=A,B,C", help="vary one setting")] = None,
     set_: Overrides = None,
-    design: Annotated[
-        list[str] | None, typer.Option("--design", metavar="NAME", help="only this design; may be given again")
-    ] = None,
-    correlation: Annotated[float, typer.Option("--correlation", help="of the devices' symbols, 0 to 1")] = 0.0,
+    design: Annotated[Texts, typer.Option(metavar="NAME", help="only this design; may be given again")] = None,
+    correlation: Annotated[float, typer.Option(help="of the devices' symbols, 0 to 1")] = 0.0,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="write link.csv and figures to this directory too")
+        OptionalPath, typer.Option(metavar="DIR", help="also write link.csv and figures to this directory")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON, one object a point of the grid")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON, an object per point of the grid")] = False,
 ) -> None:
-    """Study the uplink without learning: every design over the same channels, claimed beside measured error."""
-    import json
+    """Study the uplink without learning: all designs over the same channels, with claimed and measured error."""
     from functools import partial
 
-    from rich.console import Console
-
     from airpfed.config import settings_file
-    from airpfed.config.applicability import notes
+    from airpfed.config.applicability import settings_notes
     from airpfed.planning import link_study, link_study_files
 
-    found = link_study.studies(file, set_ or [], grid or [], draws, correlation, design or link_study.EVERY)
-    for line in notes(settings_file.read(file, set_ or [])):
+    results = link_study.studies(file, set_ or [], grid or [], draws, correlation, design or link_study.EVERY)
+    for line in settings_notes(settings_file.read_settings(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:
-        found = link_study_files.kept(found, out, grid or [], partial(typer.echo, err=True))
-    for point, rows in found:
-        where = " ".join(point)
+        results = link_study_files.kept(results, out, grid or [], partial(typer.echo, err=True))
+    for point, by_design in results:
+        setting = " ".join(point)
         if json_:
-            typer.echo(
-                json.dumps(link_study.as_json(rows) if not point else {"set": where, **link_study.as_json(rows)})
-            )
+            typer.echo(json.dumps(({"set": setting} if point else {}) | link_study.as_json(by_design)))
         else:
-            Console(width=None if sys.stdout.isatty() else 160).print(link_study.table(where, rows, draws))
+            _print_table(link_study.table(setting, by_design, draws))
 
 
 @app.command()
@@ -91,66 +94,54 @@ def plan(
     file: File,
     set_: Overrides = None,
     grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid", metavar="KEY=A,B,C", help="radio settings to compare; default: power, antennas, design, access"
-        ),
+        Texts,
+        typer.Option(metavar="KEY=A,B,C", help="radio settings to compare; default: power, antennas, design, access"),
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option("--split", metavar="R_S:R_P", help="split of the ranks; may be given again")
-    ] = None,
-    limit: Annotated[float, typer.Option("--limit", help="largest share of the channel in Psi_T, percent")] = 10.0,
-    draws: Annotated[int, typer.Option("--draws", help="random channels a candidate")] = 20,
+    split: Annotated[Texts, typer.Option(metavar="R_S:R_P", help="split of the ranks; may be given again")] = None,
+    limit: Annotated[float, typer.Option(help="largest share of the channel in Psi_T, percent")] = 10.0,
+    draws: Annotated[int, typer.Option(help="random channels per candidate")] = 20,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PLAN.json", help="keep the plan for airpfed bound --plan")
+        OptionalPath, typer.Option(metavar="PLAN.json", help="write the plan for airpfed bound --plan")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    json_: Json = False,
 ) -> None:
-    """Plan a run: the step size that is admissible, Psi_T and its price over settings, the cheapest good one."""
-    import json
-
-    from rich.console import Console
-
-    from airpfed.experiment.artifacts import written_to
+    """Plan a run: the admissible step size, Psi_T and its cost over settings, and the cheapest good candidate."""
+    from airpfed.experiment.artifacts import check_output_file
     from airpfed.planning import planner
 
     if out is not None:
-        written_to(out, ".json")
-    made = planner.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
+        check_output_file(out, ".json")
+    result = planner.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
     if out is not None:
-        planner.keep(made, out)
+        planner.keep(result, out)
     if json_:
-        typer.echo(json.dumps(planner.as_json(made)))
+        typer.echo(json.dumps(planner.as_json(result)))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(planner.table(made))
-    for line in planner.lines(made):
+    _print_table(planner.table(result))
+    for line in planner.lines(result):
         typer.echo(line)
 
 
 @app.command()
 def bound(
-    run_dir: Run,
+    run_dir: RunFolder,
     plan_: Annotated[
-        Path | None, typer.Option("--plan", metavar="PLAN.json", help="compare with what airpfed plan --out kept")
+        OptionalPath, typer.Option("--plan", metavar="PLAN.json", help="compare with a plan of airpfed plan --out")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    json_: Json = False,
 ) -> None:
-    """Hold a metered run against the convergence theory: violations, slack, Psi_T and who causes it."""
-    import json
-
+    """Compare a monitored run with the convergence theory: violations, slack, Psi_T and its causes."""
     from airpfed.core import run_files
     from airpfed.report import bound_check
     from airpfed.theory.verification import as_json, verify_run
 
     records, probe = bound_check.load(run_dir)
-    with run_files.fitting(run_dir):
+    with run_files.require_consistent(run_dir):
         if json_:
-            typer.echo(json.dumps(run_files.told(as_json(verify_run(records, probe), probe))))
-            return
-        lines = [
-            *bound_check.lines(records, probe),
-            *(bound_check.compared(run_dir, records, probe, plan_) if plan_ else []),
-        ]
+            lines = [json.dumps(run_files.to_json_tree(as_json(verify_run(records, probe), probe)))]
+        else:
+            lines = list(bound_check.lines(records, probe))
+            lines += bound_check.compared(run_dir, records, probe, plan_) if plan_ else []
     for line in lines:
         typer.echo(line)
 
@@ -159,44 +150,38 @@ def bound(
 def sweep(
     file: File,
     grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid", metavar="KEY=A,B,C", help="vary one setting; A:B:STEP: a range; KEY/KEY=A/B,C/D: joined"
-        ),
+        Texts,
+        typer.Option(metavar="KEY=A,B,C", help="vary one setting; A:B:STEP: a range; KEY/KEY=A/B,C/D: joined"),
     ] = None,
     tune: Annotated[
-        list[str] | None,
-        typer.Option("--tune", metavar="KEY=A,B,C", help="choose this setting for every point, on the dev splits"),
+        Texts,
+        typer.Option(metavar="KEY=A,B,C", help="choose this setting for every point, on the dev splits"),
     ] = None,
     tune_seeds: Annotated[
-        int | None, typer.Option("--tune-seeds", help="seeds that --tune is judged on; default as many as --seeds")
+        int | None, typer.Option(help="seeds for the choice of --tune; default: as many as --seeds")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="seeds a point, from run.seed on")] = 1,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", metavar="KEY=A", help="reference of the paired differences; default the first value"),
-    ] = None,
+    seeds: Annotated[int, typer.Option(help="seeds per point, from run.seed on")] = 1,
+    against: Reference = None,
     set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
+        OptionalPath, typer.Option(metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option("--reuse", metavar="DIR", help="copy cells of the same settings from this sweep"),
+        typer.Option(metavar="DIR", help="copy cells of the same settings from this sweep"),
     ] = None,
     ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')
+        str | None, typer.Option(metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    json_: Json = False,
 ) -> None:
-    """Run every point of a grid with several seeds, where it is not there yet; tables with intervals, and figures."""
+    """Run every point of a grid with several seeds, unless it is done; tables with intervals, and figures."""
     from airpfed.sweeps.console import SweepScreen
-    from airpfed.sweeps.job import Plan, sweep
+    from airpfed.sweeps.job import Plan
+    from airpfed.sweeps.job import sweep as run_sweep
 
-    home = out or Path("runs") / f"{file.stem}-sweep"
-    command = "airpfed " + shlex.join(sys.argv[1:])
-    plan = Plan(
+    request = Plan(
         file=file,
         overrides=tuple(set_ or ()),
         grid=tuple(grid or ()),
@@ -204,64 +189,47 @@ def sweep(
         tune_seeds=tune_seeds,
         seeds=seeds,
         against=tuple(against or ()),
-        home=home,
+        home=out or Path("runs") / f"{file.stem}-sweep",
         reuse=tuple(reuse or ()),
         workers=workers,
         ray=ray,
-        command=command,
+        command=_command(),
     )
     try:
-        done = sweep(plan, SweepScreen())
+        result = run_sweep(request, SweepScreen())
     except KeyboardInterrupt:
-        typer.echo(f"stopped; go on with the same command: {command}", err=True)
+        typer.echo(f"stopped; go on with the same command: {request.command}", err=True)
         raise typer.Exit(130) from None
-    show(done, json_)
-    if done.failed:
-        raise UserError(f"{len(done.failed)} of the cells failed, the first: {done.failed[0]}")
+    _show_means(result, json_)
+    if result.failed:
+        raise UserError(f"{len(result.failed)} of the cells failed, the first: {result.failed[0]}")
 
 
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="runs, or folders of runs (a sweep's)")],
-    against: Annotated[
-        list[str] | None, typer.Option("--against", metavar="KEY=A", help="reference of the paired differences")
-    ] = None,
+    against: Reference = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="OUT", help="write figures and their numbers to this directory")
+        OptionalPath, typer.Option(metavar="OUT", help="write figures and their numbers to this directory")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    json_: Json = False,
 ) -> None:
-    """Finished runs side by side, by the settings in which they differ; paired where seeds match."""
+    """Compare finished runs by the settings in which they differ, paired by seed."""
     from airpfed.sweeps import job
     from airpfed.sweeps.console import SweepScreen
 
-    show(job.compare(folders, against or (), figures, SweepScreen()), json_)
-
-
-def show(done: "Report", as_json: bool) -> None:
-    """The final table of a sweep or a comparison on standard output."""
-    import json
-
-    from rich.console import Console
-
-    from airpfed.sweeps.console import table
-
-    if as_json:
-        typer.echo(json.dumps(done.tree))
-    else:
-        Console(width=None if sys.stdout.isatty() else 200).print(table(done.found, done.against))
+    _show_means(job.compare(folders, against or (), figures, SweepScreen()), json_)
 
 
 @app.command()
 def export(
-    run_dir: Run,
-    merged: Annotated[bool, typer.Option("--merged", help="write merged weights to RUN_DIR/merged too")] = False,
+    run_dir: RunFolder,
+    merged: Annotated[bool, typer.Option("--merged", help="also write merged weights to RUN_DIR/merged")] = False,
 ) -> None:
-    """Write every task's model as a PEFT adapter, reloaded and compared before success is said."""
-    from airpfed.experiment.run import export_job
+    """Write every task's model as a PEFT adapter, and compare it with the run's model after reloading."""
+    from airpfed.experiment.run import export_run
 
-    folders = export_job(run_dir, merged)
-    for folder in folders:
+    for folder in export_run(run_dir, merged):
         if folder.is_relative_to(run_dir / "adapters"):
             typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:
@@ -270,10 +238,10 @@ def export(
 
 @app.command()
 def tasks() -> None:
-    """List the tasks and base models that can be had by name."""
-    from airpfed.experiment.run import catalogue
+    """List the tasks and base models that have a name."""
+    from airpfed.experiment.run import catalogue_lines
 
-    for line in catalogue():
+    for line in catalogue_lines():
         typer.echo(line)
 
 
@@ -281,22 +249,43 @@ def tasks() -> None:
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="directories of runs")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.html", help="where; default RUN_DIR/report.html of one run")
+        OptionalPath, typer.Option(metavar="FILE.html", help="output; default RUN_DIR/report.html of one run")
     ] = None,
 ) -> None:
-    """Write report.html of a run again, or one page of several runs side by side."""
-    from airpfed.experiment.artifacts import written_to
+    """Write report.html of a run again, or one page of several runs."""
+    from airpfed.experiment.artifacts import check_output_file
     from airpfed.report.page import write
 
     if out is not None:
-        written_to(out, ".html")
+        check_output_file(out, ".html")
     typer.echo(write(*run_dirs, out=out))
 
 
+def _command() -> str:
+    return "airpfed " + shlex.join(sys.argv[1:])
+
+
+def _print_table(table: "Table", width: int = 160) -> None:
+    """Print a table on standard output. width: in characters, if the output is not a terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def _show_means(result: "Report", as_json: bool) -> None:
+    """Print the table of a sweep or a comparison."""
+    from airpfed.sweeps.console import table
+
+    if as_json:
+        typer.echo(json.dumps(result.tree))
+    else:
+        _print_table(table(result.found, result.against), 200)
+
+
 def main() -> None:
-    """Entry point: what the user can put right is one line and exit code 2."""
-    # Threads that wait spin shortly and then sleep: without a bound, two runs on the same cores stall each other;
-    # without any spinning a round takes a fifth longer. Set before torch is loaded; GNU's OpenMP reads it.
+    """Run the command line. A fault that the user can correct is one line and exit code 2."""
+    # Waiting threads spin shortly and then sleep. Without a limit, two runs on the same cores stall each other; without
+    # any spinning, a round takes a fifth longer. GNU's OpenMP reads the variable when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(standalone_mode=True)

@@ -27,9 +27,9 @@ FEW = "adapters.layers=last-3"
 
 
 def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
-    settings = settings_file.read(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
+    settings = settings_file.read_settings(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-    return build.experiment(settings, build.load_tasks(settings))
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def samples(made: Experiment) -> Tensor:
@@ -39,20 +39,20 @@ def samples(made: Experiment) -> Tensor:
 @pytest.mark.parametrize("method", ["centralised", "fedex", "flora"])
 def test_no_design_of_the_air_carries_them(method: str, llama_settings: Path) -> None:
     with pytest.raises(UserError) as caught:
-        settings_file.read(llama_settings, [f"adapters.method={method}"])
+        settings_file.read_settings(llama_settings, [f"adapters.method={method}"])
     assert str(caught.value).count("\n") == 0
-    assert f'adapters.method = "{method}": should go with radio.design = "error_free"' in str(caught.value)
+    assert f'adapters.method = "{method}": needs radio.design = "error_free"' in str(caught.value)
 
 
 def test_centralised_is_one_device_with_the_pooled_data(llama_settings: Path) -> None:
     """Bit for bit, with a batch for every device it stands for; and nothing is sent."""
     central = experiment(llama_settings, "centralised", tasks=1)
-    settings = settings_file.read(
+    settings = settings_file.read_settings(
         llama_settings, ["radio.design=error_free", "adapters.method=fedit", "devices.batch_size=6"]
     )
     settings = settings.model_copy(update={"tasks": settings.tasks[:1]})
     (task,) = build.load_tasks(settings)
-    alone = build.experiment(settings, (replace(task, train=(sum(task.train, ()),)),))
+    alone = build.build_experiment(settings, (replace(task, train=(sum(task.train, ()),)),))
     assert [len(shard) for shard in central.clients.shards] == [20] and central.clients.batch_multiplier == (2,)
     a, b = central.initial, alone.initial
     for _ in range(3):
@@ -187,17 +187,18 @@ def test_a_run_leaves_merged_weights_and_says_why_no_adapters(
         *LOCAL[:1],
         FEW,
     ]
-    assert run.run_job(bert_settings, rounds, out, False, "x") == 0
+    assert run.run_file(bert_settings, rounds, out, False, "x") == 0
     assert (
-        "no adapters: fedex adds to the frozen weights what no LoRA adapter of rank 4 holds" in capsys.readouterr().out
+        "no adapters: fedex changes the frozen weights by more than a LoRA adapter of rank 4 can hold"
+        in capsys.readouterr().out
     )
     assert not (out / "adapters").exists() and (out / "report.html").is_file()
     with pytest.raises(UserError, match="export RUN_DIR --merged"):
-        run.export_job(out, merged=False)
-    assert run.export_job(out, merged=True) == [out / "merged" / name for name in ("colours", "moods")]
+        run.export_run(out, merged=False)
+    assert run.export_run(out, merged=True) == [out / "merged" / name for name in ("colours", "moods")]
     tensors = [load_file(out / "merged" / name / "model.safetensors") for name in ("colours", "moods")]
     assert [one["classifier.weight"].shape[0] for one in tensors] == [2, 3]
-    _, made, state = run.reopen(out)
+    _, made, state = run.reopen_run(out)
     site = sorted(made.clients.backbone.sites)[0]
     for n, one in enumerate(tensors):
         wanted = weight(made, model_of(made.clients, vectors(state), n, 0), site)

@@ -39,8 +39,8 @@ DRAWS = 6
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [*PLAIN, *overrides])
-    made = build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*PLAIN, *overrides])
+    made = build.build_experiment(settings, build.load_tasks(settings))
     if made.monitor is None:
         return made
     radio, seeds = made.monitor.draws.args  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> O
 
 
 def rows(out: Path) -> list[dict]:
-    return [row.model_dump(exclude={"seconds"}) for row in run_files.load(out / "records.jsonl")]
+    return [row.model_dump(exclude={"seconds"}) for row in run_files.load_records(out / "records.jsonl")]
 
 
 def same(a: State, b: State) -> bool:
@@ -77,7 +77,7 @@ def whole(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome
 
 
 def theory_of(out: Path) -> dict[int, Theory]:
-    return {row.round: row.theory for row in run_files.load(out / "records.jsonl") if row.theory}
+    return {row.round: row.theory for row in run_files.load_records(out / "records.jsonl") if row.theory}
 
 
 def test_rounds_are_metered_and_the_probe_set_the_step(whole: tuple[Outcome, Path]) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from airpfed.config.applicability import RULES, effective, idle, kind_of, notes
-from airpfed.config.settings_file import asked, read, write
+from airpfed.config.applicability import RULES, effective_tree, ineffective_keys, settings_notes, task_kind
+from airpfed.config.settings_file import read_new_settings, read_settings, write_settings
 from airpfed.core.errors import UserError
 from airpfed.tasks.catalog import CATALOG
 
@@ -97,76 +97,76 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.key} beside {rule.beside}")
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.key} beside {rule.condition}")
 def test_what_does_nothing_is_refused_with_both_keys_and_what_would_be_right(rule, file):
-    wrong, right = EXAMPLES[rule.key, rule.beside]
-    if rule.beside == "tasks":
+    wrong, right = EXAMPLES[rule.key, rule.condition]
+    if rule.condition == "tasks":
         file.write_text('[[tasks]]\nname = "sst2"\n')
-    read(file, wrong)  # a run that is there is read as it is
+    read_settings(file, wrong)  # a run that is there is read as it is
     with pytest.raises(UserError) as caught:
-        asked(file, wrong)
+        read_new_settings(file, wrong)
     line = str(caught.value)
-    key, beside = rule.key.split(".")[-1], rule.beside.split(".")[-1]
+    key, beside = rule.key.split(".")[-1], rule.condition.split(".")[-1]
     assert "\n" not in line and line.startswith(f"{file}: ")
-    assert key in line and beside.removesuffix("s") in line and line.endswith(rule.right)
-    asked(file, [*wrong, *right])
+    assert key in line and beside.removesuffix("s") in line and line.endswith(rule.remedy)
+    read_new_settings(file, [*wrong, *right])
 
 
 def test_every_rule_has_its_example():
-    assert {(rule.key, rule.beside) for rule in RULES} == set(EXAMPLES)
+    assert {(rule.key, rule.condition) for rule in RULES} == set(EXAMPLES)
 
 
 def test_defaults_never_contradict(file):
     """A key counts where the user wrote it, also at its default; a value that asks for nothing does not."""
     for overrides in ([], ["radio.snr_db=3.0"], ["radio.layout=cell_free"], ["tasks.*.dev_samples=0"]):
-        asked(file, overrides)
-    asked(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.device_column="])
+        read_new_settings(file, overrides)
+    read_new_settings(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.device_column="])
     with pytest.raises(UserError, match="dirichlet_alpha"):
-        asked(file, ["tasks.sst2.dirichlet_alpha=0.5"])
+        read_new_settings(file, ["tasks.sst2.dirichlet_alpha=0.5"])
 
 
 def test_a_key_is_taken_back_by_an_empty_value(file):
     file.write_text(BASE + "[radio]\nsnr_db = 10.0\n")
-    assert asked(file, ["radio.snr_db=", "radio.noise_dbm=-90"]).radio.snr_db is None
+    assert read_new_settings(file, ["radio.snr_db=", "radio.noise_dbm=-90"]).radio.snr_db is None
 
 
 def test_the_theory_matters_to_a_plan_without_a_meter(file):
-    asked(file, ["theory.draws=30"], training=False)
+    read_new_settings(file, ["theory.draws=30"], training=False)
 
 
 def test_more_devices_than_there_are_cannot_be_waited_for(file):
     with pytest.raises(UserError, match=r"federation.min_devices = 99: the tasks have 8 devices; should be at most"):
-        asked(file, ["federation.min_devices=99"])
-    asked(file, ["federation.min_devices=8"])
+        read_new_settings(file, ["federation.min_devices=99"])
+    read_new_settings(file, ["federation.min_devices=8"])
     by_column = ["tasks.sst2.devices=0", "tasks.sst2.split=column", "tasks.sst2.device_column=user"]
-    asked(file, ["federation.min_devices=9", *by_column])
+    read_new_settings(file, ["federation.min_devices=9", *by_column])
 
 
 @pytest.mark.parametrize("overrides", [example[0] + example[1] for example in EXAMPLES.values()])
 def test_written_settings_read_back_and_are_accepted(overrides, file, tmp_path):
     """A run's experiment.toml holds all keys but for those without effect, so that it can be run as it is."""
-    settings = read(file, overrides)
-    write(settings, tmp_path / "experiment.toml")
-    assert read(tmp_path / "experiment.toml") == settings
-    if not list(idle(settings)):
-        assert asked(tmp_path / "experiment.toml") == settings
+    settings = read_settings(file, overrides)
+    write_settings(settings, tmp_path / "experiment.toml")
+    assert read_settings(tmp_path / "experiment.toml") == settings
+    if not list(ineffective_keys(settings)):
+        assert read_new_settings(tmp_path / "experiment.toml") == settings
 
 
 def test_written_settings_keep_what_has_no_effect_but_was_set(file, tmp_path):
-    settings = read(file, ["tasks.sst2.dirichlet_alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
-    write(settings, tmp_path / "experiment.toml")
-    assert read(tmp_path / "experiment.toml") == settings
+    settings = read_settings(file, ["tasks.sst2.dirichlet_alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
+    write_settings(settings, tmp_path / "experiment.toml")
+    assert read_settings(tmp_path / "experiment.toml") == settings
 
 
 def test_the_experiments_contradict_nowhere():
     for path in (Path(__file__).parents[1] / "experiments").glob("*.toml"):
-        asked(path)
+        read_new_settings(path)
 
 
 def test_settings_that_differ_in_what_has_no_effect_are_the_same_run(file):
-    one, other = (read(file, [f"tasks.sst2.dirichlet_alpha={alpha}"]) for alpha in (0.1, 0.2))
-    assert one != other and effective(one) == effective(other)
-    assert effective(one) != effective(read(file, ["tasks.sst2.split=dirichlet"]))
+    one, other = (read_settings(file, [f"tasks.sst2.dirichlet_alpha={alpha}"]) for alpha in (0.1, 0.2))
+    assert one != other and effective_tree(one) == effective_tree(other)
+    assert effective_tree(one) != effective_tree(read_settings(file, ["tasks.sst2.split=dirichlet"]))
 
 
 def test_what_is_generated_is_told_by_the_name():
@@ -175,7 +175,7 @@ def test_what_is_generated_is_told_by_the_name():
 
 
 def test_the_kind_is_that_of_the_task(file):
-    assert [kind_of(task) for task in read(file).tasks] == ["classify", "generate"]
+    assert [task_kind(task) for task in read_settings(file).tasks] == ["classify", "generate"]
 
 
 @pytest.mark.parametrize(
@@ -190,18 +190,18 @@ def test_the_kind_is_that_of_the_task(file):
     ],
 )
 def test_a_3gpp_model_beyond_its_ranges_is_told(overrides, words, file):
-    (line,) = notes(asked(file, ["radio.channel=umi", *overrides]))
+    (line,) = settings_notes(read_new_settings(file, ["radio.channel=umi", *overrides]))
     assert all(word in line for word in [*words, "TR 38.901"])
 
 
 def test_within_its_ranges_nothing_is_told(file):
     for channel in ("umi", "uma", "rma", "rayleigh"):
-        assert notes(asked(file, [f"radio.channel={channel}"])) == []
-    assert notes(asked(file, ["radio.channel=rma", "radio.cell_radius_m=6000.0"])) == []
+        assert settings_notes(read_new_settings(file, [f"radio.channel={channel}"])) == []
+    assert settings_notes(read_new_settings(file, ["radio.channel=rma", "radio.cell_radius_m=6000.0"])) == []
 
 
 def test_a_rule_in_the_optimizers_place_is_told(file):
     overrides = ["adapters.method=fedex", "radio.design=error_free"]
-    assert notes(asked(file, overrides)) == []
-    (line,) = notes(asked(file, [*overrides, "server.lr=0.1"]))
+    assert settings_notes(read_new_settings(file, overrides)) == []
+    (line,) = settings_notes(read_new_settings(file, [*overrides, "server.lr=0.1"]))
     assert "server.lr" in line and "fedex" in line

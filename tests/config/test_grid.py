@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airpfed.config.grid import at, axes_of, changes, points
+from airpfed.config.grid import axes_of, grid_points, name_grid_point, overrides_of
 from airpfed.core.errors import UserError
 
 
@@ -51,9 +51,9 @@ def test_a_range_that_leads_nowhere_is_one_line(text: str) -> None:
 
 def test_joined_keys_change_together() -> None:
     axes = axes_of(["adapters.rank_shared/adapters.rank_personal=8/0,4/4", "run.seed=1,2"])
-    made = points(axes)
+    made = grid_points(axes)
     assert len(made) == 4 and made[0] == ("adapters.rank_shared/adapters.rank_personal=8/0", "run.seed=1")
-    assert changes(made[2]) == ["adapters.rank_shared=4", "adapters.rank_personal=4", "run.seed=1"]
+    assert overrides_of(made[2]) == ["adapters.rank_shared=4", "adapters.rank_personal=4", "run.seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_what_is_wrong_is_one_line(grid: list[str], message: str | None) -> None
 
 
 def test_no_grid_is_one_point() -> None:
-    assert points({}) == [()] and changes(()) == []
+    assert grid_points({}) == [()] and overrides_of(()) == []
 
 
 def test_the_option_and_the_point_are_named() -> None:
     with pytest.raises(UserError, match=r"^--tune server.lr: should be section.key=a,b,c"):
         axes_of(["server.lr"], "--tune")
-    with pytest.raises(UserError, match=r"^--grid at a.b=1 c.d=2: too much"), at(("a.b=1", "c.d=2")):
+    with pytest.raises(UserError, match=r"^--grid at a.b=1 c.d=2: too much"), name_grid_point(("a.b=1", "c.d=2")):
         raise UserError("too much")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airpfed import cli
-from airpfed.config.settings_file import expected
+from airpfed.config.settings_file import read_expected
 
 LINK = """
 [[tasks]]
@@ -125,4 +125,4 @@ def test_expected_results_of_another_shape_are_one_line(file, monkeypatch, capsy
     for wrong in ("expected = 3\n", "expected = { average = 1 }\n", "expected = { average = ['a', 'b'] }\n"):
         file.write_text(wrong + LINK)
         with pytest.raises(UserError, match=r"expected: should be a table of field = \[least, most\]"):
-            expected(file)
+            read_expected(file)

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from airpfed.config.reference import page
+from airpfed.config.reference import reference_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 
 def test_the_reference_page_is_the_one_the_code_generates():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+    assert PAGE.read_text(encoding="utf-8") == reference_page(), "run `make docs`"

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from airpfed.config.schema import Settings
-from airpfed.config.settings_file import parse, read, write
+from airpfed.config.settings_file import parse_settings, read_settings, write_settings
 from airpfed.core.errors import UserError
 
 BASE = """
@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 
 def complaint(path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        read(path, overrides)
+        read_settings(path, overrides)
     return str(caught.value)
 
 
@@ -143,7 +143,7 @@ def test_a_directory_is_no_settings_file(tmp_path):
 
 
 def test_overrides_reach_sections_and_tasks(file):
-    settings = read(
+    settings = read_settings(
         file,
         [
             "radio.antennas=4",
@@ -165,20 +165,20 @@ def test_overrides_reach_sections_and_tasks(file):
 
 
 def test_the_last_override_of_a_key_counts(file):
-    assert read(file, ["run.seed=1", "run.seed=2"]).run.seed == 2
+    assert read_settings(file, ["run.seed=1", "run.seed=2"]).run.seed == 2
 
 
 @pytest.mark.parametrize("overrides", [[], ["radio.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]])
 def test_written_settings_read_back_equal(file, tmp_path, overrides):
-    settings = read(file, overrides)
-    write(settings, tmp_path / "experiment.toml")
-    assert read(tmp_path / "experiment.toml") == settings
+    settings = read_settings(file, overrides)
+    write_settings(settings, tmp_path / "experiment.toml")
+    assert read_settings(tmp_path / "experiment.toml") == settings
 
 
 def test_a_failed_write_leaves_the_settings_written_before(file, tmp_path, monkeypatch):
     """A run that is resumed on a full disk must keep what it was started with."""
     path = tmp_path / "experiment.toml"
-    write(read(file), path)
+    write_settings(read_settings(file), path)
     before = path.read_text()
 
     def full(_descriptor: int) -> None:
@@ -186,7 +186,7 @@ def test_a_failed_write_leaves_the_settings_written_before(file, tmp_path, monke
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write(read(file, ["run.seed=7"]), path)
+        write_settings(read_settings(file, ["run.seed=7"]), path)
     assert path.read_text() == before
 
 
@@ -200,25 +200,27 @@ def test_paths_are_relative_to_the_settings_file(tmp_path, monkeypatch):
         '[model]\nbase = "./base"\n[[tasks]]\nname = "mine"\nsource = "data/mine.csv"\n[[tasks]]\nname = "sst2"\n'
     )
     monkeypatch.chdir(tmp_path)
-    settings = read(Path("study/s.toml"))
+    settings = read_settings(Path("study/s.toml"))
     assert settings.tasks[0].source == str(study / "data" / "mine.csv")
     assert settings.model.base == str(study / "base")
     assert settings.tasks[1].source == "sst2"
-    write(settings, tmp_path / "elsewhere.toml")
-    assert read(tmp_path / "elsewhere.toml") == settings
+    write_settings(settings, tmp_path / "elsewhere.toml")
+    assert read_settings(tmp_path / "elsewhere.toml") == settings
 
 
 def test_expected_results_may_stand_beside_the_settings(file):
-    plain = read(file)
+    plain = read_settings(file)
     file.write_text(BASE + "\n[expected]\naverage = 0.8\n")
-    assert read(file) == plain
+    assert read_settings(file) == plain
 
 
 def test_settings_are_frozen(file):
-    settings = read(file)
+    settings = read_settings(file)
     with pytest.raises(ValidationError, match="frozen"):
         settings.radio.antennas = 3
 
 
 def test_defaults_of_every_section_are_valid():
-    assert parse({"tasks": [{"name": "sst2"}]}, "nowhere") == Settings.model_validate({"tasks": [{"name": "sst2"}]})
+    assert parse_settings({"tasks": [{"name": "sst2"}]}, "nowhere") == Settings.model_validate(
+        {"tasks": [{"name": "sst2"}]}
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airpfed.core.heap import uncollected
+from airpfed.core.memory import without_garbage_collection
 
 
 class Cycle:
@@ -23,7 +23,7 @@ def as_in_a_new_process() -> Iterator[None]:
 
 def test_only_the_first_block_is_without_collection() -> None:
     for first in (True, False):
-        with uncollected():
+        with without_garbage_collection():
             assert gc.isenabled() is not first
             gone = weakref.ref(Cycle())
         assert gc.isenabled()
@@ -32,7 +32,7 @@ def test_only_the_first_block_is_without_collection() -> None:
 
 
 def test_after_an_error_it_is_on_again() -> None:
-    with pytest.raises(OSError), uncollected():
+    with pytest.raises(OSError), without_garbage_collection():
         raise OSError
     assert gc.isenabled()
 
@@ -40,7 +40,7 @@ def test_after_an_error_it_is_on_again() -> None:
 def test_who_has_switched_it_off_finds_it_off() -> None:
     gc.disable()
     try:
-        with uncollected():
+        with without_garbage_collection():
             pass
         assert not gc.isenabled()
     finally:

@@ -89,7 +89,7 @@ def settings_of(study: Path, source: str, *overrides: str) -> Settings:
     (study / "s.toml").write_text(
         f'[[tasks]]\nname = "mine"\nsource = "{source}"\ndev_samples = 4\ntest_samples = 10\n'
     )
-    return settings_file.read(study / "s.toml", overrides)
+    return settings_file.read_settings(study / "s.toml", overrides)
 
 
 def test_what_is_not_beside_the_settings_is_not_taken_from_the_working_directory(study: Path) -> None:
@@ -107,7 +107,9 @@ def test_what_is_not_beside_the_settings_is_not_taken_from_the_working_directory
 def test_a_base_of_the_hub_is_not_taken_from_the_working_directory(study: Path, name: str) -> None:
     (study / "models" / "tiny").rmdir()
     settings = settings_of(study, "mine.csv", f"model.base={name}")
-    with pytest.raises(UserError, match=f'"{name}": the working directory holds .* "./{name}" is a folder beside'):
+    with pytest.raises(
+        UserError, match=f'"{name}": is also a folder of the working directory, .* write "./{name}" for a folder beside'
+    ):
         build.load_backbone(settings, build.load_tasks(settings))
 
 
@@ -116,8 +118,8 @@ def test_the_folder_of_a_data_set_is_the_one_beside_the_settings(study: Path) ->
     (study.parent / "elsewhere" / "data" / "train.csv").write_text("text,label\nother,a\n")
     settings = settings_of(study, "hf:./data")
     assert build.load_tasks(settings)[0].counts.rows == 40
-    settings_file.write(settings, study.parent / "experiment.toml")
-    assert settings_file.read(study.parent / "experiment.toml") == settings
+    settings_file.write_settings(settings, study.parent / "experiment.toml")
+    assert settings_file.read_settings(study.parent / "experiment.toml") == settings
 
 
 def test_the_endings_of_data_files_are_those_that_are_read() -> None:

@@ -27,40 +27,40 @@ def row(number: int) -> RoundRecord:
 def file(tmp_path):
     path = tmp_path / "records.jsonl"
     for number in (1, 2, 3):
-        run_files.append(path, row(number))
+        run_files.append_record(path, row(number))
     return path
 
 
 def test_what_is_appended_is_loaded(file):
-    assert run_files.load(file) == [row(1), row(2), row(3)]
+    assert run_files.load_records(file) == [row(1), row(2), row(3)]
 
 
 def test_no_file_is_no_record(tmp_path):
-    assert run_files.load(tmp_path / "records.jsonl") == []
+    assert run_files.load_records(tmp_path / "records.jsonl") == []
 
 
 @pytest.mark.parametrize("cut", [1, 10, 200])
 def test_a_last_line_cut_short_is_dropped(file, cut):
     text = file.read_text()
     file.write_text(text[: -1 - cut])
-    assert run_files.load(file) == [row(1), row(2)]
+    assert run_files.load_records(file) == [row(1), row(2)]
 
 
 def test_a_last_line_without_its_newline_is_whole(file):
     file.write_text(file.read_text().rstrip("\n"))
-    assert run_files.load(file) == [row(1), row(2), row(3)]
+    assert run_files.load_records(file) == [row(1), row(2), row(3)]
 
 
 def test_a_bad_line_in_the_middle_is_refused(file):
     first, second, third = file.read_text().splitlines()
     file.write_text("\n".join([first, second[:-5], third]) + "\n")
     with pytest.raises(UserError, match=rf"{file}: line 2 is not a round's record"):
-        run_files.load(file)
+        run_files.load_records(file)
 
 
 def test_rewriting_replaces_all_lines(file):
-    run_files.rewrite(file, [row(1)])
-    assert run_files.load(file) == [row(1)]
+    run_files.write_records(file, [row(1)])
+    assert run_files.load_records(file) == [row(1)]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(file, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        run_files.rewrite(file, [row(1)])
+        run_files.write_records(file, [row(1)])
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
@@ -128,11 +128,11 @@ def likely(values: st.SearchStrategy) -> st.SearchStrategy:
 @settings(max_examples=200, deadline=None)
 def test_whatever_a_round_comes_to_is_written_as_finite_numbers_and_read_again(tmp_path_factory, row_):
     path = tmp_path_factory.mktemp("r") / "records.jsonl"
-    run_files.append(path, row_)
+    run_files.append_record(path, row_)
 
     def finite(tree):
         if isinstance(tree, float):
-            return math.isfinite(tree) and abs(tree) <= run_files.LARGEST
+            return math.isfinite(tree) and abs(tree) <= run_files.MAX_NUMBER
         parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
         return all(finite(part) for part in parts)
 
@@ -140,10 +140,10 @@ def test_whatever_a_round_comes_to_is_written_as_finite_numbers_and_read_again(t
         raise AssertionError(f"{text} is no JSON")
 
     assert finite(json.loads(path.read_text(), parse_constant=refused))
-    (read,) = run_files.load(path)
+    (read,) = run_files.load_records(path)
     assert read.model_dump_json() == row_.model_dump_json() == path.read_text().rstrip()
-    run_files.rewrite(path, [read])
-    assert run_files.load(path)[0].model_dump_json() == row_.model_dump_json()
+    run_files.write_records(path, [read])
+    assert run_files.load_records(path)[0].model_dump_json() == row_.model_dump_json()
     run_files.write_json(path.with_name("ledger.json"), row_.ledger)
     ledger = run_files.read_json(path.with_name("ledger.json"), Ledger)
     assert ledger.model_dump_json() == row_.ledger.model_dump_json()
@@ -156,7 +156,7 @@ def test_a_number_that_no_round_writes_is_refused(file, number):
     text = file.read_text().replace('"pi":0.2', f'"pi":{number}', 1)
     file.write_text(text)
     with pytest.raises(UserError, match=rf"{file}: line 1 is not a round's record"):
-        run_files.load(file)
+        run_files.load_records(file)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_what_is_no_file_is_one_line(place, tmp_path):
     with pytest.raises(UserError, match=rf"{path}: "):
         run_files.load_summary(path)
     with pytest.raises((UserError, OSError), match=str(tmp_path)):
-        run_files.load(path)
+        run_files.load_records(path)
 
 
 def test_records_belong_to_their_summary(file, tmp_path):
-    run_files.together(tmp_path, None, run_files.load(file))
+    run_files.check_rounds(tmp_path, None, run_files.load_records(file))
     for rows in ([row(1), row(3)], [row(1), row(1)], [row(2)]):
         with pytest.raises(UserError, match="should hold rounds"):
-            run_files.together(tmp_path, None, rows)
+            run_files.check_rounds(tmp_path, None, rows)

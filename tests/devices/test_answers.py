@@ -26,8 +26,8 @@ WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, ["tasks.*.test_samples=40", *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, ["tasks.*.test_samples=40", *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def random_vectors(made: Experiment) -> Vectors:

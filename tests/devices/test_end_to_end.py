@@ -26,8 +26,8 @@ def test_gradients_are_those_of_padded_samples(
     changes.append(f"model.max_tokens={tokens}")
     if kind == "generate":
         changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
-    read = settings_file.read(llama_settings, changes)
-    made = build.experiment(read, build.load_tasks(read))
+    read = settings_file.read_settings(llama_settings, changes)
+    made = build.build_experiment(read, build.load_tasks(read))
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     plan, _ = batches(made.clients, made.initial.devices.cursors, 10, 1)
@@ -48,8 +48,8 @@ def test_gradients_are_those_of_padded_samples(
 def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would(
     llama_settings: Path, at_once: int
 ) -> None:
-    read = settings_file.read(llama_settings, [])
-    made = build.experiment(read, build.load_tasks(read))
+    read = settings_file.read_settings(llama_settings, [])
+    made = build.build_experiment(read, build.load_tasks(read))
     plan, _ = batches(made.clients, made.initial.devices.cursors, 3, 1)
     tokens = [sum(len(made.clients.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
     for size in range(at_once, 6):

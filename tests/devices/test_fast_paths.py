@@ -64,8 +64,8 @@ def base(folder: Path, name: str) -> Path:
 
 
 def made_of(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, ["devices.batch_size=3", *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, ["devices.batch_size=3", *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 @pytest.mark.parametrize("layers", ["all", "last-1"])
@@ -126,11 +126,11 @@ def test_what_is_fast_and_what_is_slow_is_as_measured(tmp_path: Path) -> None:
 
 def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault makes one way wrong by 2 %, or makes it raise."""
-    settings = settings_file.read(llama_settings, ["adapters.layers=last-4"])
+    settings = settings_file.read_settings(llama_settings, ["adapters.layers=last-4"])
     tasks = build.load_tasks(settings)
-    prepared = build.prepared(settings, tasks)
+    prepared = build.build_preparation(settings, tasks)
     monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
-    assert all(vars(build.experiment(settings, tasks, prepared).clients.backbone.paths).values())
+    assert all(vars(build.build_experiment(settings, tasks, prepared).clients.backbone.paths).values())
 
     from airpfed.devices import gradients as fleets
     from airpfed.devices import prefix_cache
@@ -141,16 +141,16 @@ def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkey
         patch.setattr(
             prefix_cache.PrefixCache, "rows", lambda *a: None if (r := real(*a)) is None else [1.02 * x for x in r]
         )
-        found = build.experiment(settings, tasks, prepared)
+        found = build.build_experiment(settings, tasks, prepared)
     assert not found.clients.backbone.paths.prefix and "layers below" in found.notes[0] and "off by" in found.notes[0]
     packed = fleets.packed_losses
     with monkeypatch.context() as patch:
         patch.setattr(fleets, "packed_losses", lambda *a: 1.02 * packed(*a))
-        found = build.experiment(settings, tasks, prepared)
+        found = build.build_experiment(settings, tasks, prepared)
     assert not found.clients.backbone.paths.packing and found.clients.backbone.paths.prefix
     with monkeypatch.context() as patch:
         patch.setattr(adapters.LowRank, "backward", lambda *_a: 1 / 0)
-        found = build.experiment(settings, tasks, prepared)
+        found = build.build_experiment(settings, tasks, prepared)
     assert not found.clients.backbone.paths.fused and "ZeroDivisionError" in found.notes[0]
     assert attention.NAME
 
@@ -210,7 +210,7 @@ def test_a_measurement_is_kept_by_what_it_depends_on(
 
 
 def test_a_base_that_is_no_numbers_is_named_before_round_1(llama_settings: Path, tmp_path: Path) -> None:
-    settings = settings_file.read(llama_settings, [])
+    settings = settings_file.read_settings(llama_settings, [])
     model = AutoModelForCausalLM.from_pretrained(settings.model.base)
     with torch.no_grad():
         model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from airpfed.config import settings_file
-from airpfed.core import spill
+from airpfed.core import memory
 from airpfed.devices.gradients import Clients, batches, draw, gradients, held, sample_losses, stacked_loss
 from airpfed.experiment import build
 from airpfed.model.adapters import SCOPES, blocks_of
@@ -36,8 +36,8 @@ CASES = {
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [f"devices.batch_size={BATCH}", *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [f"devices.batch_size={BATCH}", *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
@@ -242,7 +242,7 @@ def test_gradients_in_a_file_are_those_in_memory(llama_settings: Path) -> None:
     """One round through model and air: where gradients lie changes nothing, bit for bit."""
     made = [experiment(llama_settings, f"devices.gradients_gb={room}") for room in (1.0, 0.0)]
     states, rows = zip(*(play_round(one, one.initial) for one in made), strict=True)
-    assert not spill.filed(held(made[0].clients)["task"]) and spill.filed(held(made[1].clients)["task"])
+    assert not memory.is_spilled(held(made[0].clients)["task"]) and memory.is_spilled(held(made[1].clients)["task"])
     for a, b in zip(vectors(states[0]).values(), vectors(states[1]).values(), strict=True):
         assert torch.equal(a, b)
     assert rows[0].mse == rows[1].mse and rows[0].loss == rows[1].loss

@@ -34,8 +34,8 @@ def settings(request: pytest.FixtureRequest) -> Path:
 
 
 def experiment(settings: Path, *changes: str) -> Experiment:
-    read = settings_file.read(settings, ["run.threads=3", *changes])
-    return build.experiment(read, build.load_tasks(read))
+    read = settings_file.read_settings(settings, ["run.threads=3", *changes])
+    return build.build_experiment(read, build.load_tasks(read))
 
 
 def alone(work: object, *given: object) -> object:

@@ -21,8 +21,10 @@ KINDS = pytest.mark.parametrize("kind", ["llama", "bert"])
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(
+        file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides]
+    )
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 @pytest.fixture

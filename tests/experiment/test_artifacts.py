@@ -11,7 +11,15 @@ import pytest
 from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.experiment import artifacts
-from airpfed.experiment.artifacts import FILES, FOLDERS, claim, claimed, fresh_folder, newest_folder, tidied
+from airpfed.experiment.artifacts import (
+    FILES,
+    FOLDERS,
+    check_folder,
+    claim_folder,
+    clean_up,
+    fresh_folder,
+    newest_folder,
+)
 
 NOTHING_DONE = {"experiment.toml", "environment.json", "layout.json", "first", "run.json", "base.json"}
 """What a run leaves that is killed before its first checkpoint is whole."""
@@ -41,7 +49,7 @@ def test_whatever_is_there_of_a_run_a_new_one_is_refused(count: int, tmp_path: P
         out = made(tmp_path / str(number), names)
         before = tree(out)
         with pytest.raises(UserError, match="holds a run already"):
-            claim(out, resume=False)
+            check_folder(out, resume=False)
         assert tree(out) == before
 
 
@@ -51,41 +59,41 @@ def test_a_run_without_its_checkpoint_begins_again_only_if_nothing_was_done(coun
         out = made(tmp_path / str(number), names)
         before = tree(out)
         if set(names) <= NOTHING_DONE:
-            claim(out, resume=True)
+            check_folder(out, resume=True)
         else:
             with pytest.raises(UserError, match=r"latest.json: missing, and rounds were done here"):
-                claim(out, resume=True)
+                check_folder(out, resume=True)
         assert tree(out) == before
         made(out, ("latest",))
-        claim(out, resume=True)
+        check_folder(out, resume=True)
 
 
 def test_no_record_yet_is_no_round(tmp_path: Path) -> None:
     made(tmp_path, ("experiment.toml", "first"))
     (tmp_path / "records.jsonl").touch()
-    claim(tmp_path, resume=True)
+    check_folder(tmp_path, resume=True)
 
 
 def test_a_folder_of_the_users_own_is_taken_and_left(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("own")
     (tmp_path / "adapter").mkdir()
-    claim(tmp_path, resume=False)
+    check_folder(tmp_path, resume=False)
     with pytest.raises(UserError, match="nothing to resume"):
-        claim(tmp_path, resume=True)
-    tidied(tmp_path)
+        check_folder(tmp_path, resume=True)
+    clean_up(tmp_path)
     assert tree(tmp_path) == {"notes.txt": "own"}
 
 
 def test_a_federation_that_was_killed_before_its_first_file_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "flower").mkdir()
     (tmp_path / "federation.log").touch()
-    claim(tmp_path, resume=True)
+    check_folder(tmp_path, resume=True)
 
 
 def test_killed_before_its_first_file_a_run_can_be_resumed(tmp_path: Path) -> None:
-    claim(tmp_path, resume=True)
-    files.temporary(tmp_path / "experiment.toml").write_text("")
-    claim(tmp_path, resume=True)
+    check_folder(tmp_path, resume=True)
+    files.temporary_path(tmp_path / "experiment.toml").write_text("")
+    check_folder(tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
@@ -98,7 +106,7 @@ def test_what_is_of_another_kind_is_refused(name: str, resume: bool, tmp_path: P
     else:
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{tmp_path / name}: should be" if resume else "holds a run already"):
-        claim(tmp_path, resume)
+        check_folder(tmp_path, resume)
 
 
 @pytest.mark.parametrize("stem", ["exp", "a[b]c", "x*", "t.o"])
@@ -118,10 +126,10 @@ def test_the_newest_run_is_of_this_file_and_no_other(stem: str, tmp_path: Path) 
 
 def test_a_fresh_folder_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert claimed(None, "exp", False) == Path("runs/exp")
+    assert claim_folder(None, "exp", False) == Path("runs/exp")
     made(Path("runs/exp"), ("layout.json",))
-    assert claimed(None, "exp", False) == fresh_folder(Path("runs"), "exp") == Path("runs/exp-2")
-    assert claimed(None, "exp", True) == Path("runs/exp")
+    assert claim_folder(None, "exp", False) == fresh_folder(Path("runs"), "exp") == Path("runs/exp-2")
+    assert claim_folder(None, "exp", True) == Path("runs/exp")
 
 
 def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path: Path) -> None:
@@ -131,9 +139,9 @@ def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path: Path) 
     (tmp_path / f".notes.{done.pid}").write_text("the user's own")
     before = tree(tmp_path)
     for place in ("", "checkpoint", "adapters", "merged", "adapters/a"):
-        (tmp_path / place / f".latest.json.{files.machine()}.{done.pid}").write_text("")
-        (tmp_path / place / f".a.{files.machine()}.{done.pid}").mkdir()
-    tidied(tmp_path)
+        (tmp_path / place / f".latest.json.{files.machine_id()}.{done.pid}").write_text("")
+        (tmp_path / place / f".a.{files.machine_id()}.{done.pid}").mkdir()
+    clean_up(tmp_path)
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.rglob(".*")] == [f".notes.{done.pid}"]
-    assert artifacts.traces(tmp_path) == [*FILES, *FOLDERS]
+    assert artifacts.files_of_run(tmp_path) == [*FILES, *FOLDERS]

@@ -8,13 +8,13 @@ import torch
 from airpfed.air import geometry
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.config.schema import RadioSettings
-from airpfed.experiment import build_uplink
+from airpfed.experiment.build.uplink import build_network, impairments_of, personal_rows_of
 
 TASK_OF = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2])
 
 
 def made(seed: int = 0, **changes):
-    return build_uplink.network(RadioSettings(**changes), seed, TASK_OF, 3)
+    return build_network(RadioSettings(**changes), seed, TASK_OF, 3)
 
 
 def test_a_single_cell_has_its_station_at_the_centre():
@@ -69,17 +69,13 @@ def test_rician_keeps_the_mean_gain():
 
 
 def test_impairments_are_linear_and_off_by_default():
-    assert build_uplink.harm_of(RadioSettings()) == NONE
-    found = build_uplink.harm_of(
-        RadioSettings(phase_error_deg=90.0, clipping_db=3.0, outage=0.1, fade_truncation_db=10.0)
-    )
+    assert impairments_of(RadioSettings()) == NONE
+    found = impairments_of(RadioSettings(phase_error_deg=90.0, clipping_db=3.0, outage=0.1, fade_truncation_db=10.0))
     assert vars(found) == pytest.approx(vars(Impairments(math.pi / 2, 10**0.3, 0.1, 0.1)))
 
 
 def test_groups_of_one_kind_share_a_place_in_the_memory():
     block_ranges = dict.fromkeys(("A", "B", "head"), (0, 4))
-    assert build_uplink.rows_of({"A": block_ranges["A"], "B": block_ranges["B"]}, block_ranges) == (0, 1, 2)
-    assert build_uplink.rows_of({"A": block_ranges["A"], "B": block_ranges["B"]}, {"head": block_ranges["head"]}) == (
-        2,
-    )
-    assert build_uplink.rows_of({"B": block_ranges["B"]}, {"A": block_ranges["A"], "B": block_ranges["B"]}) == (1, 0)
+    assert personal_rows_of({"A": block_ranges["A"], "B": block_ranges["B"]}, block_ranges) == (0, 1, 2)
+    assert personal_rows_of({"A": block_ranges["A"], "B": block_ranges["B"]}, {"head": block_ranges["head"]}) == (2,)
+    assert personal_rows_of({"B": block_ranges["B"]}, {"A": block_ranges["A"], "B": block_ranges["B"]}) == (1, 0)

@@ -9,14 +9,14 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import DataReport
 from airpfed.experiment import build
-from airpfed.experiment.data_report import data_lines, data_report
-from airpfed.experiment.run import run_job
+from airpfed.experiment.data_report import data_lines, report_data
+from airpfed.experiment.run import run_file
 
 
 def reports(file: Path, *overrides: str) -> dict[str, DataReport]:
-    settings = settings_file.read(file, overrides)
+    settings = settings_file.read_settings(file, overrides)
     tasks = build.load_tasks(settings)
-    return data_report(settings, tasks, build.experiment(settings, tasks))
+    return report_data(settings, tasks, build.build_experiment(settings, tasks))
 
 
 def rows(file: Path, name: str, lines: list[str]) -> None:
@@ -44,8 +44,8 @@ def test_counts_of_a_table(llama_settings: Path) -> None:
     lines = data_lines({"colours": report})
     assert lines[0].startswith("task colours: 2 devices x 34 samples, dev 6, test 20; classes (train/test) red ")
     assert lines[0].endswith(
-        "left out of 100 rows: 2 without text or label, 3 duplicates (1 of another class or answer than the first, "
-        "which stays)"
+        "left out of 100 rows: 2 without text or label, 3 duplicates (1 of another class or answer than the "
+        "retained row)"
     )
     assert lines[1] == f"  model.max_tokens cuts {report.prompts_cut:.1%} of the prompts (median 31 tokens)"
 
@@ -56,7 +56,7 @@ def test_prompts_that_are_one_once_cut_are_counted(llama_settings: Path) -> None
     rows(llama_settings, "colours", [f"{text},{('red', 'blue')[i % 2]}" for i, text in enumerate(middle)])
     report = reports(llama_settings)["colours"]
     assert report.alike_when_cut == report.test == 12 and report.prompts_cut == 1.0
-    assert "12 of 12 test prompts are, once cut to tokens, those of a training sample" in report.notes
+    assert "12 of 12 test prompts equal those of a training sample when cut to tokens" in report.notes
     assert reports(llama_settings, "model.max_tokens=32")["colours"].alike_when_cut == 0
 
 
@@ -76,7 +76,7 @@ def test_classes_that_are_nowhere_are_told(llama_settings: Path) -> None:
     assert 0 in report.classes["it"]
     rows(llama_settings, "moods", [f"{text},{'it' if i < 2 else 'bad'}" for i, text in enumerate(texts)])
     one = reports(llama_settings, "tasks.moods.test_samples=1", 'tasks.moods.labels={it=" it",bad=" bad",good=" good"}')
-    assert any(note.startswith("the test split holds the one class ") for note in one["moods"].notes)
+    assert any(note.startswith("the test split has only class ") for note in one["moods"].notes)
     assert any(note.startswith("no device has a sample of class ") and "good" in note for note in one["moods"].notes)
 
 
@@ -88,16 +88,18 @@ def test_answers_without_their_end_are_told(llama_settings: Path) -> None:
     overrides = ["tasks.colours.kind=generate", "tasks.colours.labels={}", "tasks.colours.prompt={text} :"]
     report = reports(llama_settings, *overrides)["colours"]
     assert report.classes == {} and 0.2 < report.answers_cut < 0.8 and report.answers_cut_tokens == 16
-    assert data_lines({"colours": report})[-1].endswith("of the answers (median 16 tokens): no end is learnt of them")
+    assert data_lines({"colours": report})[-1].endswith(
+        "of the answers (median 16 tokens): the model does not learn their end"
+    )
 
 
 def test_a_server_without_the_devices_data_tells_what_it_knows(llama_settings: Path) -> None:
     pytest.importorskip("flwr")
     from airpfed.federation import build_federation
 
-    settings = settings_file.read(llama_settings)
+    settings = settings_file.read_settings(llama_settings)
     tasks = build_federation.server_tasks(settings, deployed=True)
-    report = data_report(settings, tasks, build_federation.server(settings, tasks)[0])["moods"]
+    report = report_data(settings, tasks, build_federation.server(settings, tasks)[0])["moods"]
     assert (report.devices, report.samples_most, report.test, report.notes) == (3, 0, 12, [])
     assert data_lines({"moods": report})[0].startswith(
         "task moods: 3 devices with their own samples, dev 6, test 12; classes (test) good "
@@ -107,7 +109,7 @@ def test_a_server_without_the_devices_data_tells_what_it_knows(llama_settings: P
 def test_a_run_tells_its_data_and_keeps_it(
     llama_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_job(llama_settings, ["server.rounds=1"], tmp_path / "run", False, "airpfed run") == 0
+    assert run_file(llama_settings, ["server.rounds=1"], tmp_path / "run", False, "airpfed run") == 0
     kept = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
     found = {name: DataReport.model_validate(report) for name, report in kept.items()}
     assert found == reports(llama_settings)
@@ -117,7 +119,7 @@ def test_a_run_tells_its_data_and_keeps_it(
 
 
 def test_tasks_that_split_alike_by_way_of_others_share_a_shuffle(llama_settings: Path) -> None:
-    settings = settings_file.read(llama_settings)
+    settings = settings_file.read_settings(llama_settings)
     first = settings.tasks[0]
 
     def shares(**leads: str) -> list[str]:

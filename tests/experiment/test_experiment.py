@@ -14,8 +14,8 @@ from airpfed.training.state import OptimizedParameters, ServerStep, update
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, overrides)
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, overrides)
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def test_the_hook_that_checks_shapes_is_on() -> None:
@@ -64,9 +64,9 @@ def test_the_theory_refuses_a_link_that_claims_nothing(overrides, words, llama_s
 def test_a_heads_scope_is_for_a_base_with_a_head(llama_settings: Path) -> None:
     """Told where a run begins; a run that is there is opened as it is."""
     base = experiment(llama_settings, "adapters.head=global").clients.backbone
-    build.head_applies(settings_file.read(llama_settings, ["adapters.head=task"]), base)
+    build.check_head_scope(settings_file.read_settings(llama_settings, ["adapters.head=task"]), base)
     with pytest.raises(UserError, match=r'adapters\.head = "global": does nothing'):
-        build.head_applies(settings_file.read(llama_settings, ["adapters.head=global"]), base)
+        build.check_head_scope(settings_file.read_settings(llama_settings, ["adapters.head=global"]), base)
 
 
 def test_a_classifier_cannot_generate(bert_settings: Path) -> None:

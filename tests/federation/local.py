@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.experiment.console import open_screen
+from airpfed.experiment.console import open_console
 from airpfed.federation import build_federation
 from airpfed.federation.client_app import app_of
 from airpfed.federation.device import Device, handle
@@ -110,9 +110,9 @@ def served(
     device_of_node: dict[int, int] | None = None,
 ) -> Served:
     """A whole run over the grid, and the lines it said."""
-    settings = settings_file.read(file, overrides)
+    settings = settings_file.read_settings(file, overrides)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
-    with log.open("a") as lines, open_screen(settings.server.rounds, lines) as screen:
-        outcome = serve(grid, settings, out, resume, "x", device_of_node, screen, lambda: False)
+    with log.open("a") as lines, open_console(settings.server.rounds, lines) as console:
+        outcome = serve(grid, settings, out, resume, "x", device_of_node, console, lambda: False)
     return Served(outcome, log.read_text().splitlines())

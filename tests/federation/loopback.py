@@ -88,7 +88,7 @@ class Loopback:
         self.processes.pop(name).wait()
 
     def rows(self) -> list[RoundRecord]:
-        return run_files.load(self.out / "records.jsonl")
+        return run_files.load_records(self.out / "records.jsonl")
 
     def wait_for_round(self, number: int) -> None:
         def done() -> bool:

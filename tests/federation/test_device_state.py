@@ -31,7 +31,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
-    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), SETTINGS)
+    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), SETTINGS)
 
 
 @pytest.fixture(scope="module")

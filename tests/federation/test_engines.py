@@ -34,7 +34,7 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
 def rows(out: Path) -> tuple[list[Any], list[tuple[int, int]]]:
     """Records without what clocks and wires say, and the bytes computed and counted."""
     found_rows, counted = [], []
-    for row in run_files.load(out / "records.jsonl"):
+    for row in run_files.load_records(out / "records.jsonl"):
         tree = row.model_dump(exclude={"seconds"})
         counted.append((row.ledger.payload_bytes, tree["ledger"].pop("uplink_bytes")))
         tree["ledger"].pop("downlink_bytes")
@@ -53,8 +53,8 @@ def exported(out: Path, devices: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("case", CASES)
 def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings: Path, tmp_path: Path) -> None:
     overrides = [*CASES[case], *SMALL]
-    assert run.run_job(llama_settings, overrides, tmp_path / "sim", False, "x") == 0
-    devices = local_devices(settings_file.read(llama_settings, overrides), tmp_path / "devices")
+    assert run.run_file(llama_settings, overrides, tmp_path / "sim", False, "x") == 0
+    devices = local_devices(settings_file.read_settings(llama_settings, overrides), tmp_path / "devices")
     served(llama_settings, overrides, tmp_path / "fed", grid_of(devices))
     connected, there = tensors(tmp_path / "sim"), tensors(tmp_path / "fed")
     own = {key for key in connected if key.startswith("devices.own") and key != "devices.own.updates"}
@@ -70,8 +70,8 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
 
 
 def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
-    settings = settings_file.read(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
-    made = build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
+    made = build.build_experiment(settings, build.load_tasks(settings))
     assert made.devices_per_pass > 1
     states = []
     for chunk in (made.devices_per_pass, 1):

@@ -37,7 +37,7 @@ WRONG = 2
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
-    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), BASE)
+    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), BASE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def start(settings: Settings) -> Start:
 @pytest.fixture(scope="module")
 def plain(settings: Settings) -> Experiment:
     """The simulator's experiment."""
-    return build.experiment(settings, build.load_tasks(settings))
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 SEEN: dict[str, State] = {}
@@ -368,7 +368,7 @@ def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: 
     """A resumed run's round may begin without a device that the broken one had."""
     file = make_settings(tmp_path, tiny_llama)
     overrides = [*BASE, "server.rounds=1", "tasks.*.test_samples=2", f"federation.min_devices={least}"]
-    grid = grid_of(local_devices(settings_file.read(file, overrides), tmp_path / "devices"))
+    grid = grid_of(local_devices(settings_file.read_settings(file, overrides), tmp_path / "devices"))
     lines = served(file, overrides, tmp_path / "out", grid).lines
     identity_of = [line for line in lines if "need not end in the same bits" in line]
     assert [line.startswith("federation.min_devices = 4 of 5: ") for line in identity_of] == [True] * (least == 4)

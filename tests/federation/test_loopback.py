@@ -115,7 +115,7 @@ FAULTY = (
 
 def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
     """The simulator with the absences that the federation wrote down."""
-    settings = settings_file.read(file)
+    settings = settings_file.read_settings(file)
 
     def collect(experiment: Experiment, state: State) -> RoundGradients:
         result = simulate_gradients(experiment, state)
@@ -123,7 +123,7 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
             rows[absent[state.round]] = torch.nan
         return result
 
-    made = replace(build.experiment(settings, build.load_tasks(settings)), collect=collect)
+    made = replace(build.build_experiment(settings, build.load_tasks(settings)), collect=collect)
     state = made.initial
     for _ in absent:
         state, _ = play_round(made, state)
@@ -200,9 +200,10 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
     assert torch.equal(parameters(out), torch.cat([
         state.server.shared.value.flatten(), state.server.personal.value.flatten(),
     ]))  # fmt: skip
-    settings = settings_file.read(out / "experiment.toml")
+    settings = settings_file.read_settings(out / "experiment.toml")
     wanted = [
-        adapters(folder) for folder in artifacts.adapters(settings, made, state, tmp_path / "simulated", merged=False)
+        adapters(folder)
+        for folder in artifacts.export_adapters(settings, made, state, tmp_path / "simulated", merged=False)
     ]
     own = [adapters(site / f"device-{k}" / "state") for k in range(3)]
     assert [list(one.values()) for one in own] == [list(one.values()) for one in wanted]

@@ -32,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 @pytest.fixture(scope="module")
 def site(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fed") / "site"
-    steps = provision(folder, settings_file.read(file), PLAN)
+    steps = provision(folder, settings_file.read_settings(file), PLAN)
     assert (folder / "README.txt").read_text() == "\n".join(steps) + "\n"
     return folder
 
@@ -47,7 +47,7 @@ def test_every_device_has_a_folder_with_one_settings_file_and_one_script(site: P
         assert names == {"ca.crt", "device.key", "device.toml", "start.sh", "data.jsonl"}
         assert stat.S_IMODE((home / "device.key").stat().st_mode) == 0o600
         assert stat.S_IMODE(home.stat().st_mode) == 0o700 and (home / "start.sh").stat().st_mode & 0o100
-        assert node_of(settings_file.read(home / "device.toml"), home).device == k
+        assert node_of(settings_file.read_settings(home / "device.toml"), home).device == k
     assert not [path for path in (site / "server").rglob("*") if b"OPENSSH PRIVATE" in _bytes(path)]
 
 
@@ -56,17 +56,19 @@ def _bytes(path: Path) -> bytes:
 
 
 def test_dealt_devices_hold_what_the_simulator_gives_them(site: Path, file: Path) -> None:
-    tasks = build.load_tasks(settings_file.read(file))
+    tasks = build.load_tasks(settings_file.read_settings(file))
     device_of_node = [(n, k) for n, task in enumerate(tasks) for k in range(len(task.train))]
     for device, (n, k) in enumerate(device_of_node):
-        own = build_federation.node_tasks(settings_file.read(site / f"device-{device}" / "device.toml"), device)
+        own = build_federation.node_tasks(
+            settings_file.read_settings(site / f"device-{device}" / "device.toml"), device
+        )
         assert [len(shard) > 0 for one in own for shard in one.train] == [other == device for other in range(5)]
         assert [provisioning.plain(s) for s in own[n].train[k]] == [provisioning.plain(s) for s in tasks[n].train[k]]
         assert [task.labels for task in own] == [task.labels for task in tasks]
 
 
 def test_the_servers_settings_are_the_experiments_with_a_federation(site: Path, file: Path) -> None:
-    before, after = settings_file.read(file), settings_file.read(site / "server" / "experiment.toml")
+    before, after = settings_file.read_settings(file), settings_file.read_settings(site / "server" / "experiment.toml")
     assert after.federation.address == "hub.example:9500" and after.node is None
     assert after.model_copy(update={"federation": before.federation}) == before
 
@@ -74,10 +76,12 @@ def test_the_servers_settings_are_the_experiments_with_a_federation(site: Path, 
 def test_devices_with_their_own_file_keep_the_wording(file: Path, tmp_path: Path) -> None:
     """Without --deal: the task's prompt, columns and labels, and a file that the device's owner puts there."""
     provision(
-        tmp_path / "site", settings_file.read(file), FederationPlan("localhost:9500", ("localhost",), False, 30, 9100)
+        tmp_path / "site",
+        settings_file.read_settings(file),
+        FederationPlan("localhost:9500", ("localhost",), False, 30, 9100),
     )
     home = tmp_path / "site" / "device-3"
-    settings = settings_file.read(home / "device.toml")
+    settings = settings_file.read_settings(home / "device.toml")
     own = settings.tasks[1]
     assert (own.name, own.source, own.prompt) == ("moods", str(home / "data.jsonl"), "{text} Label :")
     assert list(own.labels) == ["good", "bad", "it"] and not (home / "data.jsonl").exists()
@@ -89,7 +93,7 @@ def test_devices_with_their_own_file_keep_the_wording(file: Path, tmp_path: Path
 
 def test_a_server_needs_no_training_samples(file: Path) -> None:
     """Dev and test as in the simulator; a source that holds nothing else is enough."""
-    settings = settings_file.read(file)
+    settings = settings_file.read_settings(file)
     whole, held = build.load_tasks(settings), build_federation.server_tasks(settings, deployed=True)
     for a, b in zip(whole, held, strict=True):
         assert (a.dev, a.test, a.labels, a.source_sha256) == (b.dev, b.test, b.labels, b.source_sha256)
@@ -141,7 +145,7 @@ def test_nobody_trains_on_what_the_server_holds_out(conflict: Path, data: st.Dat
         overrides += [f"tasks.{name}.devices={data.draw(st.integers(1, 3))}"]
         overrides += [f"tasks.{name}.samples_per_device={data.draw(whole)}"]
         overrides += [f"tasks.{name}.split={data.draw(st.sampled_from(['iid', 'dirichlet']))}"]
-    settings = settings_file.read(conflict, overrides)
+    settings = settings_file.read_settings(conflict, overrides)
     dealt, held = build.load_tasks(settings), build_federation.server_tasks(settings, deployed=True)
     assert [(task.dev, task.test) for task in held] == [(task.dev, task.test) for task in dealt]
     train = {sample.prompt for task in dealt for shard in task.train for sample in shard}
@@ -152,13 +156,13 @@ def test_nobody_trains_on_what_the_server_holds_out(conflict: Path, data: st.Dat
 def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path, tmp_path: Path) -> None:
     """The same of what `init --deal` writes, as the devices and the server read it."""
     sizes = ["tasks.*.devices=2", "tasks.*.dev_samples=10", "tasks.*.test_samples=20", "tasks.*.samples_per_device=9"]
-    provision(tmp_path / "site", settings_file.read(conflict, sizes), PLAN)
-    server = settings_file.read(tmp_path / "site" / "server" / "experiment.toml")
+    provision(tmp_path / "site", settings_file.read_settings(conflict, sizes), PLAN)
+    server = settings_file.read_settings(tmp_path / "site" / "server" / "experiment.toml")
     held = build_federation.server_tasks(server, deployed=True)
     kept = {sample.prompt for task in held for sample in (*task.dev, *task.test)}
     for device in range(6):
         own = build_federation.node_tasks(
-            settings_file.read(tmp_path / "site" / f"device-{device}" / "device.toml"), device
+            settings_file.read_settings(tmp_path / "site" / f"device-{device}" / "device.toml"), device
         )
         train = {sample.prompt for task in own for shard in task.train for sample in shard}
         assert len(train) == 9 and not train & kept
@@ -166,11 +170,11 @@ def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path
 
 def test_nothing_is_overwritten(site: Path, file: Path) -> None:
     with pytest.raises(UserError, match="not empty; a federation is founded in a new folder"):
-        provision(site, settings_file.read(file), PLAN)
+        provision(site, settings_file.read_settings(file), PLAN)
 
 
 def test_the_number_of_devices_must_be_known(file: Path, tmp_path: Path) -> None:
-    settings = settings_file.read(
+    settings = settings_file.read_settings(
         file, ["tasks.moods.devices=0", "tasks.moods.split=column", "tasks.moods.device_column=a"]
     )
     with pytest.raises(UserError, match=r"tasks\.moods\.devices = 0: a federation needs"):
@@ -232,7 +236,7 @@ def test_a_certificate_that_has_run_out_is_told(site: Path, tmp_path: Path, monk
     ['adapters.method="rolora"', "theory.meter_every=2", 'server.lr="theory"', "run.cross_eval=true"],
 )
 def test_what_only_the_simulator_does_is_refused_in_a_line(change: str, file: Path, tmp_path: Path) -> None:
-    settings = settings_file.read(file, [change, 'server.optimizer="sgd"'])
+    settings = settings_file.read_settings(file, [change, 'server.optimizer="sgd"'])
     with pytest.raises(UserError, match="not in a federation; `airpfed run` does it"):
         provision(tmp_path / "site", settings, PLAN)
     assert not (tmp_path / "site").exists()
@@ -271,7 +275,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(case: str, file: Path, tm
     if "address" in changed:
         plan = replace(plan, hosts=(host_of(plan.address),))
     with pytest.raises(UserError) as identity_of:
-        provision(tmp_path / "site", settings_file.read(file), plan)
+        provision(tmp_path / "site", settings_file.read_settings(file), plan)
     assert (
         words in str(identity_of.value) and len(str(identity_of.value)) < 300 and str(identity_of.value).isprintable()
     )
@@ -305,7 +309,7 @@ def test_what_can_be_is_founded(address: str, file: Path, tmp_path: Path) -> Non
     plan = replace(
         PLAN, address=address, hosts=(host_of(address), "a" * 60 + "." + "b" * 60), days=36500, write_share=False
     )
-    provision(tmp_path / "site", settings_file.read(file), plan)
+    provision(tmp_path / "site", settings_file.read_settings(file), plan)
     certificates.check_server(tmp_path / "site" / "server", host_of(address))
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
@@ -326,14 +330,14 @@ def test_a_federation_is_founded_at_once_or_not_at_all(
     certificates_made = certificates.new_device
     monkeypatch.setattr(certificates, "new_device", fails)
     with pytest.raises(UserError, match="site: cannot be made: No space left on device"):
-        provision(tmp_path / "site", settings_file.read(file), PLAN)
+        provision(tmp_path / "site", settings_file.read_settings(file), PLAN)
     assert len(made) == 5 and not list(tmp_path.iterdir())
 
 
 def test_all_is_for_its_owner_only_whatever_the_umask(file: Path, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        provision(tmp_path / "site", settings_file.read(file), PLAN)
+        provision(tmp_path / "site", settings_file.read_settings(file), PLAN)
     finally:
         os.umask(before)
     for home in (tmp_path / "site", *(tmp_path / "site").glob("*/")):
@@ -342,7 +346,7 @@ def test_all_is_for_its_owner_only_whatever_the_umask(file: Path, tmp_path: Path
 
 
 def test_more_devices_than_there_are_are_not_waited_for(file: Path, tmp_path: Path) -> None:
-    settings = settings_file.read(file)
+    settings = settings_file.read_settings(file)
     wanted = settings.federation.model_copy(update={"min_devices": 99})
     with pytest.raises(UserError, match=r"federation\.min_devices = 99: should be at most 5"):
         check_federable(settings.model_copy(update={"federation": wanted}))
@@ -377,11 +381,13 @@ def test_damaged_files_of_the_server_are_one_line(name: str, how: str, site: Pat
     damage(server / name, how)
     if how == "missing" and "device-" in name:
         assert server_process.site_of(
-            settings_file.read(server / "experiment.toml"), server / "experiment.toml", tmp_path
+            settings_file.read_settings(server / "experiment.toml"), server / "experiment.toml", tmp_path
         )
         return  # a device whose key is taken out is shut out
     with pytest.raises(UserError) as identity_of:
-        server_process.site_of(settings_file.read(server / "experiment.toml"), server / "experiment.toml", tmp_path)
+        server_process.site_of(
+            settings_file.read_settings(server / "experiment.toml"), server / "experiment.toml", tmp_path
+        )
     line = str(identity_of.value)
     assert Path(name).name.partition(".")[0] in line and "\n" not in line and len(line) < 500, line
 
@@ -393,7 +399,7 @@ def test_damaged_files_of_a_device_are_one_line(name: str, how: str, site: Path,
     damage(home / name, how)
     with pytest.raises((UserError, IsADirectoryError)) as identity_of:
         supervisor.ready(home / "device.toml")
-        build_federation.node_tasks(settings_file.read(home / "device.toml"), 0)
+        build_federation.node_tasks(settings_file.read_settings(home / "device.toml"), 0)
     line = str(identity_of.value)
     assert "\n" not in line and len(line) < 600 and name in line, line
 

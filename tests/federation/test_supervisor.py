@@ -21,7 +21,7 @@ from local import LocalGrid
 from airpfed import cli
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
-from airpfed.core.locks import alone, ended_holder
+from airpfed.core.files import acquire_lock, end_lock_holder
 from airpfed.federation import build_federation, client_app, commands, processes, server_process, supervisor
 from airpfed.federation.ipc import exchange
 from airpfed.federation.message import Packet
@@ -42,7 +42,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     base = tmp_path_factory.mktemp("join")
-    settings = settings_file.read(make_settings(base, tiny_llama), ["devices.chunk=1"])
+    settings = settings_file.read_settings(make_settings(base, tiny_llama), ["devices.chunk=1"])
     provision(base / "site", settings, FederationPlan("localhost:1", ("localhost",), True, 30, 9100))
     return base / "site"
 
@@ -62,7 +62,7 @@ def test_a_killed_trainer_is_started_again_and_answers_the_same(
     """kill -9 between two questions; the second is asked while nobody is there. The model is loaded once a life."""
     monkeypatch.setattr(supervisor, "PAUSES", (0.1,))
     file, socket_path, log = site / "device-0" / "device.toml", tmp_path / "t.sock", tmp_path / "trainer.log"
-    settings = settings_file.read(site / "server" / "experiment.toml")
+    settings = settings_file.read_settings(site / "server" / "experiment.toml")
     sides = build_federation.server(settings, build_federation.server_tasks(settings, deployed=True))
     federation = federation_of(LocalGrid({}), settings, sides, uuid4().hex, None, lambda _: None, lambda: False)
     words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file), str(socket_path)]
@@ -303,12 +303,12 @@ def test_what_a_supernodes_end_means(tmp_path: Path) -> None:
 
 def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
     with (
-        alone(tmp_path / "lock", 1.0),
+        acquire_lock(tmp_path / "lock", 1.0),
         pytest.raises(UserError, match="another process works in this folder"),
-        alone(tmp_path / "lock", 0.1),
+        acquire_lock(tmp_path / "lock", 0.1),
     ):
         raise AssertionError
-    with alone(tmp_path / "lock", 0.1):
+    with acquire_lock(tmp_path / "lock", 0.1):
         pass
 
 
@@ -346,10 +346,10 @@ time.sleep(60)
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "on\n"
-    ended_holder(lock, 0.3)
+    end_lock_holder(lock, 0.3)
     holder.communicate()
     assert holder.returncode == -signal.SIGKILL
-    ended_holder(lock, 0.3)
+    end_lock_holder(lock, 0.3)
     assert not alive(holder.pid)
 
 

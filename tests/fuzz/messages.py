@@ -170,7 +170,7 @@ def world(name: str) -> World:
     if name == "devices":
         overrides += ["tasks.moods.kind=generate", "tasks.moods.labels={}",
                       "tasks.moods.max_new_tokens=3"]  # fmt: skip
-    wanted = settings_file.read(make_settings(folder, base()), overrides)
+    wanted = settings_file.read_settings(make_settings(folder, base()), overrides)
     tasks = build.load_tasks(wanted)
     count = sum(len(task.train) for task in tasks)
     devices = build_federation.devices_of(wanted, tasks, {k: folder / "devices" / str(k) for k in range(count)})
@@ -346,8 +346,8 @@ def to_server(connected: World, case: Case) -> Literal["accepted", "refused"]:
     assert set(row.absent) <= {WRONG}
     file = Path(tempfile.gettempdir()) / f"fuzz-{id(grid)}.jsonl"
     try:
-        run_files.append(file, row)
-        assert run_files.load(file) == [row] and finite(row.model_dump()), "its record cannot be read"
+        run_files.append_record(file, row)
+        assert run_files.load_records(file) == [row] and finite(row.model_dump()), "its record cannot be read"
     finally:
         file.unlink(missing_ok=True)
     assert all(0 <= one <= 1e6 for one in row.loss.values())

@@ -26,7 +26,7 @@ from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import Probe, RoundRecord, told
+from airpfed.core.run_files import Probe, RoundRecord, to_json_tree
 from airpfed.experiment import build
 from airpfed.training.loop import play_round
 from tiny import WORDS, save_tokenizer, write_rows
@@ -229,11 +229,11 @@ def check(case: Case, folder: Path, kept: "OrderedDict[str, Any] | None" = None)
     file = folder / "case.toml"
     file.write_bytes(case.content)
     try:
-        read = settings_file.asked(file, case.overrides)
+        read = settings_file.read_new_settings(file, case.overrides)
         once = folder / "again" / "experiment.toml"
         once.parent.mkdir(exist_ok=True)
-        settings_file.write(read, once)
-        assert settings_file.asked(once) == read, "written settings read back otherwise"
+        settings_file.write_settings(read, once)
+        assert settings_file.read_new_settings(once) == read, "written settings read back otherwise"
         _plays(read, OrderedDict() if kept is None else kept)
     except UserError as error:
         for line in str(error).split("\n"):
@@ -244,18 +244,21 @@ def check(case: Case, folder: Path, kept: "OrderedDict[str, Any] | None" = None)
 
 def _plays(read: Settings, kept: "OrderedDict[str, Any]") -> None:
     """A round of the settings has finite numbers, which can be written and read."""
-    key = build.preparation(read)
+    key = build.preparation_key(read)
     if key not in kept:
         tasks = build.load_tasks(read)
-        kept[key] = tasks, build.prepared(read, tasks)
+        kept[key] = tasks, build.build_preparation(read, tasks)
         if len(kept) > 20:
             kept.popitem(last=False)
     tasks, made = kept[key]
-    experiment = build.experiment(read, tasks, made)
+    experiment = build.build_experiment(read, tasks, made)
     seen = None if experiment.monitor is None else probe(experiment.monitor, experiment.initial)
     if seen is not None:
-        probed = told(seen.model_dump(mode="json"))
-        assert told(Probe.model_validate_json(json.dumps(probed, allow_nan=False)).model_dump(mode="json")) == probed
+        probed = to_json_tree(seen.model_dump(mode="json"))
+        assert (
+            to_json_tree(Probe.model_validate_json(json.dumps(probed, allow_nan=False)).model_dump(mode="json"))
+            == probed
+        )
     _, record = play_round(experiment, experiment.initial, seen)
     text = record.model_dump_json()
     for place, number in numbers(record.model_dump()):

@@ -8,7 +8,7 @@ import settings_tree
 import tomlkit
 from settings_tree import Case, check, furnish, plain
 
-from airpfed.config.settings_file import read
+from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
 
 
@@ -82,10 +82,10 @@ def test_a_3gpp_channel_plays_too(sent, furnished):
     ],
 )
 def test_what_cannot_fit_is_refused_before_it_grows(change, words, furnished, monkeypatch):
-    monkeypatch.setattr("airpfed.core.memory.available", lambda: 30e6)
+    monkeypatch.setattr("airpfed.core.memory.available_memory", lambda: 30e6)
     file = furnished / "large.toml"
     file.write_bytes(text())
-    settings = read(file, [change])
+    settings = read_settings(file, [change])
     with pytest.raises(UserError) as caught:
         settings_tree._plays(settings, OrderedDict())
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)

@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from airpfed.core.wheels import Wheel, member
+from airpfed.core.wheels import Wheel, read_member
 
 TEXTS = [
     "the film was good and bad",
@@ -65,7 +65,7 @@ def real(name: str, folder: Path) -> Any:
     from transformers.convert_slow_tokenizer import generate_merges, import_protobuf
 
     proto = import_protobuf().ModelProto()
-    proto.ParseFromString(member(MISTRAL, f"mistral_common/data/{name}"))
+    proto.ParseFromString(read_member(MISTRAL, f"mistral_common/data/{name}"))
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
     vocab = {piece: index for index, (piece, _) in enumerate(scores)}
     made = Tokenizer(

@@ -26,8 +26,8 @@ RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6
 
 
 def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
-    settings = settings_file.read(file, [*RANKS, *overrides])
-    return settings, build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*RANKS, *overrides])
+    return settings, build.build_experiment(settings, build.load_tasks(settings))
 
 
 def random_state(made: Experiment) -> State:
@@ -86,7 +86,7 @@ def test_peft_alone_gives_our_logits(
         request.getfixturevalue(f"{kind}_settings"), f"adapters.method={method}", f"adapters.layers={layers}"
     )
     state, base = random_state(made), made.clients.backbone
-    written = artifacts.adapters(settings, made, state, tmp_path, merged=True)
+    written = artifacts.export_adapters(settings, made, state, tmp_path, merged=True)
     per_device = method in ("fedsa", "feddpa")
     names = [["colours"], ["moods"]]
     if per_device:
@@ -204,8 +204,8 @@ def test_an_export_removes_nothing_that_it_did_not_write(own: str, llama_setting
 def test_merged_weights_are_put_in_place_whole(llama_settings: Path, tmp_path: Path) -> None:
     settings, made = experiment(llama_settings)
     for _ in range(2):
-        artifacts.adapters(settings, made, made.initial, tmp_path, merged=True)
+        artifacts.export_adapters(settings, made, made.initial, tmp_path, merged=True)
     assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["colours", "moods"]
     (tmp_path / "merged" / "moods" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt: was not written by airpfed"):
-        artifacts.adapters(settings, made, made.initial, tmp_path, merged=True)
+        artifacts.export_adapters(settings, made, made.initial, tmp_path, merged=True)

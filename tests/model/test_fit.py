@@ -252,16 +252,16 @@ def test_a_tokenizer_that_knows_no_word_of_the_texts_is_refused(llama_settings: 
     (tmp_path / "colours.csv").write_text(
         "text,label\n" + "\n".join(f"ужин номер {n},{'red' if n % 2 else 'blue'}" for n in range(80))
     )
-    settings = settings_file.read(llama_settings, [])
+    settings = settings_file.read_settings(llama_settings, [])
     with pytest.raises(UserError, match=r"^tasks\.colours: the base's tokenizer knows 0% of the words in its texts"):
-        build.experiment(settings, build.load_tasks(settings))
+        build.build_experiment(settings, build.load_tasks(settings))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(llama_settings: Path, saved: Saved) -> None:
     base = saved(hf.LlamaForCausalLM(hf.LlamaConfig(**{**DECODER, "vocab_size": 60})))
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
-    with pytest.raises(UserError, match=r"^tasks\.colours: its texts hold token \d+, but the base model has 60"):
-        build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    with pytest.raises(UserError, match=r"^tasks\.colours: its texts have token \d+, but the base model has 60"):
+        build.build_experiment(settings, build.load_tasks(settings))
 
 
 def test_a_token_to_pad_with_is_found(saved: Saved) -> None:

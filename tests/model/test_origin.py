@@ -16,7 +16,7 @@ from airpfed.config import settings_file
 from airpfed.core import wheels
 from airpfed.core.errors import UserError
 from airpfed.experiment import artifacts, run
-from airpfed.experiment.build import experiment, fingerprints, load_tasks
+from airpfed.experiment.build import build_experiment, current_fingerprints, load_tasks
 from airpfed.model import export, zoo
 from airpfed.model.origin import Origin, folder_identity, hub_identity, origin, read_config
 from airpfed.training import checkpoint
@@ -36,7 +36,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """A cache of the test's own, where files count as settled at once."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("AIRPFED_CACHE", str(cache))
-    monkeypatch.setattr(wheels, "SETTLED", -60.0)
+    monkeypatch.setattr(wheels, "SETTLED_SECONDS", -60.0)
     return cache
 
 
@@ -97,7 +97,7 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, reads: list[s
 def test_a_file_that_changed_just_now_is_not_remembered(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheels, "SETTLED", 60.0)
+    monkeypatch.setattr(wheels, "SETTLED_SECONDS", 60.0)
     (tmp_path / "x").write_bytes(b"1")
     assert wheels.file_sha256(tmp_path / "x") == wheels.file_sha256(tmp_path / "x")
     assert len(reads) == 2
@@ -126,28 +126,28 @@ def test_a_base_that_changed_is_neither_resumed_nor_exported(
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     override = [f"model.base={base}", "server.rounds=1"]
     out = tmp_path / "run"
-    assert run.run_job(llama_settings, override, out, False, "") == 0
+    assert run.run_file(llama_settings, override, out, False, "") == 0
     text = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
-    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        run.export_job(out, False)
-    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        run.run_job(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
+    with pytest.raises(UserError, match=r"model\.base = .* has other files than when this run started"):
+        run.export_run(out, False)
+    with pytest.raises(UserError, match=r"model\.base = .* has other files than when this run started"):
+        run.run_file(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
     (base / "tokenizer.json").write_text(text)
-    assert run.export_job(out, False)
+    assert run.export_run(out, False)
     moved = base.rename(tmp_path / "moved")
-    assert run.run_job(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
+    assert run.run_file(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
 
 
 def test_a_base_that_changes_during_a_run_is_not_exported_on(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
-    made = experiment(settings, load_tasks(settings))
+    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    made = build_experiment(settings, load_tasks(settings))
     (base / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="the base model's files changed since they were loaded"):
-        artifacts.adapters(settings, made, made.initial, tmp_path / "out", merged=False)
+        artifacts.export_adapters(settings, made, made.initial, tmp_path / "out", merged=False)
     assert not (tmp_path / "out" / "adapters" / "colours").exists()
 
 
@@ -155,13 +155,13 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
+    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     tasks = load_tasks(settings)
-    one = experiment(settings, tasks)
+    one = build_experiment(settings, tasks)
     (base / "vocab.bin").write_bytes(b"x")
-    two = experiment(settings, tasks)
+    two = build_experiment(settings, tasks)
     assert one.fingerprint != two.fingerprint and one.base_key != two.base_key
-    artifacts.begin(settings, two, {}, "", tmp_path, {})
+    artifacts.write_start(settings, two, {}, "", tmp_path, {})
     kept = json.loads((tmp_path / "environment.json").read_text())["base_sha256"]
     assert kept == two.clients.backbone.origin.identity == origin(str(base)).identity
 
@@ -170,11 +170,11 @@ def test_what_cells_of_a_sweep_are_held_against_moves_with_the_base(
     llama_settings: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
-    before = fingerprints()(settings)
-    assert before == experiment(settings, load_tasks(settings)).fingerprint
+    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    before = current_fingerprints()(settings)
+    assert before == build_experiment(settings, load_tasks(settings)).fingerprint
     (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
-    assert fingerprints()(settings) != before
+    assert current_fingerprints()(settings) != before
 
 
 CODE = """
@@ -335,8 +335,8 @@ def test_files_that_the_hubs_cache_does_not_name_by_content_are_hashed(hub: Call
 def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    settings = settings_file.read(llama_settings, [])
-    made = experiment(settings, load_tasks(settings))
+    settings = settings_file.read_settings(llama_settings, [])
+    made = build_experiment(settings, load_tasks(settings))
     base = replace(made.clients.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
     export.write(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
@@ -346,12 +346,12 @@ def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path:
 def test_the_checkpoint_is_of_the_base(llama_settings: Path, tiny_llama: Path, tmp_path: Path) -> None:
     """Also where environment.json is gone."""
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
-    one = experiment(settings, load_tasks(settings))
+    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    one = build_experiment(settings, load_tasks(settings))
     checkpoint.write(tmp_path / "c", one.initial, 0, one.fingerprint)
     model = LlamaForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0, 0] += 1
     model.save_pretrained(base)
-    two = experiment(settings, load_tasks(settings))
+    two = build_experiment(settings, load_tasks(settings))
     with pytest.raises(UserError, match="other settings, data or base model"):
         checkpoint.read(tmp_path / "c", two.initial, two.fingerprint)

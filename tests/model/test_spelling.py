@@ -162,6 +162,6 @@ def test_a_llama_with_its_familys_tokenizer_learns_both_kinds(llama: Path, tmp_p
         lines.append(f"{' '.join(WORDS[label][w] for w in words)},{label},{ANSWERS[label]}")
     (tmp_path / "moods.csv").write_text("\n".join(lines))
     (tmp_path / "x.toml").write_text(SETTINGS.format(base=llama, folder=tmp_path))
-    assert run.run_job(tmp_path / "x.toml", [], tmp_path / "run", False, "") == 0
+    assert run.run_file(tmp_path / "x.toml", [], tmp_path / "run", False, "") == 0
     summary = run_files.load_summary(tmp_path / "run" / "summary.json")
     assert {name: task.final for name, task in summary.tasks.items()} == {"moods": 1.0, "answers": 1.0}

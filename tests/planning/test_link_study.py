@@ -14,7 +14,7 @@ from airpfed import cli
 from airpfed.air.designs.table import DESIGNS
 from airpfed.cli import app
 from airpfed.config.grid import axes_of
-from airpfed.config.settings_file import read
+from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
 from airpfed.planning import link_study
 from airpfed.planning.link_study import NUMBERS, compare, numbers, studies
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("change", ["radio.antennas=6", "radio.access=concurrent", "radio.packing=real"])
 def test_claimed_is_measured(file: Path, change: str) -> None:
     """At least 500 independent symbols a slot and 30 channels: the ratio's standard error is 0.6 %."""
-    rows = compare(read(file, [change]), 30, 0.0)
+    rows = compare(read_settings(file, [change]), 30, 0.0)
     assert set(rows) == set(DESIGNS)
     for one in rows.values():
         assert abs(one.measured / one.claimed - 1) < 0.03
@@ -58,14 +58,14 @@ def test_claimed_is_measured(file: Path, change: str) -> None:
 def test_csi_error_is_in_the_claim(file: Path) -> None:
     """An error is drawn once a channel and device: over 30 channels of 5 devices the ratio's standard error is 10 %."""
     only = ["uniform_forcing"]
-    perfect = compare(read(file, ["radio.snr_db=20"]), 5, 0.0, only)["uniform_forcing"]
-    one = compare(read(file, ["radio.snr_db=20", "radio.csi_error=0.05"]), 30, 0.0, only)["uniform_forcing"]
+    perfect = compare(read_settings(file, ["radio.snr_db=20"]), 5, 0.0, only)["uniform_forcing"]
+    one = compare(read_settings(file, ["radio.snr_db=20", "radio.csi_error=0.05"]), 30, 0.0, only)["uniform_forcing"]
     assert one.claimed > 3 * perfect.claimed
     assert abs(one.measured / one.claimed - 1) < 0.5
 
 
 def test_nothing_is_claimed_of_a_clipping_amplifier(file: Path) -> None:
-    rows = compare(read(file, ["radio.clipping_db=3"]), 2, 0.0, ["mmse"])
+    rows = compare(read_settings(file, ["radio.clipping_db=3"]), 2, 0.0, ["mmse"])
     told = link_study.as_json(rows)["mmse"]
     assert told["claimed"] is None and told["measured"] is not None and numbers(rows["mmse"])["claimed_db"] is None
     claimed = link_study.table("", rows, 2).columns[4]
@@ -73,14 +73,14 @@ def test_nothing_is_claimed_of_a_clipping_amplifier(file: Path) -> None:
 
 
 def test_certified_gaps_are_small_and_absent_where_none_is_known(file: Path) -> None:
-    rows = compare(read(file), 5, 0.0)
+    rows = compare(read_settings(file), 5, 0.0)
     assert rows["mmse"].gap is not None and 0 <= rows["mmse"].gap < 0.05
-    rows = compare(read(file, ["radio.access=concurrent"]), 2, 0.0)
+    rows = compare(read_settings(file, ["radio.access=concurrent"]), 2, 0.0)
     assert all(one.gap is None for one in rows.values())
 
 
 def test_correlated_symbols_cost_the_shrinking_design_more_than_it_claims(file: Path) -> None:
-    rows = compare(read(file, ["radio.snr_db=-10", "radio.correlation=none"]), 20, 0.7)
+    rows = compare(read_settings(file, ["radio.snr_db=-10", "radio.correlation=none"]), 20, 0.7)
     assert rows["mmse"].measured > 1.2 * rows["mmse"].claimed
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_part(file, tmp_path, monkeypat
 
 def test_every_drop_is_at_the_stated_snr(file: Path) -> None:
     """So more draws do not move the noise of the first ones."""
-    settings = read(file, ["radio.snr_db=10"])
+    settings = read_settings(file, ["radio.snr_db=10"])
     noises = []
 
     def spied(link, job, drops, entries, rho):
@@ -256,6 +256,7 @@ def test_only_the_designs_asked_for(file: Path) -> None:
 
 def test_the_gap_is_of_independent_symbols_whatever_receivers_believe(file: Path) -> None:
     gaps = [
-        compare(read(file, [f"radio.correlation={rho}"]), 3, 0.0, ["naive_ao"])["naive_ao"].gap for rho in (0.0, 0.5)
+        compare(read_settings(file, [f"radio.correlation={rho}"]), 3, 0.0, ["naive_ao"])["naive_ao"].gap
+        for rho in (0.0, 0.5)
     ]
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-9)

@@ -50,9 +50,9 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
     """A run's directory, written by hand: six rounds of two tasks, one of them without its devices in round 3."""
     folder.mkdir(parents=True)
     rows = [row(number, error_free) for number in range(1, 7)]
-    run_files.rewrite(folder / "records.jsonl", rows)
-    places = [run_files.Place(x=10.0 * n, y=-5.0, task=TASKS[n % 2], gain_db=-90.0 - n) for n in range(4)]
-    run_files.write_json(folder / "layout.json", run_files.Layout(stations=[(0.0, 0.0)], devices=places))
+    run_files.write_records(folder / "records.jsonl", rows)
+    places = [run_files.DevicePosition(x=10.0 * n, y=-5.0, task=TASKS[n % 2], gain_db=-90.0 - n) for n in range(4)]
+    run_files.write_json(folder / "layout.json", run_files.NetworkLayout(stations=[(0.0, 0.0)], devices=places))
     tasks = {
         "colours": TaskSummary(
             metric="accuracy", base=0.523, final=0.871, base_balanced=0.456, final_balanced=0.812, samples=250
@@ -74,8 +74,10 @@ def make_run(folder: Path, error_free: bool = False) -> Path:
 
 def make_metered(folder: Path) -> None:
     """Add to a run's directory what a metered one has."""
-    rows = [row.model_copy(update={"theory": make_theory()}) for row in run_files.load(folder / "records.jsonl")]
-    run_files.rewrite(folder / "records.jsonl", rows)
+    rows = [
+        row.model_copy(update={"theory": make_theory()}) for row in run_files.load_records(folder / "records.jsonl")
+    ]
+    run_files.write_records(folder / "records.jsonl", rows)
     run_files.write_json(folder / "theory.json", make_probe(tasks=dict.fromkeys(TASKS, 0.5)))
 
 
@@ -307,13 +309,13 @@ def test_settings_and_command_are_shown_as_text(run):
 
 
 def figure(name: str, run: Path) -> dict:
-    rows, summary = run_files.load(run / "records.jsonl"), run_files.load_summary(run / "summary.json")
+    rows, summary = run_files.load_records(run / "records.jsonl"), run_files.load_summary(run / "summary.json")
     makers = {key: make for own in FIGURES.values() for key, make in own.items()}
     return makers[name](rows, summary)
 
 
 def test_figures_hold_the_records_values(run):
-    rows = run_files.load(run / "records.jsonl")
+    rows = run_files.load_records(run / "records.jsonl")
     loss = figure("loss", run)
     assert [trace["name"] for trace in loss["data"]] == list(TASKS)
     assert loss["data"][1]["y"] == [r.loss.get("moods") for r in rows] and loss["data"][1]["y"][2] is None
@@ -386,7 +388,7 @@ def test_figures_are_plain_json_without_nan(run):
 
 
 def test_a_run_that_stopped_before_its_first_round_has_a_report(run):
-    run_files.rewrite(run / "records.jsonl", [])
+    run_files.write_records(run / "records.jsonl", [])
     summary = run_files.load_summary(run / "summary.json")
     stopped = summary.model_copy(update={"rounds": 0, "pi_mean": None, "exit": "interrupted"})
     run_files.write_json(run / "summary.json", stopped)

@@ -17,7 +17,8 @@ from made import QUICK, summary
 from airpfed import cli
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.locks import alone
+from airpfed.core.files import acquire_lock
+from airpfed.experiment import run as run_module
 from airpfed.sweeps import executors, figures, job, worker
 from airpfed.sweeps.console import SweepScreen
 from airpfed.sweeps.job import Plan, sweep
@@ -105,8 +106,8 @@ def test_what_is_there_is_not_done_again(
     """One more seed: only its cells; the tables of the first two seeds come back to the byte without any cell."""
     whole = Path(shutil.copytree(whole, tmp_path / "copy"))
     before, played = tables(whole), []
-    real = worker.play
-    monkeypatch.setattr(worker, "play", lambda *args: played.append(args[1].name) or real(*args))
+    real = run_module.play
+    monkeypatch.setattr(run_module, "play", lambda *args: played.append(args[1].name) or real(*args))
     sweep(plan(file, whole), SweepScreen())
     assert played == [] and tables(whole) == before
     sweep(plan(file, whole, seeds=3), SweepScreen())
@@ -120,8 +121,8 @@ def test_cells_of_another_sweep_are_copied_by_their_settings(
 ) -> None:
     """Axes in another order name the folders otherwise; a cell of other settings, or begun here, is computed."""
     played = []
-    real = worker.play
-    monkeypatch.setattr(worker, "play", lambda *args: played.append(args[1].name) or real(*args))
+    real = run_module.play
+    monkeypatch.setattr(run_module, "play", lambda *args: played.append(args[1].name) or real(*args))
     grid = tuple(reversed(GRID))
     begun = trials_of(file, QUICK, [("radio.snr_db=20", "adapters.method=fedit")], 1)[0]
     (tmp_path / "here/cells" / begun.folder).mkdir(parents=True)
@@ -209,14 +210,14 @@ def test_two_processes_at_one_cell_do_it_once(file: Path, tmp_path: Path, monkey
     """The second waits for the lock, then finds the cell done."""
     (cell,) = trials_of(file, QUICK, [()], 1)
     job_ = (cell.settings.model_dump_json(), tmp_path / "cells" / cell.folder, "x")
-    with alone(job_[1] / ".lock", 0.0):
+    with acquire_lock(job_[1] / ".lock", 0.0):
         second = threading.Thread(target=lambda: ended.append(worker.work(*job_)))
         ended: list[worker.Result] = []
         second.start()
         second.join(0.5)
         assert second.is_alive() and ended == []
         assert worker._play(cell.settings, *job_[1:], lambda: False).end == "done"
-        monkeypatch.setattr(worker, "play", None)
+        monkeypatch.setattr(run_module, "play", None)
     second.join(20)
     assert ended == [worker.Result("done")]
 

@@ -35,13 +35,13 @@ def test_a_wrong_point_is_named_before_any_cell_is_made(file: Path) -> None:
 
 def test_what_trains_the_same_has_one_folder_and_nothing_else_has(file: Path) -> None:
     """A name that cannot tell settings apart (here the same words) still has its own digits."""
-    plain = settings_file.read(file, QUICK)
+    plain = settings_file.read_settings(file, QUICK)
     name = folder_of((), 0, plain)
     for same in ("run.threads=2", "run.score=dev", "run.cross_eval=true", "run.tracker=tensorboard"):
-        assert folder_of((), 0, settings_file.read(file, [*QUICK, same])) == name, same
+        assert folder_of((), 0, settings_file.read_settings(file, [*QUICK, same])) == name, same
     others = ("server.rounds=4", "radio.snr_db=3", "run.eval_every=1", "tasks.moods.devices=2", "adapters.alpha=3")
     turned = "tasks.colours.labels={blue=' blue', red=' red'}"
-    found = {folder_of((), 0, settings_file.read(file, [*QUICK, other])) for other in (*others, turned)}
+    found = {folder_of((), 0, settings_file.read_settings(file, [*QUICK, other])) for other in (*others, turned)}
     assert len(found) == 6 and name not in found
     assert all(len(one) == len("seed=0-") + 8 for one in found)
 
@@ -53,9 +53,9 @@ def test_names_are_the_last_parts_or_the_whole_key_where_they_clash() -> None:
 
 
 def test_no_character_of_a_value_leaves_the_folder(file: Path) -> None:
-    name = folder_of(("tasks.a.source=../x y/z.csv",), 1, settings_file.read(file))
+    name = folder_of(("tasks.a.source=../x y/z.csv",), 1, settings_file.read_settings(file))
     assert name.startswith("source=..-x-y-z.csv_seed=1-") and "/" not in name
-    assert len(folder_of((f"a.b={'x' * 500}",), 1, settings_file.read(file))) < 150
+    assert len(folder_of((f"a.b={'x' * 500}",), 1, settings_file.read_settings(file))) < 150
 
 
 TESTED, ON_DEV = {"a": 0.5, "b": 0.7}, {"a": None, "b": None}
@@ -107,13 +107,13 @@ def test_a_cell_without_the_records_of_its_rounds_is_not_done(rounds: tuple[int,
     made = summary({"a": 0.5})
     run_files.write_json(tmp_path / "summary.json", made)
     if rounds is not None:
-        run_files.rewrite(tmp_path / "records.jsonl", rows(*rounds))
+        run_files.write_records(tmp_path / "records.jsonl", rows(*rounds))
     assert summary_of(tmp_path) == (made if rounds == (1, 2, 3) else None)
 
 
 def test_a_cell_whose_checkpoint_is_of_another_round_is_not_done(tmp_path: Path) -> None:
     run_files.write_json(tmp_path / "summary.json", summary({"a": 0.5}))
-    run_files.rewrite(tmp_path / "records.jsonl", rows(1, 2, 3))
+    run_files.write_records(tmp_path / "records.jsonl", rows(1, 2, 3))
     for done in (2, 3, 4):
         latest = {"file": f"round-{done:06d}.safetensors", "sha256": "", "round": done, "seed": 0, "fingerprint": ""}
         (tmp_path / "checkpoint").mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from made import QUICK
 
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
+from airpfed.experiment import run as run_module
 from airpfed.sweeps import figures, job, worker
 from airpfed.sweeps.console import SweepScreen
 from airpfed.sweeps.job import Plan, sweep
@@ -25,13 +26,13 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cells that are computed, and whether they went on from a checkpoint."""
     found: list[str] = []
-    real = worker.play
+    real = run_module.play
 
     def play(experiment, folder, resume, *rest):
         found.append(f"{folder.name.split('-')[0]} {'resumed' if resume else 'anew'}")
         return real(experiment, folder, resume, *rest)
 
-    monkeypatch.setattr(worker, "play", play)
+    monkeypatch.setattr(run_module, "play", play)
     return found
 
 

@@ -21,8 +21,8 @@ FEW = ("adapters.layers=last-2", "radio.design=error_free", "server.rounds=2", "
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [*FEW, *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*FEW, *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def played(made: Experiment, out: Path, resume: bool = False) -> loop.Outcome:
@@ -64,7 +64,7 @@ def test_a_dev_metric_of_the_last_round_is_not_computed_again(
 ) -> None:
     outcome = played(experiment(llama_settings, "run.eval_every=2"), tmp_path / "a")
     assert [which for _, which in asked] == ["dev", "dev", "test", "test"]
-    last = run_files.load(tmp_path / "a" / "records.jsonl")[-1].accuracy
+    last = run_files.load_records(tmp_path / "a" / "records.jsonl")[-1].accuracy
     assert {name: task.dev for name, task in outcome.summary.tasks.items()} == last
 
 
@@ -144,10 +144,10 @@ def test_rounds_end_before_the_air_time_would_be_exceeded(llama_settings: Path, 
 def test_a_run_can_be_scored_later(llama_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command: dev first, then both with --resume, which plays no round."""
     out = tmp_path / "run"
-    assert run.run_job(llama_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
+    assert run.run_file(llama_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
     assert json.loads((out / "summary.json").read_text())["average"] is None
     before = (out / "records.jsonl").read_bytes()
-    assert run.run_job(llama_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
+    assert run.run_file(llama_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
     after = json.loads((out / "summary.json").read_text())
     assert after["average"] is not None and set(after["tasks"]["moods"]["others"]) == {"colours"}
     assert (out / "records.jsonl").read_bytes() == before

@@ -21,8 +21,8 @@ CHEAP = ("radio.design=channel_inversion", "radio.coherence_symbols=1000")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [*ROUNDS, *CHEAP, *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*ROUNDS, *CHEAP, *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
@@ -38,7 +38,7 @@ def same(a: State, b: State) -> bool:
 
 
 def rows(out: Path) -> list[dict]:
-    return [row.model_dump(exclude={"seconds"}) for row in run_files.load(out / "records.jsonl")]
+    return [row.model_dump(exclude={"seconds"}) for row in run_files.load_records(out / "records.jsonl")]
 
 
 def test_a_round_without_its_step_size_is_refused(llama_settings: Path) -> None:

@@ -31,9 +31,9 @@ FEW = "adapters.layers=last-3"
 
 
 def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
-    settings = settings_file.read(file, [*EXACT, *overrides])
+    settings = settings_file.read_settings(file, [*EXACT, *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-    return build.experiment(settings, build.load_tasks(settings))
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def played(made: Experiment, rounds: int = 2) -> State:

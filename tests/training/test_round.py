@@ -25,8 +25,8 @@ EXACT = "radio.design=error_free"
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [*UNEQUAL, *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    settings = settings_file.read_settings(file, [*UNEQUAL, *overrides])
+    return build.build_experiment(settings, build.load_tasks(settings))
 
 
 def random_gradients(made: Experiment) -> Vectors:

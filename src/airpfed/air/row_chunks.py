@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from airpfed.core import spill
+from airpfed.core import memory
 
 ENTRIES = 1 << 23
 """Entries in a chunk of rows: 64 MB in float64, and about five times that with intermediate results."""
@@ -50,7 +50,7 @@ class Rows:
         copies = []
         for matrix, index in self.parts:
             part = matrix[as_slice(index[max(0, first) : max(0, last)]), begin:end].to(torch.float64, copy=True)
-            spill.release(matrix)
+            memory.release_pages(matrix)
             first, last, missing = first - len(index), last - len(index), end - begin - part.shape[1]
             copies.append(torch.nn.functional.pad(part, (0, missing)) if missing else part)
         return torch.cat(copies) if len(copies) > 1 else copies[0]

@@ -1,1 +1,1 @@
-"""The settings: their tree, how files are read, grids, and which settings have no effect."""
+"""The settings: their schema, settings files, grids, keys without effect, and the reference page."""

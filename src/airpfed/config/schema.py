@@ -1,14 +1,14 @@
-"""The settings of one experiment: one frozen tree, read from TOML, with units in the names.
+"""The settings of an experiment: a frozen tree, read from TOML, with units in the names.
 
-Every key stands here with its meaning, its unit and its default; the reference page is generated from this file.
-Nothing below `build.py` sees these classes: the mathematics receives plain values.
+Each key has its meaning, unit and default here, and the reference page is generated from this file. Only the folders
+from `experiment` upwards use these classes; the mathematics receives plain values.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from airpfed.core.files import LONGEST, RESERVED, folded, same_place
+from airpfed.core.files import MAX_NAME_LENGTH, RESERVED_NAME, collision_key, file_name_of
 
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
@@ -22,9 +22,9 @@ ERROR_FREE: dict[Method, str] = {
     "fedex": "its server needs every device's factors, and the air carries only their sum",
     "flora": "its server needs every device's factors, and the air carries only their sum",
 }
-"""Methods that no design of the air carries, and why."""
-MOST_GENERATED = 1_000_000
-"""Samples of a task that are made up on the spot: they are all held in memory."""
+"""Methods that need an error-free uplink, each with the reason."""
+MAX_GENERATED = 1_000_000
+"""Samples of a task that is generated. All of them are held in memory."""
 Payload = Literal["float32", "bfloat16", "int8", "int4"]
 Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
 Channel = Literal[
@@ -34,7 +34,7 @@ Channel = Literal[
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, typed strictly, unknown keys refused."""
+    """The base class of all sections: frozen and strictly typed, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -51,45 +51,49 @@ class ModelSettings(Section):
         "auto", description="causal LM or sequence classifier; auto reads the base model's config"
     )
     max_tokens: int = Field(
-        48, ge=4, le=1_000_000, description="tokens a sample is cut to (the middle of a longer prompt goes)"
+        48, ge=4, le=1_000_000, description="largest number of tokens of a sample; a longer prompt loses its middle"
     )
     trust_remote_code: bool = Field(
-        False, description="whether Python code that a model's folder or hub repository brings may run on this machine"
+        False, description="whether Python code in a model's folder or hub repository may run on this machine"
     )
 
 
 class AdapterSettings(Section):
-    """Adapter blocks: which method's table of scopes, which ranks, where."""
+    """The adapters: the method, the ranks, and the layers that get them."""
 
-    method: Method = Field("airpfed", description="row of the table of scopes")
+    method: Method = Field(
+        "airpfed", description="fine-tuning method: the scopes of the adapter blocks (README.md has a table)"
+    )
     rank_shared: int = Field(4, ge=0, le=100_000, description="R_s, rank of the shared s-adapter")
     rank_personal: int = Field(4, ge=0, le=100_000, description="R_p, rank of the personal p-adapter")
     head: Literal["task", "global", "device", "frozen"] = Field(
-        "task", description="scope of a classifier's new head: the task's own, one for all, a device's own, or as drawn"
+        "task",
+        description="scope of a classifier's new head: one per task, one for all, one per device, or frozen "
+        "as initialised",
     )
     alpha: float = Field(16.0, gt=0, le=1e6, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
     target_modules: Words = Field(
         ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
         min_length=1,
-        description="names of the nn.Linear modules",
+        description="names of the nn.Linear modules with adapters",
     )
     layers: Annotated[str, Field(pattern=r"^(all|last-[1-9][0-9]*)$")] | Indices = Field(
         "all", description='"all", "last-10" (the ten nearest the output), or a list of layer indices'
     )
 
     @model_validator(mode="after")
-    def _some_rank(self) -> "AdapterSettings":
+    def _check_ranks(self) -> "AdapterSettings":
         if self.rank_shared + self.rank_personal == 0:
             raise ValueError("rank_shared + rank_personal = 0: the total rank should be at least 1")
         return self
 
 
 class TaskSettings(Section):
-    """One task: where its samples come from, how they become prompts, how they are split over its devices."""
+    """A task: the source of its samples, their prompts, and their split over the devices."""
 
     name: str = Field(
         min_length=1,
-        max_length=LONGEST,
+        max_length=MAX_NAME_LENGTH,
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9_:-])?$",
         description="name of the task in all outputs",
     )
@@ -115,56 +119,62 @@ class TaskSettings(Section):
         4,
         ge=0,
         le=1_000_000,
-        description="devices that hold this task's training data; 0: one per value of device_column",
+        description="number of devices with this task's training data; 0: one per value of device_column",
     )
     samples_per_device: int = Field(
-        40, ge=1, le=10_000_000, description="training samples of a device (mean, where sizes are log-normal)"
+        40, ge=1, le=10_000_000, description="training samples of a device (the mean if sizes are log-normal)"
     )
     dev_samples: int = Field(50, ge=0, le=10_000_000, description="samples of the dev split, evaluated during the run")
     test_samples: int = Field(
         250, ge=1, le=10_000_000, description="samples of the test split, evaluated before and after the run"
     )
-    split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are given to devices")
+    split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are split over the devices")
     split_as: str = Field(
         "",
-        description="task of the same source whose shuffle into test, dev and train this one shares, so that neither "
-        "trains on the other's test texts; default: a shuffle of its own",
+        description="name of a task of the same source: both share one shuffle into test, dev and train, so that "
+        "neither trains on the other's test texts; default: a separate shuffle",
     )
     dirichlet_alpha: float = Field(0.5, gt=0, le=1e6, description="concentration of the Dirichlet label skew")
-    device_column: str = Field("", description="column that names a sample's device, for split = column")
-    sizes: Literal["equal", "lognormal"] = Field("equal", description="sizes of the devices' data")
+    device_column: str = Field("", description="column with a sample's device, for split = column")
+    sizes: Literal["equal", "lognormal"] = Field(
+        "equal", description="distribution of the number of samples over the devices"
+    )
     sizes_sigma: float = Field(0.5, ge=0, le=10, description="sigma of the log-normal sizes")
     max_chars: int = Field(
-        0, ge=0, le=1_000_000_000, description="characters a text is cut to; 0: the catalogue's, or no limit"
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="largest number of characters of a text; 0: the catalogue's limit, or none",
     )
     max_empty_share: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="rows without text or label that may be skipped, as a share of all; more: an error",
+        description="largest share of rows without text or label; they are skipped, and more of them are an error",
     )
     power_dbm: float | Numbers | None = Field(
         None,
-        description="transmit power limit of the task's devices, one for all or one each, dBm; default: the radio's",
+        description="transmit power limit of the task's devices, one for all or one each, dBm; default: "
+        "radio.power_dbm",
     )
     max_new_tokens: int = Field(
-        32, ge=1, le=100_000, description="greedy decoding stops after so many tokens (generate)"
+        32, ge=1, le=100_000, description="largest number of tokens that greedy decoding generates (generate)"
     )
 
     @model_validator(mode="after")
-    def _column_is_named(self) -> "TaskSettings":
+    def _check_devices(self) -> "TaskSettings":
         if self.split == "column" and not self.device_column:
             raise ValueError('split = "column" needs device_column: the name of the column that names the device')
         if self.devices == 0 and self.split != "column":
             raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
-        wanted = self.devices * self.samples_per_device + self.dev_samples + self.test_samples
-        if (self.source or self.name).startswith("gym:") and wanted > MOST_GENERATED:
+        samples = self.devices * self.samples_per_device + self.dev_samples + self.test_samples
+        if (self.source or self.name).startswith("gym:") and samples > MAX_GENERATED:
             raise ValueError(
-                f"devices = {self.devices}, samples_per_device = {self.samples_per_device}: {wanted} samples would be "
-                f"generated; should be at most {MOST_GENERATED} in all"
+                f"devices = {self.devices}, samples_per_device = {self.samples_per_device}: {samples} samples would be "
+                f"generated; should be at most {MAX_GENERATED} in all"
             )
         limits = self.power_dbm if isinstance(self.power_dbm, tuple) else (self.power_dbm or 0.0,)
-        if wrong := [one for one in limits if abs(one) > 200]:
+        if wrong := [limit for limit in limits if abs(limit) > 200]:
             raise ValueError(f"power_dbm = {wrong[0]:g}: should be from -200 to 200")
         if isinstance(self.power_dbm, tuple) and len(self.power_dbm) != self.devices > 0:
             raise ValueError(
@@ -174,10 +184,12 @@ class TaskSettings(Section):
 
 
 class DeviceSettings(Section):
-    """What a device does in a round."""
+    """The work of a device in a round."""
 
-    batch_size: int = Field(4, ge=1, le=1_000_000, description="samples a local step")
-    local_steps: int = Field(1, ge=1, le=1_000_000, description="E; with E > 1 the pseudo-gradient is sent")
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="samples of a mini-batch")
+    local_steps: int = Field(
+        1, ge=1, le=1_000_000, description="E, local steps of a round; with E > 1 the pseudo-gradient is sent"
+    )
     local_lr: float = Field(1e-3, gt=0, le=1e38, description="learning rate of local steps (E > 1 only)")
     memory_gb: float = Field(
         4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
@@ -186,102 +198,120 @@ class DeviceSettings(Section):
         0,
         ge=0,
         le=1_000_000,
-        description="devices computed at once, on a CPU in passes side by side; 0: as many as memory_gb allows; 1: "
-        "each alone, the same bits as on a device of a federation",
+        description="devices computed in one pass; 0: as many as memory_gb allows; 1: each device alone, with the same "
+        "bits as on a device of a federation",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="what training passes multiply matrices in; bfloat16 (autocast) leaves gradients about a percent "
-        "off; evaluation and theory stay at float32",
+        description="precision of matrix products in training; bfloat16 (autocast) changes gradients by about a "
+        "percent; "
+        "evaluation and theory always use float32",
     )
     gradients_gb: float = Field(
-        2.0, ge=0, le=1e6, description="memory for a round's gradients, GB; what takes more lies in a temporary file"
+        2.0, ge=0, le=1e6, description="memory for a round's gradients, GB; larger gradients lie in a temporary file"
     )
     cache_gb: float = Field(
         2.0,
         ge=0,
         le=1e6,
-        description="memory for what the layers below the lowest adapter make of the samples, GB; the rest goes to a "
+        description="memory for the outputs of the layers below the lowest adapter, GB; the remainder lies in a "
         "temporary file",
     )
     cache_precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="what these values are kept as; bfloat16 halves them and rounds each by up to 2^-8"
+        "float32",
+        description="precision of these cached outputs; bfloat16 halves their size and rounds each value by up to 2^-8",
     )
 
 
 class ServerSettings(Section):
-    """The update on the received gradients."""
+    """The server's update with the received gradients."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
     lr: Annotated[float, Field(gt=0, le=1e38)] | Literal["theory"] = Field(
         2e-3,
-        description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta), decided by a probe before round 1 "
-        '(optimizer = "sgd")',
+        description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta) with constants that a probe "
+        "measures "
+        'before round 1 (optimizer = "sgd")',
     )
     rounds: int = Field(35, ge=1, le=10_000_000, description="T, number of rounds")
     air_seconds: float | None = Field(
         None,
         gt=0,
         le=1e12,
-        description="rounds also end when another would take more seconds on air than this in all; the first is played",
+        description="budget of seconds on air: the run ends before a round that would exceed it; the first round is "
+        "always run",
     )
 
     @model_validator(mode="after")
-    def _the_rule_is_for_sgd(self) -> "ServerSettings":
+    def _check_theory_rule(self) -> "ServerSettings":
         if self.lr == "theory" and self.optimizer != "sgd":
             raise ValueError(
-                f'lr = "theory": is for optimizer = "sgd", not "{self.optimizer}"; a number would be right'
+                f'lr = "theory": needs optimizer = "sgd", not "{self.optimizer}"; give a number, or choose sgd'
             )
         return self
 
 
 class RadioSettings(Section):
-    """The air between devices and servers."""
+    """The uplink between devices and servers."""
 
     design: Design = Field("uniform_forcing", description="transceiver design")
     topology: Literal["single_cell", "joint", "two_hop"] = Field(
         "single_cell",
-        description="single_cell: one station serves all tasks; joint: every task has an edge station, all their "
-        "antennas together receive s, each edge alone its task's p; two_hop: each edge receives its own devices' "
-        "s-sum, which then goes over the backhaul",
+        description="single_cell: one station serves all tasks; joint: every task has an edge station, the antennas of "
+        "all stations receive s together, each edge receives its task's p; two_hop: each edge receives the s-sum of "
+        "its "
+        "devices and forwards it over the backhaul",
     )
     backhaul_bits: int | None = Field(
-        None, ge=1, le=16, description="two_hop: bits an entry of the edges' s-sums; default: error-free (32 charged)"
+        None,
+        ge=1,
+        le=16,
+        description="two_hop: bits per entry of the edges' s-sums; default: error-free, counted as 32 bits",
     )
     access: Literal["concurrent", "tdma", "auto", "superposed"] = Field(
         "tdma",
-        description="p-slots: all tasks at once, one after another, or the grouping of least error; superposed: s and "
-        "all p in one slot",
+        description="p-slots: concurrent: all tasks in one; tdma: one per task; auto: the grouping of tasks with the "
+        "least error; superposed: s and all p in one slot",
     )
     personal_slots: int | None = Field(
-        None, ge=1, le=1_000_000, description="access = auto: at most so many p-slots a round; default: one a task"
+        None,
+        ge=1,
+        le=1_000_000,
+        description="access = auto: largest number of p-slots of a round; default: one per task",
     )
     channel: Channel = Field(
         "rayleigh",
-        description="small-scale fading; umi, uma, rma (with path loss and shadowing of their own), cdl_*, tdl_*: 3GPP "
-        "TR 38.901 through Sionna (the extra airpfed[sionna])",
+        description="small-scale fading; umi, uma, rma (with their own path loss and shadowing), cdl_*, tdl_*: 3GPP TR "
+        "38.901 through Sionna (the extra airpfed[sionna])",
     )
-    rician_k_db: float = Field(3.0, ge=-100, le=100, description="rician: power of the line of sight over the rest, dB")
+    rician_k_db: float = Field(
+        3.0, ge=-100, le=100, description="rician: ratio of the line-of-sight power to the scattered power, dB"
+    )
     delay_spread_s: float = Field(
         0.0,
         ge=0,
         le=1e-4,
-        description="rms delay spread, s: of an exponential profile (rayleigh, rician), or of cdl_*, tdl_*",
+        description="rms delay spread of an exponential profile (rayleigh, rician) or of cdl_*, tdl_*, s",
     )
     subcarrier_groups: int = Field(
         1,
         ge=1,
         le=1_000_000,
-        description="groups of subcarriers with a channel of their own; a coherence block is a group for a time",
+        description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
+        "time",
     )
     time_correlation: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="rayleigh, rician: correlation of a channel with the coherence time before (1: still)",
+        description="rayleigh, rician: correlation of a channel with that of the previous coherence time (1: constant)",
     )
     round_correlation: float = Field(
-        0.0, ge=0, le=1, description="the same from the start of a round to the start of the next (1: static channel)"
+        0.0,
+        ge=0,
+        le=1,
+        description="rayleigh, rician: correlation from the start of a round to the start of the "
+        "next (1: static channel)",
     )
     speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
@@ -302,63 +332,80 @@ class RadioSettings(Section):
         None,
         ge=-200,
         le=200,
-        description="median receive SNR per antenna, dB; if given it sets the noise, whatever power and noise say",
+        description="median receive SNR per antenna, dB; if given, it sets the noise power instead of noise_dbm",
     )
     coherence_symbols: int = Field(
-        20_000, ge=1, le=1_000_000_000_000, description="complex channel uses that see one channel"
+        20_000, ge=1, le=1_000_000_000_000, description="complex channel uses of a coherence block"
     )
     normalizer: Literal["common", "per_device"] = Field(
-        "per_device", description="one sigma_t for all (the paper's), or mean and variance per device and tensor group"
+        "per_device",
+        description="common: one sigma_t for all devices; per_device: mean and variance per device and tensor group",
     )
-    packing: Literal["iq", "real"] = Field("iq", description="two real entries a channel use, or one")
+    packing: Literal["iq", "real"] = Field("iq", description="iq: two real entries per channel use; real: one")
     energy: Literal["per_slot", "per_round"] = Field(
         "per_slot",
-        description="the power limit holds in every slot, or on the mean of a round's slots in which the device sends "
-        "(mmse makes use of it)",
+        description="the power limit holds in every slot, or for the mean over a round's slots in which the device "
+        "transmits (only mmse uses this)",
     )
-    csi_error: float = Field(0.0, ge=0, lt=1, description="share of a channel's variance that the estimate misses")
+    csi_error: float = Field(
+        0.0, ge=0, lt=1, description="share of a channel's variance that the channel estimate lacks"
+    )
     phase_error_deg: float = Field(
         0.0, ge=0, le=180, description="standard deviation of each device's carrier phase in a coherence block, degrees"
     )
     clipping_db: float | Literal["off"] = Field(
-        "off", description="power at which a device's amplifier clips its OFDM signal, dB above the slot's mean power"
+        "off",
+        description="power at which a device's amplifier clips its OFDM signal, dB above the mean power of the slot",
     )
     outage: float = Field(
-        0.0, ge=0, lt=1, description="probability that a device is not heard in a coherence block, unknown to designs"
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that a device is not received in a coherence block, unknown to designs",
     )
     fade_truncation_db: float | Literal["off"] = Field(
         "off",
-        description="a device whose channel is so many dB below its mean power is silent in that block; designs know",
+        description="a device is silent in a block if its channel is so many dB below its mean power; known to designs",
     )
     correlation: float | Literal["estimated", "none"] = Field(
         "estimated",
-        description="correlation of the devices' symbols that receivers expect: estimated from what earlier rounds "
-        "sounded like, a number for all pairs, or none (i.i.d. claims; mmse without the gain that answers it)",
+        description="correlation of the devices' symbols that receivers assume: estimated from earlier rounds, a "
+        "number "
+        "for all pairs, or none (i.i.d. symbols; mmse without the gain for correlated symbols)",
     )
     truncation: float | Literal["best"] = Field(
-        "best", description="channel_inversion: threshold relative to the best device, 0 to 1; best: least error"
+        "best",
+        description="channel_inversion: truncation threshold relative to the best device, 0 to 1; best: the "
+        "one of least error",
     )
     starts: int = Field(
-        1, ge=1, le=1000, description="uniform_forcing, mmse: starting points in slots of one target, the best is kept"
+        1,
+        ge=1,
+        le=1000,
+        description="uniform_forcing, mmse: starting points for slots with one target; the best solution is used",
     )
     debias: bool = Field(False, description="mmse: divide by the mean effective gain")
-    digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits an entry, stochastically rounded")
+    digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits per entry, stochastically rounded")
     digital_access: Literal["orthogonal", "spatial"] = Field(
-        "orthogonal", description="digital: devices one after another, or in groups told apart by the antennas"
+        "orthogonal",
+        description="digital: orthogonal: devices one after another; spatial: groups of devices "
+        "separated by the antennas",
     )
     layout: Literal["discs", "cell_free"] = Field(
         "discs",
-        description="discs: devices in a disc round their station; cell_free: access points and devices uniform on a "
-        "square with wrap-around, all access points one station",
+        description="discs: devices in a disc around their station; cell_free: access points and devices uniform on a "
+        "square with wrap-around, all access points form one station",
     )
-    drop: int = Field(0, ge=0, le=2**63 - 1, description="which drop of the seed: places, shadowing and fading differ")
-    cell_radius_m: float = Field(200.0, gt=0, le=1e6, description="devices are dropped in a disc of this radius, m")
-    min_distance_m: float = Field(10.0, gt=0, le=1e6, description="no device is nearer to the centre of its disc, m")
+    drop: int = Field(0, ge=0, le=2**63 - 1, description="number of the drop: positions, shadowing and fading differ")
+    cell_radius_m: float = Field(200.0, gt=0, le=1e6, description="radius of the disc of the devices, m")
+    min_distance_m: float = Field(
+        10.0, gt=0, le=1e6, description="smallest distance of a device from the centre of its disc, m"
+    )
     edge_distance_m: float = Field(
-        400.0, ge=0, le=1e6, description="joint, two_hop: distance of the edges from their centre, on a circle, m"
+        400.0, ge=0, le=1e6, description="joint, two_hop: radius of the circle of edge stations, m"
     )
     access_points: int = Field(
-        400, ge=1, le=1_000_000, description="cell_free: stations on the square, each of `antennas` antennas"
+        400, ge=1, le=1_000_000, description="cell_free: access points on the square, each with `antennas` antennas"
     )
     square_m: float = Field(1000.0, gt=0, le=1e6, description="cell_free: side of the square, m")
     height_m: float = Field(0.0, ge=0, le=1e6, description="height of stations above devices, m")
@@ -368,11 +415,14 @@ class RadioSettings(Section):
     )
     shadowing_db: float = Field(0.0, ge=0, le=50, description="standard deviation of log-normal shadowing, dB")
     shadowing_decorrelation_m: float = Field(
-        9.0, ge=0, le=1e9, description="distance at which two devices' shadowing correlates by half, m; 0: independent"
+        9.0,
+        ge=0,
+        le=1e9,
+        description="distance at which the shadowing of two devices has correlation 1/2, m; 0: independent",
     )
 
     @model_validator(mode="after")
-    def _ring_has_room(self) -> "RadioSettings":
+    def _check_numbers(self) -> "RadioSettings":
         if self.min_distance_m >= self.cell_radius_m:
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g}: should be less than cell_radius_m = {self.cell_radius_m:g}"
@@ -383,21 +433,21 @@ class RadioSettings(Section):
             raise ValueError(f"noise_dbm = {self.noise_dbm:g}: should be from -300 to 300")
         if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
             raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
-        for key, least, most in (("clipping_db", -20, 60), ("fade_truncation_db", 0, 100), ("path_loss_1m_db", 0, 300)):
+        for key, low, high in (("clipping_db", -20, 60), ("fade_truncation_db", 0, 100), ("path_loss_1m_db", 0, 300)):
             value = getattr(self, key)
-            if isinstance(value, float) and not least <= value <= most:
-                raise ValueError(f"{key} = {value:g}: should be from {least} to {most}")
+            if isinstance(value, float) and not low <= value <= high:
+                raise ValueError(f"{key} = {value:g}: should be from {low} to {high}")
         if self.truncation != "best" and not 0 <= self.truncation <= 1:
             raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
         return self
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "RadioSettings":
-        """What cannot be had together, each with what would be right."""
+    def _check_combinations(self) -> "RadioSettings":
+        """Refuse combinations of settings that contradict each other."""
         three_gpp = self.channel not in ("rayleigh", "rician")
         own_path_loss = self.channel in ("umi", "uma", "rma")
         wrong = {
-            f'topology = "{self.topology}": needs layout = "discs": cell_free access points are one station': (
+            f'topology = "{self.topology}": needs layout = "discs", because cell_free access points are one station': (
                 self.layout == "cell_free" and self.topology != "single_cell"
             ),
             f'channel = "{self.channel}": needs layout = "discs"': own_path_loss and self.layout == "cell_free",
@@ -424,7 +474,7 @@ class RadioSettings(Section):
 
 
 class RunSettings(Section):
-    """Seed, evaluation, machine."""
+    """The seed, the evaluation, the machine."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random stream")
     eval_every: int = Field(
@@ -432,92 +482,100 @@ class RunSettings(Section):
     )
     score: Literal["test", "dev", "both"] = Field(
         "test",
-        description="what the trained models are scored on after the last round; dev: on the test split only the "
-        "untouched model is. A sweep scores on test, and on dev where it tunes",
+        description="splits on which the trained models are scored after the last round; dev: only the untouched model "
+        "is scored on the test split. A sweep scores on test, and on dev if it tunes",
     )
     cross_eval: bool = Field(
-        False, description="score every task's model on the other tasks' test splits too, where its classes allow it"
+        False, description="also score every task's model on the other tasks' test splits, if its classes fit"
     )
     tracker: Literal["none", "tensorboard"] = Field(
-        "none", description="where records go besides records.jsonl; tensorboard: event files in the run's directory"
+        "none", description="further output of the records; tensorboard: event files in the run's directory"
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: as many as torch chooses")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: chosen by torch")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the model runs; auto: a GPU if there is one"
+        "auto", description="device of the model; auto: a GPU if there is one"
     )
 
 
 class TheorySettings(Section):
-    """The bounds beside a run (docs/theory.md): how often, and how their constants are found before round 1."""
+    """The convergence bounds of a run (docs/theory.md) and the probe that measures their constants before round 1."""
 
-    meter_every: int = Field(0, ge=0, le=1_000_000_000, description="rounds between metered ones; 0: no meter")
-    draws: int = Field(20, ge=20, le=100_000, description="channel draws of a metered round, its mini-batches kept")
+    meter_every: int = Field(0, ge=0, le=1_000_000_000, description="rounds between two monitored rounds; 0: none")
+    draws: int = Field(
+        20, ge=20, le=100_000, description="channel draws of a monitored round, for the same mini-batches"
+    )
     pilot_rounds: int = Field(
         20,
         ge=0,
         le=1_000_000,
-        description="error-free rounds that the probe looks along, on other mini-batches; 0: the start alone",
+        description="error-free rounds of the probe, on other mini-batches; 0: only the start",
     )
-    hessian_samples: int = Field(
-        8, ge=0, le=1_000_000_000, description="samples of each device for the Hessian; 0: all"
-    )
-    lanczos_steps: int = Field(8, ge=2, le=10_000, description="Hessian-vector products a point of the probe")
+    hessian_samples: int = Field(8, ge=0, le=1_000_000_000, description="samples per device for the Hessian; 0: all")
+    lanczos_steps: int = Field(8, ge=2, le=10_000, description="Hessian-vector products per point of the probe")
     safety: float = Field(
-        1.5, ge=1, le=1e6, description="factor on beta, sigma_SGD^2, sigma_dif^2 and bias as the probe saw them"
+        1.5, ge=1, le=1e6, description="safety factor on the measured beta, sigma_SGD^2, sigma_dif^2 and bias"
     )
     beta: float | None = Field(None, gt=0, le=1e30, description="beta of A1, given instead of probed")
     c: float | None = Field(None, ge=0, le=1e30, description="C of A2, given")
     sigma_sgd2: float | None = Field(None, ge=0, le=1e30, description="sigma_SGD^2 of A2, given")
     lam: float | None = Field(None, gt=0, le=1e30, description="lambda of A3, given")
-    sigma_dif2: float | None = Field(None, ge=0, le=1e30, description="sigma_dif^2 of A3, given for both readings")
+    sigma_dif2: float | None = Field(None, ge=0, le=1e30, description="sigma_dif^2 of A3, given for both forms of A3")
 
 
 class FederationSettings(Section):
-    """A real federation of the experiment (`airpfed federate`)."""
+    """The federation of devices (`airpfed federate`)."""
 
     payload: Payload = Field(
         "float32",
-        description="how a device's gradient travels: exact, or rounded at random without bias (integers: to a scale "
-        "per tensor group); `airpfed run` rounds the same way",
+        description="format of a device's gradient in a message; other formats than float32 round stochastically "
+        "without "
+        "bias, integers with a scale per tensor group; `airpfed run` rounds in the same way",
     )
     max_norm: float = Field(
         1e3,
         gt=0,
         le=1e30,
-        description="federation: largest L2 norm of a device's gradient that is taken; beyond it the device is absent",
+        description="largest L2 norm of a device's gradient; a device with a larger gradient is absent from the round",
     )
     min_devices: int = Field(
-        0, ge=0, le=1_000_000, description="devices that must be there for a round to start; 0: all"
+        0, ge=0, le=1_000_000, description="number of connected devices that a round needs to start; 0: all"
     )
     wait_seconds: float = Field(
-        600.0, gt=0, le=1e9, description="the run stops, to be resumed, if they are not there for so many seconds"
+        600.0, gt=0, le=1e9, description="seconds to wait for these devices before the run stops; it can be resumed"
     )
     deadline_seconds: float = Field(
-        60.0, gt=0, le=1e9, description="a round ends after so many seconds; who has not answered is absent from it"
+        60.0,
+        gt=0,
+        le=1e9,
+        description="largest duration of a round, seconds; a device without an answer by then is absent from the round",
     )
     address: Annotated[str, Field(pattern=r"^(|\S+:[0-9]+)$")] = Field(
-        "", description="host:port at which devices reach the server; its certificate is for this host"
+        "", description="host:port of the server for the devices; the server's certificate names this host"
     )
-    listen: str = Field("0.0.0.0", min_length=1, description="interface that the server listens on")
+    listen: str = Field("0.0.0.0", min_length=1, description="network interface on which the server listens")
     folder: str = Field(
-        "", description="the server's folder that `airpfed federate init` made: certificate, devices' public keys"
+        "",
+        description="the server's folder from `airpfed federate init`, with its certificate and the devices' "
+        "public keys",
     )
 
 
 class NodeSettings(Section):
-    """One device of a federation; written by `airpfed federate init` into the device's own settings file."""
+    """A device of a federation; `airpfed federate init` writes this section into the device's settings file."""
 
     device: int = Field(
-        ge=0, le=1_000_000, description="number of the device: tasks in order, devices of a task in order"
+        ge=0,
+        le=1_000_000,
+        description="number of the device, counted over the tasks in order and the devices of each task in order",
     )
-    key: str = Field("device.key", description="the device's private key")
-    certificate: str = Field("ca.crt", description="certificate of the authority that signed the server's")
-    state: str = Field("state", description="folder of the device's own state and of its logs")
-    port: int = Field(9094, ge=1, le=65535, description="port on this machine's loopback that Flower's SuperNode takes")
+    key: str = Field("device.key", description="file of the device's private key")
+    certificate: str = Field("ca.crt", description="certificate of the authority that signed the server's certificate")
+    state: str = Field("state", description="folder of the device's state and logs")
+    port: int = Field(9094, ge=1, le=65535, description="loopback port of Flower's SuperNode on this machine")
 
 
 class Settings(Section):
-    """One experiment."""
+    """An experiment."""
 
     model: ModelSettings = ModelSettings()
     adapters: AdapterSettings = AdapterSettings()
@@ -531,31 +589,33 @@ class Settings(Section):
     node: NodeSettings | None = None
 
     @model_validator(mode="after")
-    def _port_is_one(self) -> "Settings":
+    def _check_port(self) -> "Settings":
         address = self.federation.address
         if address and not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
             raise ValueError(f'federation.address = "{address}": the port should be from 1 to 65535')
         return self
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "Settings":
+    def _check_names(self) -> "Settings":
         names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f'tasks.name = "{twice[0]}" stands twice: every task should have its own name')
-        places: dict[str, str] = {}
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f'tasks.name = "{repeated[0]}" stands twice: every task should have its own name')
+        names_by_key: dict[str, str] = {}
         for name in names:
-            if RESERVED.fullmatch(folded(name)):
-                raise ValueError(f'tasks.name = "{name}": a device on Windows, where no file can be called so')
-            if (other := places.setdefault(same_place(name), name)) != name:
+            if RESERVED_NAME.fullmatch(file_name_of(name)):
+                raise ValueError(
+                    f'tasks.name = "{name}": the name of a Windows device cannot be that of a file; choose another'
+                )
+            if (other := names_by_key.setdefault(collision_key(name), name)) != name:
                 raise ValueError(
                     f'tasks.name = "{name}" would have the same folder as "{other}": names should differ in more than '
-                    'capitals, and ":" for "-"'
+                    'capitals, or ":" and "-"'
                 )
         return self
 
     @model_validator(mode="after")
-    def _splits_are_shared_within_a_source(self) -> "Settings":
+    def _check_shared_splits(self) -> "Settings":
         tasks = {task.name: task for task in self.tasks}
         for task in self.tasks:
             other = tasks.get(task.split_as)
@@ -564,7 +624,7 @@ class Settings(Section):
             if other is None:
                 continue
             keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
-            keys += () if task.prompt else ("text", "kind")  # which the default prompt is made of
+            keys += () if task.prompt else ("text", "kind")  # the default prompt consists of them
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
             differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
             if differs:
@@ -574,12 +634,10 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _bounds_are_error_free(self) -> "Settings":
+    def _check_method(self) -> "Settings":
         method = self.adapters.method
         if method in ERROR_FREE and self.radio.design != "error_free":
-            raise ValueError(
-                f'adapters.method = "{method}": should go with radio.design = "error_free" ({ERROR_FREE[method]})'
-            )
+            raise ValueError(f'adapters.method = "{method}": needs radio.design = "error_free" ({ERROR_FREE[method]})')
         if method == "centralised" and self.devices.local_steps > 1:
             raise ValueError(
                 f"devices.local_steps = {self.devices.local_steps}: should be 1 with "

@@ -1,58 +1,74 @@
-"""TOML and `--set` to `Settings`, with errors of one line: the key, its value, what would be right."""
+"""Settings from TOML files and `--set`, with one-line errors, and the differences between settings."""
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
-from airpfed.config.applicability import refuse, show, unneeded, without
+from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError, hint
+from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, source_in
-from airpfed.core.run_files import write_atomic
 
-LARGEST = 4 << 20
-"""Bytes of a settings file: what is larger is something else."""
+MAX_BYTES = 4 << 20
+"""Size of the largest settings file. A larger file must be something else."""
 
 
-def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
-    """The settings of a file, changed by `section.key=value` overrides; raises UserError with a line a problem.
+# Reading and writing
 
-    A task's key is `tasks.NAME.key`, or `tasks.*.key` for every task. Data and model paths are relative to the file,
-    also those of overrides.
+
+def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
+
+    The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
+    file, including those of overrides.
     """
-    tree = _tree(path)
+    tree = _read_tree(path)
     for override in overrides:
         _apply(tree, override)
     tree.pop("expected", None)
-    settings = parse(tree, str(path))
-    return _anchor(settings, path.parent)
+    settings = parse_settings(tree, str(path))
+    tasks = tuple(
+        task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
+    )
+    model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
+    return settings.model_copy(update={"tasks": tasks, "model": model})
 
 
-def asked(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
-    """`read` for a command that begins from the user's file: what has no effect beside the rest is refused too.
+def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
+    """Read the settings of a new run, and refuse keys without effect.
 
-    Not for the settings of a run that is there, which may be older than a rule. training: whether the command trains.
+    An existing run uses `read_settings`, because it may be older than a rule. training: whether the command trains.
     """
-    settings = read(path, overrides)
-    refuse(str(path), [settings], training)
+    settings = read_settings(path, overrides)
+    refuse_ineffective(str(path), [settings], training)
     return settings
 
 
-def _tree(path: Path) -> dict[str, Any]:
-    """What a TOML file holds; UserError where it is none."""
+def read_expected(path: Path) -> dict[str, tuple[float, float]]:
+    """Read the expected results of a settings file: field of the summary -> (minimum, maximum)."""
+    table = _read_tree(path).get("expected", {})
+    try:
+        return {str(key): (float(low), float(high)) for key, (low, high) in table.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises UserError if it is not one."""
     try:
         if path.is_dir():
             raise UserError(f"{path}: a directory; a settings file (TOML) is needed")
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a regular file; a settings file (TOML) is needed")
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise UserError(f"{path}: larger than {LARGEST >> 20} MB; a settings file (TOML) is needed")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB; a settings file (TOML) is needed")
         return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file") from None
@@ -61,73 +77,77 @@ def _tree(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
-        raise UserError(f"{path}: not valid TOML for settings: brackets within brackets, too deep to be read") from None
-    except ValueError as error:  # a null byte in the name; a whole number of thousands of digits
+        raise UserError(f"{path}: not valid TOML for settings: brackets are nested too deeply") from None
+    except ValueError as error:  # a null byte in the name, or an integer of thousands of digits
         raise UserError(f"{path}: cannot be read: {str(error).split(';')[0]}") from None
 
 
-def differences(before: Settings, now: Settings, free: Mapping[str, set[str]]) -> list[str]:
-    """`section.key = now (was before)` for every key that differs, those in `free` aside."""
-    old, new = (dict(_leaves(one.model_dump(mode="json", exclude=dict(free)))) for one in (before, now))
+def parse_settings(tree: Mapping[str, Any], source: str) -> Settings:
+    """Validate a tree as settings. source: name of the file in messages."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        # pydantic also reports a list with invalid members as too short. The errors of the members say more.
+        items = [e for e in error.errors() if e["type"] != "too_short" or e["loc"] != ("tasks",)] or error.errors()
+        lines = list(dict.fromkeys(_error_line(item, tree).replace("\n", "\\n") for item in items))
+        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def write_settings(settings: Settings, path: Path, heading: str = "", defaults: bool = True) -> None:
+    """Write the resolved settings as TOML, so that `read_settings` returns them.
+
+    heading: comment lines at the top. defaults: whether keys at their defaults are written. Those without effect are
+    always left out.
+    """
+    tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    remove_keys(tree, default_keys_without_effect(settings))
+    write_atomic(path, heading + tomlkit.dumps(tree))
+
+
+# Differences
+
+
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Map the dotted keys of a tree to values. A table in a list goes by its name, as `--set` spells it.
+
+    The key of the list itself maps to the names, so that two lists of different tables differ.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, Sequence) and value and all(isinstance(table, Mapping) for table in value):
+            tables = {str(table.get("name", number)): table for number, table in enumerate(value)}
+            flat |= {prefix + key: list(tables)} | flatten_settings(tables, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[str, list[str]]:
+    """Select the keys in which rows differ: key -> value of each row. absent: value of a row without the key."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: [row.get(key, absent) for row in rows] for key in keys}
+    return {key: column for key, column in columns.items() if len(set(column)) > 1}
+
+
+def differences(previous: Settings, current: Settings, ignored: Mapping[str, set[str]]) -> list[str]:
+    """List `section.key = current (was previous)` for every key that differs, without the ignored ones."""
+    old, new = (
+        flatten_settings(settings.model_dump(mode="json", exclude=dict(ignored))) for settings in (previous, current)
+    )
     return [
-        f"{key} = {show(new.get(key))} (was {show(old.get(key))})"
+        f"{key} = {format_value(new.get(key))} (was {format_value(old.get(key))})"
         for key in dict.fromkeys([*new, *old])
         if new.get(key) != old.get(key)
     ]
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a tree of settings, as `--set` spells them; before the tasks' keys, their names."""
-    for key, value in tree.items():
-        if key == "tasks":
-            yield key, [task["name"] for task in value]
-        inside = {task["name"]: task for task in value} if key == "tasks" else value
-        if isinstance(inside, dict):
-            yield from ((f"{key}.{inner}", leaf) for inner, leaf in _leaves(inside))
-        else:
-            yield key, value
-
-
-def expected(path: Path) -> dict[str, tuple[float, float]]:
-    """The results that stand beside a file's settings: field of the summary -> (least, most)."""
-    found = _tree(path).get("expected", {})
-    try:
-        return {str(key): (float(low), float(high)) for key, (low, high) in found.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
-
-
-def parse(tree: Mapping[str, Any], where: str) -> Settings:
-    """A parsed tree as settings; `where` names the file in messages."""
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        # A list whose members are wrong is also reported as too short: the members say it better.
-        items = [e for e in error.errors() if e["type"] != "too_short" or e["loc"] != ("tasks",)] or error.errors()
-        lines = list(dict.fromkeys(_line(item, tree).replace("\n", "\\n") for item in items))
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
-
-
-def write(settings: Settings, path: Path, heading: str = "", defaults: bool = True) -> None:
-    """Write the resolved settings as TOML; `read` gives them back.
-
-    heading: comment lines to begin with. defaults: whether keys at their defaults are written too, but for those that
-    do nothing beside the others.
-    """
-    tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
-    without(tree, unneeded(settings))
-    write_atomic(path, heading + tomlkit.dumps(tree))
-
-
-def _anchor(settings: Settings, folder: Path) -> Settings:
-    """The paths of data and of the base model made absolute, so that a run does not depend on the working directory."""
-    tasks = tuple(t.model_copy(update={"source": source_in(t.source or t.name, folder)}) for t in settings.tasks)
-    model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
-    return settings.model_copy(update={"tasks": tasks, "model": model})
+# Overrides
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into the tree; `section.key=` takes the key out, so that its default holds."""
+    """Put a `section.key=value` into the tree. `section.key=` removes the key, so that its default applies."""
     path, equals, text = override.partition("=")
     keys, text = path.strip().split("."), text.strip()
     if not equals or len(keys) < 2 or not all(keys):
@@ -140,68 +160,80 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _targets(tree: dict[str, Any], keys: Sequence[str], override: str) -> list[dict[str, Any]]:
+    """Find the tables that an override changes: a section, a task, or all tasks."""
     if keys[0] == "tasks" and len(keys) >= 3:
-        name, given = ".".join(keys[1:-1]), tree.get("tasks", [])
-        tables = [task for task in given if isinstance(task, dict)] if isinstance(given, list) else []
-        tasks = [task for task in tables if name in ("*", task.get("name"))]
-        if not tasks:
-            known = [str(task.get("name")) for task in tables]
-            raise UserError(f"--set {_cut(override)}: no task {show(name)}{nearest(name, known)}")
-        return tasks
+        name, tasks = ".".join(keys[1:-1]), tree.get("tasks", [])
+        tables = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+        selected = [task for task in tables if name in ("*", task.get("name"))]
+        if not selected:
+            names = [str(task.get("name")) for task in tables]
+            raise UserError(f"--set {_cut(override)}: no task {format_value(name)}{suggest(name, names)}")
+        return selected
     target = tree
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise UserError(f"--set {_cut(override)}: {show(key)} is not a section")
+            raise UserError(f"--set {_cut(override)}: {format_value(key)} is not a section")
     return [target]
 
 
 def _value(text: str, override: str) -> Any:
-    """A TOML value; what is none is a string, so that quotes may be left away."""
+    """Parse a TOML value. Any other text is a string, so that quotes may be omitted."""
     try:
         tree = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     except (RecursionError, ValueError):
-        raise UserError(f"--set {_cut(override)}: too deep, or a number of too many digits") from None
+        raise UserError(
+            f"--set {_cut(override)}: brackets are nested too deeply, or a number has too many digits"
+        ) from None
     return tree["value"] if len(tree) == 1 else text
 
 
 def _cut(text: str) -> str:
-    """An override as a message quotes it: on one line, not too long."""
+    """Shorten an override to one line of a message."""
     text = text.replace("\n", "\\n")
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, or all of them where none is near."""
-    names = sorted(show(name)[1:-1] for name in known)
+# Errors
+
+
+def suggest(name: str, valid_names: Iterable[str]) -> str:
+    """Suggest the closest valid name, or list all of them if none is close."""
+    names = sorted(format_value(name)[1:-1] for name in valid_names)
     return hint(name, names) or f"; known: {', '.join(names)}"
 
 
-def _line(item: Any, tree: Mapping[str, Any]) -> str:
-    """One pydantic error as one line."""
+def _error_line(item: Any, tree: Mapping[str, Any]) -> str:
+    """Write an error of pydantic as a line: the key, its value, what would be right."""
     keys, model, leaf = _locate(item["loc"])
-    name = _spell(keys, tree)
+    if len(keys) > 1 and keys[0] == "tasks":  # a task goes by its name
+        task = tree["tasks"][keys[1]] if isinstance(tree.get("tasks"), list) else {}
+        keys = ["tasks", task.get("name", keys[1]) if isinstance(task, dict) else keys[1], *keys[2:]]
+    name = ".".join(str(key) for key in keys)
+    field = model.model_fields.get(leaf)
+    meaning = field.description if field and field.description else "at least one [[tasks]] table is needed"
     if item["type"] == "extra_forbidden":
-        return f"{name}: unknown key{nearest(str(keys[-1]), model.model_fields)}"
+        return f"{name}: unknown key{suggest(str(keys[-1]), model.model_fields)}"
     if item["type"] == "missing":
-        return f"{name}: missing; {_meaning(model, leaf)}"
+        return f"{name}: missing; {meaning}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] == "value_error":
         return f"{name + ': ' if name else ''}{message}"
     if leaf == "tasks":
         return "tasks: should be written [[tasks]], in two brackets, once for each task"
-    right = _right(model, leaf) or "should be a table"
-    return f"{name} = {show(item['input'])}: {right}"
+    schema = model.model_json_schema()["properties"].get(leaf, {}) if field else {}
+    remedy = f"should be {describe_type(schema)} ({meaning})" if schema else "should be a table"
+    return f"{name} = {format_value(item['input'])}: {remedy}"
 
 
-def _locate(loc: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
-    """Keys of the settings file in an error's location (pydantic adds the members of a union), model and field."""
+def _locate(location: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
+    """Return the keys of an error's location, without the members of a union that pydantic adds; model and field."""
     model: type[BaseModel] = Settings
     keys: list[Any] = []
     leaf = ""
-    for part in loc:
+    for part in location:
         keys.append(part)
         if isinstance(part, int):
             continue
@@ -215,37 +247,16 @@ def _locate(loc: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The settings class in a field's annotation: itself, a list's members, or what may be absent."""
+    """Find the settings class in a field's annotation: the class, the members of a list, or an optional class."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+    return next((section for part in get_args(annotation) if (section := section_of(part))), None)
 
 
-def _spell(keys: Sequence[Any], tree: Mapping[str, Any]) -> str:
-    """Keys as the user writes them; a task by its name where it has one."""
-    if len(keys) > 1 and keys[0] == "tasks":
-        task = tree["tasks"][keys[1]] if isinstance(tree.get("tasks"), list) else {}
-        name = task.get("name", keys[1]) if isinstance(task, dict) else keys[1]
-        keys = ["tasks", name, *keys[2:]]
-    return ".".join(str(key) for key in keys)
-
-
-def _meaning(model: type[BaseModel], leaf: str) -> str:
-    field = model.model_fields.get(leaf)
-    return field.description if field and field.description else "at least one [[tasks]] table is needed"
-
-
-def _right(model: type[BaseModel], leaf: str) -> str:
-    """What a field accepts, in words, from its own declaration."""
-    field = model.model_fields.get(leaf)
-    schema = model.model_json_schema()["properties"].get(leaf, {}) if field else {}
-    return f"should be {accepts(schema)} ({_meaning(model, leaf)})" if schema else ""
-
-
-def accepts(schema: Mapping[str, Any]) -> str:
-    """A JSON schema of one key in words: type, choices and range."""
+def describe_type(schema: Mapping[str, Any]) -> str:
+    """Describe the JSON schema of a key in words: type, choices and range."""
     if "anyOf" in schema:
-        return " or ".join(accepts(option) for option in schema["anyOf"])
+        return " or ".join(describe_type(option) for option in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(f'"{choice}"' for choice in schema["enum"])
     if "const" in schema:

@@ -1,1 +1,1 @@
-"""The ground that everything stands on: errors, units, random numbers, files, memory, records of a run."""
+"""Errors, units, random numbers, paths, files and locks, memory, wheels, and the schema of everything a run writes."""

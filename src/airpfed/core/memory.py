@@ -1,28 +1,110 @@
-"""How much memory there is, so that what cannot fit is refused in a line before it grows."""
+"""Memory: the limit of the machine, the heap of the process, and matrices that move to a file beyond a limit.
 
+By default glibc returns large blocks to the system at once, and every round pays again for each page. On virtual
+machines that can cost more than the arithmetic of the round.
+
+A matrix with a row per device may be larger than memory. Beyond a limit it lies in a temporary file that is mapped into
+memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and goes with the tensor. Its pages count as
+resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
+"""
+
+import ctypes
+import gc
+import mmap
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from airpfed.core.errors import UserError
 
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""What a container may take, where there is one."""
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files with the memory limit of a container, if there is one."""
+
+TRIM_THRESHOLD = -1
+MMAP_MAX = -4
+ARENA_MAX = -8
+"""Parameters of `mallopt`, as in malloc.h."""
+
+_FILES: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+"""Address of a tensor's memory -> the mapped file."""
 
 
-def available() -> float:
-    """Bytes of this machine's memory, or of what its container may take."""
-    found = []
+def available_memory() -> float:
+    """Return the memory of this machine or of its container, in bytes."""
+    limits = []
     with suppress(OSError, ValueError, AttributeError):
-        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    for path in LIMITS:
-        with suppress(OSError, ValueError):  # "max": none
-            found.append(float(path.read_text()))
-    return min(found, default=float("inf"))
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    for path in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # the file says "max" if there is no limit
+            limits.append(float(path.read_text()))
+    return min(limits, default=float("inf"))
 
 
-def fits(what: str, wanted: float, right: str) -> None:
-    """UserError where `what` would take more than there is. wanted: bytes, an estimate; right: what would be less."""
-    have = available()
-    if wanted > have:
-        raise UserError(f"{what} would take about {wanted / 1e9:,.0f} GB, and there are {have / 1e9:,.0f}; {right}")
+def check_memory(description: str, size: float, remedy: str) -> None:
+    """Raise UserError if an estimated size in bytes exceeds the memory, before anything is allocated.
+
+    description, remedy: the beginning and the end of the error's line.
+    """
+    available = available_memory()
+    if size > available:
+        raise UserError(
+            f"{description} would take about {size / 1e9:,.0f} GB, and there are {available / 1e9:,.0f}; {remedy}"
+        )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next round. Other systems stay as they are."""
+    with suppress(OSError, TypeError, AttributeError):  # no C library, or one without mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(TRIM_THRESHOLD, -1)
+        mallopt(MMAP_MAX, 0)
+        mallopt(ARENA_MAX, 1)  # a single heap, so that all threads reuse each other's memory
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Suspend garbage collection in the block, and exempt its objects from later collections.
+
+    Importing packages and loading a model leaves half a million live objects, and each collection walks through them.
+    Only the first such block of a process has this effect, because later models find the packages imported.
+    """
+    if not gc.isenabled() or gc.get_freeze_count():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def allocate_matrix(rows: int, columns: int, limit_bytes: float) -> Float[Tensor, "{rows} {columns}"]:
+    """Allocate a float32 matrix of zeros, in a temporary file if it takes more than `limit_bytes`."""
+    size = 4 * rows * columns
+    if size <= limit_bytes or size == 0:
+        return torch.zeros(rows, columns)
+    with tempfile.TemporaryFile(prefix="airpfed-") as file:
+        file.truncate(size)
+        mapped = mmap.mmap(file.fileno(), size)
+    matrix = torch.frombuffer(mapped, dtype=torch.float32).reshape(rows, columns)
+    _FILES[matrix.untyped_storage().data_ptr()] = mapped
+    return matrix
+
+
+def is_spilled(matrix: Tensor) -> bool:
+    """Check whether a matrix of `allocate_matrix` lies in a file."""
+    return matrix.numel() > 0 and matrix.untyped_storage().data_ptr() in _FILES
+
+
+def release_pages(matrix: Tensor) -> None:
+    """Unmap the pages of a matrix that lies in a file; its values stay. A matrix in memory is left alone."""
+    if is_spilled(matrix) and hasattr(mmap, "MADV_DONTNEED"):
+        _FILES[matrix.untyped_storage().data_ptr()].madvise(mmap.MADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""Files and folders that settings name: relative to the settings file, wherever a command is called from."""
+"""Files and folders that settings name. Paths are relative to the settings file, not to the working directory."""
 
 import re
 from pathlib import Path
@@ -7,66 +7,71 @@ from airpfed.core.errors import UserError
 
 TABLES = (".csv", ".json", ".jsonl", ".parquet")
 """Endings, in any case, of the files that hold a task's data."""
+MAX_BYTES = 1 << 29
+"""Size of the largest data file that is read, and letters of all its cells."""
+MAX_CELLS = 20_000_000
+"""Rows times columns of the largest data file that is read."""
 
 HUB = "hf:"
-"""Prefix of data sets, which may be folders."""
+"""Prefix of data sets of the hub, and of folders in the hub's form."""
 
 
 def source_in(name: str, folder: Path) -> str:
-    """A task's source with its path, if it is one, made absolute.
+    """Make a task's source absolute if it is a path.
 
-    A path has a slash in it, the ending of a data file, or another ending and a file of that name in `folder`. A bare
-    word is a name, never a file: a folder `sms` does not take the place of the task `sms`. `hf:` is followed by a path
-    where that begins with a dot, a slash or `~/`, or where the folder is there.
+    A source is a path if it has a slash, ends like a data file, or has another ending and names a file in `folder`. A
+    bare word is always a name: a folder `sms` never replaces the task `sms`. After `hf:` stands a path if the text
+    begins with a dot, a slash or `~/`, or if the folder exists.
     """
     if name.startswith(HUB):
         return HUB + _data_set(name.removeprefix(HUB), folder)
     ending = Path(name).suffix.lower()
-    if "/" in name or ending in TABLES or (ending and _exists(_beside(name, folder))):
-        return str(_beside(name, folder))
+    if "/" in name or ending in TABLES or (ending and _exists(_resolve(name, folder))):
+        return str(_resolve(name, folder))
     return name
 
 
 def base_in(name: str, folder: Path) -> str:
-    """A base model's name with its path, if it is one, made absolute.
+    """Make the name of a base model absolute if it is a path.
 
-    A path begins with a dot, a slash or `~/`, ends in .gguf, or has a slash and is there in `folder`.
+    A name is a path if it begins with a dot, a slash or `~/`, if it ends in .gguf, or if it has a slash and exists in
+    `folder`.
     """
     if _begins_a_path(name) or Path(name).suffix.lower() == ".gguf":
-        return str(_beside(name, folder))
-    return str(_beside(name, folder)) if "/" in name and _exists(_beside(name, folder)) else name
+        return str(_resolve(name, folder))
+    return str(_resolve(name, folder)) if "/" in name and _exists(_resolve(name, folder)) else name
 
 
 def _data_set(name: str, folder: Path) -> str:
-    """What follows `hf:`; behind the path may stand `:config` and `@split`."""
-    ends = sorted({len(name), *(at.start() for at in re.finditer("[:@]", name))}, reverse=True)
+    """Make the text after `hf:` absolute if it is a path. `:config` and `@split` may follow the path."""
+    ends = sorted({len(name), *(mark.start() for mark in re.finditer("[:@]", name))}, reverse=True)
     for end in ends:
-        if end and ("/" in name[:end] or _begins_a_path(name[:end])) and _exists(_beside(name[:end], folder)):
-            return f"{_beside(name[:end], folder)}{name[end:]}"
+        if end and ("/" in name[:end] or _begins_a_path(name[:end])) and _exists(_resolve(name[:end], folder)):
+            return f"{_resolve(name[:end], folder)}{name[end:]}"
     if not _begins_a_path(name):
         return name
-    end = min([at.start() for at in re.finditer("[:@]", name)], default=len(name))
-    return f"{_beside(name[:end], folder)}{name[end:]}"
+    end = min([mark.start() for mark in re.finditer("[:@]", name)], default=len(name))
+    return f"{_resolve(name[:end], folder)}{name[end:]}"
 
 
 def _begins_a_path(name: str) -> bool:
     return name in (".", "..", "~") or name.startswith(("./", "../", "/", "~/"))
 
 
-def _beside(name: str, folder: Path) -> Path:
-    """A path as seen from `folder`. Links on the way to a file are followed; the file keeps its own name and ending."""
+def _resolve(name: str, folder: Path) -> Path:
+    """Resolve a path relative to `folder`. Links on the way are followed; a file keeps its own name and ending."""
     try:
         path = folder / (Path(name).expanduser() if name.startswith("~/") or name == "~" else name)
         if "\0" in str(path) or not str(path).encode():
             raise ValueError
         return path.resolve() if path.name in ("", "..") or path.is_dir() else path.parent.resolve() / path.name
     except (OSError, ValueError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{name!r}: no path of a file or folder ({why}), as seen from {folder}") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{name!r}: no path of a file or folder ({reason}), as seen from {folder}") from None
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # too long, or not to be looked into
+    except OSError:  # the name is too long, or the folder may not be read
         return False

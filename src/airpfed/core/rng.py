@@ -1,7 +1,7 @@
-"""Named random streams: a draw added under one name never shifts a draw under another.
+"""Named random streams: a new draw under one name never shifts a draw under another.
 
-A stream is a pure function of (seed, names), so its position is known from the round alone and a resumed run needs no
-saved generator state. Generators live on the CPU, so that a GPU run sees the same numbers.
+A stream is a pure function of (seed, names). Its position follows from the round alone, so a resumed run needs no saved
+generator state. Generators live on the CPU, so that a GPU run draws the same numbers.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ def _digest(seed: int, names: tuple[str | int, ...]) -> int:
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """A torch generator for the stream `names` of `seed`, e.g. `stream(seed, "fading", t)`."""
+    """Return a torch generator for the stream `names` of `seed`, e.g. `stream(seed, "fading", t)`."""
     return torch.Generator().manual_seed(_digest(seed, names) & (2**63 - 1))
 
 
 def numpy_stream(seed: int, *names: str | int) -> np.random.Generator:
-    """The same for numpy, for draws that torch has no seeded form of (Dirichlet, log-normal)."""
+    """Return a numpy generator, for distributions that torch cannot draw from a seed (Dirichlet, log-normal)."""
     return np.random.default_rng(_digest(seed, names))

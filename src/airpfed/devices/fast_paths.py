@@ -19,7 +19,7 @@ from torch import Tensor
 
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
-from airpfed.core.wheels import cached
+from airpfed.core.wheels import cached_text
 from airpfed.devices.evaluate import complete, last_scores
 from airpfed.devices.gradients import Clients, loss_gradient
 from airpfed.devices.prefix_cache import PrefixCache
@@ -88,7 +88,7 @@ def known(clients: Clients, prompts: Sequence[Encoded], base: str, stacking: boo
     key = key_of(clients, base, (min(lengths), tokens), wanted, generate)
     with suppress(ValueError, KeyError, TypeError):  # a damaged file in the cache
         return from_text(
-            cached("fast_paths", key, lambda: as_text(measured(clients, prompts, tokens, wanted, generate)))
+            cached_text("fast_paths", key, lambda: as_text(measured(clients, prompts, tokens, wanted, generate)))
         )
     return measured(clients, prompts, tokens, wanted, generate)
 

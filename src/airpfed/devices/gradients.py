@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from airpfed.core import spill
+from airpfed.core import memory
 from airpfed.core.rng import stream
 from airpfed.devices.parallel import dealt, side_by_side, workers
 from airpfed.devices.prefix_cache import PrefixCache, stack
@@ -104,7 +104,7 @@ def gradients(
         losses[index] = loss.to(losses)
         for scope, matrix in whole.items():
             matrix[index] = found[scope].to(matrix)
-            spill.release(matrix)
+            memory.release_pages(matrix)
 
     count = workers(clients.backbone, chunk)
     side_by_side(clients.backbone, work, chunks(clients, plan, chunk, count), count)
@@ -115,7 +115,7 @@ def held(clients: Clients) -> Vectors:
     """Room for a round's gradients, scope -> (K, d_scope); each scope has its share of `gradient_bytes`."""
     sizes = {scope: clients.layout.size(scope) for scope in SCOPES}
     share = clients.gradient_bytes / max(1, sum(sizes.values()))
-    return {scope: spill.zeros(len(clients.shards), size, share * size) for scope, size in sizes.items()}
+    return {scope: memory.allocate_matrix(len(clients.shards), size, share * size) for scope, size in sizes.items()}
 
 
 def chunks(clients: Clients, plan: Sequence[Sequence[Sequence[int]]], size: int, at_once: int = 1) -> list[list[int]]:

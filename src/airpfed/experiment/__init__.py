@@ -1,1 +1,16 @@
-"""An experiment from settings to results: built, run, written to its folder."""
+"""An experiment from its settings to its report: objects, rounds, files of a run, and what a run prints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airpfed.config.schema import Settings
+    from airpfed.training.experiment import Experiment
+
+REOPEN: "dict[str, Callable[[Settings, Path], Experiment]]" = {}
+"""How to rebuild the experiment of a run that was not made by `airpfed run`, in order to read its checkpoint.
+
+Key: name of a file in the checkpoint folder that only such runs have. Value: function of the run's settings and its
+checkpoint folder. The package that makes these runs adds its entry.
+"""

@@ -1,4 +1,4 @@
-"""A run's directory: what is written before the first round and after the last."""
+"""A run's folder: which folder a run gets, its files before round 1, and the exported adapters."""
 
 import importlib.metadata
 import os
@@ -13,11 +13,11 @@ import torch
 
 from airpfed.air.network import Network
 from airpfed.config.schema import Settings
-from airpfed.config.settings_file import write
+from airpfed.config.settings_file import write_settings
 from airpfed.core import files, run_files, units
 from airpfed.core.errors import UserError
-from airpfed.experiment import build_uplink
 from airpfed.experiment.build import base_hash
+from airpfed.experiment.build.uplink import build_network
 from airpfed.model import export
 from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
@@ -29,77 +29,77 @@ FILES = (
     "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "theory.json", "report.html",
 )  # fmt: skip
 FOLDERS = ("checkpoint", "adapters", "merged")
-"""What a run leaves in its folder."""
-BESIDE = ("tensorboard", "flower", "devices", "federation.log")
-"""What trackers and a federation's processes keep there."""
+"""Files and folders that a run writes into its folder."""
+EXTRA_FILES = ("tensorboard", "flower", "devices", "federation.log")
+"""Files and folders that trackers and the processes of a federation write there."""
 
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
 def fresh_folder(runs: Path, stem: str) -> Path:
-    """`runs/stem`, or `runs/stem-2`, ... : the first that does not exist or is empty."""
+    """Return the first of `runs/stem`, `runs/stem-2`, ... that does not exist or is empty."""
     names = [runs / stem, *(runs / f"{stem}-{number}" for number in range(2, 10_000))]
     return next(folder for folder in names if not folder.exists() or not any(folder.iterdir()))
 
 
 def newest_folder(runs: Path, stem: str) -> Path:
-    """The newest run of a settings file, among `runs/stem` and `runs/stem-N`; UserError if there is none."""
-    own = re.compile(rf"{re.escape(stem)}(-[0-9]+)?")
-    places = [path for path in runs.iterdir() if own.fullmatch(path.name)] if runs.is_dir() else []
-    found = [(time, folder) for folder in places if (time := started(folder)) is not None]
-    if not found:
+    """Return the newest run among `runs/stem` and `runs/stem-N`. Raises UserError if there is none.
+
+    The settings are written whenever a run starts or resumes, so their time counts if the file exists.
+    """
+    pattern = re.compile(rf"{re.escape(stem)}(-[0-9]+)?")
+    times = []
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        names = files_of_run(folder) if pattern.fullmatch(folder.name) else []
+        dated = [FILES[0]] if FILES[0] in names else names
+        if dated:
+            times.append((max((folder / name).lstat().st_mtime for name in dated), folder))
+    if not times:
         raise UserError(f"{runs / stem}: nothing to resume; run without --resume first")
-    return max(found)[1]
+    return max(times)[1]
 
 
-def started(run: Path) -> float | None:
-    """When a folder's run was begun or last gone on with; None where it holds none."""
-    names = traces(run)
-    written = [name for name in names if name == FILES[0]] or names  # settings are written when a run begins or goes on
-    return max(((run / name).lstat().st_mtime for name in written), default=None)
+def files_of_run(folder: Path) -> list[str]:
+    """List the names of a run's files in a folder. A folder with any of them is a run."""
+    return [name for name in (*FILES, *FOLDERS) if os.path.lexists(folder / name)]
 
 
-def traces(run: Path) -> list[str]:
-    """Names of a run's files in a folder: whichever of them is there, the folder is that run's."""
-    return [name for name in (*FILES, *FOLDERS) if os.path.lexists(run / name)]
-
-
-def claimed(out: Path | None, stem: str, resume: bool) -> Path:
-    """The run's folder: `out`, or one below `runs/`; made, and never one with a run that this one would overwrite."""
+def claim_folder(out: Path | None, stem: str, resume: bool) -> Path:
+    """Choose and create the folder of a run: `out`, or a folder below `runs/`. No other run is overwritten."""
     if out is None:
         out = newest_folder(Path("runs"), stem) if resume else fresh_folder(Path("runs"), stem)
-    claim(out, resume)
+    check_folder(out, resume)
     return out
 
 
-def claim(out: Path, resume: bool) -> None:
-    """Make sure `out` can be written to and holds no run that this one would overwrite."""
+def check_folder(out: Path, resume: bool) -> None:
+    """Create `out` if needed. Raises UserError if a new run would overwrite a run, or if there is no run to resume."""
     if resume and not out.is_dir():
         raise UserError(f"{out}: nothing to resume; run without --resume first")
-    there = traces(out)
-    if not resume and there:
+    names = files_of_run(out)
+    if not resume and names:
         raise UserError(
-            f"{out}: holds a run already ({there[0]}); add --resume to go on with it, or choose another --out"
+            f"{out}: holds a run already ({names[0]}); add --resume to go on with it, or choose another --out"
         )
-    others = [path for path in out.iterdir() if path.name not in BESIDE and not leftover(path)] if resume else []
-    if others and not there:
+    unknown = [p for p in out.iterdir() if p.name not in EXTRA_FILES and not is_temporary(p)] if resume else []
+    if unknown and not names:
         raise UserError(f"{out}: nothing to resume, no run's files are here; run without --resume first")
-    for name in there:
+    for name in names:
         if (out / name).is_dir() != (name in FOLDERS):
-            what = "a folder" if name in FOLDERS else "a file"
-            raise UserError(f"{out / name}: should be {what} of the run; restore it, or move it away")
+            kind = "a folder" if name in FOLDERS else "a file"
+            raise UserError(f"{out / name}: should be {kind} of the run; restore it, or move it away")
     if resume:
-        begun(out)
+        check_checkpoint_exists(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made: {error.strerror}") from None
 
 
-def begun(out: Path) -> None:
-    """UserError where a run's checkpoint is gone after rounds that it stood for: to begin anew would lose them.
+def check_checkpoint_exists(out: Path) -> None:
+    """Raise UserError if a run has finished rounds but no checkpoint, because a restart would lose the rounds.
 
-    Nothing is lost where the run was killed before its first checkpoint was whole.
+    A run that was killed before its first checkpoint was complete has nothing to lose.
     """
     checkpoint = out / "checkpoint"
     if os.path.lexists(checkpoint / LATEST):
@@ -108,7 +108,7 @@ def begun(out: Path) -> None:
     done += [
         path
         for path in checkpoint.glob("*")
-        if path.name not in (tensor_file(0), "run.json", "base.json") and not leftover(path)
+        if path.name not in (tensor_file(0), "run.json", "base.json") and not is_temporary(path)
     ]
     records = out / "records.jsonl"
     if [path for path in done if os.path.lexists(path)] or (records.exists() and records.stat().st_size):
@@ -117,16 +117,16 @@ def begun(out: Path) -> None:
         )
 
 
-def leftover(path: Path) -> bool:
-    """Whether a file is what a killed write left."""
-    return bool(files.TEMPORARY.fullmatch(path.name))
+def is_temporary(path: Path) -> bool:
+    """Check whether a file is a temporary file of an interrupted write."""
+    return bool(files.TEMPORARY_NAME.fullmatch(path.name))
 
 
-def renewed(out: Path) -> Iterator[str]:
-    """A line for every damaged file of a run that going on with it writes again."""
+def damaged_files(out: Path) -> Iterator[str]:
+    """Write a line for every damaged file of a run that `--resume` writes again."""
     kinds: dict[str, Any] = {
         "environment.json": run_files.Environment,
-        "layout.json": run_files.Layout,
+        "layout.json": run_files.NetworkLayout,
         "summary.json": run_files.Summary,
     }
     for name, kind in kinds.items():
@@ -136,21 +136,21 @@ def renewed(out: Path) -> Iterator[str]:
             yield f"{error}; written again"
 
 
-def tidied(out: Path) -> None:
-    """Remove what killed writes left in a run's folder, which this process holds the lock of."""
+def clean_up(out: Path) -> None:
+    """Remove temporary files of interrupted writes from a run's folder. This process must hold the lock."""
     for folder in (out, *(out / name for name in FOLDERS), *(out / "adapters").glob("*"), *(out / "merged").glob("*")):
         if folder.is_dir() and not folder.is_symlink():
             for left in files.leftovers(folder):
                 files.discard(left)
 
 
-def written_to(path: Path, ending: str) -> None:
-    """Make sure that `--out` names a file of the kind that will be written, and not by a slip one of the user's own."""
+def check_output_file(path: Path, ending: str) -> None:
+    """Raise UserError unless `--out` names a file with the expected ending, so that no other file is overwritten."""
     if path.suffix != ending or path.is_dir():
         raise UserError(f"--out {path}: should be a file that ends in {ending}")
 
 
-def begin(
+def write_start(
     settings: Settings,
     experiment: Experiment,
     data: dict[str, str],
@@ -158,8 +158,8 @@ def begin(
     out: Path,
     reports: Mapping[str, run_files.DataReport],
 ) -> None:
-    """Write the resolved settings and what the run stands on: versions, commit, data, hashes of data and base model."""
-    write(settings, out / "experiment.toml")
+    """Write the resolved settings, the positions, and the environment: versions, commit, hashes of data and base."""
+    write_settings(settings, out / "experiment.toml")
     environment: dict[str, object] = {
         "command": command,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -167,7 +167,7 @@ def begin(
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "device": str(experiment.clients.backbone.device),
-        "commit": commit(),
+        "commit": source_commit(),
         "seed": experiment.seed,
         "base_sha256": base_hash(experiment.clients.backbone),
         "data_sha256": data,
@@ -175,104 +175,103 @@ def begin(
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     run_files.write_json(out / "environment.json", environment)
-    place = build_uplink.network(settings.radio, settings.run.seed, experiment.clients.task_of, len(settings.tasks))
-    names = [experiment.tasks[int(n)].name for n in experiment.clients.task_of]
-    run_files.write_json(out / "layout.json", layout(place, names))
+    task_of = experiment.clients.task_of
+    network = build_network(settings.radio, settings.run.seed, task_of, len(settings.tasks))
+    names = [experiment.tasks[int(n)].name for n in task_of]
+    run_files.write_json(out / "layout.json", network_layout(network, names))
 
 
-def unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
-    """UserError that names the base model or the task whose files are no longer what a run in `out` was made with.
+def check_unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
+    """Raise UserError if the base model or the data of a task changed since the run in `out` started.
 
-    data: task -> hash of its source. What cannot be read is left to the checkpoint's fingerprint, which covers both.
+    data: task -> hash of its source. If environment.json cannot be read, the fingerprint of the checkpoint detects
+    changes of both.
     """
     try:
-        before: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
-        base, sources = before["base_sha256"], dict(before["data_sha256"])
+        previous: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
+        base, sources = previous["base_sha256"], dict(previous["data_sha256"])
     except (OSError, UserError, ValueError, TypeError, KeyError):
         return
     if base != base_hash(experiment.clients.backbone):
         raise UserError(
-            f"{out}: model.base = {experiment.clients.backbone.folder!r} holds other files than when this run was made "
-            f"({base[:60]}); put those back, or use another --out"
+            f"{out}: model.base = {experiment.clients.backbone.folder!r} has other files than when this run started "
+            f"({base[:60]}); restore those, or use another --out"
         )
     for name, sha256 in data.items():
         if sources.get(name, sha256) != sha256:
             raise UserError(
-                f"{out}: the data of task {name} is not what it was when this run was made; put it back, or use "
-                "another --out"
+                f"{out}: the data of task {name} has changed since this run started; restore it, or use another --out"
             )
 
 
-def layout(place: Network, tasks: list[str]) -> run_files.Layout:
-    """Where a drop's stations and devices stand, and each device's mean gain at its strongest station."""
-    gain = place.gain.amax(0)
+def network_layout(network: Network, tasks: list[str]) -> run_files.NetworkLayout:
+    """Return the positions of stations and devices, and each device's mean gain at its strongest station."""
+    gains = network.gain.amax(0)
     devices = [
-        run_files.Place(x=float(at[0]), y=float(at[1]), task=task, gain_db=units.to_db(float(g)))
-        for at, task, g in zip(place.devices, tasks, gain, strict=True)
+        run_files.DevicePosition(x=float(x), y=float(y), task=task, gain_db=units.to_db(float(gain)))
+        for (x, y), task, gain in zip(network.devices, tasks, gains, strict=True)
     ]
-    return run_files.Layout(stations=[(float(at[0]), float(at[1])) for at in place.stations], devices=devices)
+    return run_files.NetworkLayout(stations=[(float(x), float(y)) for x, y in network.stations], devices=devices)
 
 
-def commit() -> str | None:
-    """The commit of the source tree this package runs from, if it is one."""
-    home = Path(__file__).parent
+def source_commit() -> str | None:
+    """Return the commit of the package's source tree, or None if it is not a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
-def adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
-    """Export every task's model (device scope: every device's) as PEFT adapters, checked; returns their folders.
+def export_adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
+    """Export the models as PEFT adapters, compare them after reloading, and return their folders.
 
-    merged: write merged weights to `out/merged` too. A method that adds to the frozen weights has no adapters: merged
-    weights are written instead, or UserError says so. In a federation what is of device scope is not here: the devices
-    export their own models, and this writes none.
+    There is a model per task, or per device if anything is of device scope. merged: also write merged weights to
+    `out/merged`. A method that changes the frozen weights has no adapters: merged weights are written instead, and
+    without `merged` UserError is raised. The server of a federation has no parts of device scope: then nothing is
+    written here, and the devices export their own models.
     """
-    written: list[Path] = []
+    folders: list[Path] = []
     clients, values = experiment.clients, vectors(state)
-    if (why := no_adapter(settings)) and not merged:
-        raise UserError(f"{out}: {why}")
+    if (reason := reason_without_adapter(settings)) and not merged:
+        raise UserError(f"{out}: {reason}")
     if values["device"].shape[1] < clients.layout.size("device"):
-        return written
+        return folders
     for number, task in enumerate(experiment.tasks):
         classes = clients.classes[number]
         samples = task.test.prompts[:8]
         for device, parts in models_of(experiment, number):
             factors = model_of(clients, values, number, device)
             base = export.fresh_base(clients.backbone, classes)
-            if why:
-                folder = below(out, "merged", *parts)
+            if reason:
+                folder = path_below(out, "merged", *parts)
                 export.merge_plainly(clients.backbone, factors, classes, base, samples, folder)
-                written.append(folder)
+                folders.append(folder)
                 continue
-            folder = below(out, "adapters", *parts)
+            folder = path_below(out, "adapters", *parts)
             alpha = settings.adapters.alpha
             loaded = export.checked(clients.backbone, factors, classes, alpha, folder, base, samples)
             if merged:
-                export.merge(loaded, clients.backbone.tokenizer, below(out, "merged", *parts))
-            written.append(folder)
-    return written
+                export.merge(loaded, clients.backbone.tokenizer, path_below(out, "merged", *parts))
+            folders.append(folder)
+    return folders
 
 
-def no_adapter(settings: Settings) -> str | None:
-    """Why a method's models are no LoRA adapters, in a line; None where they are."""
+def reason_without_adapter(settings: Settings) -> str | None:
+    """Explain in a line why a method's models are not LoRA adapters. Returns None if they are."""
     method, rank = settings.adapters.method, settings.adapters.rank_shared + settings.adapters.rank_personal
     if method not in RULES:
         return None
     return (
-        f"no adapters: {method} adds to the frozen weights what no LoRA adapter of rank {rank} holds; "
+        f"no adapters: {method} changes the frozen weights by more than a LoRA adapter of rank {rank} can hold; "
         "`airpfed export RUN_DIR --merged` writes merged weights"
     )
 
 
 def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, ...]]]:
-    """The models of a task: (a device that has it, names of the folders it lies in).
+    """List the models of a task: (a device with this model, names of its folder and parent folders).
 
-    One a device where anything is of device scope.
+    There is a model per device if anything is of device scope.
     """
     devices = (experiment.clients.task_of == task).nonzero().flatten().tolist()
     name = experiment.tasks[task].name
@@ -281,8 +280,8 @@ def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, .
     return [(device, (name, f"device-{device}")) for device in devices]
 
 
-def below(folder: Path, *names: str) -> Path:
-    """A path below a run's folder, each part checked."""
+def path_below(folder: Path, *names: str) -> Path:
+    """Return a path below a run's folder. Every part of it is checked."""
     for name in names:
-        folder = files.inside(folder, name)
+        folder = files.path_inside(folder, name)
     return folder

@@ -1,4 +1,4 @@
-"""What a run shows: a line a round and a progress bar on a terminal, plain lines elsewhere."""
+"""The console output of a run: a line per round, and a progress bar if the output is a terminal."""
 
 import shlex
 import shutil
@@ -14,31 +14,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from airpfed.core.run_files import RoundRecord, SlotError, Summary, number
+from airpfed.core.run_files import RoundRecord, Summary, format_metric
 
 INTERRUPTED = 130
-"""Exit code of a run that Ctrl-C ended after a whole round, as shells count signals."""
+"""Exit code of a run that Ctrl-C ended after a complete round, as shells count signals."""
 
 
 @dataclass(frozen=True)
-class Screen:
-    """Where a run's lines go."""
+class RunConsole:
+    """The output of a run's lines."""
 
     console: Console
     progress: Progress
     bar: TaskID
 
-    def say(self, text: str) -> None:
-        """One line of what is happening."""
+    def log(self, text: str) -> None:
+        """Print a line about the progress."""
         self.console.print(text, style="dim", highlight=False, markup=False)
 
     def round(self, row: RoundRecord) -> None:
-        """One round's line; the bar moves on."""
+        """Print the line of a round, and advance the bar."""
         self.console.print(round_line(row), highlight=False, markup=False)
         self.progress.update(self.bar, completed=row.round)
 
     def summary(self, summary: Summary, out: Path) -> None:
-        """The final table."""
+        """Print the final table and the cost."""
         self.progress.stop()
         self.console.print(final_table(summary))
         cost = summary.ledger
@@ -49,58 +49,64 @@ class Screen:
             markup=False,
         )
 
-    def expected(self, summary: Summary, ranges: Mapping[str, tuple[float, float]]) -> None:
-        """One line a result that the settings file expects: what it should be, what it is."""
+    def compare_with_expected(self, summary: Summary, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Print a line per expected result of the settings file: its range and the result."""
         for key, (low, high) in ranges.items():
             value = getattr(summary, key)
             verdict = "not scored" if value is None else "met" if low <= value <= high else "MISSED"
-            self.console.print(f"expected {key} {low:g} to {high:g}: {number(value)}, {verdict}", highlight=False)
+            self.console.print(
+                f"expected {key} {low:g} to {high:g}: {format_metric(value)}, {verdict}", highlight=False
+            )
 
 
 @contextmanager
-def open_screen(rounds: int, file: IO[str] | None = None) -> Iterator[Screen]:
-    """A screen for a run of so many rounds; without a terminal there is no bar and lines are never wrapped.
+def open_console(rounds: int, file: IO[str] | None = None) -> Iterator[RunConsole]:
+    """Open the console of a run. Without a terminal there is no bar, and lines are not wrapped.
 
-    file: where lines go instead of the standard output.
+    file: output of the lines, by default the standard output.
     """
     console = Console(soft_wrap=True, file=file, width=160 if file else None)
     columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield Screen(console, progress, progress.add_task("rounds", total=rounds))
+        yield RunConsole(console, progress, progress.add_task("rounds", total=rounds))
 
 
 @contextmanager
-def interruptible(screen: Screen) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C ends the run after the round it falls into; a second one ends it at once."""
-    asked: list[bool] = []
+def interruptible(console: RunConsole) -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C end the run after the current round, and a second Ctrl-C end it at once."""
+    requests: list[bool] = []
 
-    def ask(_number: int, _frame: object) -> None:
-        asked.append(True)
-        signal.signal(signal.SIGINT, before)
-        screen.say("stopping after this round (Ctrl-C again: at once; the last round's checkpoint stays)")
+    def handle(_number: int, _frame: object) -> None:
+        requests.append(True)
+        signal.signal(signal.SIGINT, previous)
+        console.log("stopping after this round (Ctrl-C again: at once; the last round's checkpoint stays)")
 
-    before = signal.signal(signal.SIGINT, ask)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(requests)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def go_on(subcommand: str, file: Path, overrides: Sequence[str], out: Path, done: int) -> str:
-    """The line that says how to resume a run that was stopped after `done` rounds."""
+def resume_line(subcommand: str, file: Path, overrides: Sequence[str], out: Path, rounds: int) -> str:
+    """Write the line with the command that resumes a run after `rounds` completed rounds."""
     called = Path(sys.argv[0])
     program = str(called) if called.name == "airpfed" and not shutil.which("airpfed") else "airpfed"
     words = [program, *subcommand.split(), str(file)]
     words += [part for item in overrides for part in ("--set", item)]
-    return f"stopped after round {done}; go on with: {shlex.join([*words, '--out', str(out), '--resume'])}"
+    return f"stopped after round {rounds}; go on with: {shlex.join([*words, '--out', str(out), '--resume'])}"
 
 
 def round_line(row: RoundRecord) -> str:
-    """Losses by task, metrics where evaluated, MSE claimed and measured, seconds on air, absent devices."""
+    """Write the line of a round: losses and metrics by task, MSE as claimed/measured, seconds, absent devices."""
     parts = [f"round {row.round}", "loss " + " ".join(f"{name} {value:.3f}" for name, value in row.loss.items())]
     if row.accuracy:
         parts.append("dev " + " ".join(f"{name} {value:.3f}" for name, value in row.accuracy.items()))
-    parts += [f"mse {name} {claim_and_truth(error)}" for name, error in slots(row) if error]
+    personal = max(row.mse.p.values(), key=lambda error: error.measured, default=None)
+    for name, error in (("s", row.mse.s), ("p", personal)):  # of the p-slots, the one with the largest error
+        if error:
+            claimed = "-" if error.claimed is None else f"{error.claimed:.2e}"
+            parts.append(f"mse {name} {claimed}/{error.measured:.2e}")
     parts.append(f"air {row.ledger.air_seconds:.3g} s")
     parts.append(f"{sum(row.seconds.values()):.1f} s")
     if row.absent:
@@ -108,21 +114,10 @@ def round_line(row: RoundRecord) -> str:
     return "  ".join(parts)
 
 
-def slots(row: RoundRecord) -> list[tuple[str, SlotError | None]]:
-    """The s-slot's error and the largest of the p-slots'."""
-    personal = max(row.mse.p.values(), key=lambda error: error.measured, default=None)
-    return [("s", row.mse.s), ("p", personal)]
-
-
-def claim_and_truth(error: SlotError) -> str:
-    """MSE as claimed/measured; a dash where nothing is claimed."""
-    return f"{'-' if error.claimed is None else f'{error.claimed:.2e}'}/{error.measured:.2e}"
-
-
 def final_table(summary: Summary) -> Table:
-    """Test metrics of the untouched model and of the tasks' models."""
+    """Build the table of test metrics of the untouched model and of the tasks' models."""
     table = Table("task", "metric", "untouched", "fine-tuned", "samples", title=f"test split, {summary.rounds} rounds")
     for name, task in summary.tasks.items():
-        table.add_row(name, task.metric, number(task.base), number(task.final), str(task.samples))
-    table.add_row("average", "", number(summary.average_base), number(summary.average), "", style="bold")
+        table.add_row(name, task.metric, format_metric(task.base), format_metric(task.final), str(task.samples))
+    table.add_row("average", "", format_metric(summary.average_base), format_metric(summary.average), "", style="bold")
     return table

@@ -1,4 +1,4 @@
-"""What a run's data is, told before round 1: counts, classes, what was dropped, what the model does not get to read."""
+"""The report about a run's data before round 1: counts, classes, rows left out, and texts cut to tokens."""
 
 import sys
 from collections import Counter
@@ -10,41 +10,46 @@ from airpfed.config.schema import Settings
 from airpfed.core.run_files import DataReport
 from airpfed.model.tokens import Encoded, prompt_ids
 from airpfed.tasks.sample import Sample, Task
-from airpfed.training.evaluate import Split, TaskView
+from airpfed.training.evaluate import TaskView
 from airpfed.training.experiment import Experiment
 
-SHOWN = 12
-"""Classes that a line shows."""
+MAX_CLASSES = 12
+"""Classes in a line."""
 
 
-def data_report(settings: Settings, tasks: Sequence[Task], experiment: Experiment) -> dict[str, DataReport]:
-    """Task -> what its data is. Of a federation's server: what it holds, which is dev and test alone."""
-    clients, limit = experiment.clients, settings.model.max_tokens
-    owners = clients.task_of.tolist()
-    found: dict[str, DataReport] = {}
+def report_data(settings: Settings, tasks: Sequence[Task], experiment: Experiment) -> dict[str, DataReport]:
+    """Map each task to the report about its data. The server of a federation only has the dev and test splits."""
+    clients, max_tokens = experiment.clients, settings.model.max_tokens
+    task_of = clients.task_of.tolist()
+    reports: dict[str, DataReport] = {}
     for number, (task, view) in enumerate(zip(tasks, experiment.tasks, strict=True)):
         train = [
-            sample for owner, shard in zip(owners, clients.shards, strict=True) if owner == number for sample in shard
+            sample for owner, shard in zip(task_of, clients.shards, strict=True) if owner == number for sample in shard
         ]
-        found[task.name] = of_task(task, train, view, clients.backbone.tokenizer, limit)
-        asked = settings.tasks[number]
-        if train and asked.sizes == "equal" and found[task.name].samples_least < asked.samples_per_device:
-            line = f"samples_per_device = {asked.samples_per_device}, and there are fewer"
-            found[task.name] = found[task.name].model_copy(update={"notes": [*found[task.name].notes, line]})
-    return found
+        report = report_task(task, train, view, clients.backbone.tokenizer, max_tokens)
+        min_samples = settings.tasks[number].samples_per_device
+        if train and settings.tasks[number].sizes == "equal" and report.samples_least < min_samples:
+            line = f"samples_per_device = {min_samples}, and there are fewer"
+            report = report.model_copy(update={"notes": [*report.notes, line]})
+        reports[task.name] = report
+    return reports
 
 
-def of_task(task: Task, train: Sequence[Encoded], view: TaskView, tokenizer: Any, limit: int) -> DataReport:
-    """What a task's data is. train: of all its devices, device by device, as the loss reads it; limit: tokens."""
+def report_task(task: Task, train: Sequence[Encoded], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
+    """Report about a task's data. train: tokens of the training samples of all its devices, device by device."""
     shards = [sample for shard in task.train for sample in shard]
-    pairs = [*zip(shards, train, strict=True), *_read(task.dev, view.dev), *_read(task.test, view.test)]
-    prompts = [length for sample, ids in pairs if (length := _prompt_length(sample, ids, tokenizer, limit)) > limit]
-    answers = [
-        one for sample, ids in zip(shards, train, strict=True) if (one := _answer_length(sample, ids, tokenizer))
+    pairs = [
+        *zip(shards, train, strict=True),
+        *zip(task.dev, view.dev.prompts, strict=True),
+        *zip(task.test, view.test.prompts, strict=True),
     ]
-    held = {encoded.ids[: len(encoded.ids) - len(encoded.targets) + 1] for encoded in train}
+    lengths = [_prompt_length(sample, encoded, tokenizer, max_tokens) for sample, encoded in pairs]
+    prompts = [length for length in lengths if length > max_tokens]
+    lengths = [_answer_length(sample, encoded, tokenizer) for sample, encoded in zip(shards, train, strict=True)]
+    answers = [length for length in lengths if length]
+    train_prompts = {encoded.ids[: len(encoded.ids) - len(encoded.targets) + 1] for encoded in train}
     sizes = [len(shard) for shard in task.train]
-    parts = [Counter(sample.label for sample in part) for part in (shards, task.dev, task.test)]
+    splits = [Counter(sample.label for sample in samples) for samples in (shards, task.dev, task.test)]
     report = DataReport(
         rows=task.counts.rows,
         skipped=task.counts.skipped,
@@ -56,77 +61,76 @@ def of_task(task: Task, train: Sequence[Encoded], view: TaskView, tokenizer: Any
         samples_most=max(sizes, default=0),
         dev=len(task.dev),
         test=len(task.test),
-        classes={name: [part[index] for part in parts] for index, name in enumerate(task.names)},
+        classes={name: [split[index] for split in splits] for index, name in enumerate(task.names)},
         prompts_cut=len(prompts) / len(pairs) if pairs else 0.0,
         prompts_cut_tokens=median(prompts) if prompts else None,
         answers_cut=len(answers) / len(train) if train else 0.0,
         answers_cut_tokens=median(answers) if answers else None,
-        alike_when_cut=sum(encoded.ids in held for encoded in view.test.prompts),
+        alike_when_cut=sum(encoded.ids in train_prompts for encoded in view.test.prompts),
         notes=list(task.counts.notes),
     )
     return report.model_copy(update={"notes": [*report.notes, *_warnings(report)]})
 
 
-def _read(samples: Sequence[Sample], split: Split) -> list[tuple[Sample, Encoded]]:
-    return list(zip(samples, split.prompts, strict=True))
-
-
-def _prompt_length(sample: Sample, encoded: Encoded, tokenizer: Any, limit: int) -> int:
-    """Tokens of a prompt as it was before it was cut, and of the answer behind it but for the last."""
-    if len(encoded.ids) < limit:
+def _prompt_length(sample: Sample, encoded: Encoded, tokenizer: Any, max_tokens: int) -> int:
+    """Count the tokens of a prompt before the cut, and those of its answer except the last."""
+    if len(encoded.ids) < max_tokens:
         return len(encoded.ids)
     return len(prompt_ids(tokenizer, sample.prompt, sys.maxsize)) + len(encoded.targets) - 1
 
 
 def _answer_length(sample: Sample, encoded: Encoded, tokenizer: Any) -> int:
-    """Tokens of an answer that was cut, with the end token that it lost; 0 of any other."""
+    """Count the tokens of an answer before the cut, with its end token. Returns 0 if the answer was not cut."""
     if sample.label >= 0 or tokenizer.eos_token_id is None or encoded.targets[-1] == tokenizer.eos_token_id:
         return 0
     return len(tokenizer(sample.answer, add_special_tokens=False).input_ids) + 1
 
 
 def _warnings(report: DataReport) -> list[str]:
-    """What makes the outcome of a classification doubtful, a line each."""
+    """List reasons to doubt the result of a classification, a line each."""
     lines: list[str] = []
     trained = report.samples_most > 0
     missing = [name for name, (train, _, _) in report.classes.items() if trained and train == 0]
     if missing:
-        lines.append(f"no device has a sample of class {_listed(missing)}")
+        lines.append(f"no device has a sample of class {_list_classes(missing)}")
     tested = [name for name, (_, _, test) in report.classes.items() if test]
     if len(tested) == 1 and report.test:
-        lines.append(f"the test split holds the one class {tested[0]}: its accuracy says nothing of the others")
+        lines.append(f"the test split has only class {tested[0]}: its accuracy says nothing about other classes")
     elif report.classes and len(tested) < len(report.classes):
-        lines.append(f"no test sample is of class {_listed([name for name in report.classes if name not in tested])}")
+        missing = [name for name in report.classes if name not in tested]
+        lines.append(f"no test sample is of class {_list_classes(missing)}")
     if report.alike_when_cut:
         lines.append(
-            f"{report.alike_when_cut} of {report.test} test prompts are, once cut to tokens, those of a training sample"
+            f"{report.alike_when_cut} of {report.test} test prompts equal those of a training sample when cut to tokens"
         )
     return lines
 
 
 def data_lines(reports: Mapping[str, DataReport]) -> list[str]:
-    """The block before round 1: a line a task, and one more for everything that should be known."""
-    return [line for name, report in reports.items() for line in _lines(name, report)]
+    """Write the block before round 1: a line per task, and a line per warning."""
+    return [line for name, report in reports.items() for line in _task_lines(name, report)]
 
 
-def _lines(name: str, report: DataReport) -> list[str]:
-    least, most = report.samples_least, report.samples_most
-    each = f"{least}" if least == most else f"{least} to {most}"
+def _task_lines(name: str, report: DataReport) -> list[str]:
+    low, high = report.samples_least, report.samples_most
+    size = f"{low}" if low == high else f"{low} to {high}"
     devices = (
-        f"{report.devices} devices x {each} samples" if most else f"{report.devices} devices with their own samples"
+        f"{report.devices} devices x {size} samples" if high else f"{report.devices} devices with their own samples"
     )
     parts = [f"task {name}: {devices}, dev {report.dev}, test {report.test}"]
     if report.classes:
-        shown = [
-            f"{one} {train}/{test}" if most else f"{one} {test}" for one, (train, _, test) in report.classes.items()
+        counts = [
+            f"{label} {train}/{test}" if high else f"{label} {test}"
+            for label, (train, _, test) in report.classes.items()
         ]
-        rest = f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-        parts.append(f"classes ({'train/test' if most else 'test'}) {', '.join(shown[:SHOWN])}{rest}")
+        more = f", and {len(counts) - MAX_CLASSES} more" if len(counts) > MAX_CLASSES else ""
+        parts.append(f"classes ({'train/test' if high else 'test'}) {', '.join(counts[:MAX_CLASSES])}{more}")
+    different = f" ({report.contradictions:,} of another class or answer than the retained row)"
     dropped = [
-        f"{count:,} {what}"
-        for count, what in (
+        f"{count:,} {reason}"
+        for count, reason in (
             (report.skipped, "without text or label"),
-            (report.duplicates, f"duplicates{_against(report.contradictions)}"),
+            (report.duplicates, f"duplicates{different if report.contradictions else ''}"),
             (report.barred, "that another task tests on"),
         )
         if count
@@ -140,14 +144,11 @@ def _lines(name: str, report: DataReport) -> list[str]:
     if report.answers_cut:
         length = f"median {report.answers_cut_tokens:g} tokens"
         lines.append(
-            f"  model.max_tokens cuts {report.answers_cut:.1%} of the answers ({length}): no end is learnt of them"
+            f"  model.max_tokens cuts {report.answers_cut:.1%} of the answers ({length}): the model does not learn "
+            "their end"
         )
     return [*lines, *(f"  {note}" for note in report.notes)]
 
 
-def _against(contradictions: int) -> str:
-    return f" ({contradictions:,} of another class or answer than the first, which stays)" if contradictions else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _list_classes(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_CLASSES]) + (", ..." if len(names) > MAX_CLASSES else "")

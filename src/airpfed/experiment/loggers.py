@@ -1,6 +1,7 @@
-"""Where a run's numbers go besides its own files: one callable, fed with every record and at the end the summary.
+"""Trackers: further outputs of a run's numbers, besides its own files.
 
-Another tracker (MLflow, W&B) is one more function here and a row of TRACKERS.
+A tracker is a callable that receives every record and at the end the summary. Another tracker (MLflow, W&B) is a
+function here and a row of TRACKERS.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,11 +10,11 @@ from pathlib import Path
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import RoundRecord, Summary
 
-Track = Callable[[RoundRecord | Summary], None]
+Tracker = Callable[[RoundRecord | Summary], None]
 
 
 def scalars(row: RoundRecord | Summary) -> dict[str, float]:
-    """All numbers of a record or summary by the path of their keys, `loss/trec`; null, text and lists are left out."""
+    """Map the path of keys, `loss/trec`, to each number of a record or summary, without null, text and lists."""
     return dict(_flat("", row.model_dump(exclude={"round", "rounds"})))
 
 
@@ -23,13 +24,13 @@ def _flat(path: str, value: object) -> list[tuple[str, float]]:
     return [(path, float(value))] if isinstance(value, (int, float)) else []
 
 
-def nowhere(_folder: Path) -> Track:
-    """Keep nothing."""
+def no_tracker(_folder: Path) -> Tracker:
+    """Return a tracker that does nothing."""
     return lambda row: None
 
 
-def tensorboard(folder: Path) -> Track:
-    """Event files in `folder`/tensorboard; a resumed run replaces the rounds that it plays again.
+def tensorboard(folder: Path) -> Tracker:
+    """Return a tracker that writes event files to `folder`/tensorboard. A resumed run replaces repeated rounds.
 
     Raises UserError if TensorBoard is not installed.
     """
@@ -55,5 +56,5 @@ def tensorboard(folder: Path) -> Track:
     return track
 
 
-TRACKERS: Mapping[str, Callable[[Path], Track]] = {"none": nowhere, "tensorboard": tensorboard}
-"""run.tracker -> what opens it in a run's directory."""
+TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {"none": no_tracker, "tensorboard": tensorboard}
+"""run.tracker -> function of a run's folder that opens the tracker."""

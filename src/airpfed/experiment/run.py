@@ -1,93 +1,191 @@
-"""A run from its settings file to its report: what the command line does, step by step."""
+"""The life of a run: from a settings file, or from objects, to its records, summary, adapters and report."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed.config import settings_file
-from airpfed.config.applicability import notes
+from airpfed.config.applicability import settings_notes
 from airpfed.config.schema import Settings
+from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.locks import only
-from airpfed.experiment import artifacts, build
-from airpfed.experiment.conduct import conduct
-from airpfed.experiment.console import INTERRUPTED, go_on, interruptible, open_screen
-from airpfed.experiment.loggers import TRACKERS
+from airpfed.core.files import exclusive_run
+from airpfed.experiment import REOPEN, artifacts, build
+from airpfed.experiment.console import INTERRUPTED, RunConsole, interruptible, open_console, resume_line
+from airpfed.experiment.data_report import data_lines, report_data
+from airpfed.experiment.loggers import TRACKERS, Tracker
+from airpfed.report import page
+from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
 from airpfed.training.experiment import Experiment
+from airpfed.training.loop import Outcome, play, read_records
 from airpfed.training.state import State
 
 
-def run_job(file: Path, overrides: list[str], out: Path | None, resume: bool, command: str) -> int:
-    """Run an experiment into `out`; returns the exit code."""
-    settings = (settings_file.read if resume else settings_file.asked)(file, overrides)
-    out = artifacts.claimed(out, file.stem, resume)
+def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, command: str) -> int:
+    """Run the experiment of a settings file in the folder `out`, and return the exit code.
+
+    out: by default a new folder below `runs/`, or the newest run of the file to resume. command: stored with the run.
+    """
+    settings = (settings_file.read_settings if resume else settings_file.read_new_settings)(file, overrides)
+    out = artifacts.claim_folder(out, file.stem, resume)
     with (
-        alone_in(out, resume),
-        open_screen(settings.server.rounds) as screen,
-        interruptible(screen) as stopping,
+        exclusive_folder(out, resume),
+        open_console(settings.server.rounds) as console,
+        interruptible(console) as stopping,
     ):
         track = TRACKERS[settings.run.tracker](out)
-        for line in notes(settings):
-            screen.say(line)
-        screen.say("loading tasks and base model")
+        for line in settings_notes(settings):
+            console.log(line)
+        console.log("loading tasks and base model")
         tasks = build.load_tasks(settings)
-        experiment = build.experiment(settings, tasks)
+        experiment = build.build_experiment(settings, tasks)
         if not resume:
-            build.head_applies(settings, experiment.clients.backbone)
-        outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
+            build.check_head_scope(settings, experiment.clients.backbone)
+        outcome = run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
         if outcome.completed and not overrides:
-            screen.expected(outcome.summary, settings_file.expected(file))
+            console.compare_with_expected(outcome.summary, settings_file.read_expected(file))
     if outcome.completed:
         return 0
-    screen.say(go_on("run", file, overrides, out, outcome.state.round))
+    console.log(resume_line("run", file, overrides, out, outcome.state.round))
     return INTERRUPTED
 
 
 @contextmanager
-def alone_in(out: Path, resume: bool) -> Iterator[None]:
-    """The only process in a run's folder, which is claimed again now that nobody else can write there."""
-    with only(out):
-        artifacts.claim(out, resume)
-        artifacts.tidied(out)
+def exclusive_folder(out: Path, resume: bool) -> Iterator[None]:
+    """Lock a run's folder, then check it again, because another process may have written there before the lock."""
+    with exclusive_run(out):
+        artifacts.check_folder(out, resume)
+        artifacts.clean_up(out)
         yield
 
 
-def export_job(run: Path, merged: bool) -> list[Path]:
-    """Export the adapters of a run from its checkpoint."""
+def run_experiment(
+    settings: Settings,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    command: str,
+    out: Path,
+    resume: bool,
+    console: RunConsole,
+    track: Tracker,
+    stopping: Callable[[], bool],
+) -> Outcome:
+    """Run an experiment in the folder `out`, then write its report and adapters. Used by simulator and federation.
+
+    The run ends early after the round in which `stopping` becomes true. track: from TRACKERS, opened before tasks and
+    model are loaded, so that a missing library is reported at once. Raises UserError if a run cannot be resumed with
+    these settings, data and base model.
+    """
+    hashes = {task.name: task.source_sha256 for task in tasks}
+    if resume:  # compared before the files of the old run are replaced
+        check_same_settings(out / "experiment.toml", settings, console.log)
+        artifacts.check_unchanged(out, experiment, hashes)
+        for line in artifacts.damaged_files(out):
+            console.log(line)
+    if resume and checkpoint.exists(out / "checkpoint"):
+        state = checkpoint.load_state(out / "checkpoint", experiment.initial, experiment.fingerprint)
+        read_records(out / "records.jsonl", state.round)
+        if state.round > settings.server.rounds:
+            raise UserError(f"server.rounds = {settings.server.rounds}: {state.round} rounds are done already in {out}")
+
+    def follow(row: run_files.RoundRecord | run_files.Summary) -> None:
+        if isinstance(row, run_files.RoundRecord):
+            console.round(row)
+        track(row)
+
+    outcome = train_run(settings, experiment, tasks, command, out, resume, follow, stopping, console.log)
+    page.write(out)  # before the export, which refuses a diverged model
+    if outcome.completed and (reason := artifacts.reason_without_adapter(settings)):
+        console.log(reason)
+    elif outcome.completed:
+        console.log("exporting adapters")
+        artifacts.export_adapters(settings, experiment, outcome.state, out, merged=False)
+    console.summary(outcome.summary, out)
+    return outcome
+
+
+def train_run(
+    settings: Settings,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    command: str,
+    out: Path,
+    resume: bool,
+    track: Tracker,
+    stopping: Callable[[], bool],
+    log: Callable[[str], None],
+) -> Outcome:
+    """Write the settings and the environment of a run, run its rounds, and write its summary.
+
+    track: called with every record and with the summary. log: called with lines for the user. All runs go through this
+    function, including the cells of a sweep, which need no report and no adapters.
+    """
+    reports = report_data(settings, tasks, experiment)
+    for line in [*data_lines(reports), *experiment.notes]:
+        log(line)
+    hashes = {task.name: task.source_sha256 for task in tasks}
+    artifacts.write_start(settings, experiment, hashes, command, out, reports)
+    outcome = play(experiment, out, resume, track, stopping, log)
+    run_files.write_json(out / "summary.json", outcome.summary)
+    track(outcome.summary)
+    return outcome
+
+
+def check_same_settings(file: Path, settings: Settings, log: Callable[[str], None]) -> None:
+    """Raise UserError if settings differ from those of the run to be resumed. Allowed changes are logged.
+
+    A settings file that cannot be read is written again: the fingerprint of the checkpoint detects other settings.
+    """
+    try:
+        previous = settings_file.read_settings(file)
+    except UserError as error:
+        if os.path.lexists(file):
+            log(f"{' '.join(str(error).split())[:300]}; written again, if the checkpoint is of these settings")
+        return
+    changed = settings_file.differences(previous, settings, build.CHANGEABLE_ON_RESUME)
+    if changed:
+        raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
+    for line in settings_file.differences(previous, settings, {}):
+        log(f"resumed with {line}")
+
+
+def export_run(run: Path, merged: bool) -> list[Path]:
+    """Export the adapters of a run from its checkpoint, and return their folders. merged: also write merged weights."""
     if not run.is_dir():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    with only(run):
-        settings, experiment, state = reopen(run)
-        artifacts.tidied(run)
-        written = artifacts.adapters(settings, experiment, state, run, merged)
-    if not written:
-        raise UserError(f"{run}: each device has a model of its own here, and has exported it to its own state folder")
-    return written
+    with exclusive_run(run):
+        settings, experiment, state = reopen_run(run)
+        artifacts.clean_up(run)
+        folders = artifacts.export_adapters(settings, experiment, state, run, merged)
+    if not folders:
+        raise UserError(f"{run}: each device of this run has its own model, and exported it to its own state folder")
+    return folders
 
 
-def reopen(run: Path) -> tuple[Settings, Experiment, State]:
-    """A run's settings, objects and last state, from its directory."""
+def reopen_run(run: Path) -> tuple[Settings, Experiment, State]:
+    """Return the settings, the experiment and the last state of a run, from its folder."""
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    settings = settings_file.read(run / "experiment.toml")
-    if (run / "checkpoint" / "run.json").is_file():
-        from airpfed.federation import build_federation
-
-        experiment = build_federation.reopen(settings, run / "checkpoint")
-        artifacts.unchanged(run, experiment, {})
+    settings, folder = settings_file.read_settings(run / "experiment.toml"), run / "checkpoint"
+    hashes: dict[str, str] = {}
+    for name, rebuild in REOPEN.items():
+        if (folder / name).is_file():
+            experiment = rebuild(settings, folder)
+            break
     else:
         tasks = build.load_tasks(settings)
-        experiment = build.experiment(settings, tasks)
-        artifacts.unchanged(run, experiment, {task.name: task.source_sha256 for task in tasks})
-    return settings, experiment, checkpoint.load_state(run / "checkpoint", experiment.initial, experiment.fingerprint)
+        experiment = build.build_experiment(settings, tasks)
+        hashes = {task.name: task.source_sha256 for task in tasks}
+    artifacts.check_unchanged(run, experiment, hashes)
+    return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
 
 
-def catalogue() -> list[str]:
-    """Lines that list tasks and models by name."""
+def catalogue_lines() -> list[str]:
+    """List the tasks and base models that have a name."""
     from airpfed.model.zoo import MODELS
     from airpfed.tasks.catalog import CATALOG
 

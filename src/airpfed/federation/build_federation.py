@@ -47,7 +47,7 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
 
     The server's state has no entries of device scope.
     """
-    experiment = build.experiment(settings, tasks)
+    experiment = build.build_experiment(settings, tasks)
     agreements = [agreement(settings, experiment, tasks, number) for number in range(len(tasks))]
     own = experiment.initial.devices.own
     nothing = torch.zeros(len(own.updates), 0)
@@ -57,7 +57,7 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
 
 def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
     """The uplink, with weights from the sample counts D_k that the devices report."""
-    return partial(uplink, build.link(settings, experiment.clients, samples))
+    return partial(uplink, build.client_uplink(settings, experiment.clients, samples))
 
 
 def terms_of(settings: Settings) -> RoundTerms:
@@ -132,7 +132,7 @@ def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int
 
     folders: device -> the folder of its own state.
     """
-    experiment = build.experiment(settings, tasks)
+    experiment = build.build_experiment(settings, tasks)
     device_of_node = experiment.clients.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm
     return {

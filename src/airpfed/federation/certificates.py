@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import write_atomic
+from airpfed.core.files import write_atomic
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names by which the server's own processes reach it."""

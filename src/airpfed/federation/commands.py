@@ -5,13 +5,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from click import Context
 from typer.core import TyperGroup
 
 from airpfed.core.errors import UserError
+from airpfed.experiment import REOPEN
+
+if TYPE_CHECKING:
+    from airpfed.config.schema import Settings
+    from airpfed.training.experiment import Experiment
 
 
 class FileFirst(TyperGroup):
@@ -27,6 +32,16 @@ class FileFirst(TyperGroup):
 app = typer.Typer(cls=FileFirst, no_args_is_help=True, help="Run the experiment as a federation on Flower.")
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+
+
+def _reopen(settings: "Settings", checkpoint: Path) -> "Experiment":
+    from airpfed.federation import build_federation
+
+    return build_federation.reopen(settings, checkpoint)
+
+
+REOPEN["run.json"] = _reopen
+"""build_federation.IDENTITY, which is not imported here because it loads torch."""
 
 
 def ready() -> None:
@@ -86,7 +101,7 @@ def init(
     from airpfed.federation.addresses import host_of
     from airpfed.federation.provisioning import FederationPlan, provision
 
-    read = settings_file.asked(settings, [*(set_ or []), f'federation.address="{address}"'])
+    read = settings_file.read_new_settings(settings, [*(set_ or []), f'federation.address="{address}"'])
     plan = FederationPlan(address, (host_of(address), *(host or [])), deal, days, port)
     for line in provision(folder, read, plan):
         typer.echo(line)

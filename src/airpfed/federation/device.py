@@ -146,7 +146,7 @@ def finish(device: Device, packet: Packet) -> Packet:
     factors, clients = factors_of(device, packet), device.clients
     classes = device.clients.classes[device.task]
     view = device.experiment.tasks[device.task]
-    folder = files.inside(private_folder(device.folder) / str(packet.facts["run"]) / "adapters", view.name)
+    folder = files.path_inside(private_folder(device.folder) / str(packet.facts["run"]) / "adapters", view.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(clients.backbone, classes)
     export.checked(clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8])

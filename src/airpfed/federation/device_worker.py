@@ -26,7 +26,7 @@ PATIENCE = 30.0
 
 def device_at(file: Path) -> Device:
     """The device of a settings file, with its data and the base model."""
-    settings = settings_file.read(file)
+    settings = settings_file.read_settings(file)
     node = node_of(settings, file)
     tasks = build_federation.node_tasks(settings, node.device)
     return build_federation.devices_of(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]

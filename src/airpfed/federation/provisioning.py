@@ -11,7 +11,7 @@ from pathlib import Path
 from airpfed.config import settings_file
 from airpfed.config.schema import FederationSettings, NodeSettings, Settings, TaskSettings
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import write_atomic
+from airpfed.core.files import write_atomic
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates
 from airpfed.federation.addresses import (
@@ -97,7 +97,9 @@ def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Fede
     certificates.new_server(server, authority, plan.hosts, plan.days)
     _copy(folder / "ca.crt", server / "ca.crt")
     joined = settings.federation.model_copy(update={"address": plan.address, "folder": "."})
-    settings_file.write(settings.model_copy(update={"federation": joined}), server / "experiment.toml", SERVER, False)
+    settings_file.write_settings(
+        settings.model_copy(update={"federation": joined}), server / "experiment.toml", SERVER, False
+    )
     _script(server / "start.sh", 'exec airpfed federate experiment.toml --backend deployment "$@"')
     for device in range(devices):
         _found_device(folder, device, device_settings(settings, tasks, device, plan), tasks, plan)
@@ -109,12 +111,14 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
     private_folder(target)
     certificates.new_device(target / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
     _copy(folder / "ca.crt", target / "ca.crt")
-    settings_file.write(settings, target / "device.toml", DEVICE, False)
+    settings_file.write_settings(settings, target / "device.toml", DEVICE, False)
     _script(target / "start.sh", 'exec airpfed federate join device.toml "$@"')
     if plan.write_share:
         position = device - task_of_devices(settings).index(owner)
         write_share(tasks[owner].train[position], target)
-        again = build_federation.node_tasks(settings_file.read(target / "device.toml"), device)[owner].train[position]
+        again = build_federation.node_tasks(settings_file.read_settings(target / "device.toml"), device)[owner].train[
+            position
+        ]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
             raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {DATA}")
 
@@ -182,11 +186,11 @@ def labels_of(task_settings: TaskSettings, task: Task) -> Mapping[str, str]:
 def check(folder: Path, devices: int, host: str) -> None:
     """Raise UserError unless certificate, keys and settings files can be used by server and devices."""
     certificates.check_server(folder / "server", host)
-    settings_file.read(folder / "server" / "experiment.toml")
+    settings_file.read_settings(folder / "server" / "experiment.toml")
     for device in range(devices):
         target = folder / f"device-{device}"
         certificates.check_pair(target / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
-        node_of(settings_file.read(target / "device.toml"), target / "device.toml")
+        node_of(settings_file.read_settings(target / "device.toml"), target / "device.toml")
 
 
 def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list[str]:

@@ -14,10 +14,10 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.locks import locked
-from airpfed.experiment.conduct import conduct
-from airpfed.experiment.console import Screen, open_screen
+from airpfed.core.files import acquire_lock
+from airpfed.experiment.console import RunConsole, open_console
 from airpfed.experiment.loggers import TRACKERS
+from airpfed.experiment.run import run_experiment
 from airpfed.federation import build_federation
 from airpfed.federation.handshake import Agreement
 from airpfed.federation.mailbox import Grid, Mailbox
@@ -60,7 +60,7 @@ def serve(
     resume: bool,
     command: str,
     device_of_node: Mapping[int, int] | None,
-    screen: Screen,
+    console: RunConsole,
     stopping: Callable[[], bool],
 ) -> Outcome:
     """Play a whole run over a grid.
@@ -68,19 +68,19 @@ def serve(
     device_of_node: node -> device by registered key (deployment), or None in Flower's simulation.
     """
     track = TRACKERS[settings.run.tracker](out)
-    screen.say("loading tasks and base model")
+    console.log("loading tasks and base model")
     tasks = build_federation.server_tasks(settings, deployed=device_of_node is not None)
     sides = build_federation.server(settings, tasks)
     run = build_federation.run_identity(out / "checkpoint", resume, device_of_node is not None)
-    federation = federation_of(grid, settings, sides, run, device_of_node, screen.say, stopping)
+    federation = federation_of(grid, settings, sides, run, device_of_node, console.log, stopping)
     if 0 < settings.federation.min_devices < len(federation.registry.task_of):
-        screen.say(
+        console.log(
             f"federation.min_devices = {settings.federation.min_devices} of {len(federation.registry.task_of)}: a "
             "round starts without absent devices, so a run that is interrupted and resumed need not end in the "
             "same bits (0, all, does)"
         )
     experiment = federation.experiment(sides[0])
-    outcome = conduct(settings, experiment, tasks, command, out, resume, screen, track, stopping)
+    outcome = run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
     if outcome.completed and (device_of_node is not None or experiment.clients.layout.size("device")):
         federation.finish(experiment, outcome.state)
     return outcome
@@ -99,16 +99,16 @@ def main(grid: FlowerGrid, context: Context) -> None:
     """
     plan = json.loads(Path(str(context.run_config["plan"])).read_text(encoding="utf-8"))
     out, stop = Path(plan["out"]), Path(plan["stop"])
-    settings = settings_file.read(Path(plan["file"]), plan["overrides"])
+    settings = settings_file.read_settings(Path(plan["file"]), plan["overrides"])
     device_of_node = {int(node): device for node, device in plan["owners"].items()}
     fault = f"the server's process failed; see {out / 'flower' / 'superlink.log'}; go on with --resume"
     ended: dict[str, object] = {"error": fault}
-    HELD.append(locked(Path(plan["lock"]), 20.0))
+    HELD.append(acquire_lock(Path(plan["lock"]), 20.0))
     with Path(plan["log"]).open("a", encoding="utf-8", buffering=1) as log:
         try:
-            with open_screen(settings.server.rounds, log) as screen:
+            with open_console(settings.server.rounds, log) as console:
                 outcome = serve(
-                    grid, settings, out, plan["resume"], plan["command"], device_of_node, screen, stop.exists
+                    grid, settings, out, plan["resume"], plan["command"], device_of_node, console, stop.exists
                 )
             ended = {"completed": outcome.completed, "round": outcome.state.round}
         except UserError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import tomlkit
 
 from airpfed.config.schema import Settings
-from airpfed.core import run_files
+from airpfed.core import files, run_files
 from airpfed.core.errors import UserError
 from airpfed.federation import certificates
 from airpfed.federation.addresses import check_address, host_of, port_of, private_folder, task_of_devices
@@ -111,7 +111,7 @@ def deploy(
     show: receives the lines of the server process's log. stopping: true asks the run to stop after the current round.
     """
     home = private_folder(private_folder(site.work) / "home")
-    run_files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
+    files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
     log = site.work / "superlink.log"
     superlink = start_process(superlink_words(site), log, site.environment)
     try:
@@ -199,10 +199,10 @@ def follow_run(
     """Start the run and pass on its log lines until it ends."""
     app, log = site.work / "app", Path(plan["log"])
     app.mkdir(exist_ok=True)
-    run_files.write_atomic(app / "pyproject.toml", APP)
+    files.write_atomic(app / "pyproject.toml", APP)
     run_files.write_json(site.work / "plan.json", dict(plan))
     # In a file, because Flower splits words with quotes or spaces.
-    run_files.write_atomic(site.work / "run.toml", tomlkit.dumps({"plan": str(site.work / "plan.json")}))
+    files.write_atomic(site.work / "run.toml", tomlkit.dumps({"plan": str(site.work / "plan.json")}))
     for old in (Path(plan["stop"]), *site.work.glob("ended-*")):
         old.unlink(missing_ok=True)
     log.touch()

@@ -31,7 +31,7 @@ def simulate(settings: Settings, folder: Path, serve: Callable[[FlowerGrid], Out
     def main(grid: FlowerGrid, context: Context) -> None:
         outcomes.append(serve(grid))
 
-    gpus = 1.0 if build.machine(settings.run.device) == "cuda" else 0.0
+    gpus = 1.0 if build.torch_device(settings.run.device) == "cuda" else 0.0
     run_simulation(
         server_app,
         app_of(functools.partial(answer_of_device, settings.model_dump_json(), str(folder))),

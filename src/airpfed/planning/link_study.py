@@ -19,11 +19,18 @@ from airpfed.air.schedule import Grouping, SlotPlan, Updates, Uplink, schedule, 
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
-from airpfed.config.applicability import refuse
-from airpfed.config.grid import Point, at, axes_of, changes, counted, points
+from airpfed.config.applicability import refuse_ineffective
+from airpfed.config.grid import Point, axes_of, check_count, grid_points, name_grid_point, overrides_of
 from airpfed.config.schema import Method, RadioSettings, Settings
 from airpfed.core.errors import UserError, hint
-from airpfed.experiment import build, build_uplink
+from airpfed.experiment import build
+from airpfed.experiment.build.uplink import (
+    build_network,
+    build_uplink,
+    check_channel_memory,
+    design_fields,
+    noise_power,
+)
 from airpfed.model.adapters import blocks_of
 from airpfed.tasks.split import sizes
 
@@ -81,7 +88,7 @@ def studies(
 
     Raises UserError before the first point is computed if an option or any point's settings are wrong.
     """
-    counted("--draws", draws)
+    check_count("--draws", draws)
     if not 0 <= rho <= 1:
         raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
     for name in designs:
@@ -90,9 +97,9 @@ def studies(
     axes, every = axes_of(grid), list[tuple[Point, Settings]]()
     for key in (key for axis in axes for key in axis.split("/")):
         checked(key)
-    for point in points(axes):
-        with at(point):
-            settings = settings_file.read(file, [*overrides, *changes(point)])
+    for point in grid_points(axes):
+        with name_grid_point(point):
+            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point)])
             if not any(
                 scope in ("global", "task") for block in blocks_of(*ranks(settings)) for scope in (block.a, block.b)
             ):
@@ -100,7 +107,7 @@ def studies(
             if empty := [task.name for task in settings.tasks if task.devices == 0]:
                 raise UserError(f"tasks.{empty[0]}.devices = 0: a study reads no data; should be at least 1 here")
             every.append((point, settings))
-    refuse(str(file), [settings for _, settings in every], training=False)
+    refuse_ineffective(str(file), [settings for _, settings in every], training=False)
     return compared(every, draws, rho, designs)
 
 
@@ -122,7 +129,7 @@ def compared(
 ) -> Iterator[tuple[Point, dict[str, Row]]]:
     """Compute the points one after another."""
     for point, settings in every:
-        with at(point):
+        with name_grid_point(point):
             rows = compare(settings, draws, rho, designs)
         yield point, rows
 
@@ -134,7 +141,7 @@ def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] =
     drawn: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
     rows: dict[str, Row] = {}
     for name in designs:
-        one = replace(link, **build_uplink.design_fields(settings.radio, name))
+        one = replace(link, **design_fields(settings.radio, name))
         grouping = fixed_grouping(one, present)
         if link.access == "auto":
             grouping = best_grouping(one, drops.h_est, drops.csi_variance, present)
@@ -164,7 +171,7 @@ def link_of(settings: Settings) -> Uplink:
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])
     kinds = {"all": (0, d_s)} if d_s else {}, {"all": (0, d_p)} if d_p else {}
-    return build_uplink.link(settings, task_of, torch.cat(counts).double(), kinds, (d_p,) * len(tasks))
+    return build_uplink(settings, task_of, torch.cat(counts).double(), kinds, (d_p,) * len(tasks))
 
 
 def ranks(settings: Settings) -> tuple[Method, int, int]:
@@ -179,9 +186,9 @@ def drops_of(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplin
     of drop 1.
     """
     wanted, seed = settings.radio, settings.run.seed
-    build_uplink.room(wanted, len(link.task_of), len(link.lengths), draws)
+    check_channel_memory(wanted, len(link.task_of), len(link.lengths), draws)
     worlds = [
-        build_uplink.network(wanted.model_copy(update={"drop": number}), seed, link.task_of, len(link.lengths))
+        build_network(wanted.model_copy(update={"drop": number}), seed, link.task_of, len(link.lengths))
         for number in range(1, draws + 1)
     ]
     medians = [float((link.power * one.gain.amax(0)).median()) for one in worlds]
@@ -193,7 +200,7 @@ def drops_of(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplin
         true.append(scale**0.5 * h)
         variance.append(scale * csi_variance(one, link.csi_error))
         gain.append(scale * one.gain)
-    noise = build_uplink.noise_watts(wanted, worlds[0].gain, link.power)
+    noise = noise_power(wanted, worlds[0].gain, link.power)
     drops = Drops(h_est=torch.cat(known), h=torch.cat(true), csi_variance=torch.stack(variance), gain=torch.stack(gain))
     return drops, replace(link, noise=noise)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from airpfed.config.grid import Point, axes_of
 from airpfed.core.errors import UserError
-from airpfed.core.files import inside
-from airpfed.core.run_files import write_atomic
+from airpfed.core.files import path_inside, write_atomic
 from airpfed.planning.link_study import NUMBERS, Row, numbers
 from airpfed.report import charts, curves
 
@@ -25,7 +24,7 @@ def kept(
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     for name in charts.names(axes):  # no old figure beside new numbers if this study is stopped
-        inside(folder, name).unlink(missing_ok=True)
+        path_inside(folder, name).unlink(missing_ok=True)
     columns, lines = (*axes, "design", *NUMBERS), list[charts.Line]()
     write_atomic(folder / "link.csv", charts.text(columns, lines))
     for point, rows in found:
@@ -33,7 +32,7 @@ def kept(
         write_atomic(folder / "link.csv", charts.text(columns, lines))
         yield point, rows
     for name, content in curves.files(lines, axes):
-        write_atomic(inside(folder, name), content)
+        write_atomic(path_inside(folder, name), content)
     say(f"{folder}: wrote {', '.join(['link.csv', *charts.names(axes)])}")
 
 

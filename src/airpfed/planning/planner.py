@@ -14,10 +14,11 @@ from airpfed.air.schedule import Updates
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
-from airpfed.config.grid import counted
+from airpfed.config.grid import check_count
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import Probe, write_atomic
+from airpfed.core.files import write_atomic
+from airpfed.core.run_files import Probe
 from airpfed.experiment import build
 from airpfed.planning.choices import choices
 from airpfed.planning.predict import Candidate, predicted
@@ -46,12 +47,12 @@ def make(
 
     limit: the channel's largest share of Psi_T. draws: channels of the run's own drop of devices, per candidate.
     """
-    counted("--draws", draws)
+    check_count("--draws", draws)
     if not 0 < limit <= 1:
         raise UserError(f"--limit {100 * limit:g}: should be a percentage above 0, at most 100")
-    base = settings_file.asked(file, overrides, training=False)
+    base = settings_file.read_new_settings(file, overrides, training=False)
     every = choices(file, overrides, base, grid, splits)
-    experiment = build.experiment(base, build.load_tasks(base), probing=True)
+    experiment = build.build_experiment(base, build.load_tasks(base), probing=True)
     assert isinstance(experiment.monitor, BoundMonitor)
     seen = probe(experiment.monitor, experiment.initial)
     found = [predicted(settings, changes, experiment.clients, seen, draws, base) for changes, settings in every]
@@ -81,7 +82,7 @@ def keeps(one: Candidate, limit: float) -> bool:
 def correlation_statistics(settings: Settings, experiment: Experiment) -> float:
     """GB of the base model and of one stacked pass."""
     model = sum(p.numel() * p.element_size() for p in experiment.clients.backbone.model.parameters())
-    return float(model + experiment.devices_per_pass * build.device_bytes(settings, experiment.clients)) / 1e9
+    return float(model + experiment.devices_per_pass * build.device_pass_bytes(settings, experiment.clients)) / 1e9
 
 
 def round_seconds(experiment: Experiment) -> float:

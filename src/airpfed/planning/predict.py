@@ -21,7 +21,8 @@ from airpfed.air.symbols import uses_of
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import Constants, Ledger, Probe
 from airpfed.devices.gradients import Clients
-from airpfed.experiment import build, build_uplink
+from airpfed.experiment import build
+from airpfed.experiment.build.uplink import build_uplink, check_channel_memory
 from airpfed.model import layout
 from airpfed.theory import bounds
 from airpfed.theory import predictions as numbers
@@ -62,14 +63,14 @@ def predicted(
     settings: Settings, changes: dict[str, Any], clients: Clients, seen: Probe, draws: int, base: Settings
 ) -> Candidate:
     """One candidate. base: the settings that were probed; draws: channels of the run's own drop of devices."""
-    order = build.layout_of(settings, clients.backbone, clients.classes)
+    order = build.build_layout(settings, clients.backbone, clients.classes)
     samples = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
     kinds = order.kinds("global"), order.kinds("task")
-    link = build_uplink.link(settings, clients.task_of, samples, kinds, order.task_lengths)
-    build_uplink.room(settings.radio, len(samples), len(settings.tasks), draws)
+    link = build_uplink(settings, clients.task_of, samples, kinds, order.task_lengths)
+    check_channel_memory(settings.radio, len(samples), len(settings.tasks), draws)
     drops = drops_of(link, draws)
     parts, cost = studied(link, slots_of(link, order, drops), spectrum_of(clients.layout, order, seen), seen, drops)
-    unbiased = build.unbiased(settings)
+    unbiased = build.is_unbiased(settings)
     fixed = constants_of(settings, seen, base, (1.0, 0.0) if unbiased else numbers.bias(parts))
     eta = bounds.step_size(fixed) if isinstance(settings.server.lr, str) else settings.server.lr
     energy, rounds = numbers.predicted_energy(parts), settings.server.rounds

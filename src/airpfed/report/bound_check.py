@@ -40,8 +40,8 @@ def load(run: Path) -> tuple[list[RoundRecord], Probe]:
     probe = run_files.load_probe(run / "theory.json")
     if probe is None:
         raise UserError(f'{run}: no theory.json; run with --set theory.meter_every=5, or server.lr = "theory"')
-    records = run_files.load(run / "records.jsonl")
-    run_files.together(run, run_files.read_json(run / "summary.json", run_files.Summary), records)
+    records = run_files.load_records(run / "records.jsonl")
+    run_files.check_rounds(run, run_files.read_json(run / "summary.json", run_files.Summary), records)
     return records, probe
 
 
@@ -92,7 +92,7 @@ def constants_of(constants: Constants) -> dict[str, float]:
 def compared(run: Path, records: list[RoundRecord], probe: Probe, path: Path) -> Iterator[str]:
     """What a plan had predicted for the settings of this run, beside what came of them."""
     plan = read_plan(path)
-    settings = settings_file.read(run / "experiment.toml").model_dump(mode="json")
+    settings = settings_file.read_settings(run / "experiment.toml").model_dump(mode="json")
     mine = [one for one in plan.candidates if all(value_of(settings, key) == v for key, v in one.set.items())]
     if not mine:
         raise UserError(f"{path}: has no candidate with the settings of {run}; plan with --grid and --split for them")

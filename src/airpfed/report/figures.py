@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from airpfed.core.run_files import Layout, RoundRecord, Summary
+from airpfed.core.run_files import NetworkLayout, RoundRecord, Summary
 from airpfed.report.style import PALETTE
 
 Figure = dict[str, Any]
@@ -180,7 +180,7 @@ def air_times(runs: Mapping[str, Sequence[RoundRecord]]) -> Figure:
     return chart("Seconds on air so far", "round", "seconds on air", series)
 
 
-def layout(place: Layout) -> Figure:
+def layout(place: NetworkLayout) -> Figure:
     """Stations and devices from above, metres; a device's label tells its mean gain."""
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(dict.fromkeys(one.task for one in place.devices)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from airpfed.core import run_files
+from airpfed.core import files, run_files
 from airpfed.core.errors import UserError
 from airpfed.report import figures_of_runs
 from airpfed.report import runs as loaded
@@ -33,9 +33,9 @@ def write(run: Path, *others: Path, out: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    with run_files.fitting(run, *others):
+    with run_files.require_consistent(run, *others):
         made = page_of(runs)
-    run_files.write_atomic(path, made)
+    files.write_atomic(path, made)
     return path
 
 
@@ -50,7 +50,7 @@ def page_of(runs: Sequence[Run]) -> str:
         colours=[PALETTE[i % len(PALETTE)] for i in range(len(runs))],
         tabs=tabs,
         across=ACROSS,
-        number=run_files.number,
+        number=run_files.format_metric,
         tasks=figures_of_runs.task_names(runs),
         ledger=run_files.Ledger.model_fields,
         accounts={run.name: verify_run(run.records, run.probe) for run in runs if run.probe},

@@ -2,14 +2,15 @@
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airpfed.core import run_files
+from airpfed.config.settings_file import flatten_settings, varying_keys
+from airpfed.core import files, run_files
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import Layout, Probe, RoundRecord, Summary
+from airpfed.core.run_files import NetworkLayout, Probe, RoundRecord, Summary
 
 LONG = 24
 """Letters of a folder's name above which runs beside each other are called by the settings in which they differ."""
@@ -26,7 +27,7 @@ class Run:
     records: list[RoundRecord]
     environment: dict[str, Any]
     settings: str
-    place: Layout | None
+    place: NetworkLayout | None
     probe: Probe | None
 
 
@@ -59,8 +60,8 @@ def told(key: str, value: str) -> str:
 def load_one(folder: Path) -> Run:
     """One run."""
     settings = settings_text(folder / "experiment.toml")
-    summary, records = run_files.load_summary(folder / "summary.json"), run_files.load(folder / "records.jsonl")
-    run_files.together(folder, summary, records)
+    summary, records = run_files.load_summary(folder / "summary.json"), run_files.load_records(folder / "records.jsonl")
+    run_files.check_rounds(folder, summary, records)
     environment = run_files.read_json(folder / "environment.json", run_files.Environment)
     return Run(
         name=folder.absolute().name,
@@ -75,7 +76,7 @@ def load_one(folder: Path) -> Run:
 
 def settings_text(path: Path) -> str:
     """A run's settings as they stand; UserError where they are no TOML."""
-    data = run_files.content(path)
+    data = files.read_bytes(path)
     if data is None:
         raise UserError(f"{path.parent}: not a run's directory (no experiment.toml in it)")
     try:
@@ -87,21 +88,6 @@ def settings_text(path: Path) -> str:
 
 def differing(texts: Sequence[str]) -> dict[str, list[str]]:
     """Key -> a value a settings file, of the keys in which they differ; a dash where one has no such key."""
-    flat = [dict(flattened(tomllib.loads(text))) for text in texts]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    values = {key: [one.get(key, "-") for one in flat] for key in keys}
-    return {key: row for key, row in values.items() if len(set(row)) > 1}
-
-
-def flattened(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    """`section.key` and value; tables in a list go by their name."""
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found += flattened(value, f"{path}{key}.")
-        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            for number, one in enumerate(value):
-                found += flattened(one, f"{path}{key}.{one.get('name', number)}.")
-        else:
-            found.append((f"{path}{key}", json.dumps(value, ensure_ascii=False, default=str)))
-    return found
+    trees = [flatten_settings(tomllib.loads(text)) for text in texts]
+    rows = [{key: json.dumps(value, ensure_ascii=False, default=str) for key, value in tree.items()} for tree in trees]
+    return varying_keys(rows)

@@ -8,7 +8,7 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.files import TEMPORARY
+from airpfed.core.files import TEMPORARY_NAME
 from airpfed.core.run_files import Summary
 from airpfed.sweeps.tables import Run
 from airpfed.sweeps.trials import UNNAMED
@@ -25,17 +25,16 @@ def runs_of(folders: Sequence[Path], say: Callable[[str], None]) -> tuple[list[R
     found = []
     for folder in folders:
         places = sorted({path.parent for name in ("summary.json", "experiment.toml") for path in folder.rglob(name)})
-        read = [(place, whole(place)) for place in places if not any(map(TEMPORARY.fullmatch, place.parts))]
+        read = [(place, whole(place)) for place in places if not any(map(TEMPORARY_NAME.fullmatch, place.parts))]
         scored = [(place, summary) for place, summary in read if summary is not None]
         if not scored:
             raise UserError(f"{folder}: no finished run here (no summary.json with scores)")
         if unfinished := [place for place, summary in read if summary is None]:
             say(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
-        found += [(place, settings_file.read(place / "experiment.toml"), summary) for place, summary in scored]
-    flat = [flattened(settings) for _, settings, _ in found]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    values = {key: list(dict.fromkeys(one.get(key, ABSENT) for one in flat)) for key in keys}
-    axes = {key: seen for key, seen in values.items() if len(seen) > 1}
+        found += [(place, settings_file.read_settings(place / "experiment.toml"), summary) for place, summary in scored]
+    flat = [flat_settings(settings) for _, settings, _ in found]
+    varying = settings_file.varying_keys(flat, ABSENT)
+    axes = {key: list(dict.fromkeys(values)) for key, values in varying.items()}
     runs = [
         Run(tuple((axis, one.get(axis, ABSENT)) for axis in axes), settings.run.seed, summary, str(place))
         for (place, settings, summary), one in zip(found, flat, strict=True)
@@ -48,8 +47,8 @@ def whole(folder: Path) -> Summary | None:
     summary = run_files.read_json(folder / "summary.json", Summary)
     if summary is None or summary.average is None:
         return None
-    records = run_files.load(folder / "records.jsonl")
-    run_files.together(folder, summary, records)
+    records = run_files.load_records(folder / "records.jsonl")
+    run_files.check_rounds(folder, summary, records)
     if len(records) > summary.rounds:
         raise UserError(
             f"{folder}: {len(records)} rounds are done, summary.json is of {summary.rounds}; end it (--resume)"
@@ -69,14 +68,16 @@ def unique(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: (order.index(run.where), run.seed))
 
 
-def flattened(settings: Settings) -> dict[str, str]:
-    """Settings by key, `server.lr`; of tasks their names, and a key as `tasks.*.key` where all tasks agree on it."""
-    tree = settings.model_dump(mode="json", exclude={**UNNAMED, "tasks": True})
+def flat_settings(settings: Settings) -> dict[str, str]:
+    """Map the keys of settings to values, with a task's key as `tasks.*.key` if all tasks agree on it."""
+    tree = settings.model_dump(
+        mode="json", exclude={**UNNAMED, "tasks": True} | ({} if settings.node else {"node": True})
+    )
     tree["run"].pop("seed")
-    found = {f"{section}.{key}": str(value) for section, keys in tree.items() for key, value in (keys or {}).items()}
-    found["tasks"] = "+".join(task.name for task in settings.tasks)
+    flat = {key: str(value) for key, value in settings_file.flatten_settings(tree).items()}
+    flat["tasks"] = "+".join(task.name for task in settings.tasks)
     for key in (key for key in TaskSettings.model_fields if key != "name"):
         values = {task.name: str(getattr(task, key)) for task in settings.tasks}
-        same = len(set(values.values())) == 1
-        found |= {f"tasks.{'*' if same else name}.{key}": value for name, value in values.items()}
-    return found
+        is_equal = len(set(values.values())) == 1
+        flat |= {f"tasks.{'*' if is_equal else name}.{key}": value for name, value in values.items()}
+    return flat

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from airpfed.core.run_files import Summary, number
+from airpfed.core.run_files import Summary, format_metric
 from airpfed.sweeps.tables import Interval, Mean, Where
 from airpfed.sweeps.trials import Trial, names, place_of
 from airpfed.sweeps.worker import Result
@@ -68,8 +68,8 @@ def told(result: Result, summary: Summary | None) -> str:
         return f"{result.end} {result.why}".strip()
     if summary.average is None:
         reached = [task.dev for task in summary.tasks.values() if task.dev is not None]
-        return f"dev {number(sum(reached) / len(reached) if reached else None)}"
-    return f"average {number(summary.average)}"
+        return f"dev {format_metric(sum(reached) / len(reached) if reached else None)}"
+    return f"average {format_metric(summary.average)}"
 
 
 def table(found: Sequence[Mean], against: Mapping[str, str]) -> Table:

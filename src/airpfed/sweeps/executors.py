@@ -26,12 +26,12 @@ def workers_of(wanted: int, settings: Settings) -> int:
 
     A thread a cell: separate cells never wait for each other, threads of one cell do at every layer.
     """
-    from airpfed.experiment.build import machine
+    from airpfed.experiment.build import torch_device
 
     if wanted:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 2 if machine(settings.run.device) == "cuda" else cores
+    return 2 if torch_device(settings.run.device) == "cuda" else cores
 
 
 def local(cells: Sequence[Trial], home: Path, command: str, workers: int, tick: Callable[[], None]) -> Iterator[Done]:

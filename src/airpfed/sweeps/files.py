@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from airpfed.core import run_files
-from airpfed.core.files import folded, inside
+from airpfed.core import files, run_files
+from airpfed.core.files import file_name_of, path_inside
 from airpfed.core.run_files import RoundRecord
 from airpfed.report import charts, means
 from airpfed.sweeps import figures
@@ -29,7 +29,7 @@ def write(
     axes: of the grid, or what differs between the runs that are compared. base: where the runs' folders stand.
     """
     extra = list(dict.fromkeys(axis for run in runs for axis, _ in run.extra))
-    rounds = {run.folder: run_files.load(base / run.folder / "records.jsonl") for run in runs}
+    rounds = {run.folder: run_files.load_records(base / run.folder / "records.jsonl") for run in runs}
     made = {
         "cells.csv": table([line for run in runs for line in task_lines(run)], [*axes, *extra]),
         "rounds.csv": table([line for run in runs for line in round_lines(run, rounds[run.folder])], [*axes, *extra]),
@@ -39,8 +39,8 @@ def write(
     plain = dict(zip(names(axes), axes.values(), strict=True))
     written |= dict(figures.files(runs, found, plain, rounds, base))
     for name, content in written.items():
-        run_files.write_atomic(inside(home, name), content)
-    return [folded(name) for name in written]
+        files.write_atomic(path_inside(home, name), content)
+    return [file_name_of(name) for name in written]
 
 
 def table(lines: Sequence[Line], first: Sequence[str]) -> str:
@@ -98,4 +98,4 @@ def as_json(found: Sequence[Mean], against: Mapping[str, str]) -> dict[str, Any]
 
 def write_json(tree: Mapping[str, Any], path: Path) -> None:
     """The same tree as a file."""
-    run_files.write_atomic(path, json.dumps(run_files.told(tree), indent=2, allow_nan=False) + "\n")
+    files.write_atomic(path, json.dumps(run_files.to_json_tree(tree), indent=2, allow_nan=False) + "\n")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from airpfed.config import settings_file
-from airpfed.config.grid import Point, axes_of, counted, points
-from airpfed.core import run_files
+from airpfed.config.grid import Point, axes_of, check_count, grid_points
 from airpfed.core.errors import UserError, hint
-from airpfed.experiment.build import fingerprints, preparation
+from airpfed.core.files import write_atomic
+from airpfed.experiment.build import current_fingerprints, preparation_key
 from airpfed.report import charts
 from airpfed.sweeps import executors, files
 from airpfed.sweeps.compare import runs_of
@@ -62,14 +62,14 @@ def sweep(plan: Plan, screen: SweepScreen) -> Report:
     """
     axes, tuned = checked(plan)
     against = reference(plan.against, axes)
-    failed, now = list[str](), fingerprints()
+    failed, now = list[str](), current_fingerprints()
     if tuned:
-        cells = trials_of(plan.file, plan.overrides, points(axes | tuned), plan.tune_seeds or plan.seeds, "dev")
+        cells = trials_of(plan.file, plan.overrides, grid_points(axes | tuned), plan.tune_seeds or plan.seeds, "dev")
         failed += computed(plan, cells, screen, "tuning", now)
         spread = tune(finished(cells, plan.home, (), now), axes, tuned, plan.home, screen)
         cells = trials_of(plan.file, plan.overrides, spread, plan.seeds, "both")
     else:
-        cells = trials_of(plan.file, plan.overrides, points(axes), plan.seeds)
+        cells = trials_of(plan.file, plan.overrides, grid_points(axes), plan.seeds)
     failed += computed(plan, cells, screen, "cells", now)
     runs = finished(cells, plan.home, list(tuned), now)
     if not runs:
@@ -89,9 +89,9 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
     for folder in plan.reuse:
         if not (folder / "cells").is_dir():
             raise UserError(f"--reuse {folder}: holds no cells; should be the directory of a sweep")
-    counted("--seeds", plan.seeds)
+    check_count("--seeds", plan.seeds)
     if plan.workers:
-        counted("--workers", plan.workers)
+        check_count("--workers", plan.workers)
     if plan.tune_seeds is not None and not tuned:
         raise UserError(f"--tune-seeds {plan.tune_seeds}: goes with --tune, and nothing is tuned")
     if plan.tune_seeds is not None and not 1 <= plan.tune_seeds <= plan.seeds:
@@ -100,7 +100,7 @@ def checked(plan: Plan) -> tuple[Axes, Axes]:
         raise UserError(f"--tune {min(twice)}: is in --grid too")
     if "run.seed" in varied | chosen_:
         raise UserError("--grid run.seed: should be --seeds, which means are taken over")
-    settings = settings_file.read(plan.file, plan.overrides)
+    settings = settings_file.read_settings(plan.file, plan.overrides)
     if "run.score" in varied | chosen_ or settings.run.score != "test":
         raise UserError("run.score: a sweep scores the test splits; --tune KEY=A,B chooses on the dev splits first")
     for task in settings.tasks if tuned else ():
@@ -121,7 +121,7 @@ def tune(runs: Sequence[Run], axes: Axes, tuned: Axes, home: Path, screen: Sweep
         for value, dev, count in tried
     ]
     home.mkdir(parents=True, exist_ok=True)
-    run_files.write_atomic(home / "tuning.csv", charts.text([*axes, *tuned, "dev", "count", "chosen"], lines))
+    write_atomic(home / "tuning.csv", charts.text([*axes, *tuned, "dev", "count", "chosen"], lines))
     for point, (choice, _) in best.items():
         for axis, value in choice:
             if len(tuned[axis]) > 2 and charts.numeric(tuned[axis]):
@@ -159,7 +159,7 @@ def computed(plan: Plan, cells: Sequence[Trial], screen: SweepScreen, what: str,
     if copied := adopt(missing, plan.home, plan.reuse, now):
         screen.say(f"{what}: {copied} copied from {', '.join(map(str, plan.reuse))}")
         missing = lacking(missing, plan.home, now)
-    missing.sort(key=lambda cell: (cell.seed, preparation(cell.settings)))
+    missing.sort(key=lambda cell: (cell.seed, preparation_key(cell.settings)))
     if len(cells) > len(missing):
         screen.say(f"{what}: {len(cells) - len(missing)} of {len(cells)} are there already")
     if not missing:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airpfed.config import applicability, settings_file
-from airpfed.config.grid import Point, at, changes
+from airpfed.config.grid import Point, name_grid_point, overrides_of
 from airpfed.config.schema import RunSettings, Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.files import discard, folded, inside, leftovers, temporary
+from airpfed.core.files import discard, file_name_of, leftovers, path_inside, temporary_path
 from airpfed.core.run_files import Summary
 from airpfed.training import checkpoint
 
@@ -41,18 +41,18 @@ def trials_of(
     A cell computes on one thread unless run.threads is set: its numbers then depend on no other cell, and a core each
     is the faster use of them. score: what `run.score` becomes. Raises UserError if any cell's settings are wrong.
     """
-    first = settings_file.read(file, overrides).run.seed
+    first = settings_file.read_settings(file, overrides).run.seed
     chosen, read = list(points), list[Settings]()
     found = []
     for seed in range(first, first + seeds):
         for point in chosen:
-            with at(point):
-                settings = settings_file.read(file, [*overrides, *changes(point), f"run.seed={seed}"])
+            with name_grid_point(point):
+                settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), f"run.seed={seed}"])
             read.append(settings)
             run = settings.run.model_copy(update={"threads": settings.run.threads or 1, "score": score or "test"})
             settings = settings.model_copy(update={"run": run})
             found.append(Trial(point, seed, settings, folder_of(point, seed, settings)))
-    applicability.refuse(str(file), read[: len(chosen)])
+    applicability.refuse_ineffective(str(file), read[: len(chosen)])
     same = [_trained(cell.settings) for cell in found]
     once = {key: cell.point for key, cell in zip(reversed(same), reversed(found), strict=True)}
     for key, cell in zip(same, found, strict=True):
@@ -63,8 +63,8 @@ def trials_of(
 
 def _trained(settings: Settings) -> str:
     """What of the settings is trained: two points that agree in it are one."""
-    tree = applicability.effective(settings)
-    applicability.without(tree, ((section, key) for section, keys in UNNAMED.items() for key in keys))
+    tree = applicability.effective_tree(settings)
+    applicability.remove_keys(tree, ((section, key) for section, keys in UNNAMED.items() for key in keys))
     return json.dumps(tree)
 
 
@@ -73,12 +73,12 @@ def folder_of(point: Point, seed: int, settings: Settings) -> str:
     tree = settings.model_dump(mode="json", exclude=UNNAMED)
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     words = [f"{key}={value}" for key, value in zip(names(point), (p.split("=", 1)[1] for p in point), strict=True)]
-    return folded("_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
+    return file_name_of("_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
 
 
 def place_of(cell: Trial, home: Path) -> Path:
     """A cell's folder in a sweep's directory."""
-    return inside(home / "cells", cell.folder)
+    return path_inside(home / "cells", cell.folder)
 
 
 def lacking(cells: Iterable[Trial], home: Path, now: Fingerprints) -> list[Trial]:
@@ -99,7 +99,7 @@ def adopt(cells: Iterable[Trial], home: Path, others: Iterable[Path], now: Finge
             own.parent.mkdir(parents=True, exist_ok=True)
             for left in leftovers(own.parent, own.name):
                 discard(left)
-            partial = temporary(own)
+            partial = temporary_path(own)
             try:
                 shutil.copytree(found, partial, ignore=shutil.ignore_patterns(".*"))
                 partial.rename(own)
@@ -123,7 +123,7 @@ def summary_of(folder: Path) -> Summary | None:
     """A run's summary; None where there is none that can be read, or its records or checkpoint are of other rounds."""
     try:
         summary = run_files.load_summary(folder / "summary.json")
-        run_files.together(folder, summary, run_files.load(folder / "records.jsonl"))
+        run_files.check_rounds(folder, summary, run_files.load_records(folder / "records.jsonl"))
         latest = checkpoint.latest_of(folder / "checkpoint")
     except UserError:
         return None

@@ -15,16 +15,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed.config.schema import Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.locks import alone
-from airpfed.core.run_files import content
+from airpfed.core.files import acquire_lock, read_bytes, write_atomic
 from airpfed.experiment import artifacts, build
-from airpfed.experiment.artifacts import tidied
-from airpfed.experiment.data_report import data_report
+from airpfed.experiment.artifacts import clean_up
 from airpfed.experiment.loggers import TRACKERS
+from airpfed.experiment.run import train_run
 from airpfed.sweeps.trials import done
 from airpfed.training import checkpoint
 from airpfed.training.experiment import Experiment
-from airpfed.training.loop import play, read_records
+from airpfed.training.loop import read_records
 
 BASE = "base"
 """Folder beside the cells' with the scores of the untouched model."""
@@ -39,7 +38,7 @@ class Result:
 
 
 _stopping: Callable[[], bool] = lambda: False  # noqa: E731
-_kept: dict[str, build.Prepared] = {}
+_kept: dict[str, build.Preparation] = {}
 """The last preparation of this process."""
 
 
@@ -66,9 +65,9 @@ def work(settings_json: str, folder: Path, command: str, stopping: Callable[[], 
     """
     settings = Settings.model_validate_json(settings_json)
     try:
-        with alone(folder / ".lock", inf):
-            tidied(folder)
-            if done(folder, settings, build.fingerprints()):
+        with acquire_lock(folder / ".lock", inf):
+            clean_up(folder)
+            if done(folder, settings, build.current_fingerprints()):
                 return Result("done")
             return _play(settings, folder, command, stopping or _stopping)
     except UserError as error:
@@ -79,24 +78,18 @@ def work(settings_json: str, folder: Path, command: str, stopping: Callable[[], 
 
 def _play(settings: Settings, folder: Path, command: str, stopping: Callable[[], bool]) -> Result:
     made = prepared(settings)
-    experiment = build.experiment(settings, made.tasks, made)
+    experiment = build.build_experiment(settings, made.tasks, made)
     track = TRACKERS[settings.run.tracker](folder)
-    again = list(artifacts.renewed(folder))
-    reports = data_report(settings, made.tasks, experiment)
-    artifacts.begin(
-        settings, experiment, {task.name: task.source_sha256 for task in made.tasks}, command, folder, reports
-    )
+    again = list(artifacts.damaged_files(folder))
     own, common = folder / "checkpoint" / "base.json", folder.parent.parent / BASE / f"{made.base_key[:16]}.json"
     own.parent.mkdir(exist_ok=True)
-    if (scores := content(common)) is not None:
-        run_files.write_atomic(own, scores)
+    if (scores := read_bytes(common)) is not None:
+        write_atomic(own, scores)
     resume, why = resumable(folder, experiment)
-    outcome = play(experiment, folder, resume, track, stopping, lambda _: None)
+    outcome = train_run(settings, experiment, made.tasks, command, folder, resume, track, stopping, lambda _: None)
     common.parent.mkdir(exist_ok=True)
-    if content(common) != (scores := own.read_bytes()):
-        run_files.write_atomic(common, scores)
-    run_files.write_json(folder / "summary.json", outcome.summary)
-    track(outcome.summary)
+    if read_bytes(common) != (scores := own.read_bytes()):
+        write_atomic(common, scores)
     return Result("done" if outcome.completed else "stopped", "; ".join([*again, *([why] if why else [])]))
 
 
@@ -107,17 +100,17 @@ def resumable(folder: Path, experiment: Experiment) -> tuple[bool, str]:
             state = checkpoint.load_state(folder / "checkpoint", experiment.initial, experiment.fingerprint)
             read_records(folder / "records.jsonl", state.round)
             return True, ""
-        if run_files.load(folder / "records.jsonl"):
+        if run_files.load_records(folder / "records.jsonl"):
             return False, f"{folder / 'checkpoint'}: no checkpoint; played again"
     except UserError as error:
         return False, f"{error}; played again"
     return False, ""
 
 
-def prepared(settings: Settings) -> build.Prepared:
+def prepared(settings: Settings) -> build.Preparation:
     """Tasks, tokens and base model of these settings; kept for the next cell that wants the same."""
-    key = build.preparation(settings)
+    key = build.preparation_key(settings)
     if key not in _kept:
         _kept.clear()
-        _kept[key] = build.prepared(settings, build.load_tasks(settings))
+        _kept[key] = build.build_preparation(settings, build.load_tasks(settings))
     return _kept[key]

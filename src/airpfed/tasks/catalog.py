@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from airpfed.core.errors import UserError, hint
-from airpfed.core.wheels import Wheel, members
+from airpfed.core.wheels import Wheel, read_members
 from airpfed.tasks import readers
 from airpfed.tasks.sample import Kind
 
@@ -147,7 +147,7 @@ def rows(name: str, want: int) -> readers.Rows:
     found = entry(name)
     if found.wheel is None or found.read is None:
         return _gym_rows(name.removeprefix(GYM), want)
-    return found.read(members(found.wheel, found.member))
+    return found.read(read_members(found.wheel, found.member))
 
 
 @functools.cache

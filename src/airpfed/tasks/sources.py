@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from airpfed.core.errors import UserError, hint
 from airpfed.core.paths import HUB, TABLES
-from airpfed.core.wheels import cached
+from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
 from airpfed.tasks.sample import Counts, Kind, Sample
 from airpfed.tasks.table_files import NoText, Row, parted, read_file, read_hub
@@ -85,7 +85,7 @@ def _load(plan: Source, want: int) -> Loaded:
     if wheel is None:
         return _read(plan, want)
     key = [wheel.sha256, _code(), {**vars(plan), "name": "", "labels": list((plan.labels or {}).items())}]
-    kept = cached("loaded", key, lambda: json.dumps(asdict(_read(plan, want))))
+    kept = cached_text("loaded", key, lambda: json.dumps(asdict(_read(plan, want))))
     with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged file in the cache
         parts = json.loads(kept)
         samples = tuple(Sample(**one) for one in parts.pop("samples"))

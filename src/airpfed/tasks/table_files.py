@@ -14,15 +14,9 @@ from typing import Any
 import numpy as np
 
 from airpfed.core.errors import UserError
-from airpfed.core.paths import HUB
+from airpfed.core.paths import HUB, MAX_BYTES, MAX_CELLS
 
 Row = dict[str, str]
-
-MAX_BYTES = 1 << 29
-"""Size of the largest file that is read, and letters of all its cells."""
-
-MAX_CELLS = 20_000_000
-"""Rows times columns of the largest file that is read."""
 
 _BATCH = 1 << 14
 """Rows of Arrow data that are turned into texts at a time."""

@@ -18,8 +18,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from airpfed.core.errors import UserError
-from airpfed.core.files import discard, leftovers
-from airpfed.core.run_files import Count, Row, content, read_json, write_atomic, write_json
+from airpfed.core.files import discard, leftovers, read_bytes, write_atomic
+from airpfed.core.run_files import Count, Record, read_json, write_json
 
 LATEST = "latest.json"
 TENSORS = re.compile(r"round-[0-9]+\.safetensors")
@@ -27,7 +27,7 @@ KEYS = {"correlation_statistics": "memory"}
 """Field -> its name in the keys of tensors, if it differs: keys are a format, fields may get better names."""
 
 
-class Latest(Row):
+class Latest(Record):
     """latest.json: the file of tensors, its sha256, the rounds done, their seed and the run's fingerprint."""
 
     file: str = Field(pattern=f"^{TENSORS.pattern}$")
@@ -109,7 +109,7 @@ def load_state(folder: Path, template: Saved, fingerprint: str) -> Saved:
     if latest is None:
         raise UserError(f"{folder}: no checkpoint here to resume from; run without --resume")
     path = folder / latest.file
-    data = content(path)
+    data = read_bytes(path)
     if data is None:
         raise UserError(f"{path}: missing; restore it, or begin anew elsewhere")
     if hashlib.sha256(data).hexdigest() != latest.sha256:

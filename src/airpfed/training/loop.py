@@ -48,7 +48,7 @@ def play(
     if resumed:
         state = checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
         records = read_records(records_file, state.round)
-    run_files.rewrite(records_file, records)
+    run_files.write_records(records_file, records)
     if resumed:
         checkpoint.clear(folder, checkpoint.tensor_file(state.round))
     else:
@@ -57,7 +57,7 @@ def play(
     base = base_scores(experiment, folder / "base.json", log)
     while has_round_left(experiment, records) and not should_stop():
         state, record = play_round(experiment, state, probe)
-        run_files.append(records_file, record)
+        run_files.append_record(records_file, record)
         checkpoint.save_state(folder, state, experiment.seed, experiment.fingerprint)
         records.append(record)
         on_round(record)
@@ -115,7 +115,7 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
 
 def read_records(path: Path, rounds: int) -> list[RoundRecord]:
     """The records of the rounds up to a checkpoint. rounds: those done; UserError unless each has one record."""
-    records = [record for record in run_files.load(path) if record.round <= rounds]
+    records = [record for record in run_files.load_records(path) if record.round <= rounds]
     if [record.round for record in records] != list(range(1, rounds + 1)):
         raise UserError(
             f"{path}: should hold rounds 1 to {rounds}, as the checkpoint does, each once; restore it, or begin anew "

@@ -10,7 +10,7 @@ from torch import Tensor
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
-from airpfed.core import spill
+from airpfed.core import memory
 from airpfed.devices.gradients import Clients, batches, gradients
 from airpfed.model.layout import Vectors
 from airpfed.training.state import DeviceState, ServerStep, State, update, update_active, vectors
@@ -55,7 +55,7 @@ def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
     result = torch.ones(len(gradient), dtype=torch.bool)
     for rows in row_chunks(*gradient.shape):
         result[rows] = gradient[rows].sum(1).isfinite()
-        spill.release(gradient)
+        memory.release_pages(gradient)
     for row in (~result).nonzero().flatten().tolist():
         result[row] = gradient[row].isfinite().all()
     return result

@@ -19,7 +19,7 @@ from airpfed.training.state import State, vectors
 Metric = Annotated[float, Field(ge=0, le=1)]
 
 
-class BaseScores(run_files.Row):
+class BaseScores(run_files.Record):
     """base.json: a key of everything that the scores depend on, and (metric, balanced) of each task."""
 
     key: str

@@ -7,7 +7,7 @@ import torch
 
 from airpfed.config.schema import RadioSettings
 from airpfed.core.errors import UserError
-from airpfed.experiment.build_uplink import network
+from airpfed.experiment.build.uplink import build_network
 
 TASK_OF = torch.tensor([0, 0, 0, 1, 1])
 
@@ -17,7 +17,7 @@ sionna = pytest.importorskip("sionna.phy")
 def made(channel: str, antennas: int = 4, seed: int = 3, **changes):
     delay = {} if channel in ("umi", "uma", "rma") else {"delay_spread_s": 100e-9}
     radio = RadioSettings(channel=channel, antennas=antennas, min_distance_m=40.0, **delay, **changes)
-    return network(radio, seed, TASK_OF, 2)
+    return build_network(radio, seed, TASK_OF, 2)
 
 
 @pytest.mark.parametrize("channel", ["umi", "uma", "rma", "cdl_a", "tdl_c"])

@@ -1,4 +1,4 @@
-"""The radio's settings to objects: where devices are, what channels are, what designs and impairments there are."""
+"""Settings of the radio to an uplink: positions, channels, transceiver design, impairments, powers and noise."""
 
 import math
 from collections.abc import Mapping
@@ -17,36 +17,36 @@ from airpfed.air.schedule import Digital, Uplink
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core import units
 from airpfed.core.errors import UserError
-from airpfed.core.memory import fits
+from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
 
 UNBIASED = ("error_free", "digital", "uniform_forcing")
-"""Designs that claim E Ghat = G, which (39) to (43) need, where devices are not impaired."""
+"""Designs that claim E Ghat = G for devices without impairments, as (39) to (43) need."""
 
-Kinds = Mapping[str, tuple[int, int]]
-"""Kind of factor -> its columns in a vector."""
+FactorColumns = Mapping[str, tuple[int, int]]
+"""Kind of factor -> its first column in a vector and the column after its last."""
 
 
-def link(
+def build_uplink(
     settings: Settings,
     task_of: Tensor,
     samples: Tensor,
-    kinds: tuple[Kinds, Kinds],
+    kinds: tuple[FactorColumns, FactorColumns],
     lengths: tuple[int, ...],
 ) -> Uplink:
-    """The radio side of any devices, in linear SI units.
+    """Build the uplink of any devices, in linear SI units.
 
-    samples: D_k. kinds: kind of factor -> its columns, a normaliser group, of the s- and the p-vectors; lengths: of
-    each task's p-vector.
+    task_of: task of each device, shape (K,). samples: D_k, shape (K,). kinds: columns of the s-vector and of the
+    p-vectors; each kind of factor is a normaliser group. lengths: length of each task's p-vector.
     """
     radio = settings.radio
     names = tuple(task.name for task in settings.tasks)
-    room(radio, len(task_of), len(names), 1)
-    place = network(radio, settings.run.seed, task_of, len(names))
-    power = limits(settings, task_of)
+    check_channel_memory(radio, len(task_of), len(names), 1)
+    network = build_network(radio, settings.run.seed, task_of, len(names))
+    power = power_limits(settings, task_of)
     return Uplink(
         **design_fields(radio, radio.design),
-        correlation=believed_of(radio),
+        correlation=fixed_correlation(radio),
         personal_slots=radio.personal_slots or len(names),
         topology=radio.topology,
         backhaul_bits=radio.backhaul_bits,
@@ -56,46 +56,47 @@ def link(
         task_names=names,
         task_of=task_of,
         samples=samples,
-        network=place,
+        network=network,
         power=power,
-        noise=noise_watts(radio, place.gain, power),
+        noise=noise_power(radio, network.gain, power),
         csi_error=radio.csi_error,
-        impairments=harm_of(radio),
+        impairments=impairments_of(radio),
         coherence_symbols=radio.coherence_symbols,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
         shared_groups=tuple(kinds[0].values()),
         personal_groups=tuple(kinds[1].values()),
-        personal_rows=rows_of(*kinds),
+        personal_rows=personal_rows_of(*kinds),
         lengths=lengths,
         seed=settings.run.seed,
     )
 
 
-def room(radio: RadioSettings, devices: int, tasks: int, blocks: int) -> None:
-    """UserError where the channels of so many blocks cannot fit into memory: as estimated, as they are, cut to slots.
+def check_channel_memory(radio: RadioSettings, devices: int, tasks: int, blocks: int) -> None:
+    """Raise UserError if the channels of so many coherence blocks exceed the memory.
 
-    A place and a mean gain a station and device, 16 bytes a channel coefficient, and a block's taps.
+    Counted are a distance and a mean gain per station and device, four copies of the channel coefficients (estimates,
+    true channels, and both per slot) with 16 bytes each, and the taps of a block.
     """
     stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
     taps = len(fading.exponential_profile(radio.delay_spread_s, radio.bandwidth_hz, max(1, radio.subcarriers // 14)))
     links = 16 * stations * devices
-    wanted = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
-    many = f"{stations} x {radio.antennas} antennas, {devices} devices"
-    what = f"radio.antennas = {radio.antennas}: channels of {many} and {blocks} coherence blocks"
-    fits(what, wanted, "fewer antennas or devices, or longer coherence_symbols")
+    size = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
+    count = f"{stations} x {radio.antennas} antennas, {devices} devices and {blocks} coherence blocks"
+    description = f"radio.antennas = {radio.antennas}: channels of {count}"
+    check_memory(description, size, "fewer antennas or devices, or longer coherence_symbols")
 
 
-def rows_of(shared: Kinds, personal: Kinds) -> tuple[int, ...]:
-    """For each p-group the number of the s-group of the same kind of factor, or one of its own if there is none."""
+def personal_rows_of(shared: FactorColumns, personal: FactorColumns) -> tuple[int, ...]:
+    """Return for each p-group the number of the s-group of the same kind of factor, or a new number without one."""
     kinds = [*dict.fromkeys([*shared, *personal])]
     return tuple(kinds.index(kind) for kind in personal)
 
 
-def network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) -> Network:
-    """A drop: stations, devices, mean gains, channels. The drop is fixed by the seed and `radio.drop`."""
+def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) -> Network:
+    """Build a drop: stations, devices, mean gains, channels. The seed and `radio.drop` determine it."""
     names = ("drop", radio.drop) if radio.drop else ()
-    stations, devices = places(radio, seed, names, task_of, tasks)
+    stations, devices = build_positions(radio, seed, names, task_of, tasks)
     wrap = radio.square_m if radio.layout == "cell_free" else None
     loss = None if radio.path_loss_1m_db == "free_space" else float(radio.path_loss_1m_db)
     distance = geometry.distances(stations, devices, radio.height_m, wrap)
@@ -104,32 +105,27 @@ def network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) -> Net
         apart = geometry.distances(devices, devices, 0.0, wrap)
         shadow = (len(stations), radio.shadowing_db, radio.shadowing_decorrelation_m)
         gain = gain * geometry.shadowing(apart, *shadow, stream(seed, *names, "shadowing"))
-    return channels(radio, seed, Deployment(stations, devices, gain, radio.antennas, names), wrap)
+    return add_channel_model(radio, seed, Deployment(stations, devices, gain, radio.antennas, names), wrap)
 
 
-def places(
+def build_positions(
     radio: RadioSettings, seed: int, names: tuple[str | int, ...], task_of: Tensor, tasks: int
 ) -> tuple[Tensor, Tensor]:
-    """Stations (S, 2) and devices (K, 2) in metres."""
+    """Return the positions of stations, shape (S, 2), and of devices, shape (K, 2), in metres."""
     if radio.layout == "cell_free":
-        points = radio.access_points, len(task_of)
-        kinds = ("access points", "drop")
-        found = [
-            geometry.in_square(count, radio.square_m, stream(seed, *names, kind))
-            for count, kind in zip(points, kinds, strict=True)
-        ]
-        return found[0], found[1]
+        access_points = geometry.in_square(radio.access_points, radio.square_m, stream(seed, *names, "access points"))
+        return access_points, geometry.in_square(len(task_of), radio.square_m, stream(seed, *names, "drop"))
     single = radio.topology == "single_cell"
     stations = geometry.on_circle(1 if single else tasks, radio.edge_distance_m)
-    away = geometry.disc_distances(
+    distance = geometry.disc_distances(
         len(task_of), radio.cell_radius_m, radio.min_distance_m, stream(seed, *names, "drop")
     )
-    offset = away[:, None] * geometry.directions(len(task_of), stream(seed, *names, "directions"))
+    offset = distance[:, None] * geometry.directions(len(task_of), stream(seed, *names, "directions"))
     return stations, offset if single else stations[task_of] + offset
 
 
-def channels(radio: RadioSettings, seed: int, deployment: Deployment, wrap_m: float | None) -> Network:
-    """A deployment with the fading of `radio.channel`."""
+def add_channel_model(radio: RadioSettings, seed: int, deployment: Deployment, wrap_m: float | None) -> Network:
+    """Add the channel model of `radio.channel` to a deployment. wrap_m: side of a square with wrap-around, metres."""
     carrier = radio.carrier_hz
     coherence_s = radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz
     centres = fading.frequencies(radio.subcarrier_groups, radio.subcarriers)
@@ -159,15 +155,15 @@ def channels(radio: RadioSettings, seed: int, deployment: Deployment, wrap_m: fl
     )
 
 
-def harm_of(radio: RadioSettings) -> Impairments:
-    """What becomes of devices' signals that designs do not know of, and which devices keep silent."""
+def impairments_of(radio: RadioSettings) -> Impairments:
+    """Return the impairments of the devices' signals, which are unknown to designs, and the rule of silent devices."""
     clipping = None if radio.clipping_db == "off" else units.from_db(radio.clipping_db)
     truncation = None if radio.fade_truncation_db == "off" else units.from_db(-radio.fade_truncation_db)
     return Impairments(math.radians(radio.phase_error_deg), clipping, radio.outage, truncation)
 
 
 def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
-    """The fields of `Uplink` that a design decides, with the settings' options."""
+    """Return the fields of `Uplink` that depend on the design, with its options."""
     truncation = None if radio.truncation == "best" else radio.truncation
     return {
         "design": design_of(name, truncation, radio.debias, radio.starts),
@@ -179,28 +175,29 @@ def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
     }
 
 
-def believed_of(radio: RadioSettings) -> float | None:
-    """The correlation that receivers expect from the start; None: they estimate it."""
-    fixed = {"none": 0.0, "estimated": None}
-    return fixed[radio.correlation] if isinstance(radio.correlation, str) else radio.correlation
+def fixed_correlation(radio: RadioSettings) -> float | None:
+    """Return the correlation of symbols that receivers assume, or None if they estimate it."""
+    if isinstance(radio.correlation, str):
+        return 0.0 if radio.correlation == "none" else None
+    return radio.correlation
 
 
-def limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
-    """Power limit of every device in watts: its task's own, one for all its devices or one each, or the radio's."""
+def power_limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
+    """Return the power limit of each device in watts, shape (K,): that of its task, or else the radio's."""
     power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
     for n, task in enumerate(settings.tasks):
         if task.power_dbm is not None and settings.adapters.method != "centralised":
             count = int((task_of == n).sum())
-            own = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
-            if len(own) != count:
-                where = f"tasks.{task.name}.power_dbm"
-                raise UserError(f"{where} has {len(own)} values: should be one, or {count}, one a device")
-            power[task_of == n] = torch.tensor([units.dbm_to_watts(one) for one in own], dtype=torch.float64)
+            limits = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
+            if len(limits) != count:
+                key = f"tasks.{task.name}.power_dbm"
+                raise UserError(f"{key} has {len(limits)} values: should be one, or {count}, one a device")
+            power[task_of == n] = torch.tensor([units.dbm_to_watts(limit) for limit in limits], dtype=torch.float64)
     return power
 
 
-def noise_watts(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -> float:
-    """Noise power over the band; `snr_db`, if given, sets it from the median device."""
+def noise_power(radio: RadioSettings, gain: torch.Tensor, power: torch.Tensor) -> float:
+    """Return the noise power over the band in watts. `snr_db`, if given, sets it for the median device."""
     if radio.snr_db is not None:
         return geometry.noise_for_snr(gain, power, units.from_db(radio.snr_db))
     if radio.noise_dbm == "off":

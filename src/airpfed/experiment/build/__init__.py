@@ -1,0 +1,47 @@
+"""Settings to objects: tasks, base model, uplink, and the experiment that holds them. Only this folder sees both."""
+
+from airpfed.experiment.build.data import (
+    CHANGEABLE_ON_RESUME,
+    all_shares,
+    base_hash,
+    current_fingerprints,
+    load_tasks,
+    shares_of,
+    source_of,
+)
+from airpfed.experiment.build.experiment import (
+    build_experiment,
+    build_layout,
+    client_uplink,
+    device_pass_bytes,
+    is_unbiased,
+)
+from airpfed.experiment.build.model import (
+    Preparation,
+    build_preparation,
+    check_head_scope,
+    load_backbone,
+    preparation_key,
+    torch_device,
+)
+
+__all__ = [
+    "CHANGEABLE_ON_RESUME",
+    "Preparation",
+    "all_shares",
+    "base_hash",
+    "build_experiment",
+    "build_layout",
+    "build_preparation",
+    "check_head_scope",
+    "client_uplink",
+    "current_fingerprints",
+    "device_pass_bytes",
+    "is_unbiased",
+    "load_backbone",
+    "load_tasks",
+    "preparation_key",
+    "shares_of",
+    "source_of",
+    "torch_device",
+]

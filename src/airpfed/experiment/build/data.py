@@ -1,0 +1,109 @@
+"""Settings to tasks: sources, splits, and the hashes of settings, data and base model."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from airpfed.config.schema import Settings, TaskSettings
+from airpfed.core.errors import UserError
+from airpfed.model.backbone import Backbone
+from airpfed.model.origin import origin
+from airpfed.tasks.datasets import build_all
+from airpfed.tasks.sample import Task
+from airpfed.tasks.sources import Source
+from airpfed.tasks.split import Shares
+
+CHANGEABLE_ON_RESUME: dict[str, set[str]] = {
+    "model": {"base", "trust_remote_code"},  # the fingerprint covers the base's files, wherever they lie
+    "devices": {"cache_gb", "gradients_gb"},
+    "server": {"rounds", "air_seconds"},
+    "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
+    "theory": {"meter_every"},
+    "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
+}
+"""Settings that a resumed run may change. The results of earlier rounds do not depend on them."""
+
+
+def load_tasks(settings: Settings) -> tuple[Task, ...]:
+    """Load all tasks, split them and distribute their samples over the devices."""
+    sources = [source_of(task) for task in settings.tasks]
+    return build_all(list(zip(sources, all_shares(settings), strict=True)), settings.run.seed)
+
+
+def source_of(task: TaskSettings) -> Source:
+    """Return the source of a task. Empty settings leave the source's own values."""
+    return Source(
+        name=task.name,
+        source=task.source or task.name,
+        kind=None if task.kind == "auto" else task.kind,
+        prompt=task.prompt or None,
+        text_column=task.text,
+        label_column=task.label,
+        device_column=task.device_column or None,
+        labels=task.labels or None,
+        max_chars=task.max_chars or None,
+        classes=task.classes,
+        max_empty_share=task.max_empty_share,
+    )
+
+
+def shares_of(task: TaskSettings) -> Shares:
+    """Return how the samples of a task are split and distributed over the devices."""
+    return Shares(
+        devices=task.devices,
+        samples_per_device=task.samples_per_device,
+        dev_samples=task.dev_samples,
+        test_samples=task.test_samples,
+        split=task.split,
+        dirichlet_alpha=task.dirichlet_alpha,
+        sizes=task.sizes,
+        sizes_sigma=task.sizes_sigma,
+        split_as=task.split_as,
+    )
+
+
+def all_shares(settings: Settings) -> list[Shares]:
+    """Return `shares_of` every task. Tasks linked by `split_as`, also through other tasks, share one shuffle."""
+    links = {task.name: task.split_as for task in settings.tasks}
+
+    def root(name: str) -> str:
+        path = [name]
+        while links.get(path[-1]) and links[path[-1]] not in path:
+            path.append(links[path[-1]])
+        following = links.get(path[-1])  # a ring of tasks has no end, so the first of them by name is its root
+        return min(path[path.index(following) :]) if following else path[-1]
+
+    return [replace(shares_of(task), split_as=root(task.name) if task.split_as else "") for task in settings.tasks]
+
+
+def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
+    """Hash everything that the results of a run depend on. data, base: hashes of the tasks' data, and of the base."""
+    parts = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
+
+
+def base_hash(base: Backbone) -> str:
+    """Return the hash of the files of a base model."""
+    return base.origin.identity
+
+
+def current_fingerprints() -> Callable[[Settings], str | None]:
+    """Return a function that gives the fingerprint of a run of some settings, without loading the base model.
+
+    The function returns None if the data or the base model is not available. It reads each source once.
+    """
+    data: dict[str, list[str]] = {}
+    bases: dict[str, str] = {}
+
+    def current_fingerprint(settings: Settings) -> str | None:
+        base = settings.model.base
+        key = settings.model_dump_json(include={"tasks": True, "run": {"seed"}})
+        try:
+            data[key] = data.get(key) or [task.source_sha256 for task in load_tasks(settings)]
+            bases[base] = bases.get(base) or origin(base, settings.model.trust_remote_code).identity
+        except UserError:
+            return None
+        return fingerprint(settings, data[key], bases[base])
+
+    return current_fingerprint

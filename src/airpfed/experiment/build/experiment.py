@@ -1,0 +1,258 @@
+"""Settings to an experiment: layout, clients, uplink, aggregator, monitor, and the memory that they need."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from airpfed.air.impairments import NONE
+from airpfed.air.schedule import Uplink, reason_without_claim
+from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
+from airpfed.analysis.monitor import BoundMonitor
+from airpfed.analysis.probe import load_or_probe
+from airpfed.config.schema import Settings
+from airpfed.core.errors import UserError
+from airpfed.core.memory import check_memory
+from airpfed.core.rng import stream
+from airpfed.devices import fast_paths
+from airpfed.devices.gradients import Clients
+from airpfed.experiment.build.data import base_hash, fingerprint
+from airpfed.experiment.build.model import Preparation, build_preparation
+from airpfed.experiment.build.uplink import (
+    UNBIASED,
+    build_uplink,
+    check_channel_memory,
+    impairments_of,
+)
+from airpfed.model import adapters, layout
+from airpfed.model.backbone import Backbone
+from airpfed.model.layout import Layout
+from airpfed.model.tokens import Encoded
+from airpfed.tasks.sample import Task
+from airpfed.training.experiment import Experiment
+from airpfed.training.factor_averaging import RULES, FactorAveraging
+from airpfed.training.round import Aggregator, LocalTraining
+from airpfed.training.state import ServerStep, start
+
+GIVEN_CONSTANTS = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
+"""Constants of the bounds that settings may give, so that the probe does not measure them."""
+
+
+def build_experiment(
+    settings: Settings, tasks: tuple[Task, ...], preparation: Preparation | None = None, probing: bool = False
+) -> Experiment:
+    """Build the experiment of a run from its settings and tasks.
+
+    preparation: result of `build_preparation` for the same settings, if available. probing: build the monitor of the
+    theory even if the settings do not use it.
+    """
+    preparation = preparation or build_preparation(settings, tasks)
+    base, shards, cache, batch_multiplier = preparation.base, preparation.shards, preparation.cache, tuple[int, ...]()
+    if settings.adapters.method == "centralised":
+        batch_multiplier, shards = pool_devices(shards)
+        cache = cache.fresh()  # the entries of the old cache belong to other devices
+    classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
+    order = build_layout(settings, base, classes)
+    devices = tuple(shard for task in shards for shard in task)
+    task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
+    clients = Clients(
+        base,
+        order,
+        cache,
+        devices,
+        task_of,
+        classes,
+        settings.run.seed,
+        batch_multiplier,
+        settings.devices.gradients_gb * 1e9,
+        settings.devices.precision == "bfloat16",
+    )
+    check_device_memory(settings, clients)
+    clients, notes = choose_fast_paths(settings, clients, preparation)
+    initial_vectors = layout.initial(order, base.heads, stream(settings.run.seed, "adapters"))
+    side = client_uplink(settings, clients)
+    aggregate, correlation_statistics, factor_averaging = build_aggregator(settings, clients, side)
+    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if factor_averaging else 0)
+    chunk = chunk_size(settings, clients)
+    monitored = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
+    if monitored and (factor_averaging or order.in_turn):
+        raise UserError(f'adapters.method = "{settings.adapters.method}": the theory has no bound for it')
+    monitor = build_monitor(settings, clients, side, chunk) if monitored else None
+    return Experiment(
+        method=settings.adapters.method,
+        clients=clients,
+        tasks=preparation.views,
+        aggregate=aggregate,
+        initial=start(initial_vectors, order, len(tasks), len(devices), correlation_statistics, added),
+        server_step=server_step_of(settings),
+        local_training=local_training_of(settings),
+        rounds=settings.server.rounds,
+        devices_per_pass=chunk,
+        eval_every=settings.run.eval_every,
+        seed=settings.run.seed,
+        fingerprint=fingerprint(settings, [task.source_sha256 for task in tasks], base_hash(base)),
+        probe=partial(load_or_probe, monitor) if monitor else None,
+        monitor=monitor,
+        factor_averaging=factor_averaging,
+        base_key=preparation.base_key,
+        air_seconds=settings.server.air_seconds,
+        score=settings.run.score,
+        cross_eval=settings.run.cross_eval,
+        payload=settings.federation.payload,
+        notes=(*base.notes, *notes),
+    )
+
+
+def choose_fast_paths(
+    settings: Settings, clients: Clients, preparation: Preparation
+) -> tuple[Clients, tuple[str, ...]]:
+    """Return the clients with the fast paths that are exact on their base model, and lines about the others."""
+    prompts = [sample for task in preparation.views for sample in (*task.test.prompts, *task.dev.prompts)]
+    generate = any(task.kind == "generate" for task in preparation.views)
+    stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
+    found = fast_paths.known(clients, prompts, base_hash(preparation.base), stacking, generate)
+    backbone = clients.cache.computed_on(found.paths)
+    return replace(clients, backbone=backbone), tuple(fast_paths.lines(f'model.base = "{settings.model.base}"', found))
+
+
+def build_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
+    """Return the layout of the devices' vectors for a method and its ranks. classes: outputs of each task's head."""
+    method, head = settings.adapters.method, settings.adapters.head
+    blocks = adapters.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
+    shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
+    return layout.layout(base.sites, blocks, shapes, classes, head)
+
+
+def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int) -> BoundMonitor:
+    """Build the monitor of the bounds. Its channel draws have separate random streams and the run's drop of devices."""
+    theory = settings.theory
+    check_claims(side)
+    random = stream(settings.run.seed, "theory")
+    seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
+    given = {key: getattr(theory, key) for key in GIVEN_CONSTANTS}
+    return BoundMonitor(
+        clients=clients,
+        names=side.task_names,
+        draws=partial(uplink_over_seeds, side, seeds),
+        exact=partial(uplink, replace(side, design=None, digital=None)),
+        unbiased=is_unbiased(settings),
+        server_step=server_step_of(settings),
+        local_training=local_training_of(settings),
+        rounds=settings.server.rounds,
+        devices_per_pass=chunk,
+        period=theory.meter_every,
+        hessian_samples=theory.hessian_samples,
+        lanczos_steps=theory.lanczos_steps,
+        pilot_rounds=theory.pilot_rounds,
+        safety=theory.safety,
+        given={key: value for key, value in given.items() if value is not None},
+    )
+
+
+def server_step_of(settings: Settings) -> ServerStep:
+    """Return the server's optimizer. Its learning rate is None if the theory's probe determines it."""
+    lr = settings.server.lr
+    return ServerStep(settings.server.optimizer, None if isinstance(lr, str) else lr)
+
+
+def local_training_of(settings: Settings) -> LocalTraining:
+    """Return a device's work in a round."""
+    devices = settings.devices
+    return LocalTraining(devices.batch_size, devices.local_steps, devices.local_lr)
+
+
+def check_claims(side: Uplink) -> None:
+    """Raise UserError if the uplink claims no error of a sum, because the bounds need one."""
+    if reason := reason_without_claim(side):
+        remedy = (
+            'clipping_db = "off" would be right'
+            if side.impairments.clipping is not None
+            else "a number for radio.correlation, or another radio.access or topology, would be right"
+        )
+        raise UserError(f"theory: the bounds need a claimed error of every sum, and {reason}; {remedy}")
+
+
+def is_unbiased(settings: Settings) -> bool:
+    """Check whether the uplink claims E Ghat = G. Errors of linear MMSE channel estimates have mean 0."""
+    return settings.radio.design in UNBIASED and impairments_of(settings.radio) == NONE
+
+
+def pool_devices(
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...],
+) -> tuple[tuple[int, ...], tuple[tuple[tuple[Encoded, ...], ...], ...]]:
+    """Replace the devices of each task by one worker with all their data. Also returns the numbers of devices.
+
+    The weighted sum of the workers' gradients is the gradient of one worker with the data of all tasks.
+    """
+    return tuple(len(task) for task in shards), tuple((tuple(s for shard in task for s in shard),) for task in shards)
+
+
+def build_aggregator(
+    settings: Settings, clients: Clients, side: Uplink
+) -> tuple[Aggregator, torch.Tensor, FactorAveraging | None]:
+    """Return the aggregator, its initial correlation statistics, and the method's rule in place of the sum, if any."""
+    method, layout = settings.adapters.method, clients.layout
+    alternating = layout.turns() if layout.in_turn else ()
+    sending = replace(side, alternating=alternating, colocated=method == "centralised")
+    averaging = None
+    if method in RULES:
+        averaging = FactorAveraging(RULES[method], clients, side, local_training_of(settings))
+    return partial(uplink, sending), initial_statistics(sending), averaging
+
+
+def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | None = None) -> Uplink:
+    """Build the uplink of clients. samples: D_k, shape (K,), if the data is on the devices."""
+    if samples is None:
+        samples = torch.tensor([len(shard) for shard in clients.shards], dtype=torch.float64)
+    order = clients.layout
+    if settings.radio.design != "error_free":
+        uses = (order.size("global") + sum(order.task_lengths)) // (2 if settings.radio.packing == "iq" else 1)
+        check_channel_memory(
+            settings.radio, len(samples), len(settings.tasks), -(-uses // settings.radio.coherence_symbols)
+        )
+    return build_uplink(
+        settings, clients.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths
+    )
+
+
+def check_device_memory(settings: Settings, clients: Clients) -> None:
+    """Raise UserError if the adapters with the optimizer's state, or the step of a device, exceed the memory."""
+    order, ranks, devices = clients.layout, settings.adapters, len(clients.shards)
+    counts = {scope: layout.copies(scope, len(settings.tasks), devices) for scope in adapters.SCOPES}
+    entries = sum(order.size(scope) * count for scope, count in counts.items())
+    description = f"adapters.rank_shared = {ranks.rank_shared}, rank_personal = {ranks.rank_personal}"
+    description = f"{description}: adapters of {entries:,} entries in all"
+    check_memory(description, 16.0 * entries, "a lower rank, or fewer layers")
+    local = settings.devices
+    description = f"devices.batch_size = {local.batch_size}, local_steps = {local.local_steps}: a step of one device"
+    indices = 8.0 * local.batch_size * local.local_steps * devices
+    longest = max((len(sample.ids) for shard in clients.shards for sample in shard), default=1)
+    share = min(1.0, longest / settings.model.max_tokens)
+    size = share * device_pass_bytes(settings, clients) + indices
+    check_memory(description, size, "a smaller batch, or fewer model.max_tokens")
+
+
+def chunk_size(settings: Settings, clients: Clients) -> int:
+    """Return the number of devices in a pass: `devices.chunk`, or as many as fit into `devices.memory_gb`.
+
+    Returns 1 if a pass of several devices is not exact on this base model.
+    """
+    if not clients.backbone.paths.stacking:
+        return 1
+    if settings.devices.chunk:
+        return settings.devices.chunk
+    fitting = int(settings.devices.memory_gb * 1e9 // device_pass_bytes(settings, clients))
+    return max(1, min(len(clients.shards), fitting))
+
+
+def device_pass_bytes(settings: Settings, clients: Clients) -> int:
+    """Estimate the memory of one device in a pass, in bytes.
+
+    A linear layer stores its input and output in four bytes per value, counted twice for the values in between. The
+    factors of a device are stored about four times (values, gradients, sums).
+    """
+    layers = [layer.base for layer in clients.backbone.layers.values()]
+    widths = sum(linear.in_features + linear.out_features for linear in layers)
+    tokens = settings.devices.batch_size * settings.model.max_tokens * max(clients.batch_multiplier, default=1)
+    factors = sum((entry.stop - entry.start) for entry in clients.layout.entries)
+    return int(8 * widths * tokens + 16 * factors)

@@ -1,0 +1,241 @@
+"""Settings to the base model and its inputs: the backbone with adapters, and the tasks as tokens."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from airpfed.config.schema import Settings, TaskSettings
+from airpfed.core.errors import UserError
+from airpfed.core.memory import keep_freed_memory, without_garbage_collection
+from airpfed.core.rng import stream
+from airpfed.devices.prefix_cache import PrefixCache
+from airpfed.experiment.build.data import base_hash
+from airpfed.model import backbone, export, fit, tokens, zoo
+from airpfed.model.backbone import Backbone
+from airpfed.model.tokens import Encoded
+from airpfed.tasks.sample import Sample, Task
+from airpfed.training.evaluate import Split, TaskView
+from airpfed.training.factor_averaging import RULES
+
+MAX_UNKNOWN_SHARE = 0.9
+"""Share of unknown words in a task's texts above which the tokenizer does not fit them."""
+
+
+def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
+    """Load the base model with adapters. Raises UserError if it does not fit the tasks or the adapters."""
+    name = settings.model.base
+    if name not in zoo.MODELS and not Path(name).is_absolute() and Path(name).is_dir():
+        raise UserError(
+            f'model.base = "{name}": is also a folder of the working directory, which transformers would load instead '
+            f'of the model of the hub; write "./{name}" for a folder beside the settings file'
+        )
+    adapters = settings.adapters
+    base = backbone.build(
+        settings.model.base,
+        settings.model.kind,
+        max((len(task.labels) for task in tasks), default=1) or 1,
+        adapters.target_modules,
+        adapters.layers,
+        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+        torch_device(settings.run.device),
+        stream(settings.run.seed, "head"),
+        settings.model.max_tokens,
+        max(
+            (
+                task_settings.max_new_tokens
+                for task, task_settings in zip(tasks, settings.tasks, strict=True)
+                if task.kind == "generate"
+            ),
+            default=0,
+        ),
+        settings.model.trust_remote_code,
+    )
+    if any(task.kind == "generate" for task in tasks):
+        check_generation(base, settings.model.base)
+    if adapters.method not in RULES:
+        export.acceptable(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
+    return replace(base, notes=(*base.notes, *control_token_notes(base, settings.tasks)))
+
+
+def control_token_notes(base: Backbone, tasks: Sequence[TaskSettings]) -> list[str]:
+    """Write a line per control token in a prompt, because settings and data are always read as text."""
+    control = [base.tokenizer.convert_ids_to_tokens(number) for number in sorted(tokens.control_ids(base.tokenizer))]
+    return [
+        f"tasks.{task.name}.prompt: {token!r} is read as text, not as the tokenizer's control token"
+        for task in tasks
+        for token in control
+        if token in task.prompt
+    ]
+
+
+def check_generation(base: Backbone, name: str) -> None:
+    """Raise UserError if a base model cannot generate text."""
+    if not base.causal:
+        raise UserError(f'model.base = "{name}": a classifier cannot generate; use a causal LM')
+    if not base.ends:
+        raise UserError(
+            f'model.base = "{name}": its tokenizer has no end token, so no answer could end; set eos_token in its '
+            "tokenizer_config.json"
+        )
+    if not base.model.can_generate():
+        raise UserError(f'model.base = "{name}": transformers has no generation for this model; kind = "classify" fits')
+
+
+def check_head_scope(settings: Settings, base: Backbone) -> None:
+    """Raise UserError if the user set the scope of a head and the base model has no new head."""
+    head = settings.adapters.head
+    if base.causal and head != "task" and "head" in settings.adapters.model_fields_set:
+        raise UserError(
+            f'adapters.head = "{head}": does nothing with model.base = "{settings.model.base}", a causal LM without a '
+            "new head; leave it out, or take a classifier"
+        )
+
+
+def torch_device(device: str) -> str:
+    """Return the torch device of `run.device`. Raises UserError if it asks for a GPU and there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError('run.device = "cuda": torch sees no GPU here; "cpu" or "auto" would run')
+    return device
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The part of an experiment that runs with equal base model, data splits and adapted layers share.
+
+    shards: tokens of the training samples, by task and device. cache: outputs of the layers below the lowest adapter.
+    base_key: hash of everything that the scores of the untouched model depend on.
+    """
+
+    tasks: tuple[Task, ...]
+    base: Backbone
+    cache: PrefixCache
+    shards: tuple[tuple[tuple[Encoded, ...], ...], ...]
+    views: tuple[TaskView, ...]
+    base_key: str
+
+
+def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparation:
+    """Load the base model with adapters, and tokenise the tasks. Sets the threads and the heap of the process."""
+    keep_freed_memory()
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    with without_garbage_collection():
+        base = load_backbone(settings, tasks)
+    max_tokens = settings.model.max_tokens
+    tokenized = [tokenize_task(base, task, max_tokens) for task in tasks]
+    shards = tuple(
+        tuple(tuple(encode_sample(base, s, task, task_tokens, max_tokens) for s in shard) for shard in task.train)
+        for task, task_tokens in zip(tasks, tokenized, strict=True)
+    )
+    views = tuple(task_view(t, w, s) for t, w, s in zip(tasks, tokenized, settings.tasks, strict=True))
+    for task, task_shards in zip(tasks, shards, strict=True):
+        check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
+    test_views = [asdict(view) | {"name": "", "dev": ""} for view in views]
+    parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
+    return Preparation(
+        tasks,
+        base,
+        PrefixCache(base, settings.devices.cache_gb, settings.devices.cache_precision),
+        shards,
+        views,
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+    )
+
+
+def preparation_key(settings: Settings) -> str:
+    """Return a key that is equal for settings with equal results of `build_preparation`."""
+    adapters = settings.adapters
+    parts = settings.model_dump(mode="json", include={"model": True, "tasks": True, "run": {"seed", "device"}})
+    layers = [
+        adapters.target_modules,
+        adapters.layers,
+        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+        settings.devices.cache_precision,
+    ]
+    return json.dumps([parts, layers])
+
+
+@dataclass(frozen=True)
+class TaskTokens:
+    """The tokens of a task.
+
+    choices: the output of the model for each class, a token (causal LM) or the class index (classifier). prompts:
+    prompt -> token ids.
+    """
+
+    choices: tuple[int, ...]
+    prompts: dict[str, tuple[int, ...]]
+
+
+def tokenize_task(base: Backbone, task: Task, max_tokens: int) -> TaskTokens:
+    """Tokenise the prompts and label words of a task, for all its splits. Longer prompts are cut to `max_tokens`."""
+    shards = (*task.train, task.dev, task.test)
+    texts = list(dict.fromkeys(sample.prompt for shard in shards for sample in shard))
+    choices = tuple(range(len(task.labels)))
+    if task.kind == "generate":
+        ids = tokens.read(base.tokenizer, [tokens.before_answer(text) for text in texts])
+    elif base.causal:
+        ids, choices = tokens.labelled(base.tokenizer, texts or ["Label:"], task.labels, task.name)
+    else:
+        ids = tokens.read(base.tokenizer, texts, causal=False)
+    if () in ids[: len(texts)]:
+        raise UserError(
+            f"tasks.{task.name}.prompt: the base's tokenizer makes no token of {texts[ids.index(())][:40]!r}"
+        )
+    return TaskTokens(choices, {text: tokens.cut(prompt, max_tokens) for text, prompt in zip(texts, ids, strict=False)})
+
+
+def encode_sample(base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int) -> Encoded:
+    """Encode a training sample as input and targets of the loss."""
+    if task.kind == "generate":
+        return tokens.completion(base.tokenizer, sample.prompt, sample.answer, max_tokens, base.ends[0])
+    return Encoded(task_tokens.prompts[sample.prompt], (task_tokens.choices[sample.label],))
+
+
+def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> TaskView:
+    """Return the dev and test splits of a task for evaluation."""
+
+    def split(samples: tuple[Sample, ...]) -> Split:
+        prompts = tuple(Encoded(task_tokens.prompts[s.prompt], (0,)) for s in samples)
+        return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
+
+    return TaskView(
+        name=task.name,
+        kind=task.kind,
+        labels=task.labels,
+        choices=task_tokens.choices,
+        max_new_tokens=settings.max_new_tokens,
+        dev=split(task.dev),
+        test=split(task.test),
+    )
+
+
+def check_tokens(base: Backbone, name: str, samples: Sequence[Encoded]) -> None:
+    """Raise UserError if the tokenizer does not fit the model or the texts: unknown tokens, or mostly unknown words."""
+    if not samples:
+        return
+    vocabulary_size = fit.rows(base.model)
+    targets = [sample.targets for sample in samples if base.causal]
+    if (highest := max(max(ids) for ids in [*(sample.ids for sample in samples), *targets])) >= vocabulary_size:
+        raise UserError(
+            f"tasks.{name}: its texts have token {highest}, but the base model has {vocabulary_size} tokens; tokenizer "
+            "and model should belong together"
+        )
+    if not fit.reads(base.model, min((sample.ids for sample in samples), key=len), base.causal):
+        raise UserError(f"tasks.{name}: the base cannot read its shortest text; prompt should have more words")
+    unknown, control = base.tokenizer.unk_token_id, tokens.control_ids(base.tokenizer)
+    counts = Counter(token for sample in samples for token in set(sample.ids))
+    # Tokens of all samples belong to the template and do not count.
+    text_tokens = {token for token, count in counts.items() if count < len(samples)} - control | {unknown}
+    words = Counter(token for sample in samples for token in sample.ids if token in text_tokens)
+    if (share := words[unknown] / max(1, words.total())) > MAX_UNKNOWN_SHARE:
+        raise UserError(
+            f"tasks.{name}: the base's tokenizer knows {1 - share:.0%} of the words in its texts; another base fits"
+        )
