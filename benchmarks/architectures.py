@@ -32,27 +32,28 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that wait by spinning cost most of the time
 
 import torch
-from shrink import END, SCALES, SPECIAL, shrunk
+from shrink import END, SCALES, SPECIAL, shrink_config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
+from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import classify
-from airpfed.devices.gradients import Clients, gradients
+from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
 from airpfed.model import export
 from airpfed.model.backbone import layer_stack
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
-from airpfed.model.tokens import Encoded
+from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.experiment import Experiment
 
 WRONG = 1e-4
 """Largest relative difference from PEFT that is rounding."""
 
-TOLD = 1e-5
+REPORTED = 1e-5
 """From which on a difference is printed."""
 
 MAX_TOKENS = 24
@@ -103,25 +104,25 @@ def cases() -> tuple[Case, ...]:
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    found: dict[tuple[str, str], Case] = {}
+    by_model: dict[tuple[str, str], Case] = {}
     for kind, mapping in (
         ("causal", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("classifier", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     ):
         for name, model in mapping.items():
-            found.setdefault((kind, model), Case(name, kind, model))
+            by_model.setdefault((kind, model), Case(name, kind, model))
     for name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         try:
-            own = CONFIG_MAPPING[name]().get_text_config(decoder=True).model_type
+            text_type = CONFIG_MAPPING[name]().get_text_config(decoder=True).model_type
         except Exception:
             continue  # its class, if it is in a mapping above, says why
-        model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(own)
-        if model is not None and own != name:
-            found.setdefault(("causal", model), Case(own, "causal", model, inside=name))
-    return tuple(sorted(found.values(), key=lambda case: (case.kind, case.model.lower())))
+        model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text_type)
+        if model is not None and text_type != name:
+            by_model.setdefault(("causal", model), Case(text_type, "causal", model, inside=name))
+    return tuple(sorted(by_model.values(), key=lambda case: (case.kind, case.model.lower())))
 
 
-def tiny(case: Case, folder: Path) -> str:
+def save_tiny_model(case: Case, folder: Path) -> str:
     """Save a shrunk model with random weights and a tokenizer; returns "" or why it cannot be built."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -133,7 +134,7 @@ def tiny(case: Case, folder: Path) -> str:
     for way, scale in product(ways, SCALES):
         try:
             torch.manual_seed(0)
-            config = shrunk(defaults(CONFIG_MAPPING[case.name], case.kind, model_class.config_class), scale)
+            config = shrink_config(defaults(CONFIG_MAPPING[case.name], case.kind, model_class.config_class), scale)
             config.pad_token_id = 0
             model = model_class._from_config(config).eval()
             randomise(model)
@@ -152,18 +153,18 @@ def tiny(case: Case, folder: Path) -> str:
     return reasons[0]
 
 
-def defaults(config: Any, kind: str, wanted: type | None = None) -> Any:
+def defaults(config: Any, kind: str, config_class: type | None = None) -> Any:
     """A config as its class gives it, or the part of it of the class that is wanted.
 
     One that may be an encoder or a decoder is what the mapping wants it for.
     """
-    found = config()
-    if wanted is not None and not isinstance(found, wanted):
-        parts = [getattr(found, name) for name in found.sub_configs]
-        found = next((part for part in parts if isinstance(part, wanted)), found)
-    if kind == "causal" and hasattr(found, "is_decoder"):
-        found.is_decoder = True
-    return found
+    config_part = config()
+    if config_class is not None and not isinstance(config_part, config_class):
+        parts = [getattr(config_part, name) for name in config_part.sub_configs]
+        config_part = next((part for part in parts if isinstance(part, config_class)), config_part)
+    if kind == "causal" and hasattr(config_part, "is_decoder"):
+        config_part.is_decoder = True
+    return config_part
 
 
 def cacheless(kind: str) -> dict[str, bool]:
@@ -218,11 +219,11 @@ def texts(lengths: Sequence[int], name: str) -> list[str]:
 def tasks_of(causal: bool, shortest: int = SHORT) -> tuple[Task, ...]:
     """Three devices with unequally many samples, one as short and one as long as can be, and one of another task."""
     lengths = ((shortest + 2, MAX_TOKENS, 9), (13,), (shortest, 18))
-    labels, others = (" red", " blue", " it"), (" good", " no")
+    labels, pair_words = (" red", " blue", " it"), (" good", " no")
     shards, number = [], 0
-    for device, own in enumerate(lengths):
+    for device, device_lengths in enumerate(lengths):
         shard = []
-        for text in texts(own, f"device {device}"):
+        for text in texts(device_lengths, f"device {device}"):
             shard.append(Sample(text, labels[number % 3], number % 3))
             number += 1
         shards.append(tuple(shard))
@@ -231,8 +232,8 @@ def tasks_of(causal: bool, shortest: int = SHORT) -> tuple[Task, ...]:
     if causal:
         other = tuple(Sample(text, answer) for text, answer in zip(prompts, (" is it", " red"), strict=True))
         return first, Task("words", "generate", (), (other,), (), (), "")
-    other = tuple(Sample(text, others[i], i) for i, text in enumerate(prompts))
-    return first, Task("pairs", "classify", others, (other,), (), (), "")
+    other = tuple(Sample(text, pair_words[i], i) for i, text in enumerate(prompts))
+    return first, Task("pairs", "classify", pair_words, (other,), (), (), "")
 
 
 def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -> Settings:
@@ -271,22 +272,25 @@ def targets_of(folder: Path, kind: str) -> tuple[list[str], list[str], int]:
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     try:
         model = auto.from_pretrained(folder).eval()
-        place, stack = layer_stack(model)
+        stack_name, stack = layer_stack(model)
     except Exception:
         return ["q_proj"], ["q_proj"], SHORT
     linear: dict[str, list[str]] = {}
     for name, module in stack.named_modules():
         if isinstance(module, nn.Linear):
-            linear.setdefault(name.rpartition(".")[2], []).append(f"{place}.{name}")
-    names, shortest = sorted(linear), SHORT if all(map(partial(runs, model, kind), (SHORT, SHORT + 2))) else LONGER
+            linear.setdefault(name.rpartition(".")[2], []).append(f"{stack_name}.{name}")
+    names, shortest = (
+        sorted(linear),
+        SHORT if all(map(partial(model_runs, model, kind), (SHORT, SHORT + 2))) else LONGER,
+    )
     if not names:
         return ["q_proj"], ["q_proj"], shortest
-    if takes(model, list(chain.from_iterable(linear.values())), kind):
+    if peft_supports(model, list(chain.from_iterable(linear.values())), kind):
         return names, names, shortest
-    return names, [name for name in names if takes(model, linear[name], kind)], shortest
+    return names, [name for name in names if peft_supports(model, linear[name], kind)], shortest
 
 
-def runs(model: Any, kind: str, length: int) -> bool:
+def model_runs(model: Any, kind: str, length: int) -> bool:
     """Whether a model takes a text of so many tokens, by itself."""
     ids = torch.tensor([[*range(20, 19 + length), END]])
     try:
@@ -297,37 +301,37 @@ def runs(model: Any, kind: str, length: int) -> bool:
     return True
 
 
-def takes(model: Any, layers: list[str], kind: str) -> bool:
+def peft_supports(model: Any, layers: list[str], kind: str) -> bool:
     """Whether PEFT puts its adapters on just these layers, the model runs with them, and a file brings them back."""
     import peft
 
     config = peft.LoraConfig(r=1, target_modules=layers, init_lora_weights=False)
     try:
         adapted = peft.get_peft_model(deepcopy(model), config)
-        held = {n for n, m in adapted.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
-        if held != set(layers) or not runs(adapted, kind, 11):
+        wrapped = {n for n, m in adapted.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+        if wrapped != set(layers) or not model_runs(adapted, kind, 11):
             return False
         with tempfile.TemporaryDirectory() as folder:
             adapted.save_pretrained(folder)
-            again = peft.PeftModel.from_pretrained(deepcopy(model), folder).state_dict()
+            reloaded = peft.PeftModel.from_pretrained(deepcopy(model), folder).state_dict()
     except Exception:
         return False
-    return all(torch.equal(again[key], value) for key, value in adapted.state_dict().items() if "lora_" in key)
+    return all(torch.equal(reloaded[key], value) for key, value in adapted.state_dict().items() if "lora_" in key)
 
 
-def random_factors(made: Experiment) -> Vectors:
+def random_vectors(experiment: Experiment) -> Vectors:
     """Values of all devices, none alike and none zero."""
-    clients = made.clients
+    clients = experiment.clients
     rng = stream(0, "architectures", "factors")
-    found: Vectors = {}
+    vectors: Vectors = {}
     for scope in ("global", "task", "device", "frozen"):
-        count = {"global": 1, "frozen": 1, "task": len(made.tasks), "device": len(clients.shards)}[scope]
-        found[scope] = torch.zeros(count, clients.layout.size(scope))
+        count = {"global": 1, "frozen": 1, "task": len(experiment.tasks), "device": len(clients.shards)}[scope]
+        vectors[scope] = torch.zeros(count, clients.layout.size(scope))
     for entry in clients.layout.entries:
-        own = found[entry.scope][:, entry.start : entry.stop]
+        columns = vectors[entry.scope][:, entry.start : entry.stop]
         width = entry.shape[1] if entry.kind != "B" else 4
-        own.copy_(torch.randn(own.shape, generator=rng) * width**-0.5)
-    return found
+        columns.copy_(torch.randn(columns.shape, generator=rng) * width**-0.5)
+    return vectors
 
 
 def factors_of(clients: Clients, vectors: Vectors, device: int) -> Factors:
@@ -352,39 +356,39 @@ class Plain:
             for key, value in factors.items():
                 layer, _, kind = key.rpartition(".")
                 if kind == "head":
-                    own = self.module(layer).modules_to_save["default"]
-                    own.weight.copy_(value[0, :, : own.in_features])
-                    if own.bias is not None:
-                        own.bias.copy_(value[0, :, -1])
+                    head = self.module(layer).modules_to_save["default"]
+                    head.weight.copy_(value[0, :, : head.in_features])
+                    if head.bias is not None:
+                        head.bias.copy_(value[0, :, -1])
                 else:
                     (self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight.copy_(
                         value[0]
                     )
 
-    def gradient(self, like: Factors) -> Factors:
+    def gradient(self, template: Factors) -> Factors:
         """What autograd left, by the names of our factors; zeros where nothing depends on a factor."""
-        found: Factors = {}
-        for key, value in like.items():
+        gradients: Factors = {}
+        for key, value in template.items():
             layer, _, kind = key.rpartition(".")
             if kind == "head":
-                own = self.module(layer).modules_to_save["default"]
-                parts = [grad(own.weight)] + ([grad(own.bias)[:, None]] if own.bias is not None else [])
-                found[key] = torch.cat(parts, 1)
+                head = self.module(layer).modules_to_save["default"]
+                parts = [grad(head.weight)] + ([grad(head.bias)[:, None]] if head.bias is not None else [])
+                gradients[key] = torch.cat(parts, 1)
             else:
-                found[key] = grad(
+                gradients[key] = grad(
                     (self.module(layer).lora_A if kind == "A" else self.module(layer).lora_B)["default"].weight
                 )
-            assert found[key].shape == value[0].shape
-        return found
+            assert gradients[key].shape == value[0].shape
+        return gradients
 
-    def scores(self, sample: Encoded) -> Tensor:
+    def scores(self, sample: Encoding) -> Tensor:
         """Logits of one sample by itself: of its last positions, or of the classes."""
         ids = torch.tensor([sample.ids])
         fields: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         out: Tensor = self.model(**fields, **cacheless("causal" if self.causal else "classifier")).logits
         return out[0, -len(sample.targets) :] if self.causal else out[:1]
 
-    def losses(self, samples: Sequence[Encoded], classes: int) -> Tensor:
+    def losses(self, samples: Sequence[Encoding], classes: int) -> Tensor:
         """The mean over samples of each one's mean over its targets."""
         each = []
         for sample in samples:
@@ -398,26 +402,26 @@ def grad(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def plain(made: Experiment, settings: Settings) -> Plain:
+def peft_model(experiment: Experiment, settings: Settings) -> Plain:
     """A base loaded anew, and PEFT's adapters of the same rank and scale on the same layers."""
     import peft
 
-    backbone = made.clients.backbone
-    base = export.fresh_base(backbone, max(max(made.clients.classes), 1))
+    backbone = experiment.clients.backbone
+    base = export.fresh_base(backbone, max(max(experiment.clients.classes), 1))
     base.config.pad_token_id = backbone.tokenizer.pad_token_id
     total = settings.adapters.rank_shared + settings.adapters.rank_personal
     config = peft.LoraConfig(
         r=total,
         lora_alpha=settings.adapters.alpha,
         lora_dropout=0.0,
-        target_modules=list(backbone.sites),
+        target_modules=list(backbone.target_layers),
         modules_to_save=list(backbone.heads) or None,
     )
-    same_new_values(base, backbone)
+    copy_new_values(base, backbone)
     return Plain(peft.get_peft_model(base, config).eval(), backbone.causal, tuple(backbone.heads))
 
 
-def same_new_values(base: nn.Module, backbone: Any) -> None:
+def copy_new_values(base: nn.Module, backbone: Any) -> None:
     """What no file holds (a pooler, say) is drawn anew by every load: the values that our model has."""
     ours = {
         name.replace(".base.", ".").replace(".layer_of_prefix.", "."): v
@@ -429,79 +433,83 @@ def same_new_values(base: nn.Module, backbone: Any) -> None:
                 value.copy_(ours[name])
 
 
-def reference(one: Plain, made: Experiment, vectors: Vectors) -> list[Factors]:
+def peft_gradients(plain: Plain, experiment: Experiment, vectors: Vectors) -> list[Factors]:
     """PEFT's gradients, a device each."""
-    clients = made.clients
-    found = []
+    clients = experiment.clients
+    gradients_of_devices = []
     for device, shard in enumerate(clients.shards):
-        own = factors_of(clients, vectors, device)
-        one.put(own)
-        one.model.zero_grad(set_to_none=True)
-        loss = one.losses(shard, clients.classes[int(clients.task_of[device])])
+        factors = factors_of(clients, vectors, device)
+        plain.put(factors)
+        plain.model.zero_grad(set_to_none=True)
+        loss = plain.losses(shard, clients.classes[int(clients.task_of[device])])
         if loss.requires_grad:
             loss.backward()
-        found.append({key: value.clone() for key, value in one.gradient(own).items()})
-    return found
+        gradients_of_devices.append({key: value.clone() for key, value in plain.gradient(factors).items()})
+    return gradients_of_devices
 
 
-def apart(ours: Factors, theirs: Sequence[Factors]) -> float:
+def relative_error(ours: Factors, theirs: Sequence[Factors]) -> float:
     """||ours - PEFT's|| / ||PEFT's|| of the device with the largest."""
-    found = 0.0
-    for device, one in enumerate(theirs):
-        off = sum(float((ours[key][device].double() - one[key].double()).norm()) ** 2 for key in one) ** 0.5
-        size = sum(float(one[key].double().norm()) ** 2 for key in one) ** 0.5
-        ratio = off / size if size else float("nan")  # adapters that nothing depends on
-        found = ratio if not ratio <= found else found  # NaN counts as the largest
-    return found
+    largest_ratio = 0.0
+    for device, gradient in enumerate(theirs):
+        difference = (
+            sum(float((ours[key][device].double() - gradient[key].double()).norm()) ** 2 for key in gradient) ** 0.5
+        )
+        size = sum(float(gradient[key].double().norm()) ** 2 for key in gradient) ** 0.5
+        ratio = difference / size if size else float("nan")  # adapters that nothing depends on
+        largest_ratio = ratio if not ratio <= largest_ratio else largest_ratio  # NaN counts as the largest
+    return largest_ratio
 
 
-def ours(made: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factors:
+def our_gradients(experiment: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factors:
     """Our gradients through the path of a run."""
-    clients = made.clients
+    clients = experiment.clients
     plan = [[list(range(len(shard)))] for shard in clients.shards]
     torch.set_num_threads(threads)
     try:
-        found, _ = gradients(clients, vectors, plan, 1.0, chunk)
+        vectors_of_gradients, _ = gradients(clients, vectors, plan, 1.0, chunk)
     finally:
         torch.set_num_threads(1)
-    return unflatten(found, clients.layout)
+    return unflatten(vectors_of_gradients, clients.layout)
 
 
-def slow(made: Experiment) -> str:
+def unused_paths(experiment: Experiment) -> str:
     """Which fast ways of computing this base goes without."""
     from airpfed.devices import fast_paths
 
-    backbone = made.clients.backbone
-    wanted = fast_paths.wanted_paths(backbone, True)
-    lacking = [way for way in fast_paths.WAYS if getattr(wanted, way) and not getattr(backbone.paths, way)]
-    return "without " + ", ".join(lacking) if lacking else ""
+    backbone = experiment.clients.backbone
+    candidates = fast_paths.candidate_paths(backbone, True)
+    unused = [way for way in fast_paths.DESCRIPTIONS if getattr(candidates, way) and not getattr(backbone.paths, way)]
+    return "without " + ", ".join(unused) if unused else ""
 
 
-def checked(case: Case, row: Row) -> None:
+def check_case(case: Case, row: Row) -> None:
     """Everything of one case; results go into the row."""
-    with tempfile.TemporaryDirectory(prefix="airpfed-architectures-") as place:
-        folder = Path(place) / "base"
+    with tempfile.TemporaryDirectory(prefix="airpfed-architectures-") as work:
+        folder = Path(work) / "base"
         folder.mkdir()
-        os.environ["AIRPFED_CACHE"] = f"{place}/cache"
-        row.note = tiny(case, folder)
+        os.environ["AIRPFED_CACHE"] = f"{work}/cache"
+        row.note = save_tiny_model(case, folder)
         if row.note:
             return
         row.result = "TRACEBACK"
-        other = other_kind(folder)
-        every, targets, shortest = targets_of(folder, case.kind)
+        other = is_other_kind(folder)
+        all_targets, targets, shortest = targets_of(folder, case.kind)
         for layers in LAYERS if targets else ():
-            one_setting(case, row, folder, targets, layers, shortest)
-        if every != targets:
-            without = ", ".join(sorted(set(every) - set(targets)))
-            beyond(case, row, folder, every, shortest, f"with {without}", "not refused, and PEFT cannot hold it")
+            check_layers(case, row, folder, targets, layers, shortest)
+        if all_targets != targets:
+            excluded = ", ".join(sorted(set(all_targets) - set(targets)))
+            check_refusal(
+                case, row, folder, all_targets, shortest, f"with {excluded}", "not refused, and PEFT cannot hold it"
+            )
         if shortest > SHORT:
-            beyond(case, row, folder, targets, SHORT, "texts that the model takes in company only", "")
+            check_refusal(case, row, folder, targets, SHORT, "texts that the model takes in company only", "")
     worst = max(row.modes.values(), key=lambda mode: (RESULTS.index(mode[0]), mode[1]))
     row.result, row.error = OTHER if other and worst[0] == "refused" else worst[0], worst[1]
     row.note = summary({mode: note for mode, (_, _, note) in row.modes.items() if note})
 
 
-def other_kind(folder: Path) -> bool:
+def is_other_kind(folder: Path) -> bool:
     """Whether a base is neither a decoder nor an encoder of text alone, by its config."""
     from transformers import AutoConfig
 
@@ -511,18 +519,22 @@ def other_kind(folder: Path) -> bool:
 
 def summary(notes: dict[str, str]) -> str:
     """Every note once, with the modes that it is of; all passes at one setting of layers are named by that."""
-    where: dict[str, list[str]] = {}
+    modes_of_note: dict[str, list[str]] = {}
     for mode, note in notes.items():
-        where.setdefault(note, []).append(mode)
+        modes_of_note.setdefault(note, []).append(mode)
     parts = []
-    for note, modes in where.items():
-        whole = [layers for layers in LAYERS if {f"{layers}, {one}" for one in PASSES} <= set(modes)]
-        rest = [mode for mode in modes if mode.split(", ")[0] not in whole]
-        parts.append(note if whole == list(LAYERS) and not rest else f"{note} ({'; '.join(whole + rest)})")
+    for note, modes in modes_of_note.items():
+        complete_layers = [layers for layers in LAYERS if {f"{layers}, {name}" for name in PASSES} <= set(modes)]
+        remaining = [mode for mode in modes if mode.split(", ")[0] not in complete_layers]
+        parts.append(
+            note
+            if complete_layers == list(LAYERS) and not remaining
+            else f"{note} ({'; '.join(complete_layers + remaining)})"
+        )
     return "; ".join(parts)
 
 
-def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str, shortest: int) -> None:
+def check_layers(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str, shortest: int) -> None:
     """All passes at one setting of layers."""
     step = "load"
 
@@ -531,64 +543,76 @@ def one_setting(case: Case, row: Row, folder: Path, targets: Sequence[str], laye
 
     try:
         settings = settings_of(case, folder, targets, layers)
-        made = build.build_experiment(settings, tasks_of(case.kind == "causal", shortest))
-        vectors = random_factors(made)
+        experiment = build.build_experiment(settings, tasks_of(case.kind == "causal", shortest))
+        vectors = random_vectors(experiment)
         step = "PEFT"
-        one = plain(made, settings)
-        theirs = reference(one, made, vectors)
-        lacking = slow(made)
-        right = "right and slow" if lacking else "right and fast"
+        plain = peft_model(experiment, settings)
+        theirs = peft_gradients(plain, experiment, vectors)
+        unused = unused_paths(experiment)
+        right = "right and slow" if unused else "right and fast"
         for mode, (chunk, threads) in PASSES.items():
             try:
-                error = apart(ours(fresh_cache(made), vectors, chunk or made.devices_per_pass, threads), theirs)
+                error = relative_error(
+                    our_gradients(with_fresh_cache(experiment), vectors, chunk or experiment.devices_per_pass, threads),
+                    theirs,
+                )
             except UserError as refusal:
                 put(mode, "refused", 0.0, plain_line(refusal, folder))
             except Exception as failure:
-                put(mode, "TRACEBACK", 0.0, told(failure))
+                put(mode, "TRACEBACK", 0.0, describe(failure))
             else:
-                rounding = 0.0 if error <= TOLD else own_rounding(one, made, vectors, theirs)
-                note = f"PEFT's own rounding: {rounding:.0e}" if rounding > TOLD else ""
+                rounding = 0.0 if error <= REPORTED else peft_rounding(plain, experiment, vectors, theirs)
+                note = f"PEFT's own rounding: {rounding:.0e}" if rounding > REPORTED else ""
                 fine = error <= max(WRONG, 3 * rounding)
-                put(mode, right if fine else "WRONG", error, "; ".join(filter(None, (note, lacking))))
+                put(mode, right if fine else "WRONG", error, "; ".join(filter(None, (note, unused))))
         step = "answers"
-        wrong, of = answers(made, vectors, one)
-        put("answers", "WRONG" if wrong else "right and fast", 0.0, f"{wrong} of {of} answers differ" if wrong else "")
+        wrong, total = count_wrong_answers(experiment, vectors, plain)
+        put(
+            "answers",
+            "WRONG" if wrong else "right and fast",
+            0.0,
+            f"{wrong} of {total} answers differ" if wrong else "",
+        )
         step = "export"
-        error = exported(made, settings, vectors, one, folder.parent / layers)
+        error = export_error(experiment, settings, vectors, plain, folder.parent / layers)
         put("export", "right and fast" if error <= WRONG else "WRONG", error)
     except UserError as refusal:
         late = step == "export"
         put(step, "WRONG" if late else "refused", 0.0, "too late: " * late + plain_line(refusal, folder))
     except Exception as failure:
-        put(step, "TRACEBACK", 0.0, told(failure))
+        put(step, "TRACEBACK", 0.0, describe(failure))
 
 
-def own_rounding(one: Plain, made: Experiment, vectors: Vectors, theirs: Sequence[Factors]) -> float:
+def peft_rounding(plain: Plain, experiment: Experiment, vectors: Vectors, theirs: Sequence[Factors]) -> float:
     """How far PEFT's gradient is from itself: asked again (a model may be random), and in float64."""
-    found = []
+    errors = []
     for wide in (False, True):
-        twin = replace(one, model=deepcopy(one.model).double()) if wide else one
+        twin = replace(plain, model=deepcopy(plain.model).double()) if wide else plain
         try:
-            again = reference(twin, made, vectors)
+            repeated = peft_gradients(twin, experiment, vectors)
         except RuntimeError:  # a model that has float32 in its code
             continue
-        found.append(apart({key: torch.stack([factors[key] for factors in theirs]) for key in theirs[0]}, again))
-    return max(found)
+        errors.append(
+            relative_error({key: torch.stack([factors[key] for factors in theirs]) for key in theirs[0]}, repeated)
+        )
+    return max(errors)
 
 
-def beyond(case: Case, row: Row, folder: Path, targets: Sequence[str], shortest: int, mode: str, fault: str) -> None:
+def check_refusal(
+    case: Case, row: Row, folder: Path, targets: Sequence[str], shortest: int, mode: str, fault: str
+) -> None:
     """What there is nothing to compare with: a line for the user, or (where it is no fault) that it runs."""
     try:
-        made = build.build_experiment(
+        experiment = build.build_experiment(
             settings_of(case, folder, targets, "all"), tasks_of(case.kind == "causal", shortest)
         )
-        ours(made, random_factors(made), 1, 1)
+        our_gradients(experiment, random_vectors(experiment), 1, 1)
         row.modes[mode] = ("TRACEBACK" if fault else "right and fast", 0.0, fault)
     except UserError as refusal:
         note = plain_line(refusal, folder)
         row.modes[mode] = ("right and fast" if row.modes else "refused", 0.0, "" if row.modes else note)
     except Exception as failure:
-        row.modes[mode] = ("TRACEBACK", 0.0, told(failure))
+        row.modes[mode] = ("TRACEBACK", 0.0, describe(failure))
 
 
 def plain_line(refusal: UserError, folder: Path) -> str:
@@ -596,51 +620,51 @@ def plain_line(refusal: UserError, folder: Path) -> str:
     return str(refusal).replace(str(folder), "BASE").replace(f"{folder.parent}/", "")
 
 
-def fresh_cache(made: Experiment) -> Experiment:
-    return replace(made, clients=replace(made.clients, cache=made.clients.cache.fresh()))
+def with_fresh_cache(experiment: Experiment) -> Experiment:
+    return replace(experiment, clients=replace(experiment.clients, cache=experiment.clients.cache.fresh()))
 
 
-def told(failure: BaseException) -> str:
+def describe(failure: BaseException) -> str:
     """An exception in a line, with the place in our code that it passed last."""
     frames = [f for f in traceback.extract_tb(failure.__traceback__) if "/airpfed/" in f.filename]
     last = frames[-1] if frames else traceback.extract_tb(failure.__traceback__)[-1]
     return f"{type(failure).__name__}: {one_line(failure)} [{Path(last.filename).name}: {last.name}]"
 
 
-def answers(made: Experiment, vectors: Vectors, one: Plain) -> tuple[int, int]:
+def count_wrong_answers(experiment: Experiment, vectors: Vectors, plain: Plain) -> tuple[int, int]:
     """How many answers of the first device's model differ from PEFT's, where the best two are clearly apart."""
-    clients = made.clients
-    own = factors_of(clients, vectors, 0)
-    one.put(own)
+    clients = experiment.clients
+    factors = factors_of(clients, vectors, 0)
+    plain.put(factors)
     samples = [s for k in range(3) for s in clients.shards[k]]
-    samples = [Encoded(sample.ids, (0,)) for sample in samples]
-    choices = list(made.tasks[0].words if hasattr(made.tasks[0], "words") else range(3))
-    found = classify(fresh_cache(made).clients, own, "answers", samples, choices)
+    samples = [Encoding(sample.ids, (0,)) for sample in samples]
+    choices = list(experiment.tasks[0].words if hasattr(experiment.tasks[0], "words") else range(3))
+    our_answers = classify(with_fresh_cache(experiment).clients, factors, "answers", samples, choices)
     wrong = 0
     with torch.no_grad():
-        for sample, answer in zip(samples, found, strict=True):
-            scores = one.scores(sample)[-1, choices]
+        for sample, answer in zip(samples, our_answers, strict=True):
+            scores = plain.scores(sample)[-1, choices]
             best, second = scores.topk(2).values.tolist()
             wrong += int(best - second > 1e-3 * abs(best) and int(scores.argmax()) != answer)
     return wrong, len(samples)
 
 
-def exported(made: Experiment, settings: Settings, vectors: Vectors, one: Plain, folder: Path) -> float:
+def export_error(experiment: Experiment, settings: Settings, vectors: Vectors, plain: Plain, folder: Path) -> float:
     """The largest difference of logits between the reloaded export and PEFT's own model, over the largest logit."""
-    clients = made.clients
+    clients = experiment.clients
     classes = clients.classes[0]
-    own = factors_of(clients, vectors, 0)
+    factors = factors_of(clients, vectors, 0)
     base = export.fresh_base(clients.backbone, classes)
     samples = list(clients.shards[0])
-    reloaded = export.checked(clients.backbone, own, classes, settings.adapters.alpha, folder, base, samples)
-    one.put(own)
-    loaded = Plain(reloaded, one.causal, one.heads)
-    found = 0.0
+    reloaded = export.export_adapter(clients.backbone, factors, classes, settings.adapters.alpha, folder, base, samples)
+    plain.put(factors)
+    reloaded_plain = Plain(reloaded, plain.causal, plain.heads)
+    largest = 0.0
     with torch.no_grad():
         for sample in samples:
-            a, b = one.scores(sample), loaded.scores(sample)
-            found = max(found, float((a - b).abs().max() / a.abs().max()))
-    return found
+            a, b = plain.scores(sample), reloaded_plain.scores(sample)
+            largest = max(largest, float((a - b).abs().max() / a.abs().max()))
+    return largest
 
 
 def preload() -> None:
@@ -690,9 +714,9 @@ def fork(case: Case, seconds: int, gigabytes: float) -> Child:
         resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
         row = Row(case.name, case.kind, case.model)
         try:
-            checked(case, row)
+            check_case(case, row)
         except BaseException as failure:
-            row.result, row.note = "TRACEBACK", told(failure)
+            row.result, row.note = "TRACEBACK", describe(failure)
         with os.fdopen(into, "wb") as file:
             file.write(json.dumps(asdict(row)).encode())
         code = 0
@@ -700,7 +724,7 @@ def fork(case: Case, seconds: int, gigabytes: float) -> Child:
         os._exit(code)
 
 
-def finished(child: Child, reason: str = "") -> Row:
+def collect_row(child: Child, reason: str = "") -> Row:
     """The row of a child that has ended, or was ended for a reason."""
     _, status = os.waitpid(child.pid, 0)
     os.close(child.pipe)
@@ -710,7 +734,7 @@ def finished(child: Child, reason: str = "") -> Row:
     return Row(child.case.name, child.case.kind, child.case.model, "TRACEBACK", 0.0, f"ended by {reason}")
 
 
-def play(todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
+def run_cases(todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
     """Rows of all cases, in the order in which they are done."""
     waiting, running = list(todo)[::-1], dict[int, Child]()
     try:
@@ -723,11 +747,11 @@ def play(todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float) -> Ite
                 data = os.read(pipe, 1 << 16)
                 running[pipe].data += data
                 if not data:
-                    yield finished(running.pop(pipe))
+                    yield collect_row(running.pop(pipe))
             for pipe, child in list(running.items()):
                 if time.monotonic() - child.begin > 10 * seconds:
                     os.killpg(child.pid, signal.SIGKILL)
-                    yield finished(running.pop(pipe), "the time limit")
+                    yield collect_row(running.pop(pipe), "the time limit")
     finally:
         for child in running.values():
             os.killpg(child.pid, signal.SIGKILL)
@@ -746,19 +770,19 @@ def page(rows: Sequence[Row]) -> str:
         "Made by `python benchmarks/architectures.py` (CPU, float32; "
         f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}): every class in "
         "transformers' mappings of causal LMs and of sequence classifiers, and the text stacks of its image-text "
-        "models, each once, shrunk by one rule over the names and types of its config's attributes and given random "
-        "weights. Four devices with unlike random factors, unequally many samples and texts of "
-        f"{SHORT} to {MAX_TOKENS} tokens; adapters on all linear layers of the transformer layers that PEFT can adapt, "
-        'with `layers = "all"` and `"last-1"`, `devices.chunk` 0 and 1, one thread and two; then answers, and the '
-        "exported adapter loaded again. Held against PEFT, one sample at a time, without padding.",
+        "models. Each class is shrunk by one rule over the names and types of its config's attributes and gets random "
+        "weights. Four devices have different random factors, different numbers of samples, and texts of "
+        f"{SHORT} to {MAX_TOKENS} tokens. Adapters are on all linear layers of the transformer layers that PEFT can "
+        'adapt, with `layers = "all"` and `"last-1"`, `devices.chunk` 0 and 1, one thread and two. Gradients, answers '
+        "and the exported adapter after reloading are compared with PEFT, which computes one sample at a time without "
+        "padding.",
         "",
-        "error: ||ours - PEFT's|| / ||PEFT's|| over a device's gradient, the worst device and setting; wrong above "
-        f"{WRONG:.0e}, or three times PEFT's own distance from itself in float64 where that is more. Fast: all ways of "
-        "computing that are tried on a base before round 1 are used. Slow: the ways in the note gave other numbers "
-        "there, and others took their place. Refused: in the line that a user sees, before round 1. Refused by design: "
-        "so, too, as an encoder-decoder or a model of more than text, which are other kinds than the decoders and "
-        "encoders of text that a base is. Not built: its class does not build a model of this rule's size, or needs a "
-        "package that is not installed.",
+        "error: ||ours - PEFT's|| / ||PEFT's|| over a device's gradient, for the worst device and setting; wrong above "
+        f"{WRONG:.0e}, or above three times PEFT's own difference from itself in float64 where that is more. Fast: all "
+        "fast paths that are tried on a base before round 1 are used. Slow: the fast paths in the note gave other "
+        "numbers and are not used. Refused: before round 1, with one line for the user. Refused by design: the same "
+        "for encoder-decoders and models of more than text, because a base is a decoder or an encoder of text alone. "
+        "Not built: the class has no model of this rule's sizes, or needs a package that is not installed.",
         "",
         share(rows),
         "",
@@ -779,31 +803,30 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = ["", "| architecture | result | error | note |", "|---|---|---|---|"]
     for row in rows:
         note = row.note.replace("|", "\\|")
-        lines.append(f"| `{row.model}` | {row.result} | {shown(row)} | {note} |")
+        lines.append(f"| `{row.model}` | {row.result} | {format_error(row)} | {note} |")
     return lines
 
 
 def share(rows: Sequence[Row]) -> str:
     """How many of the decoders and encoders of text that could be built are refused."""
     counts = Counter(row.result for row in rows)
-    of = len(rows) - counts[OTHER] - counts["not built"]
-    return (
-        f"Refused of the text decoders and encoders: {counts['refused']} of {of}, {counts['refused'] / max(1, of):.1%}."
-    )
+    total = len(rows) - counts[OTHER] - counts["not built"]
+    refused = counts["refused"]
+    return f"Refused of the text decoders and encoders: {refused} of {total}, {refused / max(1, total):.1%}."
 
 
-def shown(row: Row) -> str:
+def format_error(row: Row) -> str:
     """The error where it is more than rounding."""
     if not row.result.startswith(("right", "WRONG")):
         return ""
-    return "<= 1e-5" if row.error <= TOLD else f"{row.error:.0e}"
+    return "<= 1e-5" if row.error <= REPORTED else f"{row.error:.0e}"
 
 
-def chosen(part: str, only: Sequence[str]) -> list[Case]:
+def select_cases(part: str, selection: Sequence[str]) -> list[Case]:
     """Every N-th case from the I-th on, for "I/N"; of these the ones named, if any are."""
     first, step = map(int, part.split("/"))
     todo = cases()[first - 1 :: step]
-    return [case for case in todo if not only or {case.name, case.model} & set(only)]
+    return [case for case in todo if not selection or {case.name, case.model} & set(selection)]
 
 
 def main(words: Sequence[str]) -> int:
@@ -818,16 +841,16 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--gigabytes", type=float, default=16.0, help="address space of one architecture")
     args = parser.parse_args(words)
     preload()
-    todo = chosen(args.part, args.only)
+    todo = select_cases(args.part, args.only)
     rows = []
-    for row in play(todo, args.jobs, args.seconds, args.gigabytes):
+    for row in run_cases(todo, args.jobs, args.seconds, args.gigabytes):
         rows.append(row)
         print(f"{len(rows)}/{len(todo)} {row.kind} {row.model}: {row.result} {row.error:.1e} {row.note}", flush=True)
         for mode, (result, error, note) in row.modes.items() if args.modes else ():
             print(f"    {mode}: {result} {error:.1e} {note}")
     rows.sort(key=lambda row: (row.kind, row.model.lower()))
-    whole = len(todo) == len(cases())
-    out = args.out or (Path(__file__).parents[1] / "docs" / "models.md" if whole else None)
+    complete = len(todo) == len(cases())
+    out = args.out or (Path(__file__).parents[1] / "docs" / "models.md" if complete else None)
     if out:
         out.write_text(page(rows))
     counts = Counter(row.result for row in rows)

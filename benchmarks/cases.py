@@ -16,11 +16,10 @@ from fleets import from_file, random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
 
 from airpfed.core import run_files
-from airpfed.devices.gradients import batches
-from airpfed.devices.parallel import workers
+from airpfed.devices.clients import draw_batches
+from airpfed.devices.parallel import worker_count
 from airpfed.model.backbone import layer_stack
-from airpfed.model.buckets import batched
-from airpfed.model.tokens import pack
+from airpfed.model.tokens import batched, pack
 from airpfed.training import checkpoint
 from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
@@ -145,7 +144,7 @@ def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
     clients, plan = (
         made.clients,
-        batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)[0],
+        draw_batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)[0],
     )
     rows = [[clients.shards[k][i] for i in steps[0]] for k, steps in enumerate(plan)]
     ours = len(pack([sample for row in rows for sample in row], [len(row) for row in rows]).ids)
@@ -166,11 +165,11 @@ def fill(made: Experiment) -> Spent:
 def compiled(options: Options) -> dict[str, Any]:
     """Gradients with the transformer layers below the last under `torch.compile`, in turn with the same as they are.
 
-    The last one is another function in every pass (`passes.read_only`).
+    The last one is another function in every pass (`forward.last_tokens_only`).
     """
     base, devices, batch, length = (QUICK_FULL_LENGTH if options.quick else FULL_LENGTH)[0]
     _, made = random_tokens(options.base or base, devices, batch, length, {})
-    every = made.clients.backbone.twins(workers(made.clients.backbone, made.devices_per_pass))
+    every = made.clients.backbone.replicas(worker_count(made.clients.backbone, made.devices_per_pass))
     below: list[Any] = [layer for one in every for layer in list(layer_stack(one.model)[1])[:-1]]
     plain = [layer._compiled_call_impl for layer in below]
     for layer in below:
@@ -199,7 +198,7 @@ def overhead(options: Options) -> dict[str, Any]:
     uses = channel_uses(made)
     wanted["radio"]["coherence_symbols"] = -(-uses // blocks)
     settings, made = random_tokens(options.base or "minilm", devices, batch, tokens, wanted)
-    state, rows, at_once = made.initial, [], workers(made.clients.backbone, made.devices_per_pass)
+    state, rows, at_once = made.initial, [], worker_count(made.clients.backbone, made.devices_per_pass)
     with tempfile.TemporaryDirectory() as name:
         for _ in range(options.turns(3) + 1):
             kept: list[tuple[State, dict[str, float]]] = []
@@ -256,7 +255,7 @@ def model_time(made: Experiment, at_once: int) -> Iterator[list[float]]:
 
         return run
 
-    models, slope = [one.model for one in made.clients.backbone.twins(at_once)], torch.autograd.grad
+    models, slope = [one.model for one in made.clients.backbone.replicas(at_once)], torch.autograd.grad
     for model in models:
         model.forward = timed(model.forward)
     torch.autograd.grad = timed(slope)  # type: ignore[assignment]

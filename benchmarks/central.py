@@ -13,15 +13,16 @@ from torch.nn.functional import cross_entropy
 
 from airpfed.config.schema import Settings
 from airpfed.core.rng import stream
-from airpfed.devices.gradients import batches, gradients, only_classes
-from airpfed.model.adapters import SCOPES
-from airpfed.model.backbone import load
+from airpfed.devices.clients import draw_batches
+from airpfed.devices.gradients import gradients, mask_classes
+from airpfed.model.backbone import load_model
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
-from airpfed.model.tokens import Encoded, collate
+from airpfed.model.methods import SCOPES
+from airpfed.model.tokens import Encoding, collate
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import State, vectors
 
-Weighted = list[tuple[Encoded, float, int]]
+Weighted = list[tuple[Encoding, float, int]]
 """Samples with what each counts in the loss, D_k/D over the device's batch, and its task's classes (0: causal LM)."""
 
 
@@ -40,14 +41,14 @@ def central(settings: Settings, made: Experiment) -> Central:
     """A fresh base model under `peft.get_peft_model`: rank R_s + R_p on the same layers, the same head trained."""
     wanted, backbone = settings.adapters, made.clients.backbone
     classes = max(max(made.clients.classes), 1)
-    loaded = load(
+    loaded = load_model(
         settings.model.base, settings.model.kind, classes, str(backbone.device), stream(settings.run.seed, "head")
     )
     config = peft.LoraConfig(
         r=wanted.rank_shared + wanted.rank_personal,
         lora_alpha=wanted.alpha,
         lora_dropout=0.0,
-        target_modules=list(backbone.sites),
+        target_modules=list(backbone.target_layers),
         modules_to_save=list(backbone.heads) or None,
     )
     adapted = peft.get_peft_model(loaded.model, config).eval()
@@ -59,7 +60,7 @@ def central(settings: Settings, made: Experiment) -> Central:
 def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
     """The samples of the round that starts at these cursors, pooled and shuffled, as a central trainer reads them."""
     clients = made.clients
-    plan, _ = batches(clients, cursors, made.local_training.batch_size, 1)
+    plan, _ = draw_batches(clients, cursors, made.local_training.batch_size, 1)
     sizes = [len(shard) for shard in clients.shards]
     pooled = [
         (clients.shards[k][i], sizes[k] / sum(sizes) / len(steps[0]), clients.classes[int(clients.task_of[k])])
@@ -86,7 +87,7 @@ def backward(one: Central, samples: Weighted, all_logits: bool = False) -> None:
             fields |= {"logits_to_keep": 0 if all_logits else batch.targets.shape[1]}
         scores = one.model(**fields).logits
         scores = scores[:, -batch.targets.shape[1] :] if one.causal else scores
-        scores = scores if one.causal else only_classes(scores[:, None, :], [limit for _, _, limit in part])
+        scores = scores if one.causal else mask_classes(scores[:, None, :], [limit for _, _, limit in part])
         each = cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), reduction="none").reshape(len(part), -1)
         counts = (batch.targets != -100).sum(1)
         (each.sum(1) / counts @ torch.tensor([weight for _, weight, _ in part]).to(each)).backward()
@@ -121,7 +122,7 @@ def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]
     first = torch.zeros(1, dtype=torch.long)
     put(one, gather(same, clients.layout, first, first))
     start = torch.zeros(len(clients.shards), dtype=torch.long)
-    plan, _ = batches(clients, start, made.local_training.batch_size, 1)
+    plan, _ = draw_batches(clients, start, made.local_training.batch_size, 1)
     found, _ = gradients(clients, same, plan, 1.0, made.devices_per_pass)
     ours = unflatten(mean_gradient(made, found), clients.layout)
     one.model.double()

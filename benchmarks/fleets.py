@@ -11,8 +11,8 @@ from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.rng import stream
 from airpfed.experiment import build
-from airpfed.model import fit, origin
-from airpfed.model.tokens import Encoded
+from airpfed.model import compatibility, origin
+from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
 from airpfed.training.experiment import Experiment
 
@@ -42,8 +42,8 @@ def random_tokens(
         {"name": f"task{n}", "devices": count, "dev_samples": 0, "test_samples": 1} for n, count in enumerate(counts)
     ]
     settings = Settings.model_validate({**made, "tasks": tasks})
-    config = origin.read_config(origin.origin(base), base)
-    causal = fit.kind_of(config, "auto", base)
+    config = origin.read_config(origin.origin_of(base), base)
+    causal = compatibility.is_causal(config, "auto", base)
     labels = () if causal else tuple(f"class{n}" for n in range(CLASSES))
     empty = tuple(
         Task(one.name, "generate" if causal else "classify", labels, (), (), (), "") for one in settings.tasks
@@ -51,11 +51,11 @@ def random_tokens(
     ready = build.build_preparation(settings, empty)
     vocabulary = ready.base.model.get_input_embeddings().num_embeddings
 
-    def sample(device: int, number: int) -> Encoded:
+    def sample(device: int, number: int) -> Encoding:
         *ids, target = torch.randint(
             0, vocabulary, (tokens + 1,), generator=stream(0, "bench", device, number)
         ).tolist()
-        return Encoded(tuple(ids), (target if causal else target % CLASSES,))
+        return Encoding(tuple(ids), (target if causal else target % CLASSES,))
 
     ends = [sum(counts[: n + 1]) for n in range(len(counts))]
     shards = tuple(

@@ -47,14 +47,15 @@ def start(words: argparse.Namespace) -> dict[str, object]:
     import torch
     from fleets import from_file
 
-    from airpfed.devices.gradients import batches, gradients
+    from airpfed.devices.clients import draw_batches
+    from airpfed.devices.gradients import gradients
     from airpfed.training.state import vectors
 
     imported = time.time()
     _, made = from_file(words.file, words.set)
     built = time.time()
     clients = replace(made.clients, shards=made.clients.shards[:1], task_of=made.clients.task_of[:1])
-    plan, _ = batches(clients, torch.zeros(1, dtype=torch.long), made.local_training.batch_size, 1)
+    plan, _ = draw_batches(clients, torch.zeros(1, dtype=torch.long), made.local_training.batch_size, 1)
     _, loss = gradients(clients, vectors(made.initial), plan, 1.0, 1)
     assert loss.isfinite().all()
     return {"imported": imported, "built": built, "first_gradient": time.time(), "peak_mb": peak_mb()}

@@ -76,7 +76,7 @@ class Sizes:
     ids: Iterator[int]
 
 
-def shrunk(config: Any, scale: Scale) -> Any:
+def shrink_config(config: Any, scale: Scale) -> Any:
     """A tiny config of the same class: its defaults, attribute by attribute, nested configs as well."""
     return type(config)(**_attributes(config, scale))
 
@@ -85,18 +85,24 @@ def _attributes(config: Any, scale: Scale) -> dict[str, Any]:
     sizes = Sizes(*(_first(config, names) for names in NAMES), iter(range(SPECIAL, VOCABULARY)))
     nested = set(getattr(config, "sub_configs", {}) or {})
     fields = getattr(type(config), "__dataclass_fields__", {})
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         if name not in fields or name in ("transformers_version", "dtype", "torch_dtype", "architectures"):
             continue
         if name in nested:
-            own = getattr(config, name)
-            found[name] = None if own is None else shrunk(own, scale) if hasattr(own, "to_dict") else value
+            nested_config = getattr(config, name)
+            attributes[name] = (
+                None
+                if nested_config is None
+                else shrink_config(nested_config, scale)
+                if hasattr(nested_config, "to_dict")
+                else value
+            )
         elif scale.unset == "derive" and fields[name].default is None and not ID.search(name):
             continue
         else:
-            found[name] = _value(name, value, scale, sizes)
-    return found
+            attributes[name] = _value(name, value, scale, sizes)
+    return attributes
 
 
 NAMES = (
@@ -110,8 +116,8 @@ NAMES = (
 def _first(config: Any, names: Sequence[str]) -> int:
     values = config.to_dict()
     alias = type(config).attribute_map
-    found = (values.get(alias.get(name, name)) for name in names)
-    return next((value for value in found if isinstance(value, int) and value > 0), 1)
+    candidates = (values.get(alias.get(name, name)) for name in names)
+    return next((value for value in candidates if isinstance(value, int) and value > 0), 1)
 
 
 def _value(name: str, value: Any, scale: Scale, sizes: Sizes) -> Any:
@@ -131,29 +137,29 @@ def _value(name: str, value: Any, scale: Scale, sizes: Sizes) -> Any:
 def _list(name: str, value: list[Any], scale: Scale, sizes: Sizes) -> list[Any]:
     """Shortened where it has an entry a layer, so that every kind of entry stays."""
     if ID.search(name):
-        return [_number(name, one, scale, sizes) for one in value]
-    ints = [one for one in value if isinstance(one, int) and not isinstance(one, bool)]
+        return [_number(name, entry, scale, sizes) for entry in value]
+    ints = [entry for entry in value if isinstance(entry, int) and not isinstance(entry, bool)]
     if len(value) == sizes.layers > LAYERS:
         if ints == sorted(set(ints)) and len(ints) == len(value):
-            return [one for one in ints if one < LAYERS]  # numbers of layers
+            return [entry for entry in ints if entry < LAYERS]  # numbers of layers
         value = _every_kind(value)
     elif len(ints) == len(value) and LIST_OF_LAYERS.search(name) and ints == sorted(ints):
-        return sorted({one * LAYERS // sizes.layers for one in ints})
+        return sorted({entry * LAYERS // sizes.layers for entry in ints})
     elif len(value) == 2 and isinstance(value[0], list) and ints and ints[0] * len(value[0]) == sizes.layers:
         return [value[0], max(1, LAYERS // len(value[0]))]  # kinds, and how often they come
     elif "section" in name and ints:
         half = scale.head_size // 2
-        cut = [max(1, one * half // sum(ints)) for one in ints]
+        cut = [max(1, entry * half // sum(ints)) for entry in ints]
         return [cut[0] + half - sum(cut), *cut[1:]]
-    return [_value(name, one, scale, sizes) for one in value]
+    return [_value(name, entry, scale, sizes) for entry in value]
 
 
 def _every_kind(value: list[Any]) -> list[Any]:
     """LAYERS entries in their order: of each kind the first, then of each the second, and so on."""
-    turn: list[tuple[int, int]] = []
-    for index, one in enumerate(value):
-        turn.append((value[:index].count(one), index))
-    return [value[index] for index in sorted(index for _, index in sorted(turn)[:LAYERS])]
+    ranks: list[tuple[int, int]] = []
+    for index, kind in enumerate(value):
+        ranks.append((value[:index].count(kind), index))
+    return [value[index] for index in sorted(index for _, index in sorted(ranks)[:LAYERS])]
 
 
 def _number(name: str, value: int, scale: Scale, sizes: Sizes) -> int:
@@ -183,7 +189,7 @@ def _number(name: str, value: int, scale: Scale, sizes: Sizes) -> int:
         (PATCH, 16),
         (IMAGE, 32),
     )
-    for pattern, most in rules:
+    for pattern, limit in rules:
         if pattern.search(name):
-            return min(value, most)
+            return min(value, limit)
     return value if value <= scale.hidden else max(1, value * scale.hidden // max(sizes.hidden, value // 4))

@@ -10,8 +10,8 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
-from architectures import Case, Row, cases, chosen, page, play
-from shrink import LAYERS, SCALES, VOCABULARY, shrunk
+from architectures import Case, Row, cases, page, run_cases, select_cases
+from shrink import LAYERS, SCALES, VOCABULARY, shrink_config
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -25,7 +25,7 @@ def rows_of(*models: str) -> list[Row]:
     architectures.preload()
     todo = [case for case in cases() if case.model in models]
     assert len(todo) == len(models)
-    return list(play(todo, jobs=2, seconds=60, gigabytes=16.0))
+    return list(run_cases(todo, jobs=2, seconds=60, gigabytes=16.0))
 
 
 def test_what_forks_in_a_process_of_its_own() -> None:
@@ -38,7 +38,7 @@ def test_what_forks_in_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", HANDFUL)
 def test_any_config_is_shrunk_by_one_rule(name: str) -> None:
-    config = shrunk(CONFIG_MAPPING[name](), SCALES[0])
+    config = shrink_config(CONFIG_MAPPING[name](), SCALES[0])
     assert type(config) is CONFIG_MAPPING[name]
     assert config.vocab_size == VOCABULARY and config.num_hidden_layers == LAYERS
     assert config.hidden_size == 32 and config.num_attention_heads == 4
@@ -48,15 +48,18 @@ def test_any_config_is_shrunk_by_one_rule(name: str) -> None:
 def test_every_kind_of_layer_stays() -> None:
     large = CONFIG_MAPPING["gemma3_text"]()
     assert len(large.layer_types) > LAYERS
-    small = shrunk(large, replace(SCALES[0], unset="set"))
+    small = shrink_config(large, replace(SCALES[0], unset="set"))
     assert len(small.layer_types) == LAYERS and set(small.layer_types) == set(large.layer_types)
 
 
 def test_parts_are_all_of_them_once() -> None:
     whole = cases()
-    parts = [case for part in range(1, 11) for case in chosen(f"{part}/10", [])]
+    parts = [case for part in range(1, 11) for case in select_cases(f"{part}/10", [])]
     assert sorted(parts, key=str) == sorted(whole, key=str) and len(set(whole)) == len(whole) > 250
-    assert {case.model for case in chosen("1/1", ["xlnet"])} == {"XLNetLMHeadModel", "XLNetForSequenceClassification"}
+    assert {case.model for case in select_cases("1/1", ["xlnet"])} == {
+        "XLNetLMHeadModel",
+        "XLNetForSequenceClassification",
+    }
 
 
 @pytest.mark.forks
@@ -121,7 +124,7 @@ def test_a_child_that_dies_or_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -
             os.kill(os.getpid(), signal.SIGKILL)
         raise IndexError("out of\nrange")
 
-    monkeypatch.setattr(architectures, "checked", ends)
+    monkeypatch.setattr(architectures, "check_case", ends)
     found = {row.kind: row for row in rows_of("LlamaForCausalLM", "BertForSequenceClassification")}
     assert {row.result for row in found.values()} == {"TRACEBACK"}
     assert "signal 9" in found["causal"].note
@@ -134,10 +137,10 @@ def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             pass
 
-    monkeypatch.setattr(architectures, "checked", spins)
+    monkeypatch.setattr(architectures, "check_case", spins)
     architectures.preload()
     todo = [case for case in cases() if case.model == "LlamaForCausalLM"]
-    [row] = list(play(todo, jobs=1, seconds=1, gigabytes=16.0))
+    [row] = list(run_cases(todo, jobs=1, seconds=1, gigabytes=16.0))
     assert row.result == "TRACEBACK" and row.note.startswith("ended by ")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from airpfed.devices.gradients import Clients
+from airpfed.devices.clients import Clients
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it", "\n"]
 WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
@@ -97,7 +97,7 @@ def make_settings(folder: Path, base: Path, causal: bool = True) -> Path:
 
 def computed(clients: Clients, **changes: bool) -> Clients:
     """A fleet that computes in other ways than were measured to be the fastest."""
-    backbone = clients.backbone.on(replace(clients.backbone.paths, **changes))
+    backbone = clients.backbone.with_paths(replace(clients.backbone.paths, **changes))
     cache = clients.cache.fresh()
-    cache.computed_on(backbone.paths)
+    cache.use_paths(backbone.paths)
     return replace(clients, backbone=backbone, cache=cache)

@@ -8,7 +8,8 @@ from central import Central, backward, central, mean_gradient, put, shared_value
 from fleets import CLASSES, SAMPLES, random_tokens
 from torch import Tensor
 
-from airpfed.devices.gradients import draw, gradients
+from airpfed.devices.clients import draw_samples
+from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
 from airpfed.training.experiment import Experiment
 
@@ -27,7 +28,7 @@ class World:
 
     def rows(self, device: int, turn: int) -> list[int]:
         """A device's samples in a turn; the same for every engine."""
-        return draw(self.made.clients, device, (turn % SAMPLES) * self.batch, self.batch)
+        return draw_samples(self.made.clients, device, (turn % SAMPLES) * self.batch, self.batch)
 
 
 @cache

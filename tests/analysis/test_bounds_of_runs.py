@@ -12,7 +12,7 @@ from torch import Tensor
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build, run
-from airpfed.model.adapters import StackedLoRA
+from airpfed.model.layers import StackedLoRA
 from airpfed.model.layout import Factors
 from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of
@@ -68,7 +68,7 @@ def test_centralised_follows_the_mean_over_all_samples(llama_settings: Path) -> 
     central, fedit = (experiment(llama_settings, method, *whole) for method in ("centralised", "fedit"))
     a, b = (play_round(made, made.initial)[0].server.shared.value for made in (central, fedit))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    plan, _ = training_round.batches(fedit.clients, fedit.initial.devices.cursors, 1000, 1)
+    plan, _ = training_round.draw_batches(fedit.clients, fedit.initial.devices.cursors, 1000, 1)
     found, _ = training_round.gradients(fedit.clients, vectors(fedit.initial), plan, 1.0, 5)
     plain = fedit.initial.server.shared.value - fedit.server_step.step_size * found["global"].mean(0)
     assert not torch.allclose(a, plain, rtol=1e-5, atol=1e-7), "a plain mean over devices is another"
@@ -89,7 +89,7 @@ def weight(made: Experiment, factors: Factors, site: str) -> Tensor:
 
 def after_local_steps(made: Experiment, state: State) -> list[State]:
     """What each device holds before it sends: its own end as if it were the server's state."""
-    plan, _ = training_round.batches(
+    plan, _ = training_round.draw_batches(
         made.clients, state.devices.cursors, made.local_training.batch_size, made.local_training.steps
     )
     found, _ = training_round.gradients(
@@ -113,7 +113,7 @@ def test_the_effective_weight_is_the_mean_of_the_devices(method: str, llama_sett
         ends = [model_of(made.clients, vectors(one), 0, 0) for one in after_local_steps(made, state)]
         after, _ = play_round(made, state)
         found = model_of(made.clients, vectors(after), 0, 0)
-        for site in made.clients.backbone.sites:
+        for site in made.clients.backbone.target_layers:
             wanted = sum(w * weight(made, end, site) for w, end in zip(share, ends, strict=True))
             moved = (wanted - weight(made, model_of(made.clients, vectors(state), 0, 0), site)).abs().max()
             assert (weight(made, found, site) - wanted).abs().max() < 1e-5 * moved + 1e-8
@@ -149,7 +149,7 @@ def test_every_devices_factors_are_charged(method: str, bert_settings: Path) -> 
 def test_heads_are_means_over_their_task(method: str, bert_settings: Path) -> None:
     made = experiment(bert_settings, method, *UNEVEN, "devices.local_lr=0.5")
     after, _ = play_round(made, made.initial)
-    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    plan, _ = training_round.draw_batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
     found, _ = training_round.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
     for n, head in enumerate(after.server.personal.value):
         share = samples(made) * (made.clients.task_of == n)
@@ -199,7 +199,7 @@ def test_a_run_leaves_merged_weights_and_says_why_no_adapters(
     tensors = [load_file(out / "merged" / name / "model.safetensors") for name in ("colours", "moods")]
     assert [one["classifier.weight"].shape[0] for one in tensors] == [2, 3]
     _, made, state = run.reopen_run(out)
-    site = sorted(made.clients.backbone.sites)[0]
+    site = sorted(made.clients.backbone.target_layers)[0]
     for n, one in enumerate(tensors):
         wanted = weight(made, model_of(made.clients, vectors(state), n, 0), site)
         torch.testing.assert_close(one[f"{site}.weight"].double(), wanted, rtol=0, atol=1e-6)
@@ -210,7 +210,7 @@ def test_flora_keeps_a_global_head(bert_settings: Path) -> None:
     """Fresh adapters every round, but the head for all is the mean of the devices'."""
     made = experiment(bert_settings, "flora", "adapters.head=global", *UNEVEN, FEW, "devices.local_lr=0.5")
     after, _ = play_round(made, made.initial)
-    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    plan, _ = training_round.draw_batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
     found, _ = training_round.gradients(made.clients, vectors(made.initial), plan, 0.5, 5)
     first, last = made.clients.layout.groups("global")[2]
     mean = (samples(made) / samples(made).sum()) @ found["global"][:, first:last].double()

@@ -16,7 +16,7 @@ from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
 from airpfed.devices import full_gradients as full_data
 from airpfed.devices import hessian
-from airpfed.devices.full_gradients import sweep
+from airpfed.devices.full_gradients import full_gradients
 from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
 from airpfed.theory import bounds
@@ -313,7 +313,7 @@ def test_the_noise_of_a_mini_batch_is_that_of_the_workers_own(file: Path) -> Non
     made = experiment(file, *METERED, "radio.design=error_free", "adapters.method=centralised")
     clients, values = made.clients, vectors(made.initial)
     assert clients.batch_multiplier and min(clients.batch_multiplier) > 1
-    whole, alone = (sweep(one, values, 1, 4).sgd for one in (clients, replace(clients, batch_multiplier=())))
+    whole, alone = (full_gradients(one, values, 1, 4).sgd for one in (clients, replace(clients, batch_multiplier=())))
     for k, shard in enumerate(clients.shards):
         factor = batch_variance(clients.batch_multiplier[k], len(shard))[1] / batch_variance(1, len(shard))[1]
         assert float(whole[k]) == pytest.approx(factor * float(alone[k]), rel=1e-9)

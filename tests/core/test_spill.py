@@ -48,3 +48,12 @@ def test_what_is_released_is_not_resident():
     del matrix
     gc.collect()
     assert len(memory._FILES) == known - 1, "the file goes with the tensor"
+
+
+def test_a_tensor_file_gives_back_what_was_put() -> None:
+    file, rng = memory.TensorFile(), torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=rng).to(dtype) for shape, dtype in (((3, 5), torch.float32),
+              ((1, 7), torch.bfloat16), ((2, 2), torch.float64))]  # fmt: skip
+    entries = [file.put(value) for value in values]
+    for value, entry in reversed(list(zip(values, entries, strict=True))):
+        assert torch.equal(file.get(entry, value.dtype), value)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from airpfed.devices.gradients import Clients
-from airpfed.model.adapters import Block
-from airpfed.model.tokens import Encoded
+from airpfed.devices.clients import Clients
+from airpfed.model.methods import Block
+from airpfed.model.tokens import Encoding
 
 Leaves = dict[tuple[str, str, int], Tensor]
 """(layer, kind, block) -> values."""
@@ -92,7 +92,7 @@ class OneDevice:
             for handle in handles:
                 handle.remove()
 
-    def loss(self, leaves: Leaves, samples: Sequence[Encoded], classes: int) -> Tensor:
+    def loss(self, leaves: Leaves, samples: Sequence[Encoding], classes: int) -> Tensor:
         """Mean over samples of the mean cross-entropy over a sample's targets, each sample on its own."""
         losses = []
         for sample in samples:
@@ -103,7 +103,7 @@ class OneDevice:
             losses.append(torch.stack(each).mean())
         return torch.stack(losses).mean()
 
-    def gradient(self, leaves: Leaves, samples: Sequence[Encoded], classes: int) -> tuple[Tensor, Leaves]:
+    def gradient(self, leaves: Leaves, samples: Sequence[Encoding], classes: int) -> tuple[Tensor, Leaves]:
         """The loss and its gradient by autograd."""
         loss = self.loss(leaves, samples, classes)
         return loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -119,4 +119,6 @@ def one_device(folder: Path, clients: Clients, blocks: Sequence[Block]) -> OneDe
     )
     model.requires_grad_(False)
     heads = {name: tuple(weight.shape) for name, weight in clients.backbone.heads.items()}
-    return OneDevice(model.eval(), causal, clients.backbone.sites, heads, blocks, 16 / sum(b.rank for b in blocks))
+    return OneDevice(
+        model.eval(), causal, clients.backbone.target_layers, heads, blocks, 16 / sum(b.rank for b in blocks)
+    )

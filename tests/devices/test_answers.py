@@ -15,9 +15,9 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.devices.evaluate import classify, complete
 from airpfed.experiment import build
-from airpfed.model.adapters import blocks_of
 from airpfed.model.layout import Vectors
-from airpfed.model.tokens import Encoded
+from airpfed.model.methods import blocks_of
+from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
@@ -40,7 +40,7 @@ def rows_of(values: Vectors, task: int) -> dict[str, Tensor]:
     return {"global": values["global"][0], "task": values["task"][task], "device": none, "frozen": none}
 
 
-def levelled(alone: OneDevice, leaves: Leaves, samples: Sequence[Encoded]) -> Leaves:
+def levelled(alone: OneDevice, leaves: Leaves, samples: Sequence[Encoding]) -> Leaves:
     """A head whose biases make every class as likely as another: a random encoder's would always win for one class."""
     with torch.no_grad(), alone.hooked(leaves):
         out = [alone.model(input_ids=torch.tensor([sample.ids])).logits[0] for sample in samples]
@@ -130,7 +130,7 @@ def test_an_answer_ends_where_training_answers_end(
     tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 3, "content": "[SEP]"})
     (base / "tokenizer.json").write_text(json.dumps(tokens))
     made = experiment(llama_settings, *WORDS, f"model.base={base}")
-    assert made.clients.backbone.ends == ends
+    assert made.clients.backbone.end_tokens == ends
     assert made.clients.backbone.model.generation_config.eos_token_id == list(ends)
     assert all(sample.targets[-1] == 4 for shard in made.clients.shards for sample in shard)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.devices.compression import BITS, LEVELS, Payload, byte_count, decode, encode
+from airpfed.devices.compression import BITS, LEVELS, Payload, decode, encode, vector_bytes
 
 ROUNDED: tuple[Payload, ...] = ("bfloat16", "int8", "int4")
 
@@ -40,7 +40,7 @@ def test_a_vector_comes_back_within_a_step_at_the_computed_length(
 ) -> None:
     vector, groups = torch.randn(size, generator=rng(seed)) * scale, groups_at(cuts, size)
     data = encode(vector, groups, payload, rng(seed))
-    assert data.dtype == torch.uint8 and len(data) == byte_count(size, groups, payload)
+    assert data.dtype == torch.uint8 and len(data) == vector_bytes(size, groups, payload)
     back = decode(data, size, groups, payload)
     if payload == "float32":
         assert torch.equal(back, vector)
@@ -72,4 +72,4 @@ def test_zeros_stay_zeros_and_seeds_repeat(payload: Payload) -> None:
 
 
 def test_a_thousand_entries_take_the_bytes_of_their_bits() -> None:
-    assert [byte_count(1000, ((0, 600), (600, 1000)), payload) for payload in BITS] == [4000, 2000, 1008, 508]
+    assert [vector_bytes(1000, ((0, 600), (600, 1000)), payload) for payload in BITS] == [4000, 2000, 1008, 508]

@@ -8,8 +8,9 @@ import torch
 
 from airpfed.config import settings_file
 from airpfed.devices import gradients as fleets
-from airpfed.devices.gradients import batches, chunks, gradients
-from airpfed.devices.parallel import workers
+from airpfed.devices.clients import draw_batches, group_devices
+from airpfed.devices.gradients import gradients
+from airpfed.devices.parallel import worker_count
 from airpfed.experiment import build
 from airpfed.training.state import vectors
 from tiny import computed
@@ -30,13 +31,13 @@ def test_gradients_are_those_of_padded_samples(
     made = build.build_experiment(read, build.load_tasks(read))
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(made.clients, made.initial.devices.cursors, 10, 1)
+    plan, _ = draw_batches(made.clients, made.initial.devices.cursors, 10, 1)
     assert len({len(rows[0]) for rows in plan}) == 2, "devices of unequally many samples"
     passes: list[int] = []
     real = fleets.packed_losses
     monkeypatch.setattr(fleets, "packed_losses", lambda *given: passes.append(1) or real(*given))
     found, loss = gradients(made.clients, values, plan, 0.0, 3)
-    assert len(passes) == len(chunks(made.clients, plan, 3, workers(made.clients.backbone, 3))) == 2
+    assert len(passes) == len(group_devices(made.clients, plan, 3, worker_count(made.clients.backbone, 3))) == 2
     padded, wanted = gradients(computed(made.clients, packing=False), values, plan, 0.0, 3)
     assert len(passes) == 2, "padded this time"
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
@@ -50,13 +51,13 @@ def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would
 ) -> None:
     read = settings_file.read_settings(llama_settings, [])
     made = build.build_experiment(read, build.load_tasks(read))
-    plan, _ = batches(made.clients, made.initial.devices.cursors, 3, 1)
+    plan, _ = draw_batches(made.clients, made.initial.devices.cursors, 3, 1)
     tokens = [sum(len(made.clients.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
     for size in range(at_once, 6):
-        found = chunks(made.clients, plan, size, at_once)
+        found = group_devices(made.clients, plan, size, at_once)
         held = [sum(tokens[k] for k in part) for part in found]
         assert sorted(chain(*found)) == list(range(5)) and held == sorted(held, reverse=True)
         assert len(found) % at_once == 0 or len(found) == 5
         assert sum(held[:at_once]) <= size * max(tokens) and max(held) - min(held) <= max(tokens)
         assert sum(sorted(map(len, found))[-at_once:]) <= 2 * size
-    assert chunks(made.clients, plan, 1) == [[k] for k in sorted(range(5), key=lambda k: -tokens[k])]
+    assert group_devices(made.clients, plan, 1) == [[k] for k in sorted(range(5), key=lambda k: -tokens[k])]

@@ -11,13 +11,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.devices import fast_paths
+from airpfed.devices.clients import draw_batches
 from airpfed.devices.evaluate import last_scores
-from airpfed.devices.gradients import batches, gradients
+from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
-from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import FastPaths
-from airpfed.model.layout import SCOPES
-from airpfed.model.tokens import Encoded
+from airpfed.model.methods import SCOPES, blocks_of
+from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
@@ -79,7 +79,7 @@ def test_gradients_and_answers_are_those_of_one_sample_at_a_time_on_any_base(
     clients = made.clients
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(clients, made.initial.devices.cursors, 3, 1)
+    plan, _ = draw_batches(clients, made.initial.devices.cursors, 3, 1)
     found, losses = gradients(clients, values, plan, 0.0, made.devices_per_pass)
     spec = one_device(Path(clients.backbone.folder), clients, blocks_of("airpfed", 2, 2))
     for k, rows in enumerate(plan):
@@ -129,12 +129,12 @@ def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkey
     settings = settings_file.read_settings(llama_settings, ["adapters.layers=last-4"])
     tasks = build.load_tasks(settings)
     prepared = build.build_preparation(settings, tasks)
-    monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
+    monkeypatch.setattr(fast_paths, "cached_text", lambda _folder, _key, make: make())
     assert all(vars(build.build_experiment(settings, tasks, prepared).clients.backbone.paths).values())
 
     from airpfed.devices import gradients as fleets
     from airpfed.devices import prefix_cache
-    from airpfed.model import adapters, attention
+    from airpfed.model import attention, layers
 
     real = prefix_cache.PrefixCache.rows
     with monkeypatch.context() as patch:
@@ -149,7 +149,7 @@ def test_a_way_that_computes_something_else_is_seen(llama_settings: Path, monkey
         found = build.build_experiment(settings, tasks, prepared)
     assert not found.clients.backbone.paths.packing and found.clients.backbone.paths.prefix
     with monkeypatch.context() as patch:
-        patch.setattr(adapters.LowRank, "backward", lambda *_a: 1 / 0)
+        patch.setattr(layers.LowRank, "backward", lambda *_a: 1 / 0)
         found = build.build_experiment(settings, tasks, prepared)
     assert not found.clients.backbone.paths.fused and "ZeroDivisionError" in found.notes[0]
     assert attention.NAME
@@ -160,7 +160,7 @@ def test_a_base_whose_adapters_nothing_depends_on_is_named(
 ) -> None:
     from airpfed.devices import gradients as fleets
 
-    monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
+    monkeypatch.setattr(fast_paths, "cached_text", lambda _folder, _key, make: make())
     real = fleets.logits
     monkeypatch.setattr(fleets, "logits", lambda *given: real(*given).detach())
     with pytest.raises(UserError, match="no adapter has a gradient"):
@@ -172,7 +172,7 @@ def test_a_base_that_gives_other_numbers_each_time_is_named(
 ) -> None:
     from airpfed.devices import evaluate
 
-    monkeypatch.setattr(fast_paths, "cached", lambda _folder, _key, make: make())
+    monkeypatch.setattr(fast_paths, "cached_text", lambda _folder, _key, make: make())
     real, calls = evaluate.logits, iter(range(1000))
     monkeypatch.setattr(evaluate, "logits", lambda *given: real(*given) * (1 + 0.01 * next(calls)))
     with pytest.raises(UserError, match=r"gives other numbers when it reads a text again \(off by"):
@@ -180,11 +180,11 @@ def test_a_base_that_gives_other_numbers_each_time_is_named(
 
 
 def test_a_text_that_repeats_itself_is_as_long_as_wanted_and_padded() -> None:
-    sample = Encoded((9, 1, 2, 3, 4, 5, 8), (1, 2))
-    assert fast_paths.repeating(sample, 9) == Encoded((9, 1, 2, 3, 1, 2, 3, 1, 8), (1, 2))
-    assert fast_paths.repeating(sample, 4) == Encoded((9, 1, 2, 8), (1, 2))
-    assert fast_paths.repeating(sample, 1) == Encoded((8,), (1,))
-    assert fast_paths.repeating(Encoded((7,), (1,)), 5).ids == (7,) * 5
+    sample = Encoding((9, 1, 2, 3, 4, 5, 8), (1, 2))
+    assert fast_paths.repeat_tokens(sample, 9) == Encoding((9, 1, 2, 3, 1, 2, 3, 1, 8), (1, 2))
+    assert fast_paths.repeat_tokens(sample, 4) == Encoding((9, 1, 2, 8), (1, 2))
+    assert fast_paths.repeat_tokens(sample, 1) == Encoding((8,), (1,))
+    assert fast_paths.repeat_tokens(Encoding((7,), (1,)), 5).ids == (7,) * 5
 
 
 def test_a_measurement_is_kept_by_what_it_depends_on(
@@ -192,8 +192,8 @@ def test_a_measurement_is_kept_by_what_it_depends_on(
 ) -> None:
     monkeypatch.setenv("AIRPFED_CACHE", str(tmp_path / "cache"))
     seen: list[int] = []
-    real = fast_paths.measured
-    monkeypatch.setattr(fast_paths, "measured", lambda *given: seen.append(1) or real(*given))
+    real = fast_paths.measure
+    monkeypatch.setattr(fast_paths, "measure", lambda *given: seen.append(1) or real(*given))
     first = made_of(llama_settings)
     assert made_of(llama_settings).clients.backbone.paths == first.clients.backbone.paths and len(seen) == 1
     for number, change in enumerate(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_gradients import experiment, random_vectors
 
-from airpfed.devices.full_gradients import deal, full_losses, mean_loss, sweep
+from airpfed.devices.full_gradients import full_gradients, full_losses, group_samples, mean_loss
 from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Vectors
 
@@ -28,7 +28,7 @@ def test_a_sweep_gives_losses_and_gradients_of_all_samples(
     wanted, loss = gradients(clients, values, whole, 1.0, 2)
     assert len({len(shard) for shard in clients.shards}) > 2
     for batch, chunk in ((2, 3), (100, 2)):
-        found = sweep(clients, values, batch, chunk)
+        found = full_gradients(clients, values, batch, chunk)
         row = torch.cat([found.gradient.shared, found.gradient.personal, found.gradient.local], 1)
         torch.testing.assert_close(row, together(wanted), rtol=2e-5, atol=1e-6)
         for k, own in enumerate(found.losses):
@@ -40,7 +40,7 @@ def test_noise_of_a_mini_batch_is_that_of_all_mini_batches(llama_settings: Path)
     """Groups of one sample make it exact: counted out over every batch of 2 of a device, kind by kind too."""
     made = experiment(llama_settings, *UNEQUAL)
     clients, values = made.clients, random_vectors(made)
-    found = sweep(clients, values, 1, 8)
+    found = full_gradients(clients, values, 1, 8)
     for k, shard in enumerate(clients.shards[:2]):
         plan = [[list(range(len(s)))] for s in clients.shards]
         rows = []
@@ -67,7 +67,7 @@ def test_losses_at_several_points_are_dealt_evenly(bert_settings: Path) -> None:
     clients = made.clients
     points = [random_vectors(made, seed) for seed in range(3)]
     alone = [full_losses(clients, [point], 3, 4) for point in points]
-    seen = sweep(clients, points[0], 3, 4).losses
+    seen = full_gradients(clients, points[0], 3, 4).losses
     dealt, counts = full_losses(clients, points, 3, 4), torch.zeros(3, dtype=torch.long)
     for k, own in enumerate(dealt):
         torch.testing.assert_close(alone[0][k], seen[k], rtol=1e-5, atol=1e-6)
@@ -83,7 +83,7 @@ def test_losses_at_several_points_are_dealt_evenly(bert_settings: Path) -> None:
 def test_groups_hold_every_sample_once(llama_settings: Path) -> None:
     clients = experiment(llama_settings).clients
     for size in (1, 3, 4, 50):
-        groups = deal(clients, 0, size)
+        groups = group_samples(clients, 0, size)
         assert sorted(row for rows in groups for row in rows) == list(range(len(clients.shards[0])))
         assert len(groups) >= 2
-    assert sum(map(len, deal(clients, 0, 3, most=5))) == 5
+    assert sum(map(len, group_samples(clients, 0, 3, max_samples=5))) == 5

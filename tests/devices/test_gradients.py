@@ -12,10 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from airpfed.config import settings_file
 from airpfed.core import memory
-from airpfed.devices.gradients import Clients, batches, draw, gradients, held, sample_losses, stacked_loss
+from airpfed.devices.clients import Clients, draw_batches, draw_samples
+from airpfed.devices.gradients import gradients, sample_losses, stacked_losses, zero_gradients
 from airpfed.experiment import build
-from airpfed.model.adapters import SCOPES, blocks_of
 from airpfed.model.layout import KINDS, Vectors, gather
+from airpfed.model.methods import SCOPES, blocks_of
 from airpfed.model.tokens import IGNORED
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
@@ -69,7 +70,7 @@ def test_stacked_gradients_are_each_devices_own(case: str, request: pytest.Fixtu
     sizes = [len(shard) for shard in clients.shards]
     assert min(sizes) < BATCH < max(sizes), "a shard smaller than the batch is part of the test"
     assert bool(clients.backbone.prefix) == any("layers" in override for override in overrides)
-    plan, _ = batches(clients, torch.zeros(len(sizes), dtype=torch.long), BATCH, 1)
+    plan, _ = draw_batches(clients, torch.zeros(len(sizes), dtype=torch.long), BATCH, 1)
     alone = one_device(folder, clients, blocks_of(method, 2, 2))
     wanted = [
         alone.gradient(
@@ -94,7 +95,7 @@ def test_local_steps_send_the_mean_slope_of_the_way_walked(method: str, llama_se
     """(W_start - W_end) / (E local_lr) of a plain loop; what is frozen stays where it is on the way."""
     made = experiment(llama_settings, f"adapters.method={method}", *UNEQUAL)
     clients, values, rate, steps = made.clients, random_vectors(made), 0.5, 3
-    plan, _ = batches(clients, torch.tensor([0, 3, 1, 2, 0]), BATCH, steps)
+    plan, _ = draw_batches(clients, torch.tensor([0, 3, 1, 2, 0]), BATCH, steps)
     alone = one_device(tiny_llama, clients, blocks_of(method, 2, 2))
     found, loss = gradients(clients, values, plan, rate, 3)
     at_start, _ = gradients(clients, values, [one[:1] for one in plan], rate, 3)
@@ -140,7 +141,7 @@ class Slope:
         in_double(made.clients)
         self.clients, self.device = made.clients, device
         self.at = {scope: value.double() for scope, value in random_vectors(made).items()}
-        self.plan, _ = batches(made.clients, torch.zeros(len(made.clients.shards), dtype=torch.long), BATCH, 1)
+        self.plan, _ = draw_batches(made.clients, torch.zeros(len(made.clients.shards), dtype=torch.long), BATCH, 1)
         found, _ = gradients(made.clients, self.at, self.plan, 1.0, 2)
         self.gradient = {scope: rows[device] for scope, rows in found.items()}
 
@@ -148,7 +149,7 @@ class Slope:
         task = self.clients.task_of[self.device].reshape(1)
         factors = gather(values, self.clients.layout, task, torch.tensor([self.device]))
         with torch.no_grad():
-            return float(stacked_loss(self.clients, factors, [self.device], [self.plan[self.device][0]]).mean())
+            return float(stacked_losses(self.clients, factors, [self.device], [self.plan[self.device][0]]).mean())
 
     def along(self, way: dict[str, Tensor], step: float = 1e-3) -> float:
         """Five-point finite difference along `way`, error of order step^4."""
@@ -210,7 +211,7 @@ def test_single_coordinates_agree_with_finite_differences(kind: str, request: py
 
 def test_entries_of_classes_a_task_does_not_have_get_no_gradient(bert_settings: Path) -> None:
     made = experiment(bert_settings)
-    plan, _ = batches(made.clients, torch.zeros(5, dtype=torch.long), BATCH, 2)
+    plan, _ = draw_batches(made.clients, torch.zeros(5, dtype=torch.long), BATCH, 2)
     found, _ = gradients(made.clients, random_vectors(made), plan, 0.1, 5)
     two, three = made.clients.layout.task_lengths
     assert three - two == 17
@@ -220,29 +221,31 @@ def test_entries_of_classes_a_task_does_not_have_get_no_gradient(bert_settings: 
 def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own(llama_settings: Path) -> None:
     clients = experiment(llama_settings).clients
     size = len(clients.shards[2])
-    epochs = [draw(clients, 2, epoch * size, size) for epoch in range(4)]
+    epochs = [draw_samples(clients, 2, epoch * size, size) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert draw(clients, 2, 3, 7) == (epochs[0] + epochs[1])[3:10], "a draw depends on the cursor alone"
-    assert draw(clients, 3, 0, size) != epochs[0]
+    assert draw_samples(clients, 2, 3, 7) == (epochs[0] + epochs[1])[3:10], "a draw depends on the cursor alone"
+    assert draw_samples(clients, 3, 0, size) != epochs[0]
 
 
 def test_batches_follow_each_other_and_small_shards_give_small_ones(llama_settings: Path) -> None:
     clients = experiment(llama_settings, *UNEQUAL).clients
     counts = torch.tensor([len(shard) for shard in clients.shards]).clamp(max=BATCH)
     before = torch.tensor([0, 1, 5, 9, 30])
-    plan, after = batches(clients, before, BATCH, 3)
+    plan, after = draw_batches(clients, before, BATCH, 3)
     assert torch.equal(after, before + 3 * counts)
     for k, steps in enumerate(plan):
         assert [len(rows) for rows in steps] == [int(counts[k])] * 3
-        assert [i for rows in steps for i in rows] == draw(clients, k, int(before[k]), 3 * int(counts[k]))
+        assert [i for rows in steps for i in rows] == draw_samples(clients, k, int(before[k]), 3 * int(counts[k]))
 
 
 def test_gradients_in_a_file_are_those_in_memory(llama_settings: Path) -> None:
     """One round through model and air: where gradients lie changes nothing, bit for bit."""
     made = [experiment(llama_settings, f"devices.gradients_gb={room}") for room in (1.0, 0.0)]
     states, rows = zip(*(play_round(one, one.initial) for one in made), strict=True)
-    assert not memory.is_spilled(held(made[0].clients)["task"]) and memory.is_spilled(held(made[1].clients)["task"])
+    assert not memory.is_spilled(zero_gradients(made[0].clients)["task"]) and memory.is_spilled(
+        zero_gradients(made[1].clients)["task"]
+    )
     for a, b in zip(vectors(states[0]).values(), vectors(states[1]).values(), strict=True):
         assert torch.equal(a, b)
     assert rows[0].mse == rows[1].mse and rows[0].loss == rows[1].loss
@@ -254,7 +257,7 @@ def test_bfloat16_passes_leave_gradients_a_percent_off(kind: str, request: pytes
     file = request.getfixturevalue(f"{kind}_settings")
     exact, rounded = (experiment(file, f"devices.precision={name}") for name in ("float32", "bfloat16"))
     values = random_vectors(exact)
-    plan, _ = batches(exact.clients, exact.initial.devices.cursors, BATCH, 1)
+    plan, _ = draw_batches(exact.clients, exact.initial.devices.cursors, BATCH, 1)
     (wanted, loss), (found, near) = (gradients(made.clients, values, plan, 0.0, 8) for made in (exact, rounded))
     assert ((near - loss).abs() < 0.05 * loss).all()
     for scope in ("global", "task"):

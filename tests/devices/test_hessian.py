@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_gradients import experiment, in_double, random_vectors
 
-from airpfed.devices.full_gradients import Group, deal, sweep
-from airpfed.devices.hessian import apply_mask, curvature, dimension, product
+from airpfed.devices.full_gradients import SampleGroup, full_gradients, group_samples
+from airpfed.devices.hessian import curvature, dimension, hessian_products, task_mask
 from airpfed.model.layout import Vectors
 from airpfed.theory.inner_product import Stack, weighted_average, weights_of
 from airpfed.training.experiment import Experiment
@@ -17,7 +17,7 @@ def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
     """grad F_n in (W_s, W_p,n, own parts), those scaled as `product` scales them."""
     clients = made.clients
     counts = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
-    rows = sweep(clients, values, 100, 5).gradient
+    rows = full_gradients(clients, values, 100, 5).gradient
     mine = (clients.task_of == task).double()
     weights = weights_of(counts * mine + 1e-30, clients.task_of, len(clients.classes))
     mean = weighted_average(weights, Stack(rows.shared, rows.personal, rows.local))
@@ -48,9 +48,9 @@ def test_products_are_differences_of_gradients(kind: str, method: str, request: 
     clients = made.clients
     values = {scope: value.double() for scope, value in random_vectors(made).items()}
     rng = torch.Generator().manual_seed(2)
-    x = torch.randn(2, dimension(clients), generator=rng, dtype=torch.float64) * apply_mask(clients)
-    dealt = [Group(k, rows) for k in range(5) for rows in deal(clients, k, 3)]
-    found, along = product(clients, values, dealt, x, 4)
+    x = torch.randn(2, dimension(clients), generator=rng, dtype=torch.float64) * task_mask(clients)
+    dealt = [SampleGroup(k, rows) for k in range(5) for rows in group_samples(clients, k, 3)]
+    found, along = hessian_products(clients, values, dealt, x, 4)
     for task in (0, 1):
         sides = [task_gradient(made, moved(made, values, task, x[task], step), task) for step in (3e-5, -3e-5)]
         wanted = (sides[0] - sides[1]) / 6e-5

@@ -7,7 +7,8 @@ import torch
 
 from airpfed.config import settings_file
 from airpfed.devices import gradients as fleets
-from airpfed.devices.gradients import batches, gradients
+from airpfed.devices.clients import draw_batches
+from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
 from airpfed.training.state import vectors
 from tiny import computed
@@ -21,14 +22,14 @@ def test_gradients_do_not_depend_on_the_buckets(kind, request, monkeypatch):
     clients = computed(made.clients, packing=False)  # else samples lie end to end
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(clients, made.initial.devices.cursors, 6, 1)
+    plan, _ = draw_batches(clients, made.initial.devices.cursors, 6, 1)
     found, counts = [], []
     for once in (10**9, 16, 0):
         monkeypatch.setitem(fleets.PASS_TOKENS, "cpu", once)
         seen = []
-        original = fleets.stacked_loss
+        original = fleets.stacked_losses
         with monkeypatch.context() as patch:
-            patch.setattr(fleets, "stacked_loss", lambda *given, o=original, s=seen: s.append(1) or o(*given))
+            patch.setattr(fleets, "stacked_losses", lambda *given, o=original, s=seen: s.append(1) or o(*given))
             found.append(gradients(clients, values, plan, 0.0, 4))
         counts.append(len(seen))
     assert counts[0] < counts[2], "there was something to cut"

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from airpfed.config import settings_file
+from airpfed.devices.clients import draw_batches
 from airpfed.devices.evaluate import classify
-from airpfed.devices.gradients import batches, gradients
-from airpfed.devices.parallel import MOST, dealt, side_by_side, workers
+from airpfed.devices.gradients import gradients
+from airpfed.devices.parallel import MAX_WORKERS, balance, run_parallel, worker_count
 from airpfed.experiment import build
 from airpfed.model.backbone import Backbone
 from airpfed.training.evaluate import model_of
@@ -53,8 +54,8 @@ def test_gradients_and_answers_are_those_of_one_after_another(settings: Path, la
     made = experiment(settings, f"adapters.layers={layers}", f"devices.cache_gb={cache_gb}")
     clients, rng = made.clients, torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-    plan, _ = batches(clients, made.initial.devices.cursors, 4, 2)
-    assert workers(clients.backbone, 3) == 3
+    plan, _ = draw_batches(clients, made.initial.devices.cursors, 4, 2)
+    assert worker_count(clients.backbone, 3) == 3
     wanted, losses = alone(gradients, clients, values, plan, 0.1, 3)  # type: ignore[misc]
     for _ in range(5):
         found, loss = gradients(clients, values, plan, 0.1, 3)
@@ -81,7 +82,7 @@ def test_every_pass_has_a_backbone_of_its_own_with_the_same_weights(settings: Pa
         seen.append((own, torch.get_num_threads(), part))
         return part * part
 
-    assert side_by_side(backbone, work, range(6), 3) == [0, 1, 4, 9, 16, 25]
+    assert run_parallel(backbone, work, range(6), 3) == [0, 1, 4, 9, 16, 25]
     own = {id(one.model): one for one, _, _ in seen}
     assert len(own) == 3 and {count for _, count, _ in seen} == {1}
     modules = [{id(module) for module in one.model.modules()} for one in own.values()]
@@ -104,7 +105,7 @@ def test_an_error_in_one_pass_ends_them_all(llama_settings: Path) -> None:
             raise ArithmeticError("no more")
 
     with pytest.raises(ArithmeticError, match="no more"):
-        side_by_side(backbone, work, range(1000), 2)
+        run_parallel(backbone, work, range(1000), 2)
     assert len(begun) < 1000
     counts = list[int]()
     later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
@@ -116,12 +117,12 @@ def test_an_error_in_one_pass_ends_them_all(llama_settings: Path) -> None:
 @pytest.mark.usefixtures("threads")
 def test_passes_at_once_are_no_more_than_threads_or_parts(llama_settings: Path) -> None:
     backbone = experiment(llama_settings).clients.backbone
-    assert [workers(backbone, parts) for parts in (1, 2, 3, 9)] == [1, 2, 3, 3]
-    torch.set_num_threads(MOST + 2)
-    assert workers(backbone, 99) == MOST
+    assert [worker_count(backbone, parts) for parts in (1, 2, 3, 9)] == [1, 2, 3, 3]
+    torch.set_num_threads(MAX_WORKERS + 2)
+    assert worker_count(backbone, 99) == MAX_WORKERS
 
 
 def test_the_heaviest_are_dealt_first_and_no_list_is_longer_than_allowed() -> None:
-    assert dealt([1, 9, 4, 4, 1], 2, 5) == [[1, 4], [0, 2, 3]]
-    assert dealt([100, 1, 1, 1, 1], 2, 3) == [[0, 4], [1, 2, 3]]
-    assert dealt([1, 1, 1], 5, 1) == [[0], [1], [2]]
+    assert balance([1, 9, 4, 4, 1], 2, 5) == [[1, 4], [0, 2, 3]]
+    assert balance([100, 1, 1, 1, 1], 2, 3) == [[0, 4], [1, 2, 3]]
+    assert balance([1, 1, 1], 5, 1) == [[0], [1], [2]]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from airpfed.config import settings_file
+from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import classify
-from airpfed.devices.gradients import Clients
-from airpfed.devices.prefix_cache import PAGE, PrefixCache, pages, stack
+from airpfed.devices.prefix_cache import PAGE, PrefixCache, stack
 from airpfed.experiment import build
-from airpfed.model.forward import adapted, logits, prefix_output
-from airpfed.model.tokens import Encoded, collate
+from airpfed.model.forward import logits, prefix_output, with_adapters
+from airpfed.model.tokens import Encoding, batches_by_length, collate
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
@@ -63,8 +63,8 @@ def test_memory_limit_changes_where_values_lie_and_nothing_else(llama_settings: 
             for index in reversed(every):
                 (found,) = limited.rows("device 0", shard, [index]) or []
                 assert torch.equal(found, whole[index])
-        held = sum(value.nbytes for value in limited._kept.values())
-        assert held <= room * 1e9 and bool(limited._kept) == (room > 0) and limited._written
+        held = sum(value.nbytes for value in limited._in_memory.values())
+        assert held <= room * 1e9 and bool(limited._in_memory) == (room > 0) and limited._in_file
 
 
 def test_bfloat16_rounds_each_entry_by_its_last_place(llama_settings: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_model_goes_on_from_a_kept_value_as_from_its_own(made: Experiment) -
     samples = [clients.shards[0][i] for i in rows]
     batch = collate(samples, clients.backbone.tokenizer.pad_token_id, clients.backbone.causal)
     hidden = stack(clients.cache.rows("device 0", clients.shards[0], rows) or [], clients.backbone.causal)
-    with torch.no_grad(), adapted(clients.backbone, model_of(clients, values, 0, 0)):
+    with torch.no_grad(), with_adapters(clients.backbone, model_of(clients, values, 0, 0)):
         plain = logits(clients.backbone, batch.ids, batch.mask, 1)
         resumed = logits(clients.backbone, batch.ids, batch.mask, 1, hidden)
         again = logits(clients.backbone, batch.ids, batch.mask, 1)
@@ -139,8 +139,8 @@ def test_there_is_no_cache_where_the_lowest_layer_has_an_adapter(llama_settings:
 
 
 def test_pages_hold_each_sample_once_in_the_order_of_length() -> None:
-    samples = [Encoded(tuple(range(1 + (7 * i) % 11)), (0,)) for i in range(2 * PAGE + 3)]
-    found = pages(samples)
+    samples = [Encoding(tuple(range(1 + (7 * i) % 11)), (0,)) for i in range(2 * PAGE + 3)]
+    found = batches_by_length(samples, PAGE)
     assert [len(page) for page in found] == [PAGE, PAGE, 3]
     order = [i for page in found for i in page]
     assert sorted(order) == list(range(len(samples)))

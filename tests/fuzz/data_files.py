@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from airpfed.core.errors import UserError
-from airpfed.tasks.sources import Source, load
-from airpfed.tasks.text import folded
+from airpfed.tasks.sources import Source, load_source
+from airpfed.tasks.text import fold_case
 
 LETTERS = st.text(st.characters(codec="utf-8"), max_size=12)
 ODD = st.sampled_from(
@@ -157,7 +157,7 @@ def check(case: Case) -> str:
         path.write_bytes(case.content)
         source = f"hf:{path.parent}" if case.hub else str(path)
         try:
-            loaded = load(Source("mine", source, case.kind), 0)
+            loaded = load_source(Source("mine", source, case.kind), 0)
         except UserError as error:
             line = str(error)
             assert line.isprintable() and 10 < len(line) <= 1000, line
@@ -169,7 +169,7 @@ def check(case: Case) -> str:
         sample.answer.encode()
         assert sample.prompt.removesuffix("Label:").removesuffix("Answer:").strip() and sample.answer.strip()
         assert sample.label in range(len(loaded.labels)) if case.kind == "classify" else sample.label == -1
-    assert len({folded(sample.prompt) for sample in loaded.samples}) == len(loaded.samples)
+    assert len({fold_case(sample.prompt) for sample in loaded.samples}) == len(loaded.samples)
     counts = loaded.counts
     assert counts.rows == counts.skipped + counts.duplicates + len(loaded.samples)
     assert counts.skipped <= 0.05 * counts.rows and counts.contradictions <= counts.duplicates

@@ -13,25 +13,27 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
 from airpfed.model import backbone, layout
-from airpfed.model.adapters import blocks_of
 from airpfed.model.backbone import Backbone, FastPaths
-from airpfed.model.forward import adapted, inputs, logits
+from airpfed.model.forward import logits, model_inputs, with_adapters
 from airpfed.model.layout import Factors
-from airpfed.model.tokens import Batch, Encoded, collate
+from airpfed.model.methods import blocks_of
+from airpfed.model.tokens import Batch, Encoding, collate
 
 MODULES = {"llama": ("q_proj", "down_proj"), "bert": ("query", "value")}
-SAMPLES = [Encoded(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30,), (40, 41, 42), (50, 51))]
+SAMPLES = [Encoding(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30,), (40, 41, 42), (50, 51))]
 
 
 def made(folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules: tuple[str, ...] = ()) -> Backbone:
-    return backbone.build(str(folder), "auto", 3, modules or MODULES[kind], layers, 4.0, "cpu", stream(0, "head"))
+    return backbone.build_backbone(
+        str(folder), "auto", 3, modules or MODULES[kind], layers, 4.0, "cpu", stream(0, "head")
+    )
 
 
 def start(base: Backbone, devices: int) -> Factors:
     """Fresh factors of several devices."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = layout.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
-    values = layout.initial(order, base.heads, stream(0, "adapters"))
+    order = layout.build_layout(base.target_layers, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
+    values = layout.initial_vectors(order, base.heads, stream(0, "adapters"))
     zeros = torch.zeros(devices, dtype=torch.long)
     return layout.gather(values, order, zeros, zeros)
 
@@ -42,7 +44,7 @@ def batch_of(base: Backbone) -> Batch:
 
 def answer(base: Backbone, factors: Factors | None) -> Tensor:
     batch = batch_of(base)
-    with torch.no_grad(), adapted(base, factors):
+    with torch.no_grad(), with_adapters(base, factors):
         return logits(base, batch.ids, batch.mask, 2 if base.causal else 1)
 
 
@@ -51,7 +53,7 @@ def same_as(plain: Any, base: Backbone) -> None:
     found = answer(base, start(base, 2))
     torch.testing.assert_close(found, answer(replace(base, model=plain, layers={}, prefix=()), None), rtol=0, atol=0)
     with torch.no_grad():
-        scores = plain(**inputs(base, batch_of(base).ids, batch_of(base).mask)).logits
+        scores = plain(**model_inputs(base, batch_of(base).ids, batch_of(base).mask)).logits
     torch.testing.assert_close(found, scores[:, -2:] if base.causal else scores[:, None], rtol=1e-5, atol=1e-6)
 
 
@@ -103,10 +105,10 @@ def test_each_row_has_its_own_devices_factors(kind: str, request: pytest.Fixture
 
 def test_positions_count_from_the_first_real_token(tiny_llama: Path) -> None:
     """A model with absolute positions would notice padding on the left otherwise; a rotary one hides the slip."""
-    base = made(tiny_llama, "llama").on(FastPaths(batching=True, left=True))
-    fields = inputs(base, batch_of(base).ids, batch_of(base).mask)
+    base = made(tiny_llama, "llama").with_paths(FastPaths(batching=True, pad_left=True))
+    fields = model_inputs(base, batch_of(base).ids, batch_of(base).mask)
     assert fields["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [0, 0, 0, 1, 2], [0, 0, 0, 0, 1]]
-    alone = inputs(base, batch_of(base).ids[:1], batch_of(base).mask[:1])
+    alone = model_inputs(base, batch_of(base).ids[:1], batch_of(base).mask[:1])
     assert "position_ids" not in alone, "a model that begins elsewhere than at 0 counts by itself"
 
 
@@ -116,7 +118,7 @@ def test_positions_count_from_the_first_real_token(tiny_llama: Path) -> None:
 )
 def test_layers_choose_where_adapters_sit(tiny_llama: Path, layers: str | tuple[int, ...], numbers: set[int]) -> None:
     base = made(tiny_llama, "llama", layers)
-    assert {int(name.split(".")[2]) for name in base.sites} == numbers
+    assert {int(name.split(".")[2]) for name in base.target_layers} == numbers
     assert len(base.prefix) == min(numbers)
 
 

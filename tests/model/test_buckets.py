@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.model.buckets import buckets
+from airpfed.model.tokens import length_buckets
 
 
 @settings(deadline=None)
@@ -20,7 +20,7 @@ def test_the_cheapest_cuts(data: st.DataObject, columns: int, once: int, power: 
     def total(cuts: list[tuple[int, int]]) -> int:
         return sum(price(sum(rows[a:b]), max(widths[a:b])) for a, b in cuts)
 
-    found = buckets(widths, rows, price)
+    found = length_buckets(widths, rows, price)
     assert found[0][0] == 0 and found[-1][1] == columns
     assert all(one[1] == other[0] and one[0] < one[1] for one, other in pairwise([*found, (columns, columns + 1)]))
     ways = []

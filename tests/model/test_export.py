@@ -16,7 +16,7 @@ from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.experiment import artifacts, build
 from airpfed.model import export
-from airpfed.model.forward import adapted, logits
+from airpfed.model.forward import logits, with_adapters
 from airpfed.model.layout import Factors
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
@@ -60,7 +60,7 @@ def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
 
 def ours(made: Experiment, factors: Factors, ids: tuple[int, ...], task: int) -> Tensor:
     base, tokens = made.clients.backbone, torch.tensor([ids])
-    with torch.no_grad(), adapted(base, factors):
+    with torch.no_grad(), with_adapters(base, factors):
         out = logits(base, tokens, torch.ones_like(tokens, dtype=torch.bool), 1)[:, -1]
     return out if base.causal else out[:, : made.clients.classes[task]]
 
@@ -106,7 +106,7 @@ def test_peft_alone_gives_our_logits(
                 assert gap(theirs(reloaded, sample.ids), wanted) < 1e-4, name
                 assert gap(theirs(merged, sample.ids), wanted) < 1e-4, name
             differ.append(wanted)
-            with torch.no_grad(), adapted(base, None):
+            with torch.no_grad(), with_adapters(base, None):
                 untouched = ours(made, model_of(made.clients, vectors(made.initial), n, device), sample.ids, n)
             assert gap(untouched, wanted) > 1e-2, "the adapter does something"
 
@@ -118,7 +118,7 @@ def test_a_slip_of_two_percent_in_the_scale_is_refused(llama_settings: Path, tmp
     base = made.clients.backbone
 
     def checked(alpha: float, values: Factors = factors) -> None:
-        export.checked(base, values, 0, alpha, tmp_path / "a", export.fresh_base(base, 0), samples)
+        export.export_adapter(base, values, 0, alpha, tmp_path / "a", export.fresh_base(base, 0), samples)
 
     checked(6.0)
     with pytest.raises(UserError, match="logits differ by"):
@@ -130,10 +130,10 @@ def test_an_export_is_put_in_place_whole(llama_settings: Path, tmp_path: Path) -
     factors = model_of(made.clients, vectors(made.initial), 0, 0)
     base, samples = made.clients.backbone, made.tasks[0].test.prompts[:4]
     for _ in range(2):
-        export.checked(base, factors, 0, 6.0, tmp_path / "a", export.fresh_base(base, 0), samples)
+        export.export_adapter(base, factors, 0, 6.0, tmp_path / "a", export.fresh_base(base, 0), samples)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["a"]
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert config["target_modules"] == sorted(made.clients.backbone.sites), "the same file on every machine"
+    assert config["target_modules"] == sorted(made.clients.backbone.target_layers), "the same file on every machine"
 
 
 def test_an_adapter_that_does_not_pass_takes_no_place(llama_settings: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_adapter_that_does_not_pass_takes_no_place(llama_settings: Path, tmp_
 
     def checked(values: Factors) -> None:
         samples = made.tasks[0].test.prompts[:4]
-        export.checked(base, values, 0, 6.0, tmp_path / "deep" / "a", export.fresh_base(base, 0), samples)
+        export.export_adapter(base, values, 0, 6.0, tmp_path / "deep" / "a", export.fresh_base(base, 0), samples)
 
     broken = {name: value * torch.nan for name, value in factors.items()}
     with pytest.raises(UserError, match="training has diverged"):
@@ -165,7 +165,7 @@ def test_a_narrow_tasks_head_is_cut_to_its_own_classes(bert_settings: Path) -> N
 
 
 def exported(base: Any, factors: Factors, folder: Path, samples: Any) -> Any:
-    return export.checked(base, factors, 0, 6.0, folder, export.fresh_base(base, 0), samples)
+    return export.export_adapter(base, factors, 0, 6.0, folder, export.fresh_base(base, 0), samples)
 
 
 def test_a_model_that_is_refused_does_not_reach_its_folder(llama_settings: Path, tmp_path: Path) -> None:

@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.model.adapters import METHODS, SCOPES, Scope, blocks_of
-from airpfed.model.layout import KINDS, Layout, Vectors, copies, flatten, gather, initial, layout, trained
+from airpfed.model.layout import (
+    KINDS,
+    Layout,
+    Vectors,
+    build_layout,
+    flatten,
+    gather,
+    initial_vectors,
+    num_copies,
+    trained_factors,
+)
+from airpfed.model.methods import METHODS, SCOPES, Scope, blocks_of
 
 SITES = {f"model.layers.{i}.{name}": shape for i in range(12) for name, shape in (("q", (5, 7)), ("down", (7, 9)))}
 HEADS = {"dense": (6, 7), "out": (4, 7)}
@@ -21,12 +31,12 @@ every_split = pytest.mark.parametrize("ranks", RANKS)
 
 
 def made(method: str, ranks: tuple[int, int] = (2, 3), heads: dict[str, tuple[int, int]] = HEADS) -> Layout:
-    return layout(SITES, blocks_of(method, *ranks), heads, CLASSES if heads else (0, 0, 0))
+    return build_layout(SITES, blocks_of(method, *ranks), heads, CLASSES if heads else (0, 0, 0))
 
 
 def random_vectors(order: Layout) -> Vectors:
     rng = torch.Generator().manual_seed(0)
-    return {s: torch.randn(copies(s, 3, 5), order.size(s), generator=rng) for s in SCOPES}
+    return {s: torch.randn(num_copies(s, 3, 5), order.size(s), generator=rng) for s in SCOPES}
 
 
 def own_rows(vectors: Vectors) -> Vectors:
@@ -76,7 +86,7 @@ def test_order_does_not_depend_on_the_order_of_the_layers_given(method: str) -> 
     names = list(SITES)
     for seed in range(5):
         random.Random(seed).shuffle(names)
-        assert layout({n: SITES[n] for n in names}, blocks_of(method, 2, 3), HEADS, CLASSES) == made(method)
+        assert build_layout({n: SITES[n] for n in names}, blocks_of(method, 2, 3), HEADS, CLASSES) == made(method)
 
 
 def test_layers_lie_in_sorted_order_within_kind_and_block() -> None:
@@ -113,7 +123,7 @@ def test_a_task_with_fewer_classes_misses_exactly_the_tail(method: str) -> None:
     widest, row = HEADS["out"]
     assert order.task_lengths == tuple(order.size("task") - (widest - c) * row for c in CLASSES)
     for c, length in zip(CLASSES, order.task_lengths, strict=True):
-        vectors = {s: torch.zeros(copies(s, 3, 5), order.size(s)) for s in SCOPES}
+        vectors = {s: torch.zeros(num_copies(s, 3, 5), order.size(s)) for s in SCOPES}
         vectors["task"][:, length:] = 1.0
         factors = gather(vectors, order, TASK_OF, DEVICE)
         head = factors.pop("out.head")
@@ -132,7 +142,7 @@ def test_all_methods_of_one_total_rank_start_from_the_same_factors() -> None:
     for method in METHODS:
         for ranks in RANKS:
             order = made(method, ranks)
-            begin = initial(order, heads, torch.Generator().manual_seed(3))
+            begin = initial_vectors(order, heads, torch.Generator().manual_seed(3))
             starts.append(gather(begin, order, torch.tensor([0]), torch.tensor([0])))
     assert all(same(one, starts[0]) for one in starts)
     assert all((starts[0][f"{name}.B"] == 0).all() for name in SITES)
@@ -141,8 +151,8 @@ def test_all_methods_of_one_total_rank_start_from_the_same_factors() -> None:
 
 def test_fresh_a_is_uniform_within_one_over_the_root_of_the_width() -> None:
     sites = {f"layers.{i}": (8, 100) for i in range(12)}
-    order = layout(sites, blocks_of("airpfed", 2, 3), {}, (0,))
-    begin = initial(order, {}, torch.Generator().manual_seed(4))
+    order = build_layout(sites, blocks_of("airpfed", 2, 3), {}, (0,))
+    begin = initial_vectors(order, {}, torch.Generator().manual_seed(4))
     factors = gather(begin, order, torch.tensor([0]), torch.tensor([0]))
     a = torch.cat([factors[f"{name}.A"].flatten() for name in sites]) * 100**0.5
     assert a.abs().max() <= 1
@@ -155,7 +165,7 @@ def test_fresh_a_is_uniform_within_one_over_the_root_of_the_width() -> None:
 @pytest.mark.parametrize("head", SCOPES)
 def test_a_head_lies_last_in_whatever_scope_it_has(head: Scope) -> None:
     """Only a task's own head can be cut to its classes; `initial` puts the model's head where it belongs."""
-    order = layout(SITES, blocks_of("airpfed", 2, 3), HEADS, CLASSES, head)
+    order = build_layout(SITES, blocks_of("airpfed", 2, 3), HEADS, CLASSES, head)
     vectors = random_vectors(order)
     assert same(flatten(gather(vectors, order, TASK_OF, DEVICE), order), own_rows(vectors))
     assert [e.kind for e in order.entries if e.scope == head][-2:] == ["head", "head"]
@@ -164,15 +174,17 @@ def test_a_head_lies_last_in_whatever_scope_it_has(head: Scope) -> None:
     rng = torch.Generator().manual_seed(1)
     heads = {name: torch.randn(shape, generator=rng) for name, shape in HEADS.items()}
     tail = torch.cat([weight.flatten() for weight in heads.values()])
-    assert torch.equal(initial(order, heads, rng)[head][0, -len(tail) :], tail)
+    assert torch.equal(initial_vectors(order, heads, rng)[head][0, -len(tail) :], tail)
 
 
 @pytest.mark.parametrize("head", ["task", "global"])
 def test_turns_are_the_factors_and_cover_the_scope(head: Scope) -> None:
-    order = layout(SITES, blocks_of("rolora", 2, 3), HEADS, CLASSES, head)
-    groups, (b, a) = order.groups("global"), order.turns()
+    order = build_layout(SITES, blocks_of("rolora", 2, 3), HEADS, CLASSES, head)
+    groups, (b, a) = order.groups("global"), order.phases()
     assert a == groups[0] and b == (groups[1][0], order.size("global"))
-    assert made("fedit").turns() == ((0, made("fedit").size("global")),)
+    assert made("fedit").phases() == ((0, made("fedit").size("global")),)
+    assert [order.active_columns(t) for t in (1, 2, 3)] == [b, a, b], "B in odd rounds, A in even rounds"
+    assert made("fedit").active_columns(1) == made("fedit").active_columns(2) == (0, made("fedit").size("global"))
 
 
 def test_what_a_server_added_is_cut_layer_by_layer() -> None:
@@ -186,4 +198,4 @@ def test_what_a_server_added_is_cut_layer_by_layer() -> None:
         out, width = SITES[name]
         assert torch.equal(factors[f"{name}.W"], added[0, place : place + out * width].view(out, width))
         place += out * width
-    assert place == added.shape[1] and same(trained(factors), plain)
+    assert place == added.shape[1] and same(trained_factors(factors), plain)

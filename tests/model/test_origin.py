@@ -18,7 +18,7 @@ from airpfed.core.errors import UserError
 from airpfed.experiment import artifacts, run
 from airpfed.experiment.build import build_experiment, current_fingerprints, load_tasks
 from airpfed.model import export, zoo
-from airpfed.model.origin import Origin, folder_identity, hub_identity, origin, read_config
+from airpfed.model.origin import Origin, folder_identity, hub_identity, origin_of, read_config
 from airpfed.training import checkpoint
 from airpfed.training.evaluate import model_of
 from airpfed.training.state import vectors
@@ -86,7 +86,7 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, reads: list[s
     file.write_bytes(b"weights")
     wanted = hashlib.sha256(b"weights").hexdigest()
     assert wheels.file_sha256(file) == wanted
-    wheels._kept_sha256.cache_clear()  # as another process
+    wheels._cached_sha256.cache_clear()  # as another process
     assert wheels.file_sha256(file) == wanted and len(reads) == 1
     time = file.stat().st_mtime_ns
     file.write_bytes(b"WEIGHTS")
@@ -109,7 +109,7 @@ def test_a_damaged_cache_only_costs_time(damage: bytes, tmp_path: Path, own_cach
     before = wheels.file_sha256(tmp_path / "x")
     for kept in (own_cache / "hashes").iterdir():
         kept.write_bytes(damage)
-    wheels._kept_sha256.cache_clear()
+    wheels._cached_sha256.cache_clear()
     assert wheels.file_sha256(tmp_path / "x") == before and len(reads) == 2
 
 
@@ -163,7 +163,7 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
     assert one.fingerprint != two.fingerprint and one.base_key != two.base_key
     artifacts.write_start(settings, two, {}, "", tmp_path, {})
     kept = json.loads((tmp_path / "environment.json").read_text())["base_sha256"]
-    assert kept == two.clients.backbone.origin.identity == origin(str(base)).identity
+    assert kept == two.clients.backbone.origin.identity == origin_of(str(base)).identity
 
 
 def test_what_cells_of_a_sweep_are_held_against_moves_with_the_base(
@@ -210,10 +210,10 @@ def test_a_folders_python_runs_only_if_settings_say_so(
     (base / name).write_text(json.dumps(tree))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    from airpfed.model.backbone import load
+    from airpfed.model.backbone import load_model
 
     def build(trusted: bool) -> object:
-        return load(str(base), "causal", 2, "cpu", torch.Generator(), trusted=trusted)
+        return load_model(str(base), "causal", 2, "cpu", torch.Generator(), trusted=trusted)
 
     with pytest.raises(UserError) as caught:
         build(False)
@@ -229,7 +229,7 @@ def test_nothing_is_loaded_through_an_adapter_in_the_folder(tiny_llama: Path, tm
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     (base / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\)"):
-        origin(str(base))
+        origin_of(str(base))
 
 
 def test_a_gguf_file_is_known_by_its_content(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_damaged_conversion_is_made_again_and_told(
     monkeypatch.setattr(zoo, "_convert", convert)
     (tmp_path / "m.gguf").write_bytes(b"g")
     said: list[str] = []
-    home = zoo.converted(tmp_path / "m.gguf", "m", said.append)
+    home = zoo.convert_gguf(tmp_path / "m.gguf", "m", said.append)
     whole = wheels.files_sha256(home)
     match damage:
         case "missing":
@@ -276,7 +276,7 @@ def test_a_damaged_conversion_is_made_again_and_told(
             (home / zoo.FILES).write_bytes(b"\xff")
         case _:
             (home / "adapter_config.json").write_text("{}")
-    assert zoo.converted(tmp_path / "m.gguf", "m", said.append) == home
+    assert zoo.convert_gguf(tmp_path / "m.gguf", "m", said.append) == home
     assert wheels.files_sha256(home) == whole
     (line,) = said
     assert "damaged or incomplete; converted again" in line and "\n" not in line
@@ -308,12 +308,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes
 
 def test_a_hub_name_is_known_by_its_commit(hub: Callable[[str, bytes], Path]) -> None:
     hub("a" * 40, b"one")
-    first = origin("org/tiny")
+    first = origin_of("org/tiny")
     assert (first.folder, first.revision, first.identity) == ("org/tiny", "a" * 40, f"org/tiny@{'a' * 40}")
     assert first.options == {"revision": "a" * 40, "trust_remote_code": False}
     hub("b" * 40, b"two")
-    assert origin("org/tiny").identity == f"org/tiny@{'b' * 40}"
-    assert origin(f"org/tiny@{'a' * 40}") == first, "a run of the first goes on with it"
+    assert origin_of("org/tiny").identity == f"org/tiny@{'b' * 40}"
+    assert origin_of(f"org/tiny@{'a' * 40}") == first, "a run of the first goes on with it"
     assert read_config(first, "org/tiny").model_type == "llama", "the first commit is still to be had"
 
 
@@ -321,7 +321,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_refused(hub: Callable[[str, bytes],
     snapshot = hub("a" * 40, b"one")
     (snapshot / "model.safetensors").resolve().write_bytes(b"two")
     with pytest.raises(UserError, match=r"model\.base = \"org/tiny\": .* is damaged"):
-        origin("org/tiny")
+        origin_of("org/tiny")
 
 
 def test_files_that_the_hubs_cache_does_not_name_by_content_are_hashed(hub: Callable[[str, bytes], Path]) -> None:
@@ -338,7 +338,7 @@ def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path:
     settings = settings_file.read_settings(llama_settings, [])
     made = build_experiment(settings, load_tasks(settings))
     base = replace(made.clients.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
-    export.write(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
+    export.write_adapter(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "a" * 40)
 
@@ -348,10 +348,10 @@ def test_the_checkpoint_is_of_the_base(llama_settings: Path, tiny_llama: Path, t
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     one = build_experiment(settings, load_tasks(settings))
-    checkpoint.write(tmp_path / "c", one.initial, 0, one.fingerprint)
+    checkpoint.save_state(tmp_path / "c", one.initial, 0, one.fingerprint)
     model = LlamaForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0, 0] += 1
     model.save_pretrained(base)
     two = build_experiment(settings, load_tasks(settings))
     with pytest.raises(UserError, match="other settings, data or base model"):
-        checkpoint.read(tmp_path / "c", two.initial, two.fingerprint)
+        checkpoint.load_state(tmp_path / "c", two.initial, two.fingerprint)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import run
-from airpfed.model.tokens import added, completion, cut, labelled, read
+from airpfed.model.tokens import affix_ids, cut_middle, encode_choices, encode_completion, tokenize
 
 KINDS = ["bytes", "metaspace", "legacy", "unigram", "wordpiece"]
 PROMPTS = ["the film was good\nLabel:", "bad\nLabel:", "a sad story\nLabel:"]
@@ -29,12 +29,12 @@ def test_a_completion_is_the_whole_text_and_an_end(kind: str, around: tuple[bool
     """No stray space, no end token before the answer, whatever the tokenizer adds by itself."""
     made = tokenizer(kind, *around)
     for prompt, answer in PAIRS:
-        sample = completion(made, prompt, answer, 100)
+        sample = encode_completion(made, prompt, answer, 100)
         text = made(prompt + answer, add_special_tokens=False).input_ids
         begin = [made.bos_token_id] if around[0] else []
         assert [*sample.ids, sample.targets[-1]] == [*begin, *text, made.eos_token_id]
         assert made.decode(sample.targets[:-1]).strip() == made.decode(made(answer).input_ids, True).strip()
-        asked = read(made, [prompt.rstrip(" ")])[0]
+        asked = tokenize(made, [prompt.rstrip(" ")])[0]
         assert sample.ids[: len(asked)] == asked and len(asked) + len(sample.targets) == len(sample.ids) + 1
 
 
@@ -42,7 +42,7 @@ def test_a_completion_is_the_whole_text_and_an_end(kind: str, around: tuple[bool
 def test_a_label_words_token_is_the_one_that_follows_the_prompt(kind: str) -> None:
     made = tokenizer(kind, True, True)
     words = (" good", " bad", " red") if kind != "unigram" else (" bad", " two", " is")
-    prompts, choices = labelled(made, PROMPTS, words, "x")
+    prompts, choices = encode_choices(made, PROMPTS, words, "x")
     for text, ids in zip(PROMPTS, prompts, strict=True):
         for word, choice in zip(words, choices, strict=True):
             assert (*ids, choice) == tuple(made(text + word).input_ids[: len(ids) + 1])
@@ -51,14 +51,14 @@ def test_a_label_words_token_is_the_one_that_follows_the_prompt(kind: str) -> No
 def test_what_all_words_begin_with_is_the_prompts() -> None:
     """SentencePiece writes a digit behind a space as two tokens; only the second tells one from another."""
     made = tokenizer("unigram")
-    prompts, choices = labelled(made, PROMPTS, (" 4", " 2"), "x")
+    prompts, choices = encode_choices(made, PROMPTS, (" 4", " 2"), "x")
     assert made.convert_ids_to_tokens(prompts[0][-1]) == "▁"
     assert made.convert_ids_to_tokens(choices) == ["4", "2"]
 
 
 def test_words_that_cannot_be_told_apart_name_the_remedy() -> None:
     with pytest.raises(UserError) as caught:
-        labelled(tokenizer("bytes"), PROMPTS, (" good", " good film", " bad"), "moods")
+        encode_choices(tokenizer("bytes"), PROMPTS, (" good", " good film", " bad"), "moods")
     assert str(caught.value).startswith("tasks.moods.labels: label word ' good film' and ' good' start with the same")
     assert "set words here that differ in their first token" in str(caught.value)
 
@@ -66,41 +66,41 @@ def test_words_that_cannot_be_told_apart_name_the_remedy() -> None:
 def test_a_prompt_that_melts_into_its_label_is_refused() -> None:
     made = tokenizer("bytes")
     with pytest.raises(UserError, match=r"^tasks\.x\.prompt: the tokens of label words depend on how a prompt ends"):
-        labelled(made, ["a st", "the fi"], ("ory", "lm"), "x")
+        encode_choices(made, ["a st", "the fi"], ("ory", "lm"), "x")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_that_spells_control_tokens_is_text(kind: str) -> None:
     made = tokenizer(kind, True, True)
-    plain, control = read(made, ["good </s> bad <s> <pad> story"]), set(made.all_special_ids) - {made.unk_token_id}
-    begin, end = added(made)
+    plain, control = tokenize(made, ["good </s> bad <s> <pad> story"]), set(made.all_special_ids) - {made.unk_token_id}
+    begin, end = affix_ids(made)
     assert (begin, end) == ((made.bos_token_id,), (made.eos_token_id,))
     assert plain[0][:1] == begin and control.isdisjoint(plain[0][1:])
-    (whole,) = read(made, ["good </s> bad"], causal=False)
+    (whole,) = tokenize(made, ["good </s> bad"], causal=False)
     assert whole[-1:] == end and control.isdisjoint(whole[1:-1]) and len(whole) > 4
 
 
 def test_a_classifier_keeps_what_the_tokenizer_adds() -> None:
     made = tokenizer("wordpiece", True, True)
-    assert read(made, PROMPTS, causal=False) == [tuple(made(text).input_ids) for text in PROMPTS]
+    assert tokenize(made, PROMPTS, causal=False) == [tuple(made(text).input_ids) for text in PROMPTS]
 
 
 def test_a_cut_keeps_both_ends() -> None:
-    assert cut(tuple(range(10)), 7) == (0, 1, 2, 3, 4, 8, 9) and cut((1, 2), 7) == (1, 2)
+    assert cut_middle(tuple(range(10)), 7) == (0, 1, 2, 3, 4, 8, 9) and cut_middle((1, 2), 7) == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
 def test_real_sentencepiece_tokenizers_classify_and_generate(name: str, tmp_path: Path) -> None:
     made = real(name, tmp_path)
     words = (" positive", " negative", " neutral")
-    prompts, choices = labelled(made, ["What a film!\nSentiment:", "</s>[INST] bad\nSentiment:"], words, "x")
+    prompts, choices = encode_choices(made, ["What a film!\nSentiment:", "</s>[INST] bad\nSentiment:"], words, "x")
     assert made.convert_ids_to_tokens(choices) == ["▁positive", "▁negative", "▁neutral"]
     assert made.convert_ids_to_tokens(prompts[0][-4:]) == ["<0x0A>", "Sent", "iment", ":"]
     assert prompts[1].count(made.bos_token_id) == 1 and made.eos_token_id not in prompts[1]
-    assert made.convert_ids_to_tokens(labelled(made, ["a\nLabel:"], (" 1", " 2"), "x")[1]) == ["1", "2"]
-    sample = completion(made, "17 + 25 = ", "42", 40)
+    assert made.convert_ids_to_tokens(encode_choices(made, ["a\nLabel:"], (" 1", " 2"), "x")[1]) == ["1", "2"]
+    sample = encode_completion(made, "17 + 25 = ", "42", 40)
     assert made.convert_ids_to_tokens(sample.targets) == ["▁", "4", "2", "</s>"]
-    sample = completion(made, "Name a colour:", " dark red", 40)
+    sample = encode_completion(made, "Name a colour:", " dark red", 40)
     assert made.convert_ids_to_tokens(sample.targets) == ["▁dark", "▁red", "</s>"]
     assert made.decode(sample.targets[:-1]) == "dark red"
 

@@ -12,7 +12,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.wheels import wheel_path
 from airpfed.tasks import catalog, readers
 from airpfed.tasks.catalog import CATALOG
-from airpfed.tasks.sources import Source, load
+from airpfed.tasks.sources import Source, load_source
 
 # name: rows in the file, rows left after the removal of duplicates, rows per class in the file
 COUNTS = {
@@ -58,8 +58,8 @@ def test_real_data(name: str) -> None:
             raise
         pytest.skip(str(error))
     rows, distinct, classes = COUNTS[name]
-    found, loaded = catalog.rows(name, 0), load(Source(name, name), 0)
-    assert len(found) == rows and len(loaded.samples) == distinct and loaded.removed == rows - distinct
+    found, loaded = catalog.read_rows(name, 0), load_source(Source(name, name), 0)
+    assert len(found) == rows and len(loaded.samples) == distinct and loaded.counts.duplicates == rows - distinct
     assert Counter(label for _, label in found) == classes and set(classes) == set(CATALOG[name].labels)
     assert {sample.label for sample in loaded.samples} == set(range(len(classes)))
     longest = max(len(sample.prompt) for sample in loaded.samples)
@@ -96,14 +96,14 @@ def gym(items: list[dict[str, str]]) -> SimpleNamespace:
 def test_generated_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(30) for _ in range(2)]  # every one twice
     monkeypatch.setattr(catalog, "_gym", lambda: gym(items))
-    found = load(Source("sums", "gym:chain_sum"), 20)
+    found = load_source(Source("sums", "gym:chain_sum"), 20)
     assert found.kind == "generate" and found.labels == () and len(found.samples) == 20
     assert (found.samples[3].prompt, found.samples[3].answer) == ("3 + 1 =\nAnswer:", " 4")
-    assert len(load(Source("sums", "gym:chain_sum"), 100).samples) == 30
+    assert len(load_source(Source("sums", "gym:chain_sum"), 100).samples) == 30
     with pytest.raises(UserError, match=r"^source 'gym:chainsum'.*did you mean 'chain_sum'\?$"):
-        catalog.rows("gym:chainsum", 1)
+        catalog.read_rows("gym:chainsum", 1)
     with pytest.raises(UserError, match=r"^source 'gym:composite' could not be generated: needs settings$"):
-        catalog.rows("gym:composite", 1)
+        catalog.read_rows("gym:composite", 1)
 
 
 def test_generated_tasks_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +111,13 @@ def test_generated_tasks_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(UserError, match=r'pip install "airpfed\[generate\]"'):
-        catalog.entry("gym:chain_sum")
+        catalog.find_task("gym:chain_sum")
 
 
 def test_real_generated_task() -> None:
     catalog._gym.cache_clear()
     pytest.importorskip("reasoning_gym", reason="the extra 'generate' is not installed")
-    first, more = catalog.rows("gym:chain_sum", 5), catalog.rows("gym:chain_sum", 10)
+    first, more = catalog.read_rows("gym:chain_sum", 5), catalog.read_rows("gym:chain_sum", 10)
     assert len(first) == 5 and more[:5] == first
 
 
@@ -127,29 +127,29 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     monkeypatch.setenv("AIRPFED_CACHE", str(tmp_path / "cache"))
     made = [("How?", "DESC"), ("Who?", "HUM"), ("who? ", "HUM")]
-    monkeypatch.setattr(catalog, "rows", lambda name, _want: read.append(name) or made)
+    monkeypatch.setattr(catalog, "read_rows", lambda name, _want: read.append(name) or made)
     return read
 
 
 def test_a_carried_task_is_read_once(small: list[str]) -> None:
     source = Source("mine", "trec")
-    first = load(source, 0)
-    assert load(source, 0) == first == load(replace(source, name="other"), 0)
-    assert small == ["trec"] and first.removed == 1 and [one.label for one in first.samples] == [1, 3]
-    other = load(replace(source, prompt="{text} It is"), 0)
+    first = load_source(source, 0)
+    assert load_source(source, 0) == first == load_source(replace(source, name="other"), 0)
+    assert small == ["trec"] and first.counts.duplicates == 1 and [one.label for one in first.samples] == [1, 3]
+    other = load_source(replace(source, prompt="{text} It is"), 0)
     assert small == ["trec"] * 2 and other.samples[0].prompt == "How? It is"
 
 
 def test_the_order_of_labels_is_kept(small: list[str]) -> None:
     one, two = {"DESC": "description", "HUM": "person"}, {"HUM": "person", "DESC": "description"}
-    loaded = [load(Source("mine", "trec", labels=labels), 0) for labels in (one, two, one)]
+    loaded = [load_source(Source("mine", "trec", labels=labels), 0) for labels in (one, two, one)]
     assert loaded[0] == loaded[2] != loaded[1] and loaded[1].labels == (" person", " description")
     assert [sample.label for sample in loaded[1].samples] == [1, 0] and len(small) == 2
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"kind": "classify"}', '{"samples": [{"wrong": 1}], "labels": []}'])
 def test_a_damaged_file_of_the_cache_is_done_without(small: list[str], tmp_path: Path, damage: str) -> None:
-    first = load(Source("mine", "trec"), 0)
+    first = load_source(Source("mine", "trec"), 0)
     [kept] = (tmp_path / "cache/loaded").iterdir()
     kept.write_text(damage)
-    assert load(Source("mine", "trec"), 0) == first and len(small) == 2
+    assert load_source(Source("mine", "trec"), 0) == first and len(small) == 2

@@ -11,11 +11,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airpfed.core.errors import UserError
-from airpfed.tasks.datasets import build, build_all, held_out
-from airpfed.tasks.sources import Source, load
-from airpfed.tasks.split import Shares
+from airpfed.tasks.sample import Task
+from airpfed.tasks.sources import Source, load_source
+from airpfed.tasks.split import Shares, build_tasks, build_test_task
 
 SHARES = Shares(devices=4, samples_per_device=10, dev_samples=15, test_samples=25)
+
+
+def build(source: Source, shares: Shares, seed: int) -> Task:
+    (task,) = build_tasks([(source, shares)], seed)
+    return task
 
 
 @pytest.fixture
@@ -118,7 +123,7 @@ def test_no_text_is_tested_on_and_trained_on(
     shares = Shares(devices=1, samples_per_device=50, dev_samples=1, test_samples=2)
     second = shares if apart else replace(shares, split_as="one")
     try:
-        tasks = build_all([(sources[0], shares), (sources[1], second)], seed)
+        tasks = build_tasks([(sources[0], shares), (sources[1], second)], seed)
     except UserError as error:
         assert re.search("no text in column|distinct samples|samples left to train on", str(error))
         return
@@ -127,7 +132,7 @@ def test_no_text_is_tested_on_and_trained_on(
         trained = [plain(s.prompt) for device in task.train for s in device]
         assert not set(held) & set(trained) and len(set(trained)) == len(trained)
         source = sources[task.name == "two"]
-        assert task.counts.rows == task.counts.skipped + task.counts.duplicates + len(load(source, 0).samples)
+        assert task.counts.rows == task.counts.skipped + task.counts.duplicates + len(load_source(source, 0).samples)
 
 
 def test_what_another_task_tests_on_is_kept_from_training_and_counted(tmp_path: Path) -> None:
@@ -137,7 +142,7 @@ def test_what_another_task_tests_on_is_kept_from_training_and_counted(tmp_path: 
     one = Source("one", str(tmp_path / "rows.jsonl"), label_column="one", prompt="{text}")
     two = replace(one, name="two", label_column="two", max_empty_share=0.1)
     shares = Shares(devices=1, samples_per_device=100, dev_samples=10, test_samples=20)
-    first, second = build_all([(one, shares), (two, replace(shares, split_as="one"))], 1)
+    first, second = build_tasks([(one, shares), (two, replace(shares, split_as="one"))], 1)
     assert second.counts.skipped == 10 and first.counts.barred > 0 and second.counts.barred > 0
     assert len(first.train[0]) == 70 - first.counts.barred
     held = {s.prompt for s in (*second.dev, *second.test)}
@@ -147,5 +152,5 @@ def test_what_another_task_tests_on_is_kept_from_training_and_counted(tmp_path: 
 
 def test_the_server_holds_out_what_the_simulator_does(source: Source) -> None:
     for shares in (SHARES, replace(SHARES, split_as="another")):
-        task, held = build(source, shares, 1), held_out(source, shares, 1)
+        task, held = build(source, shares, 1), build_test_task(source, shares, 1)
         assert (task.dev, task.test, task.names, task.counts) == (held.dev, held.test, held.names, held.counts)

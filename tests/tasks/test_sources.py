@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from airpfed.core.errors import UserError
 from airpfed.tasks import table_files
+from airpfed.tasks.hub import hub_parts, read_hub
 from airpfed.tasks.sample import Sample
-from airpfed.tasks.sources import Source, fill, load
-from airpfed.tasks.table_files import READERS, hub_parts, read_file, read_hub
+from airpfed.tasks.sources import Source, fill_template, load_source
+from airpfed.tasks.table_files import READERS, read_file
 
 ROWS = [
     {"text": "good film, café", "label": "pos", "who": "ann"},
@@ -53,16 +54,16 @@ def source(tmp_path: Path) -> Source:
 
 def message(source: Source) -> str:
     with pytest.raises(UserError) as caught:
-        load(source, 0)
+        load_source(source, 0)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("ending", READERS)
 def test_every_kind_of_file_gives_the_same(tmp_path: Path, source: Source, ending: str) -> None:
-    found = load(replace(source, source=str(write(tmp_path / f"other{ending}", ROWS))), 0)
-    assert found == load(source, 0)
-    assert found.labels == (" neg", " pos") and found.kind == "classify" and found.removed == 1
+    found = load_source(replace(source, source=str(write(tmp_path / f"other{ending}", ROWS))), 0)
+    assert found == load_source(source, 0)
+    assert found.labels == (" neg", " pos") and found.kind == "classify" and found.counts.duplicates == 1
     assert found.samples == (
         Sample("good film, café\nLabel:", " pos", 1),
         Sample("bad\nfilm\nLabel:", " neg", 0),
@@ -72,13 +73,13 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path, source: Source, endin
 
 def test_sha256_is_of_the_rows_that_stay(tmp_path: Path, source: Source) -> None:
     without = write(tmp_path / "three.csv", [ROWS[0], ROWS[1], ROWS[3]])
-    assert load(replace(source, source=str(without)), 0).sha256 == load(source, 0).sha256
+    assert load_source(replace(source, source=str(without)), 0).sha256 == load_source(source, 0).sha256
     changed = write(tmp_path / "other.csv", [ROWS[0] | {"label": "neg"}, ROWS[1], ROWS[3]])
-    assert load(replace(source, source=str(changed)), 0).sha256 != load(source, 0).sha256
+    assert load_source(replace(source, source=str(changed)), 0).sha256 != load_source(source, 0).sha256
 
 
 def test_prompt_of_several_columns_words_devices_and_cut(source: Source) -> None:
-    found = load(
+    found = load_source(
         replace(
             source,
             prompt="{{{who}}} says {text}:",
@@ -94,18 +95,21 @@ def test_prompt_of_several_columns_words_devices_and_cut(source: Source) -> None
 
 
 def test_texts_equal_after_the_cut_are_duplicates(source: Source) -> None:
-    assert load(replace(source, max_chars=1), 0).removed == 1
-    assert load(replace(source, prompt="{who}"), 0).removed == 2
+    assert load_source(replace(source, max_chars=1), 0).counts.duplicates == 1
+    assert load_source(replace(source, prompt="{who}"), 0).counts.duplicates == 2
 
 
 def test_generate_takes_the_answer_column(source: Source) -> None:
-    found = load(replace(source, kind="generate", label_column="who"), 0)
+    found = load_source(replace(source, kind="generate", label_column="who"), 0)
     assert found.labels == () and found.samples[0] == Sample("good film, café\nAnswer:", " ann")
-    assert load(replace(source, kind="generate", label_column="who", prompt="{text} "), 0).samples[0].answer == "ann"
+    assert (
+        load_source(replace(source, kind="generate", label_column="who", prompt="{text} "), 0).samples[0].answer
+        == "ann"
+    )
 
 
 def test_fill_is_one_pass() -> None:
-    assert fill("{a}{b} {{a}}", {"a": "{b}", "b": "{{"}, None) == "{b}{{ {a}"
+    assert fill_template("{a}{b} {{a}}", {"a": "{b}", "b": "{{"}, None) == "{b}{{ {a}"
 
 
 @pytest.mark.parametrize(
@@ -185,8 +189,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_local_folder_as_a_data_set(hub: Path, source: Source) -> None:
     write(hub / "train.jsonl", ROWS)
     write(hub / "test.jsonl", ROWS[:2])
-    assert load(replace(source, source=f"hf:{hub}"), 0) == load(source, 0)
-    assert len(load(replace(source, source=f"hf:{hub}@test"), 0).samples) == 2
+    assert load_source(replace(source, source=f"hf:{hub}"), 0) == load_source(source, 0)
+    assert len(load_source(replace(source, source=f"hf:{hub}@test"), 0).samples) == 2
     text = message(replace(source, source=f"hf:{hub}@trian"))
     assert "could not be loaded" in text and "trian" in text and "train" in text
 
@@ -213,11 +217,11 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, source: Sour
 def test_only_the_classes_asked_for(tmp_path: Path) -> None:
     rows = [{"text": f"text {i}", "label": "abcd"[i % 4]} for i in range(12)]
     source = Source("mine", str(write(tmp_path / "data.csv", rows)), classes=("d", "b"))
-    found = load(source, 0)
+    found = load_source(source, 0)
     assert found.labels == (" b", " d") and [sample.label for sample in found.samples] == [0, 1] * 3
-    worded = load(replace(source, labels={"d": "delta", "a": "alpha", "b": "beta"}), 0)
+    worded = load_source(replace(source, labels={"d": "delta", "a": "alpha", "b": "beta"}), 0)
     assert worded.labels == (" delta", " beta"), "in the order of the labels given"
-    assert found.sha256 != load(replace(source, classes=()), 0).sha256
+    assert found.sha256 != load_source(replace(source, classes=()), 0).sha256
     assert message(replace(source, classes=("b", "e"))).startswith(
         f"tasks.mine.classes: {source.source!r} has no class 'e'"
     )
@@ -232,7 +236,7 @@ def rows_of(texts: str, labels: str) -> list[dict[str, str]]:
 def test_spellings_of_a_text_are_duplicates_and_contradictions_are_counted(tmp_path: Path) -> None:
     """The first row stays, whatever the others say."""
     texts = "caf\u00e9|cafe\u0301|CAF\u00c9 |c\u200bafé|tea|ｔｅａ|milk"
-    found = load(Source("mine", str(write(tmp_path / "a.csv", rows_of(texts, "x|x|y|x|y|x|x")))), 0)
+    found = load_source(Source("mine", str(write(tmp_path / "a.csv", rows_of(texts, "x|x|y|x|y|x|x")))), 0)
     assert [(sample.prompt, sample.answer) for sample in found.samples] == [
         ("caf\u00e9\nLabel:", " x"), ("tea\nLabel:", " y"), ("milk\nLabel:", " x"),
     ]  # fmt: skip
@@ -246,16 +250,16 @@ def test_spellings_of_a_class_are_one_class(tmp_path: Path) -> None:
         for row, who in zip(rows_of("a|b|c|d", "e\u0301|\u00e9 |z|z"), ["e\u0301", "\u00e9", "o", "o"], strict=True)
     ]
     source = Source("mine", str(write(tmp_path / "a.csv", rows)), device_column="who")
-    found = load(source, 0)
+    found = load_source(source, 0)
     assert found.labels == (" e\u0301", " z") and [sample.label for sample in found.samples] == [0, 0, 1, 1]
     assert {sample.device for sample in found.samples} == {"\u00e9", "o"} and found.names == ("e\u0301", "z")
-    words = load(replace(source, labels={"z": "no", "\u00e9": "yes"}, classes=("e\u0301", "z")), 0)
+    words = load_source(replace(source, labels={"z": "no", "\u00e9": "yes"}, classes=("e\u0301", "z")), 0)
     assert words.labels == (" no", " yes") and [sample.label for sample in words.samples] == [1, 1, 0, 0]
     assert "stands there twice" in message(replace(source, labels={"z": "1", "\u00e9": "2", "e\u0301": "3"}))
 
 
 def test_classes_that_read_alike_are_two_and_told(tmp_path: Path) -> None:
-    found = load(Source("mine", str(write(tmp_path / "a.csv", rows_of("a|b|c|d", "spam|Spam|1|1.0")))), 0)
+    found = load_source(Source("mine", str(write(tmp_path / "a.csv", rows_of("a|b|c|d", "spam|Spam|1|1.0")))), 0)
     assert len(found.labels) == 4
     assert found.counts.notes == (
         "classes 'spam' and 'Spam' read alike, but are two", "classes '1' and '1.0' read alike, but are two",
@@ -264,8 +268,8 @@ def test_classes_that_read_alike_are_two_and_told(tmp_path: Path) -> None:
 
 def test_columns_are_found_however_their_names_are_composed(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("te\u0301,label\na,x\nb,y\n")
-    found = load(Source("mine", str(tmp_path / "a.csv"), text_column="t\u00e9"), 0)
-    assert found == load(Source("mine", str(tmp_path / "a.csv"), prompt="{te\u0301}\nLabel:"), 0)
+    found = load_source(Source("mine", str(tmp_path / "a.csv"), text_column="t\u00e9"), 0)
+    assert found == load_source(Source("mine", str(tmp_path / "a.csv"), prompt="{te\u0301}\nLabel:"), 0)
     (tmp_path / "a.csv").write_text("te\u0301,t\u00e9,label\na,b,x\n")
     assert "two columns have names that read alike" in message(Source("mine", str(tmp_path / "a.csv")))
 
@@ -276,16 +280,16 @@ def test_rows_without_text_or_label_are_skipped_and_counted(tmp_path: Path) -> N
         lacking = [{"text": ("\u200b ", "a")[i % 2], "label": ("x", " ")[i % 2]} for i in range(empty)]
         return Source("mine", str(write(tmp_path / "a.csv", [*rows[:7], *lacking, *rows[7:]])))
 
-    found = load(table(5), 0)
+    found = load_source(table(5), 0)
     assert len(found.samples) == 95 and found.counts.rows == 100 and found.counts.skipped == 5
     text = message(table(6))
     assert "row 8 of" in text and "has no text in column 'text'; so it is with 6 of 100 rows" in text
     assert "tasks.mine.max_empty_share = 0.05 of them" in text
-    assert load(replace(table(6), max_empty_share=0.06), 0).counts.skipped == 6
+    assert load_source(replace(table(6), max_empty_share=0.06), 0).counts.skipped == 6
     blank = str(write(tmp_path / "b.csv", rows_of("| | |", "x|y|x|y")))
     assert "4 of 4 rows" in message(Source("mine", blank, max_empty_share=1.0))
     rest = [{"text": sample.prompt.partition("\n")[0], "label": sample.answer.strip()} for sample in found.samples]
-    assert found.sha256 == load(Source("mine", str(write(tmp_path / "c.csv", rest))), 0).sha256
+    assert found.sha256 == load_source(Source("mine", str(write(tmp_path / "c.csv", rest))), 0).sha256
 
 
 CELLS = st.one_of(
@@ -313,7 +317,7 @@ def test_a_table_gives_the_same_samples_from_every_kind_of_file(
         (home / f"train{ending}").write_bytes(Path(source.source).read_bytes())
         for name, one in ((ending, source), (f"hf {ending}", replace(source, source=f"hf:{home}"))):
             try:
-                loaded = load(one, 0)
+                loaded = load_source(one, 0)
                 found[name] = (loaded.samples, loaded.counts, loaded.sha256)
             except UserError as error:
                 assert "has no text in column" in str(error)
@@ -323,21 +327,21 @@ def test_a_table_gives_the_same_samples_from_every_kind_of_file(
 
 def test_a_csv_of_a_data_set_is_read_as_it_is_written(hub: Path) -> None:
     (hub / "train.csv").write_text("text,label\n01,NA\n2020-01-01,None\n1.50,nan\nTRUE,NA\n")
-    found = load(Source("mine", f"hf:{hub}"), 0)
+    found = load_source(Source("mine", f"hf:{hub}"), 0)
     assert [sample.prompt.partition("\n")[0] for sample in found.samples] == ["01", "2020-01-01", "1.50", "TRUE"]
-    assert found.labels == (" NA", " None", " nan") and found == load(Source("mine", str(hub / "train.csv")), 0)
-    assert len(load(Source("mine", f"hf:{hub}@train[:2]"), 0).samples) == 2
+    assert found.labels == (" NA", " None", " nan") and found == load_source(Source("mine", str(hub / "train.csv")), 0)
+    assert len(load_source(Source("mine", f"hf:{hub}@train[:2]"), 0).samples) == 2
     (hub / "test.csv").write_text("text,label\nx,a\n")
-    assert len(load(Source("mine", f"hf:{hub}@train[1:]+test"), 0).samples) == 4
-    assert len(load(Source("mine", f"hf:{hub}@all"), 0).samples) == 5
+    assert len(load_source(Source("mine", f"hf:{hub}@train[1:]+test"), 0).samples) == 4
+    assert len(load_source(Source("mine", f"hf:{hub}@all"), 0).samples) == 5
 
 
 def test_a_tab_separated_file_and_json_lines_of_a_data_set(hub: Path) -> None:
     (hub / "train.tsv").write_text("text\tlabel\na,1\t01\nb\t1\n")
-    assert load(Source("mine", f"hf:{hub}"), 0).labels == (" 01", " 1")
+    assert load_source(Source("mine", f"hf:{hub}"), 0).labels == (" 01", " 1")
     (hub / "train.tsv").unlink()
     (hub / "train.json").write_text('{"text": "2020-01-01", "label": "01"}\n{"text": "b", "label": 1}\n')
-    found = load(Source("mine", f"hf:{hub}"), 0)
+    found = load_source(Source("mine", f"hf:{hub}"), 0)
     assert found.labels == (" 01", " 1") and found.samples[0].prompt == "2020-01-01\nLabel:"
 
 
@@ -347,11 +351,11 @@ def test_what_a_data_set_says_of_its_files_counts(hub: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(
         hub / "train.parquet"
     )
-    assert [sample.answer for sample in load(Source("mine", f"hf:{hub}"), 0).samples] == [" yes", " no"]
+    assert [sample.answer for sample in load_source(Source("mine", f"hf:{hub}"), 0).samples] == [" yes", " no"]
     (hub / "train.parquet").unlink()
     (hub / "train.csv").write_text("text;label\na;x\nb;y\n")
     (hub / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ';'\n---\n")
-    assert load(Source("mine", f"hf:{hub}"), 0).labels == (" x", " y")
+    assert load_source(Source("mine", f"hf:{hub}"), 0).labels == (" x", " y")
 
 
 def test_a_folder_may_hold_the_characters_that_part_a_name(tmp_path: Path) -> None:
@@ -417,7 +421,7 @@ def test_columns_that_are_no_text_are_named_if_they_are_used(tmp_path: Path, col
     column = column if what[:11] != "a timestamp" else pa.array([2**62, 1], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["a", "b"], "other": column, "label": ["x", "y"]}), tmp_path / "a.parquet")
     source = Source("mine", str(tmp_path / "a.parquet"))
-    assert len(load(source, 0).samples) == 2
+    assert len(load_source(source, 0).samples) == 2
     text = message(replace(source, text_column="other"))
     assert f"row 1 of {source.source!r} holds {what} in column 'other'" in text
 
@@ -499,7 +503,7 @@ def test_a_table_that_grows_when_it_is_unpacked_is_refused(tmp_path: Path, monke
 
 def test_a_field_may_be_long(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"text,label\n{'x' * 200_000},a\nb,b\n")
-    assert len(load(Source("mine", str(tmp_path / "a.csv")), 0).samples[0].prompt) > 200_000
+    assert len(load_source(Source("mine", str(tmp_path / "a.csv")), 0).samples[0].prompt) > 200_000
 
 
 def test_an_error_is_one_line_whatever_the_file_holds(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from airpfed.core.errors import UserError
 from airpfed.tasks.sample import Sample
-from airpfed.tasks.split import Samples, Shares, share, sizes, split
+from airpfed.tasks.split import Samples, Shares, device_sizes, share_samples, split_samples
 
 SHARES = Shares(devices=6, samples_per_device=40, dev_samples=10, test_samples=20)
 
@@ -31,43 +31,43 @@ def skew(devices: tuple[Samples, ...]) -> float:
 
 def test_split_is_disjoint_and_complete() -> None:
     samples = pool(100)
-    train, dev, test = split(samples, 10, 20, 1, "a")
+    train, dev, test = split_samples(samples, 10, 20, 1, "a")
     assert (len(train), len(dev), len(test)) == (70, 10, 20)
     assert set(train) | set(dev) | set(test) == set(samples)
 
 
 def test_split_is_fixed_by_seed_and_name() -> None:
     samples = pool(100)
-    assert split(samples, 10, 20, 1, "a") == split(samples, 10, 20, 1, "a")
-    assert split(samples, 10, 20, 1, "a")[2] != split(samples, 10, 20, 2, "a")[2]
-    assert split(samples, 10, 20, 1, "a")[2] != split(samples, 10, 20, 1, "b")[2]
+    assert split_samples(samples, 10, 20, 1, "a") == split_samples(samples, 10, 20, 1, "a")
+    assert split_samples(samples, 10, 20, 1, "a")[2] != split_samples(samples, 10, 20, 2, "a")[2]
+    assert split_samples(samples, 10, 20, 1, "a")[2] != split_samples(samples, 10, 20, 1, "b")[2]
 
 
 def test_test_set_does_not_depend_on_dev_size() -> None:
-    assert split(pool(100), 10, 20, 1, "a")[2] == split(pool(100), 50, 20, 1, "a")[2]
+    assert split_samples(pool(100), 10, 20, 1, "a")[2] == split_samples(pool(100), 50, 20, 1, "a")[2]
 
 
 def test_split_needs_a_training_sample() -> None:
-    assert len(split(pool(31), 10, 20, 1, "a")[0]) == 1
+    assert len(split_samples(pool(31), 10, 20, 1, "a")[0]) == 1
     with pytest.raises(UserError, match=r"^tasks.a: .*there are 30 distinct samples$"):
-        split(pool(30), 10, 20, 1, "a")
+        split_samples(pool(30), 10, 20, 1, "a")
 
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "column"])
 @pytest.mark.parametrize("spread", ["equal", "lognormal"])
 def test_shares_are_disjoint_and_fixed(how: str, spread: str) -> None:
     shares = replace(SHARES, split=how, sizes=spread, sizes_sigma=1.0, devices=3 if how == "column" else 6)
-    dealt = share(pool(400), shares, 1, "a")
+    dealt = share_samples(pool(400), shares, 1, "a")
     check_dealt(dealt, pool(400))
     assert len(dealt) == shares.devices
-    assert dealt == share(pool(400), shares, 1, "a")
+    assert dealt == share_samples(pool(400), shares, 1, "a")
     if (how, spread) != ("column", "equal"):  # nothing is random there
-        assert dealt != share(pool(400), shares, 2, "a")
+        assert dealt != share_samples(pool(400), shares, 2, "a")
 
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet"])
 def test_equal_sizes(how: str) -> None:
-    assert [len(d) for d in share(pool(400), replace(SHARES, split=how), 1, "a")] == [40] * 6
+    assert [len(d) for d in share_samples(pool(400), replace(SHARES, split=how), 1, "a")] == [40] * 6
 
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet"])
@@ -75,7 +75,7 @@ def test_equal_sizes(how: str) -> None:
 @pytest.mark.parametrize("spread", ["equal", "lognormal"])
 def test_sizes_shrink_to_what_is_there(how: str, count: int, spread: str) -> None:
     shares = replace(SHARES, split=how, sizes=spread, sizes_sigma=1.5)
-    dealt = share(pool(count), shares, 3, "a")
+    dealt = share_samples(pool(count), shares, 3, "a")
     check_dealt(dealt, pool(count))
     if spread == "equal":
         assert {len(device) for device in dealt} == {min(40, count // 6)}
@@ -83,40 +83,40 @@ def test_sizes_shrink_to_what_is_there(how: str, count: int, spread: str) -> Non
 
 def test_lognormal_sizes_keep_the_mean_and_the_spread() -> None:
     shares, n = replace(SHARES, samples_per_device=1000, sizes="lognormal", sizes_sigma=0.5), 4000
-    drawn = sizes(shares, n, 1, "a") / 1000
+    drawn = device_sizes(shares, n, 1, "a") / 1000
     variance = math.exp(0.25) - 1
     assert abs(drawn.mean() - 1) < 5 * math.sqrt(variance / n)
     assert abs(np.log(drawn).std() - 0.5) < 5 * 0.5 / math.sqrt(2 * n)
-    assert (sizes(replace(shares, sizes_sigma=0.0), 5, 1, "a") == 1000).all()
-    assert (sizes(replace(shares, samples_per_device=1, sizes_sigma=3.0), 50, 1, "a") >= 1).all()
+    assert (device_sizes(replace(shares, sizes_sigma=0.0), 5, 1, "a") == 1000).all()
+    assert (device_sizes(replace(shares, samples_per_device=1, sizes_sigma=3.0), 50, 1, "a") >= 1).all()
 
 
 def test_dirichlet_skews_by_alpha() -> None:
     samples, shares = pool(4000), replace(SHARES, devices=20, samples_per_device=50, split="dirichlet")
-    skews = [skew(share(samples, replace(shares, dirichlet_alpha=a), 1, "a")) for a in (1e-3, 0.1, 1.0, 100.0)]
+    skews = [skew(share_samples(samples, replace(shares, dirichlet_alpha=a), 1, "a")) for a in (1e-3, 0.1, 1.0, 100.0)]
     assert skews == sorted(skews, reverse=True)
     assert skews[0] > 0.99 and skews[1] > 0.7
     # In the limit a device is an IID draw; the commonest of four classes takes 0.34 of 50 draws, give or take 0.045.
-    even = skew(share(samples, replace(shares, split="iid"), 1, "a"))
+    even = skew(share_samples(samples, replace(shares, split="iid"), 1, "a"))
     assert abs(skews[3] - even) < 5 * 0.045 * math.sqrt(2 / 20) and skews[3] < 0.42
 
 
 def test_dirichlet_tends_to_the_shares_of_the_pool() -> None:
     samples = tuple(Sample(f"t{i}", " x", int(i % 10 == 0)) for i in range(20_000))
     shares = replace(SHARES, devices=40, samples_per_device=100, split="dirichlet", dirichlet_alpha=1e6)
-    rare = [sum(s.label for s in device) / 100 for device in share(samples, shares, 1, "a")]
+    rare = [sum(s.label for s in device) / 100 for device in share_samples(samples, shares, 1, "a")]
     assert abs(np.mean(rare) - 0.1) < 5 * math.sqrt(0.09 / 4000)
 
 
 def test_dirichlet_deals_out_the_last_sample() -> None:
     shares = replace(SHARES, devices=5, samples_per_device=20, split="dirichlet", dirichlet_alpha=1e-3)
-    check_dealt(share(pool(100), shares, 1, "a"), pool(100))
-    assert sum(map(len, share(pool(100), shares, 1, "a"))) == 100
+    check_dealt(share_samples(pool(100), shares, 1, "a"), pool(100))
+    assert sum(map(len, share_samples(pool(100), shares, 1, "a"))) == 100
 
 
 def test_column_gives_each_value_a_device() -> None:
     for devices in (0, 3):
-        dealt = share(pool(400), replace(SHARES, split="column", devices=devices), 1, "a")
+        dealt = share_samples(pool(400), replace(SHARES, split="column", devices=devices), 1, "a")
         assert [{s.device for s in device} for device in dealt] == [{"d0"}, {"d1"}, {"d2"}]
         assert [len(device) for device in dealt] == [40] * 3
 
@@ -134,5 +134,5 @@ def test_column_gives_each_value_a_device() -> None:
 )
 def test_errors_name_the_setting(shares: Shares, samples: Samples, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
-        share(samples, shares, 1, "a")
+        share_samples(samples, shares, 1, "a")
     assert "\n" not in str(caught.value) and "tasks.a" in str(caught.value)

@@ -16,8 +16,8 @@ from airpfed.air.uplink import Aggregate
 from airpfed.config import settings_file
 from airpfed.config.schema import ERROR_FREE, Method
 from airpfed.experiment import build
-from airpfed.model.adapters import METHODS, SCOPES
 from airpfed.model.layout import Vectors, gather
+from airpfed.model.methods import METHODS, SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of, score, score_task
 from airpfed.training.experiment import Experiment
@@ -124,8 +124,8 @@ def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[
 def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: Path) -> None:
     made, heard = experiment(llama_settings, f"adapters.method={method}"), []
     state = played(replace(made, aggregate=listening(made, heard)), 2)
-    outs = sum(out for out, _ in made.clients.backbone.sites.values())
-    widths = sum(width for _, width in made.clients.backbone.sites.values())
+    outs = sum(out for out, _ in made.clients.backbone.target_layers.values())
+    widths = sum(width for _, width in made.clients.backbone.target_layers.values())
     for slot, (a, b) in enumerate(SENT[method]):
         assert {rows[slot].shape for rows in heard} == {(5, a * widths + b * outs)}
     (s_a, s_b), (p_a, p_b) = SENT[method]
@@ -140,8 +140,8 @@ def test_only_what_the_table_says_leaves_a_device(method: str, llama_settings: P
 def test_the_ledger_charges_what_is_sent_and_only_that(method: str, llama_settings: Path) -> None:
     """Two entries a channel use, a normaliser group each; one s-slot, a p-slot a task; 32 bits down an entry."""
     made = experiment(llama_settings, f"adapters.method={method}")
-    outs = sum(out for out, _ in made.clients.backbone.sites.values())
-    widths = sum(width for _, width in made.clients.backbone.sites.values())
+    outs = sum(out for out, _ in made.clients.backbone.target_layers.values())
+    widths = sum(width for _, width in made.clients.backbone.target_layers.values())
     state = made.initial
     for t in (1, 2):
         state, row = play_round(made, state)
@@ -160,7 +160,7 @@ def test_ffa_averages_products_exactly_and_fedit_does_not(llama_settings: Path) 
     for method in ("ffa", "fedit"):
         made = experiment(llama_settings, f"adapters.method={method}", *local, FEW)
         state, _ = play_round(made, made.initial)
-        plan, _ = training_round.batches(
+        plan, _ = training_round.draw_batches(
             made.clients, state.devices.cursors, made.local_training.batch_size, made.local_training.steps
         )
         found, _ = training_round.gradients(
@@ -185,14 +185,14 @@ def products(made: Experiment, rows: Vectors, weights: Tensor) -> Tensor:
         each = [model[f"{site}.B"][0].double() @ model[f"{site}.A"][0].double() for model in models]
         return sum(w * product for w, product in zip(weights, each, strict=True)).flatten()
 
-    return torch.cat([mean(site) for site in sorted(made.clients.backbone.sites)])
+    return torch.cat([mean(site) for site in sorted(made.clients.backbone.target_layers)])
 
 
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
 def test_rolora_moves_b_and_a_in_turn(design: str, llama_settings: Path) -> None:
     """What rests stays bit for bit, with its moments and its count; also with local steps."""
     made = experiment(llama_settings, "adapters.method=rolora", "devices.local_steps=2", f"radio.design={design}", FEW)
-    turns = made.clients.layout.turns()
+    turns = made.clients.layout.phases()
     assert turns[0][0] == turns[1][1] and turns[1][0] == 0 and turns[0][1] == made.initial.server.shared.value.shape[1]
     state = made.initial
     for t in range(4):
@@ -210,7 +210,7 @@ def test_the_first_round_of_rolora_is_ffas_and_the_second_is_fedits_for_a(llama_
     """Local steps: A rests on the devices too. One step: A's gradient is taken at the B of the first round."""
     local = ("devices.local_steps=3", "devices.local_lr=0.5")
     one, two = (experiment(llama_settings, f"adapters.method={m}", *local, FEW) for m in ("rolora", "ffa"))
-    (first, last), rest = one.clients.layout.turns()
+    (first, last), rest = one.clients.layout.phases()
     a, b = (play_round(made, made.initial)[0].server.shared.value for made in (one, two))
     assert torch.equal(a[:, first:last], b)
     one, fedit = (
@@ -239,8 +239,8 @@ def test_rolora_keeps_what_was_heard_of_each_turns_symbols_apart(bert_settings: 
 
 def test_local_steps_of_a_method_in_turn_need_the_turn(llama_settings: Path) -> None:
     made = experiment(llama_settings, "adapters.method=rolora")
-    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, 2, 2)
-    with pytest.raises(ValueError, match="whose turn it is"):
+    plan, _ = training_round.draw_batches(made.clients, made.initial.devices.cursors, 2, 2)
+    with pytest.raises(ValueError, match="need the active columns"):
         training_round.gradients(made.clients, vectors(made.initial), plan, 0.1, 5)
 
 

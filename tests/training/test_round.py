@@ -11,8 +11,8 @@ from torch import Tensor
 from airpfed.air.schedule import Updates
 from airpfed.config import settings_file
 from airpfed.experiment import build
-from airpfed.model.adapters import SCOPES
 from airpfed.model.layout import Vectors
+from airpfed.model.methods import SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.checkpoint import tensors_of
 from airpfed.training.experiment import Experiment
@@ -152,7 +152,7 @@ def test_absent_devices_are_logged_and_left_out_of_the_loss(
     made = experiment(llama_settings, EXACT)
     plain, row = play_round(made, made.initial)
     assert row.absent == []
-    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    plan, _ = training_round.draw_batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
     _, loss = training_round.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
     monkeypatch.setattr(training_round, "gradients", with_nan((0, 1, 3)))
     state, row = play_round(made, made.initial)
@@ -165,7 +165,7 @@ def test_absent_devices_are_logged_and_left_out_of_the_loss(
 def test_the_loss_of_a_task_is_weighted_by_samples(llama_settings: Path) -> None:
     made = experiment(llama_settings)
     _, row = play_round(made, made.initial)
-    plan, _ = training_round.batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
+    plan, _ = training_round.draw_batches(made.clients, made.initial.devices.cursors, made.local_training.batch_size, 1)
     _, loss = training_round.gradients(made.clients, vectors(made.initial), plan, 1.0, 5)
     _, own = weights(made, torch.ones(5))
     for n, task in enumerate(made.tasks):

@@ -13,8 +13,8 @@ from torch import Tensor
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.core.run_files import Bounds, Probe, Theory
-from airpfed.devices.full_gradients import Sweep, full_losses, mean_loss, sweep
-from airpfed.devices.gradients import Clients
+from airpfed.devices.clients import Clients
+from airpfed.devices.full_gradients import FullGradients, full_gradients, full_losses, mean_loss
 from airpfed.model.layout import Vectors
 from airpfed.theory import bounds
 from airpfed.theory.constants import step_curvature
@@ -148,9 +148,9 @@ class BoundMonitor:
             row = row.model_copy(update={"bounds": bounds_of(row)})
         return row.model_copy(update={"failed": failures(probe, row, statistics)})
 
-    def full_gradients(self, values: Vectors) -> Sweep:
+    def full_gradients(self, values: Vectors) -> FullGradients:
         """Losses and gradients of the full training data at some parameters."""
-        return sweep(self.clients, values, self.local_training.batch_size, self.devices_per_pass)
+        return full_gradients(self.clients, values, self.local_training.batch_size, self.devices_per_pass)
 
 
 def bounds_of(row: Theory) -> Bounds:
@@ -199,7 +199,7 @@ def stack_of(gradients: Vectors) -> Stack:
     return Stack(gradients["global"], gradients["task"], gradients["device"])
 
 
-def gradient_fields(weights: Weights, observed: Sweep, gradient: Direction) -> dict[str, float]:
+def gradient_fields(weights: Weights, observed: FullGradients, gradient: Direction) -> dict[str, float]:
     """The fields of `run_files.Gradients`. gradient: grad F."""
     return {
         "loss": mean_loss(observed.losses, weights.device),

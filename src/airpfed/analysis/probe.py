@@ -15,7 +15,7 @@ from airpfed.analysis.monitor import BoundMonitor, channel_statistics, direction
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Constants, Point, Probe
-from airpfed.devices.full_gradients import Sweep
+from airpfed.devices.full_gradients import FullGradients
 from airpfed.devices.hessian import Curvature, curvature
 from airpfed.theory import bounds
 from airpfed.theory.constants import envelope, secant
@@ -159,7 +159,7 @@ def curvature_at(monitor: BoundMonitor, state: State) -> Curvature:
     )
 
 
-def gradient_statistics(monitor: BoundMonitor, observed: Sweep) -> dict[str, object]:
+def gradient_statistics(monitor: BoundMonitor, observed: FullGradients) -> dict[str, object]:
     """The statistics of gradients that a plan needs: energies, correlations, and Lambda for other splits of ranks."""
     weights, devices = monitor.weights, torch.arange(len(monitor.clients.shards))
     rows, local = {"global": observed.gradient.shared, "task": observed.gradient.personal}, observed.gradient.local

@@ -26,3 +26,14 @@ def hint(name: str, valid_names: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for an unknown name, or an empty text if no valid name is close."""
     near = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an exception's text, cut at `limit` characters, or its type's name without a text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text as a single line, or its type's name without a text."""
+    return " ".join(str(error).split()) or type(error).__name__

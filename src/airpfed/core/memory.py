@@ -6,6 +6,7 @@ machines that can cost more than the arithmetic of the round.
 A matrix with a row per device may be larger than memory. Beyond a limit it lies in a temporary file that is mapped into
 memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and goes with the tensor. Its pages count as
 resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
+`TensorFile` writes tensors into such a file and reads them back one by one.
 """
 
 import ctypes
@@ -13,9 +14,11 @@ import gc
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from weakref import WeakValueDictionary
 
 import torch
@@ -108,3 +111,31 @@ def release_pages(matrix: Tensor) -> None:
     """Unmap the pages of a matrix that lies in a file; its values stay. A matrix in memory is left alone."""
     if is_spilled(matrix) and hasattr(mmap, "MADV_DONTNEED"):
         _FILES[matrix.untyped_storage().data_ptr()].madvise(mmap.MADV_DONTNEED)
+
+
+class TensorFile:
+    """Tensors one after another in a temporary file."""
+
+    def __init__(self) -> None:
+        """Open an empty file."""
+        self._file = tempfile.TemporaryFile(prefix="airpfed-")  # noqa: SIM115 - lives as long as its owner
+        weakref.finalize(self, self._file.close)
+        self._size = 0
+        self._lock = Lock()
+
+    def put(self, value: Tensor) -> tuple[int, torch.Size]:
+        """Append a tensor; returns its offset in bytes and its shape."""
+        data = value.cpu().contiguous().view(torch.uint8).numpy()
+        offset = self._size
+        self._file.seek(offset)
+        self._file.write(data.tobytes())
+        self._size += data.nbytes
+        return offset, value.shape
+
+    def get(self, entry: tuple[int, torch.Size], dtype: torch.dtype) -> Tensor:
+        """Read the tensor of an entry that `put` returned, bit for bit. Any thread may call it."""
+        offset, shape = entry
+        with self._lock:
+            self._file.seek(offset)
+            data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)

@@ -1,1 +1,1 @@
-"""Devices: the gradients of many devices in one stacked pass."""
+"""Devices: mini-batches, stacked gradients, answers, compression, and full-data gradients for the theory."""

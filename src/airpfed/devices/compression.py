@@ -1,7 +1,8 @@
-"""How a gradient travels: exact, or rounded at random so that its mean is exact; the same in the simulator.
+"""Compression of gradients on their way to the server: exact, or rounded at random without bias.
 
-A vector becomes bytes: a float32 scale per tensor group (integers only), then the entries, little-endian. Rounding is
-to one of the two neighbours, up with the probability that makes the expectation the entry itself.
+A vector becomes bytes: one float32 scale per normaliser group (integer formats only), then the entries, little-endian.
+An entry is rounded to one of its two neighbours, with the probabilities that make the expectation the entry itself.
+The simulator and the federation use the same code.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ Payload = Literal["float32", "bfloat16", "int8", "int4"]
 
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 LEVELS = {"int8": 127, "int4": 7}
-"""Integers run from -level to level; a group's largest entry is sent as its level."""
+"""Largest integer of a format. Integers run from -level to level, and a group's largest magnitude becomes its level."""
 
-Sent = Literal["global", "task"]
-SENT: tuple[Sent, ...] = ("global", "task")
-"""Scopes that travel, in this order."""
+UplinkScope = Literal["global", "task"]
+UPLINK_SCOPES: tuple[UplinkScope, ...] = ("global", "task")
+"""Scopes of the vectors that devices send, in this order."""
 
 
 def encode(
@@ -32,80 +33,85 @@ def encode(
     if payload == "float32":
         return vector.contiguous().view(torch.uint8)
     if payload == "bfloat16":
-        # Adding less than one unit of the last place kept and cutting off: away from zero, in proportion to the rest.
+        # Adding a random number below one unit in the last kept place, and then cutting, rounds the magnitude up with
+        # a probability equal to the part that is cut off.
         bits = vector.contiguous().view(torch.int32).long() & 0xFFFFFFFF
         bits = (bits + torch.randint(1 << 16, vector.shape, generator=rng)) >> 16
         return torch.where(bits >= 1 << 15, bits - (1 << 16), bits).to(torch.int16).view(torch.uint8)
     level = LEVELS[payload]
     scales = torch.stack([vector[a:b].abs().max() / level for a, b in groups]) if groups else vector.new_zeros(0)
-    step = _spread(scales, groups, len(vector))
-    units = torch.where(step > 0, vector / step, 0.0)
-    whole = (units + torch.rand(vector.shape, generator=rng)).floor().clamp(-level, level).to(torch.int8)
-    body = _nibbles(whole) if payload == "int4" else whole.view(torch.uint8)
+    scale = _scale_of_entries(scales, groups, len(vector))
+    units = torch.where(scale > 0, vector / scale, 0.0)
+    integers = (units + torch.rand(vector.shape, generator=rng)).floor().clamp(-level, level).to(torch.int8)
+    body = _to_nibbles(integers) if payload == "int4" else integers.view(torch.uint8)
     return torch.cat([scales.contiguous().view(torch.uint8), body])
 
 
 def decode(
     data: UInt8[Tensor, " bytes"], size: int, groups: Sequence[tuple[int, int]], payload: Payload
 ) -> Float[Tensor, " {size}"]:
-    """The vector that bytes of the right length (`byte_count`) stand for."""
-    data = data.clone()  # where it starts, views of wider numbers may start
+    """The vector of `size` entries in `data`, which has `vector_bytes` bytes."""
+    data = data.clone()  # aligned for views of wider types
     if payload == "float32":
         return data.view(torch.float32)
     if payload == "bfloat16":
         return data.view(torch.bfloat16).float()
     scales, body = data[: 4 * len(groups)].view(torch.float32), data[4 * len(groups) :]
-    whole = _from_nibbles(body)[:size] if payload == "int4" else body.view(torch.int8)
-    return whole.float() * _spread(scales, groups, size)
+    integers = _from_nibbles(body)[:size] if payload == "int4" else body.view(torch.int8)
+    return integers.float() * _scale_of_entries(scales, groups, size)
 
 
-def byte_count(size: int, groups: Sequence[tuple[int, int]], payload: Payload) -> int:
-    """Bytes of a vector: its entries, whole bytes, and a scale per group where there are scales."""
+def vector_bytes(size: int, groups: Sequence[tuple[int, int]], payload: Payload) -> int:
+    """Bytes of a vector: its entries, rounded up to a whole byte, and one scale per group in integer formats."""
     return (size * BITS[payload] + 7) // 8 + (4 * len(groups) if payload in LEVELS else 0)
 
 
-def sizes(layout: Layout, task: int) -> dict[Sent, int]:
-    """Entries of each vector that a device of a task sends: its task's own head only."""
+def vector_lengths(layout: Layout, task: int) -> dict[UplinkScope, int]:
+    """Entries of each vector that a device of a task sends; the personal vector ends with its own task's classes."""
     return {"global": layout.size("global"), "task": layout.task_lengths[task]}
 
 
-def groups_of(layout: Layout, scope: Sent, size: int) -> tuple[tuple[int, int], ...]:
-    """Columns that share a scale: a scope's normaliser groups, cut where the task's vector ends."""
+def scale_groups(layout: Layout, scope: UplinkScope, size: int) -> tuple[tuple[int, int], ...]:
+    """Columns that share a scale: the scope's normaliser groups, cut at the end of a vector of `size` entries."""
     return tuple((a, min(b, size)) for a, b in layout.groups(scope) if a < size)
 
 
-def device_bytes(layout: Layout, task: int, payload: Payload) -> int:
+def bytes_per_device(layout: Layout, task: int, payload: Payload) -> int:
     """Bytes of the gradient that a device of a task sends."""
-    found = sizes(layout, task)
-    return sum(byte_count(found[s], groups_of(layout, s, found[s]), payload) for s in SENT)
+    lengths = vector_lengths(layout, task)
+    return sum(vector_bytes(lengths[s], scale_groups(layout, s, lengths[s]), payload) for s in UPLINK_SCOPES)
 
 
-def all_bytes(layout: Layout, task_of: Int[Tensor, " K"], payload: Payload) -> int:
+def total_bytes(layout: Layout, task_of: Int[Tensor, " K"], payload: Payload) -> int:
     """Bytes of the gradients of all devices."""
     counts = torch.bincount(task_of).tolist()
-    return sum(count * device_bytes(layout, task, payload) for task, count in enumerate(counts) if count)
+    return sum(count * bytes_per_device(layout, task, payload) for task, count in enumerate(counts) if count)
 
 
-def encoded(
+def encode_gradient(
     gradient: Vectors, layout: Layout, task: int, payload: Payload, rng: torch.Generator
-) -> dict[Sent, UInt8[Tensor, " _bytes"]]:
-    """The sent scopes of one device's gradient (one row each) as bytes."""
-    found = sizes(layout, task)
-    return {s: encode(gradient[s][0, : found[s]], groups_of(layout, s, found[s]), payload, rng) for s in SENT}
+) -> dict[UplinkScope, UInt8[Tensor, " _bytes"]]:
+    """One device's gradient (one row per scope) as bytes. Random: rounding, from `rng`."""
+    lengths = vector_lengths(layout, task)
+    return {
+        s: encode(gradient[s][0, : lengths[s]], scale_groups(layout, s, lengths[s]), payload, rng)
+        for s in UPLINK_SCOPES
+    }
 
 
-def decoded(data: dict[Sent, UInt8[Tensor, " _bytes"]], layout: Layout, task: int, payload: Payload) -> Vectors:
-    """The inverse: one row a scope, zero beyond the task's own entries."""
+def decode_gradient(
+    data: dict[UplinkScope, UInt8[Tensor, " _bytes"]], layout: Layout, task: int, payload: Payload
+) -> Vectors:
+    """The inverse of `encode_gradient`: one row per scope, 0 beyond the entries of the task."""
     rows: Vectors = {}
-    for scope in SENT:
-        size = sizes(layout, task)[scope]
+    for scope, size in vector_lengths(layout, task).items():
         row = torch.zeros(1, layout.size(scope))
-        row[0, :size] = decode(data[scope], size, groups_of(layout, scope, size), payload)
+        row[0, :size] = decode(data[scope], size, scale_groups(layout, scope, size), payload)
         rows[scope] = row
     return rows
 
 
-def rounded(
+def compress_gradients(
     gradients: Vectors,
     present: Bool[Tensor, " K"],
     layout: Layout,
@@ -114,33 +120,32 @@ def rounded(
     seed: int,
     t: int,
 ) -> Vectors:
-    """Gradients of all devices as they come out of their payload in round t, in place of those given.
+    """Gradients of all present devices encoded and decoded, as the server of round t gets them.
 
-    An absent device's row stays as it is.
+    Writes into `gradients` and returns it; rows of absent devices stay as they are. Random: `rounding_stream`.
     """
     if payload == "float32":
         return gradients
     for k in present.nonzero().flatten().tolist():
-        task, own = int(task_of[k]), {s: rows[k : k + 1] for s, rows in gradients.items()}
-        data = encoded(own, layout, task, payload, rounding(seed, k, t))
-        for scope, row in decoded(data, layout, task, payload).items():
+        task, gradient = int(task_of[k]), {scope: rows[k : k + 1] for scope, rows in gradients.items()}
+        data = encode_gradient(gradient, layout, task, payload, rounding_stream(seed, k, t))
+        for scope, row in decode_gradient(data, layout, task, payload).items():
             gradients[scope][k] = row[0]
     return gradients
 
 
-def rounding(seed: int, device: int, t: int) -> torch.Generator:
-    """The stream that rounds a device's gradient in round t."""
+def rounding_stream(seed: int, device: int, t: int) -> torch.Generator:
+    """The generator that rounds a device's gradient in round t: stream (seed, "payload", device, t)."""
     return stream(seed, "payload", device, t)
 
 
-def _spread(scales: Tensor, groups: Sequence[tuple[int, int]], size: int) -> Tensor:
-    """Each entry's scale."""
+def _scale_of_entries(scales: Tensor, groups: Sequence[tuple[int, int]], size: int) -> Tensor:
     counts = torch.tensor([b - a for a, b in groups], dtype=torch.long)
     return scales.repeat_interleave(counts, output_size=size)
 
 
-def _nibbles(whole: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(whole.long() & 15, (0, len(whole) % 2))
+def _to_nibbles(integers: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(integers.long() & 15, (0, len(integers) % 2))
     return (padded[0::2] | padded[1::2] << 4).to(torch.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Which fast ways of computing give a base's right numbers: measured on the base itself, before round 1.
+"""Choice of the fast paths that give correct numbers on a base model, measured on the base before round 1.
 
-Each way is compared with its slow twin, one sample at a time as PEFT computes it, on three devices with unlike random
-factors and texts of unlike lengths. What disagrees, or raises, is not used on that base.
+Each fast path is compared with the slow path, which computes one sample at a time as PEFT does, on three devices with
+different random factors and texts of different lengths. A fast path that disagrees or raises is not used on that base.
 """
 
 import hashlib
@@ -17,27 +17,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from airpfed.core.errors import UserError
+from airpfed.core.errors import UserError, first_line
 from airpfed.core.rng import stream
 from airpfed.core.wheels import cached_text
+from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import complete, last_scores
-from airpfed.devices.gradients import Clients, loss_gradient
+from airpfed.devices.gradients import loss_gradient
 from airpfed.devices.prefix_cache import PrefixCache
-from airpfed.model.adapters import StackedLoRA
 from airpfed.model.backbone import Backbone, FastPaths
-from airpfed.model.layout import Factors, gather, initial, trained
-from airpfed.model.tokens import Encoded
+from airpfed.model.layers import StackedLoRA
+from airpfed.model.layout import Factors, gather, initial_vectors, trained_factors
+from airpfed.model.tokens import Encoding
 
 TOLERANCE = 1e-4
-"""Largest relative difference of gradients, and of logits, between a fast way and its slow twin (float32)."""
+"""Largest relative difference of gradients, and of logits, between a fast path and the slow path (float32)."""
 
-DEVICES = 3
-"""Devices of the probe: where a tensor that is no batch comes through a layer, its length is rarely divisible by 3."""
+NUM_DEVICES = 3
+"""Devices of the probe. A tensor without a batch axis rarely has a length that 3 divides, so such a tensor shows."""
 
-TOLD = 1e-5
-"""Differences above this are told."""
+REPORTED = 1e-5
+"""Smallest difference that the user is told about."""
 
-WAYS: Mapping[str, str] = {
+DESCRIPTIONS: Mapping[str, str] = {
     "fused": "adapters as one function",
     "batching": "several samples in a pass",
     "stacking": "several devices in a pass",
@@ -47,18 +48,18 @@ WAYS: Mapping[str, str] = {
     "parallel": "passes side by side",
     "decoding": "a cache of keys and values in greedy decoding",
 }
-"""Name of each way in `FastPaths` -> what it is, in the order in which they are tried."""
+"""Field of `FastPaths` -> description, in the order in which the paths are tried."""
 
-NEEDS: Mapping[str, str] = {"stacking": "batching", "packing": "batching"}
-"""A way -> another that it stands on."""
+REQUIRES: Mapping[str, str] = {"stacking": "batching", "packing": "batching"}
+"""Path -> another path that it needs."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured on a base.
+class Measurement:
+    """Result of the comparison on a base.
 
-    paths: the ways that are used. error: of them all together, relative to one sample at a time: the larger of
-    gradients' and logits'. rejected: a way that was tried -> why it is not used.
+    paths: the fast paths to use. error: largest relative difference of gradients and logits between all of these
+    together and one sample at a time. rejected: path -> reason why it is not used.
     """
 
     paths: FastPaths
@@ -67,259 +68,253 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What one way of computing gives: each device's gradient as one vector, logits, greedy completions."""
+class Outputs:
+    """Numbers to compare: each device's gradient as one vector, logits, greedy completions."""
 
     gradients: Float[Tensor, "K d"]
     scores: Float[Tensor, "n C"]
     texts: list[str]
 
 
-def known(clients: Clients, prompts: Sequence[Encoded], base: str, stacking: bool, generate: bool) -> Measured:
-    """`measured`, or what it found before on this machine, kept in the cache by everything that it depends on.
+def cached_measurement(
+    clients: Clients, prompts: Sequence[Encoding], base: str, stacking: bool, generate: bool
+) -> Measurement:
+    """The result of `measure`, from the cache where the same measurement was made on this machine before.
 
-    base: the base's identity. stacking: whether a run computes several devices together.
+    prompts: of the evaluation; clients without data are measured on them. base: the base's identity. stacking: whether
+    the run computes several devices in a pass. generate: whether the base completes texts.
     """
     samples = [sample for shard in clients.shards for sample in shard] + list(prompts)
     lengths = [len(sample.ids) for sample in samples]
-    if not lengths:  # a server whose tasks have no text here computes nothing
-        return Measured(FastPaths(left=clients.backbone.causal), 0.0, {})
-    tokens, wanted = max(lengths), wanted_paths(clients.backbone, stacking)
-    key = key_of(clients, base, (min(lengths), tokens), wanted, generate)
+    if not lengths:  # a server without texts computes nothing
+        return Measurement(FastPaths(pad_left=clients.backbone.causal), 0.0, {})
+    tokens, candidates = max(lengths), candidate_paths(clients.backbone, stacking)
+    key = cache_key(clients, base, (min(lengths), tokens), candidates, generate)
+
+    def as_text() -> str:
+        return json.dumps(asdict(measure(clients, prompts, tokens, candidates, generate)))
+
     with suppress(ValueError, KeyError, TypeError):  # a damaged file in the cache
-        return from_text(
-            cached_text("fast_paths", key, lambda: as_text(measured(clients, prompts, tokens, wanted, generate)))
-        )
-    return measured(clients, prompts, tokens, wanted, generate)
+        return parse_measurement(cached_text("fast_paths", key, as_text))
+    return measure(clients, prompts, tokens, candidates, generate)
 
 
-def measured(clients: Clients, prompts: Sequence[Encoded], tokens: int, wanted: FastPaths, generate: bool) -> Measured:
-    """The fast ways that give the right numbers on a fleet's base.
+def measure(
+    clients: Clients, prompts: Sequence[Encoding], tokens: int, candidates: FastPaths, generate: bool
+) -> Measurement:
+    """Find the fast paths that give correct numbers on the clients' base.
 
-    prompts: what is evaluated, for a fleet without data of its own. tokens: of the longest sample. wanted: the ways to
-    try, on a side for padding to try first. generate: whether the base completes texts. Raises UserError where the base
-    does not compute even one sample.
+    tokens: of the longest sample. candidates: the paths to try, and the side for padding to try first. The rest as in
+    `cached_measurement`. Raises UserError where the base cannot compute one sample at a time, has no finite numbers,
+    or has no gradients.
     """
-    probe = probing(clients, prompts, tokens)
-    factors = factors_for(probe)
+    probe = probe_clients(clients, prompts, tokens)
+    factors = random_factors(probe)
     try:
-        right = one_at_a_time(probe, factors, generate)
+        reference = compute_outputs(probe, factors, FastPaths(), generate)
     except UserError:
         raise
-    except Exception as error:  # whatever a model raises on plain input
-        raise UserError(f"model.base: this base cannot be trained: {reason(error)}") from None
-    if not right.gradients.isfinite().all() or not right.scores.isfinite().all():
+    except Exception as failure:  # a model may raise anything on plain input
+        raise UserError(f"model.base: this base cannot be trained: {_reason(failure)}") from None
+    if not reference.gradients.isfinite().all() or not reference.scores.isfinite().all():
         raise UserError("model.base: this base gives no finite numbers, before any training; its weights are damaged")
-    if not right.gradients.norm(dim=1).all():
+    if not reference.gradients.norm(dim=1).all():
         raise UserError("adapters.target_modules: no adapter has a gradient on this base; choose other modules")
-    if (off := unsteady(probe, factors, right)) > TOLERANCE:
+    if (error := repeat_error(probe, factors, reference)) > TOLERANCE:
         raise UserError(
-            f"model.base: this base gives other numbers when it reads a text again (off by {off:.1e}), so nothing that "
-            "is trained or exported can be checked; a base without random draws in its passes fits"
+            f"model.base: this base gives other numbers when it reads a text again (off by {error:.1e}), so nothing "
+            "that is trained or exported can be checked; a base without random draws in its passes fits"
         )
 
-    def gap(paths: FastPaths) -> float:
-        found = together(probe, factors, paths, generate)
-        return max(difference(found, right), float(found.texts != right.texts))
+    def error_of(paths: FastPaths) -> float:
+        outputs = compute_outputs(probe, factors, paths, generate)
+        return max(max_difference(outputs, reference), float(outputs.texts != reference.texts))
 
-    whole, why = attempt(gap, wanted)
-    if why is None:
-        return Measured(wanted, whole, {})
-    return one_by_one(gap, wanted)
+    error, reason = try_paths(error_of, candidates)
+    return Measurement(candidates, error, {}) if reason is None else select_paths(error_of, candidates)
 
 
-def one_by_one(gap: Callable[[FastPaths], float], wanted: FastPaths) -> Measured:
-    """The ways added one after another, each kept where all together still agree."""
-    paths, error, rejected = FastPaths(left=wanted.left), 0.0, dict[str, str]()
-    for way in (way for way in WAYS if getattr(wanted, way)):
-        if (base := NEEDS.get(way)) and not getattr(paths, base):
-            rejected[way] = f"it needs {WAYS[base]}"
+def select_paths(error_of: Callable[[FastPaths], float], candidates: FastPaths) -> Measurement:
+    """Add the candidates one after another; a path stays if all selected paths together are still correct."""
+    paths, error, rejected = FastPaths(pad_left=candidates.pad_left), 0.0, dict[str, str]()
+    for name in (name for name in DESCRIPTIONS if getattr(candidates, name)):
+        if (required := REQUIRES.get(name)) and not getattr(paths, required):
+            rejected[name] = f"it needs {DESCRIPTIONS[required]}"
             continue
-        sides = (wanted.left, not wanted.left) if way == "batching" else (paths.left,)
-        for left in sides:
-            found, why = attempt(gap, replace(paths, **{way: True}, left=left))
-            if why is None:
-                paths, error = replace(paths, **{way: True}, left=left), found
-                rejected.pop(way, None)
+        sides = (candidates.pad_left, not candidates.pad_left) if name == "batching" else (paths.pad_left,)
+        for pad_left in sides:
+            trial = replace(paths, **{name: True}, pad_left=pad_left)
+            trial_error, reason = try_paths(error_of, trial)
+            if reason is None:
+                paths, error = trial, trial_error
+                rejected.pop(name, None)
                 break
-            rejected.setdefault(way, why)
-    return Measured(paths, error, rejected)
+            rejected.setdefault(name, reason)
+    return Measurement(paths, error, rejected)
 
 
-def attempt(gap: Callable[[FastPaths], float], paths: FastPaths) -> tuple[float, str | None]:
-    """The difference that some ways make together, and why they cannot be used; None where they can."""
+def try_paths(error_of: Callable[[FastPaths], float], paths: FastPaths) -> tuple[float, str | None]:
+    """The error of some paths together, and the reason why they cannot be used; None where they can."""
     try:
-        found = gap(paths)
-    except Exception as error:  # models raise what they like where they are not called as they expect
-        return 0.0, reason(error)
-    return found, None if found <= TOLERANCE else f"off by {found:.1e}"
+        error = error_of(paths)
+    except Exception as failure:  # a model may raise anything where it is called in an unexpected way
+        return 0.0, _reason(failure)
+    return error, None if error <= TOLERANCE else f"off by {error:.1e}"
 
 
-def probing(clients: Clients, prompts: Sequence[Encoded], tokens: int) -> Clients:
-    """Three devices of a fleet with samples of unlike number and length, one of `tokens`: the one that predicts most
-    tokens a sample, the first and the last.
+def probe_clients(clients: Clients, prompts: Sequence[Encoding], tokens: int) -> Clients:
+    """Three devices with samples of different number and length, one sample of `tokens` tokens.
 
-    Beside the longest, which is never padded, another one is three quarters as long and repeats itself: where a model
-    keeps the best of its tokens, equal ones change places with the padding.
-
-    What is to be predicted is changed to what no model expects: where a model is sure and right, a gradient is what
-    rounding leaves of 1 - 1.
+    They stand for the device with the most targets in a sample, the first device and the last. The longest sample is
+    never padded. Another sample has three quarters of its length and repeats a few tokens: a model that keeps only its
+    highest-scored tokens then has ties, and padding changes the order of ties. Targets are replaced by unlikely
+    targets: where a model is certain and correct, its gradient is the rounding error of 1 - 1.
     """
     targets = [max((len(sample.targets) for sample in shard), default=0) for shard in clients.shards]
-    most = max(range(len(targets)), key=targets.__getitem__)
-    chosen = [most, 0, len(targets) - 1]
-    everyone = by_length([*(sample for shard in clients.shards for sample in shard), *prompts])
-    shards = [by_length(clients.shards[k] or everyone) for k in chosen]
+    chosen = [max(range(len(targets)), key=targets.__getitem__), 0, len(targets) - 1]
+    texts = sort_by_length([*(sample for shard in clients.shards for sample in shard), *prompts])
+    shards = [sort_by_length(clients.shards[k] or texts) for k in chosen]
     filler = [token for shard in shards for sample in shard for token in sample.ids]
-    first = [lengthened(shards[0][-1], filler, tokens), shards[0][0]]
-    least = everyone[0]  # the shortest text of all is read too
-    padded = max(len(least.ids), 3 * tokens // 4)
+    first = [lengthen(shards[0][-1], filler, tokens), shards[0][0]]
+    shortest = texts[0]
+    padded = max(len(shortest.ids), 3 * tokens // 4)
     long, middle, short = shards[1][-1], shards[1][len(shards[1]) // 2], shards[1][0]
-    second = [repeating(long, padded), middle, short]
-    third = [replace(least, targets=shards[2][0].targets[: len(least.ids)])]
+    second = [repeat_tokens(long, padded), middle, short]
+    third = [replace(shortest, targets=shards[2][0].targets[: len(shortest.ids)])]
     task_of = clients.task_of[torch.tensor(chosen)]
     limits = [clients.classes[int(n)] for n in task_of]
     changed = [
-        tuple(surprising(sample, number, filler, limit) for number, sample in enumerate(shard))
+        tuple(replace_targets(sample, number, filler, limit) for number, sample in enumerate(shard))
         for shard, limit in zip((first, second, third), limits, strict=True)
     ]
     return replace(clients, shards=tuple(changed), task_of=task_of, batch_multiplier=(), autocast=False)
 
 
-def surprising(sample: Encoded, number: int, filler: Sequence[int], classes: int) -> Encoded:
-    """A sample with other targets: any tokens, or a class by turns where `classes` says how many there are."""
+def replace_targets(sample: Encoding, number: int, filler: Sequence[int], classes: int) -> Encoding:
+    """Sample `number` of a device with arbitrary target tokens, or with the next class where `classes` is not 0."""
     count = len(sample.targets)
-    tokens = [filler[(7 * number + 3 * place) % len(filler)] for place in range(count)]
-    return Encoded(sample.ids, (number % classes,) if classes else tuple(tokens))
+    tokens = [filler[(7 * number + 3 * index) % len(filler)] for index in range(count)]
+    return Encoding(sample.ids, (number % classes,) if classes else tuple(tokens))
 
 
-def by_length(shard: Sequence[Encoded]) -> list[Encoded]:
-    """A device's samples, the shortest first."""
-    return sorted(shard, key=lambda sample: len(sample.ids))
+def sort_by_length(samples: Sequence[Encoding]) -> list[Encoding]:
+    """Samples in order of length, the shortest first."""
+    return sorted(samples, key=lambda sample: len(sample.ids))
 
 
-def lengthened(sample: Encoded, filler: Sequence[int], tokens: int) -> Encoded:
-    """A sample with others' tokens behind its first one, so that it has so many; its end is as it was."""
-    more = max(0, tokens - len(sample.ids))
-    repeated = (list(filler) * (more // len(filler) + 1))[:more]
-    return Encoded((*sample.ids[:1], *repeated, *sample.ids[1:]), sample.targets)
+def lengthen(sample: Encoding, filler: Sequence[int], tokens: int) -> Encoding:
+    """A sample with filler tokens after its first token, so that it has `tokens` tokens; its end stays."""
+    missing = max(0, tokens - len(sample.ids))
+    repeated = (list(filler) * (missing // len(filler) + 1))[:missing]
+    return Encoding((*sample.ids[:1], *repeated, *sample.ids[1:]), sample.targets)
 
 
-def repeating(sample: Encoded, tokens: int) -> Encoded:
-    """A sample of so many tokens: its first and its last one, and between them a few of its others in turn."""
+def repeat_tokens(sample: Encoding, tokens: int) -> Encoding:
+    """A sample of `tokens` tokens: its first and last token, and between them three of its tokens over and over."""
     few = sample.ids[1:4] or sample.ids
-    between = (few * tokens)[: max(0, tokens - 2)]
-    ids = (*sample.ids[:1], *between, *sample.ids[-1:])[-tokens:]
-    return Encoded(ids, sample.targets[:tokens])
+    middle = (few * tokens)[: max(0, tokens - 2)]
+    ids = (*sample.ids[:1], *middle, *sample.ids[-1:])[-tokens:]
+    return Encoding(ids, sample.targets[:tokens])
 
 
-def factors_for(clients: Clients) -> Factors:
+def random_factors(clients: Clients) -> Factors:
     """Random factors of three devices, none of them zero.
 
-    The entries of c B A are a tenth of its layer's frozen weight, and at least half of what keeps a layer's input as
-    large as it is: in a base of tiny weights no fault would show.
-
+    The entries of c B A have a tenth of the standard deviation of the layer's frozen weight, and at least half of the
+    deviation that keeps the size of the layer's input: in a base with tiny weights no fault would show otherwise.
     Random: stream (0, "fast paths").
     """
     rng, backbone = stream(0, "fast paths"), clients.backbone
-    like = initial_factors(clients)
-    found: Factors = {}
-    for key in sorted(trained(like)):
+    values = initial_vectors(clients.layout, backbone.heads, stream(0, "fast paths"))
+    zeros = torch.zeros(NUM_DEVICES, dtype=torch.long)
+    start = gather(values, clients.layout, zeros, zeros)
+    factors: Factors = {}
+    for key in sorted(trained_factors(start)):
         layer, kind = key.rsplit(".", 1)
-        noise = torch.randn(DEVICES, *like[key].shape[1:], generator=rng)
+        noise = torch.randn(NUM_DEVICES, *start[key].shape[1:], generator=rng)
         module = backbone.layers[layer]
         if kind == "head" or not isinstance(module, StackedLoRA):
-            found[key] = like[key] + 0.1 * like[key].std() * noise
+            factors[key] = start[key] + 0.1 * start[key].std() * noise
         elif kind == "A":
-            found[key] = noise * (3 * noise.shape[2]) ** -0.5
+            factors[key] = noise * (3 * noise.shape[2]) ** -0.5
         else:
             weight = module.base.weight.detach().float()
-            spread = float(weight.norm()) / weight.numel() ** 0.5
-            rank, width = noise.shape[2], like[f"{layer}.A"].shape[2]
-            size = max(0.1 * spread, 0.5 * width**-0.5)
-            found[key] = noise * size * (3 * width / rank) ** 0.5 / module.scale
-    return {key: tensor.to(backbone.device) for key, tensor in found.items()}
+            deviation = float(weight.norm()) / weight.numel() ** 0.5
+            rank, width = noise.shape[2], start[f"{layer}.A"].shape[2]
+            size = max(0.1 * deviation, 0.5 * width**-0.5)
+            factors[key] = noise * size * (3 * width / rank) ** 0.5 / module.scale
+    return {key: tensor.to(backbone.device) for key, tensor in factors.items()}
 
 
-def initial_factors(clients: Clients) -> Factors:
-    """Factors of the shapes that the devices have, at the values they begin with."""
-    values = initial(clients.layout, clients.backbone.heads, stream(0, "fast paths"))
-    zero = torch.zeros(DEVICES, dtype=torch.long)
-    return gather(values, clients.layout, zero, zero)
-
-
-def one_at_a_time(clients: Clients, factors: Factors, generate: bool) -> Numbers:
-    """The right numbers: every sample of every device in a pass of its own, nothing kept, cut or padded."""
-    return together(clients, factors, FastPaths(), generate)
-
-
-def together(clients: Clients, factors: Factors, paths: FastPaths, generate: bool) -> Numbers:
-    """The numbers as a run with these ways computes them."""
-    backbone = clients.backbone.on(paths)
-    cache = PrefixCache(backbone)
-    own = replace(clients, backbone=backbone, cache=cache)
+def compute_outputs(clients: Clients, factors: Factors, paths: FastPaths, generate: bool) -> Outputs:
+    """The outputs of the probe's devices, computed as a run with these fast paths computes them."""
+    backbone = clients.backbone.with_paths(paths)
+    clients = replace(clients, backbone=backbone, cache=PrefixCache(backbone))
     for k, shard in enumerate(clients.shards):
-        cache.fill(f"device {k}", shard, range(len(shard)))
-    engine = replace(own, backbone=backbone.twins(2)[1]) if paths.parallel else own
+        clients.cache.fill(f"device {k}", shard, range(len(shard)))
+    engine = replace(clients, backbone=backbone.replicas(2)[1]) if paths.parallel else clients
     rows = [list(range(len(shard))) for shard in clients.shards]
-    every = range(len(clients.shards))
-    parts = [list(every)] if paths.stacking else [[k] for k in every]
+    devices = range(len(clients.shards))
     gradients = []
-    for part in parts:
-        mine = {key: tensor[part] for key, tensor in factors.items()}
-        _, found = loss_gradient(engine, mine, part, [rows[k] for k in part])
-        gradients.append(torch.cat([found[key].flatten(1) for key in sorted(found)], 1))
+    for part in [list(devices)] if paths.stacking else [[k] for k in devices]:
+        part_factors = {key: tensor[part] for key, tensor in factors.items()}
+        _, gradient = loss_gradient(engine, part_factors, part, [rows[k] for k in part])
+        gradients.append(torch.cat([gradient[key].flatten(1) for key in sorted(gradient)], 1))
     samples = [sample for shard in clients.shards for sample in shard]
     prompts = [sample.ids for sample in samples[:2]]
-    texts = complete(own, first_model(factors), prompts, 3) if generate else []
-    return Numbers(torch.cat(gradients).cpu(), scores_of(engine, factors, samples), texts)
+    texts = complete(clients, first_device(factors), prompts, 3) if generate else []
+    return Outputs(torch.cat(gradients).cpu(), first_device_scores(engine, factors, samples), texts)
 
 
-def scores_of(clients: Clients, factors: Factors, samples: Sequence[Encoded]) -> Float[Tensor, "n C"]:
+def first_device_scores(clients: Clients, factors: Factors, samples: Sequence[Encoding]) -> Float[Tensor, "n C"]:
     """Logits of samples by the first device's model."""
-    every = list(range(len(samples)))
-    clients.cache.fill("probe", samples, every)
-    batches = [every] if clients.backbone.paths.batching else [[index] for index in every]
-    return torch.cat([last_scores(clients, first_model(factors), "probe", samples, batch) for batch in batches]).cpu()
+    indices = list(range(len(samples)))
+    clients.cache.fill("probe", samples, indices)
+    batches = [indices] if clients.backbone.paths.batching else [[index] for index in indices]
+    return torch.cat([last_scores(clients, first_device(factors), "probe", samples, batch) for batch in batches]).cpu()
 
 
-def first_model(factors: Factors) -> Factors:
+def first_device(factors: Factors) -> Factors:
     """The first device's factors."""
     return {key: tensor[:1] for key, tensor in factors.items()}
 
 
-def unsteady(clients: Clients, factors: Factors, right: Numbers) -> float:
-    """How far the logits of the longest sample are from themselves when it is read again, relative to the largest."""
-    plain = clients.backbone.on(FastPaths())
-    longest = clients.shards[0][0]
-    again = scores_of(replace(clients, backbone=plain, cache=PrefixCache(plain)), factors, [longest])[0]
-    return float((again - right.scores[0]).abs().max() / right.scores[0].abs().max())
+def repeat_error(clients: Clients, factors: Factors, reference: Outputs) -> float:
+    """Difference of the longest sample's logits when it is computed again, relative to the largest logit."""
+    slow = clients.backbone.with_paths(FastPaths())
+    clients = replace(clients, backbone=slow, cache=PrefixCache(slow))
+    scores = first_device_scores(clients, factors, [clients.shards[0][0]])[0]
+    return float((scores - reference.scores[0]).abs().max() / reference.scores[0].abs().max())
 
 
-def difference(found: Numbers, right: Numbers) -> float:
-    """The largest relative difference: of a device's gradient, of a sample's logits."""
-    gradients = (found.gradients - right.gradients).norm(dim=1) / right.gradients.norm(dim=1)
-    scores = (found.scores - right.scores).abs().amax(1) / right.scores.abs().amax(1)
-    largest = float(torch.cat([gradients, scores]).max())
-    return largest if largest == largest else float("inf")
+def max_difference(outputs: Outputs, reference: Outputs) -> float:
+    """The largest relative difference of a device's gradient or a sample's logits; infinite where one is NaN."""
+    gradients = (outputs.gradients - reference.gradients).norm(dim=1) / reference.gradients.norm(dim=1)
+    scores = (outputs.scores - reference.scores).abs().amax(1) / reference.scores.abs().amax(1)
+    difference = float(torch.cat([gradients, scores]).max())
+    return difference if difference == difference else float("inf")
 
 
-def reason(error: BaseException) -> str:
-    """An exception in a few words."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """An exception's type and the first line of its text."""
+    kind, line = type(error).__name__, first_line(error, 120)
+    return kind if line == kind else f"{kind}: {line}"
 
 
-def key_of(clients: Clients, base: str, tokens: tuple[int, int], wanted: FastPaths, generate: bool) -> dict[str, Any]:
-    """Everything that a measurement depends on. base: the base's identity. tokens: of the shortest and longest text."""
+def cache_key(
+    clients: Clients, base: str, tokens: tuple[int, int], candidates: FastPaths, generate: bool
+) -> dict[str, Any]:
+    """All that a measurement depends on. tokens: of the shortest and the longest text."""
     backbone = clients.backbone
     parameter = next(iter(backbone.model.parameters()))
-    adapted = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.sites.items())}
+    layers = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.target_layers.items())}
+    package = Path(__file__).parent.parent
+    files = sorted([*(package / "model").glob("*.py"), *(package / "devices").glob("*.py")])
     return {
         "base": base,
-        "code": code(),
+        "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         "versions": [version(name) for name in ("torch", "transformers", "peft")],
-        "layers": adapted,
+        "layers": layers,
         "heads": {name: list(weight.shape) for name, weight in backbone.heads.items()},
         "entries": [[entry.layer, entry.kind, *entry.shape] for entry in clients.layout.entries],
         "classes": sorted(set(clients.classes)),
@@ -328,38 +323,26 @@ def key_of(clients: Clients, base: str, tokens: tuple[int, int], wanted: FastPat
         "device": str(parameter.device),
         "threads": torch.get_num_threads(),
         "tokens": tokens,
-        "wanted": asdict(wanted),
+        "candidates": asdict(candidates),
         "generate": generate,
     }
 
 
-def code() -> str:
-    """sha256 of the code that computes: the packages `model` and `devices`."""
-    home = Path(__file__).parent.parent
-    files = sorted([*(home / "model").glob("*.py"), *(home / "devices").glob("*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def as_text(found: Measured) -> str:
-    """A measurement as JSON."""
-    return json.dumps(asdict(found))
-
-
-def from_text(text: str) -> Measured:
-    """The inverse of `as_text`. Raises ValueError, KeyError or TypeError where it is none."""
+def parse_measurement(text: str) -> Measurement:
+    """A measurement from JSON. Raises ValueError, KeyError or TypeError where the text holds none."""
     tree = json.loads(text)
     paths = FastPaths(**tree["paths"])
     if any(type(getattr(paths, item.name)) is not bool for item in fields(FastPaths)):
-        raise TypeError("a way is used or not")
-    rejected = {str(way): str(why) for way, why in tree["rejected"].items()}
-    return Measured(paths, float(tree["error"]), rejected)
+        raise TypeError("a path is used or not")
+    rejected = {str(name): str(reason) for name, reason in tree["rejected"].items()}
+    return Measurement(paths, float(tree["error"]), rejected)
 
 
-def wanted_paths(backbone: Backbone, stacking: bool) -> FastPaths:
-    """The ways to try on a base. stacking: whether a run computes several devices together.
+def candidate_paths(backbone: Backbone, stacking: bool) -> FastPaths:
+    """The fast paths to try on a base. stacking: whether the run computes several devices in a pass.
 
-    Samples lie end to end only on a CPU: on a GPU a layer's many small products, one a device, would cost more than
-    padding. Classifiers are padded first on the side that their tokenizer names.
+    Samples are packed end to end on a CPU only: on a GPU, many small products per layer (one per device) would cost
+    more than padding. Classifiers try the padding side of their tokenizer first.
     """
     cpu, causal = backbone.device.type == "cpu", backbone.causal
     return FastPaths(
@@ -368,19 +351,18 @@ def wanted_paths(backbone: Backbone, stacking: bool) -> FastPaths:
         last_layer=True,
         stacking=stacking,
         batching=True,
-        left=causal or getattr(backbone.tokenizer, "padding_side", "right") == "left",
+        pad_left=causal or getattr(backbone.tokenizer, "padding_side", "right") == "left",
         parallel=cpu,
         fused=True,
         decoding=causal,
     )
 
 
-def lines(base: str, found: Measured) -> list[str]:
-    """What a user should know of a measurement: nothing where all ways agree closely."""
-    out = []
-    if found.rejected:
-        parts = [f"without {WAYS[way]} ({why})" for way, why in found.rejected.items()]
-        out.append(f"{base}: computed {', '.join(parts)}: slower, and right to {found.error:.0e}")
-    elif found.error > TOLD:
-        out.append(f"{base}: gradients and logits are within {found.error:.1e} of one sample at a time")
-    return out
+def report_lines(base: str, result: Measurement) -> list[str]:
+    """Lines that tell the user about a measurement; none where all candidates are used and agree closely."""
+    if result.rejected:
+        parts = [f"without {DESCRIPTIONS[name]} ({reason})" for name, reason in result.rejected.items()]
+        return [f"{base}: computed {', '.join(parts)}: slower, and right to {result.error:.0e}"]
+    if result.error > REPORTED:
+        return [f"{base}: gradients and logits are within {result.error:.1e} of one sample at a time"]
+    return []

@@ -1,4 +1,4 @@
-"""The full training data in one pass: every device's own loss and gradient, and how far a sample's gradient strays."""
+"""Losses and gradients of the full training data, and the variance of sample gradients within each device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.core.rng import stream
-from airpfed.devices.gradients import Clients, batch_sizes, row_losses
-from airpfed.model.buckets import batched
+from airpfed.devices.clients import Clients, batch_sizes
+from airpfed.devices.gradients import row_losses
 from airpfed.model.layout import Factors, Vectors, flatten, gather
+from airpfed.model.tokens import batched
 from airpfed.theory.constants import batch_variance, confidence_interval, sample_variance
 from airpfed.theory.inner_product import Stack
 
 
 @dataclass(frozen=True)
-class Group:
-    """Some samples of one device, computed as if they were a device of their own, at one of several points."""
+class SampleGroup:
+    """Some samples of one device, computed like a device of their own at one of several points."""
 
     device: int
     rows: tuple[int, ...]
@@ -25,11 +26,12 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """F_k and grad F_k of every device, losses of its samples, and E||g_k - grad F_k||^2 with its interval's half.
+class FullGradients:
+    """F_k and grad F_k of every device, and what its mini-batch gradients g_k add.
 
-    sgd: of the worst round's mini-batch (`batch_variance`). energy: E||g_k||^2, mean over the rounds, by scope and kind
-    of factor, e.g. ("global", "B").
+    losses: of each device's samples. gradient: grad F_k. sgd: E||g_k - grad F_k||^2 of the mini-batch with the largest
+    variance (`batch_variance`). sgd_error: half of its 95 % interval. energy: E||g_k||^2, mean over the rounds, by
+    scope and kind of factor, for example ("global", "B").
     """
 
     losses: tuple[Float[Tensor, " _D"], ...]
@@ -40,8 +42,8 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Own:
-    """One device's part of a sweep."""
+class DeviceGradient:
+    """One device's part of `FullGradients`."""
 
     gradient: Float[Tensor, " d"]
     sgd: float
@@ -49,26 +51,26 @@ class Own:
     energy: dict[tuple[str, str], float]
 
 
-def deal(clients: Clients, device: int, size: int, most: int = 0) -> list[tuple[int, ...]]:
-    """A device's samples (at most `most`; 0: all) in random groups of `size` or a little more; two or more if it can.
+def group_samples(clients: Clients, device: int, size: int, max_samples: int = 0) -> list[tuple[int, ...]]:
+    """A device's sample indices in random groups of `size` or slightly more; at least two groups where possible.
 
-    Random: one order a device, stream (seed, "groups", device).
+    max_samples: use only the first samples of the random order; 0 uses all. Random: stream (seed, "groups", device).
     """
     count = len(clients.shards[device])
-    order = torch.randperm(count, generator=stream(clients.seed, "groups", device))[: most or count]
+    order = torch.randperm(count, generator=stream(clients.seed, "groups", device))[: max_samples or count]
     groups = max(len(order) // size, min(2, len(order)))
     return [tuple(part.tolist()) for part in order.tensor_split(groups)]
 
 
-def together(clients: Clients, groups: Sequence[Group], chunk: int) -> Iterator[list[int]]:
-    """Indices of at most `chunk` groups of one task at a time."""
+def passes(clients: Clients, groups: Sequence[SampleGroup], devices_per_pass: int) -> Iterator[list[int]]:
+    """Indices of the groups of each pass: groups of one task, at most `devices_per_pass`."""
     for task in sorted(set(clients.task_of.tolist())):
         members = [index for index, group in enumerate(groups) if int(clients.task_of[group.device]) == task]
-        yield from map(list, batched(members, chunk))
+        yield from map(list, batched(members, devices_per_pass))
 
 
-def factors_of(clients: Clients, points: Sequence[Vectors], groups: Sequence[Group]) -> Factors:
-    """The factors of each group's device at the group's point, stacked."""
+def group_factors(clients: Clients, points: Sequence[Vectors], groups: Sequence[SampleGroup]) -> Factors:
+    """The factors of each group's device at the group's point, stacked. Groups are sorted by point."""
     parts: list[Factors] = []
     runs = [(point, [g.device for g in groups if g.point == point]) for point in dict.fromkeys(g.point for g in groups)]
     assert [d for _, run in runs for d in run] == [g.device for g in groups], "groups come point by point"
@@ -78,40 +80,43 @@ def factors_of(clients: Clients, points: Sequence[Vectors], groups: Sequence[Gro
     return {key: torch.cat([part[key] for part in parts]).to(clients.backbone.device) for key in parts[0]}
 
 
-def sweep(clients: Clients, vectors: Vectors, batch: int, chunk: int) -> Sweep:
-    """Losses and gradients of the full training data, `chunk` groups of about `batch` samples together.
+def full_gradients(clients: Clients, vectors: Vectors, batch_size: int, devices_per_pass: int) -> FullGradients:
+    """Losses and gradients of the full training data.
 
-    Groups are what tells how gradients of samples differ (`sample_variance`); a device with fewer than two samples
-    has no such noise. Gradients are float32 of the model, added in float64.
+    Samples are computed in groups of about `batch_size`, `devices_per_pass` groups in a pass. The variance between
+    samples is estimated from the variance between groups (`sample_variance`); a device with fewer than two samples has
+    none. Gradients are computed in the model's float32 and summed in float64. Random: `group_samples`.
     """
-    dealt = [Group(k, rows) for k in range(len(clients.shards)) for rows in deal(clients, k, batch)]
-    losses: list[Tensor] = [torch.zeros(0)] * len(dealt)
-    waiting: dict[int, list[Tensor]] = {k: [] for k in range(len(clients.shards))}
-    counts = [sum(group.device == k for group in dealt) for k in waiting]
-    seen: dict[int, Own] = {}
-    groups, taken = columns(clients), batch_sizes(clients, batch)
-    for part in together(clients, dealt, chunk):
-        chosen = [dealt[index] for index in part]
-        loss, rows = group_gradients(clients, vectors, chosen)
-        for index, own, row in zip(part, loss, rows, strict=True):
-            losses[index] = own[: len(dealt[index].rows)]
-            waiting[dealt[index].device].append(row)
-        for k in [k for k, got in waiting.items() if len(got) == counts[k]]:
-            sizes = torch.tensor([float(len(group.rows)) for group in dealt if group.device == k])
-            seen[k] = summed(torch.stack(waiting.pop(k)).double(), sizes.double(), taken[k], groups)
-    cut = [clients.layout.size("global"), clients.layout.size("task"), clients.layout.size("device")]
-    each = [seen[k] for k in range(len(clients.shards))]
-    return Sweep(
-        losses=tuple(in_order(dealt, losses, k, len(shard)) for k, shard in enumerate(clients.shards)),
-        gradient=Stack(*torch.split(torch.stack([own.gradient for own in each]), cut, dim=1)),
-        sgd=torch.tensor([own.sgd for own in each], dtype=torch.float64),
-        sgd_error=torch.tensor([own.sgd_error for own in each], dtype=torch.float64),
-        energy={group: torch.tensor([own.energy[group] for own in each], dtype=torch.float64) for group in groups},
+    groups = [
+        SampleGroup(k, rows) for k in range(len(clients.shards)) for rows in group_samples(clients, k, batch_size)
+    ]
+    losses: list[Tensor] = [torch.zeros(0)] * len(groups)
+    means: dict[int, list[Tensor]] = {k: [] for k in range(len(clients.shards))}
+    counts = [sum(group.device == k for group in groups) for k in means]
+    results: dict[int, DeviceGradient] = {}
+    columns, sizes = uplink_columns(clients), batch_sizes(clients, batch_size)
+    for part in passes(clients, groups, devices_per_pass):
+        members = [groups[index] for index in part]
+        loss, rows = group_gradients(clients, vectors, members)
+        for index, group_loss, row in zip(part, loss, rows, strict=True):
+            losses[index] = group_loss[: len(groups[index].rows)]
+            means[groups[index].device].append(row)
+        for k in [k for k, done in means.items() if len(done) == counts[k]]:
+            lengths = torch.tensor([float(len(group.rows)) for group in groups if group.device == k])
+            results[k] = device_gradient(torch.stack(means.pop(k)).double(), lengths.double(), sizes[k], columns)
+    widths = [clients.layout.size("global"), clients.layout.size("task"), clients.layout.size("device")]
+    devices = [results[k] for k in range(len(clients.shards))]
+    return FullGradients(
+        losses=tuple(_in_sample_order(groups, losses, k, len(shard)) for k, shard in enumerate(clients.shards)),
+        gradient=Stack(*torch.split(torch.stack([result.gradient for result in devices]), widths, dim=1)),
+        sgd=torch.tensor([result.sgd for result in devices], dtype=torch.float64),
+        sgd_error=torch.tensor([result.sgd_error for result in devices], dtype=torch.float64),
+        energy={key: torch.tensor([result.energy[key] for result in devices], dtype=torch.float64) for key in columns},
     )
 
 
-def columns(clients: Clients) -> dict[tuple[str, str], tuple[int, int]]:
-    """Columns of every normaliser group in a device's row of all that it sends: (scope, kind) -> first, last."""
+def uplink_columns(clients: Clients) -> dict[tuple[str, str], tuple[int, int]]:
+    """(scope, kind) -> first and last column of this normaliser group in a device's row of all that it sends."""
     shift = clients.layout.size("global")
     shared = {("global", kind): span for kind, span in clients.layout.kinds("global").items()}
     personal = {("task", kind): (a + shift, b + shift) for kind, (a, b) in clients.layout.kinds("task").items()}
@@ -119,25 +124,25 @@ def columns(clients: Clients) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def group_gradients(
-    clients: Clients, vectors: Vectors, groups: Sequence[Group]
+    clients: Clients, vectors: Vectors, groups: Sequence[SampleGroup]
 ) -> tuple[Float[Tensor, "G b"], Float[Tensor, "G d"]]:
-    """Losses of some groups' samples, and each group's gradient in all that its device may move."""
-    leaves = {key: tensor.requires_grad_() for key, tensor in factors_of(clients, [vectors], groups).items()}
+    """Losses of some groups' samples, and each group's gradient in the shared, personal and own part of its device."""
+    leaves = {key: tensor.requires_grad_() for key, tensor in group_factors(clients, [vectors], groups).items()}
     loss, weight = row_losses(clients, leaves, [group.device for group in groups], [group.rows for group in groups])
     slopes = torch.autograd.grad((loss * weight).sum(), list(leaves.values()))
     flat = flatten({key: slope.cpu() for key, slope in zip(leaves, slopes, strict=True)}, clients.layout)
     return loss.detach().cpu().double(), torch.cat([flat["global"], flat["task"], flat["device"]], 1)
 
 
-def summed(
+def device_gradient(
     means: Float[Tensor, "G d"],
     sizes: Float[Tensor, " G"],
-    batch: int,
-    groups: dict[tuple[str, str], tuple[int, int]],
-) -> Own:
-    """What a device's groups of samples say of its gradient, and of that of a mini-batch."""
+    batch_size: int,
+    columns: dict[tuple[str, str], tuple[int, int]],
+) -> DeviceGradient:
+    """A device's gradient and mini-batch variance, from its groups' mean gradients and sizes."""
     centre = (sizes / sizes.sum()) @ means
-    usual, worst = batch_variance(batch, int(sizes.sum()))
+    usual, worst = batch_variance(batch_size, int(sizes.sum()))
 
     def noise(first: int, last: int, factor: float) -> tuple[float, float]:
         if len(sizes) < 2 or factor == 0:
@@ -145,55 +150,50 @@ def summed(
         mean, half = confidence_interval(sample_variance(means[:, first:last], sizes, centre[first:last]))
         return factor * mean, factor * half
 
-    energy = {key: float(centre[a:b].square().sum()) + noise(a, b, usual)[0] for key, (a, b) in groups.items()}
-    return Own(centre, *noise(0, means.shape[1], worst), energy)
+    energy = {key: float(centre[a:b].square().sum()) + noise(a, b, usual)[0] for key, (a, b) in columns.items()}
+    return DeviceGradient(centre, *noise(0, means.shape[1], worst), energy)
 
 
-def in_order(dealt: Sequence[Group], values: Sequence[Tensor], device: int, count: int) -> Float[Tensor, " _D"]:
-    """What groups found, put back into the order of a device's samples."""
+def _in_sample_order(
+    groups: Sequence[SampleGroup], values: Sequence[Tensor], device: int, count: int
+) -> Float[Tensor, " _D"]:
+    """Values by group as values by sample of one device."""
     out = torch.zeros(count, dtype=torch.float64)
-    for group, own in zip(dealt, values, strict=True):
+    for group, value in zip(groups, values, strict=True):
         if group.device == device:
-            out[list(group.rows)] = own.double()
-    return out
-
-
-def losses_at(
-    clients: Clients, points: Sequence[Vectors], dealt: Sequence[Group], chunk: int
-) -> list[Float[Tensor, " _n"]]:
-    """Losses of each group's samples at its point, without gradients; groups of a task come point by point."""
-    out: list[Tensor] = [torch.zeros(0)] * len(dealt)
-    for part in together(clients, dealt, chunk):
-        chosen = [dealt[index] for index in part]
-        with torch.no_grad():
-            loss, _ = row_losses(
-                clients, factors_of(clients, points, chosen), [g.device for g in chosen], [g.rows for g in chosen]
-            )
-        for index, own in zip(part, loss.cpu().double(), strict=True):
-            out[index] = own[: len(dealt[index].rows)]
+            out[list(group.rows)] = value.double()
     return out
 
 
 def full_losses(
-    clients: Clients, points: Sequence[Vectors], batch: int, chunk: int
+    clients: Clients, points: Sequence[Vectors], batch_size: int, devices_per_pass: int
 ) -> tuple[Float[Tensor, " _D"], ...]:
-    """Losses of every device's samples; with several points every sample at one of them, dealt in turn.
+    """Losses of every device's samples; with P points each sample is computed at one point.
 
-    Sample i of all samples in their order of dealing is computed at point i modulo their number, so that each point has
-    its share of every task and device.
+    Sample i of all samples (in the random order of `group_samples`) is computed at point i modulo P, so every point
+    has an equal share of every task and device.
     """
-    orders = [[row for rows in deal(clients, k, batch) for row in rows] for k in range(len(clients.shards))]
+    orders = [
+        [row for rows in group_samples(clients, k, batch_size) for row in rows] for k in range(len(clients.shards))
+    ]
     begins = torch.tensor([0, *map(len, orders)]).cumsum(0).tolist()
-    dealt = [
-        Group(k, rows, point)
+    groups = [
+        SampleGroup(k, rows, point)
         for point in range(len(points))
         for k, order in enumerate(orders)
-        for rows in batched([row for i, row in enumerate(order, begins[k]) if i % len(points) == point], batch)
+        for rows in batched([row for i, row in enumerate(order, begins[k]) if i % len(points) == point], batch_size)
     ]
-    values = losses_at(clients, points, dealt, chunk)
-    return tuple(in_order(dealt, values, k, len(shard)) for k, shard in enumerate(clients.shards))
+    values: list[Tensor] = [torch.zeros(0)] * len(groups)
+    for part in passes(clients, groups, devices_per_pass):
+        members = [groups[index] for index in part]
+        with torch.no_grad():
+            factors = group_factors(clients, points, members)
+            loss, _ = row_losses(clients, factors, [g.device for g in members], [g.rows for g in members])
+        for index, group_loss in zip(part, loss.cpu().double(), strict=True):
+            values[index] = group_loss[: len(groups[index].rows)]
+    return tuple(_in_sample_order(groups, values, k, len(shard)) for k, shard in enumerate(clients.shards))
 
 
 def mean_loss(losses: Sequence[Float[Tensor, " _D"]], weight: Float[Tensor, " K"]) -> float:
-    """F of the samples' losses: sum_k D_k/D of the devices' means, in float64."""
-    return float(weight @ torch.stack([own.double().mean() for own in losses]))
+    """F of the samples' losses: sum_k D_k/D times the mean over device k, in float64."""
+    return float(weight @ torch.stack([device_losses.double().mean() for device_losses in losses]))

@@ -1,6 +1,7 @@
-"""Passes over the model side by side, each on cores of its own: two small ones keep two cores busier than a large one.
+"""Several passes over the model at the same time, each on its own CPU cores.
 
-A matrix product on two cores waits for the slower of them, and what lies between products mostly runs on one.
+Two small passes keep two cores busier than one large pass: a matrix product on two cores waits for the slower core, and
+most work between products runs on one core.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,62 +14,64 @@ import torch
 
 from airpfed.model.backbone import Backbone
 
-MOST = 4
-"""Passes at once: more would wait for each other, for between its operations each one needs Python's lock."""
+MAX_WORKERS = 4
+"""Passes at the same time. More passes would wait for each other, because every operation needs Python's lock."""
 
 Part = TypeVar("Part")
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 
-def workers(backbone: Backbone, parts: int) -> int:
-    """How many passes run at once if there are at least so many parts; one on a GPU, which is busy with one.
+def worker_count(backbone: Backbone, parts: int) -> int:
+    """Passes at the same time for `parts` parts of work.
 
-    One, too, where copies of the model do not compute what it computes.
+    One on a GPU, where a single pass is enough, and one where replicas of the model give other numbers.
     """
-    at_once = backbone.paths.parallel and backbone.device.type == "cpu"
-    return max(1, min(torch.get_num_threads(), parts, MOST)) if at_once else 1
+    parallel = backbone.paths.parallel and backbone.device.type == "cpu"
+    return max(1, min(torch.get_num_threads(), parts, MAX_WORKERS)) if parallel else 1
 
 
-def side_by_side(
-    backbone: Backbone, work: Callable[[Backbone, Part], Done], parts: Sequence[Part], count: int
-) -> list[Done]:
-    """work(backbone, part) of every part in their order, `count` at once and in any order.
+def run_parallel(
+    backbone: Backbone, work: Callable[[Backbone, Part], Result], parts: Sequence[Part], workers: int
+) -> list[Result]:
+    """Results of work(backbone, part), in the order of `parts`; `workers` calls run at the same time, in any order.
 
-    Each of these has a backbone that no other one uses, with the same weights, and an equal share of torch's threads.
-    The first error ends it all; what is running then is waited for.
+    Each running call has its own replica of the backbone (same weights, other modules) and an equal share of torch's
+    threads. The first error is raised after the running calls have ended; no further call starts.
     """
-    if count == 1:
+    if workers == 1:
         return [work(backbone, part) for part in parts]
     threads, free = torch.get_num_threads(), SimpleQueue[Backbone]()
-    for own in backbone.twins(count):
-        free.put(own)
+    for replica in backbone.replicas(workers):
+        free.put(replica)
 
-    def one(part: Part) -> Done:
-        own = free.get()
+    def run(part: Part) -> Result:
+        replica = free.get()
         try:
-            return work(own, part)
+            return work(replica, part)
         finally:
-            free.put(own)
+            free.put(replica)
 
+    share = max(1, threads // workers)
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, threads // count),)) as pool:
-            return list(pool.map(one, parts))
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            return list(pool.map(run, parts))
     finally:
-        torch.set_num_threads(threads)  # what was set in a thread is what later ones begin with
+        torch.set_num_threads(threads)  # a thread's setting is the default of later threads
 
 
-def dealt(weights: Sequence[int], count: int, most: int) -> list[list[int]]:
-    """Indices in at most `count` lists of about equal weight, none longer than `most`; the heaviest list first.
+def balance(weights: Sequence[int], count: int, max_length: int) -> list[list[int]]:
+    """Indices of `weights` in at most `count` lists of similar total weight; the heaviest list first.
 
-    The heaviest index goes first, each to the list that weighs least. count * most lists take them all.
+    The heaviest index goes first, and each index goes to the lightest list with fewer than `max_length` entries.
+    Needs count * max_length >= len(weights).
     """
     lists: list[list[int]] = [[] for _ in range(count)]
-    open_ones, total = [(0, n) for n in range(count)], [0] * count
+    queue, totals = [(0, n) for n in range(count)], [0] * count
     for index in sorted(range(len(weights)), key=lambda i: -weights[i]):
-        _, n = heappop(open_ones)
+        _, n = heappop(queue)
         lists[n].append(index)
-        total[n] += weights[index]
-        if len(lists[n]) < most:
-            heappush(open_ones, (total[n], n))
-    order = sorted(range(count), key=lambda n: -total[n])
+        totals[n] += weights[index]
+        if len(lists[n]) < max_length:
+            heappush(queue, (totals[n], n))
+    order = sorted(range(count), key=lambda n: -totals[n])
     return [sorted(lists[n]) for n in order if lists[n]]

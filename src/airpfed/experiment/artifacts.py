@@ -245,14 +245,14 @@ def export_adapters(settings: Settings, experiment: Experiment, state: State, ou
             base = export.fresh_base(clients.backbone, classes)
             if reason:
                 folder = path_below(out, "merged", *parts)
-                export.merge_plainly(clients.backbone, factors, classes, base, samples, folder)
+                export.merge_weights(clients.backbone, factors, classes, base, samples, folder)
                 folders.append(folder)
                 continue
             folder = path_below(out, "adapters", *parts)
             alpha = settings.adapters.alpha
-            loaded = export.checked(clients.backbone, factors, classes, alpha, folder, base, samples)
+            loaded = export.export_adapter(clients.backbone, factors, classes, alpha, folder, base, samples)
             if merged:
-                export.merge(loaded, clients.backbone.tokenizer, path_below(out, "merged", *parts))
+                export.merge_adapter(loaded, clients.backbone.tokenizer, path_below(out, "merged", *parts))
             folders.append(folder)
     return folders
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import DataReport
-from airpfed.model.tokens import Encoded, prompt_ids
+from airpfed.model.tokens import Encoding, prompt_ids
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import TaskView
 from airpfed.training.experiment import Experiment
@@ -35,7 +35,7 @@ def report_data(settings: Settings, tasks: Sequence[Task], experiment: Experimen
     return reports
 
 
-def report_task(task: Task, train: Sequence[Encoded], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
+def report_task(task: Task, train: Sequence[Encoding], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
     """Report about a task's data. train: tokens of the training samples of all its devices, device by device."""
     shards = [sample for shard in task.train for sample in shard]
     pairs = [
@@ -72,14 +72,14 @@ def report_task(task: Task, train: Sequence[Encoded], view: TaskView, tokenizer:
     return report.model_copy(update={"notes": [*report.notes, *_warnings(report)]})
 
 
-def _prompt_length(sample: Sample, encoded: Encoded, tokenizer: Any, max_tokens: int) -> int:
+def _prompt_length(sample: Sample, encoded: Encoding, tokenizer: Any, max_tokens: int) -> int:
     """Count the tokens of a prompt before the cut, and those of its answer except the last."""
     if len(encoded.ids) < max_tokens:
         return len(encoded.ids)
     return len(prompt_ids(tokenizer, sample.prompt, sys.maxsize)) + len(encoded.targets) - 1
 
 
-def _answer_length(sample: Sample, encoded: Encoded, tokenizer: Any) -> int:
+def _answer_length(sample: Sample, encoded: Encoding, tokenizer: Any) -> int:
     """Count the tokens of an answer before the cut, with its end token. Returns 0 if the answer was not cut."""
     if sample.label >= 0 or tokenizer.eos_token_id is None or encoded.targets[-1] == tokenizer.eos_token_id:
         return 0

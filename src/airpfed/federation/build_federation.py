@@ -19,9 +19,9 @@ from airpfed.federation.addresses import task_of_devices
 from airpfed.federation.device import RUN, Device, device_of
 from airpfed.federation.handshake import Agreement, agreement
 from airpfed.federation.server import RoundTerms
-from airpfed.tasks import datasets
+from airpfed.tasks import split
 from airpfed.tasks.sample import Task
-from airpfed.tasks.sources import load
+from airpfed.tasks.sources import load_source
 from airpfed.training.checkpoint import exists as rounds_exist
 from airpfed.training.experiment import Experiment
 from airpfed.training.round import Aggregator
@@ -39,7 +39,9 @@ def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
     if not deployed:
         return tuple(replace(one, train=((),) * len(one.train)) for one in build.load_tasks(settings))
     task_of_devices(settings)
-    return tuple(datasets.held_out(build.source_of(t), build.shares_of(t), settings.run.seed) for t in settings.tasks)
+    return tuple(
+        split.build_test_task(build.source_of(t), build.shares_of(t), settings.run.seed) for t in settings.tasks
+    )
 
 
 def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, list[Agreement]]:
@@ -113,7 +115,7 @@ def node_tasks(settings: Settings, device: int) -> tuple[Task, ...]:
 
 def local_task(settings: Settings, task_settings: TaskSettings, position: int) -> Task:
     """The device's own task. Every distinct sample of its file is a training sample."""
-    loaded = load(build.source_of(task_settings), task_settings.samples_per_device)
+    loaded = load_source(build.source_of(task_settings), task_settings.samples_per_device)
     train = tuple(loaded.samples if index == position else () for index in range(task_settings.devices))
     return Task(task_settings.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from airpfed.core import files
 from airpfed.core.errors import UserError
-from airpfed.devices.compression import SENT, encoded, rounding, sizes
+from airpfed.devices.clients import Clients, draw_samples
+from airpfed.devices.compression import UPLINK_SCOPES, encode_gradient, rounding_stream, vector_lengths
 from airpfed.devices.evaluate import classify, complete
-from airpfed.devices.gradients import Clients, draw, gradients
+from airpfed.devices.gradients import gradients
 from airpfed.federation import device_state
 from airpfed.federation.addresses import private_folder
 from airpfed.federation.device_state import Personal
@@ -61,7 +62,7 @@ class Device:
     @property
     def limit(self) -> int:
         """The largest number of body bytes that is read from one packet."""
-        return 4 * sum(sizes(self.clients.layout, self.task).values()) + QUESTION_BYTES
+        return 4 * sum(vector_lengths(self.clients.layout, self.task).values()) + QUESTION_BYTES
 
 
 def device_of(
@@ -114,16 +115,18 @@ def train(device: Device, packet: Packet) -> Packet:
     local = made.local_training
     count = min(local.batch_size, device.samples)
     first = (t - 1) * local.steps * count  # counts all rounds, so an absence shifts no data
-    plan = [draw(clients, device.number, first + step * count, count) for step in range(local.steps)]
+    plan = [draw_samples(clients, device.number, first + step * count, count) for step in range(local.steps)]
     found, loss = gradients(device.local_clients, parameters_of(device, packet, personal), [plan], local.lr, 1)
-    norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in SENT))
+    norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in UPLINK_SCOPES))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
     after = device_state.outcomes(personal, found["device"], t, made.server_step)
     device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
-    data = encoded(found, clients.layout, device.task, made.payload, rounding(made.seed, device.number, t))
+    data = encode_gradient(
+        found, clients.layout, device.task, made.payload, rounding_stream(made.seed, device.number, t)
+    )
     facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss)}
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
 
@@ -149,7 +152,9 @@ def finish(device: Device, packet: Packet) -> Packet:
     folder = files.path_inside(private_folder(device.folder) / str(packet.facts["run"]) / "adapters", view.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(clients.backbone, classes)
-    export.checked(clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8])
+    export.export_adapter(
+        clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8]
+    )
     return Packet("done", identity_of(device))
 
 
@@ -189,8 +194,8 @@ def parameters_of(device: Device, packet: Packet, personal: OptimizedParameters)
 
     Entries of the task's vector beyond the task's own head keep their initial values, because no gradient reaches them.
     """
-    start, wanted = device.experiment.initial, sizes(device.clients.layout, device.task)
-    came: dict[str, Tensor] = {scope: vector_of(packet, scope, wanted[scope]) for scope in SENT}
+    start, wanted = device.experiment.initial, vector_lengths(device.clients.layout, device.task)
+    came: dict[str, Tensor] = {scope: vector_of(packet, scope, wanted[scope]) for scope in UPLINK_SCOPES}
     task = start.server.personal.value[device.task : device.task + 1].clone()
     task[0, : wanted["task"]] = came["task"]
     return {"global": came["global"][None, :], "task": task, "device": personal.value, "frozen": start.frozen}

@@ -23,7 +23,7 @@ from airpfed.federation.addresses import (
     task_of_devices,
 )
 from airpfed.tasks.sample import Sample, Task
-from airpfed.tasks.sources import settled
+from airpfed.tasks.sources import with_defaults
 
 DATA = "data.jsonl"
 """The data file of a device, one JSON object per line."""
@@ -159,7 +159,7 @@ def local_task_settings(
     task_settings: TaskSettings, task: Task, labels: Mapping[str, str], with_shares: bool
 ) -> TaskSettings:
     """The settings of the device's own task: the server's prompt for the device's file."""
-    source = settled(build.source_of(task_settings))
+    source = with_defaults(build.source_of(task_settings))
     common = {"name": task_settings.name, "source": DATA, "kind": task.kind, "devices": task_settings.devices}
     limits = {"max_new_tokens": task_settings.max_new_tokens}
     if with_shares:
@@ -180,7 +180,7 @@ def labels_of(task_settings: TaskSettings, task: Task) -> Mapping[str, str]:
     """Class name -> label word, in the order of the class indices; empty for text generation."""
     if task.kind == "generate":
         return {}
-    return settled(build.source_of(task_settings)).labels or {word.strip(): word.strip() for word in task.labels}
+    return with_defaults(build.source_of(task_settings)).labels or {word.strip(): word.strip() for word in task.labels}
 
 
 def check(folder: Path, devices: int, host: str) -> None:

@@ -12,7 +12,7 @@ from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger
-from airpfed.devices.compression import all_bytes, sizes
+from airpfed.devices.compression import total_bytes, vector_lengths
 from airpfed.federation.mailbox import GRACE, POLL, Mailbox, Reply
 from airpfed.federation.message import Packet, printable
 from airpfed.federation.registry import Registry
@@ -93,7 +93,7 @@ class Federation:
         samples = torch.tensor(self.registry.samples)
         self.aggregate = self.aggregator_of(samples.double())
         cursors = t * experiment.local_training.steps * samples.clamp(max=experiment.local_training.batch_size)
-        computed = all_bytes(layout, experiment.clients.task_of, experiment.payload)
+        computed = total_bytes(layout, experiment.clients.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
         return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
 
@@ -166,7 +166,7 @@ class Federation:
     ) -> Packet:
         """A request to a device with its parameters: the shared ones and its task's."""
         task = self.registry.task_of[device]
-        wanted = sizes(experiment.clients.layout, task)
+        wanted = vector_lengths(experiment.clients.layout, task)
         values = {"global": state.server.shared.value[0], "task": state.server.personal.value[task, : wanted["task"]]}
         facts = {
             "run": self.run,

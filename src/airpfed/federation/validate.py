@@ -9,11 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.core.errors import UserError
-from airpfed.devices.compression import SENT, Payload, Sent, byte_count, decoded, groups_of, sizes
-from airpfed.devices.evaluate import NONE
+from airpfed.devices.compression import (
+    UPLINK_SCOPES,
+    Payload,
+    UplinkScope,
+    decode_gradient,
+    scale_groups,
+    vector_bytes,
+    vector_lengths,
+)
+from airpfed.devices.evaluate import NO_ANSWER
 from airpfed.federation.message import Packet, printable
 from airpfed.model.layout import Layout, Vectors
-from airpfed.model.tokens import Encoded
+from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import TaskView
 
 SAMPLES_LIMIT = 10**9
@@ -55,7 +63,7 @@ def vector_of(packet: Packet, name: str, size: int) -> Float[Tensor, " {size}"]:
     return vector
 
 
-def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoded, ...]:
+def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoding, ...]:
     """Prompts as token ids.
 
     longest: number of tokens of the longest allowed prompt. Raises UserError if a token is not in the vocabulary or the
@@ -70,7 +78,7 @@ def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoded, 
         raise UserError("a prompt has a token that the vocabulary does not have")
     place, samples = 0, []
     for length in lengths:
-        samples.append(Encoded(tuple(ids[place : place + length]), (0,)))
+        samples.append(Encoding(tuple(ids[place : place + length]), (0,)))
         place += length
     return tuple(samples)
 
@@ -109,7 +117,7 @@ def answers_of(packet: Packet, count: int, task: TaskView) -> list[Any]:
         longest = TOKEN_CHARACTERS * task.max_new_tokens
         if not all(isinstance(one, str) and len(one) <= longest for one in answers):
             raise UserError(f"some of its answers are not texts of at most {longest} characters")
-    elif not all(type(one) is int and (one == NONE or 0 <= one < len(task.labels)) for one in answers):
+    elif not all(type(one) is int and (one == NO_ANSWER or 0 <= one < len(task.labels)) for one in answers):
         raise UserError(f"some of its answers are none of the {len(task.labels)} classes of {task.name}")
     return answers
 
@@ -126,16 +134,16 @@ def loss_of(packet: Packet) -> float:
 
 def gradient_of(packet: Packet, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:
     """A device's gradient (one row per scope) and its loss. Raises UserError if shape, values or norm are wrong."""
-    wanted = sizes(layout, task)
-    data: dict[Sent, Tensor] = {}
-    for scope in SENT:
+    wanted = vector_lengths(layout, task)
+    data: dict[UplinkScope, Tensor] = {}
+    for scope in UPLINK_SCOPES:
         body = packet.bodies.get(scope, b"")
-        right = byte_count(wanted[scope], groups_of(layout, scope, wanted[scope]), payload)
+        right = vector_bytes(wanted[scope], scale_groups(layout, scope, wanted[scope]), payload)
         if len(body) != right:
             kind = "oversize" if len(body) > right else "wrong shape"
             raise UserError(f"{kind}: its {scope} gradient has {len(body)} bytes, {right} are right")
         data[scope] = torch.frombuffer(bytearray(body), dtype=torch.uint8) if right else torch.zeros(0).byte()
-    rows = decoded(data, layout, task, payload)
+    rows = decode_gradient(data, layout, task, payload)
     norm = math.sqrt(sum(float(row.double().square().sum()) for row in rows.values()))
     if not math.isfinite(norm):
         raise UserError("its gradient is not finite")

@@ -1,1 +1,1 @@
-"""Models: a frozen backbone, adapter blocks with scopes, the one order of parameters, PEFT export."""
+"""Models: a frozen base with adapters of many devices, their methods and flat vectors, and export for PEFT."""

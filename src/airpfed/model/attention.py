@@ -1,7 +1,7 @@
-"""Attention of samples that lie end to end in one row: each reads itself only, in a row of its own.
+"""Attention for samples that lie end to end in one row: each sample reads only itself, in a row of its own.
 
-Everything else in a transformer layer works token by token, so only here is padding computed, and little of it: samples
-of like length have rows of one width. Only here, too, is what samples begin with alike computed once for each.
+All other parts of a transformer layer work token by token, so padding is computed only here. It is short, because
+samples of similar length share a row width. A common beginning of samples is repeated only here.
 """
 
 from collections import Counter
@@ -15,107 +15,117 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from airpfed.model.buckets import buckets
-from airpfed.model.tokens import Packed
+from airpfed.model.tokens import PackedBatch, length_buckets
 
 NAME = "airpfed_end_to_end"
-"""Under which transformers knows `attend`."""
+"""Name of `attend` in transformers."""
 
 SHORT = 128
-"""Up to this width two batched products were faster (AVX2, two cores); beyond, torch's fused attention saves memory."""
+"""Largest width with two batched products, which were faster there (AVX2, two cores). Wider rows use torch's fused
+attention, which needs less memory."""
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where T tokens are when each sample has a row of its own, filled up at its end.
+class RowPositions:
+    """Positions of T tokens when each sample has a row of its own, padded at its end; P positions in all.
 
-    groups: (rows, width) of samples of like length, group by group. token: of each of the P places (anything where one
-    is empty). empty: those places. place: of each token, its first. again: the other places of tokens that samples
-    share; silent: these and the empty ones.
+    groups: (rows, width) of samples of similar length, group by group. token: token at each position (any token where
+    a position is empty). empty: the empty positions. first: first position of each token. repeats: the other positions
+    of tokens that several samples share. zeroed: `empty` and `repeats`.
     """
 
     groups: tuple[tuple[int, int], ...]
     token: Int[Tensor, " P"]
     empty: Int[Tensor, " _"]
-    place: Int[Tensor, " T"]
-    again: Int[Tensor, " _"]
-    silent: Int[Tensor, " _"]
+    first: Int[Tensor, " T"]
+    repeats: Int[Tensor, " _"]
+    zeroed: Int[Tensor, " _"]
 
     @property
-    def as_they_are(self) -> bool:
-        """Whether tokens are in their places already."""
-        return len(self.groups) == 1 and not len(self.silent)
+    def is_identity(self) -> bool:
+        """Whether the tokens lie at their positions already."""
+        return len(self.groups) == 1 and not len(self.zeroed)
 
 
 def price(rows: int, width: int) -> int:
-    """Of attention in so many rows: products and copies, and what a group costs by itself; in proportion."""
+    """Relative cost of attention in so many rows: products and copies, and the cost of a group by itself."""
     return rows * width * (width + 96) + 4096
 
 
-def places(lengths: Sequence[int], shared: Int[Tensor, " whole"], device: torch.device) -> Places:
-    """For samples of these lengths, one behind the other; shared: which of the T tokens each of theirs is."""
+def row_positions(lengths: Sequence[int], token_of: Int[Tensor, " whole"], device: torch.device) -> RowPositions:
+    """Positions for samples of these lengths. token_of: token of each sample's tokens, sample by sample."""
     counts = sorted(Counter(lengths).items())
-    cuts = buckets([length for length, _ in counts], [count for _, count in counts], price)
+    cuts = length_buckets([length for length, _ in counts], [count for _, count in counts], price)
     groups = tuple((sum(count for _, count in counts[a:b]), counts[b - 1][0]) for a, b in cuts)
     sizes = torch.tensor(lengths)
     order = sizes.argsort(stable=True)
-    token, held = [], []
-    for own, (_, width) in zip(torch.split(order, [rows for rows, _ in groups]), groups, strict=True):
+    sources, occupied_parts = [], []
+    for samples, (_, width) in zip(torch.split(order, [rows for rows, _ in groups]), groups, strict=True):
         column = torch.arange(width)
-        token.append((sizes.cumsum(0) - sizes)[own, None] + column)
-        held.append(column < sizes[own, None])
-    tokens, holds = (torch.cat([part.flatten() for part in one]) for one in (token, held))
-    token_at = shared[tokens.clamp(max=len(shared) - 1)]
-    full = holds.nonzero()[:, 0]
-    place = torch.full((int(shared.max()) + 1,), len(tokens)).scatter_reduce_(0, token_at[full], full, "amin")
-    again = full[place[token_at[full]] != full]
-    empty = (~holds).nonzero()[:, 0]
-    parts = token_at, empty, place, again, torch.cat([empty, again])
-    return Places(groups, *(part.to(device) for part in parts))
+        sources.append((sizes.cumsum(0) - sizes)[samples, None] + column)
+        occupied_parts.append(column < sizes[samples, None])
+    source, occupied = (torch.cat([part.flatten() for part in parts]) for parts in (sources, occupied_parts))
+    token = token_of[source.clamp(max=len(token_of) - 1)]
+    filled = occupied.nonzero()[:, 0]
+    first = torch.full((int(token_of.max()) + 1,), len(source)).scatter_reduce_(0, token[filled], filled, "amin")
+    repeats = filled[first[token[filled]] != filled]
+    empty = (~occupied).nonzero()[:, 0]
+    tensors = token, empty, first, repeats, torch.cat([empty, repeats])
+    return RowPositions(groups, *(tensor.to(device) for tensor in tensors))
 
 
-def spread(x: Float[Tensor, "T ..."], where: Places) -> Float[Tensor, "P ..."]:
-    """Tokens to all their places, zeros where these are empty."""
-    return x.index_select(0, where.token).index_fill_(0, where.empty, 0.0)
+def copy_to_all(x: Float[Tensor, "T ..."], positions: RowPositions) -> Float[Tensor, "P ..."]:
+    """Copy tokens to all their positions; empty positions are 0."""
+    return x.index_select(0, positions.token).index_fill_(0, positions.empty, 0.0)
 
 
-def collect(x: Float[Tensor, "P ..."], where: Places) -> Float[Tensor, "T ..."]:
-    """The sum over a token's places."""
-    return gather(x, where).index_add_(0, where.token[where.again], x.index_select(0, where.again))
+def sum_over_all(x: Float[Tensor, "P ..."], positions: RowPositions) -> Float[Tensor, "T ..."]:
+    """Sum over all positions of each token; the adjoint of `copy_to_all`."""
+    repeats = positions.repeats
+    return take_first(x, positions).index_add_(0, positions.token[repeats], x.index_select(0, repeats))
 
 
-def gather(x: Float[Tensor, "P ..."], where: Places) -> Float[Tensor, "T ..."]:
-    """What is in a token's first place."""
-    return x.index_select(0, where.place)
+def take_first(x: Float[Tensor, "P ..."], positions: RowPositions) -> Float[Tensor, "T ..."]:
+    """Take the first position of each token."""
+    return x.index_select(0, positions.first)
 
 
-def put(x: Float[Tensor, "T ..."], where: Places) -> Float[Tensor, "P ..."]:
-    """Tokens to their first places, zeros elsewhere."""
-    return x.index_select(0, where.token).index_fill_(0, where.silent, 0.0)
+def copy_to_first(x: Float[Tensor, "T ..."], positions: RowPositions) -> Float[Tensor, "P ..."]:
+    """Copy tokens to their first positions; all other positions are 0. The adjoint of `take_first`."""
+    return x.index_select(0, positions.token).index_fill_(0, positions.zeroed, 0.0)
 
 
-ADJOINT = {spread: collect, collect: spread, gather: put, put: gather}
+ADJOINT = {
+    copy_to_all: sum_over_all,
+    sum_over_all: copy_to_all,
+    take_first: copy_to_first,
+    copy_to_first: take_first,
+}
+
+Rearrangement = Callable[[Tensor, RowPositions], Tensor]
 
 
-class Move(torch.autograd.Function):
-    """One of the above; the derivative is its adjoint, copies of rows like itself."""
+class Rearrange(torch.autograd.Function):
+    """One of the four rearrangements, which copy rows; its derivative is its adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, where: Places, way: Callable[[Tensor, Places], Tensor]) -> Tensor:
-        """The way."""
-        ctx.where, ctx.way = where, way
-        return way(x, where)
+    def forward(ctx: Any, x: Tensor, positions: RowPositions, rearrangement: Rearrangement) -> Tensor:
+        """Apply the rearrangement."""
+        ctx.positions, ctx.rearrangement = positions, rearrangement
+        return rearrangement(x, positions)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Its adjoint."""
-        return move(gradients[0], ctx.where, ADJOINT[ctx.way]), None, None
+        """Apply its adjoint."""
+        return rearrange(gradients[0], ctx.positions, ADJOINT[ctx.rearrangement]), None, None
 
 
-def move(x: Tensor, where: Places, way: Callable[[Tensor, Places], Tensor]) -> Tensor:
-    """A way with a derivative; nothing is done where tokens are in their places."""
-    found: Tensor = x if where.as_they_are else Move.apply(x, where, way)  # type: ignore[no-untyped-call]
-    return found
+def rearrange(x: Tensor, positions: RowPositions, rearrangement: Rearrangement) -> Tensor:
+    """A rearrangement with a derivative; x itself where the tokens lie at their positions already."""
+    result: Tensor = (
+        x if positions.is_identity else Rearrange.apply(x, positions, rearrangement)  # type: ignore[no-untyped-call]
+    )
+    return result
 
 
 def attend(
@@ -125,55 +135,60 @@ def attend(
     value: Float[Tensor, "1 groups T h"],
     attention_mask: Tensor | None,
     *,
-    where: Places,
+    row_positions: RowPositions,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **given: Any,
+    **_options: Any,
 ) -> tuple[Float[Tensor, "1 T heads h"], None]:
-    """Causal attention, in the form that transformers asks for. sliding_window: tokens that each one reads."""
-    sizes = [rows * width for rows, width in where.groups]
-    parts = (torch.split(move(one[0].transpose(0, 1), where, spread), sizes) for one in (query, key, value))
+    """Causal attention within each sample, with the signature of transformers' attention functions.
+
+    sliding_window: number of tokens that each token reads, itself included.
+    """
+    sizes = [rows * width for rows, width in row_positions.groups]
+    parts = (
+        torch.split(rearrange(x[0].transpose(0, 1), row_positions, copy_to_all), sizes) for x in (query, key, value)
+    )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = []
-    for (rows, width), *three in zip(where.groups, *parts, strict=True):
-        q, k, v = (x.reshape(rows, width, *x.shape[1:]).transpose(1, 2) for x in three)
-        out = rowwise(q, k, v, scale, seen(width, sliding_window, query.device))
-        found.append(out.transpose(1, 2).flatten(0, 1))
-    return move(torch.cat(found), where, gather)[None], None
+    outputs = []
+    for (rows, width), *group in zip(row_positions.groups, *parts, strict=True):
+        q, k, v = (x.reshape(rows, width, *x.shape[1:]).transpose(1, 2) for x in group)
+        out = attend_rows(q, k, v, scale, causal_mask(width, sliding_window, query.device))
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return rearrange(torch.cat(outputs), row_positions, take_first)[None], None
 
 
-def seen(width: int, window: int | None, device: torch.device) -> Tensor:
-    """Whether a token (row) reads another (column): itself and those before it, `window` in all."""
-    back = torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)
-    return (back >= 0) & (back < (window or width))
+def causal_mask(width: int, window: int | None, device: torch.device) -> Tensor:
+    """Whether a token (row) reads another token (column): itself and the tokens before it, `window` in all."""
+    distance = torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)
+    return (distance >= 0) & (distance < (window or width))
 
 
-def rowwise(
+def attend_rows(
     query: Float[Tensor, "rows heads t h"],
     key: Float[Tensor, "rows groups t h"],
     value: Float[Tensor, "rows groups t h"],
     scale: float,
     mask: Tensor,
 ) -> Float[Tensor, "rows heads t h"]:
-    """softmax(scale q k^T) v where the mask allows it; heads of a group share its keys and values."""
+    """softmax(scale q k^T) v where the mask is True; heads of a group share keys and values."""
     rows, groups, width, size = key.shape
     if width > SHORT:
         return scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
-    together = (scale * query).reshape(rows * groups, -1, size)
-    scores = torch.bmm(together, key.reshape(-1, width, size).mT).view(rows, -1, width, width)
+    scaled_query = (scale * query).reshape(rows * groups, -1, size)
+    scores = torch.bmm(scaled_query, key.reshape(-1, width, size).mT).view(rows, -1, width, width)
     shares = scores.masked_fill(~mask, -torch.inf).softmax(-1).view(rows * groups, -1, width)
     return torch.bmm(shares, value.reshape(-1, width, size)).view(query.shape)
 
 
 @contextmanager
-def each_alone(model: Any, packed: Packed, device: torch.device) -> Iterator[dict[str, Any]]:
-    """The model with `attend` for these samples; yields what its forward pass has to be told."""
+def separate_samples(model: Any, batch: PackedBatch, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The model with `attend` for a packed batch; yields further keyword arguments of its forward pass."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    before = model.config._attn_implementation
+    previous = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        yield {"where": places(packed.lengths, packed.token, device)}
+        yield {"row_positions": row_positions(batch.lengths, batch.token_of, device)}
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(previous)

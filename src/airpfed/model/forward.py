@@ -1,4 +1,4 @@
-"""One forward pass for the rows of many devices: what is kept is not computed again, and nothing that nobody reads."""
+"""Forward passes for the rows of many devices, without cached parts and without outputs that nobody reads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,29 +8,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from airpfed.model import fit
-from airpfed.model.adapters import StackedLoRA
-from airpfed.model.attention import each_alone
+from airpfed.model.attention import separate_samples
 from airpfed.model.backbone import Backbone
+from airpfed.model.compatibility import no_cache_option
+from airpfed.model.layers import StackedLoRA
 from airpfed.model.layout import Factors
-from airpfed.model.tokens import Packed
+from airpfed.model.tokens import PackedBatch
 
 
-class _ReachedError(Exception):
-    """Carries a value out of a forward pass that need not go on."""
+class _CapturedError(Exception):
+    """Carries a value out of a forward pass that need not continue."""
 
 
 @contextmanager
-def adapted(backbone: Backbone, factors: Factors | None, spans: Sequence[int] | None = None) -> Iterator[None]:
+def with_adapters(
+    backbone: Backbone, factors: Factors | None, tokens_per_device: Sequence[int] | None = None
+) -> Iterator[None]:
     """The model with the factors of K devices in its layers; rows of a batch then come device by device.
 
-    factors: None is the base. spans: tokens of each device where these are unlike; only adapted layers know of them.
+    factors: None for the base. tokens_per_device: tokens of each device, where these differ.
     """
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
         if isinstance(layer, StackedLoRA):
             layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
-            layer.spans, layer.fused = spans, backbone.paths.fused
+            layer.counts, layer.fused = tokens_per_device, backbone.paths.fused
         else:
             layer.weight = factors[f"{name}.head"]
     try:
@@ -38,14 +40,14 @@ def adapted(backbone: Backbone, factors: Factors | None, spans: Sequence[int] | 
     finally:
         for layer in backbone.layers.values():
             if isinstance(layer, StackedLoRA):
-                layer.a = layer.b = layer.added = layer.spans = None
+                layer.a = layer.b = layer.added = layer.counts = None
             else:
                 layer.weight = None
 
 
 @contextmanager
-def resumed(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
-    """The model with its prefix's output already there: the layers below the lowest adapter are not computed."""
+def with_prefix_output(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
+    """The model with `hidden` as the output of its prefix, whose layers are then not computed; None computes them."""
     if hidden is not None:
         for layer in backbone.prefix:
             layer.skip = True
@@ -57,44 +59,48 @@ def resumed(backbone: Backbone, hidden: Tensor | None) -> Iterator[None]:
             layer.skip, layer.value = False, None
 
 
-def inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]) -> dict[str, Any]:
-    """Keyword arguments of the model; one that takes positions is told them where rows are padded on the left.
+def model_inputs(backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]) -> dict[str, Any]:
+    """Keyword arguments of the model's forward pass.
 
-    Where nothing is padded they are what the model counts by itself, from wherever it begins.
+    Position ids are given only where rows are padded on the left; otherwise the model counts by itself, from whatever
+    position it starts at.
     """
-    known, fields = backbone.forward_parameters, {"input_ids": ids, "attention_mask": mask.long()}
-    if backbone.paths.left and not bool(mask.all()) and "position_ids" in known:
+    parameters, fields = backbone.forward_parameters, {"input_ids": ids, "attention_mask": mask.long()}
+    if backbone.paths.pad_left and not bool(mask.all()) and "position_ids" in parameters:
         fields["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-    given: dict[str, Any] = {key: value.to(backbone.device) for key, value in fields.items()}
-    return given | fit.uncached(backbone.model)
+    tensors: dict[str, Any] = {key: value.to(backbone.device) for key, value in fields.items()}
+    return tensors | no_cache_option(backbone.model)
 
 
 @contextmanager
-def read_only(
-    backbone: Backbone, take: Callable[[Tensor], Tensor], spans: Sequence[int] | None = None
+def last_tokens_only(
+    backbone: Backbone, take: Callable[[Tensor], Tensor], tokens_per_device: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """The last layer, past its attention, computed only for the tokens that `take` takes out of (rows, t, _).
+    """The model with its last layer, after attention, computed only for the tokens that are read.
 
-    spans: how many those are of each device, where they are unlike. Where this is not one of the ways that are used
-    (`FastPaths.last_layer`) the layer computes all, and nothing is taken. Raises AttributeError where the layer is not
-    built like a Llama's or a BERT's.
+    take: selects these tokens from (rows, t, _). tokens_per_device: selected tokens of each device, where these differ.
+    Changes nothing where `FastPaths.last_layer` is off. Raises AttributeError where the layer is not built like that of
+    a Llama or a BERT.
     """
-    layer: Any = backbone.top
+    layer: Any = backbone.last_layer
     if layer is None:
         yield
         return
-    whole = layer.forward
-    crossing, out = (layer.self_attn, layer.self_attn.o_proj) if backbone.causal else (layer.attention.self, None)
-    read_across = crossing.register_forward_hook if out is None else out.register_forward_pre_hook
+    full_forward = layer.forward
+    # The attention module, and its output projection where that is a part of it.
+    attention, projection = (
+        (layer.self_attn, layer.self_attn.o_proj) if backbone.causal else (layer.attention.self, None)
+    )
+    register = attention.register_forward_hook if projection is None else projection.register_forward_pre_hook
 
-    def forward(hidden: Tensor, *args: Any, **given: Any) -> Any:
-        context = take(_reached(read_across, lambda: whole(hidden, *args, **given)))
-        with _spans(layer, spans):
-            crossing.forward = lambda *_args, **_given: (context if out is None else out(context), None)
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        context = take(_capture(register, lambda: full_forward(hidden, *args, **kwargs)))
+        with _row_counts(layer, tokens_per_device):
+            attention.forward = lambda *_, **__: (context if projection is None else projection(context), None)
             try:
-                return whole(take(hidden), *args, **given)
+                return full_forward(take(hidden), *args, **kwargs)
             finally:
-                del crossing.forward
+                del attention.forward
 
     layer.forward = forward
     try:
@@ -104,32 +110,35 @@ def read_only(
 
 
 @contextmanager
-def _spans(layer: nn.Module, spans: Sequence[int] | None) -> Iterator[None]:
-    """Adapters of a layer with other spans."""
-    inside = [module for module in layer.modules() if isinstance(module, StackedLoRA)] if spans is not None else []
-    before = [module.spans for module in inside]
-    for module in inside:
-        module.spans = spans
+def _row_counts(layer: nn.Module, tokens_per_device: Sequence[int] | None) -> Iterator[None]:
+    """A layer whose adapters have other numbers of rows per device; None changes nothing."""
+    modules = [m for m in layer.modules() if isinstance(m, StackedLoRA)] if tokens_per_device is not None else []
+    previous = [module.counts for module in modules]
+    for module in modules:
+        module.counts = tokens_per_device
     try:
         yield
     finally:
-        for module, own in zip(inside, before, strict=True):
-            module.spans = own
+        for module, counts in zip(modules, previous, strict=True):
+            module.counts = counts
 
 
-def _reached(hook: Callable[[Any], Any], run: Callable[[], Any]) -> Tensor:
-    """The first of what a module is given or gives, from a pass that ends there; `hook`: its method that registers."""
+def _capture(register: Callable[[Any], Any], run: Callable[[], Any]) -> Tensor:
+    """The first input or output of a module, from a forward pass that stops there.
 
-    def stop(_module: nn.Module, *seen: Any) -> None:
-        value = seen[-1]  # the output, if there is one yet
-        raise _ReachedError(value if isinstance(value, Tensor) else value[0])
+    register: a module's method that registers a forward hook or a forward pre-hook.
+    """
 
-    handle = hook(stop)
+    def stop(_module: nn.Module, *values: Any) -> None:
+        value = values[-1]  # the output in a forward hook, the inputs in a pre-hook
+        raise _CapturedError(value if isinstance(value, Tensor) else value[0])
+
+    handle = register(stop)
     try:
         run()
-    except _ReachedError as reached:
-        found: Tensor = reached.args[0]
-        return found
+    except _CapturedError as captured:
+        value: Tensor = captured.args[0]
+        return value
     finally:
         handle.remove()
     raise RuntimeError("the model did not run its own layers")
@@ -144,43 +153,43 @@ def logits(
 ) -> Float[Tensor, "rows last C"]:
     """Logits of the last `last` positions (causal LM), or of the classes (classifier, last = 1).
 
-    ids are padded on the side of `FastPaths.left`, a causal LM's on the left; mask is False on padding. hidden: the
-    prefix's output for these rows, if it is at hand.
+    ids: padded on the side of `FastPaths.pad_left`, a causal LM's on the left. mask: False on padding. hidden: the
+    prefix's output for these rows; None computes it.
     """
     keep = {"logits_to_keep": last} if backbone.causal and "logits_to_keep" in backbone.forward_parameters else {}
     part = slice(-last, None) if backbone.causal else slice(0, 1)
-    with resumed(backbone, hidden), read_only(backbone, lambda x: x[:, part]):
-        out: Tensor = backbone.model(**inputs(backbone, ids, mask), **keep).logits
+    with with_prefix_output(backbone, hidden), last_tokens_only(backbone, lambda x: x[:, part]):
+        out: Tensor = backbone.model(**model_inputs(backbone, ids, mask), **keep).logits
     return out[:, -last:] if backbone.causal else out[:, None, :]
 
 
 def packed_logits(
     backbone: Backbone,
-    packed: Packed,
+    batch: PackedBatch,
     counts: Sequence[int],
     hidden: Float[Tensor, "T H"] | None = None,
 ) -> Float[Tensor, "n last C"]:
-    """Logits of a causal LM at the tokens `packed.at`; no sample reads another.
+    """Logits of a causal LM at the tokens `batch.target_index`; samples do not read each other.
 
-    counts: samples of each device. hidden: the prefix's output for these tokens, if it is at hand.
+    counts: samples of each device. hidden: the prefix's output for the batch's tokens; None computes it.
     """
-    at = packed.at.flatten().to(backbone.device)
-    fields = {"input_ids": packed.ids, "position_ids": packed.positions}
+    index = batch.target_index.flatten().to(backbone.device)
+    fields = {"input_ids": batch.ids, "position_ids": batch.positions}
     fields = {key: value[None].to(backbone.device) for key, value in fields.items()}
-    read = [own * packed.at.shape[1] for own in counts]
+    targets_per_device = [count * batch.target_index.shape[1] for count in counts]
     with (
-        resumed(backbone, None if hidden is None else hidden[None]),
-        read_only(backbone, lambda x: x[:, at], read),
-        each_alone(backbone.model, packed, backbone.device) as told,
+        with_prefix_output(backbone, None if hidden is None else hidden[None]),
+        last_tokens_only(backbone, lambda x: x[:, index], targets_per_device),
+        separate_samples(backbone.model, batch, backbone.device) as options,
     ):
-        out: Tensor = backbone.model(**fields, **told, use_cache=False).logits
-    return (out if backbone.top is not None else out[:, at]).reshape(*packed.at.shape, -1)
+        out: Tensor = backbone.model(**fields, **options, use_cache=False).logits
+    return (out if backbone.last_layer is not None else out[:, index]).reshape(*batch.target_index.shape, -1)
 
 
 def prefix_output(
     backbone: Backbone, ids: Int[Tensor, "rows t"], mask: Bool[Tensor, "rows t"]
 ) -> Float[Tensor, "rows t H"]:
-    """What the first adapted layer reads: the output of the layers below it, without gradients."""
+    """The input of the first adapted layer, which is the output of the layers below it; without gradients."""
     with torch.no_grad():
-        hook = backbone.prefix[-1].register_forward_hook
-        return _reached(hook, lambda: backbone.model(**inputs(backbone, ids, mask)))
+        register = backbone.prefix[-1].register_forward_hook
+        return _capture(register, lambda: backbone.model(**model_inputs(backbone, ids, mask)))

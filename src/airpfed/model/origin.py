@@ -1,4 +1,4 @@
-"""Where a base model comes from, and which one it is: one identity for resume, export, sweeps and federations."""
+"""The origin of a base model, and its identity for resume, export, sweeps and federations."""
 
 import hashlib
 import json
@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airpfed.core.errors import UserError, hint
+from airpfed.core.errors import UserError, first_line, hint
 from airpfed.core.wheels import file_sha256, files_sha256
 from airpfed.model import zoo
 
-BESIDE = (".md", ".toml", ".csv", ".jsonl", ".parquet")
-"""Endings of files that lie beside a model and that no `from_pretrained` reads."""
+OTHER_FILES = (".md", ".toml", ".csv", ".jsonl", ".parquet")
+"""Endings of files in a model's folder that no `from_pretrained` reads."""
 
-RUN = ("experiment.toml", "sweep.json")
-"""What a subfolder of results holds; these are not the model's."""
+RESULT_FILES = ("experiment.toml", "sweep.json")
+"""Files that mark a subfolder of results, which is not a part of the model."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A base model as `from_pretrained` takes it.
+    """A base model for `from_pretrained`.
 
-    folder: a local directory or a hub name; revision: the commit that the hub name stands for. identity: of everything
-    that numbers depend on, the same wherever the same files lie. trusted: whether Python code in the folder may run.
+    folder: a local directory or a hub name. revision: the commit of a hub name. identity: of all files that numbers
+    depend on, wherever they lie. trusted: whether Python code in the folder may run.
     """
 
     folder: str = ""
@@ -33,36 +33,36 @@ class Origin:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every call of `from_pretrained` is given beside the folder."""
+        """Keyword arguments of every call of `from_pretrained`."""
         return {"revision": self.revision or "main", "trust_remote_code": self.trusted}
 
 
-def origin(base: str, trusted: bool = False, say: Callable[[str], None] = lambda _: None) -> Origin:
-    """The origin of `model.base`; what is fetched or converted for it is kept in the cache.
+def origin_of(base: str, trusted: bool = False, log: Callable[[str], None] = lambda _: None) -> Origin:
+    """The origin of `model.base`; downloaded and converted files stay in the cache.
 
-    trusted: `model.trust_remote_code`. say: is told, in a line each, what had to be made again. Raises UserError where
-    there is no such model.
+    trusted: `model.trust_remote_code`. log: called with a line for each damaged copy that is made again. Raises
+    UserError where there is no such model.
     """
-    folder = zoo.resolve(base, say)
+    folder = zoo.resolve(base, log)
     if Path(folder).is_dir():
         return Origin(folder, None, folder_identity(Path(folder)), trusted)
     return _hub(folder, trusted)
 
 
 def folder_identity(folder: Path) -> str:
-    """sha256 over the paths and contents of a folder's files, in whatever format; subfolders too.
+    """sha256 over the paths and contents of a folder's files and its subfolders.
 
-    Not in it: hidden files, licences and notes, data and settings that lie beside a model, folders of results.
+    Without hidden files, licences and notices, data and settings in the folder, and folders of results.
     """
-    return _digest(files_sha256(folder, lambda below: _read_by_models(folder, below)))
 
+    def is_part_of_model(relative: Path) -> bool:
+        path = folder / relative
+        if path.is_dir():
+            return path.name != "__pycache__" and not any((path / name).is_file() for name in RESULT_FILES)
+        notice = path.name.upper().removesuffix(".TXT") in ("LICENSE", "LICENCE", "NOTICE")
+        return path.suffix.lower() not in OTHER_FILES and not notice
 
-def _read_by_models(folder: Path, below: Path) -> bool:
-    path = folder / below
-    if path.is_dir():
-        return below.name != "__pycache__" and not any((path / name).is_file() for name in RUN)
-    note = below.name.upper().removesuffix(".TXT") in ("LICENSE", "LICENCE", "NOTICE")
-    return below.suffix.lower() not in BESIDE and not note
+    return _digest(files_sha256(folder, is_part_of_model))
 
 
 def _digest(files: dict[str, str]) -> str:
@@ -70,10 +70,7 @@ def _digest(files: dict[str, str]) -> str:
 
 
 def _hub(base: str, trusted: bool) -> Origin:
-    """A hub name with the commit that it stands for, and that commit's files as they lie in the hub's own cache.
-
-    base: OWNER/NAME, or OWNER/NAME@REVISION with a branch, a tag or a commit.
-    """
+    """The origin of a hub name. base: OWNER/NAME, or OWNER/NAME@REVISION with a branch, a tag or a commit."""
     from transformers.utils import cached_file
 
     name, _, revision = base.partition("@")
@@ -84,9 +81,10 @@ def _hub(base: str, trusted: bool) -> Origin:
 
 
 def hub_identity(name: str, commit: str) -> str:
-    """`name@commit`, which stands for the contents; with the sha256 of files that the hub's cache does not name by it.
+    """`name@commit`, plus the sha256 of files that the hub's cache does not name by their content.
 
-    The cache names a file's content by its sha256 or its git hash: UserError where one does not have it.
+    The hub's cache names a file by the sha256 or the git hash of its content. Raises UserError where a file does not
+    match its name.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -104,54 +102,55 @@ def hub_identity(name: str, commit: str) -> str:
 
 
 def _git_sha1(path: Path) -> str:
-    """What git calls a file of this content."""
+    """Git's hash of a file."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def identity_now(origin: Origin) -> str:
-    """The identity that a base model has by now."""
+def current_identity(origin: Origin) -> str:
+    """The identity of a base model's files as they are now."""
     path = Path(origin.folder)
     return folder_identity(path) if path.is_dir() else hub_identity(origin.folder, str(origin.revision))
 
 
-def loaded(place: Origin) -> Origin:
-    """The origin of a model that has just been loaded: the hub's cache holds all its files only now.
+def confirm(origin: Origin) -> Origin:
+    """The origin of a model that has just been loaded.
 
-    UserError where a folder's files changed meanwhile.
+    The hub's cache holds all files only after loading, so a hub model gets its identity again. Raises UserError where
+    the files of a local folder changed while they were loaded.
     """
-    if place.revision is not None:
-        return replace(place, identity=identity_now(place))
-    same(place)
-    return place
+    if origin.revision is not None:
+        return replace(origin, identity=current_identity(origin))
+    check_unchanged(origin)
+    return origin
 
 
-def same(origin: Origin) -> None:
-    """UserError where a base model is no longer what it was when `origin` was made."""
-    if identity_now(origin) != origin.identity:
+def check_unchanged(origin: Origin) -> None:
+    """Raise UserError where a base model's files changed since `origin` was made."""
+    if current_identity(origin) != origin.identity:
         raise UserError(f"{origin.folder}: the base model's files changed since they were loaded; put them back")
 
 
-def read_config(place: Origin, base: str) -> Any:
-    """The config of a base model, by transformers. Raises UserError where it cannot be read, or is code not trusted."""
+def read_config(source: Origin, base: str) -> Any:
+    """The config of a base model. Raises UserError where it cannot be read or needs Python code that is not trusted."""
     from transformers import AutoConfig
 
     try:
-        with zoo.quiet():
-            return AutoConfig.from_pretrained(place.folder, **place.options)
-    except Exception as error:  # transformers raises many kinds here
+        with zoo.quiet_transformers():
+            return AutoConfig.from_pretrained(source.folder, **source.options)
+    except Exception as error:  # transformers raises many types of exceptions here
         if (code := needs_code(error)) is not None:
             raise UserError(f'model.base = "{base}": {code}') from None
-        if Path(place.folder).is_dir():
-            raise UserError(f'model.base = "{base}": cannot be loaded: {zoo.first_line(error)}') from None
+        if Path(source.folder).is_dir():
+            raise UserError(f'model.base = "{base}": cannot be loaded: {first_line(error)}') from None
         raise UserError(
             f'model.base = "{base}": no catalogue name ({", ".join(zoo.MODELS)}), no local directory, '
-            f"and not to be had from the Hugging Face hub ({zoo.first_line(error)}){hint(base, zoo.MODELS)}"
+            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint(base, zoo.MODELS)}"
         ) from None
 
 
 def needs_code(error: Exception) -> str | None:
-    """A line, if loading failed because the folder's own Python code would have to run."""
+    """A line where loading failed because the folder's own Python code would have to run; else None."""
     if "trust_remote_code" not in str(error):
         return None
     return (

@@ -1,6 +1,6 @@
-"""Prompts and answers as token ids, and batches of them."""
+"""Prompts and answers as token ids, and batches of them: padded, in length buckets, or packed end to end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,11 +16,11 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One sample: what the model reads, and what its last len(targets) positions should predict.
+class Encoding:
+    """One sample: the token ids that the model reads, and the targets of its last len(targets) positions.
 
-    classify: one target, the label word's token (causal LM) or the class index (classifier). generate: the completion's
-    tokens and the end token; ids then hold all but the last of them after the prompt.
+    classify: one target, the token of the label word (causal LM) or the class index (classifier). generate: the tokens
+    of the completion and the end token; ids then hold the prompt and all of these tokens except the last.
     """
 
     ids: tuple[int, ...]
@@ -37,164 +37,174 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Samples of some devices end to end, except that what samples of one device begin with alike is there once.
+class PackedBatch:
+    """Samples of some devices end to end, T tokens in all; a common beginning of one device's samples is stored once.
 
-    positions: of each token in its sample, from 0. at: the tokens whose predictions the targets are for (where a sample
-    has fewer targets, its first). lengths: of the samples. token: which of T each of their tokens is, sample by sample.
-    first: of those, the first that is it. spans: tokens of each device.
+    ids, positions: of each of the T tokens; positions count within a sample, from 0. targets: IGNORED where a sample
+    has fewer. target_index: tokens whose predictions the targets are for; the sample's first token where the target is
+    IGNORED. lengths: of the samples. token_of: the stored token of each sample's tokens, sample by sample. first_use:
+    the first place in `token_of` of each stored token. tokens_per_device: stored tokens of each device.
     """
 
     ids: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
-    at: Int[Tensor, "n last"]
+    target_index: Int[Tensor, "n last"]
     targets: Int[Tensor, "n last"]
     lengths: tuple[int, ...]
-    token: Int[Tensor, " whole"]
-    first: Int[Tensor, " T"]
-    spans: tuple[int, ...]
+    token_of: Int[Tensor, " whole"]
+    first_use: Int[Tensor, " T"]
+    tokens_per_device: tuple[int, ...]
 
 
 def control_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokenizer's control tokens (begin, end, separators, roles of a chat), which no text should become.
+    """The tokenizer's control tokens (begin, end, separators, chat roles), which no text should become.
 
-    Not the one for unknown words, and no ordinary word that was made the padding.
+    The token for unknown words is not one of them, nor is an ordinary word used as padding.
     """
     kinds = ("bos", "eos", "cls", "sep", "mask")
     named = [getattr(tokenizer, f"{kind}_token_id", None) for kind in kinds]
     special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return frozenset(one for one in (*named, *special) if one is not None and one != tokenizer.unk_token_id)
+    return frozenset(token for token in (*named, *special) if token is not None and token != tokenizer.unk_token_id)
 
 
-def added(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before and behind a text by itself."""
-    whole, plain = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
-    more = len(whole) - len(plain)
-    at = next((begin for begin in range(more + 1) if whole[begin : begin + len(plain)] == plain), more)
-    return tuple(whole[:at]), tuple(whole[at + len(plain) :])
+def affix_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens that the tokenizer adds before and after a text."""
+    full, plain = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    extra = len(full) - len(plain)
+    start = next((begin for begin in range(extra + 1) if full[begin : begin + len(plain)] == plain), extra)
+    return tuple(full[:start]), tuple(full[start + len(plain) :])
 
 
-def read(tokenizer: Any, texts: Sequence[str], causal: bool = True) -> list[tuple[int, ...]]:
-    """Token ids of texts, with what the tokenizer puts before them; behind them, too, for a classifier.
+def tokenize(tokenizer: Any, texts: Sequence[str], causal: bool = True) -> list[tuple[int, ...]]:
+    """Token ids of texts, with the tokens that the tokenizer adds before a text, and after it for a classifier.
 
-    A causal LM goes on from a text, so an end token that the tokenizer would append is left away. A text that spells a
-    control token is read as what it is, text; where a vocabulary has no other way to write it, it is an unknown word.
+    A causal LM continues a text, so an end token that the tokenizer would append is removed. A text that spells a
+    control token is read as text; where the vocabulary cannot write it otherwise, it becomes the unknown token, or
+    nothing where there is none.
     """
     if not texts:
         return []
-    before, behind = map(len, added(tokenizer))
+    num_prefix, num_suffix = map(len, affix_ids(tokenizer))
     control, unknown = control_ids(tokenizer), tokenizer.unk_token_id
-    found = []
+    results = []
     for ids in tokenizer(list(texts), split_special_tokens=True, verbose=False).input_ids:
-        last = len(ids) - behind
-        text = ids[before:last]
+        last = len(ids) - num_suffix
+        text = ids[num_prefix:last]
         if not control.isdisjoint(text):
-            text = [unknown if one in control else one for one in text if one not in control or unknown is not None]
-        found.append((*ids[:before], *text, *(() if causal else ids[last:])))
-    return found
+            text = [
+                unknown if token in control else token for token in text if token not in control or unknown is not None
+            ]
+        results.append((*ids[:num_prefix], *text, *(() if causal else ids[last:])))
+    return results
 
 
-def cut(ids: tuple[int, ...], limit: int) -> tuple[int, ...]:
-    """At most `limit` tokens of a prompt: of a longer one the middle goes, so that instruction and cue both stay."""
+def cut_middle(ids: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """At most `limit` tokens of a prompt. The middle is removed, so the instruction and the cue at the end stay."""
     tail = limit // 3
     return ids if len(ids) <= limit else ids[: limit - tail] + ids[-tail:]
 
 
 def prompt_ids(tokenizer: Any, prompt: str, limit: int, causal: bool = True) -> tuple[int, ...]:
     """Token ids of a prompt, at most `limit`."""
-    return cut(read(tokenizer, [prompt], causal)[0], limit)
+    return cut_middle(tokenize(tokenizer, [prompt], causal)[0], limit)
 
 
-def before_answer(prompt: str) -> str:
-    """A prompt as a causal LM is given it: spaces at its end belong to the answer's first token."""
+def strip_prompt(prompt: str) -> str:
+    """A prompt as a causal LM reads it: spaces at its end belong to the first token of the answer."""
     return prompt.rstrip(" ")
 
 
 def answer_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
-    """The tokens of an answer as they follow a prompt.
+    """The tokens of an answer after a prompt.
 
-    Where prompt and answer would share a token, those that the answer has behind a text that it shares none with.
+    Where prompt and answer would share a token, the tokens of the answer after another text without a shared token.
     """
-    start = before_answer(prompt)
+    start = strip_prompt(prompt)
     text = prompt[len(start) :] + answer
     for begin in (start, "\n", ":", "."):
-        alone, both = read(tokenizer, [begin, begin + text])
-        if both[: len(alone)] == alone:
-            return both[len(alone) :]
+        begin_ids, joined = tokenize(tokenizer, [begin, begin + text])
+        if joined[: len(begin_ids)] == begin_ids:
+            return joined[len(begin_ids) :]
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
-def completion(tokenizer: Any, prompt: str, answer: str, limit: int, end: int | None = None) -> Encoded:
-    """A prompt with the answer that should follow it and the end token; the prompt makes room for the answer.
+def encode_completion(tokenizer: Any, prompt: str, answer: str, limit: int, end: int | None = None) -> Encoding:
+    """A prompt with its answer and the end token, at most `limit` tokens; a long prompt is cut, then the answer.
 
-    end: the end token, by default the tokenizer's.
+    end: the end token; by default the tokenizer's.
     """
     last = tokenizer.eos_token_id if end is None else end
     targets = (*answer_ids(tokenizer, prompt, answer), last)[: limit // 2]
-    ids = prompt_ids(tokenizer, before_answer(prompt), limit - len(targets) + 1)
-    return Encoded(ids + targets[:-1], targets)
+    ids = prompt_ids(tokenizer, strip_prompt(prompt), limit - len(targets) + 1)
+    return Encoding(ids + targets[:-1], targets)
 
 
-def labelled(
+def encode_choices(
     tokenizer: Any, prompts: Sequence[str], words: Sequence[str], task: str
 ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """Prompts as a causal LM reads them, and of each label word the token that follows them.
+    """Token ids of prompts for a causal LM, and the token of each label word that follows them.
 
-    A prompt ends where the words part: a token that a word would share with it (a space at its end) is the word's, and
-    tokens that all words begin with alike (the space before digits, of SentencePiece) are the prompt's. Raises
-    UserError where two words begin with one token (a position can only tell tokens apart), or where the token depends
-    on the prompt.
+    A prompt ends where the words begin to differ. A token that prompt and word would share (a space at the end of the
+    prompt) belongs to the word. Tokens that all words begin with (SentencePiece's space before digits) belong to the
+    prompt. Raises UserError where two words begin with the same token, because one position can only tell tokens apart,
+    and where the words' tokens depend on the prompt.
     """
-    alone = read(tokenizer, prompts)
-    # What a prompt ends with from its last line on decides; the texts above are not read again for every word.
-    kinds = [(prompt[max(prompt.rfind("\n"), 0) :], ids[-2:]) for prompt, ids in zip(prompts, alone, strict=True)]
-    shown = {kind: n for n, kind in enumerate(kinds)}
-    tries = [list(words)]
-    if any(prompt[-1:].isspace() for prompt in prompts):  # its space is enough
-        tries.append([word.lstrip() for word in words])
-    for chosen in tries:
-        both = iter(read(tokenizer, [prompts[n] + word for n in shown.values() for word in chosen]))
-        parts = {kind: list(islice(both, len(words))) for kind in shown}
-        ends = {kind: min(shared(alone[n], one) for one in parts[kind]) for kind, n in shown.items()}
-        if all(ends[kind] == len(alone[n]) for kind, n in shown.items()):
+    prompt_tokens = tokenize(tokenizer, prompts)
+    # The tokens of words depend on a prompt's last line only, so one prompt per ending is tokenised with every word.
+    endings = [
+        (prompt[max(prompt.rfind("\n"), 0) :], ids[-2:]) for prompt, ids in zip(prompts, prompt_tokens, strict=True)
+    ]
+    examples = {ending: n for n, ending in enumerate(endings)}
+    spellings = [list(words)]
+    if any(prompt[-1:].isspace() for prompt in prompts):  # the prompt's own space is enough
+        spellings.append([word.lstrip() for word in words])
+    for spelling in spellings:
+        joined = iter(tokenize(tokenizer, [prompts[n] + word for n in examples.values() for word in spelling]))
+        texts = {ending: list(islice(joined, len(words))) for ending in examples}
+        cuts = {
+            ending: min(shared_length(prompt_tokens[n], text) for text in texts[ending])
+            for ending, n in examples.items()
+        }
+        if all(cuts[ending] == len(prompt_tokens[n]) for ending, n in examples.items()):
             break
-    begun = {kind: common([one[ends[kind] :] for one in part]) for kind, part in parts.items()}
-    told = {
-        (begun[kind], *(one[ends[kind] + len(begun[kind]) :][:1] for one in part)): kind for kind, part in parts.items()
+    starts = {ending: common_start([text[cuts[ending] :] for text in texts[ending]]) for ending in examples}
+    continuations = {
+        (start, *(text[cuts[ending] + len(start) :][:1] for text in texts[ending])): ending
+        for ending, start in starts.items()
     }
-    if len(told) > 1 or 0 in ends.values():
+    if len(continuations) > 1 or 0 in cuts.values():
         raise UserError(
             f"tasks.{task}.prompt: the tokens of label words depend on how a prompt ends (as in "
-            f"{list(told.values())[-1][0][-20:]!r}); end it with a cue such as '\\nLabel:'"
+            f"{list(continuations.values())[-1][0][-20:]!r}); end it with a cue such as '\\nLabel:'"
         )
-    ((start, *firsts),) = told
-    seen: dict[tuple[int, ...], str] = {}
+    ((start, *firsts),) = continuations
+    word_of: dict[tuple[int, ...], str] = {}
     for word, first in zip(words, firsts, strict=True):
         if not first:
             raise UserError(f"tasks.{task}.labels: label word {word!r} has no token; another word should stand for it")
-        if first in seen:
+        if first in word_of:
             raise UserError(
-                f"tasks.{task}.labels: label word {word!r} and {seen[first]!r} start with the same token; set words "
+                f"tasks.{task}.labels: label word {word!r} and {word_of[first]!r} start with the same token; set words "
                 "here that differ in their first token, such as A, B, C"
             )
-        seen[first] = word
-    over = {kind: len(alone[n]) - ends[kind] for kind, n in shown.items()}
-    asked = [ids[: len(ids) - over[kind]] + start for ids, kind in zip(alone, kinds, strict=True)]
-    return asked, tuple(first[0] for first in firsts)
+        word_of[first] = word
+    excess = {ending: len(prompt_tokens[n]) - cuts[ending] for ending, n in examples.items()}
+    prompts_ids = [ids[: len(ids) - excess[ending]] + start for ids, ending in zip(prompt_tokens, endings, strict=True)]
+    return prompts_ids, tuple(first[0] for first in firsts)
 
 
-def common(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens that all label words begin with alike, if each goes on behind them: they tell nothing."""
-    length = min(shared(parts[0], one) for one in parts)
+def common_start(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Tokens that all label words begin with; none where a word has no token after them."""
+    length = min(shared_length(parts[0], part) for part in parts)
     return parts[0][:length] if length < min(map(len, parts)) else ()
 
 
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens that two sequences both begin with."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def targets_of(samples: Sequence[Encoded]) -> Int[Tensor, "rows last"]:
+def pad_targets(samples: Sequence[Encoding]) -> Int[Tensor, "rows last"]:
     """Targets of samples, ending at the last column; IGNORED where a sample has fewer."""
     last = max(len(sample.targets) for sample in samples)
     targets = torch.full((len(samples), last), IGNORED, dtype=torch.long)
@@ -203,8 +213,8 @@ def targets_of(samples: Sequence[Encoded]) -> Int[Tensor, "rows last"]:
     return targets
 
 
-def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
-    """Pad samples to the longest of them; targets always end at the last column."""
+def collate(samples: Sequence[Encoding], pad: int, left: bool) -> Batch:
+    """Samples padded to the longest with the token `pad`, on the left or right; targets end at the last column."""
     width = max(len(sample.ids) for sample in samples)
     ids = torch.full((len(samples), width), pad, dtype=torch.long)
     mask = torch.zeros(len(samples), width, dtype=torch.bool)
@@ -212,31 +222,72 @@ def collate(samples: Sequence[Encoded], pad: int, left: bool) -> Batch:
         columns = slice(width - len(sample.ids), width) if left else slice(0, len(sample.ids))
         ids[row, columns] = torch.tensor(sample.ids)
         mask[row, columns] = True
-    return Batch(ids, mask, targets_of(samples))
+    return Batch(ids, mask, pad_targets(samples))
 
 
-def pack(samples: Sequence[Encoded], counts: Sequence[int]) -> Packed:
-    """Samples one behind the other, nothing between them; counts: of each device, one behind the other too.
+def pack(samples: Sequence[Encoding], counts: Sequence[int]) -> PackedBatch:
+    """Samples end to end, device by device. counts: samples of each device.
 
-    What a causal LM makes of a token depends on the tokens up to it and on the device's adapters alone.
+    A causal LM's output at a token depends only on the tokens up to it and on the device's adapters, so a common
+    beginning of a device's samples is computed once.
     """
-    targets, lengths = targets_of(samples), [len(sample.ids) for sample in samples]
+    targets, lengths = pad_targets(samples), [len(sample.ids) for sample in samples]
     ends = torch.tensor(lengths).cumsum(0)[:, None]
-    begin = ends - torch.tensor(lengths)[:, None]
-    at = torch.maximum(ends - torch.arange(targets.shape[1], 0, -1), begin)  # what lies before a sample is ignored
-    known: dict[tuple[int, int], int] = {}  # (token before it, id) -> token
-    token, first, spans = list[int](), list[int](), list[int]()
-    rest = iter(samples)
+    begins = ends - torch.tensor(lengths)[:, None]
+    target_place = torch.maximum(ends - torch.arange(targets.shape[1], 0, -1), begins)
+    stored: dict[tuple[int, int], int] = {}  # (previous stored token, id) -> stored token
+    token_of, first_use, tokens_per_device = list[int](), list[int](), list[int]()
+    queue = iter(samples)
     for count in counts:
-        there = len(known)
-        for sample in islice(rest, count):
-            one = -len(spans) - 1  # nothing before it, on this device
-            for each in sample.ids:
-                one = known.setdefault((one, each), len(known))
-                if one == len(first):
-                    first.append(len(token))
-                token.append(one)
-        spans.append(len(known) - there)
-    ids, positions = torch.tensor([each for _, each in known]), torch.cat([torch.arange(one) for one in lengths])
-    which, firsts = torch.tensor(token), torch.tensor(first)
-    return Packed(ids, positions[firsts], which[at], targets, tuple(lengths), which, firsts, tuple(spans))
+        begin = len(stored)
+        for sample in islice(queue, count):
+            token = -len(tokens_per_device) - 1  # stands for the beginning of this device's samples
+            for token_id in sample.ids:
+                token = stored.setdefault((token, token_id), len(stored))
+                if token == len(first_use):
+                    first_use.append(len(token_of))
+                token_of.append(token)
+        tokens_per_device.append(len(stored) - begin)
+    ids = torch.tensor([token_id for _, token_id in stored])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    tokens, firsts = torch.tensor(token_of), torch.tensor(first_use)
+    target_index = tokens[target_place]
+    return PackedBatch(
+        ids, positions[firsts], target_index, targets, tuple(lengths), tokens, firsts, tuple(tokens_per_device)
+    )
+
+
+Price = Callable[[int, int], int]
+"""(rows, width) -> cost of computing so many rows of this width together."""
+
+
+def length_buckets(widths: Sequence[int], rows: Sequence[int], price: Price) -> list[tuple[int, int]]:
+    """The ranges [first, last) of columns to compute together at the lowest total price.
+
+    All columns of a range are padded to its widest column. widths: of the columns, ascending. rows: of each column.
+    """
+    begins = [0]
+    for count in rows:
+        begins.append(begins[-1] + count)
+    best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]
+    for last in range(1, len(widths) + 1):
+        options = [
+            (best[first][0] + price(begins[last] - begins[first], widths[last - 1]), first) for first in range(last)
+        ]
+        cost, first = min(options)
+        best.append((cost, [*best[first][1], (first, last)]))
+    return best[-1][1]
+
+
+def batches_by_length(samples: Sequence[Encoding], size: int, longest_first: bool = False) -> list[list[int]]:
+    """Indices of samples in order of length, `size` per batch, so that padding is short."""
+    sign = -1 if longest_first else 1
+    order = sorted(range(len(samples)), key=lambda index: sign * len(samples[index].ids))
+    return [list(batch) for batch in batched(order, size)]
+
+
+def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Consecutive tuples of at most `size` items."""
+    remaining = iter(items)
+    while part := tuple(islice(remaining, size)):
+        yield part

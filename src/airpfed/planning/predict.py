@@ -20,7 +20,7 @@ from airpfed.air.segments import Segment
 from airpfed.air.symbols import uses_of
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import Constants, Ledger, Probe
-from airpfed.devices.gradients import Clients
+from airpfed.devices.clients import Clients
 from airpfed.experiment import build
 from airpfed.experiment.build.uplink import build_uplink, check_channel_memory
 from airpfed.model import layout

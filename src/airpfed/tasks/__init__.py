@@ -1,1 +1,1 @@
-"""Tasks: where samples come from, how they are split over devices, how they become prompts."""
+"""Tasks: sources of text, prompts and answers, splits over devices, and metrics."""

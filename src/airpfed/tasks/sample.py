@@ -1,4 +1,4 @@
-"""What a task is once it is loaded: text in, text out, shared over devices."""
+"""Loaded tasks: samples of text, split into train, dev and test, and shared over devices."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,8 +10,8 @@ Kind = Literal["classify", "generate"]
 class Sample:
     """One example.
 
-    prompt: what the model reads. answer: the label word (classify) or the completion (generate), with its leading
-    space. label: index into Task.labels; -1 for generate. device: value of the device column, "" if there is none.
+    prompt: text that the model reads. answer: the label word (classify) or the completion (generate), with its leading
+    space. label: index into Task.labels; -1 for generate. device: value of the device column; "" without such a column.
     """
 
     prompt: str
@@ -22,11 +22,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of a source's rows.
+    """Numbers of a source's rows.
 
-    rows: those of the classes that were asked for. skipped: without text or label. duplicates: whose text, once cut,
-    had come before; contradictions: those of them with another class or answer than the first. barred: kept from
-    training because a task that splits alike tests on them. notes: what else to tell, a line each.
+    rows: rows of the requested classes. skipped: rows without text or label. duplicates: rows whose prompt, after
+    cutting, occurred before. contradictions: duplicates with another class or answer than the first occurrence.
+    barred: samples removed from training because a task with the same `split_as` tests on them. notes: further lines
+    for the user.
     """
 
     rows: int = 0
@@ -41,10 +42,10 @@ class Counts:
 class Task:
     """One task of one run.
 
-    labels: label words as a causal LM writes them, () for generate. train: one tuple of samples per device, none of
-    them empty. dev, test: shared by the task's devices. No prompt stands in two of train, dev and test, in another
-    spelling neither (`text.folded`). source_sha256: of the raw rows after the removal of duplicates. names: the classes
-    as the source calls them, in the order of the labels.
+    labels: label words as a causal LM writes them; () for generate. train: samples of each device, at least one. dev,
+    test: shared by the task's devices. No prompt is in two of train, dev and test, not even in another spelling
+    (`text.fold_case`). source_sha256: of the raw rows without duplicates. names: the source's class names, in the order
+    of the labels.
     """
 
     name: str

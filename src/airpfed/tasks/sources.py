@@ -1,4 +1,4 @@
-"""A source of text, whatever its kind, as distinct samples: prompt filled in, answer in words."""
+"""Sources of text of every kind as distinct samples, with filled-in prompts and answers in words."""
 
 import hashlib
 import json
@@ -16,24 +16,26 @@ from airpfed.core.errors import UserError, hint
 from airpfed.core.paths import HUB, TABLES
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
+from airpfed.tasks.hub import read_hub
 from airpfed.tasks.sample import Counts, Kind, Sample
-from airpfed.tasks.table_files import NoText, Row, parted, read_file, read_hub
-from airpfed.tasks.text import folded, is_blank, name_of
+from airpfed.tasks.table_files import NotText, Row, read_file, separator_hint
+from airpfed.tasks.text import fold_case, is_blank, normalize_name
 
-_HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+"""A column in a template, or an escaped brace."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's samples come from; None takes the catalogue's value, or the default named here.
+    """The source of a task's samples; None stands for the catalogue's value, or for the default named here.
 
     source: a catalogue name, `gym:<name>`, a .csv/.jsonl/.json/.parquet file, or `hf:owner/name[:config][@split]`.
     kind: classify by default. prompt: template with {column} for any column, and {{ }} for braces; by default the text
-    column and "Label:" or "Answer:". text_column: used by the default prompt only. label_column: the class, or the
-    answer to generate. A catalogue task has the columns text and label. labels: class -> word, in the order of the
-    label indices; by default the class names, sorted. A space is put before each. max_chars: every column is cut there
-    when it is put into the prompt; by default nowhere. classes: only rows of these, by default all. max_empty_share: of
-    the rows, those that may be skipped for want of text or label.
+    column and "Label:" or "Answer:". text_column: for the default prompt only. label_column: the class, or the answer
+    to generate. A catalogue task has the columns text and label. labels: class -> word, in the order of the label
+    indices; by default the class names, sorted. A space is put before each word. max_chars: length at which columns are
+    cut in a prompt; by default they are not cut. classes: use only rows of these classes; by default all rows.
+    max_empty_share: largest share of rows without text or label, which are skipped.
     """
 
     name: str
@@ -50,8 +52,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Distinct samples in the source's order; labels and names as in Task; sha256 of the rows kept; counts of all."""
+class SourceData:
+    """Distinct samples in the source's order; labels, names and counts as in `Task`, sha256 of the remaining rows."""
 
     kind: Kind
     labels: tuple[str, ...]
@@ -60,116 +62,121 @@ class Loaded:
     names: tuple[str, ...]
     counts: Counts
 
-    @property
-    def removed(self) -> int:
-        """How many duplicates went."""
-        return self.counts.duplicates
 
+def load_source(source: Source, num_rows: int) -> SourceData:
+    """Read a source, skip rows without text or label, and remove duplicates: the first of equal prompts stays.
 
-def load(source: Source, want: int) -> Loaded:
-    """Read a source, skip rows without text or label, and remove duplicates: of prompts alike the first one stays.
-
-    Alike: `text.folded`, that is, but for case, white space, unseen characters and Unicode form. want: how many rows to
-    generate when the source is a generator; of any other source all rows are taken. Nothing is random. What a package
-    carries never changes: it is read once and kept in the cache. Raises UserError of one line that names the task and
-    the file or setting at fault.
+    Prompts are equal if they differ only in case, white space, invisible characters or Unicode form (`text.fold_case`).
+    num_rows: rows to generate for a generated task; other sources are read completely. Nothing is random. Data inside a
+    package never changes, so its samples stay in the cache. Raises UserError with one line that names the task and the
+    wrong file or setting.
     """
     try:
-        return _load(settled(source), want)
+        source = with_defaults(source)
+        wheel = None if is_external(source.source) else catalog.find_task(source.source).wheel
+        if wheel is None:
+            return _read(source, num_rows)
+        key = [wheel.sha256, _code(), {**vars(source), "name": "", "labels": list((source.labels or {}).items())}]
+        text = cached_text("loaded", key, lambda: json.dumps(asdict(_read(source, num_rows))))
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged file in the cache
+            tree = json.loads(text)
+            samples = tuple(Sample(**sample) for sample in tree.pop("samples"))
+            counts = Counts(**tree.pop("counts") | {"notes": ()})
+            words = {key: tuple(tree[key]) for key in ("labels", "names")}
+            return SourceData(**tree | words, samples=samples, counts=counts)
+        return _read(source, num_rows)
     except UserError as error:
-        raise UserError(_shown(str(error), 1000)) from error
-
-
-def _load(plan: Source, want: int) -> Loaded:
-    wheel = None if is_external(plan.source) else catalog.entry(plan.source).wheel
-    if wheel is None:
-        return _read(plan, want)
-    key = [wheel.sha256, _code(), {**vars(plan), "name": "", "labels": list((plan.labels or {}).items())}]
-    kept = cached_text("loaded", key, lambda: json.dumps(asdict(_read(plan, want))))
-    with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged file in the cache
-        parts = json.loads(kept)
-        samples = tuple(Sample(**one) for one in parts.pop("samples"))
-        counts = Counts(**parts.pop("counts") | {"notes": ()})
-        words = {key: tuple(parts[key]) for key in ("labels", "names")}
-        return Loaded(**parts | words, samples=samples, counts=counts)
-    return _read(plan, want)
+        raise UserError(_shorten(str(error), 1000)) from error
 
 
 @cache
 def _code() -> str:
-    """What the code that turns sources into samples is, as a sha256."""
+    """sha256 of the code that turns sources into samples."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _read(plan: Source, want: int) -> Loaded:
-    """`load` of a settled source, from the source itself."""
-    rows = _rows(plan, want)
-    template, kind = plan.prompt or "", plan.kind or "classify"
-    rows, skipped = _filled(plan, template, rows)
-    if plan.classes:
-        plan, rows = _only(plan, rows)
-    spelling = _spelling(row[plan.label_column] for row in rows) if kind == "classify" else {}
+def _read(source: Source, num_rows: int) -> SourceData:
+    """`load_source` for a source with all defaults, without the cache."""
+    template, kind = source.prompt or "", source.kind or "classify"
+    rows, skipped = _drop_empty(source, template, _read_rows(source, num_rows))
 
-    def meant(row: Row) -> str:
-        return name_of(row[plan.label_column])
+    def class_of(row: Row) -> str:
+        return normalize_name(row[source.label_column])
 
-    kept, others = _distinct([(fill(template, row, plan.max_chars), row) for row in rows])
-    if kind == "classify" and others:
-        _still_differ(plan, rows, [row for _, row in kept])
-    labels = _labels(plan, {key: spelling[key] for key in map(meant, (row for _, row in kept))}) if spelling else {}
-    index = {key: position for position, key in enumerate(labels)}
+    if source.classes:
+        present, requested = {class_of(row) for row in rows}, {normalize_name(name) for name in source.classes}
+        if missing := [name for name in source.classes if normalize_name(name) not in present]:
+            raise UserError(
+                f"tasks.{source.name}.classes: {source.source!r} has no class {missing[0]!r}"
+                f"{_nearest(missing[0], present)}"
+            )
+        rows = [row for row in rows if class_of(row) in requested]
+        if source.labels is not None:
+            labels = {name: word for name, word in source.labels.items() if normalize_name(name) in requested}
+            source = replace(source, labels=labels)
+    spelling: dict[str, str] = {}  # class -> its first spelling in the file
+    if kind == "classify":
+        for row in rows:
+            spelling.setdefault(class_of(row), row[source.label_column])
+    distinct: dict[str, tuple[str, Row]] = {}
+    duplicates: list[tuple[Row, Row]] = []  # with the first row of the same prompt
+    for row in rows:
+        prompt = fill_template(template, row, source.max_chars)
+        first = distinct.setdefault(fold_case(prompt), (prompt, row))[1]
+        if first is not row:
+            duplicates.append((row, first))
+    remaining = list(distinct.values())
+    classes = dict.fromkeys(class_of(row) for _, row in remaining)
+    if lost := sorted(spelling.keys() - classes):
+        raise UserError(
+            f"tasks.{source.name}.source: the {len(rows)} rows of {source.source!r} make {len(remaining)} distinct "
+            f"prompts, the first of each kept, and none of class {lost[0]!r}; prompts should differ (text, prompt, "
+            "max_chars)"
+        )
+    words = _label_words(source, {name: spelling[name] for name in classes}) if spelling else {}
+    index = {name: position for position, name in enumerate(words)}
     samples = tuple(
         Sample(
             prompt,
-            labels.get(meant(row)) or _answer(prompt, row[plan.label_column]),
-            index.get(meant(row), -1),
-            name_of(row.get(plan.device_column or "", "")),
+            words.get(class_of(row)) or _add_space(prompt, row[source.label_column]),
+            index.get(class_of(row), -1),
+            normalize_name(row.get(source.device_column or "", "")),
         )
-        for prompt, row in kept
+        for prompt, row in remaining
     )
     counts = Counts(
-        rows=len(rows) + (0 if plan.classes else skipped),
+        rows=len(rows) + (0 if source.classes else skipped),
         skipped=skipped,
-        duplicates=len(others),
-        contradictions=sum(meant(row) != meant(first) for row, first in others),
-        notes=_alike(spelling),
+        duplicates=len(duplicates),
+        contradictions=sum(class_of(row) != class_of(first) for row, first in duplicates),
+        notes=_similar_classes(spelling),
     )
-    names = tuple(_shown(spelling.get(key, key), 60) for key in labels)
-    return Loaded(kind, tuple(labels.values()), samples, _digest(row for _, row in kept), names, counts)
+    lines = (json.dumps(row, sort_keys=True) for _, row in remaining)
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    names = tuple(_shorten(spelling.get(name, name), 60) for name in words)
+    return SourceData(kind, tuple(words.values()), samples, sha256, names, counts)
 
 
-def fill(template: str, row: Row, max_chars: int | None) -> str:
-    """The template with every {column} replaced by that column's text, stripped, then cut; {{ and }} give braces.
+def fill_template(template: str, row: Row, max_chars: int | None) -> str:
+    """The template with every {column} replaced by the column's text, stripped and then cut; {{ and }} give braces.
 
-    max_chars: where to cut, None for nowhere. One pass: braces inside a text are left alone. Raises KeyError on a name
-    that is no column.
+    max_chars: length at which texts are cut; None for no limit. Braces inside a text stay as they are. Raises KeyError
+    where there is no such column.
     """
 
-    def filled(hole: re.Match[str]) -> str:
-        return hole[0][0] if hole[1] is None else row[normalize("NFC", hole[1])].strip()[:max_chars]
+    def fill(match: re.Match[str]) -> str:
+        return match[0][0] if match[1] is None else row[normalize("NFC", match[1])].strip()[:max_chars]
 
-    return _HOLE.sub(filled, template)
-
-
-def _only(plan: Source, rows: Sequence[Row]) -> tuple[Source, list[Row]]:
-    """The rows of the classes that are wanted, and their label words. Raises UserError where one does not occur."""
-    seen = {name_of(row[plan.label_column]) for row in rows}
-    wanted = {name_of(name) for name in plan.classes}
-    if missing := [name for name in plan.classes if name_of(name) not in seen]:
-        raise UserError(
-            f"tasks.{plan.name}.classes: {plan.source!r} has no class {missing[0]!r}{_near(missing[0], seen)}"
-        )
-    labels = None if plan.labels is None else {k: word for k, word in plan.labels.items() if name_of(k) in wanted}
-    return replace(plan, labels=labels), [row for row in rows if name_of(row[plan.label_column]) in wanted]
+    return _COLUMN.sub(fill, template)
 
 
 def is_external(source: str) -> bool:
-    """Whether a source is data of the user's or the hub's: no task of the catalogue, none that is generated."""
+    """Whether a source is a file or a hub data set, not a task of the catalogue or a generated task."""
     return source.startswith(HUB) or "/" in source or Path(source).suffix.lower() in TABLES
 
 
-def _rows(source: Source, want: int) -> list[Row]:
+def _read_rows(source: Source, num_rows: int) -> list[Row]:
     try:
         if source.source.startswith(HUB):
             return read_hub(source.source)
@@ -177,13 +184,13 @@ def _rows(source: Source, want: int) -> list[Row]:
             return read_file(Path(source.source))
     except UserError as error:
         raise UserError(f"tasks.{source.name}.source: {error}") from None
-    return [{"text": text, "label": label} for text, label in catalog.rows(source.source, want)]
+    return [{"text": text, "label": label} for text, label in catalog.read_rows(source.source, num_rows)]
 
 
-def settled(source: Source) -> Source:
-    """The source with what was left open filled in; labels stay open for data whose classes are not known yet.
+def with_defaults(source: Source) -> Source:
+    """The source with its defaults filled in; labels stay None for data whose classes are not known yet.
 
-    Raises UserError where kind and labels do not go with the source.
+    Raises UserError where kind, labels or classes do not fit the source.
     """
     source = replace(
         source,
@@ -194,161 +201,133 @@ def settled(source: Source) -> Source:
     if is_external(source.source):
         kind = source.kind or "classify"
         default = f"{{{source.text_column}}}\n{'Label' if kind == 'classify' else 'Answer'}:"
-        filled = replace(source, kind=kind, prompt=source.prompt or default)
+        result = replace(source, kind=kind, prompt=source.prompt or default)
     else:
-        entry = catalog.entry(source.source)
-        filled = replace(
+        task = catalog.find_task(source.source)
+        result = replace(
             source,
-            kind=source.kind or entry.kind,
-            prompt=source.prompt or entry.prompt,
-            labels=source.labels if source.labels is not None or entry.kind == "generate" else entry.labels,
-            max_chars=entry.max_chars if source.max_chars is None else source.max_chars,
+            kind=source.kind or task.kind,
+            prompt=source.prompt or task.prompt,
+            labels=source.labels if source.labels is not None or task.kind == "generate" else task.labels,
+            max_chars=task.max_chars if source.max_chars is None else source.max_chars,
         )
-        if filled.kind != entry.kind:
-            raise UserError(f"tasks.{source.name}.kind is {source.kind!r}, but {source.source!r} is {entry.kind!r}")
-    if filled.kind == "generate" and filled.labels is not None:
+        if result.kind != task.kind:
+            raise UserError(f"tasks.{source.name}.kind is {source.kind!r}, but {source.source!r} is {task.kind!r}")
+    if result.kind == "generate" and result.labels is not None:
         raise UserError(f"tasks.{source.name}.labels belong to kind 'classify'; leave them out for 'generate'")
-    if filled.kind == "generate" and filled.classes:
+    if result.kind == "generate" and result.classes:
         raise UserError(f"tasks.{source.name}.classes belong to kind 'classify'; leave them out for 'generate'")
-    return filled
+    return result
 
 
-def _filled(plan: Source, template: str, rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """The rows that hold something in every column that is named, and how many do not.
+def _drop_empty(source: Source, template: str, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """The rows with a text in every column that the settings name, and the number of the other rows.
 
-    Raises UserError where a column does not exist, where one holds what is no text, and where too many rows, or all,
-    hold nothing in one.
+    Raises UserError where a column does not exist or holds a value that is no text, and where more rows are empty than
+    `max_empty_share` allows.
     """
-    holes = [hole[1] for hole in _HOLE.finditer(template) if hole[1] is not None]
-    if not holes:
-        raise UserError(f"tasks.{plan.name}.prompt {template!r} names no column; write for example {{text}}")
-    wanted = [("label", plan.label_column), *(("prompt", normalize("NFC", name)) for name in holes)]
-    if plan.device_column is not None:
-        wanted.append(("device_column", plan.device_column))
-    known = dict.fromkeys(name for row in rows for name in row)
-    for setting, name in wanted:
-        if name not in known:
-            columns = ", ".join(_shown(one, 60) for one in islice(known, 20)) + (", ..." if len(known) > 20 else "")
+    template_columns = [match[1] for match in _COLUMN.finditer(template) if match[1] is not None]
+    if not template_columns:
+        raise UserError(f"tasks.{source.name}.prompt {template!r} names no column; write for example {{text}}")
+    columns = [("label", source.label_column), *(("prompt", normalize("NFC", name)) for name in template_columns)]
+    if source.device_column is not None:
+        columns.append(("device_column", source.device_column))
+    existing = dict.fromkeys(name for row in rows for name in row)
+    for setting, name in columns:
+        if name not in existing:
+            names = ", ".join(_shorten(n, 60) for n in islice(existing, 20)) + (", ..." if len(existing) > 20 else "")
             raise UserError(
-                f"tasks.{plan.name}.{setting} names {name!r}, but {plan.source!r} has the columns {columns}"
-                f"{(len(known) == 1 and parted(next(iter(known)))) or _near(name, known)}"
+                f"tasks.{source.name}.{setting} names {name!r}, but {source.source!r} has the columns {names}"
+                f"{(len(existing) == 1 and separator_hint(next(iter(existing)))) or _nearest(name, existing)}"
             )
-    cut = {name for setting, name in wanted if setting == "prompt"}
-    kept: list[Row] = []
+    prompt_columns = {name for setting, name in columns if setting == "prompt"}
+    complete: list[Row] = []
     first: tuple[int, str] | None = None
     for number, row in enumerate(rows, start=1):
-        for _, name in wanted:
+        for _, name in columns:
             value = row.get(name, "")
-            if isinstance(value, NoText):
+            if isinstance(value, NotText):
                 raise UserError(
-                    f"tasks.{plan.name}.source: row {number} of {plan.source!r} holds {value.why} in column {name!r}; "
-                    "a text, a number or a truth value is needed"
+                    f"tasks.{source.name}.source: row {number} of {source.source!r} holds {value.description} in "
+                    f"column {name!r}; a text, a number or a truth value is needed"
                 )
-            if is_blank(value.strip()[: plan.max_chars] if name in cut else value):
+            if is_blank(value.strip()[: source.max_chars] if name in prompt_columns else value):
                 first = first or (number, name)
                 break
         else:
-            kept.append(row)
-    skipped = len(rows) - len(kept)
-    if first and (not kept or skipped > plan.max_empty_share * len(rows)):
+            complete.append(row)
+    skipped = len(rows) - len(complete)
+    if first and (not complete or skipped > source.max_empty_share * len(rows)):
         more = f"; so it is with {skipped:,} of {len(rows):,} rows" if skipped > 1 else f"; it has {len(rows):,} rows"
         raise UserError(
-            f"tasks.{plan.name}.source: row {first[0]} of {plan.source!r} has no text in column {first[1]!r}{more}, "
-            f"and tasks.{plan.name}.max_empty_share = {plan.max_empty_share:g} of them may be skipped; fill them in "
-            "or raise it"
+            f"tasks.{source.name}.source: row {first[0]} of {source.source!r} has no text in column {first[1]!r}{more}"
+            f", and tasks.{source.name}.max_empty_share = {source.max_empty_share:g} of them may be skipped; fill them "
+            "in or raise it"
         )
-    return kept, skipped
+    return complete, skipped
 
 
-def _distinct(rows: Iterable[tuple[str, Row]]) -> tuple[list[tuple[str, Row]], list[tuple[Row, Row]]]:
-    """The rows whose prompt has not come before, but for spelling; and the others, each with the one that had."""
-    first: dict[str, tuple[str, Row]] = {}
-    others: list[tuple[Row, Row]] = []
-    for prompt, row in rows:
-        before = first.setdefault(folded(prompt), (prompt, row))[1]
-        if before is not row:
-            others.append((row, before))
-    return list(first.values()), others
-
-
-def _still_differ(plan: Source, rows: Sequence[Row], kept: Sequence[Row]) -> None:
-    """Raise UserError where a class went with the duplicates."""
-    before, after = ({name_of(row[plan.label_column]) for row in part} for part in (rows, kept))
-    if gone := sorted(before - after):
-        raise UserError(
-            f"tasks.{plan.name}.source: the {len(rows)} rows of {plan.source!r} make {len(kept)} distinct prompts, the "
-            f"first of each kept, and none of class {gone[0]!r}; prompts should differ (text, prompt, max_chars)"
-        )
-
-
-def _spelling(names: Iterable[str]) -> dict[str, str]:
-    """Class, composed and without white space around it -> how the file spells it first."""
-    found: dict[str, str] = {}
-    for name in names:
-        found.setdefault(name_of(name), name)
-    return found
-
-
-def _alike(classes: Iterable[str]) -> tuple[str, ...]:
-    """A line for every class that differs from another one in case, spelling or the way a number is written only."""
-    found: dict[str, str] = {}
+def _similar_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """A line for every class that differs from another class only in case, spelling or the form of a number."""
+    first: dict[str, str] = {}
     lines: list[str] = []
     for name in classes:
-        key = folded(name)
+        key = fold_case(name)
         with suppress(ValueError):
             key = repr(float(key))
-        other = found.setdefault(key, name)
+        other = first.setdefault(key, name)
         if other != name:
-            lines.append(f"classes {_shown(other, 60)!r} and {_shown(name, 60)!r} read alike, but are two")
+            lines.append(f"classes {_shorten(other, 60)!r} and {_shorten(name, 60)!r} read alike, but are two")
     return tuple(lines)
 
 
-def _labels(plan: Source, seen: Mapping[str, str]) -> dict[str, str]:
-    """Class -> word behind a space. Raises UserError unless there are two or more, each with a word of its own.
+def _label_words(source: Source, spelling: Mapping[str, str]) -> dict[str, str]:
+    """Class -> word with a space before it. Raises UserError unless there are two or more classes with distinct words.
 
-    seen: class -> the file's spelling. Given labels, a device's own file may hold fewer classes.
+    spelling: class -> its spelling in the file. The labels in the settings may have more classes than the file, because
+    a device's file may hold only some of them.
     """
-    ordered = sorted(seen, key=lambda key: seen[key])
-    if plan.labels is None:
-        labels = {key: f" {seen[key].strip()}" for key in ordered}
+    ordered = sorted(spelling, key=lambda name: spelling[name])
+    if source.labels is None:
+        labels = {name: f" {spelling[name].strip()}" for name in ordered}
     else:
-        labels = {name_of(name): f" {word.strip()}" for name, word in plan.labels.items()}
-        if len(labels) < len(plan.labels):
-            twice = next(a for a in plan.labels for b in plan.labels if a != b and name_of(a) == name_of(b))
-            raise UserError(f"tasks.{plan.name}.labels: the class {twice!r} stands there twice, in two spellings")
-    where = f"tasks.{plan.name}.label: column {plan.label_column!r} of {plan.source!r}"
+        labels = {normalize_name(name): f" {word.strip()}" for name, word in source.labels.items()}
+        if len(labels) < len(source.labels):
+            twice = next(
+                a for a in source.labels for b in source.labels if a != b and normalize_name(a) == normalize_name(b)
+            )
+            raise UserError(f"tasks.{source.name}.labels: the class {twice!r} stands there twice, in two spellings")
+    column = f"tasks.{source.name}.label: column {source.label_column!r} of {source.source!r}"
     if missing := [name for name in ordered if name not in labels]:
         raise UserError(
-            f"{where} holds class {_shown(missing[0], 60)!r}, which labels gives no word{_near(missing[0], labels)}"
+            f"{column} holds class {_shorten(missing[0], 60)!r}, which labels gives no word"
+            f"{_nearest(missing[0], labels)}"
         )
     if len(labels) < 2:
-        raise UserError(f"{where} holds the one class {_shown(ordered[0], 60)!r}; a classification needs two or more")
-    words = Counter(labels.values())
-    if shared := [word for word in words if words[word] > 1 or is_blank(word)]:
-        alike = " and ".join(repr(_shown(name, 60)) for name, word in labels.items() if word == shared[0])
         raise UserError(
-            f"tasks.{plan.name}.labels: the word of {alike} is {shared[0].strip()!r} in {plan.source!r}; every "
+            f"{column} holds the one class {_shorten(ordered[0], 60)!r}; a classification needs two or more"
+        )
+    counts = Counter(labels.values())
+    if invalid := [word for word in counts if counts[word] > 1 or is_blank(word)]:
+        names = " and ".join(repr(_shorten(name, 60)) for name, word in labels.items() if word == invalid[0])
+        raise UserError(
+            f"tasks.{source.name}.labels: the word of {names} is {invalid[0].strip()!r} in {source.source!r}; every "
             "class needs one of its own"
         )
     return labels
 
 
-def _answer(prompt: str, answer: str) -> str:
-    """The answer with the space that a causal LM writes before it, unless either side has white space there."""
+def _add_space(prompt: str, answer: str) -> str:
+    """The answer with the space that a causal LM writes before it, unless prompt or answer has white space there."""
     return answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
 
 
-def _digest(rows: Iterable[Row]) -> str:
-    lines = (json.dumps(row, sort_keys=True) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the nearest name among short names; classes may be long texts by mistake."""
+    return hint(name, [n for n in islice(names, 1000) if len(n) <= 100]) if len(name) <= 100 else ""
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest known name, looked for among short names only: classes may be texts by mistake."""
-    return hint(name, [one for one in islice(known, 1000) if len(one) <= 100]) if len(name) <= 100 else ""
-
-
-def _shown(text: str, longest: int) -> str:
-    """A text as one line that a terminal can show, at most so long."""
+def _shorten(text: str, max_length: int) -> str:
+    """A text as one printable line of at most `max_length` characters."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."

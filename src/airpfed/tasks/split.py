@@ -1,6 +1,10 @@
-"""Samples into train, dev and test, and the training samples over devices. Fixed by the seed and the task's name."""
+"""Tasks from their sources: samples split into train, dev and test, and the training samples shared over devices.
 
-from dataclasses import dataclass
+The results depend only on the source, the seed and the task's name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import numpy as np
@@ -8,19 +12,21 @@ from jaxtyping import Float, Int
 
 from airpfed.core.errors import UserError
 from airpfed.core.rng import numpy_stream
-from airpfed.tasks.sample import Sample
+from airpfed.tasks.sample import Sample, Task
+from airpfed.tasks.sources import Source, SourceData, load_source
+from airpfed.tasks.text import fold_case
 
 Samples = tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How one task's samples are dealt out.
+    """How one task's samples are split and shared.
 
-    devices: how many; 0 takes as many as the device column has values (split "column" only). samples_per_device: of
-    every device (sizes "equal") or the mean of a log-normal whose logarithm has the standard deviation sizes_sigma.
-    dirichlet_alpha: how even the classes of a device are: small for one class, large for the mix of all samples.
-    split_as: the name that stands for the task's own where samples are split.
+    devices: their number; 0 takes one device per value of the device column (split "column" only). samples_per_device:
+    of every device (sizes "equal"), or the mean of a log-normal distribution whose logarithm has the standard deviation
+    sizes_sigma. dirichlet_alpha: small values give each device one class, large values the mix of all samples.
+    split_as: name in place of the task's own when samples are split.
     """
 
     devices: int
@@ -34,13 +40,63 @@ class Shares:
     split_as: str = ""
 
 
-def split(
+def build_tasks(sources: Sequence[tuple[Source, Shares]], seed: int) -> tuple[Task, ...]:
+    """Load tasks, split their samples, and share the training samples over devices.
+
+    Tasks with the same `shares.split_as` (by default the task's own name) are shuffled alike, and none of them trains
+    on a sample that another of them holds out for dev or test. Random: the split (seed and `split_as`) and the shares
+    (seed and task name). Raises UserError as `load_source`, `split_samples` and `share_samples` do.
+    """
+    parts: list[tuple[SourceData, Shares, Samples, Samples, Samples]] = []
+    for source, shares in sources:
+        data = load_source(source, required_rows(shares, seed, source.name))
+        if shares.split == "column" and shares.devices == 0:
+            # Counted before the split: a value that occurs in dev and test only is then an error and not ignored.
+            shares = replace(shares, devices=len({sample.device for sample in data.samples}))
+        order = shares.split_as or source.name
+        train, dev, test = split_samples(data.samples, shares.dev_samples, shares.test_samples, seed, order)
+        parts.append((data, shares, train, dev, test))
+    tasks: list[Task] = []
+    for (source, _), (data, shares, train, dev, test) in zip(sources, parts, strict=True):
+        order = shares.split_as or source.name
+        held_out = {
+            fold_case(sample.prompt)
+            for (other, _), (_, other_shares, _, *other_samples) in zip(sources, parts, strict=True)
+            if other.name != source.name and (other_shares.split_as or other.name) == order
+            for samples in other_samples
+            for sample in samples
+        }
+        allowed = tuple(s for s in train if fold_case(s.prompt) not in held_out) if held_out else train
+        devices = share_samples(allowed, shares, seed, source.name)
+        counts = replace(data.counts, barred=len(train) - len(allowed))
+        tasks.append(Task(source.name, data.kind, data.labels, devices, dev, test, data.sha256, data.names, counts))
+    return tuple(tasks)
+
+
+def build_test_task(source: Source, shares: Shares, seed: int) -> Task:
+    """A task without training samples, for a server whose devices hold them; dev and test as in `build_tasks`.
+
+    Raises UserError as `load_source` and `split_samples` do.
+    """
+    data = load_source(source, required_rows(shares, seed, source.name))
+    order = shares.split_as or source.name
+    _, dev, test = split_samples(data.samples, shares.dev_samples, shares.test_samples, seed, order, train=False)
+    train = ((),) * shares.devices
+    return Task(source.name, data.kind, data.labels, train, dev, test, data.sha256, data.names, data.counts)
+
+
+def required_rows(shares: Shares, seed: int, name: str) -> int:
+    """Rows to generate for a generated task: enough for all splits and devices."""
+    return shares.dev_samples + shares.test_samples + int(device_sizes(shares, shares.devices, seed, name).sum())
+
+
+def split_samples(
     samples: Samples, dev: int, test: int, seed: int, name: str, train: bool = True
 ) -> tuple[Samples, Samples, Samples]:
-    """Train, dev and test in this order, disjoint, at random; test and dev are taken first, train is the rest.
+    """Train, dev and test samples, in this order. Test and dev are taken first; train is the remainder.
 
-    train: whether there must be something left to train on. Random: the order of the samples, stream (seed, "split",
-    name). Raises UserError when there are too few samples.
+    train: whether at least one training sample must remain. Random: the order of the samples, stream (seed, "split",
+    name). Raises UserError where there are too few samples.
     """
     if len(samples) < dev + test + train:
         left = "leave nothing to train on" if train else "are too many"
@@ -53,61 +109,64 @@ def split(
     return shuffled[test + dev :], shuffled[test : test + dev], shuffled[:test]
 
 
-def share(train: Samples, shares: Shares, seed: int, name: str) -> tuple[Samples, ...]:
-    """The training samples of each device; every device has one at least, and no sample is given out twice.
+def share_samples(train: Samples, shares: Shares, seed: int, name: str) -> tuple[Samples, ...]:
+    """The training samples of each device: at least one per device, and no sample twice.
 
-    Where the samples do not suffice for all sizes, the sizes shrink in proportion. By column, a device takes up to its
-    size of the samples that carry its value, devices in the order of their values. Random: sizes and who gets what,
-    streams (seed, "sizes" | "share", name). Raises UserError when there are fewer samples than devices, when the column
-    has another number of values than `devices`, and when a Dirichlet split has no classes.
+    Where there are too few samples for all sizes, the sizes shrink in proportion. With split "column", a device takes
+    up to its size of the samples with its value; devices are in the order of the values. Random: sizes and assignment,
+    streams (seed, "sizes" | "share", name). Raises UserError where there are fewer samples than devices, where the
+    column has another number of values than `devices`, and where a Dirichlet split has no classes.
     """
     match shares.split:
         case "column":
             groups = _by_column(train, shares.devices, name)
-            wanted = sizes(shares, len(groups), seed, name)
-            chosen = [group[:size] for group, size in zip(groups, wanted, strict=True)]
+            counts = device_sizes(shares, len(groups), seed, name)
+            chosen = [group[:size] for group, size in zip(groups, counts, strict=True)]
         case "iid":
-            counts = _fit(sizes(shares, shares.devices, seed, name), len(train), name)
+            counts = _shrink(device_sizes(shares, shares.devices, seed, name), len(train), name)
             order = numpy_stream(seed, "share", name).permutation(len(train))
             chosen = [part.tolist() for part in np.split(order[: counts.sum()], np.cumsum(counts)[:-1])]
         case "dirichlet":
-            counts = _fit(sizes(shares, shares.devices, seed, name), len(train), name)
+            counts = _shrink(device_sizes(shares, shares.devices, seed, name), len(train), name)
             chosen = _dirichlet(_labels(train, name), counts, shares.dirichlet_alpha, numpy_stream(seed, "share", name))
         case _:
             assert_never(shares.split)
     return tuple(tuple(train[index] for index in part) for part in chosen)
 
 
-def sizes(shares: Shares, devices: int, seed: int, name: str) -> Int[np.ndarray, " {devices}"]:
-    """Samples wanted per device, at least 1. Random when log-normal: stream (seed, "sizes", name); the mean is kept."""
+def device_sizes(shares: Shares, devices: int, seed: int, name: str) -> Int[np.ndarray, " {devices}"]:
+    """Requested samples of each device, at least 1.
+
+    Log-normal sizes have the mean `samples_per_device`. Random: log-normal sizes, stream (seed, "sizes", name).
+    """
     match shares.sizes:
         case "equal":
             return np.full(devices, max(1, shares.samples_per_device))
         case "lognormal":
             z = numpy_stream(seed, "sizes", name).standard_normal(devices)
             # E exp(sigma z - sigma^2 / 2) = 1
-            drawn = shares.samples_per_device * np.exp(shares.sizes_sigma * z - shares.sizes_sigma**2 / 2)
-            counts: Int[np.ndarray, " {devices}"] = np.clip(np.rint(drawn), 1, 2**31).astype(np.int64)
+            values = shares.samples_per_device * np.exp(shares.sizes_sigma * z - shares.sizes_sigma**2 / 2)
+            counts: Int[np.ndarray, " {devices}"] = np.clip(np.rint(values), 1, 2**31).astype(np.int64)
             return counts
         case _:
             assert_never(shares.sizes)
 
 
-def _fit(wanted: Int[np.ndarray, " K"], available: int, name: str) -> Int[np.ndarray, " K"]:
-    """The sizes, shrunk in proportion (above the one that every device keeps) where they exceed what is available."""
-    devices, total = len(wanted), int(wanted.sum())
+def _shrink(sizes: Int[np.ndarray, " K"], available: int, name: str) -> Int[np.ndarray, " K"]:
+    """The sizes, shrunk in proportion to their excess over 1 where their sum exceeds the available samples."""
+    devices, total = len(sizes), int(sizes.sum())
     if not 1 <= devices <= available:
         raise UserError(
             f"tasks.{name}.devices = {devices}: should be from 1 to {available}, the samples left to train on"
         )
     if total <= available:
-        return wanted
-    shrunk: Int[np.ndarray, " K"] = 1 + (wanted - 1) * (available - devices) // (total - devices)
+        return sizes
+    shrunk: Int[np.ndarray, " K"] = 1 + (sizes - 1) * (available - devices) // (total - devices)
     return shrunk
 
 
 def _by_column(train: Samples, devices: int, name: str) -> list[list[int]]:
-    """Positions of the samples of each value of the device column, values in sorted order."""
+    """Indices of the samples of each value of the device column, values in sorted order."""
     groups: dict[str, list[int]] = {}
     for index, sample in enumerate(train):
         groups.setdefault(sample.device, []).append(index)
@@ -131,25 +190,26 @@ def _labels(train: Samples, name: str) -> Int[np.ndarray, " n"]:
 def _dirichlet(
     labels: Int[np.ndarray, " n"], counts: Int[np.ndarray, " K"], alpha: float, rng: np.random.Generator
 ) -> list[list[int]]:
-    """Positions of the samples of each device, class by class from the device's own class proportions.
+    """Indices of the samples of each device, whose classes are drawn from the device's own class proportions.
 
-    Proportions are Dir(alpha C p), p the shares of the C classes in `labels`: the symmetric Dir(alpha) where classes
-    are balanced, and p itself in the limit (Hsu, Qi and Brown, 2019, scaled by C). Devices draw in turn, without
-    replacement; where the classes that a device asks for are used up, it draws from what is left.
+    Proportions are Dir(alpha C p), with p the shares of the C classes in `labels`: the symmetric Dir(alpha) for
+    balanced classes, and p itself in the limit of large alpha (Hsu, Qi and Brown, 2019, scaled by C). In each pass, all
+    unfinished devices draw one sample without replacement; a device whose classes are exhausted draws from the
+    remaining samples.
     """
     _, codes, totals = np.unique(labels, return_inverse=True, return_counts=True)
     stacks = [rng.permutation(np.flatnonzero(codes == code)).tolist() for code in range(len(totals))]
     proportions = rng.dirichlet(alpha * len(totals) * totals / len(labels), size=len(counts))
     chosen: list[list[int]] = [[] for _ in counts]
-    for turn in range(counts.max()):
-        for device in np.flatnonzero(counts > turn):
+    for number in range(counts.max()):
+        for device in np.flatnonzero(counts > number):
             left = np.array([len(stack) for stack in stacks])
-            chosen[device].append(stacks[_draw(proportions[device], left, rng)].pop())
+            chosen[device].append(stacks[_draw_class(proportions[device], left, rng)].pop())
     return chosen
 
 
-def _draw(proportions: Float[np.ndarray, " C"], left: Int[np.ndarray, " C"], rng: np.random.Generator) -> int:
-    """A class that has samples left: by `proportions`, or by what is left where those rule out every such class."""
+def _draw_class(proportions: Float[np.ndarray, " C"], left: Int[np.ndarray, " C"], rng: np.random.Generator) -> int:
+    """A class with remaining samples, drawn by `proportions`, or by the remaining numbers where all of these are 0."""
     weights = np.where(left > 0, proportions, 0.0)
     if weights.sum() < 1e-12:
         weights = left.astype(float)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
+from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import classify, complete
-from airpfed.devices.gradients import Clients
 from airpfed.model.layout import Factors, Vectors, gather
-from airpfed.model.tokens import Encoded
+from airpfed.model.tokens import Encoding
 from airpfed.tasks.metrics import accuracy, balanced_accuracy, exact_match
 from airpfed.tasks.sample import Kind
 
@@ -21,7 +21,7 @@ from airpfed.tasks.sample import Kind
 class Split:
     """Samples to be answered: prompts as token ids, and the right answers (class indices, or texts)."""
 
-    prompts: tuple[Encoded, ...]
+    prompts: tuple[Encoding, ...]
     classes: tuple[int, ...]
     texts: tuple[str, ...]
 

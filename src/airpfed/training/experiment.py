@@ -11,8 +11,8 @@ from torch import Tensor
 
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, Probe, Theory
-from airpfed.devices.compression import Payload, all_bytes, rounded
-from airpfed.devices.gradients import Clients
+from airpfed.devices.clients import Clients
+from airpfed.devices.compression import Payload, compress_gradients, total_bytes
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, TaskView, score_task
 from airpfed.training.factor_averaging import FactorAveraging
@@ -121,12 +121,12 @@ def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:
             "model.base: no device has a finite gradient in round 1, before any step of the server: the base gives no "
             f"numbers for these tasks{cause}"
         )
-    messages = rounded(
+    messages = compress_gradients(
         gradients, present, clients.layout, clients.task_of, experiment.payload, clients.seed, state.round + 1
     )
     payload_bytes = 0
     if not clients.batch_multiplier:  # workers that stand for many devices send nothing
-        payload_bytes = all_bytes(clients.layout, clients.task_of, experiment.payload)
+        payload_bytes = total_bytes(clients.layout, clients.task_of, experiment.payload)
     return RoundGradients(
         gradients=messages,
         loss=loss,

@@ -23,9 +23,9 @@ from airpfed.air.symbols import uses_of
 from airpfed.air.uplink import Aggregate
 from airpfed.core.rng import stream
 from airpfed.core.run_files import Ledger, MeanSquaredErrors
-from airpfed.devices.gradients import Clients
-from airpfed.model.adapters import StackedLoRA
-from airpfed.model.layout import Vectors, initial
+from airpfed.devices.clients import Clients
+from airpfed.model.layers import StackedLoRA
+from airpfed.model.layout import Vectors, initial_vectors
 from airpfed.training.round import LocalTraining, finite
 from airpfed.training.state import DeviceState, State
 
@@ -90,7 +90,9 @@ def fedex(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, "
 
 def flora(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"], t: int) -> tuple[Tensor, Tensor]:
     """Fresh adapters, and c times the mean of the products. Random: A, stream (seed, "fresh adapters", t)."""
-    fresh = initial(clients.layout, clients.backbone.heads, stream(clients.seed, "fresh adapters", t))["global"][0]
+    fresh = initial_vectors(clients.layout, clients.backbone.heads, stream(clients.seed, "fresh adapters", t))[
+        "global"
+    ][0]
     for first, last in clients.layout.groups("global")[2:]:
         fresh[first:last] = (weights @ rows[:, first:last].double()).float()
     return fresh, products(clients, rows, weights)
@@ -103,7 +105,7 @@ def products(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor
     """sum_k w_k c B_k A_k of every adapted layer, layers sorted, as one vector in float64."""
     entries = {entry.key: entry for entry in clients.layout.entries if entry.scope == "global"}
     parts = []
-    for name in sorted(clients.backbone.sites):
+    for name in sorted(clients.backbone.target_layers):
         a, b = (entries[f"{name}.{kind}"] for kind in ("A", "B"))
         a_rows = rows[:, a.start : a.stop].reshape(-1, *a.shape).double()
         b_rows = rows[:, b.start : b.stop].reshape(-1, *b.shape).double()

@@ -11,7 +11,8 @@ from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.core import memory
-from airpfed.devices.gradients import Clients, batches, gradients
+from airpfed.devices.clients import Clients, draw_batches
+from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Vectors
 from airpfed.training.state import DeviceState, ServerStep, State, update, update_active, vectors
 
@@ -38,9 +39,8 @@ def local_gradients(
 
     After several local steps the pseudo-gradient (W_start - W_end) / (steps lr) takes the gradient's place.
     """
-    plan, cursors = batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
-    phases = clients.layout.turns()
-    active_columns = phases[state.round % len(phases)]
+    plan, cursors = draw_batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
+    active_columns = clients.layout.active_columns(state.round + 1)
     rows, loss = gradients(clients, vectors(state), plan, local_training.lr, devices_per_pass, active_columns)
     return rows, loss, cursors
 

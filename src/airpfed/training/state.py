@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from airpfed.model.adapters import Scope
-from airpfed.model.layout import Layout, Vectors, copies
+from airpfed.model.layout import Layout, Vectors, num_copies
+from airpfed.model.methods import Scope
 
 Optimizer = Literal["adam", "sgd"]
 
@@ -102,12 +102,12 @@ def start(
     """
 
     def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:
-        rows = copies(scope, tasks, devices)
+        rows = num_copies(scope, tasks, devices)
         value = initial[scope].repeat(rows, 1)
         updates = torch.zeros(rows, *phases, dtype=torch.long)
         return OptimizedParameters(value, torch.zeros_like(value), torch.zeros_like(value), updates)
 
-    shared = parameters("global", (len(layout.turns()),) if layout.in_turn else ())
+    shared = parameters("global", (len(layout.phases()),) if layout.alternating else ())
     return State(
         round=0,
         server=ServerState(shared, parameters("task"), correlation_statistics, added),

@@ -8,11 +8,10 @@ from dataclasses import replace
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
-from airpfed.model.origin import origin
-from airpfed.tasks.datasets import build_all
+from airpfed.model.origin import origin_of
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import Source
-from airpfed.tasks.split import Shares
+from airpfed.tasks.split import Shares, build_tasks
 
 CHANGEABLE_ON_RESUME: dict[str, set[str]] = {
     "model": {"base", "trust_remote_code"},  # the fingerprint covers the base's files, wherever they lie
@@ -28,7 +27,7 @@ CHANGEABLE_ON_RESUME: dict[str, set[str]] = {
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
     """Load all tasks, split them and distribute their samples over the devices."""
     sources = [source_of(task) for task in settings.tasks]
-    return build_all(list(zip(sources, all_shares(settings), strict=True)), settings.run.seed)
+    return build_tasks(list(zip(sources, all_shares(settings), strict=True)), settings.run.seed)
 
 
 def source_of(task: TaskSettings) -> Source:
@@ -101,7 +100,7 @@ def current_fingerprints() -> Callable[[Settings], str | None]:
         key = settings.model_dump_json(include={"tasks": True, "run": {"seed"}})
         try:
             data[key] = data.get(key) or [task.source_sha256 for task in load_tasks(settings)]
-            bases[base] = bases.get(base) or origin(base, settings.model.trust_remote_code).identity
+            bases[base] = bases.get(base) or origin_of(base, settings.model.trust_remote_code).identity
         except UserError:
             return None
         return fingerprint(settings, data[key], bases[base])

@@ -15,7 +15,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
 from airpfed.devices import fast_paths
-from airpfed.devices.gradients import Clients
+from airpfed.devices.clients import Clients
 from airpfed.experiment.build.data import base_hash, fingerprint
 from airpfed.experiment.build.model import Preparation, build_preparation
 from airpfed.experiment.build.uplink import (
@@ -24,10 +24,10 @@ from airpfed.experiment.build.uplink import (
     check_channel_memory,
     impairments_of,
 )
-from airpfed.model import adapters, layout
+from airpfed.model import layout, methods
 from airpfed.model.backbone import Backbone
 from airpfed.model.layout import Layout
-from airpfed.model.tokens import Encoded
+from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
 from airpfed.training.experiment import Experiment
 from airpfed.training.factor_averaging import RULES, FactorAveraging
@@ -69,13 +69,13 @@ def build_experiment(
     )
     check_device_memory(settings, clients)
     clients, notes = choose_fast_paths(settings, clients, preparation)
-    initial_vectors = layout.initial(order, base.heads, stream(settings.run.seed, "adapters"))
+    initial_vectors = layout.initial_vectors(order, base.heads, stream(settings.run.seed, "adapters"))
     side = client_uplink(settings, clients)
     aggregate, correlation_statistics, factor_averaging = build_aggregator(settings, clients, side)
-    added = torch.zeros(1, sum(out * width for out, width in base.sites.values()) if factor_averaging else 0)
+    added = torch.zeros(1, sum(out * width for out, width in base.target_layers.values()) if factor_averaging else 0)
     chunk = chunk_size(settings, clients)
     monitored = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
-    if monitored and (factor_averaging or order.in_turn):
+    if monitored and (factor_averaging or order.alternating):
         raise UserError(f'adapters.method = "{settings.adapters.method}": the theory has no bound for it')
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
     return Experiment(
@@ -110,17 +110,19 @@ def choose_fast_paths(
     prompts = [sample for task in preparation.views for sample in (*task.test.prompts, *task.dev.prompts)]
     generate = any(task.kind == "generate" for task in preparation.views)
     stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
-    found = fast_paths.known(clients, prompts, base_hash(preparation.base), stacking, generate)
-    backbone = clients.cache.computed_on(found.paths)
-    return replace(clients, backbone=backbone), tuple(fast_paths.lines(f'model.base = "{settings.model.base}"', found))
+    found = fast_paths.cached_measurement(clients, prompts, base_hash(preparation.base), stacking, generate)
+    backbone = clients.cache.use_paths(found.paths)
+    return replace(clients, backbone=backbone), tuple(
+        fast_paths.report_lines(f'model.base = "{settings.model.base}"', found)
+    )
 
 
 def build_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
     """Return the layout of the devices' vectors for a method and its ranks. classes: outputs of each task's head."""
     method, head = settings.adapters.method, settings.adapters.head
-    blocks = adapters.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
+    blocks = methods.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    return layout.layout(base.sites, blocks, shapes, classes, head)
+    return layout.build_layout(base.target_layers, blocks, shapes, classes, head)
 
 
 def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int) -> BoundMonitor:
@@ -178,8 +180,8 @@ def is_unbiased(settings: Settings) -> bool:
 
 
 def pool_devices(
-    shards: tuple[tuple[tuple[Encoded, ...], ...], ...],
-) -> tuple[tuple[int, ...], tuple[tuple[tuple[Encoded, ...], ...], ...]]:
+    shards: tuple[tuple[tuple[Encoding, ...], ...], ...],
+) -> tuple[tuple[int, ...], tuple[tuple[tuple[Encoding, ...], ...], ...]]:
     """Replace the devices of each task by one worker with all their data. Also returns the numbers of devices.
 
     The weighted sum of the workers' gradients is the gradient of one worker with the data of all tasks.
@@ -192,7 +194,7 @@ def build_aggregator(
 ) -> tuple[Aggregator, torch.Tensor, FactorAveraging | None]:
     """Return the aggregator, its initial correlation statistics, and the method's rule in place of the sum, if any."""
     method, layout = settings.adapters.method, clients.layout
-    alternating = layout.turns() if layout.in_turn else ()
+    alternating = layout.phases() if layout.alternating else ()
     sending = replace(side, alternating=alternating, colocated=method == "centralised")
     averaging = None
     if method in RULES:
@@ -218,7 +220,7 @@ def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | 
 def check_device_memory(settings: Settings, clients: Clients) -> None:
     """Raise UserError if the adapters with the optimizer's state, or the step of a device, exceed the memory."""
     order, ranks, devices = clients.layout, settings.adapters, len(clients.shards)
-    counts = {scope: layout.copies(scope, len(settings.tasks), devices) for scope in adapters.SCOPES}
+    counts = {scope: layout.num_copies(scope, len(settings.tasks), devices) for scope in methods.SCOPES}
     entries = sum(order.size(scope) * count for scope, count in counts.items())
     description = f"adapters.rank_shared = {ranks.rank_shared}, rank_personal = {ranks.rank_personal}"
     description = f"{description}: adapters of {entries:,} entries in all"

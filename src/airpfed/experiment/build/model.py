@@ -15,9 +15,9 @@ from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
 from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.experiment.build.data import base_hash
-from airpfed.model import backbone, export, fit, tokens, zoo
+from airpfed.model import backbone, compatibility, export, tokens, zoo
 from airpfed.model.backbone import Backbone
-from airpfed.model.tokens import Encoded
+from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import Split, TaskView
 from airpfed.training.factor_averaging import RULES
@@ -35,7 +35,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
             f'of the model of the hub; write "./{name}" for a folder beside the settings file'
         )
     adapters = settings.adapters
-    base = backbone.build(
+    base = backbone.build_backbone(
         settings.model.base,
         settings.model.kind,
         max((len(task.labels) for task in tasks), default=1) or 1,
@@ -58,7 +58,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
     if any(task.kind == "generate" for task in tasks):
         check_generation(base, settings.model.base)
     if adapters.method not in RULES:
-        export.acceptable(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
+        export.check_adapter(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
     return replace(base, notes=(*base.notes, *control_token_notes(base, settings.tasks)))
 
 
@@ -77,7 +77,7 @@ def check_generation(base: Backbone, name: str) -> None:
     """Raise UserError if a base model cannot generate text."""
     if not base.causal:
         raise UserError(f'model.base = "{name}": a classifier cannot generate; use a causal LM')
-    if not base.ends:
+    if not base.end_tokens:
         raise UserError(
             f'model.base = "{name}": its tokenizer has no end token, so no answer could end; set eos_token in its '
             "tokenizer_config.json"
@@ -116,7 +116,7 @@ class Preparation:
     tasks: tuple[Task, ...]
     base: Backbone
     cache: PrefixCache
-    shards: tuple[tuple[tuple[Encoded, ...], ...], ...]
+    shards: tuple[tuple[tuple[Encoding, ...], ...], ...]
     views: tuple[TaskView, ...]
     base_key: str
 
@@ -180,30 +180,32 @@ def tokenize_task(base: Backbone, task: Task, max_tokens: int) -> TaskTokens:
     texts = list(dict.fromkeys(sample.prompt for shard in shards for sample in shard))
     choices = tuple(range(len(task.labels)))
     if task.kind == "generate":
-        ids = tokens.read(base.tokenizer, [tokens.before_answer(text) for text in texts])
+        ids = tokens.tokenize(base.tokenizer, [tokens.strip_prompt(text) for text in texts])
     elif base.causal:
-        ids, choices = tokens.labelled(base.tokenizer, texts or ["Label:"], task.labels, task.name)
+        ids, choices = tokens.encode_choices(base.tokenizer, texts or ["Label:"], task.labels, task.name)
     else:
-        ids = tokens.read(base.tokenizer, texts, causal=False)
+        ids = tokens.tokenize(base.tokenizer, texts, causal=False)
     if () in ids[: len(texts)]:
         raise UserError(
             f"tasks.{task.name}.prompt: the base's tokenizer makes no token of {texts[ids.index(())][:40]!r}"
         )
-    return TaskTokens(choices, {text: tokens.cut(prompt, max_tokens) for text, prompt in zip(texts, ids, strict=False)})
+    return TaskTokens(
+        choices, {text: tokens.cut_middle(prompt, max_tokens) for text, prompt in zip(texts, ids, strict=False)}
+    )
 
 
-def encode_sample(base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int) -> Encoded:
+def encode_sample(base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int) -> Encoding:
     """Encode a training sample as input and targets of the loss."""
     if task.kind == "generate":
-        return tokens.completion(base.tokenizer, sample.prompt, sample.answer, max_tokens, base.ends[0])
-    return Encoded(task_tokens.prompts[sample.prompt], (task_tokens.choices[sample.label],))
+        return tokens.encode_completion(base.tokenizer, sample.prompt, sample.answer, max_tokens, base.end_tokens[0])
+    return Encoding(task_tokens.prompts[sample.prompt], (task_tokens.choices[sample.label],))
 
 
 def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> TaskView:
     """Return the dev and test splits of a task for evaluation."""
 
     def split(samples: tuple[Sample, ...]) -> Split:
-        prompts = tuple(Encoded(task_tokens.prompts[s.prompt], (0,)) for s in samples)
+        prompts = tuple(Encoding(task_tokens.prompts[s.prompt], (0,)) for s in samples)
         return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
 
     return TaskView(
@@ -217,18 +219,18 @@ def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> Ta
     )
 
 
-def check_tokens(base: Backbone, name: str, samples: Sequence[Encoded]) -> None:
+def check_tokens(base: Backbone, name: str, samples: Sequence[Encoding]) -> None:
     """Raise UserError if the tokenizer does not fit the model or the texts: unknown tokens, or mostly unknown words."""
     if not samples:
         return
-    vocabulary_size = fit.rows(base.model)
+    vocabulary_size = compatibility.vocabulary_size(base.model)
     targets = [sample.targets for sample in samples if base.causal]
     if (highest := max(max(ids) for ids in [*(sample.ids for sample in samples), *targets])) >= vocabulary_size:
         raise UserError(
             f"tasks.{name}: its texts have token {highest}, but the base model has {vocabulary_size} tokens; tokenizer "
             "and model should belong together"
         )
-    if not fit.reads(base.model, min((sample.ids for sample in samples), key=len), base.causal):
+    if not compatibility.runs(base.model, min((sample.ids for sample in samples), key=len), base.causal):
         raise UserError(f"tasks.{name}: the base cannot read its shortest text; prompt should have more words")
     unknown, control = base.tokenizer.unk_token_id, tokens.control_ids(base.tokenizer)
     counts = Counter(token for sample in samples for token in set(sample.ids))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from airpfed.model.adapters import ROWS, LowRank, OutputLayer, StackedLoRA
+from airpfed.model.layers import ROW_MULTIPLE, LowRank, OutputLayer, StackedLoRA
 
 
 def tensors(devices: int, rows: int) -> list[Tensor]:
@@ -36,7 +36,7 @@ def test_rows_go_through_their_own_factors(spans: list[int]) -> None:
     x, weight, bias, a, up = tensors(3, 6)
     layer = StackedLoRA(nn.Linear(3, 4).double(), 0.5)
     layer.base.weight.data, layer.base.bias.data = weight, bias
-    layer.a, layer.b, layer.spans = a, up.mT, spans
+    layer.a, layer.b, layer.counts = a, up.mT, spans
     found = layer(x[None])[0]
     for own, rows, factor, other in zip(found.split(spans), x.split(spans), a, up.mT, strict=True):
         torch.testing.assert_close(own, rows @ weight.T + bias + 0.5 * rows @ factor.T @ other.T)
@@ -61,4 +61,4 @@ def test_an_output_layer_adds_a_vocabulary_up_in_whole_multiples_of_rows(monkeyp
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(len(a)) or real(a, b))
     for rows in (1, 7, 16, 17):
         OutputLayer(nn.Linear(3, 5).requires_grad_(False))(torch.ones(rows, 3, requires_grad=True)).sum().backward()
-    assert seen == [ROWS, ROWS, ROWS, 2 * ROWS]
+    assert seen == [ROW_MULTIPLE, ROW_MULTIPLE, ROW_MULTIPLE, 2 * ROW_MULTIPLE]

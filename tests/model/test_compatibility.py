@@ -15,11 +15,11 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
 from airpfed.experiment import build
-from airpfed.model import backbone, export, fit, layout
-from airpfed.model.adapters import blocks_of
+from airpfed.model import backbone, compatibility, export, layout
 from airpfed.model.backbone import Backbone
 from airpfed.model.layout import Factors
-from airpfed.model.tokens import Encoded
+from airpfed.model.methods import blocks_of
+from airpfed.model.tokens import Encoding
 from tiny import WORDS, save_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -45,7 +45,7 @@ MAMBA: dict[str, Any] = {
     "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "pad_token_id": 0,
     "eos_token_id": 4, "bos_token_id": 4,
 }  # fmt: skip
-SAMPLES = [Encoded(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30, 31), (40, 41, 42))]
+SAMPLES = [Encoding(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30, 31), (40, 41, 42))]
 
 Saved = Callable[..., Path]
 
@@ -67,8 +67,10 @@ def saved(tmp_path: Path) -> Saved:
 
 
 def built(base: Path, *targets: str, kind: str = "auto", tokens: int = 16, classes: int = 3) -> Backbone:
-    made = backbone.build(str(base), kind, classes, targets or ("query",), "all", 2.0, "cpu", stream(0, "head"), tokens)
-    export.acceptable(made, 4, 8.0)
+    made = backbone.build_backbone(
+        str(base), kind, classes, targets or ("query",), "all", 2.0, "cpu", stream(0, "head"), tokens
+    )
+    export.check_adapter(made, 4, 8.0)
     return made
 
 
@@ -82,9 +84,9 @@ def refused(base: Path, *targets: str, **given: Any) -> str:
 def drawn(base: Backbone, classes: int = 3) -> Factors:
     """Factors of one model, all of them moved."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = layout.layout(base.sites, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,))
+    order = layout.build_layout(base.target_layers, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,))
     rng = torch.Generator().manual_seed(0)
-    values = layout.initial(order, base.heads, rng)
+    values = layout.initial_vectors(order, base.heads, rng)
     moved = {scope: value + 0.2 * torch.randn(value.shape, generator=rng) for scope, value in values.items()}
     zero = torch.zeros(1, dtype=torch.long)
     return layout.gather(moved, order, zero, zero)
@@ -120,9 +122,9 @@ def test_a_classifiers_head_is_what_lies_outside_its_backbone_and_is_exported(
     assert list(base.heads) == heads
     assert base.heads[heads[-1]].shape[0] == 3
     fresh = export.fresh_base(base, 3)
-    export.checked(base, drawn(base), 3, 8.0, tmp_path / "a", fresh, SAMPLES)
+    export.export_adapter(base, drawn(base), 3, 8.0, tmp_path / "a", fresh, SAMPLES)
     weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
-    own = sum(module.weight.numel() for module in map(base.blank.get_submodule, heads))
+    own = sum(module.weight.numel() for module in map(base.meta_model.get_submodule, heads))
     assert sum(t.numel() for key, t in weights.items() if "lora" not in key and key.endswith("weight")) == own
 
 
@@ -212,7 +214,7 @@ def test_an_answers_tokens_need_positions_too(saved: Saved) -> None:
     folder = str(saved(hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**NEO))))
 
     def load(tokens: int, answer: int) -> object:
-        return backbone.load(folder, "auto", 1, "cpu", torch.Generator(), tokens, answer)
+        return backbone.load_model(folder, "auto", 1, "cpu", torch.Generator(), tokens, answer)
 
     load(50, 15)  # the last of them is never read
     with pytest.raises(UserError, match=r"max_tokens = 50 with 16 tokens of an answer .* should be at most 49$"):
@@ -271,7 +273,7 @@ def test_a_token_to_pad_with_is_found(saved: Saved) -> None:
         (base / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in tree.items() if k not in gone}))
         made = built(base, "q_proj")
         assert 0 <= made.tokenizer.pad_token_id < len(WORDS)
-        assert made.ends == (() if "eos_token" in gone else (4,))
+        assert made.end_tokens == (() if "eos_token" in gone else (4,))
 
 
 def test_a_classifier_that_reads_the_last_token_but_padding_keeps_the_appended_one(saved: Saved) -> None:
@@ -295,7 +297,7 @@ def test_a_classifier_that_reads_the_last_token_but_padding_keeps_the_appended_o
 
 
 def test_the_blueprint_has_no_memory(tiny_llama: Path) -> None:
-    blank = built(tiny_llama, "q_proj").blank
+    blank = built(tiny_llama, "q_proj").meta_model
     assert all(one.device.type == "meta" for one in [*blank.parameters(), *blank.buffers()])
     assert not any(type(module).__name__ == "StackedLoRA" for module in blank.modules())
 
@@ -313,7 +315,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 31, 32, 62])
 def test_the_last_number_of_which_something_holds(limit: int) -> None:
-    assert fit.last_true(Odd(limit), 1, 63) == limit
+    assert compatibility.last_true(Odd(limit), 1, 63) == limit
 
 
 def test_a_base_whose_weights_a_pass_changes_is_refused(saved: Saved) -> None:
@@ -322,12 +324,12 @@ def test_a_base_whose_weights_a_pass_changes_is_refused(saved: Saved) -> None:
              "eos_token_id": 4, "bos_token_id": 4}  # fmt: skip
     line = refused(saved(hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=2))), "key")
     assert "a pass changes its weights (rwkv.blocks.0." in line and "stay as they are" in line
-    assert built(saved(hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=0))), "key").sites
+    assert built(saved(hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=0))), "key").target_layers
 
 
 def test_a_classifier_is_not_asked_for_the_last_tokens_logits() -> None:
     model = hf.BioGptForSequenceClassification(hf.BioGptConfig(**SIZES)).eval()
-    assert fit.reads(model, (20, 21, 22), False) and not fit.reads(model, (len(WORDS),), False)
+    assert compatibility.runs(model, (20, 21, 22), False) and not compatibility.runs(model, (len(WORDS),), False)
 
 
 def test_no_cache_is_asked_of_what_a_head_hands_on() -> None:
@@ -342,4 +344,6 @@ def test_no_cache_is_asked_of_what_a_head_hands_on() -> None:
     class Closed(Head):
         def forward(self, input_ids: Any) -> None: ...
 
-    assert fit.uncached(Head()) == {"use_cache": False} and fit.uncached(Closed()) == {}
+    assert (
+        compatibility.no_cache_option(Head()) == {"use_cache": False} and compatibility.no_cache_option(Closed()) == {}
+    )
