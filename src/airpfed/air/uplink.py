@@ -63,14 +63,21 @@ def uplink(link: Uplink, t: int, updates: Updates, statistics: Float[Tensor, "G 
 def uplink_over_seeds(
     link: Uplink, seeds: Sequence[int], t: int, updates: Updates, statistics: Float[Tensor, "G 7"]
 ) -> list[Aggregate]:
-    """Send the same updates once with each seed in place of the link's; calls of the design are shared by all seeds."""
+    """Send the same updates with each seed in place of the link's; one call of the design serves all seeds.
+
+    Arguments and randomness as in `uplink`.
+    """
     if link.alternating:
         return _send_active_columns(link, seeds, t, updates, statistics)
     links = [replace(link, seed=seed) for seed in seeds]
+    # Who sends when, for which targets, with which weights.
     slots = [schedule(each, updates, round_grouping(each, t, updates.present)) for each in links]
+    # One normaliser group of a slot over its coherence blocks, with channels and channel estimates.
     assumed = [assumed_correlation(link, row) for row in statistics]
     segments = [split_slots(each, plan, t, assumed) for each, plan in zip(links, slots, strict=True)]
+    # A design for each segment; then the power shared by slots; then the correlation gain.
     transceivers = design(link, segments)
+    # The radio signal, and the sums with their errors, their cost, and the next statistics.
     aggregates = []
     for each, plan, parts, solutions in zip(links, slots, segments, transceivers, strict=True):
         sums = transmit_slots(each, plan, parts, solutions, t)
