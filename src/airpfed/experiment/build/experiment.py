@@ -110,9 +110,11 @@ def choose_fast_paths(
     prompts = [sample for task in preparation.views for sample in (*task.test.prompts, *task.dev.prompts)]
     generate = any(task.kind == "generate" for task in preparation.views)
     stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
-    found = fast_paths.known(clients, prompts, base_hash(preparation.base), stacking, generate)
-    backbone = clients.cache.computed_on(found.paths)
-    return replace(clients, backbone=backbone), tuple(fast_paths.lines(f'model.base = "{settings.model.base}"', found))
+    measurement = fast_paths.known(clients, prompts, base_hash(preparation.base), stacking, generate)
+    backbone = clients.cache.computed_on(measurement.paths)
+    return replace(clients, backbone=backbone), tuple(
+        fast_paths.lines(f'model.base = "{settings.model.base}"', measurement)
+    )
 
 
 def build_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
