@@ -161,7 +161,7 @@ def sweep(
         int | None, typer.Option(help="seeds for the choice of --tune; default: as many as --seeds")
     ] = None,
     seeds: Annotated[int, typer.Option(help="seeds per point, from run.seed on")] = 1,
-    against: Reference = None,
+    reference: Reference = None,
     set_: Overrides = None,
     out: Annotated[
         OptionalPath, typer.Option(metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
@@ -188,7 +188,7 @@ def sweep(
         tune=tuple(tune or ()),
         tune_seeds=tune_seeds,
         seeds=seeds,
-        against=tuple(against or ()),
+        against=tuple(reference or ()),
         home=out or Path("runs") / f"{file.stem}-sweep",
         reuse=tuple(reuse or ()),
         workers=workers,
@@ -208,7 +208,7 @@ def sweep(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="runs, or folders of runs (a sweep's)")],
-    against: Reference = None,
+    reference: Reference = None,
     figures: Annotated[
         OptionalPath, typer.Option(metavar="OUT", help="write figures and their numbers to this directory")
     ] = None,
@@ -218,7 +218,7 @@ def compare(
     from airpfed.sweeps import job
     from airpfed.sweeps.console import SweepScreen
 
-    _show_means(job.compare(folders, against or (), figures, SweepScreen()), json_)
+    _show_means(job.compare(folders, reference or (), figures, SweepScreen()), json_)
 
 
 @app.command()

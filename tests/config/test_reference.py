@@ -2,7 +2,7 @@ from pathlib import Path
 
 from airpfed.config.reference import reference_page
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def test_the_reference_page_is_the_one_the_code_generates():

@@ -445,20 +445,20 @@ class RadioSettings(Section):
     def _check_combinations(self) -> "RadioSettings":
         """Refuse combinations of settings that contradict each other."""
         three_gpp = self.channel not in ("rayleigh", "rician")
-        own_path_loss = self.channel in ("umi", "uma", "rma")
+        has_path_loss = self.channel in ("umi", "uma", "rma")
         wrong = {
             f'topology = "{self.topology}": needs layout = "discs", because cell_free access points are one station': (
                 self.layout == "cell_free" and self.topology != "single_cell"
             ),
-            f'channel = "{self.channel}": needs layout = "discs"': own_path_loss and self.layout == "cell_free",
+            f'channel = "{self.channel}": needs layout = "discs"': has_path_loss and self.layout == "cell_free",
             f'channel = "{self.channel}": needs delay_spread_s above 0': (
-                three_gpp and not own_path_loss and self.delay_spread_s == 0
+                three_gpp and not has_path_loss and self.delay_spread_s == 0
             ),
             f'channel = "{self.channel}": moves by speed_mps; time_correlation and round_correlation should be 0': (
                 three_gpp and (self.time_correlation > 0 or self.round_correlation > 0)
             ),
             f'channel = "{self.channel}": has its own path loss and shadowing; shadowing_db should be 0': (
-                own_path_loss and self.shadowing_db > 0
+                has_path_loss and self.shadowing_db > 0
             ),
             f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
                 self.backhaul_bits is not None and self.topology != "two_hop"

@@ -21,7 +21,7 @@ MAX_NUMBER = 1e100
 """Largest magnitude of a number. Squares and sums of larger numbers overflow."""
 
 
-def _bounded(value: Any, info: Any) -> Any:
+def _replace_invalid(value: Any, info: Any) -> Any:
     """Replace an invalid number by NaN. In a file, null means NaN, and other invalid numbers are refused."""
     if value is None and info.mode == "json":
         return nan
@@ -32,7 +32,7 @@ def _bounded(value: Any, info: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_bounded)]
+Number = Annotated[float, BeforeValidator(_replace_invalid)]
 """A float of a record: NaN if it is infinite or too large; null in a file."""
 Count = Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]
 """A whole number of a record. The costs of many rounds fit."""

@@ -24,7 +24,7 @@ def report_data(settings: Settings, tasks: Sequence[Task], experiment: Experimen
     reports: dict[str, DataReport] = {}
     for number, (task, view) in enumerate(zip(tasks, experiment.tasks, strict=True)):
         train = [
-            sample for owner, shard in zip(task_of, clients.shards, strict=True) if owner == number for sample in shard
+            sample for index, shard in zip(task_of, clients.shards, strict=True) if index == number for sample in shard
         ]
         report = report_task(task, train, view, clients.backbone.tokenizer, max_tokens)
         min_samples = settings.tasks[number].samples_per_device

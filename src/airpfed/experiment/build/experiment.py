@@ -110,10 +110,10 @@ def choose_fast_paths(
     prompts = [sample for task in preparation.views for sample in (*task.test.prompts, *task.dev.prompts)]
     generate = any(task.kind == "generate" for task in preparation.views)
     stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
-    found = fast_paths.cached_measurement(clients, prompts, base_hash(preparation.base), stacking, generate)
-    backbone = clients.cache.use_paths(found.paths)
+    measurement = fast_paths.cached_measurement(clients, prompts, base_hash(preparation.base), stacking, generate)
+    backbone = clients.cache.use_paths(measurement.paths)
     return replace(clients, backbone=backbone), tuple(
-        fast_paths.report_lines(f'model.base = "{settings.model.base}"', found)
+        fast_paths.report_lines(f'model.base = "{settings.model.base}"', measurement)
     )
 
 
