@@ -29,7 +29,7 @@ from typing import Any
 
 from tables import around, table
 
-from airpfed.sweeps.tables import interval
+from airpfed.sweeps.tables import confidence_interval
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "docs/results"
@@ -200,7 +200,7 @@ def same(one: str, other: str) -> bool:
 
 def expected(values: Sequence[float]) -> tuple[float, float]:
     """Where one more run is expected, with probability 0.95."""
-    one = interval(values)
+    one = confidence_interval(values)
     half = SLACK if one.high is None else max((one.high - one.mean) * (one.count + 1) ** 0.5, SLACK)
     return one.mean - half, one.mean + half
 
@@ -301,7 +301,7 @@ def by_seed(name: str) -> dict[str, dict[int, float]]:
 def apart(found: Mapping[str, Mapping[int, float]], method: str, seeds: Iterable[int]) -> str:
     """A method minus the whole, paired by seed."""
     whole = next(iter(found.values()))
-    return shown(vars(interval([found[method][seed] - whole[seed] for seed in seeds])), "{:+.3f}", 1)
+    return shown(vars(confidence_interval([found[method][seed] - whole[seed] for seed in seeds])), "{:+.3f}", 1)
 
 
 def later(name: str) -> str:
@@ -326,7 +326,7 @@ def overall() -> str:
     lines = [
         [
             method,
-            shown(vars(interval(list(values.values()))), "{:.3f}", 1),
+            shown(vars(confidence_interval(list(values.values()))), "{:.3f}", 1),
             "" if method == whole else apart(found, method, seeds),
         ]
         for method, values in found.items()

@@ -28,7 +28,7 @@ def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) 
     """A table of two rates and three seeds, kept below `tmp_path`."""
     monkeypatch.setattr(study, "play", in_process)
     monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr("airpfed.sweeps.figures.DRAWN", ("average",))
+    monkeypatch.setattr("airpfed.sweeps.figures.FIGURES", ("average",))
     one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
     study.sweep("two", one, tmp_path / "runs", 1)
     return one
