@@ -75,26 +75,10 @@ def confidence_interval(values: Sequence[float]) -> Interval:
 
 @functools.cache
 def t_quantile(freedom: int) -> float:
-    """The t that Student's distribution stays within with probability 0.95, by bisection of its distribution function.
+    """The 0.975 quantile of Student's t distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit  # imported here, because it takes longer than all else that a table needs
 
-    Abramowitz and Stegun 26.7.3 and 26.7.4, for whole degrees of freedom from 1.
-    """
-    low, high = 1.9, 13.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| <= t)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= k / (k + 1) * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return float(stdtrit(freedom, 0.975))
 
 
 def means(runs: Iterable[ScoredRun], reference: Mapping[str, str]) -> list[Mean]:
