@@ -29,7 +29,7 @@ from typing import Any
 
 from tables import around, table
 
-from airpfed.sweeps.tables import confidence_interval
+from airpfed.sweeps.tables import t_interval
 
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "docs/results"
@@ -202,7 +202,7 @@ def are_equal(a: str, b: str) -> bool:
 
 def expected(values: Sequence[float]) -> tuple[float, float]:
     """The range in which one more run lies with probability 0.95."""
-    interval = confidence_interval(values)
+    interval = t_interval(values)
     half = SLACK if interval.high is None else max((interval.high - interval.mean) * (interval.count + 1) ** 0.5, SLACK)
     return interval.mean - half, interval.mean + half
 
@@ -309,7 +309,7 @@ def difference_text(by_method: Mapping[str, Mapping[int, float]], method: str, s
     """A method minus the first method, paired by seed."""
     first = next(iter(by_method.values()))
     gaps = [by_method[method][seed] - first[seed] for seed in seeds]
-    return mean_text(vars(confidence_interval(gaps)), "{:+.3f}", 1)
+    return mean_text(vars(t_interval(gaps)), "{:+.3f}", 1)
 
 
 def later(name: str) -> str:
@@ -335,7 +335,7 @@ def overall() -> str:
     lines = [
         [
             method,
-            mean_text(vars(confidence_interval(list(values.values()))), "{:.3f}", 1),
+            mean_text(vars(t_interval(list(values.values()))), "{:.3f}", 1),
             "" if method == first else difference_text(by_method, method, seeds),
         ]
         for method, values in by_method.items()

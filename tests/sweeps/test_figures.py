@@ -15,7 +15,7 @@ from airpfed.report import plots
 from airpfed.report.charts import SPLIT, chart_of_measure
 from airpfed.sweeps import figures
 from airpfed.sweeps.figures import course_lines, join_ranks
-from airpfed.sweeps.tables import ScoredRun, confidence_interval, means
+from airpfed.sweeps.tables import ScoredRun, t_interval, means
 from airpfed.theory.verification import average_bounds
 
 METHODS = {"method": ["airpfed", "fedit"]}
@@ -60,7 +60,7 @@ def test_a_course_is_the_mean_over_seeds_at_the_rounds_and_costs_that_all_have()
     ]  # fmt: skip
     last = lines[-1]
     assert last["seconds_on_air"] == pytest.approx(4 * 0.5 * 2) and last["joules_a_device"] == pytest.approx(4 * 1.5e-3)
-    expected = confidence_interval([(0.4 + 0.2) / 2, (0.41 + 0.2) / 2])
+    expected = t_interval([(0.4 + 0.2) / 2, (0.41 + 0.2) / 2])
     assert [last[key] for key in ("mean", "low", "high")] == pytest.approx([expected.mean, expected.low, expected.high])
 
 
@@ -125,7 +125,7 @@ def test_final_metrics_by_task_with_intervals(monkeypatch: pytest.MonkeyPatch) -
     found = dict(figures.sweep_figures(runs, means(runs, {}), METHODS, rounds, Path()))
     table = list(csv.DictReader(io.StringIO(found["final-task.csv"].decode())))
     assert [(row["method"], row["task"]) for row in table] == [(m, t) for m in METHODS["method"] for t in "ab"]
-    expected = confidence_interval([0.6, 0.7])
+    expected = t_interval([0.6, 0.7])
     assert [float(table[1][key]) for key in ("mean", "low", "high", "untouched")] == pytest.approx(
         [expected.mean, expected.low, expected.high, 0.2]
     )

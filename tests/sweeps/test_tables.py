@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made import summary
 from scipy import stats
 
-from airpfed.sweeps.tables import ScoredRun, choose_tuned, confidence_interval, means, measures, t_quantile
+from airpfed.sweeps.tables import ScoredRun, choose_tuned, t_interval, means, measures, t_quantile
 
 
 def run(seed: int, average: float, **where: str) -> ScoredRun:
@@ -25,7 +25,7 @@ def test_the_quantile_is_students(freedom: int, quantile: float) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
 def test_an_interval_is_scipys(values: list[float]) -> None:
-    found = confidence_interval(values)
+    found = t_interval(values)
     wide = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     assert found.mean == pytest.approx(fmean(values)) and found.count == len(values)
     assert (found.low, found.high) == pytest.approx((found.mean - wide, found.mean + wide))
@@ -34,13 +34,13 @@ def test_an_interval_is_scipys(values: list[float]) -> None:
 def test_intervals_hold_the_truth_in_95_percent() -> None:
     """5 values of a normal law, 4000 times: the share's standard error is 0.34 %."""
     rng = random.Random(0)
-    found = [confidence_interval([rng.gauss(3.0, 2.0) for _ in range(5)]) for _ in range(4000)]
+    found = [t_interval([rng.gauss(3.0, 2.0) for _ in range(5)]) for _ in range(4000)]
     share = fmean(one.low < 3.0 < one.high for one in found)  # type: ignore[operator]
     assert abs(share - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 4000)
 
 
 def test_one_seed_has_no_interval() -> None:
-    one = confidence_interval([0.5])
+    one = t_interval([0.5])
     assert (one.mean, one.low, one.high, one.count) == (0.5, None, None, 1)
 
 
@@ -57,7 +57,7 @@ def test_differences_are_paired_over_common_seeds_at_the_same_other_axes() -> No
              if o.measure == "average"}  # fmt: skip
     assert found["theirs", "0"].difference is None, "nothing is compared with itself"
     for snr in ("0", "20"):
-        gap, wanted = found["ours", snr].difference, confidence_interval([0.02, 0.03, 0.02])
+        gap, wanted = found["ours", snr].difference, t_interval([0.02, 0.03, 0.02])
         assert gap is not None and gap.count == 3
         assert (gap.mean, gap.low, gap.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
         assert found["ours", snr].value.count == 4 and found["ours", snr].seeds == (0, 1, 2, 3)

@@ -71,7 +71,7 @@ def predict_candidate(
     parts, cost = study_round(link, schedule_full_round(link, drops), variance, probe, drops)
     unbiased = build.is_unbiased(settings)
     bias = (1.0, 0.0) if unbiased else predictions.bias(parts)
-    constants = candidate_constants(settings, probe, base, bias)
+    constants = planned_constants(settings, probe, base, bias)
     eta = bounds.step_size(constants) if isinstance(settings.server.lr, str) else settings.server.lr
     energy, rounds = predictions.predicted_energy(parts), settings.server.rounds
     arguments = eta, constants, probe.points[0].loss, rounds, energy
@@ -93,7 +93,7 @@ def predict_candidate(
     )
 
 
-def candidate_constants(settings: Settings, probe: Probe, base: Settings, bias: tuple[float, float]) -> Constants:
+def planned_constants(settings: Settings, probe: Probe, base: Settings, bias: tuple[float, float]) -> Constants:
     """The probe's constants at a candidate's split, with the (gain, deviation) of its design."""
     ranks, constants = settings.adapters, probe.constants
     if ranks.rank_shared != base.adapters.rank_shared:

@@ -11,7 +11,7 @@ from airpfed.core import run_files
 from airpfed.core.run_files import RoundRecord
 from airpfed.report import plots
 from airpfed.report.charts import SPLIT, Axes, Line
-from airpfed.sweeps.tables import Coordinates, Interval, Mean, ScoredRun, confidence_interval
+from airpfed.sweeps.tables import Coordinates, Interval, Mean, ScoredRun, t_interval
 from airpfed.theory.verification import average_bounds
 
 FIGURES = ("average", "worst", "pi_mean", "final", "dev", "pi", "psi")
@@ -107,7 +107,7 @@ def course_lines(
             finite = [{number for number, value in seed.get(name, {}).items() if isfinite(value)} for seed in values]
             for number in sorted(set.intersection(*finite)):
                 cost = {key: fmean(seed[number][key] for seed in costs) for key in plots.ROUND_COLUMNS[1:]}
-                interval = confidence_interval([seed[name][number] for seed in values])
+                interval = t_interval([seed[name][number] for seed in values])
                 lines.append({**settings[point], "task": name, "round": number, **cost, **interval_columns(interval)})
     return lines, {**axes, "task": names} if len(names) > 1 else dict(axes)
 

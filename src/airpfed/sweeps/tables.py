@@ -64,7 +64,7 @@ def measures(summary: Summary) -> dict[str, float | None]:
     return {key: None if value is None or not math.isfinite(value) else float(value) for key, value in values.items()}
 
 
-def confidence_interval(values: Sequence[float]) -> Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of independent values: mean +- t s / sqrt(n)."""
     count, mean = len(values), fmean(values)
     if count < 2:
@@ -99,12 +99,12 @@ def means(runs: Iterable[ScoredRun], reference: Mapping[str, str]) -> list[Mean]
             values = {seed: v for seed, row in sorted(seeds.items()) if (v := row.get(measure)) is not None}
             if values:
                 gaps = [v - w for s, v in values.items() if (w := partner.get(s, {}).get(measure)) is not None]
-                difference = confidence_interval(gaps) if gaps and partner is not seeds else None
+                difference = t_interval(gaps) if gaps and partner is not seeds else None
                 result.append(
                     Mean(
                         point=point,
                         measure=measure,
-                        value=confidence_interval(list(values.values())),
+                        value=t_interval(list(values.values())),
                         difference=difference,
                         seeds=tuple(values),
                     )
