@@ -1,4 +1,4 @@
-"""Plan against outcome: the channel's share of Psi_T that a plan predicts, and what the run then has, power by power.
+"""Plan and outcome at several powers: the channel's share of Psi_T as predicted and as a run measures it.
 
 python benchmarks/planner.py experiments/theory.toml --powers 10 0 -10
 """
@@ -11,56 +11,57 @@ from pathlib import Path
 from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
-from airpfed.core.run_files import RoundRecord
+from airpfed.config.schema import Settings
+from airpfed.core.run_files import Probe, RoundRecord
 from airpfed.experiment import build
-from airpfed.planning.predict import predicted
+from airpfed.planning.predict import predict_candidate
 from airpfed.theory.verification import average_bounds
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("file", type=Path)
-    options.add_argument("--powers", type=float, nargs="+", default=[10.0, 0.0, -10.0], help="dBm")
-    options.add_argument("--set", action="append", default=[])
-    options.add_argument("--draws", type=int, default=20)
-    given = options.parse_args()
-    base = settings_file.read_settings(given.file, given.set)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--powers", type=float, nargs="+", default=[10.0, 0.0, -10.0], help="dBm")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--draws", type=int, default=20)
+    options = parser.parse_args()
+    base = settings_file.read_settings(options.file, options.set)
     experiment = build.build_experiment(base, build.load_tasks(base), probing=True)
     assert experiment.monitor is not None
-    seen = probe(experiment.monitor, experiment.initial)
-    print(f"eta {seen.eta:.4g}, {seen.constants}", flush=True)
-    for power in given.powers:
-        settings = settings_file.read_settings(given.file, [*given.set, f"radio.power_dbm={power}"])
-        said = predicted(settings, {}, experiment.clients, seen, given.draws, base)
-        records = run(with_radio(experiment, settings), seen)
-        found = average_bounds(records, seen, "measured")[-1]
-        assert found is not None
-        share, joules = found.shares["channel"], sum(row.ledger.joules_mean for row in records)
+    probed = probe(experiment.monitor, experiment.initial)
+    print(f"eta {probed.eta:.4g}, {probed.constants}", flush=True)
+    for power in options.powers:
+        settings = settings_file.read_settings(options.file, [*options.set, f"radio.power_dbm={power}"])
+        candidate = predict_candidate(settings, {}, experiment.clients, probed, options.draws, base)
+        records = run(with_radio(experiment, settings), probed)
+        psi = average_bounds(records, probed, "measured")[-1]
+        assert psi is not None
+        share, joules = psi.shares["channel"], sum(row.ledger.joules_mean for row in records)
         print(
-            f"{power:g} dBm: channel share {100 * said.shares['channel']:.3g} % predicted, "
-            f"{100 * share:.3g} % measured, ratio {said.shares['channel'] / share:.3f}; "
-            f"Psi_T {said.psi:.4g}, {found.total:.4g}; "
-            f"joules a device {said.joules:.3g}, {joules:.3g}; air seconds {said.air_seconds:.4g}, "
+            f"{power:g} dBm: channel share {100 * candidate.shares['channel']:.3g} % predicted, "
+            f"{100 * share:.3g} % measured, ratio {candidate.shares['channel'] / share:.3f}; "
+            f"Psi_T {candidate.psi:.4g}, {psi.total:.4g}; "
+            f"joules a device {candidate.joules:.3g}, {joules:.3g}; air seconds {candidate.air_seconds:.4g}, "
             f"{sum(row.ledger.air_seconds for row in records):.4g}",
             flush=True,
         )
 
 
-def with_radio(experiment: Experiment, settings) -> Experiment:
-    """The experiment over another radio, unmetered."""
+def with_radio(experiment: Experiment, settings: Settings) -> Experiment:
+    """The experiment over another radio, without a monitor."""
     radio = build.client_uplink(settings, experiment.clients)
     server = replace(experiment.initial.server, correlation_statistics=initial_statistics(radio))
     initial = replace(experiment.initial, server=server)
     return replace(experiment, aggregate=partial(uplink, radio), initial=initial, monitor=None)
 
 
-def run(experiment: Experiment, seen) -> list[RoundRecord]:
-    """All rounds."""
+def run(experiment: Experiment, probed: Probe) -> list[RoundRecord]:
+    """The records of all rounds."""
     state, records = experiment.initial, []
     for _ in range(experiment.rounds):
-        state, row = play_round(experiment, state, seen)
+        state, row = play_round(experiment, state, probed)
         records.append(row)
     return records
 

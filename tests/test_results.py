@@ -26,9 +26,9 @@ def in_process(words: list[str]) -> None:
 @pytest.fixture
 def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> "study.Study":
     """A table of two rates and three seeds, kept below `tmp_path`."""
-    monkeypatch.setattr(study, "play", in_process)
-    monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr("airpfed.sweeps.figures.DRAWN", ("average",))
+    monkeypatch.setattr(study, "run_airpfed", in_process)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr("airpfed.sweeps.figures.FIGURES", ("average",))
     one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
     study.sweep("two", one, tmp_path / "runs", 1)
     return one
@@ -64,8 +64,8 @@ def test_cpu_hours_are_of_all_calls_of_a_table(tmp_path: Path, monkeypatch: pyte
         subprocess.run([sys.executable, "-c", "sum(range(10**8))"], check=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "play", stopped)
-    monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(study, "run_airpfed", stopped)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr(study, "STUDIES", {"one": TWO, "other": TWO})
     (tmp_path / "runs/one").mkdir(parents=True)
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_later_seeds_are_told_apart_and_the_whole_is_of_the_seeds_that_all_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made-up suites: the first has seven seeds, the second five; the halves lose 0.1 and 0.2, later twice that."""
-    monkeypatch.setattr(study, "KEPT", tmp_path)
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "SUITES", ("long", "short"))
     loses = {"airpfed": 0.0, "fedit": 0.1, "per_task_fedit": 0.2}
     for name, count in {"long": 7, "short": 5}.items():

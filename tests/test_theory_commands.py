@@ -68,8 +68,8 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four candidates: two powers by snr, two splits."""
     out = tmp_path_factory.mktemp("plans") / "plan.json"
-    made = planner.make(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
-    planner.keep(made, out)
+    made = planner.make_plan(file, [], ["radio.snr_db=10,-10"], ["2:2", "1:3"], 0.1, 8)
+    planner.save_plan(made, out)
     return out
 
 
@@ -156,7 +156,7 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
         "server.optimizer=sgd", "server.rounds=2", "theory.pilot_rounds=0", "theory.beta=5", f"adapters.head={head}",
     ]  # fmt: skip
     file = make_settings(tmp_path, tiny_bert, causal=False)
-    said = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+    said = planner.make_plan(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
     settings = settings_file.read_settings(file, [*overrides, "radio.snr_db=10"])
     made = build.build_experiment(settings, build.load_tasks(settings))
     state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
@@ -166,7 +166,7 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
 def test_receivers_that_know_less_are_never_planned_to_hear_better(file: Path) -> None:
     """At -10 dB, devices' gradients alike: what receivers believe changes the design, not the symbols."""
     v = {
-        belief: planner.make(
+        belief: planner.make_plan(
             file, ["radio.design=mmse", f"radio.correlation={belief}"], ["radio.snr_db=-10"], ["2:2"], 0.5, 20
         )
         for belief in ("none", "estimated")
@@ -179,10 +179,10 @@ def test_a_plan_says_nothing_of_psi_where_nothing_is_proved(file: Path) -> None:
     """Adam; several local steps; a step above the rule's has ours alone."""
 
     def stated(*overrides: str) -> tuple[bool, bool]:
-        one = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+        one = planner.make_plan(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
         return one.psi is not None, one.psi_ours is not None
 
-    rule = planner.make(file, [], ["radio.snr_db=10"], ["2:2"], 0.5, 2).probe.eta
+    rule = planner.make_plan(file, [], ["radio.snr_db=10"], ["2:2"], 0.5, 2).probe.eta
     assert stated(f"server.lr={0.9 * rule}") == (True, True)
     assert stated(f"server.lr={1.1 * rule}") == (False, True)
     assert stated("devices.local_steps=2", f"server.lr={0.9 * rule}") == (False, False)

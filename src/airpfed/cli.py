@@ -15,7 +15,7 @@ from airpfed.federation import commands as federate
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from airpfed.sweeps.job import Report
+    from airpfed.sweeps.job import SweepResult
 
 app = typer.Typer(
     help="Personalised, multi-task federated LoRA fine-tuning of LLMs over the air.",
@@ -74,19 +74,19 @@ def link(
 
     from airpfed.config import settings_file
     from airpfed.config.applicability import settings_notes
-    from airpfed.planning import link_study, link_study_files
+    from airpfed.planning import link_study
 
-    results = link_study.studies(file, set_ or [], grid or [], draws, correlation, design or link_study.EVERY)
+    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or link_study.ALL_DESIGNS)
     for line in settings_notes(settings_file.read_settings(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:
-        results = link_study_files.kept(results, out, grid or [], partial(typer.echo, err=True))
+        results = link_study.save_results(results, out, grid or [], partial(typer.echo, err=True))
     for point, by_design in results:
         setting = " ".join(point)
         if json_:
             typer.echo(json.dumps(({"set": setting} if point else {}) | link_study.as_json(by_design)))
         else:
-            _print_table(link_study.table(setting, by_design, draws))
+            _print_table(link_study.design_table(setting, by_design, draws))
 
 
 @app.command()
@@ -111,14 +111,14 @@ def plan(
 
     if out is not None:
         check_output_file(out, ".json")
-    result = planner.make(file, set_ or [], grid or [], split or [], limit / 100, draws)
+    result = planner.make_plan(file, set_ or [], grid or [], split or [], limit / 100, draws)
     if out is not None:
-        planner.keep(result, out)
+        planner.save_plan(result, out)
     if json_:
         typer.echo(json.dumps(planner.as_json(result)))
         return
-    _print_table(planner.table(result))
-    for line in planner.lines(result):
+    _print_table(planner.candidate_table(result))
+    for line in planner.summary_lines(result):
         typer.echo(line)
 
 
@@ -135,13 +135,13 @@ def bound(
     from airpfed.report import bound_check
     from airpfed.theory.verification import as_json, verify_run
 
-    records, probe = bound_check.load(run_dir)
+    records, probe = bound_check.load_monitored_run(run_dir)
     with run_files.require_consistent(run_dir):
         if json_:
             lines = [json.dumps(run_files.to_json_tree(as_json(verify_run(records, probe), probe)))]
         else:
-            lines = list(bound_check.lines(records, probe))
-            lines += bound_check.compared(run_dir, records, probe, plan_) if plan_ else []
+            lines = list(bound_check.verification_lines(records, probe))
+            lines += bound_check.plan_lines(run_dir, records, probe, plan_) if plan_ else []
     for line in lines:
         typer.echo(line)
 
@@ -166,10 +166,10 @@ def sweep(
     out: Annotated[
         OptionalPath, typer.Option(metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="cells at once; 0: one a core, two a GPU")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="trials at once; 0: one a core, two a GPU")] = 0,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="copy cells of the same settings from this sweep"),
+        typer.Option(metavar="DIR", help="copy trials of the same settings from this sweep"),
     ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help='compute on a Ray cluster; "local" starts one here')
@@ -177,32 +177,31 @@ def sweep(
     json_: Json = False,
 ) -> None:
     """Run every point of a grid with several seeds, unless it is done; tables with intervals, and figures."""
-    from airpfed.sweeps.console import SweepScreen
-    from airpfed.sweeps.job import Plan
-    from airpfed.sweeps.job import sweep as run_sweep
+    from airpfed.sweeps.console import SweepConsole
+    from airpfed.sweeps.job import SweepRequest, run_sweep
 
-    request = Plan(
+    request = SweepRequest(
         file=file,
         overrides=tuple(set_ or ()),
         grid=tuple(grid or ()),
         tune=tuple(tune or ()),
         tune_seeds=tune_seeds,
         seeds=seeds,
-        against=tuple(reference or ()),
-        home=out or Path("runs") / f"{file.stem}-sweep",
+        reference=tuple(reference or ()),
+        folder=out or Path("runs") / f"{file.stem}-sweep",
         reuse=tuple(reuse or ()),
         workers=workers,
         ray=ray,
         command=_command(),
     )
     try:
-        result = run_sweep(request, SweepScreen())
+        result = run_sweep(request, SweepConsole())
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with the same command: {request.command}", err=True)
         raise typer.Exit(130) from None
     _show_means(result, json_)
-    if result.failed:
-        raise UserError(f"{len(result.failed)} of the cells failed, the first: {result.failed[0]}")
+    if result.failures:
+        raise UserError(f"{len(result.failures)} of the trials failed, the first: {result.failures[0]}")
 
 
 @app.command()
@@ -215,10 +214,10 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Compare finished runs by the settings in which they differ, paired by seed."""
-    from airpfed.sweeps import job
-    from airpfed.sweeps.console import SweepScreen
+    from airpfed.sweeps.console import SweepConsole
+    from airpfed.sweeps.job import compare_runs
 
-    _show_means(job.compare(folders, reference or (), figures, SweepScreen()), json_)
+    _show_means(compare_runs(folders, reference or (), figures, SweepConsole()), json_)
 
 
 @app.command()
@@ -254,11 +253,11 @@ def report(
 ) -> None:
     """Write report.html of a run again, or one page of several runs."""
     from airpfed.experiment.artifacts import check_output_file
-    from airpfed.report.page import write
+    from airpfed.report.page import write_page
 
     if out is not None:
         check_output_file(out, ".html")
-    typer.echo(write(*run_dirs, out=out))
+    typer.echo(write_page(*run_dirs, out=out))
 
 
 def _command() -> str:
@@ -272,14 +271,14 @@ def _print_table(table: "Table", width: int = 160) -> None:
     Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
-def _show_means(result: "Report", as_json: bool) -> None:
+def _show_means(result: "SweepResult", as_json: bool) -> None:
     """Print the table of a sweep or a comparison."""
-    from airpfed.sweeps.console import table
+    from airpfed.sweeps.console import means_table
 
     if as_json:
         typer.echo(json.dumps(result.tree))
     else:
-        _print_table(table(result.found, result.against), 200)
+        _print_table(means_table(result.means, result.reference), 200)
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ class Folders:
         good(command("run", self.file, "--out", home / "finished"))
         with stopping_after(2):
             assert command("run", self.file, "--out", home / "stopped").code == 130
-        with mock.patch.object(figures, "DRAWN", ()):
+        with mock.patch.object(figures, "FIGURES", ()):
             good(command(*self.sweep_words(home / "sweep")))
         good(
             command(
@@ -162,7 +162,7 @@ class Folders:
 
     def ran(self, words: str, folder: Path, plan: Path) -> Done:
         """One of COMMANDS on a folder; no pictures are drawn."""
-        with mock.patch.object(figures, "DRAWN", ()):
+        with mock.patch.object(figures, "FIGURES", ()):
             return self.ran_so(words, folder, plan)
 
     def ran_so(self, words: str, folder: Path, plan: Path) -> Done:

@@ -267,7 +267,7 @@ def preload() -> None:
     from airpfed.sweeps import figures
 
     torch.set_num_threads(1)
-    figures.DRAWN = ()
+    figures.FIGURES = ()
     assert peft and transformers and airpfed
 
 

@@ -17,7 +17,7 @@ from airpfed.config.grid import axes_of
 from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
 from airpfed.planning import link_study
-from airpfed.planning.link_study import NUMBERS, compare, numbers, studies
+from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, study_grid
 
 SETTINGS = """
 [adapters]
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("change", ["radio.antennas=6", "radio.access=concurrent", "radio.packing=real"])
 def test_claimed_is_measured(file: Path, change: str) -> None:
     """At least 500 independent symbols a slot and 30 channels: the ratio's standard error is 0.6 %."""
-    rows = compare(read_settings(file, [change]), 30, 0.0)
+    rows = compare_designs(read_settings(file, [change]), 30, 0.0)
     assert set(rows) == set(DESIGNS)
     for one in rows.values():
         assert abs(one.measured / one.claimed - 1) < 0.03
@@ -58,29 +58,31 @@ def test_claimed_is_measured(file: Path, change: str) -> None:
 def test_csi_error_is_in_the_claim(file: Path) -> None:
     """An error is drawn once a channel and device: over 30 channels of 5 devices the ratio's standard error is 10 %."""
     only = ["uniform_forcing"]
-    perfect = compare(read_settings(file, ["radio.snr_db=20"]), 5, 0.0, only)["uniform_forcing"]
-    one = compare(read_settings(file, ["radio.snr_db=20", "radio.csi_error=0.05"]), 30, 0.0, only)["uniform_forcing"]
+    perfect = compare_designs(read_settings(file, ["radio.snr_db=20"]), 5, 0.0, only)["uniform_forcing"]
+    one = compare_designs(read_settings(file, ["radio.snr_db=20", "radio.csi_error=0.05"]), 30, 0.0, only)[
+        "uniform_forcing"
+    ]
     assert one.claimed > 3 * perfect.claimed
     assert abs(one.measured / one.claimed - 1) < 0.5
 
 
 def test_nothing_is_claimed_of_a_clipping_amplifier(file: Path) -> None:
-    rows = compare(read_settings(file, ["radio.clipping_db=3"]), 2, 0.0, ["mmse"])
+    rows = compare_designs(read_settings(file, ["radio.clipping_db=3"]), 2, 0.0, ["mmse"])
     told = link_study.as_json(rows)["mmse"]
-    assert told["claimed"] is None and told["measured"] is not None and numbers(rows["mmse"])["claimed_db"] is None
-    claimed = link_study.table("", rows, 2).columns[4]
+    assert told["claimed"] is None and told["measured"] is not None and columns_of(rows["mmse"])["claimed_db"] is None
+    claimed = link_study.design_table("", rows, 2).columns[4]
     assert claimed.header == "claimed" and list(claimed.cells) == ["-"]
 
 
 def test_certified_gaps_are_small_and_absent_where_none_is_known(file: Path) -> None:
-    rows = compare(read_settings(file), 5, 0.0)
+    rows = compare_designs(read_settings(file), 5, 0.0)
     assert rows["mmse"].gap is not None and 0 <= rows["mmse"].gap < 0.05
-    rows = compare(read_settings(file, ["radio.access=concurrent"]), 2, 0.0)
+    rows = compare_designs(read_settings(file, ["radio.access=concurrent"]), 2, 0.0)
     assert all(one.gap is None for one in rows.values())
 
 
 def test_correlated_symbols_cost_the_shrinking_design_more_than_it_claims(file: Path) -> None:
-    rows = compare(read_settings(file, ["radio.snr_db=-10", "radio.correlation=none"]), 20, 0.7)
+    rows = compare_designs(read_settings(file, ["radio.snr_db=-10", "radio.correlation=none"]), 20, 0.7)
     assert rows["mmse"].measured > 1.2 * rows["mmse"].claimed
 
 
@@ -119,7 +121,7 @@ def test_the_files_hold_the_numbers_of_json(file, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr()
     points = [json.loads(line) for line in shown.out.splitlines()]
     lines = table(out / "link.csv")
-    assert list(lines[0]) == ["radio.snr_db", "radio.access", "design", *NUMBERS]
+    assert list(lines[0]) == ["radio.snr_db", "radio.access", "design", *COLUMNS]
     assert len(lines) == len(points) * len(DESIGNS) == 20
     for point, line in zip((p for p in points for _ in DESIGNS), lines, strict=True):
         assert point["set"] == f"radio.snr_db={line['radio.snr_db']} radio.access={line['radio.access']}"
@@ -160,7 +162,7 @@ def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, 
     """Ctrl-C in the third point; the figure of an earlier study does not stay beside new numbers."""
     (tmp_path / "link-snr_db.svg").write_text("old")
     (tmp_path / "mine.svg").write_text("mine")
-    original, done = link_study.compare, []
+    original, done = link_study.compare_designs, []
 
     def compare_twice(settings, draws, rho, designs):
         if len(done) == 2:
@@ -168,7 +170,7 @@ def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, 
         done.append(settings)
         return original(settings, draws, rho, ["mmse"])
 
-    monkeypatch.setattr(link_study, "compare", compare_twice)
+    monkeypatch.setattr(link_study, "compare_designs", compare_twice)
     assert link(monkeypatch, file, "--draws", "2", "--grid", "radio.snr_db=0,10,20,30", "--out", tmp_path) == 130
     assert [line["radio.snr_db"] for line in table(tmp_path / "link.csv")] == ["0", "10"]
     assert {path.name for path in tmp_path.iterdir()} == {"link.toml", "link.csv", "mine.svg"}
@@ -200,7 +202,7 @@ def test_wrong_options_are_one_line_before_anything_is_made(file, tmp_path, monk
 
 def test_every_line_of_a_point_with_two_faults_names_the_point(file):
     with pytest.raises(UserError) as raised:
-        studies(file, ["radio.antennas=0"], ["radio.access=fdma"], 2, 0.0)
+        study_grid(file, ["radio.antennas=0"], ["radio.access=fdma"], 2, 0.0)
     lines = str(raised.value).splitlines()
     assert len(lines) == 2 and all(line.startswith("--grid at radio.access=fdma: ") for line in lines)
 
@@ -220,8 +222,8 @@ def test_a_full_disk_names_the_file_and_leaves_no_part(file, tmp_path, monkeypat
         if left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    original = link_study.compare
-    monkeypatch.setattr(link_study, "compare", lambda *arguments: original(*arguments[:3], ["mmse"]))
+    original = link_study.compare_designs
+    monkeypatch.setattr(link_study, "compare_designs", lambda *arguments: original(*arguments[:3], ["mmse"]))
     monkeypatch.setattr(os, "fsync", fsync)
     out = tmp_path / "out"
     assert link(monkeypatch, file, "--draws", "1", "--grid", "radio.snr_db=0,20", "--out", out) == 2
@@ -241,11 +243,11 @@ def test_every_drop_is_at_the_stated_snr(file: Path) -> None:
         noises.append(link.noise)
         return link_draw(link, job, drops, entries, rho)
 
-    link_draw = link_study.draw
+    link_draw = link_study.draw_segment
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link_study, "draw", spied)
+        patch.setattr(link_study, "draw_segment", spied)
         for draws in (2, 5):
-            compare(settings, draws, 0.0, ["channel_inversion"])
+            compare_designs(settings, draws, 0.0, ["channel_inversion"])
     assert len(set(noises)) == 1
 
 
@@ -256,7 +258,7 @@ def test_only_the_designs_asked_for(file: Path) -> None:
 
 def test_the_gap_is_of_independent_symbols_whatever_receivers_believe(file: Path) -> None:
     gaps = [
-        compare(read_settings(file, [f"radio.correlation={rho}"]), 3, 0.0, ["naive_ao"])["naive_ao"].gap
+        compare_designs(read_settings(file, [f"radio.correlation={rho}"]), 3, 0.0, ["naive_ao"])["naive_ao"].gap
         for rho in (0.0, 0.5)
     ]
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-9)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from airpfed.report import charts, curves
+from airpfed.report import charts, plots
 
 DESIGNS = ("uniform_forcing", "mmse", "naive_ao")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,7 +31,7 @@ def lines_of(axes: charts.Axes, error: float | None = 0.5) -> list[charts.Line]:
 
 def drawn(axes: charts.Axes, key: str) -> tuple[charts.Chart, Figure]:
     chart = charts.chart_of(lines_of(axes), axes, key)
-    return chart, curves.drawing(chart)
+    return chart, plots.draw_link(chart)
 
 
 PANELS = {"radio.snr_db": ("0", "10"), "radio.access": ("concurrent", "tdma"), "radio.antennas": ("4", "8", "16")}
@@ -51,8 +51,8 @@ def test_files_are_the_promised_ones_and_the_same_every_time(grid, error):
     """Also where the user's matplotlibrc says something else, which is left as it was."""
     axes = GRIDS[grid]
     lines = lines_of(axes, error)
-    made = dict(curves.files(lines, axes))
-    assert list(made) == charts.names(axes)
+    made = dict(plots.link_files(lines, axes))
+    assert list(made) == charts.file_names(axes)
     for name, content in made.items():
         if name.endswith("svg"):
             root = ET.fromstring(content)
@@ -61,7 +61,7 @@ def test_files_are_the_promised_ones_and_the_same_every_time(grid, error):
         elif name.endswith("png"):
             assert content.startswith(b"\x89PNG\r\n\x1a\n")
     with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "mine", "axes.grid": False}):
-        assert dict(curves.files(lines, axes)) == made
+        assert dict(plots.link_files(lines, axes)) == made
         assert matplotlib.rcParams["font.size"] == 20
 
 
@@ -69,7 +69,7 @@ def test_another_number_is_another_figure():
     axes = GRIDS["numbers"]
     lines = lines_of(axes)
     other = [{**lines[0], "pi_db": -0.02}, *lines[1:]]
-    before, after = (dict(curves.files(some, axes)) for some in (lines, other))
+    before, after = (dict(plots.link_files(some, axes)) for some in (lines, other))
     assert all(before[name] != after[name] for name in before)
 
 
@@ -112,10 +112,10 @@ def test_other_axes_are_panels_and_their_numbers_the_csv():
     assert [place.get_title() for place in figure.axes] == [
         f"access {access}, antennas {antennas}" for access in ("concurrent", "tdma") for antennas in (4, 8, 16)
     ]
-    name, content = next(curves.files(lines_of(axes), axes))
+    name, content = next(plots.link_files(lines_of(axes), axes))
     assert name == "link-snr_db.csv"
     found = list(csv.DictReader(io.StringIO(content.decode())))
-    assert list(found[0]) == ["radio.access", "radio.antennas", "radio.snr_db", "design", *charts.PLOTTED]
+    assert list(found[0]) == ["radio.access", "radio.antennas", "radio.snr_db", "design", *charts.LINK_COLUMNS]
     assert [float(line["pi_db"]) for line in found] == [line["pi_db"] for _, panel in chart.panels for line in panel]
     assert len(found) == 12 * len(DESIGNS)
 
@@ -140,26 +140,26 @@ def test_more_than_six_panels_are_cut_to_the_first_and_the_title_says_so():
 def test_doublings_get_a_logarithmic_axis_and_decibels_never(key, values, scale):
     (place,) = drawn({key: values}, key)[1].axes
     assert place.get_xscale() == scale
-    assert len(place.get_xticks()) <= curves.MOST_TICKS and not len(place.get_xticks(minor=True))
+    assert len(place.get_xticks()) <= plots.MAX_TICKS and not len(place.get_xticks(minor=True))
 
 
 def test_names_of_files_differ_where_last_parts_are_the_same():
     axes = {"tasks.a.devices": ("2", "3"), "tasks.*.b:c": ("x", "y"), "tasks.b.devices": ("2", "3"), "radio.x": ("1",)}
-    stems = [name.removesuffix(".svg") for name in charts.names(axes) if name.endswith("svg")]
+    stems = [name.removesuffix(".svg") for name in charts.file_names(axes) if name.endswith("svg")]
     assert stems == ["link-a-devices", "link-b-c", "link-b-devices"]
 
 
 def test_labels_have_units():
     names = ("snr_db", "cell_radius_m", "antennas", "csi_error", "power_dbm", "m")
-    assert [charts.label(name) for name in names] == [
+    assert [charts.axis_label(name) for name in names] == [
         "SNR (dB)", "cell radius (m)", "antennas M", "CSI error", "power (dBm)", "m",
     ]  # fmt: skip
-    assert charts.told("snr_db", "10") == "SNR 10 dB"
+    assert charts.setting_label("snr_db", "10") == "SNR 10 dB"
 
 
 def test_the_legend_is_inside_the_figure():
     for axes in GRIDS.values():
-        for key in charts.drawn(axes):
+        for key in charts.figure_keys(axes):
             _, figure = drawn(axes, key)
             figure.draw_without_rendering()
             box, whole = figure.legends[0].get_window_extent(), figure.bbox
@@ -167,5 +167,5 @@ def test_the_legend_is_inside_the_figure():
 
 
 def test_matplotlib_is_loaded_only_to_draw():
-    code = "import sys, airpfed.cli, airpfed.report.curves; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, airpfed.cli, airpfed.report.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,8 +16,8 @@ from rows import make_probe, make_theory
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
-from airpfed.report import figures_of_runs, page, runs
-from airpfed.report.figures import FIGURES
+from airpfed.report import page, runs
+from airpfed.report.figures import figures_of, metric_figure
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TASKS = ("colours", "moods")
@@ -225,10 +225,10 @@ def test_every_tab_is_drawn_wide_and_narrow_light_and_dark(tmp_path, walked, dar
     runs = [make_run(tmp_path / name, error_free=name == "free") for name in ("one", "free", "metered")]
     make_metered(runs[2])
     if dark:
-        pages = [(page.write(runs[0], runs[2], out=tmp_path / "deep" / "two.html"), 400)]
+        pages = [(page.write_page(runs[0], runs[2], out=tmp_path / "deep" / "two.html"), 400)]
     else:
-        two = page.write(runs[0], runs[2], out=tmp_path / "two.html")
-        pages = [(page.write(runs[0]), 400), (page.write(runs[1]), 1200), (two, 1200)]
+        two = page.write_page(runs[0], runs[2], out=tmp_path / "two.html")
+        pages = [(page.write_page(runs[0]), 400), (page.write_page(runs[1]), 1200), (two, 1200)]
     seen, log = walked(pages, *(["blink-settings=preferredColorScheme=0"] if dark else []))
     assert log == [] and [one["width"] for one in seen] == [width for _, width in pages]
     assert len({one["name"] for one in seen}) == len(pages)
@@ -255,7 +255,7 @@ def test_every_tab_is_drawn_wide_and_narrow_light_and_dark(tmp_path, walked, dar
 
 def test_the_check_of_the_console_sees_an_error(run, opened):
     """The planted fault: a figure that the page does not know."""
-    path = page.write(run)
+    path = page.write_page(run)
     path.write_text(path.read_text().replace('id="figure-tasks"', 'id="figure-task"'))
     _, log = opened(path)
     assert console(log)
@@ -274,12 +274,12 @@ class Resources(HTMLParser):
 
 def test_the_page_fetches_nothing(run):
     parser = Resources()
-    parser.feed(page.write(run).read_text())
+    parser.feed(page.write_page(run).read_text())
     assert parser.found == ["data:,"]
 
 
 def test_the_numbers_of_the_run_are_on_the_page(run):
-    text = page.write(run).read_text()
+    text = page.write_page(run).read_text()
     body = text[: text.index("<script>")]
     for number in (
         "0.523",
@@ -303,15 +303,17 @@ def test_the_numbers_of_the_run_are_on_the_page(run):
 
 def test_settings_and_command_are_shown_as_text(run):
     """What a user wrote never becomes markup."""
-    text = page.write(run).read_text()
+    text = page.write_page(run).read_text()
     assert "&lt;b&gt;kept&lt;/b&gt; &amp;" in text and "&lt;/script&gt;" in text
     assert "<b>kept</b>" not in text and "a &lt;dir&gt;" in text
 
 
 def figure(name: str, run: Path) -> dict:
-    rows, summary = run_files.load_records(run / "records.jsonl"), run_files.load_summary(run / "summary.json")
-    makers = {key: make for own in FIGURES.values() for key, make in own.items()}
-    return makers[name](rows, summary)
+    return figures(runs.load_runs([run]))[name]
+
+
+def figures(loaded: list[runs.Run]) -> dict[str, dict]:
+    return {name: made for by_name in figures_of(loaded).values() for name, made in by_name.items()}
 
 
 def test_figures_hold_the_records_values(run):
@@ -339,15 +341,15 @@ def test_runs_beside_each_other_hold_their_own_values(run, tmp_path):
     summary = run_files.load_summary(other / "summary.json")
     gone = {"colours": summary.tasks["colours"].model_copy(update={"final": 0.6})}
     run_files.write_json(other / "summary.json", summary.model_copy(update={"tasks": gone}))
-    both = runs.load([run, other])
-    made = {name: make(both) for own in figures_of_runs.SIDE.values() for name, make in own.items()}
+    both = runs.load_runs([run, other])
+    made = figures(both)
     assert [(bar["name"], bar["y"]) for bar in made["tasks"]["data"]] == [
         ("study", [0.871, 0.333]), ("other", [0.6, None]),
     ]  # fmt: skip
     traces = {trace["name"]: trace for trace in made["accuracy"]["data"]}
     assert traces["study (test)"]["y"] == [pytest.approx(0.267), pytest.approx(0.602)]
     assert traces["other (test)"]["y"] == [0.523, 0.6] and traces["other (dev)"]["y"] == [0.6, 0.7, 0.8]
-    assert [trace["name"] for trace in figures_of_runs.task_accuracy(both, "moods")["data"]] == ["study (test)"]
+    assert [trace["name"] for trace in metric_figure(both, "moods")["data"]] == ["study (test)"]
     assert made["loss"]["data"][0]["y"][0] == pytest.approx((1 + 1 / 2) / 2)
     for one in made.values():
         json.dumps(one, allow_nan=False)
@@ -358,8 +360,8 @@ def test_what_differs_is_told_and_long_names_give_way_to_it(tmp_path):
         '[radio]\nsnr_db = 0.0\n[[tasks]]\nname = "a"\ndevices = 2\n',
         '[radio]\nsnr_db = 5.0\n[[tasks]]\nname = "a"\n',
     ]
-    assert runs.differing(texts) == {"radio.snr_db": ["0.0", "5.0"], "tasks.a.devices": ["2", "-"]}
-    assert runs.differing(texts[:1] * 2) == {}
+    assert runs.different_settings(texts) == {"radio.snr_db": ["0.0", "5.0"], "tasks.a.devices": ["2", "-"]}
+    assert runs.different_settings(texts[:1] * 2) == {}
     long = [tmp_path / f"method=airpfed_snr_db={n}_seed=0-0123abcd" for n in (0, 5)]
     assert runs.names_of(long, texts) == ["snr_db 0.0, devices 2", "snr_db 5.0, devices -"]
     assert runs.names_of(long, texts[:1] * 2) == [path.name for path in long]
@@ -372,19 +374,18 @@ def test_what_differs_is_told_and_long_names_give_way_to_it(tmp_path):
 def test_a_page_of_several_runs_needs_a_place_and_a_run_is_named_once(run, tmp_path):
     other = make_run(tmp_path / "other")
     with pytest.raises(UserError, match=r"^--out: say where"):
-        page.write(run, other)
+        page.write_page(run, other)
     with pytest.raises(UserError, match=r"named twice$"):
-        page.write(run, run, out=tmp_path / "page.html")
+        page.write_page(run, run, out=tmp_path / "page.html")
     with pytest.raises(UserError, match=r"not a run's directory"):
-        page.write(run, tmp_path, out=tmp_path / "page.html")
-    path = page.write(run, other, out=tmp_path / "page.html")
+        page.write_page(run, tmp_path, out=tmp_path / "page.html")
+    path = page.write_page(run, other, out=tmp_path / "page.html")
     text = path.read_text()
     assert path == tmp_path / "page.html" and text.count("0.871") >= 2 and not (run / "report.html").exists()
 
 
 def test_figures_are_plain_json_without_nan(run):
-    for name in (name for own in FIGURES.values() for name in own):
-        json.dumps(figure(name, run), allow_nan=False)
+    assert json.dumps(figures(runs.load_runs([run])), allow_nan=False)
 
 
 def test_a_run_that_stopped_before_its_first_round_has_a_report(run):
@@ -392,4 +393,4 @@ def test_a_run_that_stopped_before_its_first_round_has_a_report(run):
     summary = run_files.load_summary(run / "summary.json")
     stopped = summary.model_copy(update={"rounds": 0, "pi_mean": None, "exit": "interrupted"})
     run_files.write_json(run / "summary.json", stopped)
-    assert "airpfed, 0 rounds, interrupted" in page.write(run).read_text()
+    assert "airpfed, 0 rounds, interrupted" in page.write_page(run).read_text()

@@ -7,9 +7,9 @@ import pytest
 
 from airpfed.config.reference import section_of
 from airpfed.config.schema import Settings
-from airpfed.report import course, means
-from airpfed.report.charts import SERIES, SPLIT, arranged
-from airpfed.report.means import UNTOUCHED, drawing, files, lengths, task_files
+from airpfed.report import plots
+from airpfed.report.charts import SERIES, SPLIT, chart_of_measure
+from airpfed.report.plots import UNTOUCHED, draw_means, error_lengths, mean_files, task_files
 
 AXES = {"method": ["airpfed", "fedit"], "snr_db": ["20", "0", "10"], "antennas": ["4", "16"]}
 
@@ -27,7 +27,7 @@ def lines(axes: dict[str, list[str]]) -> list[dict[str, str | float | None]]:
 
 
 def test_every_axis_with_two_values_gets_a_figure_and_its_numbers() -> None:
-    made = dict(files(lines(AXES), AXES, "average"))
+    made = dict(mean_files(lines(AXES), AXES, "average"))
     endings = ("csv", "svg", "png", "pdf")
     assert set(made) == {f"average-{key}.{end}" for key in AXES for end in endings}
     table = list(csv.DictReader(io.StringIO(made["average-snr_db.csv"].decode())))
@@ -35,13 +35,13 @@ def test_every_axis_with_two_values_gets_a_figure_and_its_numbers() -> None:
     wanted = {tuple(str(v) for v in line.values()) for line in lines(AXES)}
     assert {tuple(row.values()) for row in table} == wanted
     assert made["average-snr_db.svg"].startswith(b"<?xml") and made["average-snr_db.pdf"].startswith(b"%PDF")
-    assert dict(files(lines(AXES), AXES, "average")) == made, "the same bytes"
+    assert dict(mean_files(lines(AXES), AXES, "average")) == made, "the same bytes"
 
 
 def test_names_are_series_and_numbers_are_across() -> None:
-    chart = arranged(lines(AXES), AXES, "snr_db", "average")
+    chart = chart_of_measure(lines(AXES), AXES, "snr_db", "average")
     assert chart.values == ("0", "10", "20") and [title for title, _ in chart.panels] == ["antennas 4", "antennas 16"]
-    figure = drawing(chart, "average")
+    figure = draw_means(chart, "average")
     place = figure.axes[0]
     series = list(place.containers)
     assert [one.get_label() for one in series] == ["airpfed", "fedit"]
@@ -54,7 +54,7 @@ def test_names_are_series_and_numbers_are_across() -> None:
 
 def test_names_across_stand_beside_each_other() -> None:
     axes = {"method": ["airpfed", "fedit", "local"]}
-    figure = drawing(arranged(lines(axes), axes, "method", "worst"), "worst")
+    figure = draw_means(chart_of_measure(lines(axes), axes, "method", "worst"), "worst")
     (one,) = figure.axes[0].containers
     assert list(one.lines[0].get_xdata()) == [0.0, 1.0, 2.0]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == axes["method"]
@@ -62,39 +62,39 @@ def test_names_across_stand_beside_each_other() -> None:
 
 def test_error_bars_are_the_intervals() -> None:
     known, alone = ({"mean": 0.5, "low": low, "high": high} for low, high in ((0.4, 0.7), (None, None)))
-    assert lengths([known, alone]) == [[pytest.approx(0.1), 0.0], [pytest.approx(0.2), 0.0]]
-    assert lengths([alone, alone]) is None
+    assert error_lengths([known, alone]) == [[pytest.approx(0.1), 0.0], [pytest.approx(0.2), 0.0]]
+    assert error_lengths([alone, alone]) is None
 
 
 def test_splits_of_one_rank_lie_at_their_share_and_others_are_names() -> None:
     axes = {SPLIT: ["8/0", "2/6", "4/4"], "method": ["airpfed", "feddpa"]}
-    chart = arranged(lines(axes), axes, SPLIT, "average")
+    chart = chart_of_measure(lines(axes), axes, SPLIT, "average")
     assert chart.values == ("2/6", "4/4", "8/0")
-    place = drawing(chart, "average").axes[0]
+    place = draw_means(chart, "average").axes[0]
     assert list(place.containers[0].lines[0].get_xdata()) == [0.25, 0.5, 1.0]
     assert [tick.get_text() for tick in place.get_xticklabels()] == ["2:6", "4:4", "8:0"]
     assert place.get_xlabel() == "R_s : R_p"
     axes = {SPLIT: ["8/0", "2/5"]}
-    place = drawing(arranged(lines(axes), axes, SPLIT, "average"), "average").axes[0]
+    place = draw_means(chart_of_measure(lines(axes), axes, SPLIT, "average"), "average").axes[0]
     assert [tick.get_text() for tick in place.get_xticklabels()] == ["8:0", "2:5"]
 
 
 def test_an_axis_may_have_any_settings_name() -> None:
     """`radio.design` is an axis like any other, and no column of our own is the last part of a setting's key."""
     axes = {"design": ["mmse", "digital"], "snr_db": ["0", "10"]}
-    place = drawing(arranged(lines(axes), axes, "design", "average"), "average").axes[0]
+    place = draw_means(chart_of_measure(lines(axes), axes, "design", "average"), "average").axes[0]
     assert [tick.get_text() for tick in place.get_xticklabels()] == ["mmse", "digital"]
     sections = [section_of(field.annotation) for field in Settings.model_fields.values()]
     keys = {key for section in sections if section for key in section.model_fields}
     assert {"design", "rank_shared", "rank_personal"} <= keys
-    assert not keys & {SERIES, UNTOUCHED, "task", *means.PLOTTED, *course.ACROSS}
+    assert not keys & {SERIES, UNTOUCHED, "task", *plots.MEAN_COLUMNS, *plots.ROUND_COLUMNS}
 
 
 def test_tasks_are_bars_with_intervals_and_the_untouched_model() -> None:
     axes = {"method": ["airpfed", "fedit"], "task": ["trec", "sms", "bbc"]}
     made = [{**line, UNTOUCHED: 0.3 + i / 50} for i, line in enumerate(lines(axes))]
-    chart = arranged(made, axes, "task", "final")
-    figure = drawing(chart, "final")
+    chart = chart_of_measure(made, axes, "task", "final")
+    figure = draw_means(chart, "final")
     (place,) = figure.axes
     boxes = [box for box in place.containers if hasattr(box, "patches")]
     assert [box.get_label() for box in boxes] == axes["method"]
@@ -111,5 +111,5 @@ def test_tasks_are_bars_with_intervals_and_the_untouched_model() -> None:
 
 
 def test_without_an_axis_of_two_values_there_is_no_figure() -> None:
-    assert list(files(lines({"method": ["a"]}), {"method": ["a"]}, "average")) == []
-    assert list(files(lines({}), {}, "average")) == []
+    assert list(mean_files(lines({"method": ["a"]}), {"method": ["a"]}, "average")) == []
+    assert list(mean_files(lines({}), {}, "average")) == []

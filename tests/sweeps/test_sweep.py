@@ -20,34 +20,34 @@ from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock
 from airpfed.experiment import run as run_module
 from airpfed.sweeps import executors, figures, job, worker
-from airpfed.sweeps.console import SweepScreen
-from airpfed.sweeps.job import Plan, sweep
-from airpfed.sweeps.tables import Run
-from airpfed.sweeps.trials import is_done, summary_of, trials_of
+from airpfed.sweeps.console import SweepConsole
+from airpfed.sweeps.job import SweepRequest, run_sweep
+from airpfed.sweeps.tables import ScoredRun
+from airpfed.sweeps.trials import is_finished, summary_of, trials_of
 from airpfed.training import evaluate
 from airpfed.training import summary as run_summary
 
 GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 
 
-def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, **fields: object) -> Plan:
+def plan(file: Path, home: Path, *overrides: str, grid: tuple[str, ...] = GRID, **fields: object) -> SweepRequest:
     known = {
         "tune": (),
         "tune_seeds": None,
         "seeds": 2,
-        "against": (),
+        "reference": (),
         "reuse": (),
         "workers": 1,
         "ray": None,
         "command": "airpfed sweep",
     }
-    return Plan(file=file, overrides=(*QUICK, *overrides), grid=grid, home=home, **(known | fields))
+    return SweepRequest(file=file, overrides=(*QUICK, *overrides), grid=grid, folder=home, **(known | fields))
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than cells here; one test draws them."""
-    monkeypatch.setattr(figures, "DRAWN", ())
+    monkeypatch.setattr(figures, "FIGURES", ())
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def whole(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep left alone: two methods at two SNRs with two seeds, one after another."""
     home = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DRAWN", ())
-        assert sweep(plan(file, home), SweepScreen()).failed == []
+        patch.setattr(figures, "FIGURES", ())
+        assert run_sweep(plan(file, home), SweepConsole()).failures == []
     return home
 
 
@@ -108,11 +108,11 @@ def test_what_is_there_is_not_done_again(
     before, played = tables(whole), []
     real = run_module.play
     monkeypatch.setattr(run_module, "play", lambda *args: played.append(args[1].name) or real(*args))
-    sweep(plan(file, whole), SweepScreen())
+    run_sweep(plan(file, whole), SweepConsole())
     assert played == [] and tables(whole) == before
-    sweep(plan(file, whole, seeds=3), SweepScreen())
+    run_sweep(plan(file, whole, seeds=3), SweepConsole())
     assert len(played) == 4 and all("_seed=2-" in name for name in played)
-    sweep(plan(file, whole), SweepScreen())
+    run_sweep(plan(file, whole), SweepConsole())
     assert tables(whole) == before
 
 
@@ -126,19 +126,19 @@ def test_cells_of_another_sweep_are_copied_by_their_settings(
     grid = tuple(reversed(GRID))
     begun = trials_of(file, QUICK, [("radio.snr_db=20", "adapters.method=fedit")], 1)[0]
     (tmp_path / "here/cells" / begun.folder).mkdir(parents=True)
-    sweep(plan(file, tmp_path / "here", grid=grid, reuse=(whole,)), SweepScreen())
+    run_sweep(plan(file, tmp_path / "here", grid=grid, reuse=(whole,)), SweepConsole())
     assert played == [begun.folder]
     mine, theirs = ([{**line, "run": ""} for line in rows(home / "cells.csv")] for home in (tmp_path / "here", whole))
     assert len(mine) == 16 and all(line in theirs for line in mine)
     assert not list((tmp_path / "here/cells").glob(".*")), "nothing half copied is left"
     played.clear()
-    sweep(plan(file, tmp_path / "other", "server.lr=0.5", reuse=(whole,), seeds=1), SweepScreen())
+    run_sweep(plan(file, tmp_path / "other", "server.lr=0.5", reuse=(whole,), seeds=1), SweepConsole())
     assert len(played) == 4
 
 
 def test_a_folder_to_reuse_must_be_a_sweep(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--reuse {tmp_path}: holds no cells"):
-        sweep(plan(file, tmp_path / "here", reuse=(tmp_path,)), SweepScreen())
+    with pytest.raises(UserError, match=f"--reuse {tmp_path}: should be the directory of a sweep"):
+        run_sweep(plan(file, tmp_path / "here", reuse=(tmp_path,)), SweepConsole())
 
 
 def test_a_cell_that_cannot_be_copied_is_told_in_a_line(whole: Path, file: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_cell_that_cannot_be_copied_is_told_in_a_line(whole: Path, file: Path,
     cell = next((broken / "cells").iterdir())
     (cell / "lost").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=rf"{cell.name}: .*No such file") as told:
-        sweep(plan(file, tmp_path / "here", reuse=(broken,)), SweepScreen())
+        run_sweep(plan(file, tmp_path / "here", reuse=(broken,)), SweepConsole())
     assert "\n" not in str(told.value)
 
 
@@ -173,9 +173,9 @@ def test_killed_twice_and_resumed_it_gives_the_same_tables(whole: Path, file: Pa
         assert (len(children) >= 2) == (workers == "2") and died, "a worker would go on writing"
         assert not (tmp_path / "out" / "sweep.json").exists()
     home = tmp_path / "out"
-    done = [is_done(summary_of(path), cell_settings(file).run) for path in (home / "cells").iterdir()]
+    done = [is_finished(summary_of(path), cell_settings(file).run) for path in (home / "cells").iterdir()]
     assert 0 < rounds_in(home) < 24 and not all(done)
-    sweep(plan(file, home), SweepScreen())
+    run_sweep(plan(file, home), SweepConsole())
     assert tables(home) == tables(whole)
 
 
@@ -211,12 +211,12 @@ def test_two_processes_at_one_cell_do_it_once(file: Path, tmp_path: Path, monkey
     (cell,) = trials_of(file, QUICK, [()], 1)
     job_ = (cell.settings.model_dump_json(), tmp_path / "cells" / cell.folder, "x")
     with acquire_lock(job_[1] / ".lock", 0.0):
-        second = threading.Thread(target=lambda: ended.append(worker.work(*job_)))
+        second = threading.Thread(target=lambda: ended.append(worker.run_trial(*job_)))
         ended: list[worker.Result] = []
         second.start()
         second.join(0.5)
         assert second.is_alive() and ended == []
-        assert worker._play(cell.settings, *job_[1:], lambda: False).end == "done"
+        assert worker._train(cell.settings, *job_[1:], lambda: False).end == "done"
         monkeypatch.setattr(run_module, "play", None)
     second.join(20)
     assert ended == [worker.Result("done")]
@@ -237,11 +237,11 @@ def test_ctrl_c_ends_after_a_whole_round_and_the_same_command_goes_on(
     monkeypatch.setattr(executors, "wait", interrupted)
     monkeypatch.setattr(executors, "TICK", 0.01)
     with pytest.raises(KeyboardInterrupt):
-        sweep(plan(file, tmp_path), SweepScreen())
+        run_sweep(plan(file, tmp_path), SweepConsole())
     (stopped,) = (tmp_path / "cells").iterdir()
     left = summary_of(stopped)
     assert left is not None and (left.exit, left.rounds < 3) in {("interrupted", True), ("completed", False)}
-    sweep(plan(file, tmp_path), SweepScreen())
+    run_sweep(plan(file, tmp_path), SweepConsole())
     assert tables(tmp_path) == tables(whole)
 
 
@@ -249,7 +249,7 @@ def test_the_untouched_model_is_scored_once_a_seed(file: Path, tmp_path: Path, m
     counted: list[str] = []
     real = run_summary.score
     monkeypatch.setattr(run_summary, "score", lambda *args: counted.append(args[2].name) or real(*args))
-    sweep(plan(file, tmp_path, "server.rounds=1", grid=("server.lr=0.01,0.02,0.03",)), SweepScreen())
+    run_sweep(plan(file, tmp_path, "server.rounds=1", grid=("server.lr=0.01,0.02,0.03",)), SweepConsole())
     assert counted == ["colours", "moods"] * 2
     assert len({summary.average_base for c in (tmp_path / "cells").iterdir() if (summary := summary_of(c))}) == 2
 
@@ -274,7 +274,7 @@ def test_values_are_chosen_on_dev_and_only_the_chosen_are_tested(
 ) -> None:
     """Per method its own rate: every trial is scored on dev, the best of each method alone on test."""
     one = plan(file, tmp_path, grid=GRID[:1], tune=("server.lr=0.001,0.05",))
-    done = sweep(one, SweepScreen())
+    done = run_sweep(one, SweepConsole())
     assert "edge" not in capsys.readouterr().err, "two values have no inside"
     methods, rates, seeds, tasks = 2, 2, 2, 2
     assert [which for _, which in asked].count("dev") == (methods * rates + methods) * seeds * tasks
@@ -291,16 +291,16 @@ def test_values_are_chosen_on_dev_and_only_the_chosen_are_tested(
         assert sum(dev) / len(dev) == pytest.approx(float(best["dev"]))
     untested = [s for c in (tmp_path / "cells").iterdir() if (s := summary_of(c)) and s.average is None]
     assert len(untested) == 4 and all(task.final is None for s in untested for task in s.tasks.values())
-    assert {axis for mean in done.found for axis, _ in mean.where} == {"adapters.method"}
+    assert {axis for mean in done.means for axis, _ in mean.point} == {"adapters.method"}
     before, asked[:] = tables(tmp_path), []
-    sweep(one, SweepScreen())
+    run_sweep(one, SweepConsole())
     assert asked == [] and tables(tmp_path) == before
 
 
 def test_fewer_seeds_may_choose_than_are_tested(file: Path, tmp_path: Path) -> None:
     """The seeds beyond those that choose are trained with the chosen value alone."""
     one = plan(file, tmp_path, "server.rounds=1", grid=(), tune=("server.lr=0.001,0.05",), tune_seeds=1, seeds=3)
-    sweep(one, SweepScreen())
+    run_sweep(one, SweepConsole())
     assert {line["count"] for line in rows(tmp_path / "tuning.csv")} == {"1"}
     made = sorted(folder.name.rsplit("-", 1)[0] for folder in (tmp_path / "cells").iterdir())
     (best,) = {line["server.lr"] for line in rows(tmp_path / "cells.csv")}
@@ -310,10 +310,10 @@ def test_fewer_seeds_may_choose_than_are_tested(file: Path, tmp_path: Path) -> N
 def test_a_cell_that_fails_is_told_and_the_others_are_done(file: Path, tmp_path: Path) -> None:
     """What the settings cannot tell beforehand: the model has no layer 13."""
     grid = ("adapters.layers=last-2,last-13",)
-    done = sweep(plan(file, tmp_path, "server.rounds=1", grid=grid, seeds=1), SweepScreen())
-    assert len(done.failed) == 1 and 'adapters.layers = "last-13": the model has 12 layers' in done.failed[0]
-    assert [dict(mean.where)["adapters.layers"] for mean in done.found if mean.measure == "average"] == ["last-2"]
-    assert done.tree["failed"] == done.failed
+    done = run_sweep(plan(file, tmp_path, "server.rounds=1", grid=grid, seeds=1), SweepConsole())
+    assert len(done.failures) == 1 and 'adapters.layers = "last-13": the model has 12 layers' in done.failures[0]
+    assert [dict(mean.point)["adapters.layers"] for mean in done.means if mean.measure == "average"] == ["last-2"]
+    assert done.tree["failed"] == done.failures
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
@@ -338,7 +338,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | st
         ),
         (["--tune", "server.lr=1,2", "--set", "tasks.*.dev_samples=0"], "--tune: tasks.colours.dev_samples = 0: "),
         (["--grid", "server.lr=1,2", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
-        (["--tune-seeds", "1"], "--tune-seeds 1: goes with --tune"),
+        (["--tune-seeds", "1"], "--tune-seeds 1: has no effect without --tune"),
         (["--tune", "server.lr=1,2", "--tune-seeds", "2"], "--tune-seeds 2: should be 1 to --seeds 1"),
         (["--grid", "server.lr/run.eval_every=1/1", "--tune", "server.lr=1,2"], "--tune server.lr: is in --grid too"),
         (["--grid", "run.seed=1,2"], "--grid run.seed: should be --seeds"),
@@ -408,9 +408,9 @@ def test_compare_says_what_it_cannot_do(
 
 
 def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DRAWN", ("average",))
+    monkeypatch.setattr(figures, "FIGURES", ("average",))
     home = Path(shutil.copytree(whole, whole.parent / "drawn"))
-    sweep(plan(file, home), SweepScreen())
+    run_sweep(plan(file, home), SweepConsole())
     assert {path.name for path in home.glob("average-*")} == {
         f"average-{key}.{ending}" for key in ("method", "snr_db") for ending in ("csv", "svg", "png", "pdf")
     }
@@ -422,7 +422,7 @@ def test_figures_lie_beside_their_numbers(whole: Path, file: Path, monkeypatch: 
 def test_compare_writes_the_sweeps_tables_and_figures(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(figures, "DRAWN", ("pi",))
+    monkeypatch.setattr(figures, "FIGURES", ("pi",))
     out = tmp_path / "deep" / "figures"
     assert not command(monkeypatch, "compare", whole, "--figures", out)
     names = {f"pi-round.{end}" for end in ("csv", "svg", "png", "pdf")}
@@ -442,7 +442,7 @@ def test_a_ray_cluster_gives_the_same_tables(whole: Path, file: Path, tmp_path: 
     shutil.copytree(whole, home)
     for cell in sorted((home / "cells").iterdir())[:2]:
         shutil.rmtree(cell)
-    sweep(plan(file, home, ray="local"), SweepScreen())
+    run_sweep(plan(file, home, ray="local"), SweepConsole())
     assert tables(home) == tables(whole)
 
 
@@ -450,16 +450,16 @@ def test_a_ray_cluster_gives_the_same_tables(whole: Path, file: Path, tmp_path: 
 def test_a_ray_cluster_that_is_not_there_is_one_line(file: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=r"^--ray nowhere: "):
-        sweep(plan(file, tmp_path, ray="nowhere"), SweepScreen())
+        run_sweep(plan(file, tmp_path, ray="nowhere"), SweepConsole())
 
 
 def test_a_choice_at_the_edge_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows_ = [
-        Run((("method", m), ("lr", lr)), 0, summary({"a": 0.5}, dev=dev), "")
+        ScoredRun((("method", m), ("lr", lr)), 0, summary({"a": 0.5}, dev=dev), "")
         for m, devs in (("m", (0.1, 0.2, 0.3)), ("n", (0.1, 0.3, 0.2)))
         for lr, dev in zip(("1", "0.5", "2"), devs, strict=True)
     ]
-    spread = job.tune(rows_, {"method": ["m", "n"]}, {"lr": ["1", "0.5", "2"]}, tmp_path, SweepScreen())
+    spread = job.tune(rows_, {"method": ["m", "n"]}, {"lr": ["1", "0.5", "2"]}, tmp_path, SweepConsole())
     assert spread == [("method=m", "lr=2"), ("method=n", "lr=0.5")]
     said = capsys.readouterr().err.splitlines()
     edge = "is at the edge of what was tried"

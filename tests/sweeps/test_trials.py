@@ -11,7 +11,7 @@ from airpfed.config.schema import RunSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord
-from airpfed.sweeps.trials import folder_of, is_done, names, summary_of, trials_of
+from airpfed.sweeps.trials import axis_names, folder_name, is_finished, summary_of, trials_of
 
 
 def test_every_point_with_every_seed_from_the_files_on(file: Path) -> None:
@@ -36,26 +36,26 @@ def test_a_wrong_point_is_named_before_any_cell_is_made(file: Path) -> None:
 def test_what_trains_the_same_has_one_folder_and_nothing_else_has(file: Path) -> None:
     """A name that cannot tell settings apart (here the same words) still has its own digits."""
     plain = settings_file.read_settings(file, QUICK)
-    name = folder_of((), 0, plain)
+    name = folder_name((), 0, plain)
     for same in ("run.threads=2", "run.score=dev", "run.cross_eval=true", "run.tracker=tensorboard"):
-        assert folder_of((), 0, settings_file.read_settings(file, [*QUICK, same])) == name, same
+        assert folder_name((), 0, settings_file.read_settings(file, [*QUICK, same])) == name, same
     others = ("server.rounds=4", "radio.snr_db=3", "run.eval_every=1", "tasks.moods.devices=2", "adapters.alpha=3")
     turned = "tasks.colours.labels={blue=' blue', red=' red'}"
-    found = {folder_of((), 0, settings_file.read_settings(file, [*QUICK, other])) for other in (*others, turned)}
+    found = {folder_name((), 0, settings_file.read_settings(file, [*QUICK, other])) for other in (*others, turned)}
     assert len(found) == 6 and name not in found
     assert all(len(one) == len("seed=0-") + 8 for one in found)
 
 
 def test_names_are_the_last_parts_or_the_whole_key_where_they_clash() -> None:
-    assert names(["server.lr", "radio.snr_db=3"]) == ["lr", "snr_db"]
-    assert names(["tasks.a.devices", "tasks.b.devices"]) == ["tasks.a.devices", "tasks.b.devices"]
-    assert names(["adapters.rank_shared/adapters.rank_personal=4/4"]) == ["rank_shared+rank_personal"]
+    assert axis_names(["server.lr", "radio.snr_db=3"]) == ["lr", "snr_db"]
+    assert axis_names(["tasks.a.devices", "tasks.b.devices"]) == ["tasks.a.devices", "tasks.b.devices"]
+    assert axis_names(["adapters.rank_shared/adapters.rank_personal=4/4"]) == ["rank_shared+rank_personal"]
 
 
 def test_no_character_of_a_value_leaves_the_folder(file: Path) -> None:
-    name = folder_of(("tasks.a.source=../x y/z.csv",), 1, settings_file.read_settings(file))
+    name = folder_name(("tasks.a.source=../x y/z.csv",), 1, settings_file.read_settings(file))
     assert name.startswith("source=..-x-y-z.csv_seed=1-") and "/" not in name
-    assert len(folder_of((f"a.b={'x' * 500}",), 1, settings_file.read_settings(file))) < 150
+    assert len(folder_name((f"a.b={'x' * 500}",), 1, settings_file.read_settings(file))) < 150
 
 
 TESTED, ON_DEV = {"a": 0.5, "b": 0.7}, {"a": None, "b": None}
@@ -80,9 +80,9 @@ def test_a_cell_is_done_when_it_is_scored_as_asked(
     made = made.model_copy(update={"tasks": tasks})
     asked = {name: RunSettings(score=name) for name in ("test", "dev", "both")}  # type: ignore[arg-type]
     asked["test crossed"] = RunSettings(score="test", cross_eval=True)
-    assert {name for name, run in asked.items() if is_done(made, run)} == done
+    assert {name for name, run in asked.items() if is_finished(made, run)} == done
     stopped = made.model_copy(update={"exit": "interrupted"})
-    assert not any(is_done(stopped, run) for run in asked.values()) and not is_done(None, asked["test"])
+    assert not any(is_finished(stopped, run) for run in asked.values()) and not is_finished(None, asked["test"])
 
 
 def test_an_unreadable_summary_is_none(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import run as run_module
 from airpfed.sweeps import figures, job, worker
-from airpfed.sweeps.console import SweepScreen
-from airpfed.sweeps.job import Plan, sweep
+from airpfed.sweeps.console import SweepConsole
+from airpfed.sweeps.job import SweepRequest, run_sweep
 from airpfed.sweeps.trials import trials_of
 from tiny import make_settings
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DRAWN", ())
+    monkeypatch.setattr(figures, "FIGURES", ())
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     home = tmp_path_factory.mktemp("trust")
     file = make_settings(home, Path(shutil.copytree(tiny_llama, home / "llama")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DRAWN", ())
-        sweep(plan(file, home / "sweep"), SweepScreen())
+        patch.setattr(figures, "FIGURES", ())
+        run_sweep(plan(file, home / "sweep"), SweepConsole())
     return home
 
 
-def plan(file: Path, home: Path, **fields: object) -> Plan:
-    known = {"tune": (), "tune_seeds": None, "seeds": 2, "against": (), "reuse": (), "workers": 1, "ray": None}
-    return Plan(file=file, overrides=QUICK, grid=(), home=home, command="airpfed sweep", **(known | fields))
+def plan(file: Path, home: Path, **fields: object) -> SweepRequest:
+    known = {"tune": (), "tune_seeds": None, "seeds": 2, "reference": (), "reuse": (), "workers": 1, "ray": None}
+    return SweepRequest(file=file, overrides=QUICK, grid=(), folder=home, command="airpfed sweep", **(known | fields))
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ def other_fingerprint(path: Path) -> None:
 
 
 DAMAGES = {
-    "a lost record": ("records.jsonl", cut, "anew", "each once; restore it, or begin anew elsewhere; played again"),
+    "a lost record": ("records.jsonl", cut, "anew", "each once; restore it, or begin anew elsewhere; started again"),
     "no records": (
         "records.jsonl",
         Path.unlink,
         "anew",
-        "each once; restore it, or begin anew elsewhere; played again",
+        "each once; restore it, or begin anew elsewhere; started again",
     ),
     "a damaged environment": ("environment.json", lambda path: path.write_text("{"), "resumed", "written again"),
     "other data": ("environment.json", other_fingerprint, "resumed", ""),
@@ -95,11 +95,11 @@ def test_a_cell_that_is_not_whole_is_made_whole_and_told(
     name, spoil, how, told = DAMAGES[damage]
     before = tables(home)
     spoil(first(home) / name)
-    sweep(plan(made / "tiny.toml", home), SweepScreen())
+    run_sweep(plan(made / "tiny.toml", home), SweepConsole())
     assert played == [f"seed=0 {how}"]
     assert tables(home) == before and told in capsys.readouterr().err
     played.clear()
-    sweep(plan(made / "tiny.toml", home), SweepScreen())
+    run_sweep(plan(made / "tiny.toml", home), SweepConsole())
     assert played == []
 
 
@@ -113,18 +113,18 @@ def test_a_sweep_over_other_data_or_weights_is_played_again(
     good = path.read_bytes()
     try:
         path.write_bytes(good.replace(b" ba", b" be", 1) if what == "data" else good[:-4] + b"\x00\x00\x00\x00")
-        worker._kept.clear()
-        sweep(plan(made / "tiny.toml", tmp_path / "other", reuse=(home,), seeds=1), SweepScreen())
+        worker._preparations.clear()
+        run_sweep(plan(made / "tiny.toml", tmp_path / "other", reuse=(home,), seeds=1), SweepConsole())
         assert played == ["seed=0 anew"], "a cell of other data is not copied"
         played.clear()
         before = (first(home) / "records.jsonl").read_bytes()
-        sweep(plan(made / "tiny.toml", home, seeds=1), SweepScreen())
+        run_sweep(plan(made / "tiny.toml", home, seeds=1), SweepConsole())
         assert played == ["seed=0 anew"]
         assert "other settings, data or base model" in capsys.readouterr().err
         assert (first(home) / "records.jsonl").read_bytes() != before
     finally:
         path.write_bytes(good)
-        worker._kept.clear()
+        worker._preparations.clear()
 
 
 def test_where_data_is_gone_what_is_done_still_gives_its_tables(made: Path, home: Path, played: list[str]) -> None:
@@ -132,7 +132,7 @@ def test_where_data_is_gone_what_is_done_still_gives_its_tables(made: Path, home
     good = path.read_bytes()
     path.unlink()
     try:
-        sweep(plan(made / "tiny.toml", home), SweepScreen())
+        run_sweep(plan(made / "tiny.toml", home), SweepConsole())
     finally:
         path.write_bytes(good)
     assert played == [] and tables(home) == before
@@ -141,13 +141,13 @@ def test_where_data_is_gone_what_is_done_still_gives_its_tables(made: Path, home
 def test_compare_refuses_a_run_whose_records_are_not_its_summarys(home: Path) -> None:
     cut(first(home) / "records.jsonl")
     with pytest.raises(UserError, match=r"records.jsonl: should hold rounds 1 to 3") as caught:
-        job.compare([home], [], None, SweepScreen())
+        job.compare_runs([home], [], None, SweepConsole())
     assert "\n" not in str(caught.value)
 
 
 def test_compare_says_which_runs_are_not_finished(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (first(home) / "summary.json").unlink()
-    assert len(job.compare([home], [], None, SweepScreen()).found[0].seeds) == 1
+    assert len(job.compare_runs([home], [], None, SweepConsole()).means[0].seeds) == 1
     assert f"1 without final scores left out: {first(home)}" in capsys.readouterr().err
 
 

@@ -98,7 +98,7 @@ def run_experiment(
         track(row)
 
     outcome = train_run(settings, experiment, tasks, command, out, resume, follow, stopping, console.log)
-    page.write(out)  # before the export, which refuses a diverged model
+    page.write_page(out)  # before the export, which refuses a diverged model
     if outcome.completed and (reason := artifacts.reason_without_adapter(settings)):
         console.log(reason)
     elif outcome.completed:

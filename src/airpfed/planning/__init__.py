@@ -1,1 +1,1 @@
-"""`airpfed plan`: before a run, its Psi_T and its price over power, antennas, design, access and split."""
+"""Planning before a run: designs compared over random channels, and Psi_T and costs predicted for settings."""

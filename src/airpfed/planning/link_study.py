@@ -1,7 +1,7 @@
-"""`airpfed link`: every design over the same random channels, without a model."""
+"""`airpfed link`: designs over the same random channels, without a model."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,18 +11,16 @@ from rich.table import Table
 from torch import Tensor
 
 from airpfed.air.designs.table import DESIGNS
-from airpfed.air.grouping import best_grouping, fixed_grouping
 from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
-from airpfed.air.network import csi_variance
 from airpfed.air.problem import Transceiver
-from airpfed.air.schedule import Grouping, SlotPlan, Updates, Uplink, schedule, slot_uses
+from airpfed.air.schedule import Uplink, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
-from airpfed.config.applicability import refuse_ineffective
-from airpfed.config.grid import Point, axes_of, check_count, grid_points, name_grid_point, overrides_of
+from airpfed.config.grid import Point, axes_of, check_count, grid_points, name_grid_point
 from airpfed.config.schema import Method, RadioSettings, Settings
 from airpfed.core.errors import UserError, hint
+from airpfed.core.files import path_inside, write_atomic
 from airpfed.experiment import build
 from airpfed.experiment.build.uplink import (
     build_network,
@@ -32,28 +30,30 @@ from airpfed.experiment.build.uplink import (
     noise_power,
 )
 from airpfed.model.methods import blocks_of
+from airpfed.planning.channel_study import draw_channels, read_points, schedule_full_round
+from airpfed.report import charts, plots
 from airpfed.tasks.split import device_sizes
 
-EVERY = tuple(DESIGNS)
-READ = {
+ALL_DESIGNS = tuple(DESIGNS)
+KEYS_READ = {
     "radio": {*RadioSettings.model_fields} - {"design", "drop"},
     "tasks": {"devices", "samples_per_device", "sizes", "sizes_sigma", "power_dbm"},
     "adapters": {"method", "rank_shared", "rank_personal"},
     "run": {"seed"},
 }
-"""Keys that a study without a model depends on: every design is compared, and drops are counted from 1."""
-
+"""Section -> keys that a link study depends on: all designs are compared, and drops are counted from 1."""
 
 ENTRIES = 1000
-"""Real entries sent a channel and a unit of rank; channel uses are told for vectors of this length."""
+"""Real entries sent through a channel for each unit of rank; channel uses are those of vectors of this length."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One design at one setting: decibels are means over draws with their standard errors, the rest is linear.
+class DesignResult:
+    """The errors of one design at one setting.
 
-    claimed, measured, bias: Pi. gap: mean of the i.i.d. Pi over its lower bound, minus 1; None where none is known.
-    claimed: None (and nan decibels) where nothing is claimed.
+    Fields in dB hold (mean over draws, standard error); claimed, measured and bias are linear means of Pi. gap: mean of
+    Pi for i.i.d. symbols over its lower bound, minus 1, or None if no bound is known. ms: milliseconds of design per
+    draw. uses: channel uses of a round. Without a claim `claimed` is None and `claimed_db` is nan.
     """
 
     pi_db: tuple[float, float]
@@ -69,24 +69,28 @@ class Row:
     claimed_db: tuple[float, float]
 
 
-NUMBERS = (
+PointResults = tuple[Point, dict[str, DesignResult]]
+"""A point of the grid, and its results by design."""
+
+COLUMNS = (
     "pi_db", "pi_db_se", "s_db", "s_db_se", "p_db", "p_db_se", "claimed", "measured", "bias", "gap", "iterations", "ms",
     "uses", "claimed_db",
 )  # fmt: skip
-"""Columns of link.csv behind the grid's keys and the design."""
+"""Columns of link.csv after the grid's keys and the design."""
 
 
-def studies(
+def study_grid(
     file: Path,
     overrides: Sequence[str],
     grid: Sequence[str],
     draws: int,
     rho: float,
-    designs: Sequence[str] = EVERY,
-) -> Iterator[tuple[Point, dict[str, Row]]]:
-    """(changed settings, design -> row) for every point of the grid; `grid`: `airpfed.config.grid`.
+    designs: Sequence[str] = ALL_DESIGNS,
+) -> Iterator[PointResults]:
+    """Compare designs at every point of a grid, over `draws` channels each.
 
-    Raises UserError before the first point is computed if an option or any point's settings are wrong.
+    grid: as for `airpfed.config.grid`. rho: correlation of the devices' symbols. Raises UserError before the first
+    point is computed if an option or the settings of any point are wrong.
     """
     check_count("--draws", draws)
     if not 0 <= rho <= 1:
@@ -94,72 +98,70 @@ def studies(
     for name in designs:
         if name not in DESIGNS:
             raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
-    axes, every = axes_of(grid), list[tuple[Point, Settings]]()
+    axes = axes_of(grid)
     for key in (key for axis in axes for key in axis.split("/")):
-        checked(key)
-    for point in grid_points(axes):
-        with name_grid_point(point):
-            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point)])
-            if not any(
-                scope in ("global", "task") for block in blocks_of(*ranks(settings)) for scope in (block.a, block.b)
-            ):
-                raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
-            if empty := [task.name for task in settings.tasks if task.devices == 0]:
-                raise UserError(f"tasks.{empty[0]}.devices = 0: a study reads no data; should be at least 1 here")
-            every.append((point, settings))
-    refuse_ineffective(str(file), [settings for _, settings in every], training=False)
-    return compared(every, draws, rho, designs)
+        check_grid_key(key)
+    points = grid_points(axes)
+    every_settings = read_points(file, overrides, [(point, ()) for point in points], check_link_settings)
+    return study_points(zip(points, every_settings, strict=True), draws, rho, designs)
 
 
-def checked(key: str) -> None:
-    """UserError where a key of the grid has no effect on a study."""
+def check_grid_key(key: str) -> None:
+    """Raise UserError if a key of the grid has no effect on a link study."""
     section, last = key.split(".")[0], key.split(".")[-1]
     if key == "radio.design":
         raise UserError(f"--grid {key}: does not change the link: every design is compared; --design NAME picks some")
-    if section not in READ:
-        raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(READ)} only")
+    if section not in KEYS_READ:
+        raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(KEYS_READ)} only")
     table = settings_file.section_of(Settings.model_fields[section].annotation)
-    if table and last in table.model_fields and last not in READ[section]:
-        right = ", ".join(sorted(READ[section])) if section != "radio" else "every other key of radio"
+    if table and last in table.model_fields and last not in KEYS_READ[section]:
+        right = ", ".join(sorted(KEYS_READ[section])) if section != "radio" else "every other key of radio"
         raise UserError(f"--grid {key}: does not change the link, which reads {right}")
 
 
-def compared(
-    every: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[str]
-) -> Iterator[tuple[Point, dict[str, Row]]]:
+def check_link_settings(settings: Settings) -> None:
+    """Raise UserError if nothing is sent, or if a task has no devices before its data are read."""
+    blocks = blocks_of(*ranks(settings))
+    if not any(scope in ("global", "task") for block in blocks for scope in (block.a, block.b)):
+        raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
+    for task in settings.tasks:
+        if task.devices == 0:
+            raise UserError(f"tasks.{task.name}.devices = 0: a study reads no data; should be at least 1 here")
+
+
+def study_points(
+    settings_by_point: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[str]
+) -> Iterator[PointResults]:
     """Compute the points one after another."""
-    for point, settings in every:
+    for point, settings in settings_by_point:
         with name_grid_point(point):
-            rows = compare(settings, draws, rho, designs)
-        yield point, rows
+            results = compare_designs(settings, draws, rho, designs)
+        yield point, results
 
 
-def compare(settings: Settings, draws: int, rho: float, designs: Iterable[str] = EVERY) -> dict[str, Row]:
-    """Designs over the same `draws` drops and channels; rho: correlation of the devices' symbols."""
-    drops, link = drops_of(settings, link_of(settings), draws)
-    present = torch.ones(len(link.samples), dtype=torch.bool)
-    drawn: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
-    rows: dict[str, Row] = {}
+def compare_designs(
+    settings: Settings, draws: int, rho: float, designs: Iterable[str] = ALL_DESIGNS
+) -> dict[str, DesignResult]:
+    """Compare designs over the same `draws` drops and channels. rho: correlation of the devices' symbols."""
+    drops, link = draw_drops(settings, link_of(settings), draws)
+    by_slot: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
+    results: dict[str, DesignResult] = {}
     for name in designs:
-        one = replace(link, **design_fields(settings.radio, name))
-        grouping = fixed_grouping(one, present)
-        if link.access == "auto":
-            grouping = best_grouping(one, drops.h_est, drops.csi_variance, present)
-        slots = slots_of(one, grouping)
+        design_link = replace(link, **design_fields(settings.radio, name))
+        slots = schedule_full_round(design_link, drops)
         for slot in slots:
-            if slot.name not in drawn:
+            if slot.name not in by_slot:
                 segment = draw_segment(link, slot, drops, ENTRIES, rho)
-                drawn[slot.name] = (
-                    segment,
-                    segment_bound(segment) if rho == 0 and settings.radio.energy == "per_slot" else None,
-                )
-        segments, least = zip(*(drawn[slot.name] for slot in slots), strict=True)
-        rows[name] = summarised(one, segments, *study(one, segments), least)
-    return rows
+                has_bound = rho == 0 and settings.radio.energy == "per_slot"
+                by_slot[slot.name] = segment, segment_bound(segment) if has_bound else None
+        segments, lower_bounds = zip(*(by_slot[slot.name] for slot in slots), strict=True)
+        errors, transceivers, seconds = study(design_link, segments)
+        results[name] = summarise_design(design_link, segments, errors, transceivers, seconds, lower_bounds)
+    return results
 
 
 def link_of(settings: Settings) -> Uplink:
-    """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries a unit of rank."""
+    """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries for each unit of rank."""
     tasks = settings.tasks
     counts = [
         torch.from_numpy(device_sizes(build.shares_of(task), task.devices, settings.run.seed, task.name))
@@ -176,121 +178,135 @@ def link_of(settings: Settings) -> Uplink:
 
 
 def ranks(settings: Settings) -> tuple[Method, int, int]:
-    """What decides the blocks of adapters: method, shared and personal rank."""
+    """The settings that decide the blocks of adapters: method, shared and personal rank."""
     return settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
 
 
-def drops_of(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplink]:
-    """Channels of drops 1, 2, ... of the settings' world, and the radio side at their noise.
+def draw_drops(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplink]:
+    """Draw the channels of the drops 1, 2, ..., and set the radio side's noise to that of drop 1.
 
-    With `radio.snr_db` every drop has exactly that median SNR, as a run's one drop has: channels are scaled to that
-    of drop 1.
+    With `radio.snr_db` the channels of every drop are scaled to the median gain of drop 1. Each drop then has exactly
+    that median SNR, as the single drop of a run has.
     """
-    wanted, seed = settings.radio, settings.run.seed
-    check_channel_memory(wanted, len(link.task_of), len(link.lengths), draws)
-    worlds = [
-        build_network(wanted.model_copy(update={"drop": number}), seed, link.task_of, len(link.lengths))
+    radio, tasks = settings.radio, len(link.lengths)
+    check_channel_memory(radio, len(link.task_of), tasks, draws)
+    networks = [
+        build_network(radio.model_copy(update={"drop": number}), settings.run.seed, link.task_of, tasks)
         for number in range(1, draws + 1)
     ]
-    medians = [float((link.power * one.gain.amax(0)).median()) for one in worlds]
-    scales = [1.0 if wanted.snr_db is None else medians[0] / median for median in medians]
-    known, true, variance, gain = [], [], [], []
-    for one, scale in zip(worlds, scales, strict=True):
-        h_est, h = replace(link, network=one).channels(0, 1)
-        known.append(scale**0.5 * h_est)
-        true.append(scale**0.5 * h)
-        variance.append(scale * csi_variance(one, link.csi_error))
-        gain.append(scale * one.gain)
-    noise = noise_power(wanted, worlds[0].gain, link.power)
-    drops = Drops(h_est=torch.cat(known), h=torch.cat(true), csi_variance=torch.stack(variance), gain=torch.stack(gain))
-    return drops, replace(link, noise=noise)
+    medians = [float((link.power * network.gain.amax(0)).median()) for network in networks]
+    scales = [1.0 if radio.snr_db is None else medians[0] / median for median in medians]
+    drops = draw_channels(link, list(zip(networks, scales, strict=True)), 1)
+    return drops, replace(link, noise=noise_power(radio, networks[0].gain, link.power))
 
 
-def slots_of(link: Uplink, grouping: Grouping) -> list[SlotPlan]:
-    """The slots of a round in which all devices are there."""
-    devices = len(link.samples)
-    shared = torch.zeros(devices, sum(b - a for a, b in link.shared_groups))
-    personal = torch.zeros(devices, sum(b - a for a, b in link.personal_groups))
-    return schedule(link, Updates(shared, personal, torch.ones(devices, dtype=torch.bool)), grouping)
-
-
-def summarised(
+def summarise_design(
     link: Uplink,
     segments: Sequence[Segment],
     errors: Sequence[SlotErrors],
-    made: Sequence[Transceiver],
+    transceivers: Sequence[Transceiver],
     seconds: float,
-    least: Sequence[Float[Tensor, " B"] | None],
-) -> Row:
-    """Slots together: Pi and the p-slots' MSE weighted by D_n/D and by the shares of d."""
+    lower_bounds: Sequence[Float[Tensor, " B"] | None],
+) -> DesignResult:
+    """Combine the slots of a design: Pi weights the slots' MSEs by D_n/D and by their shares of d.
+
+    seconds: of the design of all draws. lower_bounds: MSE that no design can beat, by slot.
+    """
     slots = [segment.slot for segment in segments]
     weights = [torch.tensor([target_share(link, task) for task in slot.targets], dtype=torch.float64) for slot in slots]
     total = sum(float(weight.sum()) for weight in weights)
 
-    def pi(values: Sequence[Float[Tensor, "B U"]], only: str = "sp") -> Float[Tensor, " B"]:
+    def pi(values: Sequence[Float[Tensor, "B U"]], scopes: str = "sp") -> Float[Tensor, " B"]:
         parts = []
         for slot, weight, value in zip(slots, weights, values, strict=True):
-            selected = torch.tensor([("s" if task is None else "p") in only for task in slot.targets])
+            selected = torch.tensor([("s" if task is None else "p") in scopes for task in slot.targets])
             parts.append(value @ (weight * selected) / total)
         return torch.stack(parts).sum(0)
 
-    measured, claimed = [one.measured for one in errors], [one.claimed for one in errors]
-    silence, iid = (
-        [one.zero_estimate_error for one in errors],
-        [iid_error(*pair) for pair in zip(segments, made, strict=True)],
-    )
+    measured, claimed = [slot.measured for slot in errors], [slot.claimed for slot in errors]
+    nothing_sent = [slot.zero_estimate_error for slot in errors]
+    iid = [iid_error(segment, tx) for segment, tx in zip(segments, transceivers, strict=True)]
 
-    known = [bound * weight.sum() / total for bound, weight in zip(least, weights, strict=True) if bound is not None]
-    bound = torch.stack(known).sum(0) if len(known) == len(slots) else None
+    pairs = zip(lower_bounds, weights, strict=True)
+    scaled = [bound * weight.sum() / total for bound, weight in pairs if bound is not None]
+    bound = torch.stack(scaled).sum(0) if len(scaled) == len(slots) else None
     claims = link.impairments.clipping is None
-    return Row(
-        pi_db=mean_db(pi(measured) / pi(silence)),
-        s_db=mean_db(pi(measured, "s") / pi(silence, "s")),
-        p_db=mean_db(pi(measured, "p") / pi(silence, "p")),
+    return DesignResult(
+        pi_db=mean_db(pi(measured) / pi(nothing_sent)),
+        s_db=mean_db(pi(measured, "s") / pi(nothing_sent, "s")),
+        p_db=mean_db(pi(measured, "p") / pi(nothing_sent, "p")),
         claimed=float(pi(claimed).mean()) if claims else None,
         measured=float(pi(measured).mean()),
-        bias=float(pi([one.bias for one in errors]).mean()),
+        bias=float(pi([slot.bias for slot in errors]).mean()),
         gap=None if bound is None or not (bound > 0).all() else float((pi(iid) / bound - 1).mean()),
-        iterations=sum(one.iterations for one in made),
+        iterations=sum(transceiver.iterations for transceiver in transceivers),
         ms=1e3 * seconds / len(claimed[0]),
         uses=sum(slot_uses(link, slot) for slot in slots),
-        claimed_db=mean_db(pi(claimed) / pi(silence)) if claims else (math.nan, math.nan),
+        claimed_db=mean_db(pi(claimed) / pi(nothing_sent)) if claims else (math.nan, math.nan),
     )
 
 
 def target_share(link: Uplink, task: int | None) -> float:
-    """A target's part in Pi before norming: its entries, a task's times D_n/D."""
+    """A target's share in Pi before normalisation: its number of entries, for a task times D_n/D."""
     if task is None:
         return float(sum(b - a for a, b in link.shared_groups))
     return link.lengths[task] * float(link.samples[link.task_of == task].sum() / link.samples.sum())
 
 
-def table(title: str, rows: dict[str, Row], draws: int) -> Table:
-    """The rows for a terminal."""
+def design_table(title: str, results: dict[str, DesignResult], draws: int) -> Table:
+    """The results of a point as a table for a terminal."""
     columns = ("design", "Pi dB", "s dB", "p dB", "claimed", "measured", "bias", "gap", "iterations", "ms", "uses")
-    made = Table(*columns, title=f"NMSE over {draws} channels (mean of dB +- standard error) {title}".strip())
-    for name, one in rows.items():
-        made.add_row(
+    table = Table(*columns, title=f"NMSE over {draws} channels (mean of dB +- standard error) {title}".strip())
+    for name, result in results.items():
+        decibels = (result.pi_db, result.s_db, result.p_db)
+        table.add_row(
             name,
-            *(f"{mean:.2f} +- {error:.2f}".replace("nan", "-") for mean, error in (one.pi_db, one.s_db, one.p_db)),
-            *("-" if value is None else f"{value:.3e}" for value in (one.claimed, one.measured, one.bias)),
-            "-" if one.gap is None else f"{100 * one.gap:.1f} %",
-            str(one.iterations),
-            f"{one.ms:.2f}",
-            str(one.uses),
+            *(f"{mean:.2f} +- {error:.2f}".replace("nan", "-") for mean, error in decibels),
+            *("-" if value is None else f"{value:.3e}" for value in (result.claimed, result.measured, result.bias)),
+            "-" if result.gap is None else f"{100 * result.gap:.1f} %",
+            str(result.iterations),
+            f"{result.ms:.2f}",
+            str(result.uses),
         )
-    return made
+    return table
 
 
-def as_json(rows: dict[str, Row]) -> dict[str, dict[str, float | None]]:
-    """What `--json` prints for a point: decibels are means over draws, claimed and measured are linear Pi."""
+def as_json(results: dict[str, DesignResult]) -> dict[str, dict[str, float | None]]:
+    """The tree that `--json` prints for a point: decibels are means over draws, claimed and measured are linear Pi."""
     keys = ("pi_db", "s_db", "p_db", "claimed", "measured", "gap", "ms", "uses")
-    return {name: {key: numbers(one)[key] for key in keys} for name, one in rows.items()}
+    return {name: {key: columns_of(result)[key] for key in keys} for name, result in results.items()}
 
 
-def numbers(row: Row) -> dict[str, float | None]:
-    """A row by the names of NUMBERS; None also where there is no number: a slot not used, an error of one draw."""
+def columns_of(result: DesignResult) -> dict[str, float | None]:
+    """A result by the names of COLUMNS; None for nan, which an unused slot or the error of one draw gives."""
     values: dict[str, float | None] = {}
-    for key, value in vars(row).items():
+    for key, value in vars(result).items():
         values |= {key: value[0], f"{key}_se": value[1]} if isinstance(value, tuple) else {key: value}
-    return {key: None if (v := values[key]) is None or math.isnan(v) else v for key in NUMBERS}
+    return {key: None if (v := values[key]) is None or math.isnan(v) else v for key in COLUMNS}
+
+
+def save_results(
+    results: Iterator[PointResults], folder: Path, grid: Sequence[str], log: Callable[[str], None]
+) -> Iterator[PointResults]:
+    """Yield the points on and write them: link.csv after each, figures after the last.
+
+    Replaces the files of an earlier study in `folder`. log: receives one line with the names of the files. Raises
+    UserError if the folder cannot be made, and OSError with the name of a file that cannot be written.
+    """
+    axes = axes_of(grid)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+    for name in charts.file_names(axes):  # no old figure beside new numbers if this study is interrupted
+        path_inside(folder, name).unlink(missing_ok=True)
+    columns, lines = (*axes, "design", *COLUMNS), list[charts.Line]()
+    write_atomic(folder / "link.csv", charts.to_csv(columns, lines))
+    for point, by_design in results:
+        setting = dict(change.split("=", 1) for change in point)
+        lines += [{**setting, "design": name, **columns_of(result)} for name, result in by_design.items()]
+        write_atomic(folder / "link.csv", charts.to_csv(columns, lines))
+        yield point, by_design
+    for name, content in plots.link_files(lines, axes):
+        write_atomic(path_inside(folder, name), content)
+    log(f"{folder}: wrote {', '.join(['link.csv', *charts.file_names(axes)])}")

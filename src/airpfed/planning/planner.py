@@ -1,5 +1,6 @@
-"""A plan: one probe, many candidates, the cheapest that keeps the limit."""
+"""`airpfed plan`: one probe, a prediction for many candidate settings, and the cheapest that keeps the limit."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -14,21 +15,26 @@ from airpfed.air.schedule import Updates
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
-from airpfed.config.grid import check_count
+from airpfed.config.grid import axes_of, check_count, grid_points, overrides_of
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.core.run_files import Probe
 from airpfed.experiment import build
-from airpfed.planning.choices import choices
-from airpfed.planning.predict import Candidate, predicted
+from airpfed.planning.channel_study import read_points
+from airpfed.planning.predict import Candidate, predict_candidate
 from airpfed.training.experiment import Experiment
 from airpfed.training.round import local_gradients
+
+GRID_SECTION = "radio."
+"""Section of the keys that a plan can vary with a single probe; ranks at a fixed total are varied by splits."""
+MAX_ROWS = 24
+"""Candidates that the table on a terminal shows."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All candidates, the index of the cheapest that keeps the limit, and what all of them share."""
+    """All candidates, the index of the cheapest that keeps the limit, and their common numbers."""
 
     candidates: list[Candidate]
     cheapest: int | None
@@ -40,103 +46,172 @@ class Plan:
     probe: Probe
 
 
-def make(
+def make_plan(
     file: Path, overrides: Sequence[str], grid: Sequence[str], splits: Sequence[str], limit: float, draws: int
 ) -> Plan:
-    """Probe once, then predict every candidate; UserError before the probe if the settings of any are wrong.
+    """Probe once, then predict every candidate.
 
-    limit: the channel's largest share of Psi_T. draws: channels of the run's own drop of devices, per candidate.
+    limit: the largest share of the channel in Psi_T. draws: channels of the run's drop of devices for each candidate.
+    Raises UserError before the probe if the settings of any candidate are wrong.
     """
     check_count("--draws", draws)
     if not 0 < limit <= 1:
         raise UserError(f"--limit {100 * limit:g}: should be a percentage above 0, at most 100")
     base = settings_file.read_new_settings(file, overrides, training=False)
-    every = choices(file, overrides, base, grid, splits)
+    settings_by_change = read_candidates(file, overrides, base, grid, splits)
     experiment = build.build_experiment(base, build.load_tasks(base), probing=True)
     assert isinstance(experiment.monitor, BoundMonitor)
-    seen = probe(experiment.monitor, experiment.initial)
-    found = [predicted(settings, changes, experiment.clients, seen, draws, base) for changes, settings in every]
+    probed = probe(experiment.monitor, experiment.initial)
+    candidates = [
+        predict_candidate(settings, change, experiment.clients, probed, draws, base)
+        for change, settings in settings_by_change
+    ]
+    feasible = [i for i, candidate in enumerate(candidates) if keeps_limit(candidate, limit)]
+    costs = [(candidate.joules, candidate.air_seconds) for candidate in candidates]
     return Plan(
-        candidates=found,
-        cheapest=cheapest(found, limit),
+        candidates=candidates,
+        cheapest=min(feasible, key=costs.__getitem__, default=None),
         limit=limit,
         rounds=base.server.rounds,
-        loss_start=seen.points[0].loss,
-        memory_gb=correlation_statistics(base, experiment),
+        loss_start=probed.points[0].loss,
+        memory_gb=memory_gb(base, experiment),
         wall_seconds=base.server.rounds * round_seconds(experiment),
-        probe=seen,
+        probe=probed,
     )
 
 
-def cheapest(found: Sequence[Candidate], limit: float) -> int | None:
-    """The candidate of least joules, then air time, whose channel share keeps the limit."""
-    within = [i for i, one in enumerate(found) if keeps(one, limit)]
-    return min(within, key=lambda i: (found[i].joules, found[i].air_seconds), default=None)
+def read_candidates(
+    file: Path, overrides: Sequence[str], base: Settings, grid: Sequence[str], splits: Sequence[str]
+) -> list[tuple[dict[str, Any], Settings]]:
+    """The candidates as (changed keys, settings): the grid times the splits R_S:R_P of the ranks.
+
+    Raises UserError if a key cannot be varied or the settings of any candidate are wrong.
+    """
+    axes = axes_of(grid or default_grid(base))
+    for key in (key for axis in axes for key in axis.split("/")):
+        if not key.startswith(GRID_SECTION):
+            raise UserError(f"--grid {key}: a plan varies radio settings; ranks by --split R_S:R_P")
+    candidates = []
+    for point, split in itertools.product(grid_points(axes), splits or default_splits(base)):
+        shared, personal = ranks_of(split, base)
+        candidates.append((point, [f"adapters.rank_shared={shared}", f"adapters.rank_personal={personal}"]))
+    result = []
+    every_settings = read_points(file, overrides, candidates, check_plan_settings)
+    for (point, ranks), settings in zip(candidates, every_settings, strict=True):
+        tree = settings.model_dump(mode="json")
+        keys = [change.split("=", 1)[0].split(".") for change in [*overrides_of(point), *ranks]]
+        result.append(({f"{section}.{key}": tree[section][key] for section, key in keys}, settings))
+    return result
 
 
-def keeps(one: Candidate, limit: float) -> bool:
+def check_plan_settings(settings: Settings) -> None:
+    """Raise UserError if no error can be claimed for the link."""
+    if settings.radio.design == "digital":
+        raise UserError('radio.design = "digital": a plan does not model rounding; use a design over the air')
+    if settings.radio.clipping_db != "off":
+        raise UserError(
+            'radio.clipping_db: a plan needs claimed errors, and no design claims any with clipping; use "off"'
+        )
+
+
+def default_grid(base: Settings) -> list[str]:
+    """Power (or SNR, if it is set) 10 dB up and down, one and two times the antennas, two designs, two accesses."""
+    radio = base.radio
+    key, middle = ("power_dbm", radio.power_dbm) if radio.snr_db is None else ("snr_db", radio.snr_db)
+    return [
+        f"radio.{key}={middle - 10:g},{middle:g},{middle + 10:g}",
+        f"radio.antennas={radio.antennas},{2 * radio.antennas}",
+        "radio.design=uniform_forcing,mmse",
+        "radio.access=tdma,concurrent",
+    ]
+
+
+def default_splits(base: Settings) -> list[str]:
+    """A quarter, a half and three quarters of R shared, and the split of the settings."""
+    shared, total = base.adapters.rank_shared, base.adapters.rank_shared + base.adapters.rank_personal
+    if base.adapters.method != "airpfed":
+        return [f"{shared}:{total - shared}"]
+    return [f"{s}:{total - s}" for s in sorted({shared, *(total * part // 4 for part in (1, 2, 3))})]
+
+
+def ranks_of(split: str, base: Settings) -> tuple[int, int]:
+    """R_s and R_p of `R_S:R_P`. Raises UserError if they do not add up to the settings' R."""
+    total = base.adapters.rank_shared + base.adapters.rank_personal
+    try:
+        shared, personal = (int(part) for part in split.split(":"))
+    except ValueError:
+        raise UserError(f"--split {split}: should be R_S:R_P, e.g. --split {total // 2}:{total - total // 2}") from None
+    if shared + personal != total or min(shared, personal) < 0:
+        raise UserError(f"--split {split}: should add up to R = {total}")
+    if base.adapters.method != "airpfed" and shared != base.adapters.rank_shared:
+        raise UserError(f'--split {split}: adapters.method = "{base.adapters.method}" has one block, no split')
+    return shared, personal
+
+
+def keeps_limit(candidate: Candidate, limit: float) -> bool:
     """Whether a candidate's channel share is at most the limit."""
-    return bool(one.shares) and one.shares["channel"] <= limit
+    return bool(candidate.shares) and candidate.shares["channel"] <= limit
 
 
-def correlation_statistics(settings: Settings, experiment: Experiment) -> float:
-    """GB of the base model and of one stacked pass."""
+def memory_gb(settings: Settings, experiment: Experiment) -> float:
+    """GB of the base model and of the devices of one pass."""
     model = sum(p.numel() * p.element_size() for p in experiment.clients.backbone.model.parameters())
     return float(model + experiment.devices_per_pass * build.device_pass_bytes(settings, experiment.clients)) / 1e9
 
 
 def round_seconds(experiment: Experiment) -> float:
-    """Wall-clock seconds of one round here: gradients, and the settings' own link."""
+    """Wall-clock seconds of one round on this machine: gradients, and the link of the settings."""
     begin = time.perf_counter()
-    found, _, _ = local_gradients(
+    gradients, _, _ = local_gradients(
         experiment.clients, experiment.initial, experiment.local_training, experiment.devices_per_pass
     )
     present = torch.ones(len(experiment.clients.shards), dtype=torch.bool)
-    updates = Updates(found["global"], found["task"], present)
-    experiment.aggregate(1, updates, experiment.initial.server.correlation_statistics)
+    statistics = experiment.initial.server.correlation_statistics
+    experiment.aggregate(1, Updates(gradients["global"], gradients["task"], present), statistics)
     return time.perf_counter() - begin
 
 
-def as_json(made: Plan) -> dict[str, Any]:
-    """The plan as `--json` prints it and `--out` keeps it."""
-    tree = {key: value for key, value in vars(made).items() if key not in ("candidates", "probe")}
-    return {**tree, "candidates": [asdict(one) for one in made.candidates], "probe": made.probe.model_dump(mode="json")}
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The tree that `--json` prints and `--out` writes."""
+    tree = {key: value for key, value in vars(plan).items() if key not in ("candidates", "probe")}
+    candidates = [asdict(candidate) for candidate in plan.candidates]
+    return {**tree, "candidates": candidates, "probe": plan.probe.model_dump(mode="json")}
 
 
-def keep(made: Plan, path: Path) -> None:
+def save_plan(plan: Plan, path: Path) -> None:
     """Write the plan for `airpfed bound RUN_DIR --plan`."""
-    write_atomic(path, json.dumps(as_json(made), indent=2) + "\n")
+    write_atomic(path, json.dumps(as_json(plan), indent=2) + "\n")
 
 
-def table(made: Plan, most: int = 24) -> Table:
-    """The candidates for a terminal, cheapest first among those that keep the limit; at most so many."""
-    keys = list(made.candidates[0].set)
-    order = sorted(made.candidates, key=lambda one: (not keeps(one, made.limit), one.joules, one.air_seconds))
+def candidate_table(plan: Plan) -> Table:
+    """At most MAX_ROWS candidates as a table for a terminal: the cheapest that keep the limit, then the others."""
+    keys = list(plan.candidates[0].set)
+    ordered = sorted(plan.candidates, key=lambda c: (not keeps_limit(c, plan.limit), c.joules, c.air_seconds))
+    title = f"{len(ordered)} candidates" + (f", the first {MAX_ROWS}" if len(ordered) > MAX_ROWS else "")
     columns = [key.split(".")[-1] for key in keys]
-    title = f"{len(order)} candidates" + (f", the first {most}" if len(order) > most else "")
-    shown = Table(*columns, "Psi_T (43)", "ours", "channel %", "step", "air s", "J a device", title=title)
-    best = None if made.cheapest is None else made.candidates[made.cheapest]
-    for one in order[:most]:
-        shown.add_row(
-            *(str(one.set[key]) for key in keys),
-            *("-" if value is None else f"{value:.4g}" for value in (one.psi, one.psi_ours)),
-            f"{100 * one.shares['channel']:.3g}" if one.shares else "-",
-            *(f"{value:.3g}" for value in (one.eta, one.air_seconds, one.joules)),
-            style="bold" if one is best else None,
+    table = Table(*columns, "Psi_T (43)", "ours", "channel %", "step", "air s", "J a device", title=title)
+    best = None if plan.cheapest is None else plan.candidates[plan.cheapest]
+    for candidate in ordered[:MAX_ROWS]:
+        table.add_row(
+            *(str(candidate.set[key]) for key in keys),
+            *("-" if value is None else f"{value:.4g}" for value in (candidate.psi, candidate.psi_ours)),
+            f"{100 * candidate.shares['channel']:.3g}" if candidate.shares else "-",
+            *(f"{value:.3g}" for value in (candidate.eta, candidate.air_seconds, candidate.joules)),
+            style="bold" if candidate is best else None,
         )
-    return shown
+    return table
 
 
-def lines(made: Plan) -> Iterator[str]:
-    """What stands below the table."""
-    constants = made.probe.constants
-    yield f"F at the start {made.loss_start:.4f}; beta {constants.beta:.4g}, admissible step {made.probe.eta:.4g}"
-    yield f"memory about {made.memory_gb:.2g} GB, wall time about {made.wall_seconds:.0f} s for {made.rounds} rounds"
-    limit = f"channel share up to {100 * made.limit:g} %"
-    if not made.probe.plain:
-        yield "no Psi_T: (43) and ours speak of plain SGD, one local step"
-    elif made.cheapest is None:
+def summary_lines(plan: Plan) -> Iterator[str]:
+    """Yield the lines below the table."""
+    constants = plan.probe.constants
+    yield f"F at the start {plan.loss_start:.4f}; beta {constants.beta:.4g}, admissible step {plan.probe.eta:.4g}"
+    yield f"memory about {plan.memory_gb:.2g} GB, wall time about {plan.wall_seconds:.0f} s for {plan.rounds} rounds"
+    limit = f"channel share up to {100 * plan.limit:g} %"
+    if not plan.probe.plain:
+        yield "no Psi_T: (43) and ours hold for plain SGD with one local step only"
+    elif plan.cheapest is None:
         yield f"no candidate has a {limit}"
     else:
-        settings = " ".join(f"--set {key}={value}" for key, value in made.candidates[made.cheapest].set.items())
+        settings = " ".join(f"--set {key}={value}" for key, value in plan.candidates[plan.cheapest].set.items())
         yield f"cheapest with a {limit}: {settings}"

@@ -1,1 +1,1 @@
-"""Report: records and summary to one self-contained page."""
+"""Reports: a run's page, figures of runs, link studies and sweeps, and the check of the theory's bounds."""

@@ -1,4 +1,4 @@
-"""What a run left behind, loaded for a page."""
+"""The files of runs, read for a report."""
 
 import json
 import tomllib
@@ -8,58 +8,58 @@ from pathlib import Path
 from typing import Any
 
 from airpfed.config.settings_file import flatten_settings, varying_keys
-from airpfed.core import files, run_files
+from airpfed.core import run_files
 from airpfed.core.errors import UserError
+from airpfed.core.files import read_bytes
 from airpfed.core.run_files import NetworkLayout, Probe, RoundRecord, Summary
 
-LONG = 24
-"""Letters of a folder's name above which runs beside each other are called by the settings in which they differ."""
-MOST = 3
+MAX_NAME = 24
+"""Letters of a folder's name. If a name is longer, runs beside each other are named by their different settings."""
+MAX_SETTINGS = 3
 """The most settings in a name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's files. name: told apart from the other runs' of the page. settings: experiment.toml as it stands."""
+    """A run's files. name: distinct from the other runs' of the page. settings: text of experiment.toml."""
 
     name: str
     summary: Summary
     records: list[RoundRecord]
     environment: dict[str, Any]
     settings: str
-    place: NetworkLayout | None
+    layout: NetworkLayout | None
     probe: Probe | None
 
 
-def load(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders; UserError names one that holds none, or that is named twice."""
-    if twice := next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None):
-        raise UserError(f"{twice}: named twice")
-    found = [load_one(folder) for folder in folders]
-    names = names_of(folders, [run.settings for run in found])
-    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs in these folders. Raises UserError if a folder holds no run or is given twice."""
+    if duplicate := next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None):
+        raise UserError(f"{duplicate}: named twice")
+    runs = [load_run(folder) for folder in folders]
+    names = names_of(folders, [run.settings for run in runs])
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def names_of(folders: Sequence[Path], settings: Sequence[str]) -> list[str]:
-    """What to call the runs: by their folders, where these are short and tell them apart; else by what differs."""
+    """Name runs by their folders if the names are short and distinct, or else by their different settings."""
     names = [folder.resolve().name for folder in folders]
-    if len(names) == 1 or (len(set(names)) == len(names) and max(map(len, names)) <= LONG):
+    if len(names) == 1 or (len(set(names)) == len(names) and max(map(len, names)) <= MAX_NAME):
         return names
-    rows = differing(settings)
-    said = [", ".join(told(key, values[i]) for key, values in rows.items()) for i in range(len(names))]
-    if len(set(said)) == len(said) and len(rows) <= MOST:
-        return said
+    rows = different_settings(settings)
+
+    def label(key: str, value: str) -> str:
+        return value.strip('"') if value.startswith('"') else f"{key.split('.')[-1]} {value}"
+
+    labels = [", ".join(label(key, values[i]) for key, values in rows.items()) for i in range(len(names))]
+    if len(set(labels)) == len(labels) and len(rows) <= MAX_SETTINGS:
+        return labels
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def told(key: str, value: str) -> str:
-    """A setting in a name: a word alone, a number with the last part of its key."""
-    return value.strip('"') if value.startswith('"') else f"{key.split('.')[-1]} {value}"
-
-
-def load_one(folder: Path) -> Run:
-    """One run."""
-    settings = settings_text(folder / "experiment.toml")
+def load_run(folder: Path) -> Run:
+    """Read one run. Raises UserError if the folder holds no run or a file of it cannot be read."""
+    settings = load_settings_text(folder / "experiment.toml")
     summary, records = run_files.load_summary(folder / "summary.json"), run_files.load_records(folder / "records.jsonl")
     run_files.check_rounds(folder, summary, records)
     environment = run_files.read_json(folder / "environment.json", run_files.Environment)
@@ -69,14 +69,14 @@ def load_one(folder: Path) -> Run:
         records=records,
         environment=environment.root if environment else {},
         settings=settings,
-        place=run_files.load_layout(folder / "layout.json"),
+        layout=run_files.load_layout(folder / "layout.json"),
         probe=run_files.load_probe(folder / "theory.json"),
     )
 
 
-def settings_text(path: Path) -> str:
-    """A run's settings as they stand; UserError where they are no TOML."""
-    data = files.read_bytes(path)
+def load_settings_text(path: Path) -> str:
+    """Read the text of a run's settings. Raises UserError if there is none or it is not valid TOML."""
+    data = read_bytes(path)
     if data is None:
         raise UserError(f"{path.parent}: not a run's directory (no experiment.toml in it)")
     try:
@@ -86,8 +86,8 @@ def settings_text(path: Path) -> str:
     return text
 
 
-def differing(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Key -> a value a settings file, of the keys in which they differ; a dash where one has no such key."""
+def different_settings(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The keys whose values differ between settings files: key -> its value in each file, "-" if it is missing."""
     trees = [flatten_settings(tomllib.loads(text)) for text in texts]
     rows = [{key: json.dumps(value, ensure_ascii=False, default=str) for key, value in tree.items()} for tree in trees]
     return varying_keys(rows)

@@ -1,6 +1,6 @@
-"""The one look of every figure on paper: colours, marks, sizes, and how a drawing becomes files.
+"""The look of all figures on paper: colours, markers, sizes, axes, legends, and how a drawing becomes files.
 
-matplotlib is loaded when one is drawn.
+matplotlib is imported by the functions that draw, so that importing this module is cheap.
 """
 
 import io
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, told apart by colour-blind readers."""
+"""The colours of Okabe and Ito, which colour-blind readers can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: Sequence[Any] = (
     "solid",
@@ -22,9 +22,9 @@ DASHES: Sequence[Any] = (
 )
 HATCHES = ("", "////", "||||", "\\\\\\\\", "xxxx", "----", "....")
 GREY = "#666666"
-"""What belongs to no series."""
+"""The colour of what belongs to no series."""
 COLUMNS = 2
-"""Panels beside each other: two of PANEL fill the width of a two-column page."""
+"""Panels in a row. Two panels of PANEL inches fill the width of a two-column page."""
 PANEL = (3.5, 2.4)
 """Width and height of a panel, inches."""
 ENDINGS: Mapping[str, Mapping[str, Any]] = {
@@ -32,7 +32,7 @@ ENDINGS: Mapping[str, Mapping[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
 }
-"""The files of a figure, and what of their metadata would differ from day to day."""
+"""Ending of a figure's file -> metadata to leave out, because it changes from day to day."""
 STYLE: Mapping[Any, Any] = {
     "svg.hashsalt": "airpfed", "pdf.fonttype": 42, "text.parse_math": False, "font.size": 8, "axes.labelsize": 9,
     "axes.titlesize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5,
@@ -41,38 +41,41 @@ STYLE: Mapping[Any, Any] = {
 }  # fmt: skip
 
 
-def line(index: int) -> dict[str, Any]:
-    """Colour, mark and dash of the index-th series: told apart in print without colours too."""
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, marker and dash of the index-th series, distinct in black-and-white print too."""
     k = index % len(PALETTE)
     return {"color": PALETTE[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
 
 
-def bar(index: int) -> dict[str, Any]:
-    """Colour and hatch of the index-th series' bars."""
+def bar_style(index: int) -> dict[str, Any]:
+    """Colour and hatch of the bars of the index-th series."""
     k = index % len(PALETTE)
     return {"color": PALETTE[k], "hatch": HATCHES[k], "edgecolor": "white", "linewidth": 0}
 
 
-def panels(count: int, y: str) -> tuple[Any, list[Any]]:
-    """A matplotlib figure with `count` panels, and the panels; y: label of the left ones' common axis."""
+def make_panels(count: int, y_label: str) -> tuple[Any, list[Any]]:
+    """A matplotlib figure with `count` panels on a common vertical axis, and the panels."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1] + 0.5), layout="constrained")
-    places = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
-    for place in places[::columns]:
-        place.set_ylabel(y)
-    for place in places[count:]:
-        place.remove()
-    return figure, places[:count]
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    for panel in panels[::columns]:
+        panel.set_ylabel(y_label)
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, panels[:count]
 
 
-def rendered(draw: Callable[[], Any]) -> dict[str, bytes]:
-    """A drawing by its files' endings: without date, the same bytes whatever the user's matplotlibrc says."""
+def render(draw: Callable[[], Any]) -> dict[str, bytes]:
+    """Draw a figure and return its files by ending.
+
+    The files hold no date, and the user's matplotlibrc has no effect: the same drawing gives the same bytes.
+    """
     import matplotlib
 
-    found = {}
+    files = {}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -80,45 +83,37 @@ def rendered(draw: Callable[[], Any]) -> dict[str, bytes]:
         for ending, metadata in ENDINGS.items():
             file = io.BytesIO()
             figure.savefig(file, format=ending, metadata=metadata)
-            found[ending] = file.getvalue()
-    return found
+            files[ending] = file.getvalue()
+    return files
 
 
-def legend(figure: Any, handles: Sequence[Any], count: int) -> None:
-    """One legend above all `count` panels; none of series without a name (matplotlib's own begin with _)."""
-    named = [handle for handle in handles if handle.get_label().strip("_") == handle.get_label() != ""]
-    if named:
-        columns = min(len(named), min(COLUMNS, count) + 1)
-        figure.legend(handles=named, loc="outside upper center", ncols=columns)
+def add_legend(figure: Any, handles: Sequence[Any], panels: int) -> None:
+    """Add one legend above all panels; series without a name are left out (matplotlib's own names begin with _)."""
+    labelled = [handle for handle in handles if handle.get_label().strip("_") == handle.get_label() != ""]
+    if labelled:
+        columns = min(len(labelled), min(COLUMNS, panels) + 1)
+        figure.legend(handles=labelled, loc="outside upper center", ncols=columns)
 
 
-def upright(place: Any, lines: Sequence[Mapping[str, Any]], logarithmic: bool) -> None:
-    """The vertical axis: logarithmic where any mean is above zero; of a metric, never far outside 0 to 1.
+def set_vertical_scale(panel: Any, lines: Sequence[Mapping[str, Any]], logarithmic: bool) -> None:
+    """Scale the vertical axis: logarithmic if any mean is above zero, or else near the range 0 to 1 of a metric.
 
-    An interval of two seeds can be wider than the metric's range: it is cut at the edge, its CSV has it whole.
+    The interval of two seeds can be wider than the metric's range. The figure cuts it; the CSV holds it in full.
     """
     if not logarithmic:
-        low, high = place.get_ylim()
-        place.set_ylim(max(low, -0.02), min(high, 1.02))
-    elif any((line["mean"] or 0) > 0 for line in lines):
-        place.set_yscale("log")
-        place.yaxis.set_major_formatter(plain_logarithms())
-        place.yaxis.set_minor_formatter(plain_logarithms())
-
-
-def plain_logarithms() -> Any:
-    """Labels of a logarithmic axis at the ticks matplotlib would label, as plain numbers."""
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -0.02), min(high, 1.02))
+        return
+    if not any((line["mean"] or 0) > 0 for line in lines):
+        return
     from matplotlib.ticker import LogFormatter
 
-    class Plain(LogFormatter):
+    class PlainFormatter(LogFormatter):
+        """Plain numbers at the ticks that matplotlib labels."""
+
         def __call__(self, x: float, pos: int | None = None) -> str:
             return f"{x:g}" if super().__call__(x, pos) else ""
 
-    return Plain(minor_thresholds=(1.5, 0.5))
-
-
-def quantity(axis: Any, unit: str) -> None:
-    """Ticks with the unit's prefix, 20 ms."""
-    from matplotlib.ticker import EngFormatter
-
-    axis.set_major_formatter(EngFormatter(unit))
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(PlainFormatter(minor_thresholds=(1.5, 0.5)))
+    panel.yaxis.set_minor_formatter(PlainFormatter(minor_thresholds=(1.5, 0.5)))

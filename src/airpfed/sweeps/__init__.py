@@ -1,1 +1,1 @@
-"""Many runs of one settings file: which, done how, and what they say together."""
+"""Sweeps: many runs of one settings file, their execution on several workers, and their common tables and figures."""

@@ -1,4 +1,4 @@
-"""What a sweep shows: a bar over all rounds of all cells on a terminal, a line a cell elsewhere; a table at the end."""
+"""A sweep's progress and results: a bar over the rounds of all trials on a terminal, a line for each trial, a table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,91 +9,104 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from airpfed.core.run_files import Summary, format_metric
-from airpfed.sweeps.tables import Interval, Mean, Where
-from airpfed.sweeps.trials import Trial, names, place_of
+from airpfed.sweeps.tables import Coordinates, Interval, Mean
+from airpfed.sweeps.trials import Trial, axis_names, trial_folder
 from airpfed.sweeps.worker import Result
 
-Passed = Callable[[Trial, Result, Summary | None], None]
-COLUMNS = {"average": "average", "worst": "worst task", "others": "other tasks"}
-"""Measures of the final table that are metrics, and their heads."""
-COSTS = ("pi_mean", "air_seconds", "joules_mean")
+TrialCallback = Callable[[Trial, Result, Summary | None], None]
+METRIC_COLUMNS = {"average": "average", "worst": "worst task", "others": "other tasks"}
+"""Metrics of the final table -> their column heads."""
+COST_COLUMNS = ("pi_mean", "air_seconds", "joules_mean")
 
 
-class SweepScreen:
-    """Where a sweep's lines go: standard error, so that tables and JSON can be piped."""
+class SweepConsole:
+    """Lines and progress of a sweep on standard error, so that tables and JSON can be piped."""
 
     def __init__(self) -> None:
-        """On standard error."""
+        """Open the console on standard error."""
         self.console = Console(stderr=True, soft_wrap=True)
 
-    def say(self, text: str) -> None:
-        """One line of what is happening."""
+    def log(self, text: str) -> None:
+        """Print one line about the progress."""
         self.console.print(text, style="dim", highlight=False, markup=False)
 
     @contextmanager
-    def progress(self, what: str, cells: Sequence[Trial], home: Path) -> Iterator[tuple[Callable[[], None], Passed]]:
-        """A bar over the rounds of `cells`, read off their records: (look again, a cell has ended)."""
-        total, ended = sum(cell.settings.server.rounds for cell in cells), [0]
+    def progress(
+        self, description: str, trials: Sequence[Trial], sweep_folder: Path
+    ) -> Iterator[tuple[Callable[[], None], TrialCallback]]:
+        """Show a bar over the rounds of `trials`, read from their records.
+
+        Yields (refresh the bar, report the end of a trial).
+        """
+        total, ended = sum(trial.settings.server.rounds for trial in trials), 0
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
         with Progress(
             *columns, TimeRemainingColumn(), TextColumn("left"), console=self.console, transient=True,
             disable=not self.console.is_terminal,
         ) as bar:  # fmt: skip
-            task = bar.add_task(f"{what} 0/{len(cells)}", total=total)
+            task = bar.add_task(f"{description} 0/{len(trials)}", total=total)
 
-            def tick() -> None:
-                done = sum(rounds_done(place_of(cell, home)) for cell in cells) if not bar.disable else 0
-                bar.update(task, completed=done, description=f"{what} {ended[0]}/{len(cells)}")
+            def refresh() -> None:
+                done = 0
+                if not bar.disable:
+                    done = sum(count_rounds(trial_folder(trial, sweep_folder)) for trial in trials)
+                bar.update(task, completed=done, description=f"{description} {ended}/{len(trials)}")
 
-            def passed(cell: Trial, result: Result, summary: Summary | None) -> None:
-                ended[0] += 1
-                again = f" ({result.why})" if result.end == "done" and result.why else ""
-                self.say(f"{ended[0]}/{len(cells)} {cell.folder}: {told(result, summary)}{again}")
-                tick()
+            def end_trial(trial: Trial, result: Result, summary: Summary | None) -> None:
+                nonlocal ended
+                ended += 1
+                restarted = f" ({result.reason})" if result.end == "done" and result.reason else ""
+                self.log(f"{ended}/{len(trials)} {trial.folder}: {outcome_text(result, summary)}{restarted}")
+                refresh()
 
-            yield tick, passed
+            yield refresh, end_trial
 
 
-def rounds_done(folder: Path) -> int:
-    """Rounds that a run has written down."""
+def count_rounds(folder: Path) -> int:
+    """The number of rounds in a run's records file."""
     try:
         return (folder / "records.jsonl").read_bytes().count(b"\n")
     except OSError:
         return 0
 
 
-def told(result: Result, summary: Summary | None) -> str:
-    """How a cell ended, in a few words."""
+def outcome_text(result: Result, summary: Summary | None) -> str:
+    """The end of a trial in a few words."""
     if result.end != "done" or summary is None:
-        return f"{result.end} {result.why}".strip()
+        return f"{result.end} {result.reason}".strip()
     if summary.average is None:
-        reached = [task.dev for task in summary.tasks.values() if task.dev is not None]
-        return f"dev {format_metric(sum(reached) / len(reached) if reached else None)}"
+        dev = [task.dev for task in summary.tasks.values() if task.dev is not None]
+        return f"dev {format_metric(sum(dev) / len(dev) if dev else None)}"
     return f"average {format_metric(summary.average)}"
 
 
-def table(found: Sequence[Mean], against: Mapping[str, str]) -> Table:
-    """A line a point: metrics with 95 % intervals, the paired difference from the reference, Pi and what it cost."""
-    points: dict[Where, dict[str, Mean]] = {}
-    for mean in found:
-        points.setdefault(mean.where, {})[mean.measure] = mean
+def means_table(means: Sequence[Mean], reference: Mapping[str, str]) -> Table:
+    """The final table: for each point metrics with 95 % intervals, the difference from the reference, Pi and costs."""
+    points: dict[Coordinates, dict[str, Mean]] = {}
+    for mean in means:
+        points.setdefault(mean.point, {})[mean.measure] = mean
     axes = [axis for axis, _ in next(iter(points), ())]
-    shown = [key for key in COLUMNS if any(key in one for one in points.values())]
-    what = " ".join(f"{axis}={value}" for axis, value in against.items())
-    heads = [*names(axes), "seeds", *(COLUMNS[key] for key in shown), "minus reference", "Pi", "s on air", "J a device"]
-    made = Table(*heads, title=f"mean and 95 % interval over seeds{f'; reference {what}' if what else ''}")
-    for where, one in points.items():
-        average = one.get("average")
-        gap = average.difference if average else None
-        costs = [f"{one[key].value.mean:.3g}" if key in one else "-" for key in COSTS]
-        values = [in_brackets(one[key].value) if key in one else "-" for key in shown]
-        seeds = str(average.value.count if average else 0)
-        made.add_row(*(value for _, value in where), seeds, *values, in_brackets(gap, "+") if gap else "", *costs)
-    return made
+    metrics = [key for key in METRIC_COLUMNS if any(key in by_measure for by_measure in points.values())]
+    heads = [*axis_names(axes), "seeds", *(METRIC_COLUMNS[key] for key in metrics), "minus reference"]
+    title = "mean and 95 % interval over seeds"
+    if reference:
+        title += "; reference " + " ".join(f"{axis}={value}" for axis, value in reference.items())
+    table = Table(*heads, "Pi", "s on air", "J a device", title=title)
+    for point, by_measure in points.items():
+        average = by_measure.get("average")
+        difference = average.difference if average else None
+        table.add_row(
+            *(value for _, value in point),
+            str(average.value.count if average else 0),
+            *(interval_text(by_measure[key].value) if key in by_measure else "-" for key in metrics),
+            interval_text(difference, "+") if difference else "",
+            *(f"{by_measure[key].value.mean:.3g}" if key in by_measure else "-" for key in COST_COLUMNS),
+        )
+    return table
 
 
-def in_brackets(value: Interval, sign: str = "") -> str:
-    """`0.832 [0.815, 0.849]`; the mean alone where there is no interval."""
+def interval_text(value: Interval, sign: str = "") -> str:
+    """`0.832 [0.815, 0.849]`, or the mean alone if there is no interval."""
     if value.low is None:
         return f"{value.mean:{sign}.3f}"
     return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"

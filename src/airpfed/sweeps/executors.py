@@ -1,4 +1,4 @@
-"""Cells to workers: processes of this machine, or a Ray cluster; progress is read off the cells' own files."""
+"""Executors of a sweep: processes of this machine, or a Ray cluster. Progress is read from the trials' own files."""
 
 import multiprocessing
 import os
@@ -12,99 +12,105 @@ from typing import Any
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.sweeps import worker
-from airpfed.sweeps.trials import Trial, place_of
+from airpfed.sweeps.trials import Trial, trial_folder
 from airpfed.sweeps.worker import Result
 
 TICK = 0.5
-"""Seconds between two looks at what has been done."""
+"""Seconds between two updates of the progress."""
 
-Done = tuple[Trial, Result]
+TrialResult = tuple[Trial, Result]
 
 
-def workers_of(wanted: int, settings: Settings) -> int:
-    """How many cells are computed at once: as wanted, or one a core; on a GPU two, so that one fills the other's gaps.
+def count_workers(requested: int, settings: Settings) -> int:
+    """The number of trials to compute at once: as requested, or for 0 one for each core, and two on a GPU.
 
-    A thread a cell: separate cells never wait for each other, threads of one cell do at every layer.
+    On a GPU the second trial fills the pauses of the first. A trial has one thread, because trials never wait for each
+    other and the threads of one trial do at every layer.
     """
     from airpfed.experiment.build import torch_device
 
-    if wanted:
-        return wanted
+    if requested:
+        return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 2 if torch_device(settings.run.device) == "cuda" else cores
 
 
-def local(cells: Sequence[Trial], home: Path, command: str, workers: int, tick: Callable[[], None]) -> Iterator[Done]:
-    """Compute cells, passing each on when it is done; `tick` is called every now and then.
+def run_local(
+    trials: Sequence[Trial], sweep_folder: Path, command: str, workers: int, tick: Callable[[], None]
+) -> Iterator[TrialResult]:
+    """Compute trials on this machine and yield each when it ends; `tick` is called every TICK seconds.
 
-    One worker computes in this process, several in their own. Ctrl-C lets the cells at work finish their round, passes
-    them on as stopped, and is raised again at the end. Raises UserError if a worker was killed.
+    One worker computes in this process, several in processes of their own. On Ctrl-C the running trials finish their
+    round and are yielded as stopped, and KeyboardInterrupt is raised at the end. Raises UserError if a worker was
+    killed.
     """
-    one = workers == 1 or len(cells) == 1
+    in_process = workers == 1 or len(trials) == 1
     context = multiprocessing.get_context("spawn")
-    stop: Any = threading.Event() if one else context.Event()
+    stop: Any = threading.Event() if in_process else context.Event()
     executor = (
         ThreadPoolExecutor(1)
-        if one
-        else ProcessPoolExecutor(min(workers, len(cells)), context, worker.begin, (Stopping(stop),))
+        if in_process
+        else ProcessPoolExecutor(min(workers, len(trials)), context, worker.start_worker, (StopFlag(stop),))
     )
-    jobs = [(cell.settings.model_dump_json(), place_of(cell, home), command) for cell in cells]
+    jobs = [(trial.settings.model_dump_json(), trial_folder(trial, sweep_folder), command) for trial in trials]
     try:
-        waiting: dict[Future[Result], Trial] = {
-            executor.submit(worker.work, *job, stop.is_set if one else None): cell
-            for job, cell in zip(jobs, cells, strict=True)
+        pending: dict[Future[Result], Trial] = {
+            executor.submit(worker.run_trial, *job, stop.is_set if in_process else None): trial
+            for job, trial in zip(jobs, trials, strict=True)
         }
-        yield from _gathered(waiting, stop, tick)
+        yield from _collect(pending, stop, tick)
     finally:
-        stop.set()  # whoever asked for the cells does not want the rest
+        stop.set()  # the caller may have left before the last trial
         executor.shutdown(cancel_futures=True)
 
 
-class Stopping:
-    """`stop.is_set` as something that reaches another process."""
+class StopFlag:
+    """`event.is_set` in a form that can be sent to another process."""
 
-    def __init__(self, stop: Any) -> None:
-        """Of an event."""
-        self.stop = stop
+    def __init__(self, event: Any) -> None:
+        """Wrap an event of multiprocessing."""
+        self.event = event
 
     def __call__(self) -> bool:
-        """Whether the event has come."""
-        return bool(self.stop.is_set())
+        """Whether the event is set."""
+        return bool(self.event.is_set())
 
 
-def _gathered(waiting: dict[Future[Result], Trial], stop: Any, tick: Callable[[], None]) -> Iterator[Done]:
-    """Cells as they end, until none is left."""
+def _collect(pending: dict[Future[Result], Trial], stop: Any, tick: Callable[[], None]) -> Iterator[TrialResult]:
+    """Yield trials as they end, until none is pending."""
     interrupted = False
-    while waiting:
+    while pending:
         try:
-            ended, _ = wait(waiting, TICK, FIRST_COMPLETED)
+            ended, _ = wait(pending, TICK, FIRST_COMPLETED)
             tick()
         except KeyboardInterrupt:
             if interrupted:
-                os._exit(130)  # at once; workers end with their parent, each cell's last checkpoint stays
+                os._exit(130)  # at once; workers end with their parent, and each trial keeps its last checkpoint
             interrupted = True
             stop.set()
-            for future in list(waiting):
+            for future in list(pending):
                 if future.cancel():
-                    del waiting[future]
+                    del pending[future]
             continue
         for future in ended:
             try:
-                yield waiting.pop(future), future.result()
+                yield pending.pop(future), future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    "a worker process was killed (out of memory? --workers 1 needs least); "
-                    "what is done stays, the same command goes on"
+                    "a worker process was killed (out of memory? --workers 1 needs the least); finished trials are "
+                    "kept, and the same command continues the sweep"
                 ) from None
     if interrupted:
         raise KeyboardInterrupt
 
 
-def on_ray(cells: Sequence[Trial], home: Path, command: str, address: str, tick: Callable[[], None]) -> Iterator[Done]:
-    """Compute cells on a Ray cluster, a core each; `home` must be the same folder on every machine.
+def run_on_ray(
+    trials: Sequence[Trial], sweep_folder: Path, command: str, address: str, tick: Callable[[], None]
+) -> Iterator[TrialResult]:
+    """Compute trials on a Ray cluster, one core each; `sweep_folder` must be the same folder on every machine.
 
-    address: as `ray.init` takes it, "local" starts one here. A cell whose machine dies is begun again elsewhere, from
-    its last checkpoint. Raises UserError if Ray is not installed or not to be reached.
+    address: for `ray.init`; "local" starts a cluster on this machine. If a machine dies, its trials resume elsewhere
+    from their last checkpoints. Raises UserError if Ray is not installed or cannot be reached.
     """
     try:
         import ray
@@ -115,15 +121,16 @@ def on_ray(cells: Sequence[Trial], home: Path, command: str, address: str, tick:
     except Exception as error:  # Ray raises many kinds here
         raise UserError(f"--ray {address}: {str(error).splitlines()[0]}") from None
     try:
-        remote = ray.remote(num_cpus=1, max_retries=3)(worker.work)
-        place = home.resolve()
-        waiting = {
-            remote.remote(cell.settings.model_dump_json(), place_of(cell, place), command): cell for cell in cells
+        remote = ray.remote(num_cpus=1, max_retries=3)(worker.run_trial)
+        common_folder = sweep_folder.resolve()
+        pending = {
+            remote.remote(trial.settings.model_dump_json(), trial_folder(trial, common_folder), command): trial
+            for trial in trials
         }
-        while waiting:
-            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK)
+        while pending:
+            ended, _ = ray.wait(list(pending), num_returns=1, timeout=TICK)
             tick()
-            for one in ended:
-                yield waiting.pop(one), ray.get(one)
+            for reference in ended:
+                yield pending.pop(reference), ray.get(reference)
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""What a sweep's figures show: lines of means with intervals, from its runs; `report` draws them."""
+"""The figures of a sweep: lines of means with intervals from its runs, which `report.plots` draws."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,131 +9,141 @@ from statistics import fmean
 
 from airpfed.core import run_files
 from airpfed.core.run_files import RoundRecord
-from airpfed.report import course, means
+from airpfed.report import plots
 from airpfed.report.charts import SPLIT, Axes, Line
-from airpfed.sweeps.tables import Interval, Mean, Run, Where, interval
+from airpfed.sweeps.tables import Coordinates, Interval, Mean, ScoredRun, t_interval
 from airpfed.theory.verification import average_bounds
 
-DRAWN = ("average", "worst", "pi_mean", "final", "dev", "pi", "psi")
-"""What gets figures: measures over every axis, final metrics by task, courses."""
+FIGURES = ("average", "worst", "pi_mean", "final", "dev", "pi", "psi")
+"""The measures that get figures: over every axis, final metrics by task, courses over the rounds."""
 
 Rounds = Mapping[str, Sequence[RoundRecord]]
-"""Folder of a run, as the run names it -> its rounds."""
+"""Folder of a run, as in `ScoredRun` -> its rounds."""
 Values = dict[int, float]
 """Round -> value."""
+PointSettings = Mapping[Coordinates, Mapping[str, str]]
+"""Point -> axis by its short name -> value."""
 
 
-def files(
-    runs: Sequence[Run], found: Sequence[Mean], axes: Axes, rounds: Rounds, base: Path
+def sweep_figures(
+    runs: Sequence[ScoredRun], means: Sequence[Mean], axes: Axes, rounds: Rounds, base: Path
 ) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of all figures and their numbers. axes: by their short names; base: where folders stand."""
-    where = {run.where: dict(zip(axes, (value for _, value in run.where), strict=True)) for run in runs}
-    where, axes = with_split(where, axes)
+    """Yield (name, content) of all figures and their numbers.
+
+    axes: by their short names. base: the folder that the runs' folders are relative to.
+    """
+    settings = {run.point: dict(zip(axes, (value for _, value in run.point), strict=True)) for run in runs}
+    settings, axes = join_ranks(settings, axes)
     for measure in ("average", "worst", "pi_mean"):
-        lines: list[Line] = [{**where[one.where], **plotted(one.value)} for one in found if one.measure == measure]
-        if lines and measure in DRAWN:
-            yield from means.files(lines, axes, measure)
-    if "final" in DRAWN:
+        lines: list[Line] = [
+            {**settings[mean.point], **interval_columns(mean.value)} for mean in means if mean.measure == measure
+        ]
+        if lines and measure in FIGURES:
+            yield from plots.mean_files(lines, axes, measure)
+    if "final" in FIGURES:
         tasks = list(dict.fromkeys(name for run in runs for name in run.summary.tasks))
-        yield from means.task_files(task_lines(runs, found, where), {**axes, "task": tasks})
+        yield from plots.task_files(task_lines(runs, means, settings), {**axes, "task": tasks})
     for measure, values in COURSES.items():
-        lines, own = course_lines(runs, rounds, partial(values, base), where, axes)
-        if lines and measure in DRAWN:
-            yield from course.files(lines, own, measure)
+        lines, course_axes = course_lines(runs, rounds, partial(values, base), settings, axes)
+        if lines and measure in FIGURES:
+            yield from plots.course_files(lines, course_axes, measure)
 
 
-def with_split(
-    where: dict[Where, dict[str, str]], axes: Axes
-) -> tuple[dict[Where, dict[str, str]], dict[str, Sequence[str]]]:
-    """The same with R_s and R_p as one axis where each R_s goes with one R_p only."""
-    pair = ("rank_shared", "rank_personal")
-    met = list(dict.fromkeys(tuple(one.get(key, "") for key in pair) for one in where.values()))
-    if not set(pair) <= set(axes) or not len(met) == len({s for s, _ in met}) == len({p for _, p in met}):
-        return where, dict(axes)
-    joined = {point: {**one, SPLIT: "/".join(one[key] for key in pair)} for point, one in where.items()}
-    kept = {key: values for key, values in axes.items() if key not in pair}
-    return joined, {**kept, SPLIT: ["/".join(ranks) for ranks in met]}
+def join_ranks(
+    settings: dict[Coordinates, dict[str, str]], axes: Axes
+) -> tuple[dict[Coordinates, dict[str, str]], dict[str, Sequence[str]]]:
+    """Make one axis of R_s and R_p if each R_s occurs with a single R_p; returns the settings and the axes."""
+    ranks = ("rank_shared", "rank_personal")
+    splits = list(dict.fromkeys(tuple(point.get(key, "") for key in ranks) for point in settings.values()))
+    if not set(ranks) <= set(axes) or not len(splits) == len({s for s, _ in splits}) == len({p for _, p in splits}):
+        return settings, dict(axes)
+    joined = {key: {**point, SPLIT: "/".join(point[rank] for rank in ranks)} for key, point in settings.items()}
+    remaining = {key: values for key, values in axes.items() if key not in ranks}
+    return joined, {**remaining, SPLIT: ["/".join(split) for split in splits]}
 
 
-def plotted(value: Interval) -> dict[str, float | None]:
-    """An interval under the names of its parts."""
+def interval_columns(value: Interval) -> dict[str, float | None]:
+    """An interval by the names of its columns, `plots.MEAN_COLUMNS`."""
     return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
 
 
-def task_lines(runs: Sequence[Run], found: Sequence[Mean], where: Mapping[Where, Mapping[str, str]]) -> list[Line]:
-    """A line a point and task: its final metric, and that of the untouched model, mean over the seeds."""
-    bases: dict[tuple[Where, str], list[float]] = {}
+def task_lines(runs: Sequence[ScoredRun], means: Sequence[Mean], settings: PointSettings) -> list[Line]:
+    """A line for each point and task: the final metric, and the untouched model's, as means over seeds."""
+    bases: dict[tuple[Coordinates, str], list[float]] = {}
     for run in runs:
         for name, task in run.summary.tasks.items():
-            bases.setdefault((run.where, name), []).append(task.base)
-    named = [(one, one.measure.removeprefix("task ")) for one in found if one.measure.startswith("task ")]
-    return [
-        {**where[one.where], "task": name, **plotted(one.value), means.UNTOUCHED: fmean(bases[one.where, name])}
-        for one, name in named
-    ]
+            bases.setdefault((run.point, name), []).append(task.base)
+    lines: list[Line] = []
+    for mean in means:
+        if mean.measure.startswith("task "):
+            name = mean.measure.removeprefix("task ")
+            columns = {**interval_columns(mean.value), plots.UNTOUCHED: fmean(bases[mean.point, name])}
+            lines.append({**settings[mean.point], "task": name, **columns})
+    return lines
 
 
 def course_lines(
-    runs: Sequence[Run],
+    runs: Sequence[ScoredRun],
     rounds: Rounds,
-    values: Callable[[Run, Sequence[RoundRecord]], dict[str, Values]],
-    where: Mapping[Where, Mapping[str, str]],
+    values_of: Callable[[ScoredRun, Sequence[RoundRecord]], dict[str, Values]],
+    settings: PointSettings,
     axes: Axes,
 ) -> tuple[list[Line], dict[str, Sequence[str]]]:
-    """(lines, axes): a line a point and round that all seeds have; where nothing is varied, a line a task too.
+    """Lines of a course for each point and round that all seeds have, and their axes.
 
-    values: of a run, task -> round -> value, the whole under the empty name.
+    If there is a single point, each task has lines of its own. values_of: of a run, task -> round -> value, with the
+    mean over tasks under the empty name.
     """
-    points: dict[Where, list[Run]] = {}
+    points: dict[Coordinates, list[ScoredRun]] = {}
     for run in runs:
-        points.setdefault(run.where, []).append(run)
+        points.setdefault(run.point, []).append(run)
     lines: list[Line] = []
     names: list[str] = []
     for point, seeds in points.items():
-        reached = [values(run, rounds[run.folder]) for run in seeds]
-        spent = [costs(rounds[run.folder]) for run in seeds]
-        names = [""] if len(points) > 1 or len(reached[0]) == 1 else [name for name in reached[0] if name]
+        values = [values_of(run, rounds[run.folder]) for run in seeds]
+        costs = [costs_by_round(rounds[run.folder]) for run in seeds]
+        names = [""] if len(points) > 1 or len(values[0]) == 1 else [name for name in values[0] if name]
         for name in names:
-            having = [{number for number, value in one.get(name, {}).items() if isfinite(value)} for one in reached]
-            for number in sorted(set.intersection(*having)):
-                cost = {key: fmean(one[number][key] for one in spent) for key in course.ACROSS[1:]}
-                value = plotted(interval([one[name][number] for one in reached]))
-                lines.append({**where[point], "task": name, "round": number, **cost, **value})
+            finite = [{number for number, value in seed.get(name, {}).items() if isfinite(value)} for seed in values]
+            for number in sorted(set.intersection(*finite)):
+                cost = {key: fmean(seed[number][key] for seed in costs) for key in plots.ROUND_COLUMNS[1:]}
+                interval = t_interval([seed[name][number] for seed in values])
+                lines.append({**settings[point], "task": name, "round": number, **cost, **interval_columns(interval)})
     return lines, {**axes, "task": names} if len(names) > 1 else dict(axes)
 
 
-def costs(rows: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
-    """Round -> seconds on air and joules spent up to and with it."""
-    spent = accumulate((row.ledger for row in rows), lambda a, b: a + b)
+def costs_by_round(rows: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
+    """Round -> seconds on air and joules up to and with it."""
+    sums = accumulate((row.ledger for row in rows), lambda a, b: a + b)
     return {
-        row.round: dict(zip(course.ACROSS[1:], (cost.air_seconds, cost.joules_mean), strict=True))
-        for row, cost in zip(rows, spent, strict=True)
+        row.round: dict(zip(plots.ROUND_COLUMNS[1:], (cost.air_seconds, cost.joules_mean), strict=True))
+        for row, cost in zip(rows, sums, strict=True)
     }
 
 
-def dev(base: Path, run: Run, rows: Sequence[RoundRecord]) -> dict[str, Values]:
-    """The dev metric of the tasks that have one, and their mean, in the rounds in which all were evaluated."""
+def dev_course(base: Path, run: ScoredRun, rows: Sequence[RoundRecord]) -> dict[str, Values]:
+    """The dev metrics of the tasks that have one, and their mean, in the rounds in which all were evaluated."""
     names = [name for name in run.summary.tasks if any(name in row.accuracy for row in rows)]
-    whole = [row for row in rows if names and all(name in row.accuracy for name in names)]
-    found = {name: {row.round: row.accuracy[name] for row in whole} for name in names}
-    return {"": {row.round: fmean(row.accuracy[name] for name in names) for row in whole}, **found}
+    complete = [row for row in rows if names and all(name in row.accuracy for name in names)]
+    by_task = {name: {row.round: row.accuracy[name] for row in complete} for name in names}
+    return {"": {row.round: fmean(row.accuracy[name] for name in names) for row in complete}, **by_task}
 
 
-def pi(base: Path, run: Run, rows: Sequence[RoundRecord]) -> dict[str, Values]:
-    """Measured Pi of the rounds in which anything was sent."""
+def pi_course(base: Path, run: ScoredRun, rows: Sequence[RoundRecord]) -> dict[str, Values]:
+    """The measured Pi of the rounds in which anything was sent."""
     return {"": {row.round: row.pi for row in rows if row.pi is not None}}
 
 
-def psi(base: Path, run: Run, rows: Sequence[RoundRecord]) -> dict[str, Values]:
-    """Psi_T of a run with a probe, of plain SGD, if it had stopped at that round."""
+def psi_course(base: Path, run: ScoredRun, rows: Sequence[RoundRecord]) -> dict[str, Values]:
+    """Psi_T for T up to each round, of a run with a probe and plain SGD."""
     probe = run_files.load_probe(base / run.folder / "theory.json")
-    plain = probe is not None and any(row.theory and row.theory.bounds.one_round is not None for row in rows)
-    found = average_bounds(rows, probe) if probe and plain else []
-    return {"": {row.round: one.total for row, one in zip(rows, found, strict=False) if one is not None}}
+    plain = any(row.theory and row.theory.bounds.one_round is not None for row in rows)
+    bounds = average_bounds(rows, probe) if probe and plain else []
+    return {"": {row.round: bound.total for row, bound in zip(rows, bounds, strict=False) if bound is not None}}
 
 
-COURSES: Mapping[str, Callable[[Path, Run, Sequence[RoundRecord]], dict[str, Values]]] = {
-    "dev": dev,
-    "pi": pi,
-    "psi": psi,
+COURSES: Mapping[str, Callable[[Path, ScoredRun, Sequence[RoundRecord]], dict[str, Values]]] = {
+    "dev": dev_course,
+    "pi": pi_course,
+    "psi": psi_course,
 }

@@ -1,4 +1,4 @@
-"""What cells say together: means over seeds with their 95 % intervals, and differences paired by seed."""
+"""Statistics over the runs of a sweep: means over seeds, 95 % intervals, differences paired by seed, tuned values."""
 
 import functools
 import math
@@ -8,24 +8,24 @@ from statistics import fmean, stdev
 
 from airpfed.core.run_files import Summary
 
-Where = tuple[tuple[str, str], ...]
-"""Axis -> value, of every axis, in the grid's order."""
+Coordinates = tuple[tuple[str, str], ...]
+"""A point of a sweep: (axis, value) for each axis, in the grid's order."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run. extra: columns of its own, such as a tuned value. folder: where it is kept."""
+class ScoredRun:
+    """A finished run. extra: columns that are no axes, such as a tuned value. folder: the run's path as text."""
 
-    where: Where
+    point: Coordinates
     seed: int
     summary: Summary
     folder: str
-    extra: Where = ()
+    extra: Coordinates = ()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `count` seeds with its 95 % interval (t distribution); no interval of fewer than two."""
+    """A mean over `count` seeds and its 95 % interval (t distribution); low and high are None for a single seed."""
 
     mean: float
     low: float | None
@@ -35,9 +35,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mean:
-    """One measure at one point: over seeds, and its difference from the reference with the same seeds."""
+    """One measure at one point: over its seeds, and its difference from the reference over the common seeds."""
 
-    where: Where
+    point: Coordinates
     measure: str
     value: Interval
     difference: Interval | None
@@ -45,13 +45,13 @@ class Mean:
 
 
 def measures(summary: Summary) -> dict[str, float | None]:
-    """What a run is judged by: its metrics, each task's metric as `task NAME`, and what it cost.
+    """The measures of a run: its metrics, each task's metric as `task NAME`, and its costs.
 
-    worst: the least of the tasks'. others: mean over pairs of tasks of one's model on the other's data.
+    worst: the lowest metric of any task. others: mean over pairs of tasks of one task's model on the other's data.
     """
     finals = [task.final for task in summary.tasks.values() if task.final is not None]
     others = [value for task in summary.tasks.values() for value in task.others.values() if value is not None]
-    found: dict[str, float | None] = {
+    values: dict[str, float | None] = {
         "average": summary.average,
         "worst": min(finals) if finals else None,
         "others": fmean(others) if others else None,
@@ -59,81 +59,86 @@ def measures(summary: Summary) -> dict[str, float | None]:
         "pi_mean": summary.pi_mean,
         "rounds": summary.rounds,
     }
-    found |= {f"task {name}": task.final for name, task in summary.tasks.items()}
-    found |= summary.ledger.model_dump()
-    return {key: None if value is None or not math.isfinite(value) else float(value) for key, value in found.items()}
+    values |= {f"task {name}": task.final for name, task in summary.tasks.items()}
+    values |= summary.ledger.model_dump()
+    return {key: None if value is None or not math.isfinite(value) else float(value) for key, value in values.items()}
 
 
-def interval(values: Sequence[float]) -> Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of independent values: mean +- t s / sqrt(n)."""
-    count, middle = len(values), fmean(values)
+    count, mean = len(values), fmean(values)
     if count < 2:
-        return Interval(middle, None, None, count)
+        return Interval(mean, None, None, count)
     half = t_quantile(count - 1) * stdev(values) / math.sqrt(count)
-    return Interval(middle, middle - half, middle + half, count)
+    return Interval(mean, mean - half, mean + half, count)
 
 
 @functools.cache
 def t_quantile(freedom: int) -> float:
-    """The t that Student's distribution stays within with probability 0.95, by bisection of its distribution function.
+    """The 0.975 quantile of Student's t distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit  # imported here, because it takes longer than all else that a table needs
 
-    Abramowitz and Stegun 26.7.3 and 26.7.4, for whole degrees of freedom from 1.
+    return float(stdtrit(freedom, 0.975))
+
+
+def means(runs: Iterable[ScoredRun], reference: Mapping[str, str]) -> list[Mean]:
+    """Average every measure at every point over its seeds, points in the order of `runs`.
+
+    reference: axis -> value. A point is compared with the point that has these values and agrees on the other axes,
+    over the seeds that both have.
     """
-    low, high = 1.9, 13.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| <= t)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= k / (k + 1) * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
-
-def means(runs: Iterable[Run], against: Mapping[str, str]) -> list[Mean]:
-    """Every measure at every point, points in the order of `runs`.
-
-    against: axis -> value of the reference; a point is compared with the one whose other axes agree, over the seeds
-    that both have.
-    """
-    points: dict[Where, dict[int, dict[str, float | None]]] = {}
+    points: dict[Coordinates, dict[int, dict[str, float | None]]] = {}
     for run in runs:
-        points.setdefault(run.where, {})[run.seed] = measures(run.summary)
-    found = []
-    for where, seeds in points.items():
-        other = points.get(tuple((axis, against.get(axis, value)) for axis, value in where), {}) if against else {}
-        for measure in dict.fromkeys(key for one in seeds.values() for key in one):
-            values = {seed: v for seed, one in sorted(seeds.items()) if (v := one.get(measure)) is not None}
-            if values:
-                pairs = [v - w for s, v in values.items() if (w := other.get(s, {}).get(measure)) is not None]
-                gap = interval(pairs) if pairs and other is not seeds else None
-                found.append(Mean(where, measure, interval(list(values.values())), gap, tuple(values)))
-    return found
-
-
-def chosen(runs: Iterable[Run], tuned: Sequence[str]) -> dict[Where, tuple[Where, list[tuple[Where, float, int]]]]:
-    """For every point without its tuned axes: the tuned values with the best mean dev metric, and all that were tried.
-
-    The dev metric is the mean over tasks, averaged over seeds; the first of equals is chosen. Tried: (values, mean dev
-    metric, seeds), in the order of `runs`.
-    """
-    scores: dict[Where, dict[Where, list[float]]] = {}
-    for run in runs:
-        point = tuple(pair for pair in run.where if pair[0] not in tuned)
-        value = tuple(pair for pair in run.where if pair[0] in tuned)
-        reached = [task.dev for task in run.summary.tasks.values() if task.dev is not None]
-        scores.setdefault(point, {}).setdefault(value, []).append(fmean(reached))
-    return {
-        point: (
-            max(tried, key=lambda value: fmean(tried[value])),
-            [(value, fmean(found), len(found)) for value, found in tried.items()],
+        points.setdefault(run.point, {})[run.seed] = measures(run.summary)
+    result = []
+    for point, seeds in points.items():
+        partner = (
+            points.get(tuple((axis, reference.get(axis, value)) for axis, value in point), {}) if reference else {}
         )
-        for point, tried in scores.items()
+        for measure in dict.fromkeys(key for values in seeds.values() for key in values):
+            values = {seed: v for seed, row in sorted(seeds.items()) if (v := row.get(measure)) is not None}
+            if values:
+                gaps = [v - w for s, v in values.items() if (w := partner.get(s, {}).get(measure)) is not None]
+                difference = t_interval(gaps) if gaps and partner is not seeds else None
+                result.append(
+                    Mean(
+                        point=point,
+                        measure=measure,
+                        value=t_interval(list(values.values())),
+                        difference=difference,
+                        seeds=tuple(values),
+                    )
+                )
+    return result
+
+
+@dataclass(frozen=True)
+class TunedPoint:
+    """The tuned values of one point of the grid.
+
+    best: the values with the highest mean dev metric, the first of equals. tried: (values, mean dev metric, number of
+    seeds) of all values, in the order of the runs.
+    """
+
+    best: Coordinates
+    tried: list[tuple[Coordinates, float, int]]
+
+
+def choose_tuned(runs: Iterable[ScoredRun], tuned_axes: Sequence[str]) -> dict[Coordinates, TunedPoint]:
+    """Choose the best tuned values for every point, a point being its coordinates without the tuned axes.
+
+    The dev metric of a run is the mean over its tasks; values are compared by its mean over seeds.
+    """
+    scores: dict[Coordinates, dict[Coordinates, list[float]]] = {}
+    for run in runs:
+        point = tuple(pair for pair in run.point if pair[0] not in tuned_axes)
+        values = tuple(pair for pair in run.point if pair[0] in tuned_axes)
+        dev = [task.dev for task in run.summary.tasks.values() if task.dev is not None]
+        scores.setdefault(point, {}).setdefault(values, []).append(fmean(dev))
+    return {
+        point: TunedPoint(
+            best=max(by_values, key=lambda values: fmean(by_values[values])),
+            tried=[(values, fmean(seeds), len(seeds)) for values, seeds in by_values.items()],
+        )
+        for point, by_values in scores.items()
     }

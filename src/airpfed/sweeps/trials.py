@@ -1,4 +1,4 @@
-"""The cells of a sweep: a run's directory for every point of the grid and seed, named by what it is."""
+"""The trials of a sweep: a run's folder for every point of the grid and seed, named by its settings."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ from airpfed.core.files import discard, file_name_of, leftovers, path_inside, te
 from airpfed.core.run_files import Summary
 from airpfed.training import checkpoint
 
-UNNAMED = {"run": {"threads", "score", "cross_eval", "tracker"}}
-"""Settings that make no other cell: they do not change what is trained."""
+NOT_TRAINED = {"run": {"threads", "score", "cross_eval", "tracker"}}
+"""Settings that do not change what is trained: trials that differ in them alone are the same."""
 
 Fingerprints = Callable[[Settings], str | None]
-"""The fingerprint that a run of some settings would have now; None where data or base model are not to be had."""
+"""Gives the fingerprint that a run of some settings would have today, or None if data or base model are missing."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep. point: of the grid (a tuned value is part of it). folder: below the sweep's `cells`."""
+    """One run of a sweep. point: of the grid, tuned values included. folder: name in the sweep's folder `cells`."""
 
     point: Point
     seed: int
@@ -36,91 +36,104 @@ class Trial:
 def trials_of(
     file: Path, overrides: Sequence[str], points: Iterable[Point], seeds: int, score: str | None = None
 ) -> list[Trial]:
-    """Every point with every seed, seed by seed: `seeds` of them from the file's run.seed on.
+    """The trials of every point with `seeds` seeds, counted from the file's run.seed, seed by seed.
 
-    A cell computes on one thread unless run.threads is set: its numbers then depend on no other cell, and a core each
-    is the faster use of them. score: what `run.score` becomes. Raises UserError if any cell's settings are wrong.
+    A trial computes on one thread unless run.threads is set: its numbers then do not depend on other trials, and one
+    core for each is the fastest use of several. score: becomes `run.score`. Raises UserError if the settings of any
+    trial are wrong, or if two points have the same settings.
     """
     first = settings_file.read_settings(file, overrides).run.seed
-    chosen, read = list(points), list[Settings]()
-    found = []
+    grid, read = list(points), list[Settings]()
+    trials = []
     for seed in range(first, first + seeds):
-        for point in chosen:
+        for point in grid:
             with name_grid_point(point):
                 settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), f"run.seed={seed}"])
             read.append(settings)
             run = settings.run.model_copy(update={"threads": settings.run.threads or 1, "score": score or "test"})
             settings = settings.model_copy(update={"run": run})
-            found.append(Trial(point, seed, settings, folder_of(point, seed, settings)))
-    applicability.refuse_ineffective(str(file), read[: len(chosen)])
-    same = [_trained(cell.settings) for cell in found]
-    once = {key: cell.point for key, cell in zip(reversed(same), reversed(found), strict=True)}
-    for key, cell in zip(same, found, strict=True):
-        if (other := once[key]) != cell.point:
-            raise UserError(f"--grid: {' '.join(other)} and {' '.join(cell.point)} are the same settings")
-    return found
+            trials.append(Trial(point=point, seed=seed, settings=settings, folder=folder_name(point, seed, settings)))
+    applicability.refuse_ineffective(str(file), read[: len(grid)])
+    keys = [_training_key(trial.settings) for trial in trials]
+    first_points = {key: trial.point for key, trial in zip(reversed(keys), reversed(trials), strict=True)}
+    for key, trial in zip(keys, trials, strict=True):
+        if (point := first_points[key]) != trial.point:
+            raise UserError(f"--grid: {' '.join(point)} and {' '.join(trial.point)} are the same settings")
+    return trials
 
 
-def _trained(settings: Settings) -> str:
-    """What of the settings is trained: two points that agree in it are one."""
+def _training_key(settings: Settings) -> str:
+    """The settings that affect training, as text; points with the same text are the same."""
     tree = applicability.effective_tree(settings)
-    applicability.remove_keys(tree, ((section, key) for section, keys in UNNAMED.items() for key in keys))
+    applicability.remove_keys(tree, ((section, key) for section, keys in NOT_TRAINED.items() for key in keys))
     return json.dumps(tree)
 
 
-def folder_of(point: Point, seed: int, settings: Settings) -> str:
-    """A readable name and, since that need not tell all, eight digits of the resolved settings' sha256."""
-    tree = settings.model_dump(mode="json", exclude=UNNAMED)
+def folder_name(point: Point, seed: int, settings: Settings) -> str:
+    """A readable name, and eight digits of the resolved settings' sha256, because the name may not tell all."""
+    tree = settings.model_dump(mode="json", exclude=NOT_TRAINED)
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
-    words = [f"{key}={value}" for key, value in zip(names(point), (p.split("=", 1)[1] for p in point), strict=True)]
+    values = (change.split("=", 1)[1] for change in point)
+    words = [f"{key}={value}" for key, value in zip(axis_names(point), values, strict=True)]
     return file_name_of("_".join([*words, f"seed={seed}"]))[:120] + f"-{digest}"
 
 
-def place_of(cell: Trial, home: Path) -> Path:
-    """A cell's folder in a sweep's directory."""
-    return path_inside(home / "cells", cell.folder)
+def trial_folder(trial: Trial, sweep_folder: Path) -> Path:
+    """The path of a trial's folder."""
+    return path_inside(sweep_folder / "cells", trial.folder)
 
 
-def lacking(cells: Iterable[Trial], home: Path, now: Fingerprints) -> list[Trial]:
-    """The cells of a sweep's directory that are not done."""
-    return [cell for cell in cells if done(place_of(cell, home), cell.settings, now) is None]
+def unfinished_trials(trials: Iterable[Trial], sweep_folder: Path, fingerprint_of: Fingerprints) -> list[Trial]:
+    """The trials that are not finished in a sweep's folder."""
+    return [
+        trial
+        for trial in trials
+        if finished_summary(trial_folder(trial, sweep_folder), trial.settings, fingerprint_of) is None
+    ]
 
 
-def adopt(cells: Iterable[Trial], home: Path, others: Iterable[Path], now: Fingerprints) -> int:
-    """Copy the cells that are done in another sweep, whatever they are called there; how many were.
+def copy_finished(
+    trials: Iterable[Trial], sweep_folder: Path, sources: Iterable[Path], fingerprint_of: Fingerprints
+) -> int:
+    """Copy the trials that other sweeps have finished, whatever their names there, and return their number.
 
-    A cell comes whole or not at all, for its folder gets its name last; one that was begun here goes on here.
+    A copy gets its name last, so that a trial's folder is complete or missing. A trial that has a folder here already
+    is left as it is.
     """
-    there = {path.name[-8:]: path for other in others for path in (other / "cells").glob("[!.]*-" + 8 * "[0-9a-f]")}
-    copied = 0
-    for cell in cells:
-        found, own = there.get(cell.folder[-8:]), place_of(cell, home)
-        if found is not None and not own.exists() and done(found, cell.settings, now) is not None:
-            own.parent.mkdir(parents=True, exist_ok=True)
-            for left in leftovers(own.parent, own.name):
-                discard(left)
-            partial = temporary_path(own)
-            try:
-                shutil.copytree(found, partial, ignore=shutil.ignore_patterns(".*"))
-                partial.rename(own)
-            except OSError as error:
-                if partial.exists():
-                    discard(partial)
-                why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
-                raise UserError(f"{found}: cannot be copied: {why}") from None
-            copied += 1
-    return copied
+    digests = "[!.]*-" + 8 * "[0-9a-f]"
+    by_digest = {path.name[-8:]: path for source in sources for path in (source / "cells").glob(digests)}
+    copies = 0
+    for trial in trials:
+        original, folder = by_digest.get(trial.folder[-8:]), trial_folder(trial, sweep_folder)
+        if original is None or folder.exists():
+            continue
+        if finished_summary(original, trial.settings, fingerprint_of) is None:
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in leftovers(folder.parent, folder.name):
+            discard(leftover)
+        partial = temporary_path(folder)
+        try:
+            shutil.copytree(original, partial, ignore=shutil.ignore_patterns(".*"))
+            partial.rename(folder)
+        except OSError as error:
+            if partial.exists():
+                discard(partial)
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+            raise UserError(f"{original}: cannot be copied: {reason}") from None
+        copies += 1
+    return copies
 
 
-def names(axes: Iterable[str]) -> list[str]:
-    """Axes by the last parts of their keys, `lr`; as given where two axes would be called alike."""
+def axis_names(axes: Iterable[str]) -> list[str]:
+    """Axes by the last parts of their keys, `lr`; an axis keeps its full key if another would have the same name."""
     keys = [axis.split("=", 1)[0] for axis in axes]
     short = ["+".join(part.split(".")[-1] for part in key.split("/")) for key in keys]
     return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
 
 
 def summary_of(folder: Path) -> Summary | None:
-    """A run's summary; None where there is none that can be read, or its records or checkpoint are of other rounds."""
+    """A run's summary; None if it cannot be read, or if its records or checkpoint are of another number of rounds."""
     try:
         summary = run_files.load_summary(folder / "summary.json")
         run_files.check_rounds(folder, summary, run_files.load_records(folder / "records.jsonl"))
@@ -130,27 +143,28 @@ def summary_of(folder: Path) -> Summary | None:
     return summary if latest is None or latest.round == summary.rounds else None
 
 
-def done(folder: Path, settings: Settings, now: Fingerprints) -> Summary | None:
-    """The summary of a run that is complete, scored as these settings ask, and of them, today's data and base model.
+def finished_summary(folder: Path, settings: Settings, fingerprint_of: Fingerprints) -> Summary | None:
+    """The summary of a run that is complete, scored as these settings require, and of today's data and base model.
 
-    now: gives the fingerprint of settings, data and base model today. A run that cannot be compared, because data or
-    base model are not to be had any more, is taken as it is.
+    None if it is not. A run counts as of today's data and base model if these are missing and cannot be compared.
     """
     summary = summary_of(folder)
-    if not is_done(summary, settings.run):
+    if not is_finished(summary, settings.run):
         return None
     try:
-        kept = run_files.read_json(folder / "environment.json", run_files.Environment)
+        environment = run_files.read_json(folder / "environment.json", run_files.Environment)
     except UserError:
         return None
-    return summary if kept is not None and now(settings) in (None, kept.root.get("fingerprint")) else None
+    if environment is None or fingerprint_of(settings) not in (None, environment.root.get("fingerprint")):
+        return None
+    return summary
 
 
-def is_done(summary: Summary | None, run: RunSettings) -> bool:
-    """Whether a run is complete and scored as its settings ask; a task without a dev split has no dev score."""
+def is_finished(summary: Summary | None, run: RunSettings) -> bool:
+    """Whether a run is complete and scored as its settings require; a task without a dev split needs no dev score."""
     if summary is None or summary.exit != "completed":
         return False
     tested = all(task.final is not None for task in summary.tasks.values())
     crossed = not run.cross_eval or all(len(t.others) == len(summary.tasks) - 1 for t in summary.tasks.values())
-    tuned = run.score == "test" or any(task.dev is not None for task in summary.tasks.values())
-    return tuned and (run.score == "dev" or (tested and crossed))
+    dev_scored = run.score == "test" or any(task.dev is not None for task in summary.tasks.values())
+    return dev_scored and (run.score == "dev" or (tested and crossed))

@@ -1,0 +1,70 @@
+"""The parts that a link study and a plan share: the settings of a grid, random channels, the slots of a round."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from airpfed.air.grouping import best_grouping, fixed_grouping
+from airpfed.air.link_level import Drops
+from airpfed.air.network import Network, csi_variance
+from airpfed.air.schedule import SlotPlan, Updates, Uplink, schedule
+from airpfed.config import settings_file
+from airpfed.config.applicability import refuse_ineffective
+from airpfed.config.grid import Point, name_grid_point, overrides_of
+from airpfed.config.schema import Settings
+
+
+def read_points(
+    file: Path,
+    overrides: Sequence[str],
+    points: Iterable[tuple[Point, Sequence[str]]],
+    check: Callable[[Settings], None],
+) -> list[Settings]:
+    """Read the settings of every point of a grid.
+
+    points: (point, more overrides). check: raises UserError for settings that cannot be studied. Raises UserError
+    naming the point if settings are wrong, or if a key of the file has no effect at any point.
+    """
+    every_settings = []
+    for point, more in points:
+        with name_grid_point(point):
+            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), *more])
+            check(settings)
+        every_settings.append(settings)
+    refuse_ineffective(str(file), every_settings, training=False)
+    return every_settings
+
+
+def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], blocks: int) -> Drops:
+    """Draw the channels of `blocks` coherence blocks in each network, in the round before the first.
+
+    networks: (network, factor of its mean power gains). Random: fading and estimation errors, fixed by the link's seed
+    and the network's drop.
+    """
+    estimates, channels, variances, gains = [], [], [], []
+    for network, scale in networks:
+        h_est, h = replace(link, network=network).channels(0, blocks)
+        estimates.append(scale**0.5 * h_est)
+        channels.append(scale**0.5 * h)
+        variances.append((scale * csi_variance(network, link.csi_error)).expand(blocks, -1, -1))
+        gains.append((scale * network.gain).expand(blocks, -1, -1))
+    return Drops(
+        h_est=torch.cat(estimates),
+        h=torch.cat(channels),
+        csi_variance=torch.cat(variances),
+        gain=torch.cat(gains),
+    )
+
+
+def schedule_full_round(link: Uplink, drops: Drops) -> list[SlotPlan]:
+    """The slots of a round in which all devices take part; tasks are grouped by the drops if access is "auto"."""
+    devices = len(link.samples)
+    present = torch.ones(devices, dtype=torch.bool)
+    grouping = fixed_grouping(link, present)
+    if link.access == "auto":
+        grouping = best_grouping(link, drops.h_est, drops.csi_variance, present)
+    shared = torch.zeros(devices, sum(b - a for a, b in link.shared_groups))
+    personal = torch.zeros(devices, sum(b - a for a, b in link.personal_groups))
+    return schedule(link, Updates(shared, personal, present), grouping)
