@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from airpfed.air.channels.fading import rayleigh
+from airpfed.air.designs import DESIGNS
+from airpfed.air.designs.alternating import naive_ao
 from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.designs.mmse import mmse
-from airpfed.air.designs.naive_ao import naive_ao
-from airpfed.air.designs.table import DESIGNS
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import TransceiverProblem, mse, objective
 from airpfed.core.rng import stream

@@ -8,7 +8,7 @@ from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, 
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
 from airpfed.air import transmit
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective
 from airpfed.air.schedule import Uplink, grouping_of, plan

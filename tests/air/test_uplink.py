@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air import resources, row_chunks, segments, transmit, uplink
 from airpfed.air.correlation import INDEPENDENT
-from airpfed.air.designs.table import BUNDLED, design_of, refine_of
+from airpfed.air.designs import BATCHED, design_of, refine_of
 from airpfed.air.grouping import error_of
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.network import estimated
@@ -30,7 +30,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     link = Uplink(
         design=design_of(design, None, debias),
-        bundles=design in BUNDLED,
+        bundles=design in BATCHED,
         refine=None,
         rescale=False,
         digital=None,
@@ -434,7 +434,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
 
     Designs take few steps here: what is asked is that results are defined, not that they are good.
     """
-    for steps in ("real.STEPS", "mmse.STEPS", "energy.STEPS", "emphasis.LEVEL_STEPS"):
+    for steps in ("widely_linear.STEPS", "mmse.STEPS", "power_sharing.STEPS", "uniform_forcing.PENALTY_STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,

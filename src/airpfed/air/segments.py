@@ -12,7 +12,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.correlation import Correlation, Pairs, Related, pairs, scaled
-from airpfed.air.designs.batching import in_bundles
+from airpfed.air.designs.batching import in_batches
 from airpfed.air.problem import Transceiver, TransceiverProblem, joined, kept
 from airpfed.air.row_chunks import chunks
 from airpfed.air.schedule import SlotPlan, Uplink, streams_of
@@ -138,7 +138,7 @@ def one_by_one(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
     """One transceiver a piece, each with all the power there is."""
     assert link.design is not None
     slots = [segment.problem for segment in segments]
-    made = in_bundles(link.design, slots) if link.bundles else [link.design(problem) for problem in slots]
+    made = in_batches(link.design, slots) if link.bundles else [link.design(problem) for problem in slots]
     return [kept(problem, one) for problem, one in zip(slots, made, strict=True)]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.air.grouping import best_grouping
 from airpfed.air.link_level import Drops, SlotStudy, bounds, draw, mean_db, study
 from airpfed.air.network import csi_variance
