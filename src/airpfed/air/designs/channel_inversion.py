@@ -4,10 +4,11 @@ The beam u of a target is the unit dominant eigenvector of sum_k (w_k / ||h_k||^
 
     b_k = kappa w_k / (u^H h_k) for k in S, else 0,    m = u / kappa,    kappa = min_{k in S} sqrt(P_k) |u^H h_k| / w_k,
 
-so that the sum over S is unbiased, the weakest device of S sends at its limit P_k, and the devices outside S are
-missing. S holds the devices whose strength sqrt(P_k) |u^H h_k| / w_k is at least a threshold (for one antenna: Zhu,
-Wang and Huang, IEEE Trans. Wireless Commun. 19(1), 2020). Each target is designed as if it were alone. Shapes: h (B, M,
-K), weights (T, K), receivers (B, M, T), transmit factors (B, K).
+where h_k is the channel estimate of device k, w_k its weight in the sum of the target and P_k its power limit in watts.
+The sum over S is unbiased, the weakest device of S sends at its limit, and the devices outside S are missing. S holds
+the devices whose strength sqrt(P_k) |u^H h_k| / w_k is at least a threshold (for one antenna: Zhu, Wang and Huang, IEEE
+Trans. Wireless Commun. 19(1), 2020). Each target is designed as if it were alone. Shapes: h (B, M, K), weights (T, K),
+receivers (B, M, T), transmit factors (B, K), for B coherence blocks, M antennas, K devices and T targets.
 """
 
 import torch

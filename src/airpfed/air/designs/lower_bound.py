@@ -1,17 +1,18 @@
 """A lower bound on the mean-squared error of every transceiver, for a slot of one target.
 
-For t >= 0 and mu >= 0, (w - t)_+^2 + mu t^2 >= w^2 mu / (1 + mu). Summing over devices with t_k = sqrt(P_k) |m^H h_k|
-gives, for every receiver m and all transmit factors within the limits,
+With channels h_k, weights w_k, power limits P_k and noise sigma2, for every receiver m and all transmit factors within
+the limits
 
-    MSE >= sum_k w_k^2 mu_k / (1 + mu_k)   for any mu >= 0 with   sum_k P_k mu_k h_k h_k^H <= sigma2 I.
+    MSE >= sum_k w_k^2 mu_k / (1 + mu_k)   for any mu >= 0 with   sum_k P_k mu_k h_k h_k^H <= sigma2 I,
 
-This is weak duality: the bound holds however mu was found. mu comes from the relaxation in which m m^H may have any
-rank,
+because (w - t)_+^2 + mu t^2 >= w^2 mu / (1 + mu) for t >= 0, which is summed over the devices with
+t_k = sqrt(P_k) |m^H h_k|. This is weak duality: the bound is valid for any mu. A good mu comes from the relaxation in
+which m m^H may have any rank, in natural units
 
-    minimise over V (D, R)   sum_k (w_k - ||V^H h_k||)_+^2 + sigma2 ||V||^2,
+    minimise  sum_k (w_k - ||V^H h_k||)_+^2 + sigma2 ||V||^2   over V (D, R),
 
-solved in its factor V (Burer and Monteiro, Math. Program. 95, 2003) and scaled until it is feasible. No convex solver
-is needed. Channel estimation error only adds to the MSE and is left out.
+solved in the factor V (Burer and Monteiro, Math. Program. 95, 2003). mu is then scaled until it is feasible, so that no
+convex solver is needed. Channel estimation error only adds to the MSE and is left out.
 """
 
 import math

@@ -1,18 +1,21 @@
 """Least mean-squared error of the received sums.
 
-The problem of one slot with channel estimates h_k, estimation error variances c_k and noise sigma2:
+The problem of one slot:
 
     minimise  sum_i alpha_i MSE_i   over receivers m_i and transmit factors |b_k|^2 <= P_k,
     MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_k c_k |b_k|^2) ||m_i||^2.
 
-Symbols are i.i.d. with unit power. The solution shrinks the sum, so it is biased; `debias` undoes that on average. It
-is a local optimum, because the problem is not convex.
+h_k: channel estimate of device k at M antennas, linear amplitude. w_ik: weight of device k in the sum of target i, 0
+for devices of other targets. alpha_i: weight of the error of target i. P_k: power limit, watts. sigma2: noise power per
+antenna and symbol, watts. c_k: variance of the channel's estimation error. Symbols are i.i.d. with unit power. The
+solution shrinks the sum, so it is biased; `debias` undoes that on average. The problem is not convex, and the solution
+is a local optimum.
 
 One target: with b_k eliminated, F(m) = sum_k (w_k - sqrt(P_k) |m^H h_k|)_+^2 + sigma2 ||m||^2 is minimised by
 Gauss-Newton while sigma2 falls to its value (`single_target.py`). Several targets: accelerated alternation from several
 starts (`alternating.py`), and for real symbols widely linear receivers (`widely_linear.py`). The result is never worse
 than `uniform_forcing`, block by block. Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit
-factors (B, K).
+factors (B, K), for B coherence blocks, K devices and T targets.
 """
 
 from dataclasses import replace

@@ -4,8 +4,9 @@ With u_j channel uses in slot j and mean power p_jk of the symbols of device k t
 
     minimise  sum_j u_j objective_j   subject to   sum_j u_j p_jk |b_jk|^2 <= P_k sum_j u_j   for every device k,
 
-where the sums of the constraint run over the slots in which k sends and objective_j = sum_i alpha_i MSE_i is that of
-slot j. It is solved by the accelerated alternation of `alternating.py` over all slots at once.
+where the sums of the constraint run over the slots in which k sends, P_k is the power limit in watts, and objective_j =
+sum_i alpha_i MSE_i is the weighted mean-squared error of slot j. The accelerated alternation of `alternating.py` over
+all slots at once solves it to a local optimum.
 """
 
 from collections.abc import Sequence

@@ -6,9 +6,9 @@ In natural units (`normalized.py`), with K devices of channels h_k and weights w
     least error:  minimise sum_k (w_k - |m^H h_k|)_+^2 + ridge ||m||^2,
 
 where ridge = sigma2 + sum_k c_k counts the channel estimation error (variance c_k) as noise at full power. The transmit
-factors are eliminated: b_k = w_k / (m^H h_k) where |m^H h_k| >= w_k, else |b_k| = 1. `single_target_solver.py` solves
-both problems on numpy arrays; here tensors of shape (B, M, K) become arrays, block by block or several blocks at a
-time.
+factors are eliminated: b_k has the phase of conj(m^H h_k) and the magnitude min(w_k / |m^H h_k|, 1).
+`single_target_solver.py` solves both problems on numpy arrays. Here tensors of shape (B, M, K), for B blocks, become
+arrays, and large blocks are solved one by one.
 """
 
 from collections.abc import Callable

@@ -4,17 +4,20 @@ The problem of one slot, for perfect channel knowledge:
 
     minimise  sum_i alpha_i MSE_i   subject to   m_i^H h_k b_k = w_ik for every device k of target i,  |b_k|^2 <= P_k.
 
-With b_k = w_ik / (m_i^H h_k) the receivers remain. One target: min ||m||^2 subject to sqrt(P_k) |m^H h_k| >= w_k, which
-is single-group multicast beamforming (Sidiropoulos, Davidson and Luo, IEEE Trans. Signal Process. 54(6), 2006; as
-uniform
-forcing: Chen, Qin and Wei, IEEE Wireless Commun. Lett. 7(6), 2018). It is NP-hard and solved to a local optimum by
-`single_target.py`. Several targets: other targets' devices interfere with a receiver, and MSE_i = sigma2 ||m_i||^2 +
-sum_{j of others} |m_i^H h_j b_j|^2. Where the antennas allow, receivers null the interference or weigh it against the
-noise; elsewhere a penalised alternation trades one for the other.
+h_k: channel estimate of device k at M antennas, linear amplitude. w_ik: weight of device k in the sum of target i, 0
+for devices of other targets. alpha_i: weight of the error of target i. P_k: power limit, watts. sigma2: noise power per
+antenna and symbol, watts. Under the constraint MSE_i = sigma2 ||m_i||^2 + sum_(j of other targets) |m_i^H h_j b_j|^2,
+and with b_k = w_ik / (m_i^H h_k) the receivers m_i remain.
+
+One target: min ||m||^2 subject to sqrt(P_k) |m^H h_k| >= w_k. This is single-group multicast beamforming (Sidiropoulos,
+Davidson and Luo, IEEE Trans. Signal Process. 54(6), 2006; as uniform forcing: Chen, Qin and Wei, IEEE Wireless Commun.
+Lett. 7(6), 2018). It is NP-hard and solved to a local optimum by `single_target.py`. Several targets: where the
+antennas allow, receivers null the interference or weigh it against the noise; elsewhere a penalised alternation trades
+one for the other.
 
 The estimate of every target is unbiased for perfect channel knowledge. Estimation errors enter the MSE, not the design.
 A device without a channel, or without a weight, constrains nothing and is silent. Shapes: h (B, M, K), weights (T, K)
-or (B, 1, K), receivers (B, M, T), transmit factors (B, K).
+or (B, 1, K), receivers (B, M, T), transmit factors (B, K), for B coherence blocks, K devices and T targets.
 """
 
 import torch
