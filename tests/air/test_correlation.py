@@ -26,7 +26,7 @@ from airpfed.air.correlation import (
     power_terms,
     scale_receivers,
 )
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.air.impairments import NONE
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, mse, silent
 from airpfed.air.symbols import Packing, pack_symbols, unpack_symbols

@@ -7,7 +7,7 @@ import torch
 from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.air.grouping import fixed_grouping
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective

@@ -10,7 +10,7 @@ from torch import Tensor
 from airpfed.air import resources, row_chunks, segments, transmit, uplink
 from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
-from airpfed.air.designs.table import BUNDLED, design_of, refine_of
+from airpfed.air.designs import BATCHED, design_of, refine_of
 from airpfed.air.grouping import fixed_grouping, grouping_error, round_grouping
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.network import estimate_channels
@@ -30,7 +30,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     link = Uplink(
         design=design_of(design, None, debias),
-        batched=design in BUNDLED,
+        batched=design in BATCHED,
         refine=None,
         rescale=False,
         digital=None,

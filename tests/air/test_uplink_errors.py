@@ -15,7 +15,7 @@ from test_uplink import TASKS, everyone, make_air, send
 from torch import Tensor
 
 from airpfed.air import impairments, schedule, transmit
-from airpfed.air.designs.table import refine_of
+from airpfed.air.designs import refine_of
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import Uplink

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from airpfed import cli
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.cli import app
 from airpfed.config.grid import axes_of
 from airpfed.config.settings_file import read_settings

@@ -15,7 +15,7 @@ from airpfed.air.correlation import (
     correlated_pairs,
     scale_receivers,
 )
-from airpfed.air.designs.batching import in_bundles
+from airpfed.air.designs.batching import in_batches
 from airpfed.air.network import csi_variance
 from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks
 from airpfed.air.row_chunks import row_chunks
@@ -212,7 +212,7 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
     """Design one transceiver a segment, each with the full power limit."""
     assert link.design is not None
     problems = [segment.problem for segment in segments]
-    transceivers = in_bundles(link.design, problems) if link.batched else [link.design(p) for p in problems]
+    transceivers = in_batches(link.design, problems) if link.batched else [link.design(p) for p in problems]
     return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
 
 

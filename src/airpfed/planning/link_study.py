@@ -10,7 +10,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS
 from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
 from airpfed.air.problem import Transceiver
 from airpfed.air.schedule import Uplink, slot_uses

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from airpfed.air.designs.batching import alike, in_bundles
-from airpfed.air.designs.table import BUNDLED, design_of
+from airpfed.air.designs import BATCHED, design_of
+from airpfed.air.designs.batching import batch_key, in_batches
 from airpfed.air.problem import TransceiverProblem, objective
 
 
@@ -21,12 +21,12 @@ def mixed(make_slot: Callable[..., TransceiverProblem]) -> list[TransceiverProbl
     return [*slots, make_slot(2, 6, 6, 2, 10.0)]
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", BATCHED)
 @pytest.mark.parametrize("options", [{}, {"debiased": True}, {"starts": 3}])
 def test_a_bundle_gives_what_each_slot_gets_alone(make_slot, name, options):
     slots, design = mixed(make_slot), design_of(name, **options)
     assert design is not None
-    for problem, one in zip(slots, in_bundles(design, slots), strict=True):
+    for problem, one in zip(slots, in_batches(design, slots), strict=True):
         alone = design(problem)
         torch.testing.assert_close(objective(problem, one), objective(problem, alone), rtol=1e-6, atol=0)
         torch.testing.assert_close(one.transmit.abs(), alone.transmit.abs(), rtol=1e-3, atol=1e-5)
@@ -41,13 +41,13 @@ def test_only_slots_that_are_alike_go_together(make_slot):
         return made(problem)
 
     made, slots = partial(design_of("uniform_forcing")), mixed(make_slot)
-    in_bundles(design, [*slots, replace(slots[1], csi_variance=torch.full((9,), 0.1, dtype=torch.float64))])
+    in_batches(design, [*slots, replace(slots[1], csi_variance=torch.full((9,), 0.1, dtype=torch.float64))])
     assert sorted(calls) == [2, 2, 4 * 2, 4 * 3]
 
 
 def test_what_a_slot_must_share(make_slot):
     problem = make_slot(2, 6, 5, 1, 10.0)
-    assert alike(problem) == alike(make_slot(3, 6, 5, 1, 10.0, seed=1))
+    assert batch_key(problem) == batch_key(make_slot(3, 6, 5, 1, 10.0, seed=1))
     for other in (make_slot(2, 6, 6, 1, 10.0), make_slot(2, 5, 5, 1, 10.0), replace(problem, real=True)):
-        assert alike(other) not in (None, alike(problem))
-    assert alike(replace(problem, device_of_stream=torch.zeros(5, dtype=torch.long))) is None
+        assert batch_key(other) not in (None, batch_key(problem))
+    assert batch_key(replace(problem, device_of_stream=torch.zeros(5, dtype=torch.long))) is None

@@ -30,8 +30,9 @@ def test_threshold_one_leaves_the_best_device(make_slot):
 def test_unbiased_on_the_devices_kept(make_slot):
     problem = make_slot(6, 4, 12, 1, 10.0)
     transceiver = channel_inversion(problem)
-    kept = transceiver.transmit != 0
-    assert kept.any()
+    check_power = transceiver.transmit != 0
+    assert check_power.any()
     torch.testing.assert_close(
-        gains(problem.h, transceiver)[:, 0][kept], problem.weights[0].expand(6, -1)[kept].to(torch.complex128)
+        gains(problem.h, transceiver)[:, 0][check_power],
+        problem.weights[0].expand(6, -1)[check_power].to(torch.complex128),
     )

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from airpfed.air.designs import DESIGNS
 from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.designs.mmse import mmse
-from airpfed.air.designs.table import DESIGNS
 from airpfed.air.problem import mse
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from airpfed.air.designs.alternating import continued_ao, naive_ao
 from airpfed.air.designs.channel_inversion import channel_inversion
 from airpfed.air.designs.lower_bound import lower_bound
 from airpfed.air.designs.mmse import debias, mmse
-from airpfed.air.designs.naive_ao import continued_ao, naive_ao
 from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import gains, mse, objective, silent
 

@@ -8,12 +8,11 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from airpfed.air.designs import alternating
-from airpfed.air.designs.alternating import JointProblem, accelerate, transmit
-from airpfed.air.designs.mmse import adopt, mmse
-from airpfed.air.designs.normalized import normalise
-from airpfed.air.designs.power_sharing import budget_of, share_energy
-from airpfed.air.designs.table import DESIGNS
+from airpfed.air.designs import DESIGNS, alternating
+from airpfed.air.designs.alternating import JointProblem, accelerated_alternation, joint_transmit_factors
+from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.normalized import normalise_problem, normalise_receiver
+from airpfed.air.designs.power_sharing import energy_constraint, share_energy
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective, power_share, silent
 
 
@@ -79,14 +78,16 @@ def test_a_general_solver_finds_nothing_better_nearby(make_slot, seed, monkeypat
     """Receivers eliminated too: SLSQP over transmit factors, from our answer, two slots of one energy."""
     slots = pair(lambda *given: make_slot(*given, seed=seed), 1, 2, 3, 1)
     _, made = shared(slots)
-    units = tuple(normalise(problem) for problem in slots)
+    units = tuple(normalise_problem(problem) for problem in slots)
     weight = (0.5, 0.5)
-    joint = JointProblem(units, weight, budget_of([torch.arange(3)] * 2, (1.0, 1.0), [torch.ones(3).double()] * 2))
-    m = tuple(adopt(unit, one.receiver) for unit, one in zip(units, made, strict=True))
+    joint = JointProblem(
+        units, weight, energy_constraint([torch.arange(3)] * 2, (1.0, 1.0), [torch.ones(3).double()] * 2)
+    )
+    m = tuple(normalise_receiver(unit, one.receiver) for unit, one in zip(units, made, strict=True))
     monkeypatch.setattr(alternating, "PATIENCE", 1000)
     monkeypatch.setattr(alternating, "TOLERANCE", 1e-12)
-    m, _ = accelerate(joint, m, 400)
-    b = [one[0].numpy() for one in transmit(joint, m)]
+    m, _ = accelerated_alternation(joint, m, 400)
+    b = [one[0].numpy() for one in joint_transmit_factors(joint, m)]
 
     def error_of(x: np.ndarray) -> float:
         parts = (x[:6] + 1j * x[6:]).reshape(2, 3)

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from airpfed.air.designs.table import DESIGNS, WITHOUT_DESIGN
+from airpfed.air.designs import DESIGNS, WITHOUT_DESIGN
 from airpfed.air.problem import gains, mse, objective, silent
 from airpfed.config.schema import Design
 from airpfed.core.rng import stream
@@ -88,7 +88,9 @@ def test_a_block_does_not_depend_on_its_batch(make_slot, name, antennas, devices
     ["plain", "no weight", "no channel", "no power", "duplicates", "all silent", "all deaf", "one antenna", "few"],
 )
 def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, monkeypatch):
-    monkeypatch.setattr("airpfed.air.designs.naive_ao.LEVEL_STEPS", 10)  # finite, not good, is what is asked
+    monkeypatch.setattr(
+        "airpfed.air.designs.alternating.CONTINUATION_LEVEL_STEPS", 10
+    )  # finite, not good, is what is asked
     problem = replace(
         make_slot(3, 1 if case == "one antenna" else 4, targets if case == "few" else 6, targets), noise=noise
     )

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from airpfed.air.designs.alternating import naive_ao
 from airpfed.air.designs.mmse import mmse
-from airpfed.air.designs.naive_ao import naive_ao
-from airpfed.air.designs.normalized import normalise
+from airpfed.air.designs.normalized import normalise_problem
 from airpfed.air.designs.uniform_forcing import uniform_forcing
-from airpfed.air.designs.widely_linear import eliminated, receivers, widely_linear
+from airpfed.air.designs.widely_linear import optimal_transmit_factors, real_mmse_receivers, widely_linear
 from airpfed.air.problem import TransceiverProblem, objective, silent
 
 
@@ -24,13 +24,13 @@ def heard_as_real(problem: TransceiverProblem) -> TransceiverProblem:
 @pytest.mark.parametrize("block", range(2))
 def test_the_devices_agree_with_a_general_solver(make_slot, csi, block):
     """Given receivers the devices' problem is convex: SLSQP over real and imaginary parts finds the same value."""
-    unit = normalise(heard_as_real(make_slot(2, 3, 5, 2, csi=csi)))
+    unit = normalise_problem(heard_as_real(make_slot(2, 3, 5, 2, csi=csi)))
     rng = torch.Generator().manual_seed(0)
     m = torch.randn(2, 3, 2, dtype=torch.complex128, generator=rng)
-    value, b = eliminated(unit, m)
+    value, b = optimal_transmit_factors(unit, m)
     a, w = (m.mH @ unit.h[:, 0])[block].numpy(), unit.weights.numpy()
     alpha, extra = unit.target_weight.numpy(), float(unit.noise[block])
-    square, spread = m[block].abs().square().sum(0).numpy(), unit.csi[block, 0].numpy()
+    square, spread = m[block].abs().square().sum(0).numpy(), unit.csi_variance[block, 0].numpy()
 
     def cost(x: np.ndarray) -> float:
         sent = x[:5] + 1j * x[5:]
@@ -49,14 +49,16 @@ def test_the_devices_agree_with_a_general_solver(make_slot, csi, block):
 def test_the_receivers_are_stationary(make_slot):
     """No small change of a receiver lowers the error at fixed devices."""
     problem = heard_as_real(make_slot(3, 4, 6, 2))
-    unit = normalise(problem)
-    b = eliminated(unit, torch.randn(3, 4, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(1)))[1]
+    unit = normalise_problem(problem)
+    b = optimal_transmit_factors(
+        unit, torch.randn(3, 4, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    )[1]
 
     def cost(m):
         error = ((m.mH @ unit.h[:, 0] * b[:, None, :]).real - unit.weights).square().sum(-1)
         return (error + unit.noise[:, None] * m.abs().square().sum(1)) @ unit.target_weight
 
-    m = receivers(unit, b).requires_grad_()
+    m = real_mmse_receivers(unit, b).requires_grad_()
     (slope,) = torch.autograd.grad(cost(m).sum(), m)
     assert slope.abs().max() < 1e-9 * cost(m).max()
 
@@ -83,13 +85,13 @@ def test_never_worse_than_the_complex_design_heard_as_real(make_slot, antennas, 
 
 
 def test_every_step_lowers_the_objective(make_slot, monkeypatch):
-    unit = normalise(heard_as_real(make_slot(3, 4, 9, 3)))
+    unit = normalise_problem(heard_as_real(make_slot(3, 4, 9, 3)))
     m = torch.randn(3, 4, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(2))
-    values = [eliminated(unit, m)[0]]
+    values = [optimal_transmit_factors(unit, m)[0]]
     monkeypatch.setattr("airpfed.air.designs.widely_linear.STEPS", 1)
     for _ in range(30):
         m, _ = widely_linear(unit, m)
-        values.append(eliminated(unit, m)[0])
+        values.append(optimal_transmit_factors(unit, m)[0])
     falls = torch.stack(values).diff(dim=0)
     assert (falls <= 1e-12).all() and (falls[0] < 0).all()
 

@@ -1,4 +1,4 @@
-"""Slots that differ in nothing but numbers, designed in one go: a call costs more than its arithmetic."""
+"""Slots that differ in their numbers only, designed in one call, because a call costs more than its arithmetic."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -7,30 +7,31 @@ import torch
 from airpfed.air.problem import Transceiver, TransceiverProblem
 
 
-def in_bundles(
+def in_batches(
     design: Callable[[TransceiverProblem], Transceiver], slots: Sequence[TransceiverProblem]
 ) -> list[Transceiver]:
-    """A transceiver a slot, as `design` makes them; slots of one target, perfect CSI and the same shape go together.
+    """Design every slot; slots of one target, perfect channel knowledge and one shape share a call.
 
-    design: takes weights that differ from block to block, (B, 1, K). `iterations` is the most of a bundle.
+    design: must take weights that differ between blocks, (B, 1, K). Returns one transceiver a slot; `iterations` is the
+    largest of a batch.
     """
-    bundles: dict[Hashable, list[int]] = {}
-    for place, problem in enumerate(slots):
-        bundles.setdefault(alike(problem) or place, []).append(place)
-    found: dict[int, Transceiver] = {}
-    for places in bundles.values():
-        if len(places) == 1:
-            found[places[0]] = design(slots[places[0]])
+    batches: dict[Hashable, list[int]] = {}
+    for index, problem in enumerate(slots):
+        batches.setdefault(batch_key(problem) or index, []).append(index)
+    transceivers: dict[int, Transceiver] = {}
+    for indices in batches.values():
+        if len(indices) == 1:
+            transceivers[indices[0]] = design(slots[indices[0]])
             continue
-        chosen = [slots[place] for place in places]
-        parts = design(bundled(chosen)).split([len(problem.h) for problem in chosen])
-        for place, problem, part in zip(places, chosen, parts, strict=True):
-            found[place] = Transceiver(part.receiver, part.transmit * problem.power.sqrt(), part.iterations)
-    return [found[place] for place in range(len(slots))]
+        members = [slots[index] for index in indices]
+        parts = design(concatenate_blocks(members)).split([len(problem.h) for problem in members])
+        for index, problem, part in zip(indices, members, parts, strict=True):
+            transceivers[index] = Transceiver(part.receiver, part.transmit * problem.power.sqrt(), part.iterations)
+    return [transceivers[index] for index in range(len(slots))]
 
 
-def alike(problem: TransceiverProblem) -> Hashable:
-    """What slots of a bundle share; None where a slot is designed by itself."""
+def batch_key(problem: TransceiverProblem) -> Hashable:
+    """The properties that slots of one batch have in common. Returns None for a slot that needs a call of its own."""
     if (
         len(problem.weights) != 1
         or problem.device_of_stream is not None
@@ -41,8 +42,8 @@ def alike(problem: TransceiverProblem) -> Hashable:
     return problem.h.shape[1:], problem.noise, problem.real
 
 
-def bundled(slots: Sequence[TransceiverProblem]) -> TransceiverProblem:
-    """Slots that are `alike` as one of all their blocks: limits of 1, which the channels make up for."""
+def concatenate_blocks(slots: Sequence[TransceiverProblem]) -> TransceiverProblem:
+    """One slot of the blocks of all slots of a batch, with power limits of 1 and channels scaled by sqrt(P_k)."""
     h = torch.cat([problem.h * problem.power.sqrt() for problem in slots])
     weights = torch.cat([problem.weights.expand(len(problem.h), -1, -1) for problem in slots])
     ones = torch.ones_like(slots[0].power)

@@ -1,69 +1,73 @@
-"""Truncated channel inversion on a fixed beam."""
+"""Truncated channel inversion on a fixed beam.
+
+The beam u of a target is the unit dominant eigenvector of sum_k (w_k / ||h_k||^2)^2 h_k h_k^H. On a set S of devices
+
+    b_k = kappa w_k / (u^H h_k) for k in S, else 0,    m = u / kappa,    kappa = min_{k in S} sqrt(P_k) |u^H h_k| / w_k,
+
+where h_k is the channel estimate of device k, w_k its weight in the sum of the target and P_k its power limit in watts.
+The sum over S is unbiased, the weakest device of S sends at its limit, and the devices outside S are missing. S holds
+the devices whose strength sqrt(P_k) |u^H h_k| / w_k is at least a threshold (for one antenna: Zhu, Wang and Huang, IEEE
+Trans. Wireless Commun. 19(1), 2020). Each target is designed as if it were alone. Shapes: h (B, M, K), weights (T, K),
+receivers (B, M, T), transmit factors (B, K), for B coherence blocks, M antennas, K devices and T targets.
+"""
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from airpfed.air.designs.blocks import blockwise
-from airpfed.air.designs.normalized import correlate, normalise, restore
-from airpfed.air.designs.own import gather_own, own_devices, scatter_own
-from airpfed.air.designs.paths import first_beam
+from airpfed.air.designs.normalized import (
+    denormalise,
+    devices_per_target,
+    gather_per_target,
+    normalise_problem,
+    scatter_per_target,
+)
+from airpfed.air.designs.single_target import dominant_beams
 from airpfed.air.problem import Transceiver, TransceiverProblem, divide_power, keep_better, silent
 
 
 def channel_inversion(problem: TransceiverProblem, truncation: float | None = None) -> Transceiver:
-    """Invert the channel seen through the weighted dominant eigenvector u; devices too weak for it are silent.
+    """Invert the channels seen through a fixed beam; devices too weak for it are silent.
 
-    b_k = kappa w_k / (u^H h_k) for the devices kept, kappa as large as the weakest of them allows, and m = u / kappa:
-    the sum is unbiased on the devices kept, the others' part is missing. truncation: devices with
-    sqrt(P_k)|u^H h_k|/w_k below this fraction of the best are silent; None takes the threshold of least error, by an
-    exact search over all K, and silence of all where even that is better. Several targets: each as if alone.
+    truncation: the threshold as a fraction of the largest strength of a target. None takes the threshold of least error
+    by an exact search over all K, and silence of all devices where that is better still. Streams of one device have
+    even shares of its limit.
     """
-    unit = normalise(divide_power(problem))
-    index, w = own_devices(unit.weights)
-    own = gather_own(unit.h, index)
-    blocks, targets = own.shape[:2]
-    h, weights = own.flatten(0, 1), w.expand(blocks, -1, -1).flatten(0, 1)
-    (beam,), _ = blockwise(first_beam, h, weights)
-    a = correlate(beam, h)
-    noise = unit.noise.repeat_interleave(targets)
-    csi = gather_own(unit.csi[:, :, None], index)[:, :, 0].flatten(0, 1)
+    normalized = normalise_problem(divide_power(problem))
+    index, w = devices_per_target(normalized.weights)
+    target_h = gather_per_target(normalized.h, index)
+    blocks, targets = target_h.shape[:2]
+    h, weights = target_h.flatten(0, 1), w.expand(blocks, -1, -1).flatten(0, 1)
+    beam = dominant_beams(h, weights)
+    a = (beam.conj()[:, None, :] @ h)[:, 0, :]
+    noise = normalized.noise.repeat_interleave(targets)
+    csi = gather_per_target(normalized.csi_variance[:, :, None], index)[:, :, 0].flatten(0, 1)
     strength = torch.where(weights > 0, a.abs() / weights.clamp_min(1e-300), 0.0)
-    kept = best_kept(strength, weights, noise, csi) if truncation is None else above(strength, truncation)
-    b, kappa = invert(a, weights, kept)
-    transmit = scatter_own(b.reshape(blocks, targets, -1), w, index, problem.h.shape[-1])
-    receiver = (beam / kappa).reshape(blocks, targets, -1).mT
-    made = restore(unit, receiver, transmit, 0)
-    return keep_better(problem, silent(problem), made) if truncation is None else made
-
-
-def above(strength: Float[Tensor, "B K"], truncation: float) -> Bool[Tensor, "B K"]:
-    """Devices at or above a fraction of the strongest; a device of strength 0 has no channel and never sends."""
-    return (strength >= truncation * strength.amax(-1, keepdim=True)) & (strength > 0)
-
-
-def invert(
-    a: Complex[Tensor, "B K"], weights: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"]
-) -> tuple[Complex[Tensor, "B K"], Float[Tensor, "B 1"]]:
-    """b_k = kappa w_k / a_k on the devices kept, and kappa, which lets the weakest of them meet |b_k| = 1."""
-    ratio = torch.where(kept, weights / torch.where(kept, a, 1.0), 0.0)
+    if truncation is None:
+        active = least_error_set(strength, weights, noise, csi)
+    else:
+        active = (strength >= truncation * strength.amax(-1, keepdim=True)) & (strength > 0)
+    ratio = torch.where(active, weights / torch.where(active, a, 1.0), 0.0)
     largest = ratio.abs().amax(-1, keepdim=True)
     kappa = torch.where(largest > 0, largest, 1.0).reciprocal()
-    return ratio * kappa, kappa
+    transmit = scatter_per_target((ratio * kappa).reshape(blocks, targets, -1), w, index, problem.h.shape[-1])
+    receiver = (beam / kappa).reshape(blocks, targets, -1).mT
+    transceiver = denormalise(normalized, receiver, transmit, 0)
+    return keep_better(problem, silent(problem), transceiver) if truncation is None else transceiver
 
 
-def best_kept(
+def least_error_set(
     strength: Float[Tensor, "B K"], weights: Float[Tensor, "B K"], noise: Float[Tensor, " B"], csi: Float[Tensor, "B K"]
 ) -> Bool[Tensor, "B K"]:
-    """The truncation of least error, from the exact error of each of the K thresholds.
+    """The devices above the threshold of least error, from the exact error of each of the K thresholds.
 
-    Keep the j strongest: with kappa = strength_j the noise leaves (noise + sum csi |b|^2)/kappa^2, and the devices that
-    are silent leave their w^2.
+    With the j strongest devices kappa is the strength of device j. The error is (noise + sum_k csi_k |b_k|^2) / kappa^2
+    plus the sum of w_k^2 over the silent devices.
     """
     order = strength.argsort(-1, descending=True)
     kappa, w2 = strength.gather(-1, order), weights.square().gather(-1, order)
     inverse = torch.where(kappa > 0, kappa, 1.0).square().reciprocal()
-    spread = (csi.gather(-1, order) * inverse).cumsum(-1)
-    error = noise[:, None] * inverse + spread + w2.sum(-1, keepdim=True) - w2.cumsum(-1)
+    csi_error = (csi.gather(-1, order) * inverse).cumsum(-1)
+    error = noise[:, None] * inverse + csi_error + w2.sum(-1, keepdim=True) - w2.cumsum(-1)
     error = torch.where(kappa > 0, error, torch.inf)
     return (strength >= kappa.gather(-1, error.argmin(-1, keepdim=True))) & (strength > 0)

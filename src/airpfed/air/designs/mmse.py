@@ -1,4 +1,22 @@
-"""Least mean squared error: transmit factors eliminated in closed form, receivers by continuation or acceleration."""
+"""Least mean-squared error of the received sums.
+
+The problem of one slot:
+
+    minimise  sum_i alpha_i MSE_i   over receivers m_i and transmit factors |b_k|^2 <= P_k,
+    MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + (sigma2 + sum_k c_k |b_k|^2) ||m_i||^2.
+
+h_k: channel estimate of device k at M antennas, linear amplitude. w_ik: weight of device k in the sum of target i, 0
+for devices of other targets. alpha_i: weight of the error of target i. P_k: power limit, watts. sigma2: noise power per
+antenna and symbol, watts. c_k: variance of the channel's estimation error. Symbols are i.i.d. with unit power. The
+solution shrinks the sum, so it is biased; `debias` undoes that on average. The problem is not convex, and the solution
+is a local optimum.
+
+One target: with b_k eliminated, F(m) = sum_k (w_k - sqrt(P_k) |m^H h_k|)_+^2 + sigma2 ||m||^2 is minimised by
+Gauss-Newton while sigma2 falls to its value (`single_target.py`). Several targets: accelerated alternation from several
+starts (`alternating.py`), and for real symbols widely linear receivers (`widely_linear.py`). The result is never worse
+than `uniform_forcing`, block by block. Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit
+factors (B, K), for B coherence blocks, K devices and T targets.
+"""
 
 from dataclasses import replace
 
@@ -6,105 +24,122 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from airpfed.air.designs.alone import least_error_alone, least_error_from
-from airpfed.air.designs.alternating import accelerate, alone, devices, error, singular_start
-from airpfed.air.designs.normalized import NormalizedProblem, adopt, normalise, restore
-from airpfed.air.designs.quiet import quiet
-from airpfed.air.designs.uniform_forcing import forced, uniform_forcing
-from airpfed.air.designs.widely_linear import eliminated, widely_linear
+from airpfed.air.designs.alternating import (
+    accelerated_alternation,
+    one_slot,
+    singular_start,
+    transmit_factors,
+    weighted_mse,
+)
+from airpfed.air.designs.normalized import (
+    NormalizedProblem,
+    denormalise,
+    inference_mode,
+    normalise_problem,
+    normalise_receiver,
+)
+from airpfed.air.designs.single_target import least_error_near, least_norm_and_error
+from airpfed.air.designs.uniform_forcing import forcing_transmit_factors, uniform_forcing
+from airpfed.air.designs.widely_linear import optimal_transmit_factors, widely_linear
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, keep_better
 
 STEPS = 60
+"""Most steps of an accelerated alternation."""
 
 
-@quiet
+@inference_mode
 def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
-    """The least sum_i alpha_i MSE_i over receivers and |b_k|^2 <= P_k, to a local optimum; shrinks, hence biased.
+    """Solve the problem of the module to a local optimum.
 
-    One target: Gauss-Newton over m while sigma2 falls to its value; several: accelerated alternation from
-    `uniform_forcing` and from singular vectors, the better. Never worse than `uniform_forcing`, block by block.
-    One target only: starts, how many beams it begins from, the best is kept; start, a receiver to begin from instead,
-    say that of a channel just before, with no path and no comparison with forcing (see benchmarks/transceivers.py).
+    starts: how many beams a slot of one target begins from; the best result is kept. start: for one target, a receiver
+    to begin from instead, say that of a channel just before; then there is no continuation and no comparison with
+    forcing. Raises ValueError if either is given for several targets.
     """
-    unit = normalise(problem)
+    normalized = normalise_problem(problem)
     if problem.weights.shape[-2] == 1:
-        return single(problem, unit, starts) if start is None else nearby(unit, start)
+        if start is None:
+            return single_target_mmse(problem, normalized, starts)
+        return refine_for_csi_error(normalized, *least_error_near(normalized, normalise_receiver(normalized, start)))
     if starts != 1 or start is not None:
         raise ValueError("several starts and a given start are for slots of one target")
     forcing = uniform_forcing(problem)
-    found = concurrent(unit, forcing)
+    transceiver = multi_target_mmse(normalized, forcing)
     if problem.real:
-        found = keep_better(problem, found, imaginary(unit, found))
-    return keep_better(problem, forcing, found)
+        transceiver = keep_better(problem, transceiver, widely_linear_mmse(normalized, transceiver))
+    return keep_better(problem, forcing, transceiver)
 
 
-def imaginary(unit: NormalizedProblem, complex_found: Transceiver) -> Transceiver:
-    """Real symbols of several targets: from the complex answer and from the SVD, the better; interference may go into
-    the imaginary part.
+def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProblem, starts: int) -> Transceiver:
+    """One target: forcing and least error from one continuation, block by block the better."""
+    short, least, steps = least_norm_and_error(normalized, starts)
+    forcing = denormalise(normalized, short, forcing_transmit_factors(normalized, short), 0)
+    transceiver = keep_better(problem, forcing, refine_for_csi_error(normalized, least, steps))
+    # The best start was chosen before the refinement, which may change the order of the starts.
+    if starts > 1 and bool((normalized.csi_variance > 0).any()):
+        return keep_better(problem, single_target_mmse(problem, normalized, 1), transceiver)
+    return transceiver
+
+
+def refine_for_csi_error(normalized: NormalizedProblem, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
+    """The transceiver of a receiver with optimal transmit factors.
+
+    With channel estimation error, F is an approximation that counts the error at full power; a few steps of accelerated
+    alternation on the exact problem follow. steps: those taken so far.
     """
-    found = []
-    for begin in (adopt(unit, complex_found.receiver), singular_start(unit)):
-        m, steps = widely_linear(unit, begin)
-        found.append((*eliminated(unit, m), m, steps))
-    (first, b, m, steps), (second, b2, m2, more) = found
-    swap = second < first
-    m, b = torch.where(swap[:, None, None], m2, m), torch.where(swap[:, None], b2, b)
-    return restore(unit, m, b, complex_found.iterations + steps + more)
-
-
-def single(problem: TransceiverProblem, unit: NormalizedProblem, starts: int) -> Transceiver:
-    """One target: both designs from one continuation, CSI error as noise at full power, the better per block."""
-    forcing, least, steps = least_error_alone(unit, starts)
-    found = keep_better(problem, restore(unit, forcing, forced(unit, forcing), 0), polished(unit, least, steps))
-    if starts > 1 and bool((unit.csi > 0).any()):  # the best start was chosen before the polish, which may reorder
-        return keep_better(problem, single(problem, unit, 1), found)
-    return found
-
-
-def nearby(unit: NormalizedProblem, start: Complex[Tensor, "B M 1"]) -> Transceiver:
-    """One target: the local optimum near a receiver."""
-    return polished(unit, *least_error_from(unit, adopt(unit, start)))
-
-
-def polished(unit: NormalizedProblem, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
-    """Optimal devices for a receiver, after a few alternations where CSI error makes the hinge inexact."""
-    if bool((unit.csi > 0).any()):
-        (m,), more = accelerate(alone(unit), (m,), STEPS)
+    if bool((normalized.csi_variance > 0).any()):
+        (m,), more = accelerated_alternation(one_slot(normalized), (m,), STEPS)
         steps += more
-    return restore(unit, m, devices(unit, m), steps)
+    return denormalise(normalized, m, transmit_factors(normalized, m), steps)
 
 
-def concurrent(unit: NormalizedProblem, forcing: Transceiver) -> Transceiver:
-    """Several targets: accelerated alternation from uniform forcing and, for when forcing is hopeless, from the SVD."""
-    joint, steps = alone(unit), 0
-    m, least = adopt(unit, forcing.receiver), torch.full_like(unit.noise, torch.inf)
-    for begin in (m, singular_start(unit), *winners(unit)):
-        (reached,), taken = accelerate(joint, (begin,), STEPS)
-        value = error(unit, reached, devices(unit, reached))
-        m = torch.where((value < least)[:, None, None], reached, m)
-        least, steps = torch.minimum(value, least), steps + taken
-    return restore(unit, m, devices(unit, m), steps)
+def multi_target_mmse(normalized: NormalizedProblem, forcing: Transceiver) -> Transceiver:
+    """Several targets: the best of accelerated alternation from uniform forcing and from singular vectors.
 
-
-def winners(unit: NormalizedProblem) -> list[Complex[Tensor, "B D T"]]:
-    """Superposed streams of a device share its channel, so one must give way: a start with only the dearer of each.
-
-    Without noise the dearer, by alpha_i w_ik^2, is all that can be had; none where no device has two streams.
+    Superposed slots have a third start, `dominant_streams_start`.
     """
-    if unit.device_of_stream is None:
+    joint, steps = one_slot(normalized), 0
+    m, least = normalise_receiver(normalized, forcing.receiver), torch.full_like(normalized.noise, torch.inf)
+    for begin in (m, singular_start(normalized), *dominant_streams_start(normalized)):
+        (end,), more = accelerated_alternation(joint, (begin,), STEPS)
+        value = weighted_mse(normalized, end, transmit_factors(normalized, end))
+        m = torch.where((value < least)[:, None, None], end, m)
+        least, steps = torch.minimum(value, least), steps + more
+    return denormalise(normalized, m, transmit_factors(normalized, m), steps)
+
+
+def dominant_streams_start(normalized: NormalizedProblem) -> list[Complex[Tensor, "B D T"]]:
+    """Receivers for only the dominant stream of each device; empty if no device has several streams.
+
+    Superposed streams of a device share its channel, so one must give way. Without noise the stream of the largest
+    alpha_i w_ik^2 is all that can be received.
+    """
+    if normalized.device_of_stream is None:
         return []
-    price = (unit.target_weight[:, None] * unit.weights.square()).sum(0)
-    best = torch.zeros_like(price).scatter_reduce(0, unit.device_of_stream, price, "amax")
-    only = replace(unit, weights=unit.weights * (price >= best[unit.device_of_stream]))
-    (m,), _ = accelerate(alone(only), (singular_start(only),), STEPS)
+    price = (normalized.target_weight[:, None] * normalized.weights.square()).sum(0)
+    best = torch.zeros_like(price).scatter_reduce(0, normalized.device_of_stream, price, "amax")
+    dominant = replace(normalized, weights=normalized.weights * (price >= best[normalized.device_of_stream]))
+    (m,), _ = accelerated_alternation(one_slot(dominant), (singular_start(dominant),), STEPS)
     return [m]
 
 
-def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
-    """Each receiver over its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2, g_ik = m_i^H h_k b_k.
+def widely_linear_mmse(normalized: NormalizedProblem, start: Transceiver) -> Transceiver:
+    """Real symbols of several targets: the better widely linear solution of those from `start` and singular vectors."""
+    solutions = []
+    for begin in (normalise_receiver(normalized, start.receiver), singular_start(normalized)):
+        m, steps = widely_linear(normalized, begin)
+        solutions.append((*optimal_transmit_factors(normalized, m), m, steps))
+    (value, b, m, steps), (value2, b2, m2, more) = solutions
+    swap = value2 < value
+    m, b = torch.where(swap[:, None, None], m2, m), torch.where(swap[:, None], b2, b)
+    return denormalise(normalized, m, b, start.iterations + steps + more)
 
-    Afterwards the weighted mean gain is 1; device by device it still is not. A receiver that hears nothing stays. Of
-    real symbols only the real part counts: a receiver is not turned, for what it put out of the way would come back.
+
+def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
+    """Divide each receiver by its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2 with g_ik = m_i^H h_k b_k.
+
+    Afterwards the weighted mean of the gains is 1; single gains still differ from 1. A receiver with mean gain 0 stays.
+    For real symbols the real part of the mean counts: turning a receiver would move interference back into its real
+    part.
     """
     square = problem.weights.square().sum(-1)
     mean = (gains(problem.h, transceiver) * problem.weights).sum(-1) / torch.where(square > 0, square, 1.0)

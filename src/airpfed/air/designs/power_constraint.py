@@ -1,4 +1,12 @@
-"""Transmit factors under a limit that several streams of a device share: closed form but for one scalar a device."""
+"""Transmit magnitudes of least error under a power limit that several streams of a device share.
+
+For given receivers the objective is a sum over streams s, and a device k limits the power of its streams:
+
+    minimise  sum_s A_s |b_s|^2 - 2 B_s |b_s|    subject to    sum_{s of k} cost_s |b_s|^2 <= limit_k for every k.
+
+The solution is |b_s| = B_s / (A_s + lambda_k cost_s) with one multiplier lambda_k >= 0 a device. Streams of a device
+lie in one slot (superposed streams) or in several slots (energy shared over a round).
+"""
 
 from dataclasses import dataclass
 
@@ -10,43 +18,41 @@ NEWTON_STEPS = 12
 
 
 @dataclass(frozen=True)
-class Budget:
-    """S streams of K devices: sum over the streams s of device k of cost_s |b_s|^2 <= limit_k.
-
-    device_of_stream: the device of each stream. Streams may lie in one slot (superposed) or in several (energy of a
-    round).
-    """
+class PowerConstraint:
+    """S streams of K devices: sum over the streams s of device k of cost_s |b_s|^2 <= limit_k."""
 
     device_of_stream: Int[Tensor, " S"]
     cost: Float[Tensor, " S"]
     limit: Float[Tensor, " K"]
 
-    def total(self, values: Float[Tensor, "*B S"]) -> Float[Tensor, "*B K"]:
-        """Sum over each device's streams."""
+    def sum_per_device(self, values: Float[Tensor, "*B S"]) -> Float[Tensor, "*B K"]:
+        """Sum values over the streams of each device."""
         zero = torch.zeros(*values.shape[:-1], len(self.limit), dtype=values.dtype, device=values.device)
         return zero.index_add(-1, self.device_of_stream, values)
 
 
-def spend(A: Float[Tensor, "*B S"], pull: Float[Tensor, "*B S"], budget: Budget | None) -> Float[Tensor, "*B S"]:
-    """The magnitudes |b_s| that minimise sum_s A_s |b_s|^2 - 2 pull_s |b_s| within the budget; None: every |b_s| <= 1.
+def transmit_magnitudes(
+    A: Float[Tensor, "*B S"], B: Float[Tensor, "*B S"], constraint: PowerConstraint | None
+) -> Float[Tensor, "*B S"]:
+    """Solve the problem of the module for |b_s|. Without a constraint every stream has a limit of its own, |b_s| <= 1.
 
-    b_s = pull_s / (A_s + lambda_k cost_s), lambda_k >= 0 such that device k's streams meet their limit. Newton on
-    phi^-1/2, phi the energy spent, which is concave: from the least lambda that each stream alone would need, it rises
-    to the root and is exact at once for a device of one stream.
+    A, B: nonnegative coefficients of the objective. lambda_k is the root of phi(lambda) = limit_k, where phi is the
+    power spent. Newton's method runs on phi^-1/2, which is concave: it starts from the least lambda that each stream
+    alone would need, rises to the root, and is exact at once for a device of one stream.
     """
-    if budget is None:
-        return pull / torch.maximum(A, pull).clamp_min(1e-300)
-    device_of_stream, cost, limit = budget.device_of_stream, budget.cost, budget.limit
-    alone = (pull * (cost / limit[device_of_stream]).sqrt() - A) / cost
-    lam = torch.zeros_like(budget.total(A))
-    lam = lam.scatter_reduce(-1, device_of_stream.expand(alone.shape), alone, "amax").clamp_min(0.0)
+    if constraint is None:
+        return B / torch.maximum(A, B).clamp_min(1e-300)
+    device_of_stream, cost, limit = constraint.device_of_stream, constraint.cost, constraint.limit
+    single_stream = (B * (cost / limit[device_of_stream]).sqrt() - A) / cost
+    lam = torch.zeros_like(constraint.sum_per_device(A))
+    lam = lam.scatter_reduce(-1, device_of_stream.expand(single_stream.shape), single_stream, "amax").clamp_min(0.0)
     for _ in range(NEWTON_STEPS):
-        reach = (A + lam[..., device_of_stream] * cost).clamp_min(1e-300)
-        energy = cost * (pull / reach).square()
-        phi = budget.total(energy)
-        slope = budget.total(energy * cost / reach)
-        rise = ((phi / limit).clamp_min(1.0).sqrt() - 1) * phi / slope.clamp_min(1e-300)
-        lam = lam + torch.where(slope > 0, rise, 0.0)
-    magnitude = pull / (A + lam[..., device_of_stream] * cost).clamp_min(1e-300)
-    over = (budget.total(cost * magnitude.square()) / limit).clamp_min(1.0).sqrt()
-    return magnitude / over[..., device_of_stream]
+        denominator = (A + lam[..., device_of_stream] * cost).clamp_min(1e-300)
+        power = cost * (B / denominator).square()
+        phi = constraint.sum_per_device(power)
+        slope = constraint.sum_per_device(power * cost / denominator)
+        step = ((phi / limit).clamp_min(1.0).sqrt() - 1) * phi / slope.clamp_min(1e-300)
+        lam = lam + torch.where(slope > 0, step, 0.0)
+    magnitude = B / (A + lam[..., device_of_stream] * cost).clamp_min(1e-300)
+    excess = (constraint.sum_per_device(cost * magnitude.square()) / limit).clamp_min(1.0).sqrt()
+    return magnitude / excess[..., device_of_stream]

@@ -1,4 +1,13 @@
-"""Energy shared by the slots of a round: a device may spend in one slot what it saves in another."""
+"""Energy shared by the slots of a round: a device may spend in one slot what it saves in another.
+
+With u_j channel uses in slot j and mean power p_jk of the symbols of device k there, the joint problem of a round is
+
+    minimise  sum_j u_j objective_j   subject to   sum_j u_j p_jk |b_jk|^2 <= P_k sum_j u_j   for every device k,
+
+where the sums of the constraint run over the slots in which k sends, P_k is the power limit in watts, and objective_j =
+sum_i alpha_i MSE_i is the weighted mean-squared error of slot j. The accelerated alternation of `alternating.py` over
+all slots at once solves it to a local optimum.
+"""
 
 from collections.abc import Sequence
 
@@ -6,14 +15,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from airpfed.air.designs.alternating import JointProblem, Receivers, accelerate, transmit
+from airpfed.air.designs.alternating import (
+    JointProblem,
+    Receivers,
+    accelerated_alternation,
+    joint_transmit_factors,
+)
 from airpfed.air.designs.mmse import STEPS
-from airpfed.air.designs.normalized import adopt, normalise, restore
-from airpfed.air.designs.power_constraint import Budget
+from airpfed.air.designs.normalized import denormalise, normalise_problem, normalise_receiver
+from airpfed.air.designs.power_constraint import PowerConstraint
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective
 
-FAINT = 1e-6
-"""Least power of a stream's symbols that is counted: one that is silent in a slot is not amplified without end."""
+MIN_SYMBOL_POWER = 1e-6
+"""Least mean power of symbols that counts: a stream without symbols in a slot is not amplified without limit."""
 
 
 def share_energy(
@@ -23,43 +37,46 @@ def share_energy(
     powers: Sequence[Float[Tensor, " _K"]],
     starts: Sequence[Transceiver],
 ) -> list[Transceiver]:
-    """Least sum_j uses_j objective_j with sum_j uses_j p_jk |b_jk|^2 <= P_k sum_j uses_j over the slots j that k is in.
+    """Solve the joint problem of a round from given transceivers.
 
-    devices: the device, numbered over the round, of each stream of each slot; a device has the same limit P_k in all.
-    powers: mean power p_jk of each stream's symbols in its slot. Slots have the same B; block b of all slots is one
-    round. starts: transceivers that keep the limit, e.g. `mmse`'s; their receivers are the start of a joint accelerated
-    alternation, so the sum never rises.
+    slots: with the same B; block b of all slots is one round. devices: the device of each stream of each slot, numbered
+    over the round; a device has the same limit P_k in all slots. uses: u_j. powers: p_jk of each stream. starts:
+    transceivers that keep the limit in every slot, e.g. those of `mmse`. The sum of the objectives never rises above
+    theirs.
     """
-    units = tuple(normalise(problem) for problem in slots)
+    normalized = tuple(normalise_problem(problem) for problem in slots)
     weight = tuple(
         u * float((problem.target_weight * problem.weights.square().sum(-1)).sum())
         for u, problem in zip(uses, slots, strict=True)
     )
-    joint = JointProblem(units, tuple(w / max(sum(weight), 1e-300) for w in weight), budget_of(devices, uses, powers))
-    m: Receivers = tuple(adopt(unit, start.receiver) for unit, start in zip(units, starts, strict=True))
-    m, steps = accelerate(joint, m, STEPS)
-    sent = transmit(joint, m)
-    parts = zip(units, m, sent, starts, strict=True)
-    made = [restore(unit, r, b, steps + start.iterations) for unit, r, b, start in parts]
-    # Real symbols of several targets have a cost of their own, which the joint steps do not see.
-    worse = total(slots, uses, made) > total(slots, uses, starts)
-    return [one.select(~worse, start) for one, start in zip(made, starts, strict=True)]
+    constraint = energy_constraint(devices, uses, powers)
+    joint = JointProblem(normalized, tuple(w / max(sum(weight), 1e-300) for w in weight), constraint)
+    m: Receivers = tuple(
+        normalise_receiver(slot, start.receiver) for slot, start in zip(normalized, starts, strict=True)
+    )
+    m, steps = accelerated_alternation(joint, m, STEPS)
+    parts = zip(normalized, m, joint_transmit_factors(joint, m), starts, strict=True)
+    shared = [denormalise(slot, r, b, steps + start.iterations) for slot, r, b, start in parts]
+    # Real symbols of several targets have another objective, which the joint steps do not see.
+    worse = weighted_objective(slots, uses, shared) > weighted_objective(slots, uses, starts)
+    return [transceiver.select(~worse, start) for transceiver, start in zip(shared, starts, strict=True)]
 
 
-def total(
-    slots: Sequence[TransceiverProblem], uses: Sequence[float], made: Sequence[Transceiver]
+def weighted_objective(
+    slots: Sequence[TransceiverProblem], uses: Sequence[float], transceivers: Sequence[Transceiver]
 ) -> Float[Tensor, " B"]:
-    """The round's objective, slots weighed by their uses."""
-    return torch.stack([u * objective(problem, one) for u, problem, one in zip(uses, slots, made, strict=True)]).sum(0)
+    """sum_j u_j objective_j, per block."""
+    parts = zip(uses, slots, transceivers, strict=True)
+    return torch.stack([u * objective(problem, transceiver) for u, problem, transceiver in parts]).sum(0)
 
 
-def budget_of(
+def energy_constraint(
     devices: Sequence[Int[Tensor, " _K"]], uses: Sequence[float], powers: Sequence[Float[Tensor, " _K"]]
-) -> Budget:
-    """Each device's budget in units of its limit: the uses of the slots that it sends in, once a slot."""
+) -> PowerConstraint:
+    """The constraint of the joint problem in units of P_k: limit_k is the uses of the slots in which k sends."""
     device_of_stream = torch.cat(list(devices))
-    cost = torch.cat([float(u) * power.clamp_min(FAINT) for u, power in zip(uses, powers, strict=True)])
+    cost = torch.cat([float(u) * power.clamp_min(MIN_SYMBOL_POWER) for u, power in zip(uses, powers, strict=True)])
     limit = torch.zeros(int(device_of_stream.max()) + 1, dtype=torch.float64)
-    for one, u in zip(devices, uses, strict=True):
-        limit[one.bincount(minlength=len(limit)) > 0] += float(u)
-    return Budget(device_of_stream, cost, limit.clamp_min(1e-300))
+    for senders, u in zip(devices, uses, strict=True):
+        limit[senders.bincount(minlength=len(limit)) > 0] += float(u)
+    return PowerConstraint(device_of_stream, cost, limit.clamp_min(1e-300))

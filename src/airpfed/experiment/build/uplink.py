@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed.air import geometry
 from airpfed.air.channels import fading, three_gpp
-from airpfed.air.designs.table import BUNDLED, design_of, refine_of
+from airpfed.air.designs import BATCHED, design_of, refine_of
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import Deployment, Network
 from airpfed.air.schedule import Digital, Uplink
@@ -168,7 +168,7 @@ def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
     return {
         "design": design_of(name, truncation, radio.debias, radio.starts),
         "biased": name not in UNBIASED,
-        "batched": name in BUNDLED,
+        "batched": name in BATCHED,
         "refine": refine_of(name, radio.energy, radio.debias),
         "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
         "digital": Digital(radio.digital_bits, radio.digital_access == "spatial") if name == "digital" else None,
