@@ -308,6 +308,19 @@ def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, 
     assert 5 * error < 0.5 * 0.05**2
 
 
+def test_a_draw_takes_the_step_of_the_round(played: tuple[Experiment, RoundTrace]) -> None:
+    """Over the error-free uplink the servers would go -eta G, whatever step size the settings give."""
+    made, trace = played
+    assert made.monitor is not None
+    monitor = replace(made.monitor, draws=lambda *round_: [made.monitor.exact(*round_)])
+    statistics = channel_statistics(monitor, trace, 0.25)
+    gradient = weighted_average(monitor.weights, stack_of(trace.gradients))
+    step = direction_of(vectors(statistics.states[0])) - direction_of(vectors(trace.previous))
+    torch.testing.assert_close(step.shared, -0.25 * gradient.shared, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(step.personal, -0.25 * gradient.personal, rtol=1e-3, atol=1e-7)
+    assert statistics.gain == pytest.approx(1, abs=1e-5) and statistics.deviation < 1e-3
+
+
 def test_the_noise_of_a_mini_batch_is_that_of_the_workers_own(file: Path) -> None:
     """A worker of `centralised` takes as many samples at once as all its devices together."""
     made = experiment(file, *METERED, "radio.design=error_free", "adapters.method=centralised")

@@ -244,6 +244,23 @@ def test_local_steps_of_a_method_in_turn_need_the_turn(llama_settings: Path) -> 
         training_round.gradients(made.clients, vectors(made.initial), plan, 0.1, 5)
 
 
+def test_local_steps_move_the_active_columns_of_each_phase(llama_settings: Path) -> None:
+    """B in odd rounds, A in even ones: gradients after a step along the other columns would differ."""
+    made = experiment(llama_settings, "adapters.method=rolora", "devices.local_steps=2", "devices.local_lr=2.0", FEW)
+    _, _, cursors = training_round.local_gradients(made.clients, made.initial, made.local_training, 5)
+    assert cursors.tolist() == [2 * min(made.local_training.batch_size, len(shard)) for shard in made.clients.shards]
+    state = play_round(made, made.initial)[0]
+    phases = made.clients.layout.turns()
+    for number, begin in ((0, made.initial), (1, state)):
+        rows, _, _ = training_round.local_gradients(made.clients, begin, made.local_training, 5)
+        plan, _ = training_round.batches(made.clients, begin.devices.cursors, made.local_training.batch_size, 2)
+        right, wrong = (
+            training_round.gradients(made.clients, vectors(begin), plan, 2.0, 5, phases[n])[0]["global"]
+            for n in (number, 1 - number)
+        )
+        assert torch.equal(rows["global"], right) and not torch.allclose(right, wrong)
+
+
 def test_the_servers_type_has_no_field_for_what_never_leaves_a_device() -> None:
     assert [field.name for field in fields(ServerState)] == ["shared", "personal", "correlation_statistics", "added"]
 
