@@ -192,8 +192,8 @@ def test_a_measurement_is_kept_by_what_it_depends_on(
 ) -> None:
     monkeypatch.setenv("AIRPFED_CACHE", str(tmp_path / "cache"))
     seen: list[int] = []
-    real = fast_paths.measure
-    monkeypatch.setattr(fast_paths, "measure", lambda *given: seen.append(1) or real(*given))
+    real = fast_paths.measure_paths
+    monkeypatch.setattr(fast_paths, "measure_paths", lambda *given: seen.append(1) or real(*given))
     first = made_of(llama_settings)
     assert made_of(llama_settings).clients.backbone.paths == first.clients.backbone.paths and len(seen) == 1
     for number, change in enumerate(

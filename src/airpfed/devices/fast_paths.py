@@ -79,7 +79,7 @@ class Outputs:
 def cached_measurement(
     clients: Clients, prompts: Sequence[Encoding], base: str, stacking: bool, generate: bool
 ) -> Measurement:
-    """The result of `measure`, from the cache where the same measurement was made on this machine before.
+    """The result of `measure_paths`, from the cache where the same measurement was made on this machine before.
 
     prompts: of the evaluation; clients without data are measured on them. base: the base's identity. stacking: whether
     the run computes several devices in a pass. generate: whether the base completes texts.
@@ -92,14 +92,14 @@ def cached_measurement(
     key = cache_key(clients, base, (min(lengths), tokens), candidates, generate)
 
     def as_text() -> str:
-        return json.dumps(asdict(measure(clients, prompts, tokens, candidates, generate)))
+        return json.dumps(asdict(measure_paths(clients, prompts, tokens, candidates, generate)))
 
     with suppress(ValueError, KeyError, TypeError):  # a damaged file in the cache
         return parse_measurement(cached_text("fast_paths", key, as_text))
-    return measure(clients, prompts, tokens, candidates, generate)
+    return measure_paths(clients, prompts, tokens, candidates, generate)
 
 
-def measure(
+def measure_paths(
     clients: Clients, prompts: Sequence[Encoding], tokens: int, candidates: FastPaths, generate: bool
 ) -> Measurement:
     """Find the fast paths that give correct numbers on the clients' base.

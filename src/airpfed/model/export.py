@@ -135,7 +135,7 @@ def fresh_base(backbone: Backbone, classes: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if backbone.origin.identity:
-        origin.check_unchanged(backbone.origin)
+        origin.check_base_unchanged(backbone.origin)
     auto = AutoModelForCausalLM if backbone.causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if backbone.causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():

@@ -121,11 +121,11 @@ def confirm(origin: Origin) -> Origin:
     """
     if origin.revision is not None:
         return replace(origin, identity=current_identity(origin))
-    check_unchanged(origin)
+    check_base_unchanged(origin)
     return origin
 
 
-def check_unchanged(origin: Origin) -> None:
+def check_base_unchanged(origin: Origin) -> None:
     """Raise UserError where a base model's files changed since `origin` was made."""
     if current_identity(origin) != origin.identity:
         raise UserError(f"{origin.folder}: the base model's files changed since they were loaded; put them back")
