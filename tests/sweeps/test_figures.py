@@ -15,7 +15,7 @@ from airpfed.report import plots
 from airpfed.report.charts import SPLIT, chart_of_measure
 from airpfed.sweeps import figures
 from airpfed.sweeps.figures import course_lines, join_ranks
-from airpfed.sweeps.tables import ScoredRun, t_interval, means
+from airpfed.sweeps.tables import ScoredRun, means, t_interval
 from airpfed.theory.verification import average_bounds
 
 METHODS = {"method": ["airpfed", "fedit"]}

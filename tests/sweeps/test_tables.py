@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made import summary
 from scipy import stats
 
-from airpfed.sweeps.tables import ScoredRun, choose_tuned, t_interval, means, measures, t_quantile
+from airpfed.sweeps.tables import ScoredRun, choose_tuned, means, measures, t_interval, t_quantile
 
 
 def run(seed: int, average: float, **where: str) -> ScoredRun:
