@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from airpfed import cli
@@ -16,8 +18,10 @@ from airpfed.cli import app
 from airpfed.config.grid import axes_of
 from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
+from airpfed.experiment.build.uplink import build_network
 from airpfed.planning import link_study
-from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, study_grid
+from airpfed.planning.channel_study import draw_channels, schedule_full_round
+from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, link_of, study_grid
 
 SETTINGS = """
 [adapters]
@@ -262,3 +266,30 @@ def test_the_gap_is_of_independent_symbols_whatever_receivers_believe(file: Path
         for rho in (0.0, 0.5)
     ]
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-9)
+
+
+def test_channels_of_several_networks_are_scaled_and_in_order(file: Path) -> None:
+    """Gains and error variances scale with the factor, channels with its root."""
+    settings = read_settings(file, ["radio.csi_error=0.1"])
+    link = link_of(settings)
+    networks = [build_network(settings.radio.model_copy(update={"drop": n}), 0, link.task_of, 2) for n in (1, 2)]
+    drops = draw_channels(link, [(networks[0], 1.0), (networks[1], 4.0)], 3)
+    for n, (network, scale) in enumerate(zip(networks, (1.0, 4.0), strict=True)):
+        h_est, h = replace(link, network=network).channels(0, 3)
+        blocks = slice(3 * n, 3 * n + 3)
+        assert torch.equal(drops.h_est[blocks], scale**0.5 * h_est) and torch.equal(drops.h[blocks], scale**0.5 * h)
+        assert torch.equal(drops.gain[blocks], scale * network.gain.expand(3, -1, -1))
+    variance = drops.csi_variance
+    assert torch.equal(variance[0], variance[2]) and float((drops.h_est - drops.h).abs().square().mean()) > 0
+    assert float(variance[3:].mean() / networks[1].gain.mean()) == pytest.approx(
+        4 * float(variance[:3].mean() / networks[0].gain.mean())
+    )
+
+
+@pytest.mark.parametrize(("access", "names"), [("tdma", ["s", "p0", "p1"]), ("concurrent", ["s", "p0,1"])])
+def test_all_devices_take_part_in_the_round_that_is_studied(file: Path, access: str, names: list[str]) -> None:
+    link = link_of(read_settings(file, [f"radio.access={access}"]))
+    drops = draw_channels(link, [(link.network, 1.0)], 1)
+    slots = schedule_full_round(link, drops)
+    assert [slot.name for slot in slots] == names
+    assert sorted(k for slot in slots[1:] for k in slot.devices.tolist()) == list(range(5))
