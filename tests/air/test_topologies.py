@@ -7,6 +7,7 @@ import torch
 from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, send
 from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
+from airpfed.air import slot_errors
 from airpfed.air.designs import DESIGNS
 from airpfed.air.grouping import fixed_grouping
 from airpfed.air.network import csi_variance
@@ -44,12 +45,10 @@ def test_two_hop_mixes_its_receivers_by_their_share_of_the_data():
     """With noise and interference too: sum_n (D_n/D) of the receivers' sums, and the measured error is that sum's."""
     link = edges(make_air("mmse", topology="two_hop"))
     shared, personal = gradients(link)
-    slots = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
-    torch.testing.assert_close(slots[0].combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
-    assert slots[0].stations == (0, 1) and slots[0].targets == (None,)
-    torch.testing.assert_close(
-        slots[0].target_weight[None, :], slots[0].combining_matrix.square()
-    )  # independent errors add so
+    [s, *_] = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
+    torch.testing.assert_close(s.combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
+    assert s.stations == (0, 1) and s.targets == (None,)
+    torch.testing.assert_close(s.target_weight[None, :], s.combining_matrix.square())  # independent errors add so
     got = send(link, 1, shared, personal, everyone(link))
     G_s, _ = means(link, shared, personal, everyone(link))
     error = slots(got)[0]
