@@ -193,7 +193,7 @@ def test_the_stop_list_refuses_parameters_fields_and_public_names(text, names):
 
 def test_names_of_files_stay_in_their_file_alone():
     text = "class Probe:\n    reach: float"
-    assert refused(text, "core/records.py") == []
+    assert refused(text, "core/run_files.py") == []
     assert refused(text) == ["reach"]
     assert refused("", "air/own.py") == ["own"]
     assert refused("", "own/__init__.py") == ["own"]

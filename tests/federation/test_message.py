@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airpfed.federation.ipc import exchange, receive
-from airpfed.federation.message import BadPacketError, Packet, encoded, head_of, packet_from, printable, refusal
+from airpfed.federation.ipc import exchange, read_packet
+from airpfed.federation.message import BadPacketError, Packet, encoded, head_of, one_line, packet_from, refusal
 
 numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 facts = st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | numbers | st.text(), max_size=4)
@@ -26,7 +26,7 @@ def through(data: bytes, limit: int | None = None) -> Packet:
         left.sendall(data)
         left.shutdown(socket.SHUT_WR)
         right.settimeout(2)
-        return receive(right, limit)
+        return read_packet(right, limit)
 
 
 @settings(max_examples=100, deadline=None)
@@ -105,7 +105,7 @@ WORDS = {
 
 @pytest.mark.parametrize("text", WORDS)
 def test_what_others_say_is_one_line_that_moves_no_cursor(text: str) -> None:
-    shown = printable(text)
+    shown = one_line(text)
     assert shown == WORDS[text]
     assert shown.encode() and shown.isprintable()
 
@@ -113,9 +113,9 @@ def test_what_others_say_is_one_line_that_moves_no_cursor(text: str) -> None:
 @pytest.mark.parametrize("value", ["x" * 10**6, " " * 10**6 + "x", {"a": ["b" * 10**5]}, [["\n"] * 10**5], "y " * 150])
 def test_what_others_say_is_cut(value: object) -> None:
     for limit in (4, 40, 300):
-        assert len(printable(value, limit)) <= limit
+        assert len(one_line(value, limit)) <= limit
     assert len(str(refusal(str(value)).facts["why"])) <= 300
-    assert printable("x" * 300) == "x" * 300 and printable("x" * 301) == "x" * 297 + "..."
+    assert one_line("x" * 300) == "x" * 300 and one_line("x" * 301) == "x" * 297 + "..."
 
 
 def test_oversize_is_refused_before_it_is_read() -> None:
@@ -138,7 +138,7 @@ def test_the_relay_waits_for_a_trainer_that_starts_late_or_dies_while_it_answers
                 place.listen()
                 line, _ = place.accept()
                 with line:
-                    asked = receive(line, None)
+                    asked = read_packet(line, None)
                     if answers:
                         line.sendall(encoded(Packet("done", asked.facts)))
 

@@ -398,7 +398,7 @@ def test_damaged_files_of_a_device_are_one_line(name: str, how: str, site: Path,
     home = shutil.copytree(site / "device-0", tmp_path / "device-0")
     damage(home / name, how)
     with pytest.raises((UserError, IsADirectoryError)) as identity_of:
-        supervisor.ready(home / "device.toml")
+        supervisor.device_settings_of(home / "device.toml")
         build_federation.node_tasks(settings_file.read_settings(home / "device.toml"), 0)
     line = str(identity_of.value)
     assert "\n" not in line and len(line) < 600 and name in line, line

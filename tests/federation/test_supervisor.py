@@ -192,7 +192,7 @@ def test_a_devices_state_is_for_its_owner_only_and_swept(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before = os.umask(0)
     try:
-        supervisor.join(home / "device.toml", print)
+        supervisor.join_federation(home / "device.toml", print)
     finally:
         os.umask(before)
         for number, handler in handlers.items():
@@ -314,7 +314,7 @@ def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_settings_file_without_a_node_is_one_line(site: Path) -> None:
     with pytest.raises(UserError, match=r"no \[node\] table; `airpfed federate init` writes one settings file"):
-        supervisor.join(site / "server" / "experiment.toml", print)
+        supervisor.join_federation(site / "server" / "experiment.toml", print)
 
 
 def test_without_flower_a_line_says_which_extra_to_install(

@@ -36,7 +36,7 @@ from airpfed.federation import build_federation, mailbox
 from airpfed.federation.client_app import app_of
 from airpfed.federation.device import RUN, Device, handle
 from airpfed.federation.flower_codec import TYPES
-from airpfed.federation.ipc import receive
+from airpfed.federation.ipc import read_packet
 from airpfed.federation.message import BadPacketError, Packet, digest
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
@@ -422,7 +422,7 @@ def through(data: bytes, limit: int) -> Packet:
     sender.start()
     try:
         with right:
-            return receive(right, limit)
+            return read_packet(right, limit)
     finally:
         sender.join()
 

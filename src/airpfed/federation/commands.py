@@ -44,7 +44,7 @@ REOPEN["run.json"] = _reopen
 """build_federation.IDENTITY, which is not imported here because it loads torch."""
 
 
-def ready() -> None:
+def require_flower() -> None:
     """Raise UserError unless Flower is installed, and set the variables that keep Flower from sending telemetry.
 
     Flower reads them when it is imported and passes them to the processes that it starts.
@@ -72,7 +72,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Fine-tune with gradients from a federation's devices (`airpfed federate FILE.toml`)."""
-    ready()
+    require_flower()
     from airpfed.federation.launch import federate
 
     raise typer.Exit(federate(file, set_ or [], out, resume, backend, "airpfed " + shlex.join(sys.argv[1:])))
@@ -88,7 +88,7 @@ def init(
     host: Annotated[
         list[str] | None, typer.Option("--host", help="a further name or address of the server; may be given again")
     ] = None,
-    deal: Annotated[
+    write_share: Annotated[
         bool, typer.Option("--deal", help="give each device its share of the tasks' data, as the simulator deals it")
     ] = False,
     days: Annotated[int, typer.Option("--days", help="how long the certificates are valid")] = 365,
@@ -96,13 +96,13 @@ def init(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")] = None,
 ) -> None:
     """Make certificates, keys, and a folder with settings and a start script for the server and for each device."""
-    ready()
+    require_flower()
     from airpfed.config import settings_file
     from airpfed.federation.addresses import host_of
     from airpfed.federation.provisioning import FederationPlan, provision
 
     read = settings_file.read_new_settings(settings, [*(set_ or []), f'federation.address="{address}"'])
-    plan = FederationPlan(address, (host_of(address), *(host or [])), deal, days, port)
+    plan = FederationPlan(address, (host_of(address), *(host or [])), write_share, days, port)
     for line in provision(folder, read, plan):
         typer.echo(line)
 
@@ -110,9 +110,9 @@ def init(
 @app.command()
 def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
     """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
-    ready()
+    require_flower()
     from datetime import datetime
 
-    from airpfed.federation.supervisor import join as take_part
+    from airpfed.federation.supervisor import join_federation
 
-    take_part(file, lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"))
+    join_federation(file, lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"))

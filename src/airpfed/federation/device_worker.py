@@ -16,8 +16,8 @@ from airpfed.core.errors import UserError
 from airpfed.federation import build_federation
 from airpfed.federation.addresses import node_of
 from airpfed.federation.device import Device, handle
-from airpfed.federation.ipc import receive
-from airpfed.federation.message import BadPacketError, Packet, encoded, printable, refusal
+from airpfed.federation.ipc import read_packet
+from airpfed.federation.message import BadPacketError, Packet, encoded, one_line, refusal
 from airpfed.federation.processes import parent_has_exited
 
 PATIENCE = 30.0
@@ -32,11 +32,11 @@ def device_at(file: Path) -> Device:
     return build_federation.devices_of(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]
 
 
-def answer(device: Device, line: socket.socket) -> None:
+def answer_connection(device: Device, line: socket.socket) -> None:
     """Read one packet from a connection and answer it. Any failure becomes a refusal or closes the connection."""
     line.settimeout(PATIENCE)
     try:
-        reply = answer_or_refusal(device, receive(line, device.limit))
+        reply = answer_or_refusal(device, read_packet(line, device.limit))
     except BadPacketError as error:
         reply = refusal(str(error))
     except (EOFError, OSError):
@@ -57,7 +57,7 @@ def answer_or_refusal(device: Device, packet: Packet) -> Packet:
     except Exception as error:
         traceback.print_exc()
         reply = refusal(f"{type(error).__name__}: {error}")
-    what = printable(f"{packet.kind} {packet.facts.get('round', '')}", 60)
+    what = one_line(f"{packet.kind} {packet.facts.get('round', '')}", 60)
     outcome = "done" if reply.kind == "done" else f"refused: {reply.facts['why']}"
     print(f"{what}: {outcome}, {time.perf_counter() - begin:.2f} s", flush=True)
     return reply
@@ -84,7 +84,7 @@ def main(file: Path, path: Path) -> None:
         while True:
             line, _ = door.accept()
             with line:
-                answer(device, line)
+                answer_connection(device, line)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ def exchange(path: Path, packet: Packet, seconds: float) -> Packet:
                 line.connect(str(path))
                 line.sendall(encoded(packet))
                 line.shutdown(socket.SHUT_WR)
-                return receive(line, None)
+                return read_packet(line, None)
         except (ConnectionError, FileNotFoundError, EOFError):
             time.sleep(PAUSE)
     raise TimeoutError(f"the trainer did not answer within {seconds:g} s")
 
 
-def receive(line: socket.socket, limit: int | None) -> Packet:
+def read_packet(line: socket.socket, limit: int | None) -> Packet:
     """Read one packet from a socket.
 
     limit: largest number of body bytes, or None. Raises EOFError if the stream ends early, and BadPacketError if the

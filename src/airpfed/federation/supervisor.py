@@ -21,7 +21,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock
 from airpfed.federation import certificates
 from airpfed.federation.addresses import check_address, host_of, node_of, port_of, private_folder
-from airpfed.federation.message import printable
+from airpfed.federation.message import one_line
 from airpfed.federation.processes import end_process, last_line, pause, start_process
 
 PAUSES = (1.0, 2.0, 5.0)
@@ -87,12 +87,12 @@ class SupervisedProcess:
             end_process(self.process)
 
 
-def join(file: Path, log: Say) -> None:
+def join_federation(file: Path, log: Say) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C.
 
     Raises UserError if settings or keys are wrong, or if one of the two processes keeps failing at once.
     """
-    settings, node = ready(file)
+    settings, node = device_settings_of(file)
     home = file.resolve().parent
     key, authority, address = home / node.key, home / node.certificate, settings.federation.address
     stopping: list[bool] = []
@@ -124,7 +124,7 @@ def join(file: Path, log: Say) -> None:
             trainer.end()
 
 
-def ready(file: Path) -> tuple[Settings, NodeSettings]:
+def device_settings_of(file: Path) -> tuple[Settings, NodeSettings]:
     """A device's settings. Raises UserError unless its settings, key and authority certificate are usable."""
     settings = settings_file.read_settings(file)
     node = node_of(settings, file)
@@ -199,9 +199,9 @@ def unreachable(address: str, authority: Path) -> str | None:
         ):
             return None
     except ssl.SSLCertVerificationError as error:
-        return f"refused: the server at {address} has a wrong certificate: {printable(error.verify_message)}"
+        return f"refused: the server at {address} has a wrong certificate: {one_line(error.verify_message)}"
     except (OSError, ssl.SSLError) as error:
-        return f"the server at {address} cannot be reached: {printable(str(error))}"
+        return f"the server at {address} cannot be reached: {one_line(str(error))}"
 
 
 REFUSED = "refused by the server"

@@ -61,7 +61,7 @@ def predict_candidate(
     settings: Settings, changes: dict[str, Any], clients: Clients, probe: Probe, draws: int, base: Settings
 ) -> Candidate:
     """Predict one candidate. base: the probed settings. draws: channels of the run's drop of devices."""
-    order = build.build_layout(settings, clients.backbone, clients.classes)
+    order = build.experiment_layout(settings, clients.backbone, clients.classes)
     samples = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
     kinds = order.kinds("global"), order.kinds("task")
     link = build_uplink(settings, clients.task_of, samples, kinds, order.task_lengths)

@@ -11,9 +11,9 @@ from airpfed.experiment.build.data import (
 )
 from airpfed.experiment.build.experiment import (
     build_experiment,
-    build_layout,
     client_uplink,
     device_pass_bytes,
+    experiment_layout,
     is_unbiased,
 )
 from airpfed.experiment.build.model import (
@@ -31,12 +31,12 @@ __all__ = [
     "all_shares",
     "base_hash",
     "build_experiment",
-    "build_layout",
     "build_preparation",
     "check_head_scope",
     "client_uplink",
     "current_fingerprints",
     "device_pass_bytes",
+    "experiment_layout",
     "is_unbiased",
     "load_backbone",
     "load_tasks",

@@ -52,7 +52,7 @@ def build_experiment(
         batch_multiplier, shards = pool_devices(shards)
         cache = cache.fresh()  # the entries of the old cache belong to other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
-    order = build_layout(settings, base, classes)
+    order = experiment_layout(settings, base, classes)
     devices = tuple(shard for task in shards for shard in task)
     task_of = torch.tensor([n for n, task in enumerate(shards) for _ in task])
     clients = Clients(
@@ -117,7 +117,7 @@ def choose_fast_paths(
     )
 
 
-def build_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
+def experiment_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
     """Return the layout of the devices' vectors for a method and its ranks. classes: outputs of each task's head."""
     method, head = settings.adapters.method, settings.adapters.head
     blocks = methods.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
