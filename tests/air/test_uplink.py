@@ -311,7 +311,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     for segment, one in zip(flat, made, strict=True):
         length = torch.tensor([float(b - a) for a, b in segment.block_ranges], dtype=torch.float64)
         square = one.transmit.abs().square() / segment.problem.power
-        power.index_add_(0, segment.slot.devices, length @ (square * segments.sent_power(link, segment)))
+        power.index_add_(0, segment.slot.devices, length @ (square * segments.block_powers(link, segment)))
         uses.index_add_(0, segment.slot.devices, length.sum().expand(len(segment.slot.devices)))
         peak = max(peak, float(square.max()))
     assert (power <= uses * (1 + 1e-9)).all()
