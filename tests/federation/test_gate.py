@@ -7,7 +7,7 @@ import pytest
 import uvicorn
 from flwr.supercore import constant
 
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 from airpfed.federation.processes import QUIET, environment
 from airpfed.federation.superlink import Gate, same_machine
 
@@ -67,7 +67,7 @@ CLOSED = [
 def test_all_else_is_for_this_machine_only(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert asked(path, FAR) == asked(path, None) == 403 and asked(path, NEAR) == 200
     assert asked(path, FAR, method="GET") == 403
-    assert f"gate: 192.0.2.7 may not ask for {one_line(path)!r}" in capfd.readouterr().err
+    assert f"gate: 192.0.2.7 may not ask for {safe_line(path)!r}" in capfd.readouterr().err
     assert asked(path, FAR, "websocket") == 1008
     assert asked("", None, "lifespan") == 200
 

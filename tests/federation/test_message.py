@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airpfed.federation.ipc import exchange, read_packet
-from airpfed.federation.message import BadPacketError, Packet, encoded, head_of, one_line, packet_from, refusal
+from airpfed.federation.message import BadPacketError, Packet, encoded, head_of, packet_from, refusal, safe_line
 
 numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 facts = st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | numbers | st.text(), max_size=4)
@@ -105,7 +105,7 @@ WORDS = {
 
 @pytest.mark.parametrize("text", WORDS)
 def test_what_others_say_is_one_line_that_moves_no_cursor(text: str) -> None:
-    shown = one_line(text)
+    shown = safe_line(text)
     assert shown == WORDS[text]
     assert shown.encode() and shown.isprintable()
 
@@ -113,9 +113,9 @@ def test_what_others_say_is_one_line_that_moves_no_cursor(text: str) -> None:
 @pytest.mark.parametrize("value", ["x" * 10**6, " " * 10**6 + "x", {"a": ["b" * 10**5]}, [["\n"] * 10**5], "y " * 150])
 def test_what_others_say_is_cut(value: object) -> None:
     for limit in (4, 40, 300):
-        assert len(one_line(value, limit)) <= limit
+        assert len(safe_line(value, limit)) <= limit
     assert len(str(refusal(str(value)).facts["why"])) <= 300
-    assert one_line("x" * 300) == "x" * 300 and one_line("x" * 301) == "x" * 297 + "..."
+    assert safe_line("x" * 300) == "x" * 300 and safe_line("x" * 301) == "x" * 297 + "..."
 
 
 def test_oversize_is_refused_before_it_is_read() -> None:

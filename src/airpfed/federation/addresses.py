@@ -6,7 +6,7 @@ from pathlib import Path
 
 from airpfed.config.schema import NodeSettings, Settings
 from airpfed.core.errors import UserError
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 
 SIMULATED = ("rolora", "centralised", "fedex", "flora")
 """Methods that only the simulator runs, because their rounds send more than gradients up and sums down."""
@@ -53,10 +53,10 @@ def node_of(settings: Settings, file: Path) -> NodeSettings:
 def check_address(address: str) -> None:
     """Raise UserError unless `address` is host:port."""
     if not 0 < port_of(address) < 1 << 16:
-        raise UserError(f"address {one_line(address, 80)}: the port should be from 1 to 65535")
+        raise UserError(f"address {safe_line(address, 80)}: the port should be from 1 to 65535")
     check_host(host_of(address))
     if ":" in host_of(address) and not address.startswith("["):
-        raise UserError(f"address {one_line(address, 80)}: an IPv6 address stands in brackets, e.g. [::1]:9500")
+        raise UserError(f"address {safe_line(address, 80)}: an IPv6 address stands in brackets, e.g. [::1]:9500")
 
 
 def check_host(host: str) -> None:
@@ -65,7 +65,7 @@ def check_host(host: str) -> None:
         return
     if not HOST.fullmatch(host) or len(host) > 253 or host.rpartition(".")[2].isdigit():
         raise UserError(
-            f"host {one_line(host, 80)!r}: should be a host name of letters, digits, hyphens and dots (others as "
+            f"host {safe_line(host, 80)!r}: should be a host name of letters, digits, hyphens and dots (others as "
             "xn--...), an IPv4 address, or in an address an IPv6 address in brackets"
         )
 

@@ -22,7 +22,7 @@ from airpfed.federation import device_state
 from airpfed.federation.addresses import private_folder
 from airpfed.federation.device_state import Personal
 from airpfed.federation.handshake import Agreement, difference, sha256_of
-from airpfed.federation.message import Packet, one_line, refusal
+from airpfed.federation.message import Packet, refusal, safe_line
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
@@ -91,7 +91,7 @@ def handle(device: Device, packet: Packet) -> Packet:
             case "finish":
                 return finish(device, packet)
             case _:
-                return refusal(f"no such question: {one_line(packet.kind, 40)!r}")
+                return refusal(f"no such question: {safe_line(packet.kind, 40)!r}")
     except UserError as error:
         return refusal(str(error))
     except OSError as error:

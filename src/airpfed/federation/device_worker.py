@@ -17,7 +17,7 @@ from airpfed.federation import build_federation
 from airpfed.federation.addresses import node_of
 from airpfed.federation.device import Device, handle
 from airpfed.federation.ipc import read_packet
-from airpfed.federation.message import BadPacketError, Packet, encoded, one_line, refusal
+from airpfed.federation.message import BadPacketError, Packet, encoded, refusal, safe_line
 from airpfed.federation.processes import parent_has_exited
 
 PATIENCE = 30.0
@@ -57,7 +57,7 @@ def answer_or_refusal(device: Device, packet: Packet) -> Packet:
     except Exception as error:
         traceback.print_exc()
         reply = refusal(f"{type(error).__name__}: {error}")
-    what = one_line(f"{packet.kind} {packet.facts.get('round', '')}", 60)
+    what = safe_line(f"{packet.kind} {packet.facts.get('round', '')}", 60)
     outcome = "done" if reply.kind == "done" else f"refused: {reply.facts['why']}"
     print(f"{what}: {outcome}, {time.perf_counter() - begin:.2f} s", flush=True)
     return reply

@@ -8,7 +8,7 @@ from typing import Any
 
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 from airpfed.tasks.sample import Task
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
@@ -58,13 +58,13 @@ def difference(server: Any, device: Any) -> str | None:
     for name in [*server, *(key for key in device if key not in server)]:
         if server.get(name) != device.get(name):
             connected, there = short(server.get(name)), short(device.get(name))
-            return f"{one_line(name, 60)} differs: {connected} at the server, {there} on the device"
+            return f"{safe_line(name, 60)} differs: {connected} at the server, {there} on the device"
     return None
 
 
 def short(value: Any) -> str:
     """A value as text for an error line; a hash by its first digits."""
-    text = one_line(value, 100)
+    text = safe_line(value, 100)
     return f"{text[:12]}..." if len(text) == 64 else text
 
 

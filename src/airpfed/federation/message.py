@@ -43,7 +43,7 @@ class Packet:
     bodies: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def one_line(value: object, limit: int = LINE) -> str:
+def safe_line(value: object, limit: int = LINE) -> str:
     """Text from another machine as one safe line.
 
     White space becomes one space. Characters that move the cursor, reverse the writing or cannot be encoded become
@@ -57,7 +57,7 @@ def one_line(value: object, limit: int = LINE) -> str:
 
 def refusal(reason: str) -> Packet:
     """The answer that refuses a request, with the reason."""
-    return Packet("refused", {"why": one_line(reason)})
+    return Packet("refused", {"why": safe_line(reason)})
 
 
 def head_of(packet: Packet) -> str:

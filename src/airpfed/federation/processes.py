@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -85,8 +85,8 @@ def last_line(log: Path, *words: str) -> str:
     lines = [line for line in text.splitlines()[-200:] if line.strip()]
     for word in words:
         if found := [line for line in lines if word in line]:
-            return one_line(found[-1])
-    return one_line(lines[-1]) if lines else "an empty log"
+            return safe_line(found[-1])
+    return safe_line(lines[-1]) if lines else "an empty log"
 
 
 def parent_has_exited(parent: int) -> bool:

@@ -14,7 +14,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger
 from airpfed.devices.compression import total_bytes, vector_lengths
 from airpfed.federation.mailbox import GRACE, POLL, Mailbox, Reply
-from airpfed.federation.message import Packet, one_line
+from airpfed.federation.message import Packet, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.validate import answers_of, gradient_of, packed_integers, refusal_reason, samples_of_device
 from airpfed.model.layout import Vectors
@@ -104,9 +104,9 @@ class Federation:
             raise UserError(refusal_reason(reply.answer))
         run, of, by = (facts.get(name) for name in ("run", "round", "device"))
         if run != self.run or type(of) is not int or of != t:
-            raise UserError(f"it answers round {one_line(of, 20)} of run {one_line(run, 11)}")
+            raise UserError(f"it answers round {safe_line(of, 20)} of run {safe_line(run, 11)}")
         if type(by) is not int or by != device:
-            raise UserError(f"it answers as device {one_line(by, 20)}")
+            raise UserError(f"it answers as device {safe_line(by, 20)}")
         samples, task = samples_of_device(reply.answer), self.registry.task_of[device]
         found = gradient_of(reply.answer, experiment.clients.layout, task, experiment.payload, self.terms.max_norm)
         self.registry.samples[device] = samples

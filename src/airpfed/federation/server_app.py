@@ -21,7 +21,7 @@ from airpfed.experiment.run import run_experiment
 from airpfed.federation import build_federation
 from airpfed.federation.handshake import Agreement
 from airpfed.federation.mailbox import Grid, Mailbox
-from airpfed.federation.message import LINE, one_line
+from airpfed.federation.message import LINE, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
 from airpfed.training.experiment import Experiment
@@ -47,7 +47,7 @@ def federation_of(
         experiment.clients.task_of.tolist(),
         agreements,
         device_of_node,
-        lambda text: log(one_line(text, 2 * LINE)),
+        lambda text: log(safe_line(text, 2 * LINE)),
     )
     aggregator_of = partial(build_federation.aggregator_of, settings, experiment)
     return Federation(Mailbox(grid), registry, build_federation.terms_of(settings), run, aggregator_of, stopping)

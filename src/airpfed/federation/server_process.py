@@ -20,7 +20,7 @@ from airpfed.core import files, run_files
 from airpfed.core.errors import UserError
 from airpfed.federation import certificates
 from airpfed.federation.addresses import check_address, host_of, port_of, private_folder, task_of_devices
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 from airpfed.federation.processes import end_process, environment, last_line, start_process
 
 CONNECTION = "airpfed"
@@ -186,7 +186,7 @@ def answer_of(code: int, out: str, errors: str, command: str) -> dict[str, Any]:
     lines = [line for line in (errors.strip() or out.strip()).splitlines() if line.strip()] or ["no output"]
     proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
     hint = f" (the environment sets {proxies[0]})" if proxies else ""
-    raise UserError(f"{command} failed: {one_line(said or lines[-1])}{hint}")
+    raise UserError(f"{command} failed: {safe_line(said or lines[-1])}{hint}")
 
 
 def follow_run(

@@ -16,7 +16,7 @@ from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
 
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 
 OPEN = {"POST": re.compile(r"/v1/fleet/[a-z-]+"), "GET": re.compile(r"/health")}
 """The paths that devices use, by HTTP method."""
@@ -40,8 +40,8 @@ class Gate:
         if (scope["type"] != "http" and scope["type"] != "websocket") or is_admitted(scope):
             await self.app(scope, receive, send)
             return
-        path = one_line(scope["path"], 100)
-        who = one_line((scope.get("client") or ["?"])[0], 60)
+        path = safe_line(scope["path"], 100)
+        who = safe_line((scope.get("client") or ["?"])[0], 60)
         print(f"gate: {who} may not ask for {path!r}{forwarding_header(scope)}", file=sys.stderr, flush=True)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -68,7 +68,7 @@ def forwarding_header(scope: dict[str, Any]) -> str:
     """A note on the first header that Flower's programs do not send, or an empty text."""
     names = (name.decode("latin1").lower() for name, _ in scope.get("headers", ()))
     found = next((name for name in names if not HEADERS.fullmatch(name)), None)
-    return "" if found is None else f" with the header {one_line(found, 40)!r}, as a forwarder sends it"
+    return "" if found is None else f" with the header {safe_line(found, 40)!r}, as a forwarder sends it"
 
 
 def same_machine(client: Any, server: Any) -> bool:

@@ -21,7 +21,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock
 from airpfed.federation import certificates
 from airpfed.federation.addresses import check_address, host_of, node_of, port_of, private_folder
-from airpfed.federation.message import one_line
+from airpfed.federation.message import safe_line
 from airpfed.federation.processes import end_process, last_line, pause, start_process
 
 PAUSES = (1.0, 2.0, 5.0)
@@ -199,9 +199,9 @@ def unreachable(address: str, authority: Path) -> str | None:
         ):
             return None
     except ssl.SSLCertVerificationError as error:
-        return f"refused: the server at {address} has a wrong certificate: {one_line(error.verify_message)}"
+        return f"refused: the server at {address} has a wrong certificate: {safe_line(error.verify_message)}"
     except (OSError, ssl.SSLError) as error:
-        return f"the server at {address} cannot be reached: {one_line(str(error))}"
+        return f"the server at {address} cannot be reached: {safe_line(str(error))}"
 
 
 REFUSED = "refused by the server"

@@ -19,7 +19,7 @@ from airpfed.devices.compression import (
     vector_lengths,
 )
 from airpfed.devices.evaluate import NO_ANSWER
-from airpfed.federation.message import Packet, one_line
+from airpfed.federation.message import Packet, safe_line
 from airpfed.model.layout import Layout, Vectors
 from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import TaskView
@@ -39,7 +39,7 @@ TOKEN_CHARACTERS = 256
 
 def refusal_reason(packet: Packet) -> str:
     """The reason of a refusal, as one line of bounded length."""
-    return one_line(packet.facts.get("why", "no reason given"))
+    return safe_line(packet.facts.get("why", "no reason given"))
 
 
 def integer_of(packet: Packet, name: str, minimum: int, maximum: int) -> int:
@@ -48,7 +48,7 @@ def integer_of(packet: Packet, name: str, minimum: int, maximum: int) -> int:
     """
     value = packet.facts.get(name)
     if type(value) is not int or not minimum <= value <= maximum:
-        raise UserError(f"{name} = {one_line(value, 40)}: should be a whole number from {minimum} to {maximum}")
+        raise UserError(f"{name} = {safe_line(value, 40)}: should be a whole number from {minimum} to {maximum}")
     return value
 
 
@@ -101,7 +101,7 @@ def samples_of_device(packet: Packet) -> int:
     """The number of samples D_k that a device reports."""
     samples = packet.facts.get("samples")
     if type(samples) is not int or not 1 <= samples <= SAMPLES_LIMIT:
-        raise UserError(f"says that it holds {one_line(samples, 40)} samples")
+        raise UserError(f"says that it holds {safe_line(samples, 40)} samples")
     return samples
 
 
