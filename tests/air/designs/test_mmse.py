@@ -78,3 +78,16 @@ def test_alternation_with_continuation_ends_within_half_a_decibel(make_slot):
 def test_sixty_four_antennas_are_within_a_quarter_of_the_optimum(make_slot):
     problem = make_slot(4, 64, 200, 1, 10.0)
     assert (mse(problem, mmse(problem))[:, 0] / lower_bound(problem) - 1).mean() < 0.25
+
+
+def test_a_start_with_weights_of_each_block_is_scaled_block_by_block(make_slot):
+    """As many blocks as antennas: a scale along the wrong axis would fit in shape."""
+    problem = make_slot(4, 4, 6)
+    receiver = mmse(problem).receiver
+    scale = torch.linspace(0.5, 2.0, 4, dtype=torch.float64)[:, None, None]
+    problem = replace(problem, weights=problem.weights * scale)
+    each = [
+        mmse(replace(problem, h=problem.h[[b]], weights=problem.weights[[b]]), start=receiver[[b]]) for b in range(4)
+    ]
+    together = mmse(problem, start=receiver)
+    torch.testing.assert_close(together.receiver, torch.cat([one.receiver for one in each]), rtol=1e-9, atol=1e-12)

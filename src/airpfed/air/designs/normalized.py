@@ -126,7 +126,7 @@ def normalise_receiver(normalized: NormalizedProblem, receiver: Complex[Tensor, 
     if index is not None:
         receiver = receiver.gather(1, index.clamp_min(0).T.expand(len(receiver), -1, -1)) * (index >= 0).T
     receiver = receiver if normalized.basis is None else per_target_product(normalized.basis.mH, receiver)
-    return receiver * normalized.block_power.sqrt()[:, None, None] / normalized.weight_norm
+    return receiver * normalized.block_power.sqrt()[:, None, None] / normalized.weight_norm[..., None, :]
 
 
 def antenna_indices(antenna_mask: Bool[Tensor, "T M"]) -> Int[Tensor, "T N"]:
