@@ -32,7 +32,7 @@ class SlotErrors:
     bias: Float[Tensor, "*B U"]
     variance: Float[Tensor, "*B U"]
     zero_estimate_error: Float[Tensor, "*S U"]
-    scale: Float[Tensor, "*S U"]
+    scale: Float[Tensor, "*R U"]
 
     def __truediv__(self, energy: Float[Tensor, "*S U"]) -> "SlotErrors":
         """Divide the errors by an energy, for instance by `scale` for mean-squared errors; 0 where it is 0."""
