@@ -32,7 +32,7 @@ def made(folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules
 def start(base: Backbone, devices: int) -> Factors:
     """Fresh factors of several devices."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = layout.build_layout(base.target_layers, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
+    order = layout.arrange_layout(base.target_layers, blocks_of("airpfed", 2, 2), shapes, (3,) if shapes else (0,))
     values = layout.initial_vectors(order, base.heads, stream(0, "adapters"))
     zeros = torch.zeros(devices, dtype=torch.long)
     return layout.gather(values, order, zeros, zeros)

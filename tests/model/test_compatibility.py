@@ -84,7 +84,9 @@ def refused(base: Path, *targets: str, **given: Any) -> str:
 def drawn(base: Backbone, classes: int = 3) -> Factors:
     """Factors of one model, all of them moved."""
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    order = layout.build_layout(base.target_layers, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,))
+    order = layout.arrange_layout(
+        base.target_layers, blocks_of("airpfed", 2, 2), shapes, (classes,) if shapes else (0,)
+    )
     rng = torch.Generator().manual_seed(0)
     values = layout.initial_vectors(order, base.heads, rng)
     moved = {scope: value + 0.2 * torch.randn(value.shape, generator=rng) for scope, value in values.items()}

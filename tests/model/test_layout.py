@@ -10,7 +10,7 @@ from airpfed.model.layout import (
     KINDS,
     Layout,
     Vectors,
-    build_layout,
+    arrange_layout,
     flatten,
     gather,
     initial_vectors,
@@ -31,7 +31,7 @@ every_split = pytest.mark.parametrize("ranks", RANKS)
 
 
 def made(method: str, ranks: tuple[int, int] = (2, 3), heads: dict[str, tuple[int, int]] = HEADS) -> Layout:
-    return build_layout(SITES, blocks_of(method, *ranks), heads, CLASSES if heads else (0, 0, 0))
+    return arrange_layout(SITES, blocks_of(method, *ranks), heads, CLASSES if heads else (0, 0, 0))
 
 
 def random_vectors(order: Layout) -> Vectors:
@@ -86,7 +86,7 @@ def test_order_does_not_depend_on_the_order_of_the_layers_given(method: str) -> 
     names = list(SITES)
     for seed in range(5):
         random.Random(seed).shuffle(names)
-        assert build_layout({n: SITES[n] for n in names}, blocks_of(method, 2, 3), HEADS, CLASSES) == made(method)
+        assert arrange_layout({n: SITES[n] for n in names}, blocks_of(method, 2, 3), HEADS, CLASSES) == made(method)
 
 
 def test_layers_lie_in_sorted_order_within_kind_and_block() -> None:
@@ -151,7 +151,7 @@ def test_all_methods_of_one_total_rank_start_from_the_same_factors() -> None:
 
 def test_fresh_a_is_uniform_within_one_over_the_root_of_the_width() -> None:
     sites = {f"layers.{i}": (8, 100) for i in range(12)}
-    order = build_layout(sites, blocks_of("airpfed", 2, 3), {}, (0,))
+    order = arrange_layout(sites, blocks_of("airpfed", 2, 3), {}, (0,))
     begin = initial_vectors(order, {}, torch.Generator().manual_seed(4))
     factors = gather(begin, order, torch.tensor([0]), torch.tensor([0]))
     a = torch.cat([factors[f"{name}.A"].flatten() for name in sites]) * 100**0.5
@@ -165,7 +165,7 @@ def test_fresh_a_is_uniform_within_one_over_the_root_of_the_width() -> None:
 @pytest.mark.parametrize("head", SCOPES)
 def test_a_head_lies_last_in_whatever_scope_it_has(head: Scope) -> None:
     """Only a task's own head can be cut to its classes; `initial` puts the model's head where it belongs."""
-    order = build_layout(SITES, blocks_of("airpfed", 2, 3), HEADS, CLASSES, head)
+    order = arrange_layout(SITES, blocks_of("airpfed", 2, 3), HEADS, CLASSES, head)
     vectors = random_vectors(order)
     assert same(flatten(gather(vectors, order, TASK_OF, DEVICE), order), own_rows(vectors))
     assert [e.kind for e in order.entries if e.scope == head][-2:] == ["head", "head"]
@@ -179,7 +179,7 @@ def test_a_head_lies_last_in_whatever_scope_it_has(head: Scope) -> None:
 
 @pytest.mark.parametrize("head", ["task", "global"])
 def test_turns_are_the_factors_and_cover_the_scope(head: Scope) -> None:
-    order = build_layout(SITES, blocks_of("rolora", 2, 3), HEADS, CLASSES, head)
+    order = arrange_layout(SITES, blocks_of("rolora", 2, 3), HEADS, CLASSES, head)
     groups, (b, a) = order.groups("global"), order.phases()
     assert a == groups[0] and b == (groups[1][0], order.size("global"))
     assert made("fedit").phases() == ((0, made("fedit").size("global")),)

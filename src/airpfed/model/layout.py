@@ -94,7 +94,7 @@ class Layout:
         return phases[(t - 1) % len(phases)]
 
 
-def build_layout(
+def arrange_layout(
     target_layers: Mapping[str, tuple[int, int]],
     blocks: Iterable[Block],
     heads: Mapping[str, tuple[int, int]],

@@ -122,7 +122,7 @@ def experiment_layout(settings: Settings, base: Backbone, classes: tuple[int, ..
     method, head = settings.adapters.method, settings.adapters.head
     blocks = methods.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
-    return layout.build_layout(base.target_layers, blocks, shapes, classes, head)
+    return layout.arrange_layout(base.target_layers, blocks, shapes, classes, head)
 
 
 def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int) -> BoundMonitor:
