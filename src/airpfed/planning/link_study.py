@@ -216,7 +216,7 @@ def summarise_design(
     weights = [torch.tensor([target_share(link, task) for task in slot.targets], dtype=torch.float64) for slot in slots]
     total = sum(float(weight.sum()) for weight in weights)
 
-    def pi(values: Sequence[Float[Tensor, "B U"]], scopes: str = "sp") -> Float[Tensor, " B"]:
+    def pi(values: Sequence[Float[Tensor, "B _"]], scopes: str = "sp") -> Float[Tensor, " B"]:
         parts = []
         for slot, weight, value in zip(slots, weights, values, strict=True):
             selected = torch.tensor([("s" if task is None else "p") in scopes for task in slot.targets])
