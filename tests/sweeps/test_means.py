@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 
 import pytest
 
@@ -15,8 +16,6 @@ AXES = {"method": ["airpfed", "fedit"], "snr_db": ["20", "0", "10"], "antennas":
 
 
 def lines(axes: dict[str, list[str]]) -> list[dict[str, str | float | None]]:
-    import itertools
-
     found = []
     for i, values in enumerate(itertools.product(*axes.values())):
         mean = 0.5 + i / 100
@@ -58,6 +57,20 @@ def test_names_across_stand_beside_each_other() -> None:
     (one,) = figure.axes[0].containers
     assert list(one.lines[0].get_xdata()) == [0.0, 1.0, 2.0]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == axes["method"]
+
+
+def test_series_over_names_do_not_hide_each_other() -> None:
+    """Points of two series at one name lie apart; bars at one task do not overlap."""
+    axes = {"method": ["airpfed", "fedit"], "access": ["tdma", "concurrent"]}
+    figure = draw_means(chart_of_measure(lines(axes), axes, "access", "average"), "average")
+    first, second = (series.lines[0].get_xdata().tolist() for series in figure.axes[0].containers)
+    assert len(first) == 2 and all(a < j < b for j, (a, b) in enumerate(zip(first, second, strict=True)))
+    axes = {"method": ["airpfed", "fedit"], "task": ["trec", "sms"]}
+    with_base = [{**line, UNTOUCHED: 0.3} for line in lines(axes)]
+    figure = draw_means(chart_of_measure(with_base, axes, "task", "final"), "final")
+    boxes = [box for box in figure.axes[0].containers if hasattr(box, "patches")]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for box in boxes for bar in box.patches)
+    assert len(edges) == 4 and all(a[1] < b[0] for a, b in itertools.pairwise(edges))
 
 
 def test_error_bars_are_the_intervals() -> None:
