@@ -250,10 +250,10 @@ def test_local_steps_move_the_active_columns_of_each_phase(llama_settings: Path)
     _, _, cursors = training_round.local_gradients(made.clients, made.initial, made.local_training, 5)
     assert cursors.tolist() == [2 * min(made.local_training.batch_size, len(shard)) for shard in made.clients.shards]
     state = play_round(made, made.initial)[0]
-    phases = made.clients.layout.turns()
+    phases = made.clients.layout.phases()
     for number, begin in ((0, made.initial), (1, state)):
         rows, _, _ = training_round.local_gradients(made.clients, begin, made.local_training, 5)
-        plan, _ = training_round.batches(made.clients, begin.devices.cursors, made.local_training.batch_size, 2)
+        plan, _ = training_round.draw_batches(made.clients, begin.devices.cursors, made.local_training.batch_size, 2)
         right, wrong = (
             training_round.gradients(made.clients, vectors(begin), plan, 2.0, 5, phases[n])[0]["global"]
             for n in (number, 1 - number)
