@@ -11,7 +11,7 @@ from airpfed.air.schedule import Updates, Uplink, num_statistics_rows
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of `Uplink.alternating`, counted from 0.
+    """One phase of `Uplink.alternating`; `number` counts from 0.
 
     columns: first and last + 1 of the columns of the s-vector that the phase sends. link: the uplink of these columns.
     statistics: the phase's rows of the correlation statistics.

@@ -40,7 +40,7 @@ def in_square(points: int, side_m: float, rng: torch.Generator) -> Float[Tensor,
 def offsets(a: Float[Tensor, "A 2"], b: Float[Tensor, "B 2"], wrap_m: float | None = None) -> Float[Tensor, "A B 2"]:
     """Compute b - a for every pair, metres.
 
-    wrap_m: side of a square with wrap-around, on which the shortest difference counts.
+    wrap_m: side of a square that wraps around; the shorter way round is taken. None: the plane.
     """
     apart = b[None] - a[:, None]
     return apart if wrap_m is None else apart - wrap_m * (apart / wrap_m).round()
@@ -84,9 +84,9 @@ def shadowing(
 
 
 def noise_for_snr(gain: Float[Tensor, "*S K"], power: Float[Tensor, " K"], snr: float) -> float:
-    """The noise power in watts at which the median over devices of P_k gain_k / noise is `snr`, linear, per antenna.
+    """The noise power, watts, that makes the median device's per-antenna SNR, P_k gain_k / noise, equal `snr`.
 
-    gain_k is that of the device's strongest station. The median of an even number of devices is the lower of the two
-    middle values.
+    snr: linear. gain_k is the gain to the device's strongest station. The median of an even number of devices is the
+    lower of the two middle values.
     """
     return float((power * gain.reshape(-1, gain.shape[-1]).amax(0)).median()) / snr

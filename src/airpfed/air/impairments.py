@@ -100,9 +100,10 @@ def impairment_factors(
 def silence_faint_devices(
     h_est: Complex[Tensor, "B M K"], gain: Float[Tensor, "*B M K"], truncation: float | None
 ) -> Complex[Tensor, "B M K"]:
-    """Set a device's channel estimate to 0, so that it is silent, where ||h||^2 is below `truncation` times its mean.
+    """Set a device's channel estimate to 0, so that it is silent, where the estimate is weak.
 
-    gain: mean power gain at every antenna.
+    It is weak where ||h_est||^2 < truncation times the sum of `gain` over antennas. gain: mean power gain at every
+    antenna. truncation: None silences no device.
     """
     if truncation is None:
         return h_est

@@ -16,7 +16,9 @@ class TransceiverProblem:
     weights: w_ik >= 0, 0 if target i does not include stream k. With one target the weights may differ from block to
     block, (B, 1, K).
     target_weight: alpha_i >= 0, the weight of target i's error in the objective.
-    power: P_k, watts, |b_k|^2 <= P_k. noise: sigma2 in watts per complex symbol and antenna; 0 switches it off.
+    power: P_k, watts: the limit |b_k|^2 <= P_k is the limit of the mean power for symbols of unit power.
+    noise: sigma2, the noise power that the receiver assumes, watts per complex symbol and antenna (the true noise power
+    is `Uplink.noise`); 0 switches it off.
     csi_variance: variance of the channel estimation error, 0 for a perfect estimate: (K) or (1, K) if all antennas are
     alike, or (M, K), with a leading axis for blocks that differ.
     device_of_stream: None if every stream has a device of its own. In a superposed slot it names the device of each

@@ -39,7 +39,10 @@ Topology = Literal["single_cell", "joint", "two_hop"]
 
 @dataclass(frozen=True)
 class Digital:
-    """A digital uplink: bits an entry, and whether groups of devices send at once, separated by the antennas."""
+    """A digital uplink.
+
+    bits: bits per entry. spatial: groups of devices send at once and the antennas separate them.
+    """
 
     bits: int
     spatial: bool

@@ -30,10 +30,11 @@ BlockRanges = tuple[tuple[int, int], ...]
 class Segment:
     """One normaliser group of one slot over B coherence blocks.
 
-    problem: the design problem, with channel estimates. h: the channels. entry_share: share of each target's entries in
+    problem: the design problem, with channel estimates. h: the true channels; `problem.h` holds their
+    estimates. entry_share: share of each target's entries in
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
-    assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: of its random
-    streams.
+    assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
+    name of the segment's random generators.
     """
 
     slot: SlotPlan
@@ -190,7 +191,12 @@ def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
 
 
 def _design_round(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design each segment by itself; then let the blocks share energy, if slots do."""
+    """Design each segment by itself; then let the blocks share energy, if slots do.
+
+    Shared energy has a limit over the round, sum_j u_j p_jk |b_jk|^2 <= P_k sum_j u_j for device k over its blocks j of
+    u_j uses. One block may exceed P_k, so that `check_power`, a check of every block, does not apply to the result: the
+    `PowerConstraint` of `designs/power_sharing.py` holds the limit.
+    """
     transceivers = design_separately(link, segments)
     if link.refine is None or not segments:
         return transceivers

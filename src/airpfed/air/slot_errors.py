@@ -20,10 +20,11 @@ from airpfed.air.symbols import NormalizedGroup, entries_per_use, unpack_symbols
 class SlotErrors:
     """Error energies of U sums by cause: squared errors, added up over entries; by coherence block or in total.
 
-    claimed: what the receivers can compute before the round. claimed_genie: the same with the Gram matrix of the true
-    symbols. measured: of the round. bias: of the mean over noise and scrambling. variance: around that mean.
-    zero_estimate_error: if nothing were sent. scale: sigma^2 times entries. The last two are those of a whole segment
-    or slot.
+    claimed: the error that the receivers can compute before the round. claimed_genie: the same with the Gram matrix of
+    the true symbols. measured: the error of the round's sums. bias: the error of the mean over noise and scrambling.
+    variance: the error around that mean. `claimed`, `claimed_genie` and `variance` contain the noise power that the
+    design problem assumes. zero_estimate_error: the error if nothing were sent. scale: sigma^2 times the number of
+    entries. The last two are for a whole segment or slot.
     """
 
     claimed: Float[Tensor, "*B U"]
@@ -47,8 +48,8 @@ ERRORS = tuple(field.name for field in fields(SlotErrors) if field.name != "scal
 class ReceivedSums:
     """The U received sums of a segment or a slot.
 
-    joules: radiated energy of each stream. normal_equations: what the received power of each segment says about the
-    symbols' correlation.
+    joules: radiated energy of each stream. normal_equations: for each segment, the equations that its received power
+    gives for the symbols' correlation.
     """
 
     sums: Float[Tensor, "U d"]

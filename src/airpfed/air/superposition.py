@@ -56,10 +56,11 @@ def superpose(
 def receive(
     parts: Complex[Tensor, "T T uses"], noise: Complex[Tensor, "T uses"], signs: Float[Tensor, "T uses"]
 ) -> ReceivedSignal:
-    """Add noise and scrambling to superposed streams.
+    """Add noise to superposed streams, and apply the scrambling signs of the devices and of the receivers.
 
-    parts: see `superpose`. noise: m_i^H z. signs: +-1 per target and use. The devices of a target multiply their
-    symbols by its sign and its receiver multiplies by the same sign, so that other targets' streams have zero mean.
+    parts: sums of unscrambled streams, see `superpose`. noise: m_i^H z. signs: +-1 per target and use. The devices of a
+    target multiply their symbols by its sign and its receiver multiplies by the same sign, so that other targets'
+    streams have zero mean. Both multiplications happen here: a target's sign cancels for its own streams.
     """
     if len(parts) == 1:
         return ReceivedSignal(parts[0] + noise * signs, parts[0], torch.zeros_like(parts))

@@ -1,6 +1,10 @@
 """A segment on the air: here a gradient becomes a radio signal, and the received signal a sum with its errors.
 
-pack -> amplify -> superpose in the channel -> receive -> unpack -> denormalise -> backhaul -> combine the targets.
+pack -> clip -> superpose in the channel -> receive -> unpack -> denormalise -> backhaul -> combine the targets.
+
+The entries of a segment are normalised already (`segments.split_slots`). The signals h_k b_k x_k at the antennas are
+never formed: transmit factor b_k, channel h_k and receiver m_i act as one scalar gain m_i^H h_k b_k per device and
+target. `superposition.antenna_by_antenna` is the model with antennas, and the tests hold this file to it.
 """
 
 from dataclasses import dataclass
@@ -87,8 +91,8 @@ class SuperposedSegment:
     """The superposed streams of a segment, without noise.
 
     ideal: the targets, sum_k w_ik x_k. parts: [i, j] the streams of target j at receiver i. assumed_parts: the same
-    with the mean gains that receivers assume; None if these are the true ones. energy: of each stream's symbols in each
-    block after its amplifier, relative to the square of its transmit factor.
+    with the mean gains that receivers assume; None if these are the true gains. energy: energy of each stream's symbols
+    in each block after its amplifier, divided by |b_k|^2.
     """
 
     ideal: Complex[Tensor, "T uses"]
@@ -109,16 +113,14 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver) 
     for rows in row_chunks(*shape):
         x = pack_symbols(segment.group.entries[rows], link.packing)
         streams = target_streams(segment.slot.target_of[rows], targets)
-        transmitted = amplify(link, segment, transceiver.transmit[:, rows], x)
+        clipped = clip_amplifiers(link, segment, transceiver.transmit[:, rows], x)
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
         for block, (a, b) in enumerate(segment.block_ranges):
-            parts[:, :, a:b] += superpose(gain[block][:, rows], transmitted[:, a:b], streams)
+            parts[:, :, a:b] += superpose(gain[block][:, rows], clipped[:, a:b], streams)
             if assumed_parts is not None and assumed_gain is not None:
                 assumed_parts[:, :, a:b] += superpose(assumed_gain[block][:, rows], x[:, a:b], streams)
         norms.append(
-            torch.stack(
-                [torch.linalg.vector_norm(real_view(transmitted[:, a:b]), dim=1) for a, b in segment.block_ranges]
-            )
+            torch.stack([torch.linalg.vector_norm(real_view(clipped[:, a:b]), dim=1) for a, b in segment.block_ranges])
         )
     return SuperposedSegment(ideal, parts, assumed_parts, torch.cat(norms, 1).square())
 
@@ -128,10 +130,13 @@ def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
     return torch.view_as_real(x).flatten(1)
 
 
-def amplify(
+def clip_amplifiers(
     link: Uplink, segment: Segment, transmit: Complex[Tensor, "B K"], x: Complex[Tensor, "K uses"]
 ) -> Complex[Tensor, "K uses"]:
-    """The symbols after the devices' amplifiers, relative to their transmit factors."""
+    """Clip the signals b_k x_k in the devices' amplifiers, if these clip; returns them divided by b_k.
+
+    transmit: b_k in each block. The gain of a stream contains b_k, so that the symbols here stay without it.
+    """
     if link.impairments.clipping is None:
         return x
     factor = torch.cat([transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(segment.block_ranges)], 1)

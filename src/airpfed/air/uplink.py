@@ -31,10 +31,11 @@ from airpfed.core.run_files import Ledger, MeanSquaredErrors, SlotError
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What the servers get from a round's uplink.
+    """The result of a round's uplink at the servers.
 
     shared: Ghat^s. personal: Ghat_n^p, a row a task. active_tasks: tasks with a present device.
-    correlation: assumed before the round, within a task and between tasks, for each kind of normaliser group.
+    correlation: (rho_w, rho_x), the correlation within a task and between tasks that the receivers assumed in this
+    round, for each kind of normaliser group.
     correlation_statistics: normal equations of the correlation after the round.
     active_columns: with alternating factors the number of the phase and its columns of `shared`; otherwise None.
     """
@@ -171,9 +172,11 @@ def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[Re
 
 
 def pi_of(link: Uplink, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, " K"], key: str) -> float | None:
-    """Pi: MSEs weighted by shares of d, and tasks by D_n/D of the present devices. key: `measured` or a claim.
+    """Pi: the mean of MSE_s and the p-slots' MSEs, weighted by vector length, task n also by D_n/D.
 
-    The shares of d are those of R if there is no head. Returns None if no slot was sent or if a slot has no claim.
+    key: the error of `SlotError` to average. d_s: length of the s-vector. D_n/D is the share of the present devices'
+    samples. Without a head, vector lengths are proportional to ranks. Returns None if no slot was sent or if a slot has
+    no claim.
     """
     samples = link.samples * present
     share = {

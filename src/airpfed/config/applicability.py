@@ -1,7 +1,7 @@
 """Keys without effect: a key that the user wrote and that the other settings disable is refused.
 
-A table of rules names for each such key the key that decides. Defaults never conflict: only keys that the file or
-`--set` gives count, and values that ask for nothing (0 of a quantity that is not in decibels, false, "") do not count.
+For each such key, a table of rules gives the key that disables it. Only keys set in the file or by `--set` are checked;
+values meaning "off" (0 unless in dB or dBm, false, "") are not.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +22,11 @@ Condition = Callable[[Settings, TaskSettings], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """A key has an effect only if `applies`. condition: the key that decides. remedy: what would be right.
+    """A key has an effect only if `applies`.
 
-    Keys are written `section.key`, those of tasks `tasks.key`. training: the rule matters only for a run; a plan or a
-    study may use the key.
+    condition: the key that disables it. remedy: the end of the message, which says how to mend the settings. Keys are
+    written `section.key`, those of tasks `tasks.key`. training: the rule matters only for a run; a plan or a study may
+    use the key.
     """
 
     key: str
@@ -163,7 +164,10 @@ RULES = (
 
 @dataclass(frozen=True)
 class IneffectiveKey:
-    """A key without effect. path: its position in the tree, with a task by its number. line: the message."""
+    """A key without effect.
+
+    path: its position in the tree; a task is given by its index. line: the message.
+    """
 
     path: tuple[str, ...]
     line: str
@@ -197,7 +201,7 @@ def ineffective_keys(settings: Settings, written: bool = True, training: bool = 
 
 
 def _is_nothing(key: str, value: Any) -> bool:
-    """Check whether a value asks for nothing. 0 dB and 0 dBm do ask for something."""
+    """Check whether a value means "off". 0 dB and 0 dBm do not."""
     return value in (None, "", (), {}) or (value == 0 and not key.endswith(("_db", "_dbm")))
 
 

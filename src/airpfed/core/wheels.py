@@ -174,8 +174,8 @@ def _manifest(wheel: Wheel, source: str) -> dict[str, str]:
 def move_into_place(tree: Path, target: Path, is_complete: Callable[[], bool]) -> None:
     """Move a finished folder to `target`, unless another process put an equal folder there first.
 
-    is_complete: checks the folder at `target`. An incomplete folder is moved next to `tree`, into the caller's
-    temporary folder.
+    is_complete: checks the folder at `target`. If that folder is incomplete, it is first moved aside, next to `tree`
+    in the caller's temporary folder.
     """
     for number in range(10):
         try:

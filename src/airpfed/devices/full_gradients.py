@@ -18,7 +18,7 @@ from airpfed.theory.inner_product import Stack
 
 @dataclass(frozen=True)
 class SampleGroup:
-    """Some samples of one device, computed like a device of their own at one of several points."""
+    """Some samples of one device, treated as a separate device; `point` says at which parameters."""
 
     device: int
     rows: tuple[int, ...]

@@ -199,7 +199,7 @@ def _samples_and_states(
 def mask_classes(scores: Float[Tensor, "rows last C"], limits: Sequence[int]) -> Float[Tensor, "rows last C"]:
     """Scores with -inf at classes that a row's task does not have.
 
-    limits: number of classes of each row's task; 0 (causal LM) for no limit.
+    limits: number of classes of each row's task. If all are 0 (causal LM), nothing is masked.
     """
     if not any(limits):
         return scores

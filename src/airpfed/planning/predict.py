@@ -60,7 +60,10 @@ class Candidate:
 def predict_candidate(
     settings: Settings, changes: dict[str, Any], clients: Clients, probe: Probe, draws: int, base: Settings
 ) -> Candidate:
-    """Predict one candidate. base: the probed settings. draws: channels of the run's drop of devices."""
+    """Predict one candidate.
+
+    base: the settings of the probe. draws: how many channels to draw, for the run's own device positions.
+    """
     order = build.experiment_layout(settings, clients.backbone, clients.classes)
     samples = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
     kinds = order.kinds("global"), order.kinds("task")

@@ -35,8 +35,8 @@ LABELS = {
 class Chart:
     """Content of one figure: `key` on the horizontal axis, and a panel for each setting of the other axes.
 
-    key: a grid key, or empty where the designs are on the horizontal axis. values: of the key, as given.
-    panels: (title, lines).
+    key: a grid key, or empty where the designs are on the horizontal axis. values: the key's values as the user wrote
+    them. panels: (title, lines).
     """
 
     name: str

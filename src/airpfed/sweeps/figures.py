@@ -1,4 +1,4 @@
-"""The figures of a sweep: lines of means with intervals from its runs, which `report.plots` draws."""
+"""The figures of a sweep: lines of means with intervals, computed from the sweep's runs; `report.plots` draws them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

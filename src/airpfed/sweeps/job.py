@@ -55,7 +55,10 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The outcome of a sweep or a comparison. tree: as JSON. failures: a line for each trial that failed."""
+    """The outcome of a sweep or a comparison.
+
+    tree: the outcome, ready to be written as JSON. failures: a line for each trial that failed.
+    """
 
     means: list[Mean]
     axes: Axes

@@ -1,4 +1,4 @@
-"""Tasks by name: five text classifications inside Python packages, and every task of reasoning-gym."""
+"""Tasks by name: five text-classification data sets that ship in Python packages, and every task of reasoning-gym."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -1,6 +1,7 @@
-"""Readers of the catalogue's files: from contents by file name to rows (text, class name), in the files' order.
+"""Readers of the catalogue's files.
 
-Every text becomes one line: runs of white space become one space.
+Each reader takes {file name: bytes} and returns rows (text, class name) in file order. Every text becomes one line:
+runs of white space become one space.
 """
 
 import csv

@@ -1,7 +1,9 @@
 """(39), (40), (41), (43) and our bounds, of one round and of a run, from numbers only; proofs: docs/theory.md.
 
 eta: the step size. gradient: Lambda = ||grad F||^2, (42). x: the X of A3, Lambda (ours) or the printed square.
-channel: E||Ghat - G||^2 in the weights of F, `channel_energy`; sigma_t^2 (L + Q) R Pi_t for one common normaliser.
+channel: E||Ghat - G||^2 in the weights of F, `channel_energy`. With the default normaliser, which is per device, it
+is the sum over normaliser groups of weight times sigma^2 d MSE, and Pi is only a figure of the report. With one common
+normaliser it is sigma_t^2 (L + Q) R Pi_t.
 """
 
 from collections.abc import Iterable

@@ -29,8 +29,8 @@ def lanczos(
 ) -> Ritz:
     """Extreme eigenvalues of B symmetric operators at once, by `steps` products each, fully reorthogonalised.
 
-    apply: the operators, each on its own row. A Ritz value never exceeds the largest eigenvalue; `ritz_upper` bounds
-    that eigenvalue from above.
+    apply: row b of the result is operator b times row b of the argument. A Ritz value never exceeds the largest
+    eigenvalue; `ritz_upper` bounds that eigenvalue from above.
     """
     basis = [start / start.norm(dim=1, keepdim=True)]
     diagonal, off_diagonal = [], []

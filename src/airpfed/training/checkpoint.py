@@ -101,9 +101,10 @@ def clear(folder: Path, name: str) -> None:
 
 
 def load_state(folder: Path, template: Saved, fingerprint: str) -> Saved:
-    """The saved state. template: gives structure and shapes.
+    """The saved state. template: a state with the right structure and shapes.
 
-    Raises UserError if there is no checkpoint, or if it is damaged or of other settings.
+    Raises UserError if there is no checkpoint, if it is damaged, or if it was saved under other settings, data or base
+    model.
     """
     latest = latest_of(folder)
     if latest is None:

@@ -148,7 +148,7 @@ def task_losses(experiment: Experiment, devices: RoundGradients, present: Bool[T
 
 @contextmanager
 def time_phase(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the wall-clock seconds of the block to a phase."""
+    """Add the wall-clock seconds spent in the `with` block to seconds[phase]."""
     begin = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begin

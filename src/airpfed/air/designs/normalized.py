@@ -207,7 +207,7 @@ def scatter_per_target(
 
 
 def inference_mode(design: Callable[P, Transceiver]) -> Callable[P, Transceiver]:
-    """Run a design without autograd, which takes nine tenths of the time of one small problem.
+    """Switch autograd off: its bookkeeping would be nine tenths of the time of a small problem.
 
     The result is copied out of inference mode, so that callers may differentiate around it.
     """

@@ -161,7 +161,7 @@ def solve_from_beams(
 
 
 def solve_norm_near(problem: SingleTargetProblem, m: Complex[np.ndarray, "B M"]) -> Solution:
-    """The receiver of least norm near a given one."""
+    """A local minimum-norm receiver, found from the start m."""
     x, steps = augmented_lagrangian(problem, iterate_of(problem, m), WARM_MULTIPLIER_UPDATES)
     return [receiver_of(problem, x)], steps
 
@@ -169,7 +169,7 @@ def solve_norm_near(problem: SingleTargetProblem, m: Complex[np.ndarray, "B M"])
 def solve_error_near(
     problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], m: Complex[np.ndarray, "B M"]
 ) -> Solution:
-    """The receiver of least error near a given one; ridge as in `solve_from_beams`."""
+    """A local minimum-error receiver, found from the start m. ridge: see `solve_from_beams`."""
     noise = ridge / problem.channel_scale**2
     x, steps = minimise_error(problem, noise, best_scale(problem, noise, iterate_of(problem, m)))
     return [receiver_of(problem, x)], steps

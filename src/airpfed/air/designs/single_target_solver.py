@@ -262,9 +262,9 @@ def minimise_error(problem: SingleTargetProblem, noise: Float[np.ndarray, " B"],
 
 
 def augmented_lagrangian(problem: SingleTargetProblem, x: Iterate, updates: int) -> tuple[Iterate, int]:
-    """The shortest feasible iterate while multipliers shift the weights, v <- w + (v - |m^H h|)_+, `updates` times.
+    """Update the shifted weights v <- w + (v - |m^H h|)_+ `updates` times.
 
-    Returns (iterate with |m^H h_k| >= w_k, steps taken).
+    Returns the least-norm iterate after scaling each to feasibility, |m^H h_k| >= w_k, and the steps taken.
     """
     w, ridge = problem.weights, np.full_like(problem.channel_scale, PATH_END)
     best, norm, magnitude = scale_to_feasible(problem, x)

@@ -250,7 +250,7 @@ def chunk_size(settings: Settings, clients: Clients) -> int:
 def device_pass_bytes(settings: Settings, clients: Clients) -> int:
     """Estimate the memory of one device in a pass, in bytes.
 
-    A linear layer stores its input and output in four bytes per value, counted twice for the values in between. The
+    4 bytes per input and output value of each linear layer, doubled to cover the activations between layers. The
     factors of a device are stored about four times (values, gradients, sums).
     """
     layers = [layer.base for layer in clients.backbone.layers.values()]

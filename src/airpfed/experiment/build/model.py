@@ -220,7 +220,11 @@ def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> Ta
 
 
 def check_tokens(base: Backbone, name: str, samples: Sequence[Encoding]) -> None:
-    """Raise UserError if the tokenizer does not fit the model or the texts: unknown tokens, or mostly unknown words."""
+    """Raise UserError if the tokenizer does not fit the model or the texts.
+
+    That is the case if a token id is beyond the model's vocabulary, if the base cannot run the shortest text, or if
+    more than MAX_UNKNOWN_SHARE of the words are unknown.
+    """
     if not samples:
         return
     vocabulary_size = compatibility.vocabulary_size(base.model)
