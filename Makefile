@@ -6,7 +6,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1
 SEED ?= 0
 
-.PHONY: env run test loopback fuzz models check format docs bench bench-peers clean
+.PHONY: env run test loopback fuzz models check format docs structure bench bench-peers clean
 
 env: .venv/ready
 
@@ -50,6 +50,10 @@ format: env
 
 docs: env
 	$(BIN)/python -m airpfed.config.reference > docs/reference.md
+
+# Files, functions, lines, import arrows between folders, names with several meanings, stop-list names.
+structure: env
+	$(BIN)/python benchmarks/structure.py
 
 bench: env
 	$(BIN)/python benchmarks/speed.py
