@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_uplink import everyone, gradients, make_air
 
 from airpfed.air.monte_carlo import uplink_over_seeds
 from airpfed.air.uplink import initial_statistics, send
+from support.uplinks import everyone, gradients, make_air
 
 CASES = {
     "tdma": ("uniform_forcing", {}),

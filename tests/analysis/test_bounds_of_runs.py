@@ -18,6 +18,9 @@ from airpfed.training import loop
 from airpfed.training.evaluate import model_of
 from airpfed.training.loop import Experiment, play_round
 from airpfed.training.state import State, vectors
+from support.experiments import experiment_of
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 UNEVEN = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 LOCAL = ("devices.local_steps=3", "devices.local_lr=2.0")
@@ -28,7 +31,7 @@ FEW = "adapters.layers=last-3"
 def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
     settings = settings_file.read(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-    return build.experiment(settings, build.load_tasks(settings))
+    return experiment_of(settings)
 
 
 def samples(made: Experiment) -> Tensor:
@@ -51,7 +54,7 @@ def test_centralised_is_one_device_with_the_pooled_data(llama_settings: Path) ->
     )
     settings = settings.model_copy(update={"tasks": settings.tasks[:1]})
     (task,) = build.load_tasks(settings)
-    alone = build.experiment(settings, (replace(task, train=(sum(task.train, ()),)),))
+    alone = experiment_of(settings, (replace(task, train=(sum(task.train, ()),)),))
     assert [len(shard) for shard in central.clients.shards] == [20] and central.clients.batch_multiplier == (2,)
     a, b = central.initial, alone.initial
     for _ in range(3):

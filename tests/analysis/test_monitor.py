@@ -1,24 +1,21 @@
 """The meter: what it says of a round, that it moves nothing, what it costs, and when it does not speak."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from support.check_round import DRAWS, METERED, experiment
 
-from airpfed.air.monte_carlo import uplink_over_seeds
 from airpfed.air.uplink import Aggregate
 from airpfed.analysis.check_round import check_round
 from airpfed.analysis.monitor import RoundTrace, draw, place, stack_of
-from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
 from airpfed.devices import full_gradients as full_data
 from airpfed.devices import hessian
 from airpfed.devices.full_gradients import sweep
 from airpfed.devices.gradients import gradients
-from airpfed.experiment import build
 from airpfed.theory import bounds
 from airpfed.theory.constants import batch_variance
 from airpfed.theory.inner_product import averaged, square
@@ -26,26 +23,9 @@ from airpfed.training import loop
 from airpfed.training.checkpoint import tensors_of
 from airpfed.training.loop import Experiment, Outcome, play, play_round
 from airpfed.training.state import State, vectors
-from tiny import make_settings
+from support.settings import make_settings
 
-PLAIN = (
-    "server.optimizer=sgd", "server.rounds=2", "radio.coherence_symbols=5000", "run.eval_every=0",
-    "adapters.layers=last-2", "tasks.*.samples_per_device=4", "devices.batch_size=2", "theory.pilot_rounds=2",
-    "theory.lanczos_steps=3", "theory.hessian_samples=2",
-)  # fmt: skip
-METERED = ("server.lr=theory", "theory.meter_every=1")
-DRAWS = 6
-"""Settings ask for 20 at least; here fewer do."""
-
-
-def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, [*PLAIN, *overrides])
-    made = build.experiment(settings, build.load_tasks(settings))
-    if made.monitor is None:
-        return made
-    radio, seeds = made.monitor.draws.args  # type: ignore[attr-defined]
-    assert len(seeds) == 20
-    return replace(made, monitor=replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS])))
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
@@ -64,8 +44,8 @@ def same(a: State, b: State) -> bool:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
+    return make_settings(tmp_path_factory.mktemp("settings"), small_llama)
 
 
 @pytest.fixture(scope="module")

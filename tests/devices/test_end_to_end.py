@@ -10,9 +10,8 @@ from airpfed.config import settings_file
 from airpfed.devices import gradients as fleets
 from airpfed.devices.gradients import batches, chunks, gradients
 from airpfed.devices.parallel import workers
-from airpfed.experiment import build
 from airpfed.training.state import vectors
-from tiny import computed
+from support.experiments import computed, experiment_of
 
 
 @pytest.mark.parametrize("layers", ["all", "last-2"])
@@ -27,7 +26,7 @@ def test_gradients_are_those_of_padded_samples(
     if kind == "generate":
         changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
     read = settings_file.read(llama_settings, changes)
-    made = build.experiment(read, build.load_tasks(read))
+    made = experiment_of(read)
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     plan, _ = batches(made.clients, made.initial.devices.cursors, 10, 1)
@@ -49,7 +48,7 @@ def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would
     llama_settings: Path, at_once: int
 ) -> None:
     read = settings_file.read(llama_settings, [])
-    made = build.experiment(read, build.load_tasks(read))
+    made = experiment_of(read)
     plan, _ = batches(made.clients, made.initial.devices.cursors, 3, 1)
     tokens = [sum(len(made.clients.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
     for size in range(at_once, 6):

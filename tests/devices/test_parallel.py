@@ -11,11 +11,11 @@ from airpfed.config import settings_file
 from airpfed.devices.evaluate import classify
 from airpfed.devices.gradients import batches, gradients
 from airpfed.devices.parallel import MOST, dealt, side_by_side, workers
-from airpfed.experiment import build
 from airpfed.model.backbone import Backbone
 from airpfed.training.evaluate import model_of
 from airpfed.training.loop import Experiment
 from airpfed.training.state import vectors
+from support.experiments import experiment_of
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def settings(request: pytest.FixtureRequest) -> Path:
 
 def experiment(settings: Path, *changes: str) -> Experiment:
     read = settings_file.read(settings, ["run.threads=3", *changes])
-    return build.experiment(read, build.load_tasks(read))
+    return experiment_of(read)
 
 
 def alone(work: object, *given: object) -> object:

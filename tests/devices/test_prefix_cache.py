@@ -10,19 +10,19 @@ from airpfed.config import settings_file
 from airpfed.devices.evaluate import classify
 from airpfed.devices.gradients import Clients
 from airpfed.devices.prefix_cache import PAGE, PrefixCache, pages, stack
-from airpfed.experiment import build
 from airpfed.model.forward import adapted, logits, prefix_output
 from airpfed.model.tokens import Encoded, collate
 from airpfed.training.evaluate import model_of
 from airpfed.training.loop import Experiment
 from airpfed.training.state import vectors
+from support.experiments import experiment_of
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "bert"])
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
     settings = settings_file.read(file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    return experiment_of(settings)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import pytest
 import torch
-from local import LocalGrid, grid_of, local_devices
 
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
@@ -20,7 +19,10 @@ from airpfed.federation.message import Parcel
 from airpfed.federation.server_app import federation_of
 from airpfed.training.loop import Experiment, play_round
 from airpfed.training.state import State
-from tiny import make_settings
+from support.local_grid import LocalGrid, grid_of, local_devices
+from support.settings import make_settings
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 SETTINGS = (
     "radio.design=error_free", "run.eval_every=0", "adapters.method=feddpa", "adapters.layers=last-2",
@@ -29,8 +31,8 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
-    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), SETTINGS)
+def settings(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Settings:
+    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), small_llama), SETTINGS)
 
 
 @pytest.fixture(scope="module")

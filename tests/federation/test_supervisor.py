@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import pytest
 from flwr.app import Context, RecordDict
-from local import LocalGrid
 
 from airpfed import cli
 from airpfed.config import settings_file
@@ -29,7 +28,10 @@ from airpfed.federation.processes import ended, last_line, started
 from airpfed.federation.provisioning import Plan, found
 from airpfed.federation.server_app import federation_of
 from airpfed.federation.supervisor import TRIES, Kept, meaning, unreachable, watch
-from tiny import make_settings
+from support.local_grid import LocalGrid
+from support.settings import make_settings
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -40,9 +42,9 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
     base = tmp_path_factory.mktemp("join")
-    settings = settings_file.read(make_settings(base, tiny_llama), ["devices.chunk=1"])
+    settings = settings_file.read(make_settings(base, small_llama), ["devices.chunk=1"])
     found(base / "site", settings, Plan("localhost:1", ("localhost",), True, 30, 9100))
     return base / "site"
 

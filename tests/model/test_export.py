@@ -14,20 +14,21 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.experiment import artifacts, build
+from airpfed.experiment import artifacts
 from airpfed.model import export
 from airpfed.model.forward import adapted, logits
 from airpfed.model.layout import Factors
 from airpfed.training.evaluate import model_of
 from airpfed.training.loop import Experiment
 from airpfed.training.state import DeviceState, OptimizedParameters, ServerState, State, vectors
+from support.experiments import experiment_of
 
 RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
 
 
 def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
     settings = settings_file.read(file, [*RANKS, *overrides])
-    return settings, build.experiment(settings, build.load_tasks(settings))
+    return settings, experiment_of(settings)
 
 
 def random_state(made: Experiment) -> State:

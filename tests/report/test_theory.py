@@ -1,9 +1,9 @@
 """Figures of the theory from rows written by hand."""
 
 import pytest
-from rows import make_probe, make_record, make_theory
 
 from airpfed.report.figures_of_theory import THEORY, average, decrease, shares
+from support.theory_records import make_probe, make_record, make_theory
 
 
 def records() -> list:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from made import summary
-from rows import make_probe, make_record, make_theory
 
 from airpfed.core import run_files
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord
@@ -17,6 +15,8 @@ from airpfed.sweeps import figures
 from airpfed.sweeps.figures import course_lines, with_split
 from airpfed.sweeps.tables import Run, interval, means
 from airpfed.theory.verification import psis
+from support.sweeps import summary
+from support.theory_records import make_probe, make_record, make_theory
 
 METHODS = {"method": ["airpfed", "fedit"]}
 WHERE = {(("adapters.method", name),): {"method": name} for name in METHODS["method"]}

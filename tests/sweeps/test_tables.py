@@ -7,10 +7,10 @@ from statistics import fmean, stdev
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import summary
 from scipy import stats
 
 from airpfed.sweeps.tables import Run, chosen, interval, means, measures, t_quantile
+from support.sweeps import summary
 
 
 def run(seed: int, average: float, **where: str) -> Run:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import make_point, make_probe
 
 from airpfed.air.symbols import normalise
 from airpfed.theory.predictions import Part, at_split, bias, channel_energy, normalised, over_time
+from support.theory_records import make_point, make_probe
 
 
 def test_weights_are_those_of_the_link() -> None:

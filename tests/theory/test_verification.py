@@ -1,10 +1,10 @@
 """A run's account from rows written by hand."""
 
 import pytest
-from rows import CONSTANTS, make_probe, make_record, make_theory
 
 from airpfed.theory import bounds
 from airpfed.theory.verification import account, as_json, energy, psis
+from support.theory_records import CONSTANTS, make_probe, make_record, make_theory
 
 
 def bounds_of(**changes: float | None) -> dict:

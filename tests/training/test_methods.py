@@ -14,7 +14,6 @@ from torch import Tensor
 from airpfed.air.uplink import Aggregate
 from airpfed.config import settings_file
 from airpfed.config.schema import ERROR_FREE, Method
-from airpfed.experiment import build
 from airpfed.model.adapters import METHODS, SCOPES
 from airpfed.model.layout import Vectors, gather
 from airpfed.training import loop
@@ -22,6 +21,9 @@ from airpfed.training.evaluate import model_of, score, score_task
 from airpfed.training.loop import Experiment, play_round
 from airpfed.training.round import step
 from airpfed.training.state import ServerState, State, vectors
+from support.experiments import experiment_of
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 EXACT = ("radio.design=error_free", "run.eval_every=0")
 FEW = "adapters.layers=last-3"
@@ -31,7 +33,7 @@ FEW = "adapters.layers=last-3"
 def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
     settings = settings_file.read(file, [*EXACT, *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-    return build.experiment(settings, build.load_tasks(settings))
+    return experiment_of(settings)
 
 
 def played(made: Experiment, rounds: int = 2) -> State:

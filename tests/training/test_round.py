@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from airpfed.config import settings_file
-from airpfed.experiment import build
 from airpfed.model.adapters import SCOPES
 from airpfed.model.layout import Vectors
 from airpfed.training import loop
@@ -17,6 +16,7 @@ from airpfed.training.checkpoint import tensors_of
 from airpfed.training.loop import Experiment, play_round
 from airpfed.training.round import finite, step
 from airpfed.training.state import State, vectors
+from support.experiments import experiment_of
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 EXACT = "radio.design=error_free"
@@ -24,7 +24,7 @@ EXACT = "radio.design=error_free"
 
 def experiment(file: Path, *overrides: str) -> Experiment:
     settings = settings_file.read(file, [*UNEQUAL, *overrides])
-    return build.experiment(settings, build.load_tasks(settings))
+    return experiment_of(settings)
 
 
 def random_gradients(made: Experiment) -> Vectors:
