@@ -19,6 +19,8 @@ from airpfed.core.errors import UserError
 from airpfed.planning import link_study
 from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, study_grid
 
+pytestmark = pytest.mark.usefixtures("shared_bases")
+
 SETTINGS = """
 [adapters]
 rank_shared = 1
