@@ -44,8 +44,8 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    path = make_settings(tmp_path_factory.mktemp("settings"), small_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    path = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
     text = (
         path.read_text()
         .replace("lr = 0.02", 'optimizer = "sgd"\nlr = "theory"')
