@@ -20,20 +20,20 @@ run: env
 	$(BIN)/airpfed run experiments/quickstart.toml
 
 test: env
-	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2
+	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 loopback: env
 	$(ONE_THREAD) $(BIN)/pytest -m loopback --numprocesses 2
 
 # Settings, folders, messages and data files by the thousand, and kills at every event of the disk; counts at the end.
-FUZZ := PYTHONPATH=tests:tests/federation:tests/fuzz $(ONE_THREAD) $(BIN)/python
+FUZZ := PYTHONPATH=tests $(ONE_THREAD) $(BIN)/python
 fuzz: env
-	$(FUZZ) -m settings_tree 2000 $(SEED)
-	$(FUZZ) tests/fuzz/folders.py
+	$(FUZZ) -m fuzz.settings_tree 2000 $(SEED)
+	$(FUZZ) -m fuzz.folders
 	$(FUZZ) -m fuzz.messages 2000 $(SEED)
-	$(FUZZ) tests/fuzz/data_files.py 1000 $(SEED)
-	$(FUZZ) tests/fuzz/kills.py
-	$(FUZZ) tests/fuzz/kills.py --processes 20
+	$(FUZZ) -m fuzz.data_files 1000 $(SEED)
+	$(FUZZ) -m fuzz.kills
+	$(FUZZ) -m fuzz.kills --processes 20
 
 # Every architecture of transformers against PEFT; writes docs/models.md.
 models: env

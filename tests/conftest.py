@@ -1,52 +1,49 @@
-"""Tiny models with real architectures, made on the spot: nothing is downloaded."""
+"""Fixtures of all tests. Nothing heavy is imported here: the process that only hands out tests reads this file too."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-import checked
-from tiny import WORDS, make_settings, save_tokenizer
-
-LAYERS = 12
-"""More than ten: an order that sorts layer 10 before layer 2 in one place only must show."""
+from support import checks, forks
+from support.models import save_bert, save_llama
+from support.settings import make_settings
 
 
-@pytest.fixture(autouse=True)
-def checks_begin_anew() -> Iterator[None]:
-    checked.begin()  # wider fixtures have called functions before
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork what tests fork from, while nothing has computed; nothing does in the process that only hands out tests."""
+    if session.items and not session.config.option.collectonly:
+        forks.start()
+
+
+def pytest_sessionfinish() -> None:
+    forks.stop()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked_calls() -> Iterator[None]:
+    """First calls of every function are checked again in each module."""
+    checks.rearm()
     yield
-    checked.begin()  # and those of the next test call them before this one does
+    checks.rearm()  # fixtures of the session call functions before the next module's own
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal LM of 12 layers with random weights."""
-    folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=4, bos_token_id=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of 12 layers with random weights and no head."""
-    folder = tmp_path_factory.mktemp("bert")
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
-        max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    BertModel(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal LM of 4 layers, for what does not depend on how many there are."""
+    return save_llama(tmp_path_factory.mktemp("small"), num_hidden_layers=4)
 
 
 @pytest.fixture
@@ -55,5 +52,19 @@ def llama_settings(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 @pytest.fixture
+def small_settings(tmp_path: Path, small_llama: Path) -> Path:
+    return make_settings(tmp_path, small_llama)
+
+
+@pytest.fixture
 def bert_settings(tmp_path: Path, tiny_bert: Path) -> Path:
     return make_settings(tmp_path, tiny_bert, causal=False)
+
+
+@pytest.fixture(scope="module")
+def shared_bases() -> Iterator[None]:
+    """Commands in this process share base models, which are loaded once (`support.experiments`)."""
+    from support import experiments
+
+    with experiments.shared_bases():
+        yield

@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import architectures
 import pytest
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from airpfed.model.layout import Vectors
+from support.forks import forked
 
 HANDFUL = ["llama", "mixtral", "deepseek_v3", "gemma3_text", "jamba", "gpt2", "bert", "deberta-v2"]
 
@@ -26,14 +24,6 @@ def rows_of(*models: str) -> list[Row]:
     todo = [case for case in cases() if case.model in models]
     assert len(todo) == len(models)
     return list(run_cases(todo, jobs=2, seconds=60, gigabytes=16.0))
-
-
-def test_what_forks_in_a_process_of_its_own() -> None:
-    """A child of a process whose torch has run on several threads does not live through its first product."""
-    words = [sys.executable, "-m", "pytest", "-m", "forks", "-p", "no:cacheprovider", __file__]
-    given = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=Path(__file__).parents[1], env=given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
 
 
 @pytest.mark.parametrize("name", HANDFUL)
@@ -62,7 +52,7 @@ def test_parts_are_all_of_them_once() -> None:
     }
 
 
-@pytest.mark.forks
+@forked
 def test_a_decoder_and_an_encoder_are_right() -> None:
     found = rows_of("LlamaForCausalLM", "BertForSequenceClassification")
     for row in found:
@@ -70,13 +60,13 @@ def test_a_decoder_and_an_encoder_are_right() -> None:
         assert len(row.modes) == 10 and not row.note
 
 
-@pytest.mark.forks
+@forked
 def test_what_has_no_linear_layer_is_refused_in_one_line() -> None:
     [row] = rows_of("GPT2LMHeadModel")
     assert row.result == "refused" and "adapters.target_modules" in row.note and "\n" not in row.note
 
 
-@pytest.mark.forks
+@forked
 def test_what_only_real_passes_tell_is_right_or_a_line() -> None:
     """Tokens that tie in a model's choice of the best, weights that a pass changes, random passes, heads that cut."""
     found = {row.model: row for row in rows_of(
@@ -95,14 +85,14 @@ def test_what_only_real_passes_tell_is_right_or_a_line() -> None:
     assert {row.result for row in found.values()} == {"right and slow"} and len(found) == 2
 
 
-@pytest.mark.forks
+@forked
 def test_other_kinds_are_refused_by_design() -> None:
     found = rows_of("BartForSequenceClassification", "Gemma3ForConditionalGeneration")
     assert {row.result for row in found} == {architectures.OTHER}
 
 
-@pytest.mark.forks
-def test_devices_the_wrong_way_round_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@forked
+def test_devices_the_wrong_way_round_are_seen() -> None:
     """Behind the comparison before round 1, which would not use a way of computing that does this."""
     right = architectures.gradients
 
@@ -110,34 +100,34 @@ def test_devices_the_wrong_way_round_are_seen(monkeypatch: pytest.MonkeyPatch) -
         found, losses = right(*words)
         return {scope: rows.flip(0) for scope, rows in found.items()}, losses
 
-    monkeypatch.setattr(architectures, "gradients", swapped)
+    architectures.gradients = swapped
     [row] = rows_of("LlamaForCausalLM")
     assert row.result == "WRONG" and row.error > 0.1
     assert {row.modes[f"all, {mode}"][0] for mode in architectures.PASSES} == {"WRONG"}
     assert row.modes["all, answers"][0] == row.modes["all, export"][0] == "right and fast"
 
 
-@pytest.mark.forks
-def test_a_child_that_dies_or_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+@forked
+def test_a_child_that_dies_or_raises_is_a_row() -> None:
     def ends(case: Case, row: Row) -> None:
         if case.kind == "causal":
             os.kill(os.getpid(), signal.SIGKILL)
         raise IndexError("out of\nrange")
 
-    monkeypatch.setattr(architectures, "check_case", ends)
+    architectures.check_case = ends
     found = {row.kind: row for row in rows_of("LlamaForCausalLM", "BertForSequenceClassification")}
     assert {row.result for row in found.values()} == {"TRACEBACK"}
     assert "signal 9" in found["causal"].note
     assert found["classifier"].note.startswith("IndexError: range")
 
 
-@pytest.mark.forks
-def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@forked
+def test_a_child_that_hangs_is_ended() -> None:
     def spins(case: Case, row: Row) -> None:
         while True:
             pass
 
-    monkeypatch.setattr(architectures, "check_case", spins)
+    architectures.check_case = spins
     architectures.preload()
     todo = [case for case in cases() if case.model == "LlamaForCausalLM"]
     [row] = list(run_cases(todo, jobs=1, seconds=1, gigabytes=16.0))

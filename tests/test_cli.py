@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 from airpfed import cli
 from airpfed.core import run_files
-from tiny import make_settings, write_rows
+from airpfed.training import experiment
+from support.settings import make_settings, write_rows
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 ROUNDS = 8
 """Enough of them that an interrupt after the first finds the run going on."""
@@ -49,8 +52,8 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    path = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
+    path = make_settings(tmp_path_factory.mktemp("settings"), small_llama)
     path.write_text(path.read_text().replace("rounds = 4", f"rounds = {ROUNDS}").replace("every = 2", "every = 4"))
     return path
 
@@ -193,35 +196,29 @@ def test_export_writes_the_same_adapters_and_merged_weights(airpfed, finished):
         assert not any("lora" in name for name in load_file(finished / "merged" / task / "model.safetensors"))
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, finished, tmp_path):
+def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, finished, tmp_path, monkeypatch):
     """Ctrl-C in round 2: that round is finished, and after the printed command everything is bit for bit the same."""
-    out = tmp_path / "cut"
-    start = [sys.executable, "-c", "from airpfed.cli import main; main()"]
-    process = subprocess.Popen(
-        [*start, "run", str(file), "--set", "run.eval_every=4", "--out", str(out)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    shown = []
-    for line in process.stdout:
-        shown.append(line)
-        if line.startswith("round 1 "):
-            process.send_signal(signal.SIGINT)
-            break
-    rest, err = process.communicate(timeout=120)
-    lines = ["".join(shown), *rest.splitlines()]
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    out, calls, gradients = tmp_path / "cut", [], experiment.local_gradients
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return gradients(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "local_gradients", interrupted)
+        stopped = airpfed("run", file, "--set", "run.eval_every=4", "--out", out)
+    assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
     assert json.loads((out / "summary.json").read_text())["exit"] == "interrupted"
-    done = len(run_files.load_records(out / "records.jsonl"))
-    assert 1 <= done < ROUNDS
-    message, printed = lines[-1].split("go on with: ")
-    assert message.startswith(f"stopped after round {done};")
+    assert len(run_files.load_records(out / "records.jsonl")) == 2
+    message, printed = stopped.out.splitlines()[-1].split("go on with: ")
+    assert message.startswith("stopped after round 2;")
     program, *arguments = shlex.split(printed)
     assert (program, arguments[-1]) == ("airpfed", "--resume")
     assert airpfed(*arguments).code == 0
     assert adapter_files(out) == adapter_files(finished)
-    whole, resumed = (run_files.load_records(run / "records.jsonl") for run in (finished, out))
+    whole, resumed = (run_files.load_records(path / "records.jsonl") for path in (finished, out))
     assert [row.model_dump(exclude={"seconds"}) for row in resumed] == [
         row.model_dump(exclude={"seconds"}) for row in whole
     ]
@@ -268,11 +265,11 @@ def test_a_full_disk_names_the_file(airpfed, file, tmp_path, small_disk, pushes,
     one_line(airpfed("run", file, "--out", tmp_path / "full"), name)
 
 
-def test_a_table_of_two_columns_and_a_short_settings_file_are_enough(airpfed, tmp_path, tiny_llama):
+def test_a_table_of_two_columns_and_a_short_settings_file_are_enough(airpfed, tmp_path, small_llama):
     write_rows(tmp_path / "mine.csv", 200, ("good", "bad"), 3)
     settings = f"""
 [model]
-base = "{tiny_llama}"
+base = "{small_llama}"
 
 [[tasks]]
 name = "mine"

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from airpfed.cli import app
 from airpfed.config.settings_file import read_expected
 
+pytestmark = pytest.mark.usefixtures("shared_bases")
+
 HOME = Path(__file__).parents[1]
 TWO = study.Study("", ("server.lr=0.01,0.02",), 3, {"server.lr": "0.02"}, overrides=("server.rounds=2",))
 
@@ -24,12 +26,12 @@ def in_process(words: list[str]) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path, llama_settings: Path, monkeypatch: pytest.MonkeyPatch) -> "study.Study":
+def made(tmp_path: Path, small_settings: Path, monkeypatch: pytest.MonkeyPatch) -> "study.Study":
     """A table of two rates and three seeds, kept below `tmp_path`."""
     monkeypatch.setattr(study, "run_airpfed", in_process)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr("airpfed.sweeps.figures.FIGURES", ("average",))
-    one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
+    one = replace(TWO, file=str(small_settings), figures=("average-lr",))
     study.sweep("two", one, tmp_path / "runs", 1)
     return one
 
@@ -61,7 +63,8 @@ def test_cpu_hours_are_of_all_calls_of_a_table(tmp_path: Path, monkeypatch: pyte
     """What a stopped call took counts too, and tables without a record are named."""
 
     def stopped(_words: object) -> None:
-        subprocess.run([sys.executable, "-c", "sum(range(10**8))"], check=True)
+        code = "import time\nwhile time.process_time() < 0.3: pass"
+        subprocess.run([sys.executable, "-S", "-c", code], check=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "run_airpfed", stopped)

@@ -10,11 +10,13 @@ import pytest
 from airpfed import cli
 from airpfed.config import settings_file
 from airpfed.core import run_files
-from airpfed.experiment import build
 from airpfed.planning import planner
 from airpfed.theory.verification import error_energy
 from airpfed.training.loop import play_round
-from tiny import make_settings
+from support.experiments import experiment_of
+from support.settings import make_settings
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -158,7 +160,7 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
     file = make_settings(tmp_path, tiny_bert, causal=False)
     said = planner.make_plan(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
     settings = settings_file.read_settings(file, [*overrides, "radio.snr_db=10"])
-    made = build.build_experiment(settings, build.load_tasks(settings))
+    made = experiment_of(settings)
     state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
     assert said.channel_uses == 2 * play_round(made, state)[1].ledger.channel_uses
 

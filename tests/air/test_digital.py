@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_uplink import everyone, gradients, is_finite, make_air, means, send
-from test_uplink_errors import drawn, excess, large_air, slots, z_of
 
 from airpfed.air import resources
 from airpfed.air.digital import airtime, group_airtime, rates_of, sinr
@@ -15,7 +13,8 @@ from airpfed.air.impairments import Impairments
 from airpfed.air.network import estimate_channels
 from airpfed.air.schedule import Digital, Uplink
 from airpfed.core.rng import stream
-from worlds import flat
+from support.networks import flat
+from support.uplinks import drawn, everyone, excess, gradients, is_finite, large_air, make_air, means, send, slots, z_of
 
 
 def digital(link: Uplink, bits: int = 4, spatial: bool = False) -> Uplink:

@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_uplink import everyone, make_air, send
-from test_uplink_errors import drawn, excess, large_air, rounds, slots, z_of
 from torch import Tensor
 
 from airpfed.air.impairments import (
@@ -22,7 +20,8 @@ from airpfed.air.impairments import (
 from airpfed.air.schedule import Digital, Uplink, reason_without_claim
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
-from worlds import flat
+from support.networks import flat
+from support.uplinks import drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
 
 
 def quiet_air(design: str = "uniform_forcing", **changes) -> Uplink:
@@ -64,7 +63,7 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
 
 
 @pytest.mark.parametrize(
-    ("impairments", "factor"),
+    ("harm", "factor"),
     [
         (Impairments(phase_rad=0.2), 2 * (1 - math.exp(-(0.2**2) / 2))),
         (Impairments(phase_rad=0.8), 2 * (1 - math.exp(-(0.8**2) / 2))),

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from test_uplink import everyone, gradients, make_air, send
 
 from airpfed.air import resources
-from worlds import flat
+from support.networks import flat
+from support.uplinks import everyone, gradients, make_air, send
 
 
 def doubles(*values: float) -> torch.Tensor:

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_uplink import TASKS, everyone, gradients, is_finite, make_air, means, send
-from test_uplink_errors import alike, drawn, excess, large_air, rounds, slots, z_of
 
 from airpfed.air import slot_errors
 from airpfed.air.designs import DESIGNS
@@ -14,7 +12,28 @@ from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective
 from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.segments import antennas_of, problem_of
+<<<<<<< HEAD
 from worlds import flat
+=======
+from airpfed.air.uplink import estimate_channels
+from support.networks import flat
+from support.uplinks import (
+    TASKS,
+    alike,
+    drawn,
+    everyone,
+    excess,
+    gradients,
+    is_finite,
+    large_air,
+    make_air,
+    means,
+    rounds,
+    send,
+    slots,
+    z_of,
+)
+>>>>>>> d016f47
 
 NEAR, FAR = 1e-10, 2e-12
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from airpfed.air import resources, row_chunks, segments, transmit, uplink
 from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
+<<<<<<< HEAD
 from airpfed.air.designs import BATCHED, design_of, refine_of
 from airpfed.air.grouping import fixed_grouping, grouping_error, round_grouping
 from airpfed.air.impairments import NONE, Impairments
@@ -17,15 +18,24 @@ from airpfed.air.network import estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem, power_share, silent
 from airpfed.air.schedule import Digital, Updates, Uplink, schedule
 from airpfed.air.uplink import Aggregate, initial_statistics
+=======
+from airpfed.air.designs.table import refine_of
+from airpfed.air.grouping import error_of
+from airpfed.air.impairments import Impairments
+from airpfed.air.network import estimated
+from airpfed.air.problem import Transceiver, TransceiverProblem, silent, spent
+from airpfed.air.schedule import Digital, Uplink, grouping_of, plan
+from airpfed.air.transmit import transmitted
+from airpfed.air.uplink import initial_statistics
+>>>>>>> d016f47
 from airpfed.core.rng import stream
-from worlds import flat
+from support.networks import flat
+from support.uplinks import GAIN, LENGTHS, TASKS, everyone, gradients, is_finite, make_air, means, send
 
-TASKS = torch.tensor([0, 0, 1, 1, 1])
-LENGTHS = (37, 30)
-GAIN = 1e-10
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 
 
+<<<<<<< HEAD
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     link = Uplink(
@@ -102,6 +112,8 @@ def is_finite(received: Aggregate) -> bool:
     return tensors and bool(torch.tensor(numbers).isfinite().all())
 
 
+=======
+>>>>>>> d016f47
 @pytest.mark.parametrize("absent", [[], [1], [0, 3]])
 def test_the_error_free_link_gives_the_weighted_mean_of_the_devices_present(absent):
     """NaN in an absent device's row shows that it is in no sum and no weight."""

@@ -4,25 +4,28 @@ Fading stays as it is while noise, scrambling and CSI error are drawn again and 
 every statement is tested given the channels.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import product
 
 import pytest
 import torch
-from test_uplink import TASKS, everyone, make_air, send
 from torch import Tensor
 
+<<<<<<< HEAD
 from airpfed.air import impairments, schedule, transmit
 from airpfed.air.designs import refine_of
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics
+=======
+from airpfed.air import transmit, uplink
+from airpfed.air.designs.table import refine_of
+from airpfed.air.uplink import initial_statistics
+>>>>>>> d016f47
 from airpfed.core.rng import stream
-from airpfed.core.run_files import SlotError
-from worlds import flat
+from support.networks import flat
+from support.uplinks import TASKS, alike, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
 
 DESIGNS = [
     ("uniform_forcing", False),
@@ -42,6 +45,7 @@ SOME_WAYS = [
 CASES = [
     (name, debias, way) for name, debias in DESIGNS for way in (EVERY_WAY if name == "uniform_forcing" else SOME_WAYS)
 ]
+<<<<<<< HEAD
 AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 
 
@@ -114,6 +118,8 @@ def z_of(values: Tensor) -> float:
     """The mean in units of its standard error, rounds (rows) being independent."""
     means = values.reshape(len(values), -1).mean(1)
     return float(means.mean() / (means.std() / len(means) ** 0.5).clamp_min(1e-300))
+=======
+>>>>>>> d016f47
 
 
 @pytest.mark.parametrize(("design", "debias", "way"), CASES)
@@ -210,16 +216,6 @@ def test_the_error_of_silence_is_the_energy_of_the_weights():
         error = slots(received)[0]
         ratio.append(float(G.square().sum()) / error.scale / error.silence - 1)
     assert abs(z_of(torch.tensor(ratio))) < 5
-
-
-def alike(link: Uplink, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
-    """`drawn`, but every two devices' rows have correlation rho."""
-    common = drawn(link, 1000 + draw)
-    own, size = drawn(link, draw), torch.linspace(0.5, 2.0, 5)[:, None]
-    mixed = [
-        (1 - rho) ** 0.5 * one + rho**0.5 * both[:1] / size[0] * size for one, both in zip(own, common, strict=True)
-    ]
-    return mixed[0], mixed[1]
 
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])

@@ -19,6 +19,9 @@ from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.state import State, vectors
+from support.experiments import experiment_of
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 UNEVEN = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 LOCAL = ("devices.local_steps=3", "devices.local_lr=2.0")
@@ -29,7 +32,11 @@ FEW = "adapters.layers=last-3"
 def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
     settings = settings_file.read_settings(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
+<<<<<<< HEAD
     return build.build_experiment(settings, build.load_tasks(settings))
+=======
+    return experiment_of(settings)
+>>>>>>> d016f47
 
 
 def samples(made: Experiment) -> Tensor:
@@ -52,7 +59,11 @@ def test_centralised_is_one_device_with_the_pooled_data(llama_settings: Path) ->
     )
     settings = settings.model_copy(update={"tasks": settings.tasks[:1]})
     (task,) = build.load_tasks(settings)
+<<<<<<< HEAD
     alone = build.build_experiment(settings, (replace(task, train=(sum(task.train, ()),)),))
+=======
+    alone = experiment_of(settings, (replace(task, train=(sum(task.train, ()),)),))
+>>>>>>> d016f47
     assert [len(shard) for shard in central.clients.shards] == [20] and central.clients.batch_multiplier == (2,)
     a, b = central.initial, alone.initial
     for _ in range(3):

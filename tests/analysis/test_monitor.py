@@ -1,24 +1,29 @@
 """The meter: what it says of a round, that it moves nothing, what it costs, and when it does not speak."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from support.check_round import DRAWS, METERED, experiment
 
+<<<<<<< HEAD
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate, uplink_over_seeds
 from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
 from airpfed.analysis.probe import load_or_probe
 from airpfed.config import settings_file
+=======
+from airpfed.air.uplink import Aggregate
+from airpfed.analysis.check_round import check_round
+from airpfed.analysis.monitor import RoundTrace, draw, place, stack_of
+>>>>>>> d016f47
 from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
 from airpfed.devices import full_gradients as full_data
 from airpfed.devices import hessian
 from airpfed.devices.full_gradients import full_gradients
 from airpfed.devices.gradients import gradients
-from airpfed.experiment import build
 from airpfed.theory import bounds
 from airpfed.theory.constants import batch_variance
 from airpfed.theory.inner_product import squared_norm, weighted_average
@@ -26,8 +31,9 @@ from airpfed.training.checkpoint import tensors_of
 from airpfed.training.experiment import Experiment, RoundTrace
 from airpfed.training.loop import Outcome, play, play_round
 from airpfed.training.state import State, vectors
-from tiny import make_settings
+from support.settings import make_settings
 
+<<<<<<< HEAD
 PLAIN = (
     "server.optimizer=sgd", "server.rounds=2", "radio.coherence_symbols=5000", "run.eval_every=0",
     "adapters.layers=last-2", "tasks.*.samples_per_device=4", "devices.batch_size=2", "theory.pilot_rounds=2",
@@ -47,6 +53,9 @@ def experiment(file: Path, *overrides: str) -> Experiment:
     assert len(seeds) == 20
     monitor = replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS]))
     return replace(made, monitor=monitor, probe=partial(load_or_probe, monitor))
+=======
+pytestmark = pytest.mark.usefixtures("shared_bases")
+>>>>>>> d016f47
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
@@ -65,8 +74,8 @@ def same(a: State, b: State) -> bool:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
+    return make_settings(tmp_path_factory.mktemp("settings"), small_llama)
 
 
 @pytest.fixture(scope="module")

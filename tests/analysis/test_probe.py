@@ -4,20 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rows import make_point
-from test_monitor import METERED, experiment
+from support.check_round import METERED, experiment
 
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import conclude, pilot_step
 from airpfed.core.run_files import Point
 from airpfed.theory import bounds
+<<<<<<< HEAD
 from airpfed.training.state import ServerStep
 from tiny import make_settings
+=======
+from support.settings import make_settings
+from support.theory_records import make_point
+>>>>>>> d016f47
 
 
 @pytest.fixture(scope="module")
-def monitor(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> BoundMonitor:
-    made = experiment(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), *METERED)
+def monitor(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> BoundMonitor:
+    made = experiment(make_settings(tmp_path_factory.mktemp("settings"), small_llama), *METERED)
     assert made.monitor is not None
     return replace(made.monitor, rounds=10, pilot_rounds=20, safety=2.0)
 
@@ -96,10 +100,10 @@ def test_the_pilot_goes_no_farther_than_it_has_to(monitor: BoundMonitor) -> None
 
 @pytest.mark.parametrize("method", ["airpfed", "feddpa", "local"])
 def test_what_a_device_keeps_is_in_no_sum(
-    method: str, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
+    method: str, tmp_path_factory: pytest.TempPathFactory, small_llama: Path
 ) -> None:
     """A step of SGD along what devices keep, mini-batches far apart: E||G||^2 counts each device's noise whole."""
-    file = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+    file = make_settings(tmp_path_factory.mktemp("settings"), small_llama)
     made = experiment(file, *METERED, f"adapters.method={method}")
     assert made.monitor is not None
     share = float(made.monitor.weights.in_task.max())

@@ -8,24 +8,34 @@ from typing import Any
 
 import pytest
 import torch
-from one_device import Leaves, OneDevice, one_device
 from torch import Tensor
 
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.devices.evaluate import classify, complete
+<<<<<<< HEAD
 from airpfed.experiment import build
+=======
+from airpfed.model.adapters import blocks_of
+>>>>>>> d016f47
 from airpfed.model.layout import Vectors
 from airpfed.model.methods import blocks_of
 from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
+<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
+=======
+from airpfed.training.loop import Experiment
+from support.experiments import experiment_of, random_vectors
+from support.single_device import Leaves, OneDevice, one_device
+>>>>>>> d016f47
 
 WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
+<<<<<<< HEAD
     settings = settings_file.read_settings(file, ["tasks.*.test_samples=40", *overrides])
     return build.build_experiment(settings, build.load_tasks(settings))
 
@@ -33,6 +43,10 @@ def experiment(file: Path, *overrides: str) -> Experiment:
 def random_vectors(made: Experiment) -> Vectors:
     rng = torch.Generator().manual_seed(0)
     return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
+=======
+    settings = settings_file.read(file, ["tasks.*.test_samples=40", *overrides])
+    return experiment_of(settings)
+>>>>>>> d016f47
 
 
 def rows_of(values: Vectors, task: int) -> dict[str, Tensor]:
@@ -98,14 +112,14 @@ HABITS = {
 
 @pytest.mark.parametrize("habit", [*HABITS, "all"])
 def test_decoding_has_none_of_the_bases_habits(
-    habit: str, llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    habit: str, small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
     """Plain greedy, whatever generation_config.json says."""
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    base = shutil.copytree(small_llama, tmp_path / "base")
     tree = {key: value for key, value in HABITS.items() if habit in (key, "all")}
-    made = experiment(llama_settings, *WORDS)
+    made = experiment(small_settings, *WORDS)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 4, "pad_token_id": 0, **tree}))
-    other = experiment(llama_settings, *WORDS, f"model.base={base}")
+    other = experiment(small_settings, *WORDS, f"model.base={base}")
     prompts, factors = (
         [sample.ids for sample in made.tasks[1].test.prompts][:6],
         model_of(made.clients, random_vectors(made), 1, 2),
@@ -119,18 +133,23 @@ def test_decoding_has_none_of_the_bases_habits(
     [(4, (4,)), (30, (4,)), ([30, 4], (4,)), (3, (4, 3)), (None, (4,)), (10**6, (4,))],
 )
 def test_an_answer_ends_where_training_answers_end(
-    declared: Any, ends: tuple[int, ...], llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    declared: Any, ends: tuple[int, ...], small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
     """And at other control tokens that the base declares as ends, never at an ordinary word (30)."""
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    base = shutil.copytree(small_llama, tmp_path / "base")
     tree = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**tree, "eos_token_id": declared}))
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
     tokens = json.loads((base / "tokenizer.json").read_text())
     tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 3, "content": "[SEP]"})
     (base / "tokenizer.json").write_text(json.dumps(tokens))
+<<<<<<< HEAD
     made = experiment(llama_settings, *WORDS, f"model.base={base}")
     assert made.clients.backbone.end_tokens == ends
+=======
+    made = experiment(small_settings, *WORDS, f"model.base={base}")
+    assert made.clients.backbone.ends == ends
+>>>>>>> d016f47
     assert made.clients.backbone.model.generation_config.eos_token_id == list(ends)
     assert all(sample.targets[-1] == 4 for shard in made.clients.shards for sample in shard)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from one_device import one_device
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from airpfed.config import settings_file
@@ -21,7 +20,10 @@ from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
-from tiny import WORDS, computed, make_settings, save_tokenizer
+from support.experiments import computed, experiment_of
+from support.models import WORDS, save_tokenizer
+from support.settings import make_settings
+from support.single_device import one_device
 
 ROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0], "rope_theta": 1e4,
         "original_max_position_embeddings": 8}  # fmt: skip
@@ -64,8 +66,13 @@ def base(folder: Path, name: str) -> Path:
 
 
 def made_of(file: Path, *overrides: str) -> Experiment:
+<<<<<<< HEAD
     settings = settings_file.read_settings(file, ["devices.batch_size=3", *overrides])
     return build.build_experiment(settings, build.load_tasks(settings))
+=======
+    settings = settings_file.read(file, ["devices.batch_size=3", *overrides])
+    return experiment_of(settings)
+>>>>>>> d016f47
 
 
 @pytest.mark.parametrize("layers", ["all", "last-1"])

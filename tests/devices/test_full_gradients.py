@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gradients import experiment, random_vectors
 
 from airpfed.devices.full_gradients import full_gradients, full_losses, group_samples, mean_loss
 from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Vectors
+from support.experiments import experiment, random_vectors
+
+BATCH = "devices.batch_size=4"
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=6")
 
@@ -22,7 +24,7 @@ def together(values: Vectors) -> torch.Tensor:
 def test_a_sweep_gives_losses_and_gradients_of_all_samples(
     kind: str, method: str, request: pytest.FixtureRequest
 ) -> None:
-    made = experiment(request.getfixturevalue(f"{kind}_settings"), f"adapters.method={method}", *UNEQUAL)
+    made = experiment(request.getfixturevalue(f"{kind}_settings"), BATCH, f"adapters.method={method}", *UNEQUAL)
     clients, values = made.clients, random_vectors(made)
     whole = [[list(range(len(shard)))] for shard in clients.shards]
     wanted, loss = gradients(clients, values, whole, 1.0, 2)
@@ -36,9 +38,9 @@ def test_a_sweep_gives_losses_and_gradients_of_all_samples(
             assert float(own.mean()) == pytest.approx(float(loss[k]), rel=1e-5)
 
 
-def test_noise_of_a_mini_batch_is_that_of_all_mini_batches(llama_settings: Path) -> None:
+def test_noise_of_a_mini_batch_is_that_of_all_mini_batches(small_settings: Path) -> None:
     """Groups of one sample make it exact: counted out over every batch of 2 of a device, kind by kind too."""
-    made = experiment(llama_settings, *UNEQUAL)
+    made = experiment(small_settings, BATCH, *UNEQUAL)
     clients, values = made.clients, random_vectors(made)
     found = full_gradients(clients, values, 1, 8)
     for k, shard in enumerate(clients.shards[:2]):
@@ -63,7 +65,7 @@ def test_noise_of_a_mini_batch_is_that_of_all_mini_batches(llama_settings: Path)
 
 
 def test_losses_at_several_points_are_dealt_evenly(bert_settings: Path) -> None:
-    made = experiment(bert_settings)
+    made = experiment(bert_settings, BATCH)
     clients = made.clients
     points = [random_vectors(made, seed) for seed in range(3)]
     alone = [full_losses(clients, [point], 3, 4) for point in points]
@@ -80,8 +82,8 @@ def test_losses_at_several_points_are_dealt_evenly(bert_settings: Path) -> None:
     assert mean_loss(alone[1], weight) == pytest.approx(float((alone[1][0].mean() + alone[1][1].mean()) / 2))
 
 
-def test_groups_hold_every_sample_once(llama_settings: Path) -> None:
-    clients = experiment(llama_settings).clients
+def test_groups_hold_every_sample_once(small_settings: Path) -> None:
+    clients = experiment(small_settings, BATCH).clients
     for size in (1, 3, 4, 50):
         groups = group_samples(clients, 0, size)
         assert sorted(row for rows in groups for row in rows) == list(range(len(clients.shards[0])))

@@ -5,22 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_device import OneDevice, one_device
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+<<<<<<< HEAD
 from airpfed.config import settings_file
 from airpfed.core import memory
 from airpfed.devices.clients import Clients, draw_batches, draw_samples
 from airpfed.devices.gradients import gradients, sample_losses, stacked_losses, zero_gradients
 from airpfed.experiment import build
+=======
+from airpfed.core import spill
+from airpfed.devices.gradients import Clients, batches, draw, gradients, held, sample_losses, stacked_loss
+from airpfed.model.adapters import SCOPES, blocks_of
+>>>>>>> d016f47
 from airpfed.model.layout import KINDS, Vectors, gather
 from airpfed.model.methods import SCOPES, blocks_of
 from airpfed.model.tokens import IGNORED
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.state import vectors
+from support import experiments
+from support.experiments import in_double, random_vectors
+from support.single_device import OneDevice, one_device
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=1.0", "tasks.*.samples_per_device=5")
 WORDS = ("tasks.moods.kind=generate", "tasks.moods.label=text", "tasks.moods.labels={}")
@@ -37,6 +44,7 @@ CASES = {
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
+<<<<<<< HEAD
     settings = settings_file.read_settings(file, [f"devices.batch_size={BATCH}", *overrides])
     return build.build_experiment(settings, build.load_tasks(settings))
 
@@ -45,6 +53,9 @@ def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
     """No factor is zero: at B = 0 the gradient of A vanishes and would hide faults."""
     rng = torch.Generator().manual_seed(seed)
     return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
+=======
+    return experiments.experiment(file, f"devices.batch_size={BATCH}", *overrides)
+>>>>>>> d016f47
 
 
 def own_rows(values: Vectors, clients: Clients, device: int) -> dict[str, Tensor]:
@@ -122,16 +133,6 @@ def walked(alone: OneDevice, rows: dict[str, Tensor], steps: list, rate: float) 
             for key, tensor in now.items()
         }
     return {scope: row.detach() for scope, row in alone.paste(now).items()}, losses[0]
-
-
-def in_double(clients: Clients) -> None:
-    """The model in float64 throughout: Llama's own RMSNorm computes in float32, torch's in the type it is given."""
-    model = clients.backbone.model.double()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LlamaRMSNorm):
-            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
 
 
 class Slope:

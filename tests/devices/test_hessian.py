@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gradients import experiment, in_double, random_vectors
 
 from airpfed.devices.full_gradients import SampleGroup, full_gradients, group_samples
 from airpfed.devices.hessian import curvature, dimension, hessian_products, task_mask
 from airpfed.model.layout import Vectors
+<<<<<<< HEAD
 from airpfed.theory.inner_product import Stack, weighted_average, weights_of
 from airpfed.training.experiment import Experiment
+=======
+from airpfed.theory.inner_product import Stack, averaged, weights_of
+from airpfed.training.loop import Experiment
+from support.experiments import experiment, in_double, random_vectors
+
+BATCH = "devices.batch_size=4"
+>>>>>>> d016f47
 
 
 def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
@@ -43,7 +50,7 @@ def moved(made: Experiment, values: Vectors, task: int, way: torch.Tensor, step:
 def test_products_are_differences_of_gradients(kind: str, method: str, request: pytest.FixtureRequest) -> None:
     """Both tasks at once, each along its own direction; group by group they add up to x H x."""
     overrides = (f"adapters.method={method}", "adapters.layers=[0, 3]", "tasks.colours.samples_per_device=4")
-    made = experiment(request.getfixturevalue(f"{kind}_settings"), *overrides)
+    made = experiment(request.getfixturevalue(f"{kind}_settings"), BATCH, *overrides)
     in_double(made.clients)
     clients = made.clients
     values = {scope: value.double() for scope, value in random_vectors(made).items()}
@@ -61,9 +68,9 @@ def test_products_are_differences_of_gradients(kind: str, method: str, request: 
         assert bent == pytest.approx(float(x[task] @ found[task]), rel=1e-8) or method == "feddpa"
 
 
-def test_beta_is_the_largest_eigenvalue_of_the_steeper_task(llama_settings: Path) -> None:
+def test_beta_is_the_largest_eigenvalue_of_the_steeper_task(small_settings: Path) -> None:
     """Many steps reach it: the product along the vector gives it back; fewer stay below, and the interval covers it."""
-    made = experiment(llama_settings, "adapters.layers=[10]", "tasks.*.samples_per_device=4")
+    made = experiment(small_settings, BATCH, "adapters.layers=[2]", "tasks.*.samples_per_device=4")
     in_double(made.clients)
     values = {scope: value.double() for scope, value in random_vectors(made).items()}
     full = curvature(made.clients, values, 0, 4, 14, 8)

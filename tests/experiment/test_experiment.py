@@ -11,11 +11,12 @@ from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import OptimizedParameters, ServerStep, update
+from support.experiments import experiment_of
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
     settings = settings_file.read_settings(file, overrides)
-    return build.build_experiment(settings, build.load_tasks(settings))
+    return experiment_of(settings)
 
 
 def test_the_hook_that_checks_shapes_is_on() -> None:

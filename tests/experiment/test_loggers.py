@@ -12,6 +12,8 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import RoundRecord, Summary
 from airpfed.experiment import loggers, run
 
+pytestmark = pytest.mark.usefixtures("shared_bases")
+
 FEW = ("adapters.layers=last-2", "server.rounds=3", "radio.design=channel_inversion", "tasks.*.test_samples=8")
 
 
@@ -42,10 +44,10 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
 
 
 def test_a_run_feeds_it_every_record_and_the_summary(
-    llama_settings: Path, tmp_path: Path, writers: list[Writer]
+    small_settings: Path, tmp_path: Path, writers: list[Writer]
 ) -> None:
     out = tmp_path / "run"
-    assert run.run_file(llama_settings, [*FEW, "run.tracker=tensorboard"], out, False, "x") == 0
+    assert run.run_file(small_settings, [*FEW, "run.tracker=tensorboard"], out, False, "x") == 0
     (writer,) = writers
     assert writer.folder == str(out / "tensorboard") and writer.closed and writer.purge_step == 1
     for row in run_files.load_records(out / "records.jsonl"):
@@ -61,22 +63,22 @@ def test_a_run_feeds_it_every_record_and_the_summary(
 
 
 def test_a_resumed_run_replaces_the_rounds_it_plays_again(
-    llama_settings: Path, tmp_path: Path, writers: list[Writer]
+    small_settings: Path, tmp_path: Path, writers: list[Writer]
 ) -> None:
     options = [*FEW, "run.tracker=tensorboard"]
-    assert run.run_file(llama_settings, [*options, "server.rounds=1"], tmp_path / "run", False, "x") == 0
-    assert run.run_file(llama_settings, options, tmp_path / "run", True, "x") == 0
+    assert run.run_file(small_settings, [*options, "server.rounds=1"], tmp_path / "run", False, "x") == 0
+    assert run.run_file(small_settings, options, tmp_path / "run", True, "x") == 0
     assert [writer.purge_step for writer in writers] == [1, 2]
     assert {step for name, _, step in writers[1].rows if not name.startswith("summary/")} == {2, 3}
 
 
 def test_without_tensorboard_it_is_one_line_before_the_run(
-    llama_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(run.build, "load_tasks", lambda _settings: pytest.fail("told after loading"))
     with pytest.raises(UserError, match=r'^run.tracker = "tensorboard": TensorBoard is not installed; run pip install'):
-        run.run_file(llama_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
+        run.run_file(small_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
     assert not (tmp_path / "run" / "records.jsonl").exists()
 
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from local import grid_of, local_devices, served
 from safetensors.torch import load_file
 
 from airpfed.config import settings_file
 from airpfed.core import run_files
-from airpfed.experiment import build, run
+from airpfed.experiment import run
 from airpfed.training.loop import play_round
+from support.experiments import experiment_of
+from support.local_grid import grid_of, local_devices, served
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
 CASES = {
@@ -70,9 +73,15 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
 
 
 def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
+<<<<<<< HEAD
     settings = settings_file.read_settings(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
     made = build.build_experiment(settings, build.load_tasks(settings))
     assert made.devices_per_pass > 1
+=======
+    settings = settings_file.read(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
+    made = experiment_of(settings)
+    assert made.chunk > 1
+>>>>>>> d016f47
     states = []
     for chunk in (made.devices_per_pass, 1):
         state = made.initial

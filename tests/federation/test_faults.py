@@ -10,13 +10,11 @@ from uuid import uuid4
 
 import pytest
 import torch
-from local import LocalGrid, Tamper, grid_of, honest, local_devices, served
 from safetensors.torch import load_file, save_file
 
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.experiment import build
 from airpfed.federation import build_federation, client_app, flower_codec, mailbox
 from airpfed.federation.device import Device, handle
 from airpfed.federation.message import Packet
@@ -25,7 +23,11 @@ from airpfed.federation.server_app import federation_of
 from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
 from airpfed.training.state import State
-from tiny import make_settings
+from support.experiments import experiment_of
+from support.local_grid import LocalGrid, Tamper, grid_of, honest, local_devices, served
+from support.settings import make_settings
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 BASE = (
     "radio.design=error_free", "devices.chunk=1", "run.eval_every=0", "federation.deadline_seconds=0.5",
@@ -36,8 +38,13 @@ WRONG = 2
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
     return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), BASE)
+=======
+def settings(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Settings:
+    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), small_llama), BASE)
+>>>>>>> d016f47
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,11 @@ def start(settings: Settings) -> Start:
 @pytest.fixture(scope="module")
 def plain(settings: Settings) -> Experiment:
     """The simulator's experiment."""
+<<<<<<< HEAD
     return build.build_experiment(settings, build.load_tasks(settings))
+=======
+    return experiment_of(settings)
+>>>>>>> d016f47
 
 
 SEEN: dict[str, State] = {}
@@ -298,10 +309,10 @@ def test_a_key_is_of_one_device_only(start: Start, devices: dict[int, Device]) -
 
 
 def test_a_device_with_another_base_model_is_refused_and_the_run_goes_on(
-    start: Start, settings: Settings, devices: dict[int, Device], plain: Experiment, tmp_path: Path, tiny_llama: Path
+    start: Start, settings: Settings, devices: dict[int, Device], plain: Experiment, tmp_path: Path, small_llama: Path
 ) -> None:
     """One weight of the device's base model is another."""
-    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    folder = shutil.copytree(small_llama, tmp_path / "other")
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values()))[0] += 1.0
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -364,9 +375,9 @@ def test_more_than_there_are_is_all_of_them(start: Start, devices: dict[int, Dev
 
 
 @pytest.mark.parametrize("least", [0, 5, 4])
-def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: Path, small_llama: Path) -> None:
     """A resumed run's round may begin without a device that the broken one had."""
-    file = make_settings(tmp_path, tiny_llama)
+    file = make_settings(tmp_path, small_llama)
     overrides = [*BASE, "server.rounds=1", "tasks.*.test_samples=2", f"federation.min_devices={least}"]
     grid = grid_of(local_devices(settings_file.read_settings(file, overrides), tmp_path / "devices"))
     lines = served(file, overrides, tmp_path / "out", grid).lines

@@ -4,12 +4,9 @@ import asyncio
 import re
 
 import pytest
-import uvicorn
-from flwr.supercore import constant
 
 from airpfed.federation.message import safe_line
 from airpfed.federation.processes import QUIET, environment
-from airpfed.federation.superlink import Gate, same_machine
 
 NEAR, FAR = ("127.0.0.1", 4000), ("192.0.2.7", 4000)
 SERVER = ("192.0.2.1", 9500)
@@ -40,6 +37,8 @@ def asked(
         "type": kind, "path": path, "client": client, "server": SERVER, "method": method, "headers": list(headers),
         "raw_path": path.encode() if raw is None else raw, "root_path": "", "scheme": "https",
     }  # fmt: skip
+    from airpfed.federation.superlink import Gate  # imports all of Flower's server: in the process that tests it only
+
     asyncio.run((server or Gate)(app)(scope, receive, send))  # type: ignore[operator]
     return sent[0].get("status", sent[0].get("code"))
 
@@ -97,6 +96,7 @@ def test_what_was_forwarded_is_refused(name: str, capfd: pytest.CaptureFixture[s
 
 def test_flowers_own_headers_pass() -> None:
     import httpx
+    from flwr.supercore import constant
 
     wanted = httpx.Request("POST", "https://a/v1/fleet/x", content=b"x", headers={"content-type": "a"}).headers
     sent = [name.lower() for name in (*httpx.Client().headers, *wanted)]
@@ -108,6 +108,10 @@ def test_flowers_own_headers_pass() -> None:
 @pytest.mark.parametrize("trusted", ["*", "192.0.2.7", "0.0.0.0/0"])
 def test_nobody_is_believed_who_says_for_whom_he_asks(trusted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server (uvicorn) as it is started: the variable that names trusted forwarders does not reach it."""
+    import uvicorn
+
+    from airpfed.federation.superlink import Gate
+
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", environment({})["FORWARDED_ALLOW_IPS"])
     seen: list[object] = []
@@ -145,6 +149,8 @@ def test_flowers_processes_inherit_nothing_that_opens_other_doors(monkeypatch: p
 
 
 def test_a_machine_is_itself_by_loopback_or_by_its_own_address() -> None:
+    from airpfed.federation.superlink import same_machine
+
     for client, server, same in [
         ("127.0.0.1", "127.0.0.1", True), ("127.3.2.1", "192.0.2.1", True), ("::1", "::1", True),
         ("::ffff:127.0.0.1", "::", True), ("192.0.2.1", "192.0.2.1", True), ("192.0.2.7", "192.0.2.1", False),
@@ -157,6 +163,8 @@ def test_superlink_builds_its_interfaces_behind_the_gate(monkeypatch: pytest.Mon
     """The names that the wrapper replaces are the ones that Flower 1.41 uses; the gate is outermost."""
     from flwr.superlink import extensions, main
     from starlette.middleware import Middleware
+
+    from airpfed.federation.superlink import Gate
 
     monkeypatch.setattr(extensions, "get_middleware", lambda: (Middleware(Gate),))
     assert main._get_middleware()[0].cls is Gate

@@ -9,16 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from loopback import airpfed, copied, eventually, federation, free_port
 from safetensors.torch import load_file
 
 from airpfed.config import settings_file
-from airpfed.experiment import artifacts, build
+from airpfed.experiment import artifacts
 from airpfed.federation import certificates
 from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
 from airpfed.training.state import State
-from tiny import make_settings
+from support.experiments import experiment_of
+from support.loopback import airpfed, copied, eventually, federation, free_port
+from support.settings import make_settings
 
 pytestmark = pytest.mark.loopback
 
@@ -123,7 +124,11 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
             rows[absent[state.round]] = torch.nan
         return result
 
+<<<<<<< HEAD
     made = replace(build.build_experiment(settings, build.load_tasks(settings)), collect=collect)
+=======
+    made = replace(experiment_of(settings), collect=collect)
+>>>>>>> d016f47
     state = made.initial
     for _ in absent:
         state, _ = play_round(made, state)

@@ -17,16 +17,24 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates, provisioning, server_process, supervisor
+<<<<<<< HEAD
 from airpfed.federation.addresses import check_federable, host_of, node_of
 from airpfed.federation.provisioning import FederationPlan, provision
 from tiny import make_settings, write_rows
+=======
+from airpfed.federation.addresses import federable, host_of, node_of
+from airpfed.federation.provisioning import Plan, found
+from support.settings import make_settings, write_rows
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
+>>>>>>> d016f47
 
 PLAN = FederationPlan("hub.example:9500", ("hub.example", "192.0.2.1"), True, 30, 9100)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
+    return make_settings(tmp_path_factory.mktemp("settings"), small_llama)
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +133,12 @@ split_as = "first"
 
 
 @pytest.fixture(scope="module")
-def conflict(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def conflict(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
     """Three tasks over the same texts, as in experiments/conflict.toml; the second and third are split as the first."""
     folder = tmp_path_factory.mktemp("conflict")
     write_rows(folder / "all.csv", 90, ("red", "blue"), 1)
     file = folder / "conflict.toml"
-    file.write_text(CONFLICT.format(base=tiny_llama, folder=folder))
+    file.write_text(CONFLICT.format(base=small_llama, folder=folder))
     return file
 
 

@@ -1,6 +1,6 @@
 """Every file of a run's folder, damaged in every way, under every command that reads it.
 
-    python tests/fuzz/folders.py [COUNT] [SEED]     # so many cases (default: all), counts at the end
+    python -m fuzz.folders [COUNT] [SEED]     # so many cases (default: all), counts at the end
 
 Nothing ends in a traceback; what is refused is one line that names the folder and leaves everything as it was; what is
 accepted gives what the undamaged folder gives, and a damaged file that can be made again is made again.
@@ -18,13 +18,9 @@ from pathlib import Path
 from typing import Literal
 from unittest import mock
 
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-from runs import Done, command, contents, good, save_settings, stopping_after, timeless
-
 from airpfed.sweeps import figures
+from support.commands import Done, command, contents, good, stopping_after, timeless
+from support.settings import save_settings
 
 Outcome = Literal["accepted", "refused", "made again"]
 

@@ -1,7 +1,7 @@
 """Commands killed at every event of the disk, or on a disk that is full from there on, and run again.
 
-    python tests/fuzz/kills.py [COUNT]            # so many events of each program, evenly (default: all of them)
-    python tests/fuzz/kills.py --processes COUNT  # whole processes, kill -9 at random times
+    python -m fuzz.kills [COUNT]            # so many events of each program, evenly (default: all of them)
+    python -m fuzz.kills --processes COUNT  # whole processes, kill -9 at random times
 
 An event is an open for writing, fsync, rename, remove, mkdir or rmdir below the folder or the cache. Each is met in a
 forked child of this process, which has loaded everything: `os._exit` before it; right after a file was opened; after a
@@ -21,16 +21,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-from runs import Done, command, contents, save_settings, timeless
+from support.commands import Done, command, contents, timeless
+from support.settings import save_settings
 
 How = Literal["count", "before", "opened", "torn", "full", "interrupt"]
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -227,8 +224,8 @@ def spread(total: int, count: int | None) -> list[int]:
     return sorted({1 + round(i * (total - 1) / (count - 1)) for i in range(count)})
 
 
-def main(count: int | None) -> int:
-    """Kill every program at so many events; the number of failures."""
+def main(count: int | None, say: Callable[[str], None] = print) -> int:
+    """Kill every program at so many events; the number of failures. say: what takes each line."""
     preload()
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="airpfed-kills-") as place:
@@ -248,10 +245,10 @@ def main(count: int | None) -> int:
                         killing.check(how, at)
                     except AssertionError as error:
                         failed.append(str(error))
-                        print(error, flush=True)
+                        say(str(error))
             told = ", ".join(f"{n} {how}" for how, n in sorted(done.items()))
-            print(f"{program.name}: {len(chosen)} of {len(killing.events)} events ({told})", flush=True)
-    print(f"{len(failed)} failed")
+            say(f"{program.name}: {len(chosen)} of {len(killing.events)} events ({told})")
+    say(f"{len(failed)} failed")
     return len(failed)
 
 

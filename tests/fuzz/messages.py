@@ -1,7 +1,7 @@
 """Messages of a federation, mutated, in both directions: each is used with finite numbers, or refused in a line.
 
-`check(case)` plays one of them; `run(n, seed)` plays n and counts what came of them. By hand, in `tests`, with it and
-`tests/flower` on the path: `python -m fuzz.messages 2000 0`.
+`check(case)` plays one of them; `run(n, seed)` plays n and counts what came of them. By hand, with `tests` on
+the path: `python -m fuzz.messages 2000 0`.
 """
 
 import atexit
@@ -26,8 +26,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import Array
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from local import LocalGrid
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from airpfed.config import settings_file
 from airpfed.core import run_files
@@ -42,7 +40,9 @@ from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
-from tiny import WORDS, make_settings, save_tokenizer
+from support.local_grid import LocalGrid
+from support.models import SMALL, save_llama
+from support.settings import make_settings
 
 RAW = "\x00raw:"
 """Begins a string that stands in a head without its quotes, as no encoder of ours would write it."""
@@ -141,15 +141,7 @@ def passing_folder() -> Path:
 @cache
 def base() -> Path:
     """A causal LM of two layers."""
-    folder = passing_folder()
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=4, bos_token_id=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(passing_folder(), **SMALL)
 
 
 @cache

@@ -1,6 +1,6 @@
 """Settings by machine: what is accepted plays a round with finite numbers, what is not is refused, a line a problem.
 
-PYTHONPATH=src:tests:tests/fuzz python -m settings_tree 2000 1
+python -m fuzz.settings_tree 2000 1
 """
 
 import json
@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
-import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
@@ -29,7 +27,8 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import Probe, RoundRecord, to_json_tree
 from airpfed.experiment import build
 from airpfed.training.loop import play_round
-from tiny import WORDS, save_tokenizer, write_rows
+from support.models import SMALL, save_bert, save_llama
+from support.settings import write_rows
 
 CAUSAL = ["q_proj", "v_proj"]
 ENCODER = ["query", "value"]
@@ -45,13 +44,8 @@ class Case:
 
 def furnish(folder: Path) -> Path:
     """Tiny bases of two layers and tiny data, by names relative to the settings."""
-    torch.manual_seed(0)
-    size = {"vocab_size": len(WORDS), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
-    size |= {"num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
-    llama = LlamaConfig(**size, num_key_value_heads=1, eos_token_id=4, bos_token_id=4)
-    for name, model in (("llama", LlamaForCausalLM(llama)), ("bert", BertModel(BertConfig(**size)))):
-        model.save_pretrained(folder / name)
-        save_tokenizer(folder / name)
+    save_llama(folder / "llama", **SMALL)
+    save_bert(folder / "bert", **SMALL)
     write_rows(folder / "colours.csv", 30, ("red", "blue"), 1)
     write_rows(folder / "moods.csv", 30, ("good", "bad", "it"), 2)
     return folder

@@ -5,8 +5,9 @@ import zlib
 
 import datasets
 import pytest
-from data_files import Case, check, drive, strategy
 from hypothesis import HealthCheck, example, given, settings
+
+from fuzz.data_files import Case, check, drive, strategy
 
 ENDS_THE_PROCESS = zlib.decompress(
     base64.b85decode(

@@ -1,10 +1,13 @@
-"""A sample of damaged folders, the same in every run; `python tests/fuzz/folders.py` plays all."""
+"""A sample of damaged folders, the same in every run; `python -m fuzz.folders` plays all."""
 
 import random
 from pathlib import Path
 
 import pytest
-from folders import Case, Folders, cases, check
+
+from fuzz.folders import Case, Folders, cases, check
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 CHOSEN = [
     Case("finished", "records.jsonl", "missing", "run"),

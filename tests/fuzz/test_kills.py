@@ -1,31 +1,28 @@
-"""A few of the kills of `python tests/fuzz/kills.py`, and two of a whole process."""
+"""A few of the kills of `python -m fuzz.kills`, and one of a whole process."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import kills
 import pytest
-from kills import killed_processes, same, spread
-from runs import save_settings
 
-DRIVER = Path(kills.__file__)
+from fuzz import kills
+from fuzz.kills import killed_processes, same, spread
+from support.forks import forked
+from support.settings import save_settings
 
 
+@forked
 def test_killed_at_events_of_the_disk_every_program_ends_as_undisturbed() -> None:
-    """In a process of its own, which forks before anything has begun to compute."""
-    done = subprocess.run([sys.executable, str(DRIVER), "4"], capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    found = dict(re.findall(r"^(\w+): 4 of (\d+) events", done.stdout, re.MULTILINE))
+    lines: list[str] = []
+    assert kills.main(4, lines.append) == 0, "\n".join(lines)
+    found = dict(re.findall(r"^(\w+): 4 of (\d+) events", "\n".join(lines), re.MULTILINE))
     assert lines[-1] == "0 failed" and found.keys() == {"run", "export", "report", "sweep"}
     assert int(found["run"]) > 60, "events are seen"
 
 
 def test_a_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "settings").mkdir()
-    assert killed_processes(2, save_settings(tmp_path / "settings", check_round=False), tmp_path) == 2
+    assert killed_processes(1, save_settings(tmp_path / "settings", check_round=False), tmp_path) == 1
 
 
 def test_events_are_spread_from_the_first_to_the_last() -> None:

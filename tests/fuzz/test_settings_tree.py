@@ -4,12 +4,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
-import settings_tree
 import tomlkit
-from settings_tree import Case, check, furnish, plain
 
 from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
+from fuzz import settings_tree
+from fuzz.settings_tree import Case, check, furnish, plain
 
 
 @pytest.fixture(scope="session")

@@ -14,20 +14,26 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.experiment import artifacts, build
+from airpfed.experiment import artifacts
 from airpfed.model import export
 from airpfed.model.forward import logits, with_adapters
 from airpfed.model.layout import Factors
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import DeviceState, OptimizedParameters, ServerState, State, vectors
+from support.experiments import experiment_of
 
 RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
 
 
 def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
+<<<<<<< HEAD
     settings = settings_file.read_settings(file, [*RANKS, *overrides])
     return settings, build.build_experiment(settings, build.load_tasks(settings))
+=======
+    settings = settings_file.read(file, [*RANKS, *overrides])
+    return settings, experiment_of(settings)
+>>>>>>> d016f47
 
 
 def random_state(made: Experiment) -> State:

@@ -23,6 +23,8 @@ from airpfed.training import checkpoint
 from airpfed.training.evaluate import model_of
 from airpfed.training.state import vectors
 
+pytestmark = pytest.mark.usefixtures("shared_bases")
+
 INPUTS = [
     "config.json", "model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors", "w.gguf", "w.msgpack",
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt", "merges.txt", "generation_config.json",
@@ -120,12 +122,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
 
 
 def test_a_base_that_changed_is_neither_resumed_nor_exported(
-    llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
     """The tokenizer alone: no weight changes, and every number does."""
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    base = shutil.copytree(small_llama, tmp_path / "base")
     override = [f"model.base={base}", "server.rounds=1"]
     out = tmp_path / "run"
+<<<<<<< HEAD
     assert run.run_file(llama_settings, override, out, False, "") == 0
     text = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
@@ -133,18 +136,37 @@ def test_a_base_that_changed_is_neither_resumed_nor_exported(
         run.export_run(out, False)
     with pytest.raises(UserError, match=r"model\.base = .* has other files than when this run started"):
         run.run_file(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
+=======
+    assert run.run_job(small_settings, override, out, False, "") == 0
+    text = (base / "tokenizer.json").read_text()
+    (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
+    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
+        run.export_job(out, False)
+    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
+        run.run_job(small_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
+>>>>>>> d016f47
     (base / "tokenizer.json").write_text(text)
     assert run.export_run(out, False)
     moved = base.rename(tmp_path / "moved")
+<<<<<<< HEAD
     assert run.run_file(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
+=======
+    assert run.run_job(small_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
+>>>>>>> d016f47
 
 
 def test_a_base_that_changes_during_a_run_is_not_exported_on(
-    llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
+<<<<<<< HEAD
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     made = build_experiment(settings, load_tasks(settings))
+=======
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read(small_settings, [f"model.base={base}"])
+    made = experiment(settings, load_tasks(settings))
+>>>>>>> d016f47
     (base / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="the base model's files changed since they were loaded"):
         artifacts.export_adapters(settings, made, made.initial, tmp_path / "out", merged=False)
@@ -152,10 +174,15 @@ def test_a_base_that_changes_during_a_run_is_not_exported_on(
 
 
 def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
-    llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
+<<<<<<< HEAD
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+=======
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read(small_settings, [f"model.base={base}"])
+>>>>>>> d016f47
     tasks = load_tasks(settings)
     one = build_experiment(settings, tasks)
     (base / "vocab.bin").write_bytes(b"x")
@@ -167,12 +194,19 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
 
 
 def test_what_cells_of_a_sweep_are_held_against_moves_with_the_base(
-    llama_settings: Path, tiny_llama: Path, tmp_path: Path
+    small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
+<<<<<<< HEAD
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     before = current_fingerprints()(settings)
     assert before == build_experiment(settings, load_tasks(settings)).fingerprint
+=======
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read(small_settings, [f"model.base={base}"])
+    before = fingerprints()(settings)
+    assert before == experiment(settings, load_tasks(settings)).fingerprint
+>>>>>>> d016f47
     (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
     assert current_fingerprints()(settings) != before
 
@@ -193,10 +227,10 @@ class OwnModel(LlamaForCausalLM):
 
 @pytest.mark.parametrize("where", ["config", "tokenizer"])
 def test_a_folders_python_runs_only_if_settings_say_so(
-    where: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, small_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even with yes on standard input: nobody is asked."""
-    base, mark = shutil.copytree(tiny_llama, tmp_path / "base"), tmp_path / "mark"
+    base, mark = shutil.copytree(small_llama, tmp_path / "base"), tmp_path / "mark"
     (base / "own.py").write_text(CODE.replace("MARK", str(mark)))
     name = "config.json" if where == "config" else "tokenizer_config.json"
     tree = json.loads((base / name).read_text())
@@ -224,9 +258,9 @@ def test_a_folders_python_runs_only_if_settings_say_so(
     assert mark.exists()
 
 
-def test_nothing_is_loaded_through_an_adapter_in_the_folder(tiny_llama: Path, tmp_path: Path) -> None:
+def test_nothing_is_loaded_through_an_adapter_in_the_folder(small_llama: Path, tmp_path: Path) -> None:
     """transformers would put it on by itself, and load whatever base it names."""
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    base = shutil.copytree(small_llama, tmp_path / "base")
     (base / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\)"):
         origin_of(str(base))
@@ -332,23 +366,35 @@ def test_files_that_the_hubs_cache_does_not_name_by_content_are_hashed(hub: Call
     assert first.startswith(f"org/tiny@{'a' * 40}+") and hub_identity("org/tiny", "a" * 40) != first
 
 
-def test_an_adapter_names_the_commit_of_its_base(llama_settings: Path, tmp_path: Path) -> None:
+def test_an_adapter_names_the_commit_of_its_base(small_settings: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
+<<<<<<< HEAD
     settings = settings_file.read_settings(llama_settings, [])
     made = build_experiment(settings, load_tasks(settings))
+=======
+    settings = settings_file.read(small_settings, [])
+    made = experiment(settings, load_tasks(settings))
+>>>>>>> d016f47
     base = replace(made.clients.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
     export.write_adapter(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "a" * 40)
 
 
-def test_the_checkpoint_is_of_the_base(llama_settings: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_is_of_the_base(small_settings: Path, small_llama: Path, tmp_path: Path) -> None:
     """Also where environment.json is gone."""
+<<<<<<< HEAD
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     one = build_experiment(settings, load_tasks(settings))
     checkpoint.save_state(tmp_path / "c", one.initial, 0, one.fingerprint)
+=======
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read(small_settings, [f"model.base={base}"])
+    one = experiment(settings, load_tasks(settings))
+    checkpoint.write(tmp_path / "c", one.initial, 0, one.fingerprint)
+>>>>>>> d016f47
     model = LlamaForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0, 0] += 1
     model.save_pretrained(base)

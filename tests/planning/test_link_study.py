@@ -23,6 +23,8 @@ from airpfed.planning import link_study
 from airpfed.planning.channel_study import draw_channels, schedule_full_round
 from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, link_of, study_grid
 
+pytestmark = pytest.mark.usefixtures("shared_bases")
+
 SETTINGS = """
 [adapters]
 rank_shared = 1

@@ -1,9 +1,13 @@
 """Figures of the theory from rows written by hand."""
 
 import pytest
-from rows import make_probe, make_record, make_theory
 
+<<<<<<< HEAD
 from airpfed.report.figures import THEORY_FIGURES, average_figure, decrease_figure, share_figure
+=======
+from airpfed.report.figures_of_theory import THEORY, average, decrease, shares
+from support.theory_records import make_probe, make_record, make_theory
+>>>>>>> d016f47
 
 
 def records() -> list:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tiny import make_settings
+from support.settings import make_settings
 
 
 @pytest.fixture(scope="session")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("sweep"), tiny_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
+    return make_settings(tmp_path_factory.mktemp("sweep"), small_llama)

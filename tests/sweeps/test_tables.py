@@ -7,10 +7,14 @@ from statistics import fmean, stdev
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import summary
 from scipy import stats
 
+<<<<<<< HEAD
 from airpfed.sweeps.tables import ScoredRun, choose_tuned, means, measures, t_interval, t_quantile
+=======
+from airpfed.sweeps.tables import Run, chosen, interval, means, measures, t_quantile
+from support.sweeps import summary
+>>>>>>> d016f47
 
 
 def run(seed: int, average: float, **where: str) -> ScoredRun:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made import QUICK
 
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -14,7 +13,10 @@ from airpfed.sweeps import figures, job, worker
 from airpfed.sweeps.console import SweepConsole
 from airpfed.sweeps.job import SweepRequest, run_sweep
 from airpfed.sweeps.trials import trials_of
-from tiny import make_settings
+from support.settings import make_settings
+from support.sweeps import QUICK
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +39,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
     """Settings with data and a base of their own, and a sweep of two seeds."""
     home = tmp_path_factory.mktemp("trust")
-    file = make_settings(home, Path(shutil.copytree(tiny_llama, home / "llama")))
+    file = make_settings(home, Path(shutil.copytree(small_llama, home / "llama")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "FIGURES", ())
         run_sweep(plan(file, home / "sweep"), SweepConsole())

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutants import FAULTS, modules
-from toys import Round, Shape, play, toy
 
 from airpfed.core.run_files import Constants
 from airpfed.theory import bounds
+from support.theory_faults import FAULTS, modules
+from support.toy_problems import Round, Shape, play, toy
 
 Z = 5
 

@@ -10,19 +10,32 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Ledger, RoundRecord
+<<<<<<< HEAD
 from airpfed.experiment import build, run
 from airpfed.training import evaluate, loop, summary
+=======
+from airpfed.experiment import run
+from airpfed.training import evaluate, loop
+>>>>>>> d016f47
 from airpfed.training.evaluate import model_of, score
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import has_round_left, play, play_round
 from airpfed.training.state import vectors
+from support.experiments import experiment_of
+
+pytestmark = pytest.mark.usefixtures("shared_bases")
 
 FEW = ("adapters.layers=last-2", "radio.design=error_free", "server.rounds=2", "server.lr=0.05", "run.eval_every=0")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
+<<<<<<< HEAD
     settings = settings_file.read_settings(file, [*FEW, *overrides])
     return build.build_experiment(settings, build.load_tasks(settings))
+=======
+    settings = settings_file.read(file, [*FEW, *overrides])
+    return experiment_of(settings)
+>>>>>>> d016f47
 
 
 def played(made: Experiment, out: Path, resume: bool = False) -> loop.Outcome:
@@ -45,32 +58,32 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_dev_leaves_the_test_split_untouched_and_test_can_follow(
-    llama_settings: Path, tmp_path: Path, asked: list[tuple[str, str]]
+    small_settings: Path, tmp_path: Path, asked: list[tuple[str, str]]
 ) -> None:
     """Training is not repeated, and what the models then score on test is what a run in one go gives."""
-    on_dev = played(experiment(llama_settings, "run.score=dev"), tmp_path / "a")
+    on_dev = played(experiment(small_settings, "run.score=dev"), tmp_path / "a")
     assert on_dev.completed and on_dev.summary.exit == "completed" and on_dev.summary.average is None
     assert asked == [("colours", "dev"), ("moods", "dev")]
     assert all(task.final is None and task.dev is not None for task in on_dev.summary.tasks.values())
-    both = played(experiment(llama_settings, "run.score=both"), tmp_path / "a", resume=True)
-    whole = played(experiment(llama_settings), tmp_path / "b")
+    both = played(experiment(small_settings, "run.score=both"), tmp_path / "a", resume=True)
+    whole = played(experiment(small_settings), tmp_path / "b")
     assert {n: t.final for n, t in both.summary.tasks.items()} == {n: t.final for n, t in whole.summary.tasks.items()}
     assert {n: t.dev for n, t in both.summary.tasks.items()} == {n: t.dev for n, t in on_dev.summary.tasks.items()}
     assert all(task.dev is None for task in whole.summary.tasks.values()), "not asked for"
 
 
 def test_a_dev_metric_of_the_last_round_is_not_computed_again(
-    llama_settings: Path, tmp_path: Path, asked: list[tuple[str, str]]
+    small_settings: Path, tmp_path: Path, asked: list[tuple[str, str]]
 ) -> None:
-    outcome = played(experiment(llama_settings, "run.eval_every=2"), tmp_path / "a")
+    outcome = played(experiment(small_settings, "run.eval_every=2"), tmp_path / "a")
     assert [which for _, which in asked] == ["dev", "dev", "test", "test"]
     last = run_files.load_records(tmp_path / "a" / "records.jsonl")[-1].accuracy
     assert {name: task.dev for name, task in outcome.summary.tasks.items()} == last
 
 
-def test_each_tasks_model_answers_the_others_test_data(llama_settings: Path, tmp_path: Path) -> None:
+def test_each_tasks_model_answers_the_others_test_data(small_settings: Path, tmp_path: Path) -> None:
     """A causal LM answers with the other task's words; a device's own models count by their samples."""
-    made = experiment(llama_settings, "run.cross_eval=true", "adapters.method=feddpa", "tasks.*.test_samples=30")
+    made = experiment(small_settings, "run.cross_eval=true", "adapters.method=feddpa", "tasks.*.test_samples=30")
     outcome = played(made, tmp_path / "a")
     values = vectors(outcome.state)
     for n, (name, other) in enumerate((("colours", "moods"), ("moods", "colours"))):
@@ -81,7 +94,7 @@ def test_each_tasks_model_answers_the_others_test_data(llama_settings: Path, tmp
         share = torch.tensor([float(len(made.clients.shards[k])) for k in devices])
         wanted = float((share / share.sum() * torch.tensor(each)).sum())
         assert outcome.summary.tasks[name].others == {other: pytest.approx(wanted)}
-    assert played(experiment(llama_settings), tmp_path / "b").summary.tasks["moods"].others == {}
+    assert played(experiment(small_settings), tmp_path / "b").summary.tasks["moods"].others == {}
 
 
 def test_a_head_answers_only_where_it_has_the_classes(bert_settings: Path) -> None:
@@ -97,16 +110,22 @@ def test_a_head_answers_only_where_it_has_the_classes(bert_settings: Path) -> No
 
 
 def test_the_untouched_model_is_scored_once_for_the_same_splits(
-    llama_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is trusted by what the scores depend on, whether the run is resumed or not."""
     said: list[str] = []
+<<<<<<< HEAD
     one = experiment(llama_settings)
     known = summary.base_scores(one, tmp_path / "base.json", said.append)
     assert summary.base_scores(experiment(llama_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
+=======
+    one = experiment(small_settings)
+    known = loop.base_scores(one, tmp_path / "base.json", said.append)
+    assert loop.base_scores(experiment(small_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
+>>>>>>> d016f47
     assert len(said) == 1
     for other in ("run.seed=1", "model.max_tokens=6", "tasks.*.test_samples=11"):
-        made = experiment(llama_settings, other)
+        made = experiment(small_settings, other)
         assert made.base_key != one.base_key, other
     summary.base_scores(made, tmp_path / "base.json", said.append)
     assert len(said) == 2
@@ -122,6 +141,7 @@ def rows(*seconds: float) -> list[RoundRecord]:
     ]
 
 
+<<<<<<< HEAD
 def test_rounds_end_before_the_air_time_would_be_exceeded(llama_settings: Path, tmp_path: Path) -> None:
     made = replace(experiment(llama_settings), rounds=5)
     assert (
@@ -136,18 +156,35 @@ def test_rounds_end_before_the_air_time_would_be_exceeded(llama_settings: Path, 
     assert not has_round_left(short, rows(0.5, 1.3)), "another like the longest would be too long"
     one = played(experiment(llama_settings), tmp_path / "a").summary.ledger.air_seconds / 2
     budget = played(experiment(llama_settings, "server.rounds=9", f"server.air_seconds={3.5 * one}"), tmp_path / "b")
+=======
+def test_rounds_end_before_the_air_time_would_be_exceeded(small_settings: Path, tmp_path: Path) -> None:
+    made = replace(experiment(small_settings), rounds=5)
+    assert goes_on(made, rows()) and goes_on(made, rows(9, 9, 9, 9)) and not goes_on(made, rows(1, 1, 1, 1, 1))
+    short = replace(made, air_seconds=3.0)
+    assert goes_on(short, rows()) and goes_on(short, rows(1, 1)) and not goes_on(short, rows(1, 1, 1))
+    assert not goes_on(short, rows(0.5, 1.3)), "another like the longest would be too long"
+    one = played(experiment(small_settings), tmp_path / "a").summary.ledger.air_seconds / 2
+    budget = played(experiment(small_settings, "server.rounds=9", f"server.air_seconds={3.5 * one}"), tmp_path / "b")
+>>>>>>> d016f47
     assert budget.completed and budget.summary.rounds == 3 and budget.summary.average is not None
-    nothing = experiment(llama_settings, "adapters.method=local", "server.air_seconds=1e-9")
+    nothing = experiment(small_settings, "adapters.method=local", "server.air_seconds=1e-9")
     assert played(nothing, tmp_path / "c").summary.rounds == 2, "what sends nothing plays all rounds"
 
 
-def test_a_run_can_be_scored_later(llama_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_be_scored_later(small_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command: dev first, then both with --resume, which plays no round."""
     out = tmp_path / "run"
+<<<<<<< HEAD
     assert run.run_file(llama_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
     assert json.loads((out / "summary.json").read_text())["average"] is None
     before = (out / "records.jsonl").read_bytes()
     assert run.run_file(llama_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
+=======
+    assert run.run_job(small_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
+    assert json.loads((out / "summary.json").read_text())["average"] is None
+    before = (out / "records.jsonl").read_bytes()
+    assert run.run_job(small_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
+>>>>>>> d016f47
     after = json.loads((out / "summary.json").read_text())
     assert after["average"] is not None and set(after["tasks"]["moods"]["others"]) == {"colours"}
     assert (out / "records.jsonl").read_bytes() == before

@@ -16,7 +16,7 @@ from airpfed.air.channels.fading import (
 )
 from airpfed.air.network import estimate_channels
 from airpfed.core.rng import stream
-from worlds import flat
+from support.networks import flat
 
 GAIN = torch.tensor([1e-9, 4e-11], dtype=torch.float64)
 

@@ -11,7 +11,13 @@ from airpfed.experiment.build.uplink import build_network
 
 TASK_OF = torch.tensor([0, 0, 0, 1, 1])
 
-sionna = pytest.importorskip("sionna.phy")
+pytestmark = pytest.mark.usefixtures("sionna")
+
+
+@pytest.fixture(scope="module")
+def sionna():
+    """Sionna, imported by the process that tests it only."""
+    return pytest.importorskip("sionna.phy")
 
 
 def made(channel: str, antennas: int = 4, seed: int = 3, **changes):

@@ -1,27 +1,10 @@
-"""Tiny tasks and a settings file for them."""
+"""Settings files of two tiny tasks, and their data."""
 
 import csv
 import random
-import string
-from dataclasses import replace
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from airpfed.devices.clients import Clients
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it", "\n"]
-WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of whole words."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
-    ).save_pretrained(folder)
+from support.models import SMALL, WORDS, save_llama
 
 
 def write_rows(path: Path, rows: int, classes: tuple[str, ...], seed: int) -> Path:
@@ -95,9 +78,29 @@ def make_settings(folder: Path, base: Path, causal: bool = True) -> Path:
     return file
 
 
-def computed(clients: Clients, **changes: bool) -> Clients:
-    """A fleet that computes in other ways than were measured to be the fastest."""
-    backbone = clients.backbone.with_paths(replace(clients.backbone.paths, **changes))
-    cache = clients.cache.fresh()
-    cache.use_paths(backbone.paths)
-    return replace(clients, backbone=backbone, cache=cache)
+QUICK = (
+    ("rank_shared = 2\nrank_personal = 2", "rank_shared = 1\nrank_personal = 1"),
+    ("devices = 3", "devices = 2"),
+    ("test_samples = 12", "test_samples = 4"),
+    ("dev_samples = 6", "dev_samples = 4"),
+    ("samples_per_device = 10", "samples_per_device = 4"),
+    ("samples_per_device = 8", "samples_per_device = 4"),
+    ("rounds = 4", "rounds = 3"),
+    ("[radio]", '[radio]\ndesign = "channel_inversion"'),
+    ("coherence_symbols = 100", "coherence_symbols = 5000"),
+)
+METERED = (
+    ("lr = 0.02", 'lr = 0.02\noptimizer = "sgd"'),
+    ("[run]", "[theory]\nmeter_every = 2\npilot_rounds = 1\nlanczos_steps = 2\n\n[run]"),
+)
+
+
+def save_settings(folder: Path, check_round: bool) -> Path:
+    """A settings file of a run that takes a second."""
+    file = make_settings(folder, save_llama(folder / "llama", **SMALL))
+    text = file.read_text()
+    for old, new in (*QUICK, *(METERED if check_round else ())):
+        assert old in text, old
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file
