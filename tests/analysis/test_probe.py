@@ -10,13 +10,8 @@ from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import conclude, pilot_step
 from airpfed.core.run_files import Point
 from airpfed.theory import bounds
-<<<<<<< HEAD
-from airpfed.training.state import ServerStep
-from tiny import make_settings
-=======
 from support.settings import make_settings
 from support.theory_records import make_point
->>>>>>> d016f47
 
 
 @pytest.fixture(scope="module")
