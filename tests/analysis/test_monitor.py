@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.check_round import DRAWS, METERED, experiment
 
+from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
-from airpfed.analysis.check_round import check_round
-from airpfed.analysis.monitor import RoundTrace, draw, place, stack_of
+from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
 from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
 from airpfed.devices import full_gradients as full_data
@@ -23,6 +22,7 @@ from airpfed.training.checkpoint import tensors_of
 from airpfed.training.experiment import Experiment, RoundTrace
 from airpfed.training.loop import Outcome, play, play_round
 from airpfed.training.state import State, vectors
+from support.metered import DRAWS, METERED, experiment
 from support.settings import make_settings
 
 pytestmark = pytest.mark.usefixtures("shared_bases")

@@ -3,7 +3,7 @@
 import pytest
 
 from airpfed.theory import bounds
-from airpfed.theory.verification import account, as_json, energy, psis
+from airpfed.theory.verification import as_json, average_bounds, error_energy, verify_run
 from support.theory_records import CONSTANTS, make_probe, make_record, make_theory
 
 
