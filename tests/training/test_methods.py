@@ -15,14 +15,14 @@ from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.config import settings_file
 from airpfed.config.schema import ERROR_FREE, Method
-from airpfed.model.adapters import METHODS, SCOPES
 from airpfed.model.layout import Vectors, gather
 from airpfed.model.methods import METHODS, SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of, score, score_task
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.round import step
-from airpfed.training.state import ServerState, State, vectors
+from airpfed.training.experiment import Experiment
+from airpfed.training.loop import play_round
+from airpfed.training.round import round_step
+from airpfed.training.state import ServerState, ServerStep, State, vectors
 from support.experiments import experiment_of
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
@@ -252,10 +252,10 @@ def test_local_steps_move_the_active_columns_of_each_phase(llama_settings: Path)
     _, _, cursors = training_round.local_gradients(made.clients, made.initial, made.local_training, 5)
     assert cursors.tolist() == [2 * min(made.local_training.batch_size, len(shard)) for shard in made.clients.shards]
     state = play_round(made, made.initial)[0]
-    phases = made.clients.layout.turns()
+    phases = made.clients.layout.phases()
     for number, begin in ((0, made.initial), (1, state)):
         rows, _, _ = training_round.local_gradients(made.clients, begin, made.local_training, 5)
-        plan, _ = training_round.batches(made.clients, begin.devices.cursors, made.local_training.batch_size, 2)
+        plan, _ = training_round.draw_batches(made.clients, begin.devices.cursors, made.local_training.batch_size, 2)
         right, wrong = (
             training_round.gradients(made.clients, vectors(begin), plan, 2.0, 5, phases[n])[0]["global"]
             for n in (number, 1 - number)
