@@ -7,7 +7,6 @@ import pytest
 import torch
 from test_uplink import TASKS, everyone, gradients, make_air
 from torch import Tensor
-from worlds import flat
 
 from airpfed.air import row_chunks, transmit
 from airpfed.air.correlation import Correlation
@@ -26,6 +25,7 @@ from airpfed.air.superposition import (
 )
 from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.core.rng import stream
+from support.networks import flat
 
 USES = 50
 
