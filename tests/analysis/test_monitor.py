@@ -44,8 +44,9 @@ def same(a: State, b: State) -> bool:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("settings"), small_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """On a base of few layers the factors move so far in two rounds that the probe's constants do not hold."""
+    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
 
 
 @pytest.fixture(scope="module")
