@@ -63,7 +63,7 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
 
 
 @pytest.mark.parametrize(
-    ("harm", "factor"),
+    ("impairments", "factor"),
     [
         (Impairments(phase_rad=0.2), 2 * (1 - math.exp(-(0.2**2) / 2))),
         (Impairments(phase_rad=0.8), 2 * (1 - math.exp(-(0.8**2) / 2))),

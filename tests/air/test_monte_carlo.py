@@ -5,14 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-<<<<<<< HEAD
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
-=======
-from airpfed.air.monte_carlo import uplink_over_seeds
-from airpfed.air.uplink import initial_statistics, send
 from support.uplinks import everyone, gradients, make_air
->>>>>>> d016f47
 
 CASES = {
     "tdma": ("uniform_forcing", {}),

@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from test_uplink import TASKS, everyone, gradients, make_air
 from torch import Tensor
 
 from airpfed.air import row_chunks, transmit
@@ -25,7 +24,8 @@ from airpfed.air.superposition import (
 )
 from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.core.rng import stream
-from worlds import flat
+from support.networks import flat
+from support.uplinks import TASKS, everyone, gradients, make_air
 
 USES = 50
 

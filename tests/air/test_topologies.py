@@ -12,10 +12,6 @@ from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem, mse, objective
 from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.segments import antennas_of, problem_of
-<<<<<<< HEAD
-from worlds import flat
-=======
-from airpfed.air.uplink import estimate_channels
 from support.networks import flat
 from support.uplinks import (
     TASKS,
@@ -33,7 +29,6 @@ from support.uplinks import (
     slots,
     z_of,
 )
->>>>>>> d016f47
 
 NEAR, FAR = 1e-10, 2e-12
 
@@ -64,10 +59,11 @@ def test_two_hop_mixes_its_receivers_by_their_share_of_the_data():
     """With noise and interference too: sum_n (D_n/D) of the receivers' sums, and the measured error is that sum's."""
     link = edges(make_air("mmse", topology="two_hop"))
     shared, personal = gradients(link)
-    [s, *_] = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))
-    torch.testing.assert_close(s.combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
-    assert s.stations == (0, 1) and s.targets == (None,)
-    torch.testing.assert_close(s.target_weight[None, :], s.combining_matrix.square())  # independent errors add so
+    slot = schedule(link, Updates(shared, personal, everyone(link)), fixed_grouping(link, everyone(link)))[0]
+    torch.testing.assert_close(slot.combining_matrix, torch.tensor([[8 / 20, 12 / 20]], dtype=torch.float64))
+    assert slot.stations == (0, 1) and slot.targets == (None,)
+    # Errors of the edges are independent, so their powers add.
+    torch.testing.assert_close(slot.target_weight[None, :], slot.combining_matrix.square())
     got = send(link, 1, shared, personal, everyone(link))
     G_s, _ = means(link, shared, personal, everyone(link))
     error = slots(got)[0]

@@ -7,27 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import resources, row_chunks, segments, transmit, uplink
+from airpfed.air import resources, row_chunks, segments, transmit
 from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
-<<<<<<< HEAD
-from airpfed.air.designs import BATCHED, design_of, refine_of
+from airpfed.air.designs import refine_of
 from airpfed.air.grouping import fixed_grouping, grouping_error, round_grouping
-from airpfed.air.impairments import NONE, Impairments
+from airpfed.air.impairments import Impairments
 from airpfed.air.network import estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem, power_share, silent
 from airpfed.air.schedule import Digital, Updates, Uplink, schedule
-from airpfed.air.uplink import Aggregate, initial_statistics
-=======
-from airpfed.air.designs.table import refine_of
-from airpfed.air.grouping import error_of
-from airpfed.air.impairments import Impairments
-from airpfed.air.network import estimated
-from airpfed.air.problem import Transceiver, TransceiverProblem, silent, spent
-from airpfed.air.schedule import Digital, Uplink, grouping_of, plan
-from airpfed.air.transmit import transmitted
 from airpfed.air.uplink import initial_statistics
->>>>>>> d016f47
 from airpfed.core.rng import stream
 from support.networks import flat
 from support.uplinks import GAIN, LENGTHS, TASKS, everyone, gradients, is_finite, make_air, means, send
@@ -35,85 +24,6 @@ from support.uplinks import GAIN, LENGTHS, TASKS, everyone, gradients, is_finite
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 
 
-<<<<<<< HEAD
-def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
-    """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
-    link = Uplink(
-        design=design_of(design, None, debias),
-        batched=design in BATCHED,
-        refine=None,
-        rescale=False,
-        digital=None,
-        correlation=0.0,
-        topology="single_cell",
-        backhaul_bits=None,
-        access="tdma",
-        personal_slots=2,
-        packing="iq",
-        normalizer="per_device",
-        task_names=("colours", "moods"),
-        task_of=TASKS,
-        samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
-        network=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
-        power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
-        noise=0.1 * GAIN / 10**1.5,
-        csi_error=0.0,
-        impairments=NONE,
-        coherence_symbols=7,
-        bandwidth_hz=1e6,
-        subcarriers=16,
-        shared_groups=((0, 20), (20, 41)),
-        personal_groups=((0, 16), (16, 37)),
-        personal_rows=(0, 1),
-        lengths=LENGTHS,
-        seed=3,
-    )
-    return replace(link, **changes)
-
-
-def send(
-    link: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor, statistics: Tensor | None = None
-) -> Aggregate:
-    """A round, by default one after which nothing is remembered."""
-    before = initial_statistics(link) if statistics is None else statistics
-    return uplink.uplink(link, t, Updates(shared, personal, present), before)
-
-
-def gradients(link: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
-    """Independent normal gradients, zero beyond each task's own length, devices of unlike size and mean."""
-    rng = stream(11, "gradients", t)
-    size = torch.linspace(0.5, 2.0, len(link.samples))[:, None]
-    shared = size * (torch.randn(len(size), d_s, generator=rng) + 0.3)
-    personal = size * (torch.randn(len(size), max(link.lengths), generator=rng) - 0.2)
-    own = torch.arange(max(link.lengths)) < torch.tensor(link.lengths)[link.task_of][:, None]
-    return shared, personal * own
-
-
-def means(link: Uplink, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """G^s and G_n^p by loops over the devices present."""
-    weight = link.samples * present
-    global_mean = sum(weight[k] / weight.sum() * shared[k].double() for k in range(len(weight)) if present[k])
-    rows = torch.zeros(len(link.lengths), personal.shape[1], dtype=torch.float64)
-    for k in present.nonzero().flatten().tolist():
-        n = int(link.task_of[k])
-        rows[n] += weight[k] / weight[link.task_of == n].sum() * personal[k].double()
-    return global_mean, rows
-
-
-def everyone(link: Uplink) -> Tensor:
-    return torch.ones(len(link.samples), dtype=torch.bool)
-
-
-def is_finite(received: Aggregate) -> bool:
-    numbers = [received.pi or 0.0, received.ledger.air_seconds, received.ledger.joules_max]
-    for error in [received.mse.s, *received.mse.p.values()]:
-        numbers += [value for value in error.model_dump().values() if value is not None] if error else []
-    tensors = bool(received.shared.isfinite().all() and received.personal.isfinite().all())
-    return tensors and bool(torch.tensor(numbers).isfinite().all())
-
-
-=======
->>>>>>> d016f47
 @pytest.mark.parametrize("absent", [[], [1], [0, 3]])
 def test_the_error_free_link_gives_the_weighted_mean_of_the_devices_present(absent):
     """NaN in an absent device's row shows that it is in no sum and no weight."""

@@ -11,18 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from airpfed.air import impairments, schedule, transmit
+from airpfed.air import transmit
 from airpfed.air.designs import refine_of
-from airpfed.air.network import Network
-from airpfed.air.problem import Transceiver, TransceiverProblem
-from airpfed.air.schedule import Uplink
-from airpfed.air.uplink import Aggregate, initial_statistics
-=======
-from airpfed.air import transmit, uplink
-from airpfed.air.designs.table import refine_of
 from airpfed.air.uplink import initial_statistics
->>>>>>> d016f47
 from airpfed.core.rng import stream
 from support.networks import flat
 from support.uplinks import TASKS, alike, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
@@ -45,81 +36,6 @@ SOME_WAYS = [
 CASES = [
     (name, debias, way) for name, debias in DESIGNS for way in (EVERY_WAY if name == "uniform_forcing" else SOME_WAYS)
 ]
-<<<<<<< HEAD
-AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
-
-
-def large_air(
-    design: str, debias: bool = False, d: int = 800, lengths: tuple[int, int] | None = None, **changes
-) -> Uplink:
-    """Even lengths, one group, two coherence blocks and more, 10 dB."""
-    one = ((0, d),)
-    link = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
-    return replace(link, noise=link.noise * 10**0.5, coherence_symbols=d // 5)
-
-
-def drawn(link: Uplink, draw: int) -> tuple[Tensor, Tensor]:
-    """Independent normal gradients whose rows have exactly mean 0 and a deviation of their device's own."""
-    d = link.shared_groups[-1][1]
-    rng, size = stream(5, "gradients", draw), torch.linspace(0.5, 2.0, 5)[:, None]
-    rows = torch.randn(2, 5, d, generator=rng, dtype=torch.float64)
-    own = torch.arange(d) < torch.tensor(link.lengths)[link.task_of][:, None]
-    rows = torch.stack([rows[0], rows[1] * own])
-    count = torch.stack([torch.full((5, 1), d), own.sum(1, keepdim=True)])
-    centred = (rows - rows.sum(2, keepdim=True) / count) * torch.stack([torch.ones_like(own), own])
-    rows = (centred / (centred.square().sum(2, keepdim=True) / count).sqrt() * size).float()
-    return rows[0], rows[1]
-
-
-def rounds(
-    link: Uplink, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn
-) -> Iterator[Aggregate]:
-    """The same round `count` times with new noise, scrambling, impairments, CSI error and (`fresh`) new gradients.
-
-    Channel estimates stay, so that a design is made once; the channels are these plus a new error each time.
-    """
-    made: dict[tuple, Transceiver] = {}
-    design = link.design
-    assert design is not None
-
-    def remembered(problem: TransceiverProblem) -> Transceiver:
-        key = (problem.h.shape, problem.weights.shape, complex(problem.h[0, 0, 0]))
-        return made.setdefault(key, made[key] if key in made else design(problem))
-
-    link = replace(link, design=remembered)
-    for draw in range(count):
-        for module in (transmit, impairments):
-            monkeypatch.setattr(
-                module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
-            )
-        monkeypatch.setattr(schedule, "estimate_channels", partial(missed, draw))
-        yield send(link, 1, *of(link, draw if fresh else 0), everyone(link))
-
-
-def missed(draw: int, network: Network, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
-    """Estimates of variance (1 - c) gain and channels c gain away from them, as `estimated` has them for Rayleigh."""
-    h, _ = network.channel_model(seed, t, blocks)
-    e, _ = network.channel_model(1000 + draw, t, blocks)
-    known = (1 - csi_error) ** 0.5 * h
-    return known, known + csi_error**0.5 * e
-
-
-def slots(received: Aggregate) -> list[SlotError]:
-    assert received.mse.s is not None
-    return [received.mse.s, *received.mse.p.values()]
-
-
-def excess(rows: list[Aggregate], expected: Callable[[SlotError], float]) -> Tensor:
-    """measured / expected - 1 of every slot, a row a round: mean 0 if `expected` is what it says."""
-    return torch.tensor([[e.measured / expected(e) - 1 for e in slots(row)] for row in rows], dtype=torch.float64)
-
-
-def z_of(values: Tensor) -> float:
-    """The mean in units of its standard error, rounds (rows) being independent."""
-    means = values.reshape(len(values), -1).mean(1)
-    return float(means.mean() / (means.std() / len(means) ** 0.5).clamp_min(1e-300))
-=======
->>>>>>> d016f47
 
 
 @pytest.mark.parametrize(("design", "debias", "way"), CASES)

@@ -32,11 +32,7 @@ FEW = "adapters.layers=last-3"
 def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
     settings = settings_file.read_settings(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-<<<<<<< HEAD
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 def samples(made: Experiment) -> Tensor:
@@ -59,11 +55,7 @@ def test_centralised_is_one_device_with_the_pooled_data(llama_settings: Path) ->
     )
     settings = settings.model_copy(update={"tasks": settings.tasks[:1]})
     (task,) = build.load_tasks(settings)
-<<<<<<< HEAD
-    alone = build.build_experiment(settings, (replace(task, train=(sum(task.train, ()),)),))
-=======
     alone = experiment_of(settings, (replace(task, train=(sum(task.train, ()),)),))
->>>>>>> d016f47
     assert [len(shard) for shard in central.clients.shards] == [20] and central.clients.batch_multiplier == (2,)
     a, b = central.initial, alone.initial
     for _ in range(3):

@@ -5,19 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.check_round import DRAWS, METERED, experiment
 
-<<<<<<< HEAD
 from airpfed.air.schedule import Updates
-from airpfed.air.uplink import Aggregate, uplink_over_seeds
-from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
-from airpfed.analysis.probe import load_or_probe
-from airpfed.config import settings_file
-=======
 from airpfed.air.uplink import Aggregate
-from airpfed.analysis.check_round import check_round
-from airpfed.analysis.monitor import RoundTrace, draw, place, stack_of
->>>>>>> d016f47
+from airpfed.analysis.monitor import channel_statistics, direction_of, stack_of
 from airpfed.core import run_files
 from airpfed.core.run_files import Probe, Theory
 from airpfed.devices import full_gradients as full_data
@@ -31,31 +22,10 @@ from airpfed.training.checkpoint import tensors_of
 from airpfed.training.experiment import Experiment, RoundTrace
 from airpfed.training.loop import Outcome, play, play_round
 from airpfed.training.state import State, vectors
+from support.metered import DRAWS, METERED, experiment
 from support.settings import make_settings
 
-<<<<<<< HEAD
-PLAIN = (
-    "server.optimizer=sgd", "server.rounds=2", "radio.coherence_symbols=5000", "run.eval_every=0",
-    "adapters.layers=last-2", "tasks.*.samples_per_device=4", "devices.batch_size=2", "theory.pilot_rounds=2",
-    "theory.lanczos_steps=3", "theory.hessian_samples=2",
-)  # fmt: skip
-METERED = ("server.lr=theory", "theory.meter_every=1")
-DRAWS = 6
-"""Settings ask for 20 at least; here fewer do."""
-
-
-def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read_settings(file, [*PLAIN, *overrides])
-    made = build.build_experiment(settings, build.load_tasks(settings))
-    if made.monitor is None:
-        return made
-    radio, seeds = made.monitor.draws.args  # type: ignore[attr-defined]
-    assert len(seeds) == 20
-    monitor = replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS]))
-    return replace(made, monitor=monitor, probe=partial(load_or_probe, monitor))
-=======
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
@@ -74,8 +44,9 @@ def same(a: State, b: State) -> bool:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    return make_settings(tmp_path_factory.mktemp("settings"), small_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """On a base of few layers the factors move so far in two rounds that the probe's constants do not hold."""
+    return make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.check_round import METERED, experiment
 
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import conclude, pilot_step
 from airpfed.core.run_files import Point
 from airpfed.theory import bounds
-<<<<<<< HEAD
 from airpfed.training.state import ServerStep
-from tiny import make_settings
-=======
+from support.metered import METERED, experiment
 from support.settings import make_settings
 from support.theory_records import make_point
->>>>>>> d016f47
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from airpfed.air.uplink import uplink_over_seeds
+from airpfed.analysis.probe import load_or_probe
 from airpfed.training.experiment import Experiment
 from support import experiments
 
@@ -25,4 +26,5 @@ def experiment(file: Path, *overrides: str) -> Experiment:
         return made
     radio, seeds = made.monitor.draws.args  # type: ignore[attr-defined]
     assert len(seeds) == 20
-    return replace(made, monitor=replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS])))
+    monitor = replace(made.monitor, draws=partial(uplink_over_seeds, radio, seeds[:DRAWS]))
+    return replace(made, monitor=monitor, probe=partial(load_or_probe, monitor))

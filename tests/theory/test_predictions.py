@@ -5,14 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from airpfed.air.symbols import normalise_group
 from airpfed.theory.predictions import StudiedGroup, at_split, bias, mean_over_time, normalise_weights, predicted_energy
-=======
-from airpfed.air.symbols import normalise
-from airpfed.theory.predictions import Part, at_split, bias, channel_energy, normalised, over_time
 from support.theory_records import make_point, make_probe
->>>>>>> d016f47
 
 
 def test_weights_are_those_of_the_link() -> None:

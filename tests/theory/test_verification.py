@@ -3,12 +3,8 @@
 import pytest
 
 from airpfed.theory import bounds
-<<<<<<< HEAD
 from airpfed.theory.verification import as_json, average_bounds, error_energy, verify_run
-=======
-from airpfed.theory.verification import account, as_json, energy, psis
 from support.theory_records import CONSTANTS, make_probe, make_record, make_theory
->>>>>>> d016f47
 
 
 def bounds_of(**changes: float | None) -> dict:

@@ -10,13 +10,8 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Ledger, RoundRecord
-<<<<<<< HEAD
-from airpfed.experiment import build, run
-from airpfed.training import evaluate, loop, summary
-=======
 from airpfed.experiment import run
-from airpfed.training import evaluate, loop
->>>>>>> d016f47
+from airpfed.training import evaluate, loop, summary
 from airpfed.training.evaluate import model_of, score
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import has_round_left, play, play_round
@@ -29,13 +24,7 @@ FEW = ("adapters.layers=last-2", "radio.design=error_free", "server.rounds=2", "
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
-    settings = settings_file.read_settings(file, [*FEW, *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, [*FEW, *overrides])
-    return experiment_of(settings)
->>>>>>> d016f47
+    return experiment_of(settings_file.read_settings(file, [*FEW, *overrides]))
 
 
 def played(made: Experiment, out: Path, resume: bool = False) -> loop.Outcome:
@@ -114,15 +103,9 @@ def test_the_untouched_model_is_scored_once_for_the_same_splits(
 ) -> None:
     """The file is trusted by what the scores depend on, whether the run is resumed or not."""
     said: list[str] = []
-<<<<<<< HEAD
-    one = experiment(llama_settings)
-    known = summary.base_scores(one, tmp_path / "base.json", said.append)
-    assert summary.base_scores(experiment(llama_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
-=======
     one = experiment(small_settings)
-    known = loop.base_scores(one, tmp_path / "base.json", said.append)
-    assert loop.base_scores(experiment(small_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
->>>>>>> d016f47
+    known = summary.base_scores(one, tmp_path / "base.json", said.append)
+    assert summary.base_scores(experiment(small_settings, "server.lr=1"), tmp_path / "base.json", said.append) == known
     assert len(said) == 1
     for other in ("run.seed=1", "model.max_tokens=6", "tasks.*.test_samples=11"):
         made = experiment(small_settings, other)
@@ -141,31 +124,16 @@ def rows(*seconds: float) -> list[RoundRecord]:
     ]
 
 
-<<<<<<< HEAD
-def test_rounds_end_before_the_air_time_would_be_exceeded(llama_settings: Path, tmp_path: Path) -> None:
-    made = replace(experiment(llama_settings), rounds=5)
-    assert (
-        has_round_left(made, rows())
-        and has_round_left(made, rows(9, 9, 9, 9))
-        and not has_round_left(made, rows(1, 1, 1, 1, 1))
-    )
-    short = replace(made, air_seconds=3.0)
-    assert (
-        has_round_left(short, rows()) and has_round_left(short, rows(1, 1)) and not has_round_left(short, rows(1, 1, 1))
-    )
-    assert not has_round_left(short, rows(0.5, 1.3)), "another like the longest would be too long"
-    one = played(experiment(llama_settings), tmp_path / "a").summary.ledger.air_seconds / 2
-    budget = played(experiment(llama_settings, "server.rounds=9", f"server.air_seconds={3.5 * one}"), tmp_path / "b")
-=======
 def test_rounds_end_before_the_air_time_would_be_exceeded(small_settings: Path, tmp_path: Path) -> None:
     made = replace(experiment(small_settings), rounds=5)
-    assert goes_on(made, rows()) and goes_on(made, rows(9, 9, 9, 9)) and not goes_on(made, rows(1, 1, 1, 1, 1))
+    assert has_round_left(made, rows()) and has_round_left(made, rows(9, 9, 9, 9))
+    assert not has_round_left(made, rows(1, 1, 1, 1, 1))
     short = replace(made, air_seconds=3.0)
-    assert goes_on(short, rows()) and goes_on(short, rows(1, 1)) and not goes_on(short, rows(1, 1, 1))
-    assert not goes_on(short, rows(0.5, 1.3)), "another like the longest would be too long"
+    assert has_round_left(short, rows()) and has_round_left(short, rows(1, 1))
+    assert not has_round_left(short, rows(1, 1, 1))
+    assert not has_round_left(short, rows(0.5, 1.3)), "another like the longest would be too long"
     one = played(experiment(small_settings), tmp_path / "a").summary.ledger.air_seconds / 2
     budget = played(experiment(small_settings, "server.rounds=9", f"server.air_seconds={3.5 * one}"), tmp_path / "b")
->>>>>>> d016f47
     assert budget.completed and budget.summary.rounds == 3 and budget.summary.average is not None
     nothing = experiment(small_settings, "adapters.method=local", "server.air_seconds=1e-9")
     assert played(nothing, tmp_path / "c").summary.rounds == 2, "what sends nothing plays all rounds"
@@ -174,17 +142,10 @@ def test_rounds_end_before_the_air_time_would_be_exceeded(small_settings: Path, 
 def test_a_run_can_be_scored_later(small_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command: dev first, then both with --resume, which plays no round."""
     out = tmp_path / "run"
-<<<<<<< HEAD
-    assert run.run_file(llama_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
+    assert run.run_file(small_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
     assert json.loads((out / "summary.json").read_text())["average"] is None
     before = (out / "records.jsonl").read_bytes()
-    assert run.run_file(llama_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
-=======
-    assert run.run_job(small_settings, [*FEW, "run.score=dev"], out, False, "x") == 0
-    assert json.loads((out / "summary.json").read_text())["average"] is None
-    before = (out / "records.jsonl").read_bytes()
-    assert run.run_job(small_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
->>>>>>> d016f47
+    assert run.run_file(small_settings, [*FEW, "run.score=both", "run.cross_eval=true"], out, True, "x") == 0
     after = json.loads((out / "summary.json").read_text())
     assert after["average"] is not None and set(after["tasks"]["moods"]["others"]) == {"colours"}
     assert (out / "records.jsonl").read_bytes() == before

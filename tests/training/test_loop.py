@@ -23,13 +23,7 @@ CHEAP = ("radio.design=channel_inversion", "radio.coherence_symbols=1000")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
-    settings = settings_file.read_settings(file, [*ROUNDS, *CHEAP, *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, [*ROUNDS, *CHEAP, *overrides])
-    return experiment_of(settings)
->>>>>>> d016f47
+    return experiment_of(settings_file.read_settings(file, [*ROUNDS, *CHEAP, *overrides]))
 
 
 def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:

@@ -15,28 +15,17 @@ from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
 from airpfed.config import settings_file
 from airpfed.config.schema import ERROR_FREE, Method
-<<<<<<< HEAD
-from airpfed.experiment import build
-=======
-from airpfed.model.adapters import METHODS, SCOPES
->>>>>>> d016f47
 from airpfed.model.layout import Vectors, gather
 from airpfed.model.methods import METHODS, SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of, score, score_task
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.round import round_step
 from airpfed.training.state import ServerState, ServerStep, State, vectors
-=======
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.round import step
-from airpfed.training.state import ServerState, State, vectors
 from support.experiments import experiment_of
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 EXACT = ("radio.design=error_free", "run.eval_every=0")
 FEW = "adapters.layers=last-3"
@@ -46,11 +35,7 @@ FEW = "adapters.layers=last-3"
 def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
     settings = settings_file.read_settings(file, [*EXACT, *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
-<<<<<<< HEAD
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 def played(made: Experiment, rounds: int = 2) -> State:

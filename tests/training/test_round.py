@@ -10,39 +10,22 @@ from torch import Tensor
 
 from airpfed.air.schedule import Updates
 from airpfed.config import settings_file
-<<<<<<< HEAD
-from airpfed.experiment import build
-=======
-from airpfed.model.adapters import SCOPES
->>>>>>> d016f47
 from airpfed.model.layout import Vectors
 from airpfed.model.methods import SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.checkpoint import tensors_of
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.round import finite, round_step
 from airpfed.training.state import ServerStep, State, vectors
-=======
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.round import finite, step
-from airpfed.training.state import State, vectors
 from support.experiments import experiment_of
->>>>>>> d016f47
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 EXACT = "radio.design=error_free"
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
-    settings = settings_file.read_settings(file, [*UNEQUAL, *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, [*UNEQUAL, *overrides])
-    return experiment_of(settings)
->>>>>>> d016f47
+    return experiment_of(settings_file.read_settings(file, [*UNEQUAL, *overrides]))
 
 
 def random_gradients(made: Experiment) -> Vectors:
