@@ -124,11 +124,7 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
             rows[absent[state.round]] = torch.nan
         return result
 
-<<<<<<< HEAD
-    made = replace(build.build_experiment(settings, build.load_tasks(settings)), collect=collect)
-=======
     made = replace(experiment_of(settings), collect=collect)
->>>>>>> d016f47
     state = made.initial
     for _ in absent:
         state, _ = play_round(made, state)
