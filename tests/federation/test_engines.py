@@ -80,7 +80,7 @@ def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
     for chunk in (made.devices_per_pass, 1):
         state = made.initial
         for _ in range(3):
-            state, _ = play_round(replace(made, chunk=chunk), state)
+            state, _ = play_round(replace(made, devices_per_pass=chunk), state)
         states.append(state.server)
     for scope in ("shared", "personal"):
         stacked, alone = (getattr(server, scope).value for server in states)
