@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from airpfed import cli
+from airpfed.experiment import run
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def stopping_after(rounds: int) -> Iterator[None]:
         asked = itertools.count()
         yield lambda: next(asked) >= rounds
 
-    with mock.patch.object(job, "interruptible", interruptible):
+    with mock.patch.object(run, "interruptible", interruptible):
         yield
 
 

@@ -16,38 +16,40 @@ from torch import nn
 
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
-from airpfed.core.heap import keep_freed
-from airpfed.devices.gradients import Clients
+from airpfed.core.memory import keep_freed_memory
+from airpfed.devices.clients import Clients
 from airpfed.experiment import build
-from airpfed.experiment.build import Prepared
+from airpfed.experiment.build import Preparation
+from airpfed.experiment.build import experiment as build_module
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
-from airpfed.training.loop import Experiment
+from airpfed.training.experiment import Experiment
+from airpfed.training.factor_averaging import RULES
 from airpfed.training.state import vectors
 
 MOST = 40
 """Bases that are kept, the last used."""
 
-load = build.prepared
+load = build.build_preparation
 """What loads a base and tokenises its tasks."""
 
-_shared: OrderedDict[str, tuple[Prepared, list[tuple[int, int, bool]]]] = OrderedDict()
+_shared: OrderedDict[str, tuple[Preparation, list[tuple[int, int, bool]]]] = OrderedDict()
 
 
 def experiment(file: Path, *overrides: str, tasks: int | None = None) -> Experiment:
     """The experiment of a settings file; tasks: how many of its tasks, from the first (all by default)."""
-    settings = settings_file.read(file, overrides)
+    settings = settings_file.read_settings(file, overrides)
     return experiment_of(settings.model_copy(update={"tasks": settings.tasks[:tasks]}))
 
 
 def experiment_of(settings: Settings, tasks: tuple[Task, ...] | None = None) -> Experiment:
     """The experiment of settings; tasks: in place of those that the settings name."""
     tasks = build.load_tasks(settings) if tasks is None else tasks
-    return build.experiment(settings, tasks, prepared(settings, tasks))
+    return build.build_experiment(settings, tasks, preparation(settings, tasks))
 
 
-def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
-    """`build.prepared`, of which the process keeps everything but the cache of hidden states."""
+def preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparation:
+    """`build.build_preparation`, of which the process keeps everything but the cache of hidden states."""
     key = _key(settings, tasks)
     if key in _shared and _shared[key][1] != _state(_shared[key][0]):
         del _shared[key]
@@ -57,7 +59,7 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
         if len(_shared) > MOST:
             _shared.popitem(last=False)
     _shared.move_to_end(key)
-    keep_freed()
+    keep_freed_memory()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     made = _shared[key][0]
@@ -68,12 +70,15 @@ def prepared(settings: Settings, tasks: tuple[Task, ...]) -> Prepared:
 @contextmanager
 def shared_bases() -> Iterator[None]:
     """Commands in this process share bases as well."""
-    with mock.patch.object(build, "prepared", prepared):
+    with (
+        mock.patch.object(build, "build_preparation", preparation),
+        mock.patch.object(build_module, "build_preparation", preparation),
+    ):
         yield
 
 
 def _key(settings: Settings, tasks: Sequence[Task]) -> str:
-    """Everything that `build.prepared` depends on, by content: settings, tasks, the base's files."""
+    """Everything that `build.build_preparation` depends on, by content: settings, tasks, the base's files."""
     base, adapters = Path(settings.model.base), settings.adapters
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(base.glob("*"))]
     parts = settings.model_dump(
@@ -85,11 +90,11 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
             "run": {"seed", "device"},
         },
     )
-    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method in build.RULES
+    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method in RULES
     return repr((files, parts, ranks, tasks))
 
 
-def _state(made: Prepared) -> list[tuple[int, int, bool]]:
+def _state(made: Preparation) -> list[tuple[int, int, bool]]:
     """What changes where somebody writes to the base's weights."""
     tensors = [*made.base.model.parameters(), *made.base.model.buffers()]
     return [(tensor.data_ptr(), tensor._version, tensor.requires_grad) for tensor in tensors]
@@ -97,9 +102,9 @@ def _state(made: Prepared) -> list[tuple[int, int, bool]]:
 
 def computed(clients: Clients, **changes: bool) -> Clients:
     """A fleet that computes in other ways than were measured to be the fastest."""
-    backbone = clients.backbone.on(replace(clients.backbone.paths, **changes))
+    backbone = clients.backbone.with_paths(replace(clients.backbone.paths, **changes))
     cache = clients.cache.fresh()
-    cache.computed_on(backbone.paths)
+    cache.use_paths(backbone.paths)
     return replace(clients, backbone=backbone, cache=cache)
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from airpfed.air.monte_carlo import uplink_over_seeds
-from airpfed.training.loop import Experiment
+from airpfed.air.uplink import uplink_over_seeds
+from airpfed.training.experiment import Experiment
 from support import experiments
 
 PLAIN = (

@@ -13,17 +13,17 @@ def flat(gain: Tensor, antennas: int, **changes) -> Network:
     """Stations (rows of `gain`, or one) of `antennas` antennas; changes: of the FadingParameters."""
     gain = torch.atleast_2d(gain)
     stations, devices = gain.shape
-    scatter = {
+    parameters = {
         "gain": gain,
         "antennas": antennas,
-        "sight": torch.zeros(stations * antennas, devices, dtype=torch.complex128),
+        "los": torch.zeros(stations * antennas, devices, dtype=torch.complex128),
         "profile": torch.ones(1, dtype=torch.float64),
         "centres": torch.zeros(1, dtype=torch.float64),
         "time_correlation": 0.0,
         "round_correlation": 0.0,
         "names": (),
     }
-    made = FadingParameters(**{**scatter, **changes})
+    made = FadingParameters(**{**parameters, **changes})
     places = torch.zeros(stations, 2, dtype=torch.float64), torch.zeros(devices, 2, dtype=torch.float64)
     return Network(
         *places, gain, antennas, made.names, scattered=made.gain, channel_model=partial(fading_channels, made)

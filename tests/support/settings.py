@@ -4,26 +4,7 @@ import csv
 import random
 from pathlib import Path
 
-<<<<<<< HEAD:tests/tiny.py
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from airpfed.devices.clients import Clients
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "Label", ":", "good", "bad", "red", "blue", "is", "it", "\n"]
-WORDS += [a + b for a in string.ascii_lowercase for b in "aeiou"]
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of whole words."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
-    ).save_pretrained(folder)
-=======
 from support.models import SMALL, WORDS, save_llama
->>>>>>> d016f47:tests/support/settings.py
 
 
 def write_rows(path: Path, rows: int, classes: tuple[str, ...], seed: int) -> Path:
@@ -97,14 +78,6 @@ def make_settings(folder: Path, base: Path, causal: bool = True) -> Path:
     return file
 
 
-<<<<<<< HEAD:tests/tiny.py
-def computed(clients: Clients, **changes: bool) -> Clients:
-    """A fleet that computes in other ways than were measured to be the fastest."""
-    backbone = clients.backbone.with_paths(replace(clients.backbone.paths, **changes))
-    cache = clients.cache.fresh()
-    cache.use_paths(backbone.paths)
-    return replace(clients, backbone=backbone, cache=cache)
-=======
 QUICK = (
     ("rank_shared = 2\nrank_personal = 2", "rank_shared = 1\nrank_personal = 1"),
     ("devices = 3", "devices = 2"),
@@ -131,4 +104,3 @@ def save_settings(folder: Path, check_round: bool) -> Path:
         text = text.replace(old, new)
     file.write_text(text)
     return file
->>>>>>> d016f47:tests/support/settings.py

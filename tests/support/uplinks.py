@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import impairments, transmit, uplink
-from airpfed.air.designs.table import BUNDLED, design_of
+from airpfed.air import impairments, schedule, transmit, uplink
+from airpfed.air.designs import BATCHED, design_of
 from airpfed.air.impairments import NONE
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
-from airpfed.air.schedule import Uplink
+from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
@@ -27,9 +27,9 @@ AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
-    air = Uplink(
+    link = Uplink(
         design=design_of(design, None, debias),
-        bundles=design in BUNDLED,
+        batched=design in BATCHED,
         refine=None,
         rescale=False,
         digital=None,
@@ -43,11 +43,11 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         task_names=("colours", "moods"),
         task_of=TASKS,
         samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
-        world=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
+        network=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
         power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
         noise=0.1 * GAIN / 10**1.5,
         csi_error=0.0,
-        harm=NONE,
+        impairments=NONE,
         coherence_symbols=7,
         bandwidth_hz=1e6,
         subcarriers=16,
@@ -57,37 +57,40 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         lengths=LENGTHS,
         seed=3,
     )
-    return replace(air, **changes)
+    return replace(link, **changes)
 
 
-def send(air: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor) -> Aggregate:
-    """A round after which nothing is remembered."""
-    return uplink.send(air, t, shared, personal, present, initial_statistics(air))
+def send(
+    link: Uplink, t: int, shared: Tensor, personal: Tensor, present: Tensor, statistics: Tensor | None = None
+) -> Aggregate:
+    """A round, by default one after which nothing is remembered."""
+    before = initial_statistics(link) if statistics is None else statistics
+    return uplink.uplink(link, t, Updates(shared, personal, present), before)
 
 
-def gradients(air: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
+def gradients(link: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
     """Independent normal gradients, zero beyond each task's own length, devices of unlike size and mean."""
     rng = stream(11, "gradients", t)
-    size = torch.linspace(0.5, 2.0, len(air.samples))[:, None]
+    size = torch.linspace(0.5, 2.0, len(link.samples))[:, None]
     shared = size * (torch.randn(len(size), d_s, generator=rng) + 0.3)
-    personal = size * (torch.randn(len(size), max(air.lengths), generator=rng) - 0.2)
-    own = torch.arange(max(air.lengths)) < torch.tensor(air.lengths)[air.task_of][:, None]
+    personal = size * (torch.randn(len(size), max(link.lengths), generator=rng) - 0.2)
+    own = torch.arange(max(link.lengths)) < torch.tensor(link.lengths)[link.task_of][:, None]
     return shared, personal * own
 
 
-def means(air: Uplink, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def means(link: Uplink, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """G^s and G_n^p by loops over the devices present."""
-    weight = air.samples * present
+    weight = link.samples * present
     global_mean = sum(weight[k] / weight.sum() * shared[k].double() for k in range(len(weight)) if present[k])
-    rows = torch.zeros(len(air.lengths), personal.shape[1], dtype=torch.float64)
+    rows = torch.zeros(len(link.lengths), personal.shape[1], dtype=torch.float64)
     for k in present.nonzero().flatten().tolist():
-        n = int(air.task_of[k])
-        rows[n] += weight[k] / weight[air.task_of == n].sum() * personal[k].double()
+        n = int(link.task_of[k])
+        rows[n] += weight[k] / weight[link.task_of == n].sum() * personal[k].double()
     return global_mean, rows
 
 
-def everyone(air: Uplink) -> Tensor:
-    return torch.ones(len(air.samples), dtype=torch.bool)
+def everyone(link: Uplink) -> Tensor:
+    return torch.ones(len(link.samples), dtype=torch.bool)
 
 
 def is_finite(received: Aggregate) -> bool:
@@ -103,16 +106,16 @@ def large_air(
 ) -> Uplink:
     """Even lengths, one group, two coherence blocks and more, 10 dB."""
     one = ((0, d),)
-    air = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
-    return replace(air, noise=air.noise * 10**0.5, coherence_symbols=d // 5)
+    link = make_air(design, debias, shared_groups=one, personal_groups=one, lengths=lengths or (d, d), **changes)
+    return replace(link, noise=link.noise * 10**0.5, coherence_symbols=d // 5)
 
 
-def drawn(air: Uplink, draw: int) -> tuple[Tensor, Tensor]:
+def drawn(link: Uplink, draw: int) -> tuple[Tensor, Tensor]:
     """Independent normal gradients whose rows have exactly mean 0 and a deviation of their device's own."""
-    d = air.shared_groups[-1][1]
+    d = link.shared_groups[-1][1]
     rng, size = stream(5, "gradients", draw), torch.linspace(0.5, 2.0, 5)[:, None]
     rows = torch.randn(2, 5, d, generator=rng, dtype=torch.float64)
-    own = torch.arange(d) < torch.tensor(air.lengths)[air.task_of][:, None]
+    own = torch.arange(d) < torch.tensor(link.lengths)[link.task_of][:, None]
     rows = torch.stack([rows[0], rows[1] * own])
     count = torch.stack([torch.full((5, 1), d), own.sum(1, keepdim=True)])
     centred = (rows - rows.sum(2, keepdim=True) / count) * torch.stack([torch.ones_like(own), own])
@@ -121,34 +124,34 @@ def drawn(air: Uplink, draw: int) -> tuple[Tensor, Tensor]:
 
 
 def rounds(
-    air: Uplink, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn
+    link: Uplink, count: int, monkeypatch: pytest.MonkeyPatch, fresh: bool = True, of=drawn
 ) -> Iterator[Aggregate]:
     """The same round `count` times with new noise, scrambling, impairments, CSI error and (`fresh`) new gradients.
 
     Channel estimates stay, so that a design is made once; the channels are these plus a new error each time.
     """
     made: dict[tuple, Transceiver] = {}
-    design = air.design
+    design = link.design
     assert design is not None
 
-    def remembered(slot: TransceiverProblem) -> Transceiver:
-        key = (slot.h.shape, slot.weights.shape, complex(slot.h[0, 0, 0]))
-        return made.setdefault(key, made[key] if key in made else design(slot))
+    def remembered(problem: TransceiverProblem) -> Transceiver:
+        key = (problem.h.shape, problem.weights.shape, complex(problem.h[0, 0, 0]))
+        return made.setdefault(key, made[key] if key in made else design(problem))
 
-    air = replace(air, design=remembered)
+    link = replace(link, design=remembered)
     for draw in range(count):
         for module in (transmit, impairments):
             monkeypatch.setattr(
                 module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
             )
-        monkeypatch.setattr(uplink, "estimated", partial(missed, draw))
-        yield send(air, 1, *of(air, draw if fresh else 0), everyone(air))
+        monkeypatch.setattr(schedule, "estimate_channels", partial(missed, draw))
+        yield send(link, 1, *of(link, draw if fresh else 0), everyone(link))
 
 
-def missed(draw: int, world: Network, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
-    """Estimates of variance (1 - c) gain and channels c gain away from them, as `estimated` has them for Rayleigh."""
-    h, _ = world.fade(seed, t, blocks)
-    e, _ = world.fade(1000 + draw, t, blocks)
+def missed(draw: int, network: Network, csi_error: float, seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+    """Rayleigh estimates of variance (1 - c) gain, and channels c gain away from them, as in `estimate_channels`."""
+    h, _ = network.channel_model(seed, t, blocks)
+    e, _ = network.channel_model(1000 + draw, t, blocks)
     known = (1 - csi_error) ** 0.5 * h
     return known, known + csi_error**0.5 * e
 
@@ -169,10 +172,10 @@ def z_of(values: Tensor) -> float:
     return float(means.mean() / (means.std() / len(means) ** 0.5).clamp_min(1e-300))
 
 
-def alike(air: Uplink, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
+def alike(link: Uplink, draw: int, rho: float = 0.7) -> tuple[Tensor, Tensor]:
     """`drawn`, but every two devices' rows have correlation rho."""
-    common = drawn(air, 1000 + draw)
-    own, size = drawn(air, draw), torch.linspace(0.5, 2.0, 5)[:, None]
+    common = drawn(link, 1000 + draw)
+    own, size = drawn(link, draw), torch.linspace(0.5, 2.0, 5)[:, None]
     mixed = [
         (1 - rho) ** 0.5 * one + rho**0.5 * both[:1] / size[0] * size for one, both in zip(own, common, strict=True)
     ]
