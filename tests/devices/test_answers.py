@@ -138,5 +138,5 @@ def test_a_base_without_an_end_token_classifies_but_does_not_generate(
         gone = {"eos_token_id", "eos_token"}
         (base / name).write_text(json.dumps({key: value for key, value in tree.items() if key not in gone}))
     experiment(llama_settings, f"model.base={base}")
-    with pytest.raises(UserError, match="its tokenizer has no end token, so no answer could end; name one"):
+    with pytest.raises(UserError, match="its tokenizer has no end token, so no answer could end; set eos_token"):
         experiment(llama_settings, *WORDS, f"model.base={base}")
