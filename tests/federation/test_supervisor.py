@@ -341,8 +341,8 @@ def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from airpfed.core.locks import locked
-held = locked(Path({str(lock)!r}), 1.0)
+from airpfed.core.files import acquire_lock
+held = acquire_lock(Path({str(lock)!r}), 1.0)
 print("on", flush=True)
 time.sleep(60)
 """
