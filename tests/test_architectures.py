@@ -114,11 +114,7 @@ def test_a_child_that_dies_or_raises_is_a_row() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         raise IndexError("out of\nrange")
 
-<<<<<<< HEAD
-    monkeypatch.setattr(architectures, "check_case", ends)
-=======
-    architectures.checked = ends
->>>>>>> d016f47
+    architectures.check_case = ends
     found = {row.kind: row for row in rows_of("LlamaForCausalLM", "BertForSequenceClassification")}
     assert {row.result for row in found.values()} == {"TRACEBACK"}
     assert "signal 9" in found["causal"].note
@@ -131,11 +127,7 @@ def test_a_child_that_hangs_is_ended() -> None:
         while True:
             pass
 
-<<<<<<< HEAD
-    monkeypatch.setattr(architectures, "check_case", spins)
-=======
-    architectures.checked = spins
->>>>>>> d016f47
+    architectures.check_case = spins
     architectures.preload()
     todo = [case for case in cases() if case.model == "LlamaForCausalLM"]
     [row] = list(run_cases(todo, jobs=1, seconds=1, gigabytes=16.0))

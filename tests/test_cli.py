@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from airpfed import cli
 from airpfed.core import run_files
-from airpfed.training import loop
+from airpfed.training import experiment
 from support.settings import make_settings, write_rows
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
@@ -198,7 +198,7 @@ def test_export_writes_the_same_adapters_and_merged_weights(airpfed, finished):
 
 def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, finished, tmp_path, monkeypatch):
     """Ctrl-C in round 2: that round is finished, and after the printed command everything is bit for bit the same."""
-    out, calls, gradients = tmp_path / "cut", [], loop.gradients
+    out, calls, gradients = tmp_path / "cut", [], experiment.local_gradients
 
     def interrupted(*given):
         calls.append(1)
@@ -207,29 +207,18 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
         return gradients(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "gradients", interrupted)
+        patch.setattr(experiment, "local_gradients", interrupted)
         stopped = airpfed("run", file, "--set", "run.eval_every=4", "--out", out)
     assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
     assert json.loads((out / "summary.json").read_text())["exit"] == "interrupted"
-<<<<<<< HEAD
-    done = len(run_files.load_records(out / "records.jsonl"))
-    assert 1 <= done < ROUNDS
-    message, printed = lines[-1].split("go on with: ")
-    assert message.startswith(f"stopped after round {done};")
-=======
-    assert len(run_files.load(out / "records.jsonl")) == 2
+    assert len(run_files.load_records(out / "records.jsonl")) == 2
     message, printed = stopped.out.splitlines()[-1].split("go on with: ")
     assert message.startswith("stopped after round 2;")
->>>>>>> d016f47
     program, *arguments = shlex.split(printed)
     assert (program, arguments[-1]) == ("airpfed", "--resume")
     assert airpfed(*arguments).code == 0
     assert adapter_files(out) == adapter_files(finished)
-<<<<<<< HEAD
-    whole, resumed = (run_files.load_records(run / "records.jsonl") for run in (finished, out))
-=======
-    whole, resumed = (run_files.load(path / "records.jsonl") for path in (finished, out))
->>>>>>> d016f47
+    whole, resumed = (run_files.load_records(path / "records.jsonl") for path in (finished, out))
     assert [row.model_dump(exclude={"seconds"}) for row in resumed] == [
         row.model_dump(exclude={"seconds"}) for row in whole
     ]

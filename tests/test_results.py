@@ -28,17 +28,10 @@ def in_process(words: list[str]) -> None:
 @pytest.fixture
 def made(tmp_path: Path, small_settings: Path, monkeypatch: pytest.MonkeyPatch) -> "study.Study":
     """A table of two rates and three seeds, kept below `tmp_path`."""
-<<<<<<< HEAD
     monkeypatch.setattr(study, "run_airpfed", in_process)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr("airpfed.sweeps.figures.FIGURES", ("average",))
-    one = replace(TWO, file=str(llama_settings), figures=("average-lr",))
-=======
-    monkeypatch.setattr(study, "play", in_process)
-    monkeypatch.setattr(study, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr("airpfed.sweeps.figures.DRAWN", ("average",))
     one = replace(TWO, file=str(small_settings), figures=("average-lr",))
->>>>>>> d016f47
     study.sweep("two", one, tmp_path / "runs", 1)
     return one
 

@@ -44,8 +44,8 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    path = make_settings(tmp_path_factory.mktemp("settings"), small_llama)
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    path = make_settings(tmp_path_factory.mktemp("settings"), tiny_llama)
     text = (
         path.read_text()
         .replace("lr = 0.02", 'optimizer = "sgd"\nlr = "theory"')
@@ -158,15 +158,9 @@ def test_a_plan_counts_the_head_where_the_run_sends_it(head: str, tmp_path: Path
         "server.optimizer=sgd", "server.rounds=2", "theory.pilot_rounds=0", "theory.beta=5", f"adapters.head={head}",
     ]  # fmt: skip
     file = make_settings(tmp_path, tiny_bert, causal=False)
-<<<<<<< HEAD
     said = planner.make_plan(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
     settings = settings_file.read_settings(file, [*overrides, "radio.snr_db=10"])
-    made = build.build_experiment(settings, build.load_tasks(settings))
-=======
-    said = planner.make(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
-    settings = settings_file.read(file, [*overrides, "radio.snr_db=10"])
     made = experiment_of(settings)
->>>>>>> d016f47
     state, _ = play_round(made, made.initial)  # A has no gradient in the first round and is not sent
     assert said.channel_uses == 2 * play_round(made, state)[1].ledger.channel_uses
 

@@ -58,13 +58,8 @@ def test_prompts_that_are_one_once_cut_are_counted(small_settings: Path) -> None
     rows(small_settings, "colours", [f"{text},{('red', 'blue')[i % 2]}" for i, text in enumerate(middle)])
     report = reports(small_settings)["colours"]
     assert report.alike_when_cut == report.test == 12 and report.prompts_cut == 1.0
-<<<<<<< HEAD
     assert "12 of 12 test prompts equal those of a training sample when cut to tokens" in report.notes
-    assert reports(llama_settings, "model.max_tokens=32")["colours"].alike_when_cut == 0
-=======
-    assert "12 of 12 test prompts are, once cut to tokens, those of a training sample" in report.notes
     assert reports(small_settings, "model.max_tokens=32")["colours"].alike_when_cut == 0
->>>>>>> d016f47
 
 
 def test_classes_that_are_nowhere_are_told(small_settings: Path) -> None:
@@ -81,15 +76,9 @@ def test_classes_that_are_nowhere_are_told(small_settings: Path) -> None:
     if report.classes["it"][2] == 0:
         assert "no test sample is of class it" in report.notes
     assert 0 in report.classes["it"]
-<<<<<<< HEAD
-    rows(llama_settings, "moods", [f"{text},{'it' if i < 2 else 'bad'}" for i, text in enumerate(texts)])
-    one = reports(llama_settings, "tasks.moods.test_samples=1", 'tasks.moods.labels={it=" it",bad=" bad",good=" good"}')
-    assert any(note.startswith("the test split has only class ") for note in one["moods"].notes)
-=======
     rows(small_settings, "moods", [f"{text},{'it' if i < 2 else 'bad'}" for i, text in enumerate(texts)])
     one = reports(small_settings, "tasks.moods.test_samples=1", 'tasks.moods.labels={it=" it",bad=" bad",good=" good"}')
-    assert any(note.startswith("the test split holds the one class ") for note in one["moods"].notes)
->>>>>>> d016f47
+    assert any(note.startswith("the test split has only class ") for note in one["moods"].notes)
     assert any(note.startswith("no device has a sample of class ") and "good" in note for note in one["moods"].notes)
 
 
@@ -110,11 +99,7 @@ def test_a_server_without_the_devices_data_tells_what_it_knows(small_settings: P
     pytest.importorskip("flwr")
     from airpfed.federation import build_federation
 
-<<<<<<< HEAD
-    settings = settings_file.read_settings(llama_settings)
-=======
-    settings = settings_file.read(small_settings)
->>>>>>> d016f47
+    settings = settings_file.read_settings(small_settings)
     tasks = build_federation.server_tasks(settings, deployed=True)
     report = report_data(settings, tasks, build_federation.server(settings, tasks)[0])["moods"]
     assert (report.devices, report.samples_most, report.test, report.notes) == (3, 0, 12, [])
@@ -126,11 +111,7 @@ def test_a_server_without_the_devices_data_tells_what_it_knows(small_settings: P
 def test_a_run_tells_its_data_and_keeps_it(
     small_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-<<<<<<< HEAD
-    assert run_file(llama_settings, ["server.rounds=1"], tmp_path / "run", False, "airpfed run") == 0
-=======
-    assert run_job(small_settings, ["server.rounds=1"], tmp_path / "run", False, "airpfed run") == 0
->>>>>>> d016f47
+    assert run_file(small_settings, ["server.rounds=1"], tmp_path / "run", False, "airpfed run") == 0
     kept = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
     found = {name: DataReport.model_validate(report) for name, report in kept.items()}
     assert found == reports(small_settings)
@@ -139,13 +120,8 @@ def test_a_run_tells_its_data_and_keeps_it(
     assert said.index("task moods: ") < said.index("round 1")
 
 
-<<<<<<< HEAD
-def test_tasks_that_split_alike_by_way_of_others_share_a_shuffle(llama_settings: Path) -> None:
-    settings = settings_file.read_settings(llama_settings)
-=======
 def test_tasks_that_split_alike_by_way_of_others_share_a_shuffle(small_settings: Path) -> None:
-    settings = settings_file.read(small_settings)
->>>>>>> d016f47
+    settings = settings_file.read_settings(small_settings)
     first = settings.tasks[0]
 
     def shares(**leads: str) -> list[str]:

@@ -9,24 +9,14 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import OptimizedParameters, ServerStep, update
-
-
-def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read_settings(file, overrides)
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-from airpfed.training.loop import Experiment
-from airpfed.training.state import OptimizedParameters, update
 from support.experiments import experiment_of
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-    settings = settings_file.read(file, overrides)
+    settings = settings_file.read_settings(file, overrides)
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 def test_the_hook_that_checks_shapes_is_on() -> None:

@@ -47,11 +47,7 @@ def test_a_run_feeds_it_every_record_and_the_summary(
     small_settings: Path, tmp_path: Path, writers: list[Writer]
 ) -> None:
     out = tmp_path / "run"
-<<<<<<< HEAD
-    assert run.run_file(llama_settings, [*FEW, "run.tracker=tensorboard"], out, False, "x") == 0
-=======
-    assert run.run_job(small_settings, [*FEW, "run.tracker=tensorboard"], out, False, "x") == 0
->>>>>>> d016f47
+    assert run.run_file(small_settings, [*FEW, "run.tracker=tensorboard"], out, False, "x") == 0
     (writer,) = writers
     assert writer.folder == str(out / "tensorboard") and writer.closed and writer.purge_step == 1
     for row in run_files.load_records(out / "records.jsonl"):
@@ -70,13 +66,8 @@ def test_a_resumed_run_replaces_the_rounds_it_plays_again(
     small_settings: Path, tmp_path: Path, writers: list[Writer]
 ) -> None:
     options = [*FEW, "run.tracker=tensorboard"]
-<<<<<<< HEAD
-    assert run.run_file(llama_settings, [*options, "server.rounds=1"], tmp_path / "run", False, "x") == 0
-    assert run.run_file(llama_settings, options, tmp_path / "run", True, "x") == 0
-=======
-    assert run.run_job(small_settings, [*options, "server.rounds=1"], tmp_path / "run", False, "x") == 0
-    assert run.run_job(small_settings, options, tmp_path / "run", True, "x") == 0
->>>>>>> d016f47
+    assert run.run_file(small_settings, [*options, "server.rounds=1"], tmp_path / "run", False, "x") == 0
+    assert run.run_file(small_settings, options, tmp_path / "run", True, "x") == 0
     assert [writer.purge_step for writer in writers] == [1, 2]
     assert {step for name, _, step in writers[1].rows if not name.startswith("summary/")} == {2, 3}
 
@@ -87,11 +78,7 @@ def test_without_tensorboard_it_is_one_line_before_the_run(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(run.build, "load_tasks", lambda _settings: pytest.fail("told after loading"))
     with pytest.raises(UserError, match=r'^run.tracker = "tensorboard": TensorBoard is not installed; run pip install'):
-<<<<<<< HEAD
-        run.run_file(llama_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
-=======
-        run.run_job(small_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
->>>>>>> d016f47
+        run.run_file(small_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
     assert not (tmp_path / "run" / "records.jsonl").exists()
 
 

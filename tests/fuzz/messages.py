@@ -38,16 +38,11 @@ from airpfed.federation.ipc import receive
 from airpfed.federation.message import BadPacketError, Packet, digest
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
-from tiny import WORDS, make_settings, save_tokenizer
-=======
-from airpfed.training.loop import Experiment, play_round
 from support.local_grid import LocalGrid
 from support.models import SMALL, save_llama
 from support.settings import make_settings
->>>>>>> d016f47
 
 RAW = "\x00raw:"
 """Begins a string that stands in a head without its quotes, as no encoder of ours would write it."""
