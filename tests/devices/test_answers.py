@@ -13,40 +13,20 @@ from torch import Tensor
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.devices.evaluate import classify, complete
-<<<<<<< HEAD
-from airpfed.experiment import build
-=======
-from airpfed.model.adapters import blocks_of
->>>>>>> d016f47
 from airpfed.model.layout import Vectors
 from airpfed.model.methods import blocks_of
 from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
-from airpfed.training.state import vectors
-=======
-from airpfed.training.loop import Experiment
 from support.experiments import experiment_of, random_vectors
 from support.single_device import Leaves, OneDevice, one_device
->>>>>>> d016f47
 
 WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
     settings = settings_file.read_settings(file, ["tasks.*.test_samples=40", *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-
-
-def random_vectors(made: Experiment) -> Vectors:
-    rng = torch.Generator().manual_seed(0)
-    return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-=======
-    settings = settings_file.read(file, ["tasks.*.test_samples=40", *overrides])
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 def rows_of(values: Vectors, task: int) -> dict[str, Tensor]:
@@ -143,13 +123,8 @@ def test_an_answer_ends_where_training_answers_end(
     tokens = json.loads((base / "tokenizer.json").read_text())
     tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 3, "content": "[SEP]"})
     (base / "tokenizer.json").write_text(json.dumps(tokens))
-<<<<<<< HEAD
-    made = experiment(llama_settings, *WORDS, f"model.base={base}")
-    assert made.clients.backbone.end_tokens == ends
-=======
     made = experiment(small_settings, *WORDS, f"model.base={base}")
-    assert made.clients.backbone.ends == ends
->>>>>>> d016f47
+    assert made.clients.backbone.end_tokens == ends
     assert made.clients.backbone.model.generation_config.eos_token_id == list(ends)
     assert all(sample.targets[-1] == 4 for shard in made.clients.shards for sample in shard)
 

@@ -8,15 +8,9 @@ import torch
 
 from airpfed.config import settings_file
 from airpfed.devices import gradients as fleets
-<<<<<<< HEAD
 from airpfed.devices.clients import draw_batches, group_devices
 from airpfed.devices.gradients import gradients
 from airpfed.devices.parallel import worker_count
-from airpfed.experiment import build
-=======
-from airpfed.devices.gradients import batches, chunks, gradients
-from airpfed.devices.parallel import workers
->>>>>>> d016f47
 from airpfed.training.state import vectors
 from support.experiments import computed, experiment_of
 
@@ -32,13 +26,8 @@ def test_gradients_are_those_of_padded_samples(
     changes.append(f"model.max_tokens={tokens}")
     if kind == "generate":
         changes += ["tasks.colours.labels={}", "tasks.colours.kind=generate", "tasks.colours.label=text"]
-<<<<<<< HEAD
     read = settings_file.read_settings(llama_settings, changes)
-    made = build.build_experiment(read, build.load_tasks(read))
-=======
-    read = settings_file.read(llama_settings, changes)
     made = experiment_of(read)
->>>>>>> d016f47
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     plan, _ = draw_batches(made.clients, made.initial.devices.cursors, 10, 1)
@@ -59,15 +48,9 @@ def test_gradients_are_those_of_padded_samples(
 def test_chunks_have_like_many_tokens_and_no_more_than_the_largest_devices_would(
     llama_settings: Path, at_once: int
 ) -> None:
-<<<<<<< HEAD
     read = settings_file.read_settings(llama_settings, [])
-    made = build.build_experiment(read, build.load_tasks(read))
-    plan, _ = draw_batches(made.clients, made.initial.devices.cursors, 3, 1)
-=======
-    read = settings_file.read(llama_settings, [])
     made = experiment_of(read)
-    plan, _ = batches(made.clients, made.initial.devices.cursors, 3, 1)
->>>>>>> d016f47
+    plan, _ = draw_batches(made.clients, made.initial.devices.cursors, 3, 1)
     tokens = [sum(len(made.clients.shards[k][i].ids) for i in rows[0]) for k, rows in enumerate(plan)]
     for size in range(at_once, 6):
         found = group_devices(made.clients, plan, size, at_once)

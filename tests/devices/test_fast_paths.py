@@ -66,13 +66,8 @@ def base(folder: Path, name: str) -> Path:
 
 
 def made_of(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
     settings = settings_file.read_settings(file, ["devices.batch_size=3", *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, ["devices.batch_size=3", *overrides])
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 @pytest.mark.parametrize("layers", ["all", "last-1"])

@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-<<<<<<< HEAD
-from airpfed.config import settings_file
 from airpfed.core import memory
 from airpfed.devices.clients import Clients, draw_batches, draw_samples
 from airpfed.devices.gradients import gradients, sample_losses, stacked_losses, zero_gradients
-from airpfed.experiment import build
-=======
-from airpfed.core import spill
-from airpfed.devices.gradients import Clients, batches, draw, gradients, held, sample_losses, stacked_loss
-from airpfed.model.adapters import SCOPES, blocks_of
->>>>>>> d016f47
 from airpfed.model.layout import KINDS, Vectors, gather
 from airpfed.model.methods import SCOPES, blocks_of
 from airpfed.model.tokens import IGNORED
@@ -44,18 +36,7 @@ CASES = {
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
-    settings = settings_file.read_settings(file, [f"devices.batch_size={BATCH}", *overrides])
-    return build.build_experiment(settings, build.load_tasks(settings))
-
-
-def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
-    """No factor is zero: at B = 0 the gradient of A vanishes and would hide faults."""
-    rng = torch.Generator().manual_seed(seed)
-    return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
-=======
     return experiments.experiment(file, f"devices.batch_size={BATCH}", *overrides)
->>>>>>> d016f47
 
 
 def own_rows(values: Vectors, clients: Clients, device: int) -> dict[str, Tensor]:

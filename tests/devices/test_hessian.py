@@ -8,16 +8,11 @@ import torch
 from airpfed.devices.full_gradients import SampleGroup, full_gradients, group_samples
 from airpfed.devices.hessian import curvature, dimension, hessian_products, task_mask
 from airpfed.model.layout import Vectors
-<<<<<<< HEAD
 from airpfed.theory.inner_product import Stack, weighted_average, weights_of
 from airpfed.training.experiment import Experiment
-=======
-from airpfed.theory.inner_product import Stack, averaged, weights_of
-from airpfed.training.loop import Experiment
 from support.experiments import experiment, in_double, random_vectors
 
 BATCH = "devices.batch_size=4"
->>>>>>> d016f47
 
 
 def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:

@@ -7,13 +7,8 @@ import torch
 
 from airpfed.config import settings_file
 from airpfed.devices import gradients as fleets
-<<<<<<< HEAD
 from airpfed.devices.clients import draw_batches
 from airpfed.devices.gradients import gradients
-from airpfed.experiment import build
-=======
-from airpfed.devices.gradients import batches, gradients
->>>>>>> d016f47
 from airpfed.training.state import vectors
 from support.experiments import computed, experiment_of
 
@@ -21,13 +16,8 @@ from support.experiments import computed, experiment_of
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_gradients_do_not_depend_on_the_buckets(kind, request, monkeypatch):
     file: Path = request.getfixturevalue(f"{kind}_settings")
-<<<<<<< HEAD
     read = settings_file.read_settings(file, ["devices.batch_size=6"])
-    made = build.build_experiment(read, build.load_tasks(read))
-=======
-    read = settings_file.read(file, ["devices.batch_size=6"])
     made = experiment_of(read)
->>>>>>> d016f47
     clients = computed(made.clients, packing=False)  # else samples lie end to end
     rng = torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}

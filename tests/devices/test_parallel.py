@@ -10,14 +10,8 @@ import torch
 from airpfed.config import settings_file
 from airpfed.devices.clients import draw_batches
 from airpfed.devices.evaluate import classify
-<<<<<<< HEAD
 from airpfed.devices.gradients import gradients
 from airpfed.devices.parallel import MAX_WORKERS, balance, run_parallel, worker_count
-from airpfed.experiment import build
-=======
-from airpfed.devices.gradients import batches, gradients
-from airpfed.devices.parallel import MOST, dealt, side_by_side, workers
->>>>>>> d016f47
 from airpfed.model.backbone import Backbone
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
@@ -41,13 +35,8 @@ def settings(request: pytest.FixtureRequest) -> Path:
 
 
 def experiment(settings: Path, *changes: str) -> Experiment:
-<<<<<<< HEAD
     read = settings_file.read_settings(settings, ["run.threads=3", *changes])
-    return build.build_experiment(read, build.load_tasks(read))
-=======
-    read = settings_file.read(settings, ["run.threads=3", *changes])
     return experiment_of(read)
->>>>>>> d016f47
 
 
 def alone(work: object, *given: object) -> object:

@@ -9,17 +9,9 @@ from torch import Tensor
 from airpfed.config import settings_file
 from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import classify
-<<<<<<< HEAD
 from airpfed.devices.prefix_cache import PAGE, PrefixCache, stack
-from airpfed.experiment import build
 from airpfed.model.forward import logits, prefix_output, with_adapters
 from airpfed.model.tokens import Encoding, batches_by_length, collate
-=======
-from airpfed.devices.gradients import Clients
-from airpfed.devices.prefix_cache import PAGE, PrefixCache, pages, stack
-from airpfed.model.forward import adapted, logits, prefix_output
-from airpfed.model.tokens import Encoded, collate
->>>>>>> d016f47
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
 from airpfed.training.state import vectors
@@ -29,15 +21,10 @@ KINDS = pytest.mark.parametrize("kind", ["llama", "bert"])
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:
-<<<<<<< HEAD
     settings = settings_file.read_settings(
         file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides]
     )
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides])
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 @pytest.fixture

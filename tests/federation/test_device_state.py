@@ -17,19 +17,13 @@ from airpfed.federation.device import Device, handle, stored_state
 from airpfed.federation.device_state import Personal, fresh, load, outcomes, save, start_of_round
 from airpfed.federation.message import Packet
 from airpfed.federation.server_app import federation_of
-<<<<<<< HEAD
 from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.state import ServerStep, State
-from tiny import make_settings
-=======
-from airpfed.training.loop import Experiment, play_round
-from airpfed.training.state import State
 from support.local_grid import LocalGrid, grid_of, local_devices
 from support.settings import make_settings
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 SETTINGS = (
     "radio.design=error_free", "run.eval_every=0", "adapters.method=feddpa", "adapters.layers=last-2",
@@ -38,13 +32,8 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
-    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), SETTINGS)
-=======
 def settings(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Settings:
-    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), small_llama), SETTINGS)
->>>>>>> d016f47
+    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), small_llama), SETTINGS)
 
 
 @pytest.fixture(scope="module")

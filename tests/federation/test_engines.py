@@ -73,20 +73,14 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
 
 
 def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
-<<<<<<< HEAD
     settings = settings_file.read_settings(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
-    made = build.build_experiment(settings, build.load_tasks(settings))
-    assert made.devices_per_pass > 1
-=======
-    settings = settings_file.read(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
     made = experiment_of(settings)
-    assert made.chunk > 1
->>>>>>> d016f47
+    assert made.devices_per_pass > 1
     states = []
     for chunk in (made.devices_per_pass, 1):
         state = made.initial
         for _ in range(3):
-            state, _ = play_round(replace(made, chunk=chunk), state)
+            state, _ = play_round(replace(made, devices_per_pass=chunk), state)
         states.append(state.server)
     for scope in ("shared", "personal"):
         stacked, alone = (getattr(server, scope).value for server in states)

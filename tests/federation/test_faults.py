@@ -38,13 +38,8 @@ WRONG = 2
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def settings(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Settings:
-    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), tiny_llama), BASE)
-=======
 def settings(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Settings:
-    return settings_file.read(make_settings(tmp_path_factory.mktemp("settings"), small_llama), BASE)
->>>>>>> d016f47
+    return settings_file.read_settings(make_settings(tmp_path_factory.mktemp("settings"), small_llama), BASE)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +76,7 @@ def start(settings: Settings) -> Start:
 @pytest.fixture(scope="module")
 def plain(settings: Settings) -> Experiment:
     """The simulator's experiment."""
-<<<<<<< HEAD
-    return build.build_experiment(settings, build.load_tasks(settings))
-=======
     return experiment_of(settings)
->>>>>>> d016f47
 
 
 SEEN: dict[str, State] = {}

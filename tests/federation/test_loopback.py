@@ -124,11 +124,7 @@ def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
             rows[absent[state.round]] = torch.nan
         return result
 
-<<<<<<< HEAD
-    made = replace(build.build_experiment(settings, build.load_tasks(settings)), collect=collect)
-=======
     made = replace(experiment_of(settings), collect=collect)
->>>>>>> d016f47
     state = made.initial
     for _ in absent:
         state, _ = play_round(made, state)
@@ -173,7 +169,7 @@ def test_a_killed_node_a_killed_server_and_strangers(tiny_llama: Path, tmp_path:
         trust = ssl.create_default_context(cafile=str(site / "ca.crt"))
         for header in ({"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=192.0.2.7"}, {"X-Real-IP": "192.0.2.7"}):
             for path in ("control/list-runs", "fleet/pull-messages"):
-                asked = httpx.mailbox(
+                asked = httpx.post(
                     f"https://localhost:{ports}/v1/{path}", headers=header, verify=trust, trust_env=False
                 )
                 assert asked.status_code == 403, (header, path)

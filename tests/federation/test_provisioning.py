@@ -17,17 +17,11 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates, provisioning, server_process, supervisor
-<<<<<<< HEAD
 from airpfed.federation.addresses import check_federable, host_of, node_of
 from airpfed.federation.provisioning import FederationPlan, provision
-from tiny import make_settings, write_rows
-=======
-from airpfed.federation.addresses import federable, host_of, node_of
-from airpfed.federation.provisioning import Plan, found
 from support.settings import make_settings, write_rows
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 PLAN = FederationPlan("hub.example:9500", ("hub.example", "192.0.2.1"), True, 30, 9100)
 

@@ -27,16 +27,11 @@ from airpfed.federation.message import Packet
 from airpfed.federation.processes import end_process, last_line, start_process
 from airpfed.federation.provisioning import FederationPlan, provision
 from airpfed.federation.server_app import federation_of
-<<<<<<< HEAD
 from airpfed.federation.supervisor import TRIES, SupervisedProcess, meaning, unreachable, watch
-from tiny import make_settings
-=======
-from airpfed.federation.supervisor import TRIES, Kept, meaning, unreachable, watch
 from support.local_grid import LocalGrid
 from support.settings import make_settings
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -49,13 +44,8 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
     base = tmp_path_factory.mktemp("join")
-<<<<<<< HEAD
-    settings = settings_file.read_settings(make_settings(base, tiny_llama), ["devices.chunk=1"])
+    settings = settings_file.read_settings(make_settings(base, small_llama), ["devices.chunk=1"])
     provision(base / "site", settings, FederationPlan("localhost:1", ("localhost",), True, 30, 9100))
-=======
-    settings = settings_file.read(make_settings(base, small_llama), ["devices.chunk=1"])
-    found(base / "site", settings, Plan("localhost:1", ("localhost",), True, 30, 9100))
->>>>>>> d016f47
     return base / "site"
 
 
@@ -351,8 +341,8 @@ def test_who_holds_a_lock_for_too_long_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from airpfed.core.locks import locked
-held = locked(Path({str(lock)!r}), 1.0)
+from airpfed.core.files import acquire_lock
+held = acquire_lock(Path({str(lock)!r}), 1.0)
 print("on", flush=True)
 time.sleep(60)
 """

@@ -14,23 +14,13 @@ from torch import nn
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
-<<<<<<< HEAD:tests/model/test_compatibility.py
-from airpfed.experiment import build
 from airpfed.model import backbone, compatibility, export, layout
 from airpfed.model.backbone import Backbone
 from airpfed.model.layout import Factors
 from airpfed.model.methods import blocks_of
 from airpfed.model.tokens import Encoding
-from tiny import WORDS, save_tokenizer
-=======
-from airpfed.model import backbone, export, fit, layout
-from airpfed.model.adapters import blocks_of
-from airpfed.model.backbone import Backbone
-from airpfed.model.layout import Factors
-from airpfed.model.tokens import Encoded
 from support.experiments import experiment_of
 from support.models import WORDS, save_tokenizer
->>>>>>> d016f47:tests/model/test_fit.py
 
 SIZES: dict[str, Any] = {
     "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -268,24 +258,14 @@ def test_a_tokenizer_that_knows_no_word_of_the_texts_is_refused(llama_settings: 
     )
     settings = settings_file.read_settings(llama_settings, [])
     with pytest.raises(UserError, match=r"^tasks\.colours: the base's tokenizer knows 0% of the words in its texts"):
-<<<<<<< HEAD:tests/model/test_compatibility.py
-        build.build_experiment(settings, build.load_tasks(settings))
-=======
         experiment_of(settings)
->>>>>>> d016f47:tests/model/test_fit.py
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(llama_settings: Path, saved: Saved) -> None:
     base = saved(hf.LlamaForCausalLM(hf.LlamaConfig(**{**DECODER, "vocab_size": 60})))
-<<<<<<< HEAD:tests/model/test_compatibility.py
     settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
     with pytest.raises(UserError, match=r"^tasks\.colours: its texts have token \d+, but the base model has 60"):
-        build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(llama_settings, [f"model.base={base}"])
-    with pytest.raises(UserError, match=r"^tasks\.colours: its texts hold token \d+, but the base model has 60"):
         experiment_of(settings)
->>>>>>> d016f47:tests/model/test_fit.py
 
 
 def test_a_token_to_pad_with_is_found(saved: Saved) -> None:

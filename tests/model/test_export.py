@@ -27,13 +27,8 @@ RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6
 
 
 def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
-<<<<<<< HEAD
     settings = settings_file.read_settings(file, [*RANKS, *overrides])
-    return settings, build.build_experiment(settings, build.load_tasks(settings))
-=======
-    settings = settings_file.read(file, [*RANKS, *overrides])
     return settings, experiment_of(settings)
->>>>>>> d016f47
 
 
 def random_state(made: Experiment) -> State:

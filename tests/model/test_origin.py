@@ -128,45 +128,25 @@ def test_a_base_that_changed_is_neither_resumed_nor_exported(
     base = shutil.copytree(small_llama, tmp_path / "base")
     override = [f"model.base={base}", "server.rounds=1"]
     out = tmp_path / "run"
-<<<<<<< HEAD
-    assert run.run_file(llama_settings, override, out, False, "") == 0
+    assert run.run_file(small_settings, override, out, False, "") == 0
     text = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
     with pytest.raises(UserError, match=r"model\.base = .* has other files than when this run started"):
         run.export_run(out, False)
     with pytest.raises(UserError, match=r"model\.base = .* has other files than when this run started"):
-        run.run_file(llama_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
-=======
-    assert run.run_job(small_settings, override, out, False, "") == 0
-    text = (base / "tokenizer.json").read_text()
-    (base / "tokenizer.json").write_text(text.replace('"ba"', '"zzz"'))
-    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        run.export_job(out, False)
-    with pytest.raises(UserError, match=r"model\.base = .* holds other files than when this run was made"):
-        run.run_job(small_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
->>>>>>> d016f47
+        run.run_file(small_settings, [f"model.base={base}", "server.rounds=2"], out, True, "")
     (base / "tokenizer.json").write_text(text)
     assert run.export_run(out, False)
     moved = base.rename(tmp_path / "moved")
-<<<<<<< HEAD
-    assert run.run_file(llama_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
-=======
-    assert run.run_job(small_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
->>>>>>> d016f47
+    assert run.run_file(small_settings, [f"model.base={moved}", "server.rounds=2"], out, True, "") == 0
 
 
 def test_a_base_that_changes_during_a_run_is_not_exported_on(
     small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
-<<<<<<< HEAD
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
-    made = build_experiment(settings, load_tasks(settings))
-=======
     base = shutil.copytree(small_llama, tmp_path / "base")
-    settings = settings_file.read(small_settings, [f"model.base={base}"])
-    made = experiment(settings, load_tasks(settings))
->>>>>>> d016f47
+    settings = settings_file.read_settings(small_settings, [f"model.base={base}"])
+    made = build_experiment(settings, load_tasks(settings))
     (base / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="the base model's files changed since they were loaded"):
         artifacts.export_adapters(settings, made, made.initial, tmp_path / "out", merged=False)
@@ -176,13 +156,8 @@ def test_a_base_that_changes_during_a_run_is_not_exported_on(
 def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
     small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
-<<<<<<< HEAD
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
-=======
     base = shutil.copytree(small_llama, tmp_path / "base")
-    settings = settings_file.read(small_settings, [f"model.base={base}"])
->>>>>>> d016f47
+    settings = settings_file.read_settings(small_settings, [f"model.base={base}"])
     tasks = load_tasks(settings)
     one = build_experiment(settings, tasks)
     (base / "vocab.bin").write_bytes(b"x")
@@ -196,17 +171,10 @@ def test_fingerprint_base_key_and_record_stand_on_the_same_identity(
 def test_what_cells_of_a_sweep_are_held_against_moves_with_the_base(
     small_settings: Path, small_llama: Path, tmp_path: Path
 ) -> None:
-<<<<<<< HEAD
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read_settings(small_settings, [f"model.base={base}"])
     before = current_fingerprints()(settings)
     assert before == build_experiment(settings, load_tasks(settings)).fingerprint
-=======
-    base = shutil.copytree(small_llama, tmp_path / "base")
-    settings = settings_file.read(small_settings, [f"model.base={base}"])
-    before = fingerprints()(settings)
-    assert before == experiment(settings, load_tasks(settings)).fingerprint
->>>>>>> d016f47
     (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
     assert current_fingerprints()(settings) != before
 
@@ -369,13 +337,8 @@ def test_files_that_the_hubs_cache_does_not_name_by_content_are_hashed(hub: Call
 def test_an_adapter_names_the_commit_of_its_base(small_settings: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-<<<<<<< HEAD
-    settings = settings_file.read_settings(llama_settings, [])
+    settings = settings_file.read_settings(small_settings, [])
     made = build_experiment(settings, load_tasks(settings))
-=======
-    settings = settings_file.read(small_settings, [])
-    made = experiment(settings, load_tasks(settings))
->>>>>>> d016f47
     base = replace(made.clients.backbone, folder="org/tiny", origin=Origin("org/tiny", "a" * 40, "x"))
     export.write_adapter(base, model_of(made.clients, vectors(made.initial), 0, 0), 0, 6.0, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
@@ -384,17 +347,10 @@ def test_an_adapter_names_the_commit_of_its_base(small_settings: Path, tmp_path:
 
 def test_the_checkpoint_is_of_the_base(small_settings: Path, small_llama: Path, tmp_path: Path) -> None:
     """Also where environment.json is gone."""
-<<<<<<< HEAD
-    base = shutil.copytree(tiny_llama, tmp_path / "base")
-    settings = settings_file.read_settings(llama_settings, [f"model.base={base}"])
+    base = shutil.copytree(small_llama, tmp_path / "base")
+    settings = settings_file.read_settings(small_settings, [f"model.base={base}"])
     one = build_experiment(settings, load_tasks(settings))
     checkpoint.save_state(tmp_path / "c", one.initial, 0, one.fingerprint)
-=======
-    base = shutil.copytree(small_llama, tmp_path / "base")
-    settings = settings_file.read(small_settings, [f"model.base={base}"])
-    one = experiment(settings, load_tasks(settings))
-    checkpoint.write(tmp_path / "c", one.initial, 0, one.fingerprint)
->>>>>>> d016f47
     model = LlamaForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0, 0] += 1
     model.save_pretrained(base)

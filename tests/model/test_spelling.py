@@ -10,12 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import run
-<<<<<<< HEAD
 from airpfed.model.tokens import affix_ids, cut_middle, encode_choices, encode_completion, tokenize
-=======
-from airpfed.model.tokens import added, completion, cut, labelled, read
 from support.tokenizers import real, tokenizer
->>>>>>> d016f47
 
 KINDS = ["bytes", "metaspace", "legacy", "unigram", "wordpiece"]
 PROMPTS = ["the film was good\nLabel:", "bad\nLabel:", "a sad story\nLabel:"]

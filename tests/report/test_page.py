@@ -15,14 +15,9 @@ import pytest
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
-<<<<<<< HEAD
 from airpfed.report import page, runs
 from airpfed.report.figures import figures_of, metric_figure
-=======
-from airpfed.report import figures_of_runs, page, runs
-from airpfed.report.figures import FIGURES
 from support.theory_records import make_probe, make_theory
->>>>>>> d016f47
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TASKS = ("colours", "moods")

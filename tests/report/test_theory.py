@@ -2,12 +2,8 @@
 
 import pytest
 
-<<<<<<< HEAD
 from airpfed.report.figures import THEORY_FIGURES, average_figure, decrease_figure, share_figure
-=======
-from airpfed.report.figures_of_theory import THEORY, average, decrease, shares
 from support.theory_records import make_probe, make_record, make_theory
->>>>>>> d016f47
 
 
 def records() -> list:

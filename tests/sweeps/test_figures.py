@@ -12,17 +12,11 @@ from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord
 from airpfed.report import plots
 from airpfed.report.charts import SPLIT, chart_of_measure
 from airpfed.sweeps import figures
-<<<<<<< HEAD
 from airpfed.sweeps.figures import course_lines, join_ranks
 from airpfed.sweeps.tables import ScoredRun, means, t_interval
 from airpfed.theory.verification import average_bounds
-=======
-from airpfed.sweeps.figures import course_lines, with_split
-from airpfed.sweeps.tables import Run, interval, means
-from airpfed.theory.verification import psis
 from support.sweeps import summary
 from support.theory_records import make_probe, make_record, make_theory
->>>>>>> d016f47
 
 METHODS = {"method": ["airpfed", "fedit"]}
 WHERE = {(("adapters.method", name),): {"method": name} for name in METHODS["method"]}

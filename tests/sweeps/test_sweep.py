@@ -19,25 +19,17 @@ from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock
 from airpfed.experiment import run as run_module
 from airpfed.sweeps import executors, figures, job, worker
-<<<<<<< HEAD
 from airpfed.sweeps.console import SweepConsole
 from airpfed.sweeps.job import SweepRequest, run_sweep
 from airpfed.sweeps.tables import ScoredRun
 from airpfed.sweeps.trials import is_finished, summary_of, trials_of
 from airpfed.training import evaluate
 from airpfed.training import summary as run_summary
-=======
-from airpfed.sweeps.console import SweepScreen
-from airpfed.sweeps.job import Plan, sweep
-from airpfed.sweeps.tables import Run
-from airpfed.sweeps.trials import is_done, summary_of, trials_of
-from airpfed.training import evaluate, loop
 from fuzz import kills
 from support import forks
 from support.sweeps import QUICK, summary
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
->>>>>>> d016f47
 
 GRID = ("adapters.method=airpfed,fedit", "radio.snr_db=0:20:20")
 
@@ -165,11 +157,6 @@ def test_a_cell_that_cannot_be_copied_is_told_in_a_line(whole: Path, file: Path,
 def test_killed_twice_and_resumed_it_gives_the_same_tables(whole: Path, file: Path, tmp_path: Path) -> None:
     """kill -9 with two workers at work, which die with it; then with one, amid a cell; the rest is done here."""
     home = tmp_path / "out"
-<<<<<<< HEAD
-    done = [is_finished(summary_of(path), cell_settings(file).run) for path in (home / "cells").iterdir()]
-    assert 0 < rounds_in(home) < 24 and not all(done)
-    run_sweep(plan(file, home), SweepConsole())
-=======
     options = [part for item in QUICK for part in ("--set", item)] + [p for axis in GRID for p in ("--grid", axis)]
     words = ["sweep", str(file), *options, "--seeds", "2", "--out", str(home), "--workers"]
     with (tmp_path / "errors.txt").open("w") as errors:  # a pipe would stay open as long as a worker lives
@@ -192,10 +179,9 @@ def test_killed_twice_and_resumed_it_gives_the_same_tables(whole: Path, file: Pa
     done, _ = forks.call(kills.forked, [*words, "1"], [home], "before", 150)
     assert done.code == kills.KILLED, "a sweep of one worker is one process"
     assert not (home / "sweep.json").exists() and before < rounds_in(home) < 24
-    finished = [is_done(summary_of(path), cell_settings(file).run) for path in (home / "cells").iterdir()]
+    finished = [is_finished(summary_of(path), cell_settings(file).run) for path in (home / "cells").iterdir()]
     assert not all(finished)
-    sweep(plan(file, home), SweepScreen())
->>>>>>> d016f47
+    run_sweep(plan(file, home), SweepConsole())
     assert tables(home) == tables(whole)
 
 
@@ -330,17 +316,10 @@ def test_fewer_seeds_may_choose_than_are_tested(file: Path, tmp_path: Path) -> N
 def test_a_cell_that_fails_is_told_and_the_others_are_done(file: Path, tmp_path: Path) -> None:
     """What the settings cannot tell beforehand: the model has no layer 13."""
     grid = ("adapters.layers=last-2,last-13",)
-<<<<<<< HEAD
     done = run_sweep(plan(file, tmp_path, "server.rounds=1", grid=grid, seeds=1), SweepConsole())
-    assert len(done.failures) == 1 and 'adapters.layers = "last-13": the model has 12 layers' in done.failures[0]
+    assert len(done.failures) == 1 and 'adapters.layers = "last-13": the model has 4 layers' in done.failures[0]
     assert [dict(mean.point)["adapters.layers"] for mean in done.means if mean.measure == "average"] == ["last-2"]
     assert done.tree["failed"] == done.failures
-=======
-    done = sweep(plan(file, tmp_path, "server.rounds=1", grid=grid, seeds=1), SweepScreen())
-    assert len(done.failed) == 1 and 'adapters.layers = "last-13": the model has 4 layers' in done.failed[0]
-    assert [dict(mean.where)["adapters.layers"] for mean in done.found if mean.measure == "average"] == ["last-2"]
-    assert done.tree["failed"] == done.failed
->>>>>>> d016f47
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:

@@ -9,12 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-<<<<<<< HEAD
 from airpfed.sweeps.tables import ScoredRun, choose_tuned, means, measures, t_interval, t_quantile
-=======
-from airpfed.sweeps.tables import Run, chosen, interval, means, measures, t_quantile
 from support.sweeps import summary
->>>>>>> d016f47
 
 
 def run(seed: int, average: float, **where: str) -> ScoredRun:

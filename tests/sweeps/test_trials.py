@@ -9,12 +9,8 @@ from airpfed.config.schema import RunSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord
-<<<<<<< HEAD
 from airpfed.sweeps.trials import axis_names, folder_name, is_finished, summary_of, trials_of
-=======
-from airpfed.sweeps.trials import folder_of, is_done, names, summary_of, trials_of
 from support.sweeps import QUICK, summary
->>>>>>> d016f47
 
 
 def test_every_point_with_every_seed_from_the_files_on(file: Path) -> None:
