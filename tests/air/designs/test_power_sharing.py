@@ -15,6 +15,7 @@ from airpfed.air.designs.normalized import normalise
 from airpfed.air.designs.power_sharing import budget_of, share_energy
 from airpfed.air.designs.table import DESIGNS
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective, silent, spent
+from support.designs import solved
 
 
 def pair(
@@ -123,13 +124,13 @@ def test_superposed_streams_reach_their_exact_floor_and_never_pass_it(make_slot)
 def test_superposed_streams_share_their_limit(make_slot, name, antennas, devices, tasks, snr_db):
     s, p = pair(make_slot, 3, antennas, devices, tasks, snr_db)
     problem = superposed(s, p)
-    made = DESIGNS[name](problem)
+    made = solved(name, problem)
     assert (spent(problem, made) <= 1 + 1e-9).all()
     assert (objective(problem, made) >= floor(s, p)).all()
     if name == "mmse":
         assert (objective(problem, made) <= objective(problem, silent(problem))).all()
-        assert (objective(problem, made) <= objective(problem, DESIGNS["uniform_forcing"](problem))).all()
-        assert (objective(problem, made) <= objective(problem, DESIGNS["naive_ao"](problem)) * 1.02).all()
+        assert (objective(problem, made) <= objective(problem, solved("uniform_forcing", problem))).all()
+        assert (objective(problem, made) <= objective(problem, solved("naive_ao", problem)) * 1.02).all()
 
 
 def test_two_streams_of_one_device_alone_are_a_choice(make_slot):
