@@ -365,7 +365,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
-        refine=refine_of("mmse", energy, False),
+        refine=refine_of("mmse", energy, False), design=design_of("mmse"),
     )  # fmt: skip
     shared, personal = gradients(link)
     rank_one = torch.ones(1, 8, 5, dtype=torch.complex128) * 1e-5

@@ -274,28 +274,27 @@ START = "from airpfed.cli import main; main()"
 def killed_processes(count: int, file: Path, home: Path, seed: int = 0) -> int:
     """Kill -9 a whole `airpfed run` at random times until it ends, then hold it against an undisturbed one.
 
-    Returns how often it was killed: `count` times at least, in as many runs as that takes.
+    Returns how often it was killed: `count` times at least, in as many runs as that takes. What is not killed runs in
+    forked children of this process.
     """
     rng, kills, runs = random.Random(seed), 0, 0
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "AIRPFED_CACHE": str(home / "cache"),
-    }
-    words = [sys.executable, "-c", START, "run", str(file), "--out"]
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "AIRPFED_CACHE": str(home / "cache")}
+    words = ["run", str(file), "--out"]
 
     def started(out: Path) -> subprocess.Popen[bytes]:
         more = ["--resume"] if out.is_dir() else []
-        return subprocess.Popen(
-            [*words, str(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-        )
+        command = [sys.executable, "-c", START, *words, str(out), *more]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def ended(process: subprocess.Popen[bytes]) -> None:
         _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err.decode()[-2000:]
 
-    ended(started(home / "whole"))
+    def undisturbed(out: Path, *more: str) -> None:
+        done, _ = forked([*words, out, *more], (), "count", 0)
+        assert done.code == 0, done.err[-2000:] + done.traceback
+
+    undisturbed(home / "whole")
     whole = contents(home / "whole")
     while kills < count:
         out, runs = home / f"run-{runs}", runs + 1
@@ -314,13 +313,14 @@ def killed_processes(count: int, file: Path, home: Path, seed: int = 0) -> int:
                 continue
             ended(process)
             break
-        ended(started(out))
+        undisturbed(out, *(["--resume"] if out.is_dir() else []))
         same(whole, contents(out), f"{out} after {kills} kills")
     return kills
 
 
 def processes(count: int) -> int:
     """`killed_processes` in a home of its own; 0 where all was well."""
+    preload()
     with tempfile.TemporaryDirectory(prefix="airpfed-kills-") as place:
         home = Path(place)
         (home / "settings").mkdir()

@@ -7,6 +7,7 @@ import pytest
 
 from fuzz import kills
 from fuzz.kills import killed_processes, same, spread
+from support import forks
 from support.forks import forked
 from support.settings import save_settings
 
@@ -22,7 +23,8 @@ def test_killed_at_events_of_the_disk_every_program_ends_as_undisturbed() -> Non
 
 def test_a_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "settings").mkdir()
-    assert killed_processes(1, save_settings(tmp_path / "settings", check_round=False), tmp_path) == 1
+    file = save_settings(tmp_path / "settings", check_round=False)
+    assert forks.call(killed_processes, 1, file, tmp_path) == 1
 
 
 def test_events_are_spread_from_the_first_to_the_last() -> None:

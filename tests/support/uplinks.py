@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from airpfed.air import impairments, schedule, transmit, uplink
-from airpfed.air.designs import BATCHED, design_of
+from airpfed.air.designs import BATCHED
 from airpfed.air.impairments import NONE
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
@@ -17,6 +17,7 @@ from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
+from support import designs
 from support.networks import flat
 
 TASKS = torch.tensor([0, 0, 1, 1, 1])
@@ -28,7 +29,7 @@ AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     link = Uplink(
-        design=design_of(design, None, debias),
+        design=designs.once(design, debias),
         batched=design in BATCHED,
         refine=None,
         rescale=False,

@@ -129,8 +129,8 @@ def test_superposed_streams_share_their_limit(make_slot, name, antennas, devices
     assert (objective(problem, made) >= floor(s, p)).all()
     if name == "mmse":
         assert (objective(problem, made) <= objective(problem, silent(problem))).all()
-        assert (objective(problem, made) <= objective(problem, DESIGNS["uniform_forcing"](problem))).all()
-        assert (objective(problem, made) <= objective(problem, DESIGNS["naive_ao"](problem)) * 1.02).all()
+        assert (objective(problem, made) <= objective(problem, solved("uniform_forcing", problem))).all()
+        assert (objective(problem, made) <= objective(problem, solved("naive_ao", problem)) * 1.02).all()
 
 
 def test_two_streams_of_one_device_alone_are_a_choice(make_slot):
