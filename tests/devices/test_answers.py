@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +90,6 @@ HABITS = {
 }  # fmt: skip
 
 
-def on_base(made: Experiment, base: Path) -> Clients:
-    """An experiment's devices on another base, in as many ways as were right on its own."""
-    own = made.clients.backbone
-    modules = sorted({name.rpartition(".")[2] for name in own.sites})
-    backbone = build(str(base), "auto", 1, modules, "all", 16 / 4, "cpu", torch.Generator(), 24, 6).on(own.paths)
-    return replace(made.clients, backbone=backbone, cache=PrefixCache(backbone))
-
-
 @pytest.mark.parametrize("habit", [*HABITS, "all"])
 def test_decoding_has_none_of_the_bases_habits(
     habit: str, small_settings: Path, small_llama: Path, tmp_path: Path
@@ -108,13 +99,13 @@ def test_decoding_has_none_of_the_bases_habits(
     tree = {key: value for key, value in HABITS.items() if habit in (key, "all")}
     made = experiment(small_settings, *WORDS)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 4, "pad_token_id": 0, **tree}))
-    clients = on_base(made, base)
+    other = experiment(small_settings, *WORDS, f"model.base={base}")
     prompts, factors = (
         [sample.ids for sample in made.tasks[1].test.prompts][:6],
         model_of(made.clients, random_vectors(made), 1, 2),
     )
     plain = complete(made.clients, factors, prompts, 6)
-    assert complete(clients, factors, prompts, 6) == plain and len(set(plain)) > 1
+    assert complete(other.clients, factors, prompts, 6) == plain and len(set(plain)) > 1
 
 
 @pytest.mark.parametrize(
