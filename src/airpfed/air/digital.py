@@ -92,7 +92,7 @@ def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"]) -> Airtime:
 
 
 def group_airtime(link: Uplink, t: int, bits: Float[Tensor, " K"], groups: list[Int[Tensor, " _G"]]) -> Airtime:
-    """The channel uses of groups that send one after another.
+    """The airtime of groups that send one after another: uses, pilots, blocks.
 
     A group lasts as long as its slowest device; the others wait in silence. Every device of a group sends a pilot in
     every coherence block of the group.

@@ -34,7 +34,7 @@ def round_grouping(link: Uplink, t: int, present: Bool[Tensor, " K"]) -> Groupin
 
 
 def fixed_grouping(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:
-    """The grouping of a fixed access: all present tasks at once, or one after another."""
+    """The grouping for access modes other than `auto`: all present tasks at once, or one after another."""
     tasks = tuple(sorted(set(link.task_of[present].tolist())))
     return tuple((n,) for n in tasks) if link.access == "tdma" else (tasks,) if tasks else ()
 

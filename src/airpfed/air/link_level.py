@@ -77,14 +77,17 @@ def draw_symbols(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator)
 
 
 def segment_bound(segment: Segment) -> Float[Tensor, " B"] | None:
-    """The lower bound of any transceiver's error for i.i.d. symbols in each channel; None if no bound is known."""
+    """The lower bound of any transceiver's error for i.i.d. symbols in each channel, with the problem's (assumed) noise.
+
+    Returns None if no bound is known.
+    """
     return lower_bound(segment.problem) if len(segment.slot.weights) == 1 else None
 
 
 def study(link: Uplink, segments: Sequence[Segment]) -> tuple[list[SlotErrors], list[Transceiver], float]:
-    """Design all slots of B rounds and transmit through them; returns errors, transceivers, and seconds of the design.
+    """Design all slots over B independent channel draws and transmit through them; each draw counts as one round.
 
-    Random: noise and scrambling, fixed by seed and slot, the same for all designs.
+    Returns errors, transceivers, and seconds of the design. Random: noise and scrambling, fixed by seed and slot, the same for all designs.
     """
     begin = time.perf_counter()
     transceivers = design_slots(link, segments)
@@ -94,7 +97,7 @@ def study(link: Uplink, segments: Sequence[Segment]) -> tuple[list[SlotErrors], 
 
 
 def design_slots(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design all slots of B rounds, each block a round."""
+    """Design all slots over B channel draws; each block is a draw and counts as one round."""
     transceivers = design_separately(link, segments)
     if link.refine is not None:
         uses = [float(segment.slot.vectors.shape[1]) for segment in segments]

@@ -16,7 +16,7 @@ class TransceiverProblem:
     weights: w_ik >= 0, 0 if target i does not include stream k. With one target the weights may differ from block to
     block, (B, 1, K).
     target_weight: alpha_i >= 0, the weight of target i's error in the objective.
-    power: P_k, watts: the limit |b_k|^2 <= P_k is the limit of the mean power for symbols of unit power.
+    power: P_k, watts: the limit |b_k|^2 <= P_k (see `check_power`).
     noise: sigma2, the noise power that the receiver assumes, watts per complex symbol and antenna (the true noise power
     is `Uplink.noise`); 0 switches it off.
     csi_variance: variance of the channel estimation error, 0 for a perfect estimate: (K) or (1, K) if all antennas are
@@ -129,7 +129,12 @@ def power_share(problem: TransceiverProblem, transceiver: Transceiver) -> Float[
 
 
 def check_power(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
-    """Return the transceiver; raise ValueError if it exceeds a device's power limit by more than rounding."""
+    """Return the transceiver; raise ValueError if it exceeds a device's power limit by more than rounding.
+
+    The check is |b_k|^2 <= P_k in every block, while `radio.power_dbm` limits the mean power over a slot. They agree
+    because a device's symbols have unit mean power over each normaliser group of the slot (less with the common
+    normaliser), although not over each block.
+    """
     maximum = float(power_share(problem, transceiver).max()) if transceiver.transmit.numel() else 0.0
     if maximum > 1 + 1e-9:
         raise ValueError(f"a design lets a device send {maximum:.6g} times its power limit")

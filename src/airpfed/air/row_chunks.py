@@ -24,7 +24,7 @@ def row_chunks(rows: int, columns: int) -> Iterator[slice]:
 class Rows:
     """Selected rows of one or several matrices, padded with zeros to `width` columns; a view without a copy.
 
-    parts: pairs of a matrix and the rows selected from it. A matrix may lie in a file (`core.spill`).
+    parts: pairs of a matrix and the rows selected from it. A matrix may lie in a file (`core.memory`).
     """
 
     parts: tuple[tuple[Float[Tensor, "_K _d"], Int[Tensor, " _k"]], ...]

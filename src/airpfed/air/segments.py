@@ -223,7 +223,7 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
 
 
 def rescale(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:
-    """Scale receivers to the assumed correlation, if the link does (see `correlation.scale_receivers`)."""
+    """If `link.rescale`, multiply each receiver by the best scalar for the assumed correlation (`scale_receivers`)."""
     if not link.rescale:
         return list(transceivers)
     return [

@@ -21,9 +21,9 @@ class SlotErrors:
     """Error energies of U sums by cause: squared errors, added up over entries; by coherence block or in total.
 
     claimed: the error that the receivers can compute before the round. claimed_genie: the same with the Gram matrix of
-    the true symbols. measured: the error of the round's sums. bias: the error of the mean over noise and scrambling.
-    variance: the error around that mean. `claimed`, `claimed_genie` and `variance` contain the noise power that the
-    design problem assumes. zero_estimate_error: the error if nothing were sent. scale: sigma^2 times the number of
+    the true symbols, and the assumed noise. measured: the error of the round's sums. bias: the error of the mean over
+    noise and scrambling. variance: the part of the error around that mean; its noise part uses the assumed noise. The
+    assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if nothing were sent. scale: sigma^2 times the number of
     entries. The last two are for a whole segment or slot.
     """
 
@@ -100,7 +100,7 @@ def block_sums(link: Uplink, segment: Segment, values: Float[Tensor, "U d"]) -> 
 
 
 def symbol_error(link: Uplink, segment: Segment, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:
-    """The error energies of the slot's sums for errors of its receivers in symbols."""
+    """The squared errors of the slot's sums, from the errors of the received symbols."""
     scaled = segment_entries(link, segment, errors) * segment.group.scale[:, None]
     return square_sums(link, segment, combine_targets(segment.slot, scaled))
 
@@ -115,10 +115,12 @@ def crosstalk_error(link: Uplink, segment: Segment, crosstalk: Complex[Tensor, "
     error = torch.zeros(len(segment.block_ranges), len(combining_matrix), dtype=torch.float64)
     if len(crosstalk) == 1:
         return error
-    parts = [segment_entries(link, segment, part) * segment.group.scale[:, None] for part in crosstalk.unbind(1)]
-    for i, j in combinations(range(len(parts)), 2):
+    # streams_of[j][i]: the real entries of target j's streams at receiver i.
+    streams_of = [segment_entries(link, segment, x) * segment.group.scale[:, None] for x in crosstalk.unbind(1)]
+    for i, j in combinations(range(len(streams_of)), 2):
         affected = (combining_matrix[:, [i, j]] != 0).any(1)
-        pair = combining_matrix[affected, i, None] * parts[j][i] + combining_matrix[affected, j, None] * parts[i][j]
+        weight_i, weight_j = combining_matrix[affected, i, None], combining_matrix[affected, j, None]
+        pair = weight_i * streams_of[j][i] + weight_j * streams_of[i][j]
         error[:, affected] += square_sums(link, segment, pair)
     return error
 

@@ -65,7 +65,7 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         assumed_signal = receive(air.assumed_parts, silence, torch.ones_like(silence.real))
         assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, air.ideal)
         genie = assumed_bias + assumed_crosstalk
-    noise = problem.noise * transceiver.receiver.abs().square().sum(1)
+    noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
     incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, impairments)
     mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, impairments)
     terms = power_terms(problem, transceiver, segment.pairs, segment.symbol_power, impairments, incoherent)
@@ -77,7 +77,7 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
             claimed_genie=genie + energies(incoherent) + rounding_error,
             measured=square_sums(link, segment, combine_targets(slot, delivered - target)),
             bias=bias,
-            variance=energies(noise) + crosstalk + rounding_error,
+            variance=energies(noise_power) + crosstalk + rounding_error,
             zero_estimate_error=zero_estimate_energy(slot, group)[None],
             scale=sum_scale(slot, group)[None],
         ),
@@ -108,21 +108,22 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver) 
     if link.csi_error or link.impairments != NONE:
         assumed_gain = link.impairments.mean * gains(segment.problem.h, transceiver)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
-    parts = ideal.new_zeros(targets, targets, ideal.shape[1])
-    assumed_parts, norms = None if assumed_gain is None else torch.zeros_like(parts), []
+    streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
+    assumed_streams = None if assumed_gain is None else torch.zeros_like(streams_of_targets)
+    norms = []
     for rows in row_chunks(*shape):
         x = pack_symbols(segment.group.entries[rows], link.packing)
         streams = target_streams(segment.slot.target_of[rows], targets)
         clipped = clip_amplifiers(link, segment, transceiver.transmit[:, rows], x)
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
         for block, (a, b) in enumerate(segment.block_ranges):
-            parts[:, :, a:b] += superpose(gain[block][:, rows], clipped[:, a:b], streams)
-            if assumed_parts is not None and assumed_gain is not None:
-                assumed_parts[:, :, a:b] += superpose(assumed_gain[block][:, rows], x[:, a:b], streams)
+            streams_of_targets[:, :, a:b] += superpose(gain[block][:, rows], clipped[:, a:b], streams)
+            if assumed_streams is not None and assumed_gain is not None:
+                assumed_streams[:, :, a:b] += superpose(assumed_gain[block][:, rows], x[:, a:b], streams)
         norms.append(
             torch.stack([torch.linalg.vector_norm(real_view(clipped[:, a:b]), dim=1) for a, b in segment.block_ranges])
         )
-    return SuperposedSegment(ideal, parts, assumed_parts, torch.cat(norms, 1).square())
+    return SuperposedSegment(ideal, streams_of_targets, assumed_streams, torch.cat(norms, 1).square())
 
 
 def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
@@ -147,13 +148,16 @@ def clip_amplifiers(
 def receive_segment(
     link: Uplink, segment: Segment, transceiver: Transceiver, parts: Complex[Tensor, "T T uses"], t: int
 ) -> ReceivedSignal:
-    """Draw noise and scrambling signs, and add them to the superposed streams of a segment."""
+    """Draw noise and scrambling signs, and add them to the superposed streams of a segment.
+
+    parts: as in `SuperposedSegment`.
+    """
     rng = stream(link.seed, "noise", t, segment.name)
     signs = scrambling_signs(link, len(segment.slot.weights), parts.shape[-1], t, segment.name)
-    noise = [
+    noise_samples = [
         receiver_noise(transceiver, block, link.noise, b - a, rng) for block, (a, b) in enumerate(segment.block_ranges)
     ]
-    return receive(parts, torch.cat(noise, 1), signs)
+    return receive(parts, torch.cat(noise_samples, 1), signs)
 
 
 def scrambling_signs(link: Uplink, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:

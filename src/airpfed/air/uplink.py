@@ -33,11 +33,13 @@ from airpfed.core.run_files import Ledger, MeanSquaredErrors, SlotError
 class Aggregate:
     """The result of a round's uplink at the servers.
 
-    shared: Ghat^s. personal: Ghat_n^p, a row a task. active_tasks: tasks with a present device.
+    shared: Ghat^s. personal: Ghat_n^p, a row a task. `training.factor_averaging` puts parameters into these two fields
+    instead of gradients. active_tasks: tasks with a present device.
     correlation: (rho_w, rho_x), the correlation within a task and between tasks that the receivers assumed in this
     round, for each kind of normaliser group.
-    correlation_statistics: normal equations of the correlation after the round.
-    active_columns: with alternating factors the number of the phase and its columns of `shared`; otherwise None.
+    correlation_statistics: normal equations of the correlation after the round, see `initial_statistics`.
+    active_columns: with alternating factors (number, (first, last + 1)): the number of the phase and its columns of
+    `shared`; otherwise None.
     """
 
     shared: Float[Tensor, " d_s"]
@@ -72,17 +74,19 @@ def uplink_over_seeds(
         return _send_active_columns(link, seeds, t, updates, statistics)
     links = [replace(link, seed=seed) for seed in seeds]
     # Who sends when, for which targets, with which weights.
-    slots = [schedule(each, updates, round_grouping(each, t, updates.present)) for each in links]
+    slots_by_seed = [schedule(each, updates, round_grouping(each, t, updates.present)) for each in links]
     # One normaliser group of a slot over its coherence blocks, with channels and channel estimates.
     assumed = [assumed_correlation(link, row) for row in statistics]
-    segments = [split_slots(each, plan, t, assumed) for each, plan in zip(links, slots, strict=True)]
+    segments_by_seed = [split_slots(each, slots, t, assumed) for each, slots in zip(links, slots_by_seed, strict=True)]
     # A design for each segment; then the power shared by slots; then the correlation gain.
-    transceivers = design(link, segments)
+    transceivers_by_seed = design(link, segments_by_seed)
     # The radio signal, and the sums with their errors, their cost, and the next statistics.
     aggregates = []
-    for each, plan, parts, solutions in zip(links, slots, segments, transceivers, strict=True):
-        sums = transmit_slots(each, plan, parts, solutions, t)
-        aggregates.append(assemble(each, t, updates, plan, sums, assumed, statistics))
+    for each, slots, segments, transceivers in zip(
+        links, slots_by_seed, segments_by_seed, transceivers_by_seed, strict=True
+    ):
+        sums = transmit_slots(each, slots, segments, transceivers, t)
+        aggregates.append(assemble(each, t, updates, slots, sums, assumed, statistics))
     return aggregates
 
 
@@ -95,6 +99,7 @@ def transmit_slots(
     if link.design is None:
         return [exact_sums(slot) for slot in slots]
     received = [transmit(link, *pair, t) for pair in zip(segments, transceivers, strict=True)]
+    # `is`: every segment holds the slot object that it was split from, and tensors have no equality as one bool.
     return [
         join_segments(slot, [sums for segment, sums in zip(segments, received, strict=True) if segment.slot is slot])
         for slot in slots
@@ -151,12 +156,15 @@ def assemble(
 def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[ReceivedSums]) -> MeanSquaredErrors:
     """The errors of the slots as they are recorded; a claim is None where `reason_without_claim` gives a reason."""
     records: dict[int | None, SlotError] = {}
-    unclaimed = bool(reason_without_claim(link))
+    unclaimed = bool(reason_without_claim(link))  # no claim for the s-sum
+    # Clipping also takes the claims of the p-sums, and the claims with the true Gram matrix.
     clipping = unclaimed and link.impairments.clipping is not None
     for slot, sums in zip(slots, received, strict=True):
         mse = sums.errors / sums.errors.scale
+        # Several targets in a slot, and no stream radiates any energy.
         silent_superposed = len(slot.targets) > 1 and not bool(sums.joules.any())
         for row, task in enumerate(slot.targets):
+            # The s-sum (task None) needs every claim; a p-sum loses its claim only by clipping or in a silent slot.
             without_claim = unclaimed if task is None else clipping or (unclaimed and silent_superposed)
             records[task] = SlotError(
                 claimed=None if without_claim else float(mse.claimed[row]),
@@ -175,8 +183,9 @@ def pi_of(link: Uplink, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, 
     """Pi: the mean of MSE_s and the p-slots' MSEs, weighted by vector length, task n also by D_n/D.
 
     key: the error of `SlotError` to average. d_s: length of the s-vector. D_n/D is the share of the present devices'
-    samples. Without a head, vector lengths are proportional to ranks. Returns None if no slot was sent or if a slot has
-    no claim.
+    samples. Without a head, the lengths of s- and p-vectors are proportional to the ranks, so Pi then weights by
+    R_s : R_p. `planning.link_study.target_share` has the same weights with all devices present. Returns None if no slot
+    was sent or if a slot has no claim.
     """
     samples = link.samples * present
     share = {
@@ -195,9 +204,11 @@ def pi_of(link: Uplink, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, 
 
 
 def initial_statistics(link: Uplink) -> Float[Tensor, "G 7"]:
-    """The correlation statistics before the first round: a row of zeros for each kind of normaliser group.
+    """The correlation statistics before the first round: zeros, (G, 7).
 
-    With alternating factors every phase has rows of its own.
+    The 7 columns are the sums of `NormalEquations`. The G rows are the kinds of normaliser group: one row each for A, B
+    and head as far as they are sent (see `num_statistics_rows`). With alternating factors every phase has rows of its
+    own.
     """
     links = [phase.link for phase in alternating_phases(link)] if link.alternating else [link]
     rows = sum(num_statistics_rows(each) for each in links)
@@ -236,7 +247,7 @@ def _send_active_columns(
 ) -> list[Aggregate]:
     """Send the active columns of the s-vector in round t; the received sum is 0 in the other columns."""
     phases = alternating_phases(link)
-    phase = phases[(t - 1) % len(phases)]
+    phase = phases[(t - 1) % len(phases)]  # the phase that the devices train, see `Layout.active_columns`
     rows, width = phase.statistics, updates.shared.shape[1]
     return [
         replace(

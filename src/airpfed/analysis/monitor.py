@@ -154,7 +154,7 @@ class BoundMonitor:
 
 
 def bounds_of(row: Theory) -> Bounds:
-    """All bounds of a round of plain SGD with every device present. row: has the bound of the descent lemma."""
+    """All bounds of a round of plain SGD with every device present. row: `bounds.descent` must be filled in."""
     eta, constants, gradient, channel = row.eta, row.constants, row.gradient, row.channel
     printed = constants.model_copy(update={"lam": constants.lam_printed, "sigma_dif2": constants.sigma_dif2_printed})
     return Bounds(

@@ -224,7 +224,7 @@ class DeviceSettings(Section):
 
 
 class ServerSettings(Section):
-    """The server's update with the received gradients."""
+    """How the server updates parameters with the received gradients."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
     lr: Annotated[float, Field(gt=0, le=1e38)] | Literal["theory"] = Field(

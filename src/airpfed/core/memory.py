@@ -1,11 +1,11 @@
 """Memory: the limit of the machine, the heap of the process, and matrices that move to a file beyond a limit.
 
-By default glibc returns large blocks to the system at once, and every round pays again for each page. On virtual
-machines that can cost more than the arithmetic of the round.
+By default glibc returns large blocks to the system at once, and the next round must fault every page in again. On
+virtual machines that can cost more than the arithmetic of the round.
 
 A matrix with a row per device may be larger than memory. Beyond a limit it lies in a temporary file that is mapped into
-memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and goes with the tensor. Its pages count as
-resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
+memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and is deleted with the tensor. Its pages count
+as resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
 `TensorFile` writes tensors into such a file and reads them back one by one.
 """
 

@@ -227,9 +227,12 @@ class RoundRecord(Record):
     loss: dict[str, Number] = Field(description="task -> training loss of the round's batches before the update, nats")
     accuracy: dict[str, Number] = Field({}, description="task -> dev metric after the update, if evaluated")
     mse: MeanSquaredErrors = Field(description="errors of the over-the-air sums")
-    pi: Number | None = Field(description="measured Pi: MSEs weighted by the shares of d; null if nothing was sent")
+    pi: Number | None = Field(
+        description="measured Pi: mean of the MSEs of the s-sum and the p-sums, weighted by the length d of their vectors, "
+        "and for task n also by D_n/D, its share of the present devices' training samples; null if nothing was sent"
+    )
     pi_claimed: Number | None = Field(
-        description="claimed Pi, the same of the claimed MSEs; null if an MSE has no claim"
+        description="claimed Pi, the same mean of the claimed MSEs; null if an MSE has no claim"
     )
     correlation: list[tuple[Number, Number]] = Field(
         [],

@@ -110,7 +110,7 @@ def trainable_masks(clients: Clients, factors: Factors, active_columns: tuple[in
 def loss_gradient(
     clients: Clients, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, " K"], Factors]:
-    """Losses of some devices on the given samples, and each device's gradient in its own factors.
+    """Losses of some devices on the given samples, and each device's gradient with respect to its own factors.
 
     One backward pass serves all devices: no device's loss depends on another device's factors, so the gradient of the
     sum of losses holds every device's gradient.

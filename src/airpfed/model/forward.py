@@ -153,7 +153,7 @@ def logits(
 ) -> Float[Tensor, "rows last C"]:
     """Logits of the last `last` positions (causal LM), or of the classes (classifier, last = 1).
 
-    ids: padded on the side of `FastPaths.pad_left`, a causal LM's on the left. mask: False on padding. hidden: the
+    ids: padded left if `FastPaths.pad_left`, else right; causal LMs always left. mask: False on padding. hidden: the
     prefix's output for these rows; None computes it.
     """
     keep = {"logits_to_keep": last} if backbone.causal and "logits_to_keep" in backbone.forward_parameters else {}

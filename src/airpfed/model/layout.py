@@ -81,7 +81,7 @@ class Layout:
         return columns
 
     def phases(self) -> tuple[tuple[int, int], ...]:
-        """First and last active column of the `global` vector in each phase; phases take turns round by round.
+        """The active columns [first, last) of the `global` vector in each phase; phases take turns round by round.
 
         Alternating methods have two phases: B factors and heads, then A factors. Other methods have one phase.
         """
@@ -89,7 +89,10 @@ class Layout:
         return ((first[0][1], size), first[0]) if self.alternating else ((0, size),)
 
     def active_columns(self, t: int) -> tuple[int, int]:
-        """First and last column of the `global` vector that is trained and sent in round t = 1, 2, ..."""
+        """The columns [first, last) of the `global` vector that are trained and sent in round t = 1, 2, ...
+
+        `uplink` selects the same phase in `alternating_phases`.
+        """
         phases = self.phases()
         return phases[(t - 1) % len(phases)]
 

@@ -40,10 +40,14 @@ class Batch:
 class PackedBatch:
     """Samples of some devices end to end, T tokens in all; a common beginning of one device's samples is stored once.
 
-    ids, positions: of each of the T tokens; positions count within a sample, from 0. targets: IGNORED where a sample
-    has fewer. target_index: tokens whose predictions the targets are for; the sample's first token where the target is
-    IGNORED. lengths: of the samples. token_of: the stored token of each sample's tokens, sample by sample. first_use:
-    the first place in `token_of` of each stored token. tokens_per_device: stored tokens of each device.
+    ids, positions: of each of the T stored tokens; positions count within a sample, from 0. targets: IGNORED where a
+    sample has fewer. target_index: position of the token whose logits predict each target; the sample's first token
+    where the target is IGNORED. lengths: of the samples. token_of: index into the T stored tokens for every token of
+    every sample, sample by sample. first_use: for each stored token, where it first occurs in `token_of`.
+    tokens_per_device: stored tokens of each device.
+
+    Example: a device's samples (5, 6, 7) and (5, 6, 8) are stored as ids = (5, 6, 7, 8), positions = (0, 1, 2, 2),
+    with token_of = (0, 1, 2, 0, 1, 3) and first_use = (0, 1, 2, 5).
     """
 
     ids: Int[Tensor, " T"]

@@ -72,10 +72,11 @@ def resolve(base: str, log: Callable[[str], None] = lambda _: None) -> str:
 
 
 def convert_gguf(gguf: Path, name: str, log: Callable[[str], None] = lambda _: None) -> Path:
-    """A GGUF file as a Hugging Face directory with float32 safetensors, in the cache by the file's sha256.
+    """Convert a GGUF file to a Hugging Face directory with float32 safetensors, and return that directory.
 
-    The directory appears complete or not at all. log: called with a line where a damaged copy is made again. Raises
-    UserError where the file cannot be read or lacks weights.
+    The directory lies in the cache, its name holds the start of the file's sha256, and a complete one is used again. It
+    is written under a temporary name and renamed when complete. log: receives a line if a damaged directory is
+    converted again. Raises UserError if the file cannot be read or lacks weights.
     """
     try:
         folder = cache_root() / "models" / f"{name}-{file_sha256(gguf)[:16]}-float32"

@@ -120,7 +120,7 @@ def check_grid_key(key: str) -> None:
 
 
 def check_link_settings(settings: Settings) -> None:
-    """Raise UserError if nothing is sent, or if a task has no devices before its data are read."""
+    """Raise UserError if the method sends nothing, or if the number of a task's devices is known only from its data."""
     blocks = blocks_of(*ranks(settings))
     if not any(scope in ("global", "task") for block in blocks for scope in (block.a, block.b)):
         raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
@@ -247,7 +247,10 @@ def summarise_design(
 
 
 def target_share(link: Uplink, task: int | None) -> float:
-    """A target's share in Pi before normalisation: its number of entries, for a task times D_n/D."""
+    """A target's weight in Pi before normalisation: its number of entries, times D_n/D for task n.
+
+    task: index n; None for the s-sum. The same weights as in `air.uplink.pi_of` with all devices present.
+    """
     if task is None:
         return float(sum(b - a for a, b in link.shared_groups))
     return link.lengths[task] * float(link.samples[link.task_of == task].sum() / link.samples.sum())

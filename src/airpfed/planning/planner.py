@@ -127,7 +127,7 @@ def default_grid(base: Settings) -> list[str]:
 
 
 def default_splits(base: Settings) -> list[str]:
-    """A quarter, a half and three quarters of R shared, and the split of the settings."""
+    """The splits with 1/4, 1/2 and 3/4 of R shared, plus the settings' own split."""
     shared, total = base.adapters.rank_shared, base.adapters.rank_shared + base.adapters.rank_personal
     if base.adapters.method != "airpfed":
         return [f"{shared}:{total - shared}"]

@@ -71,7 +71,8 @@ def figure_keys(axes: Axes) -> list[str]:
 def chart_of(lines: Sequence[Line], axes: Axes, key: str, series: str = "design") -> Chart:
     """Select and order the lines of a key's figure: by panel, then by series, then by value.
 
-    If the other axes have more than MAX_PANELS settings, only the first is drawn, and its title says so.
+    Each combination of values of the other axes is a panel. If there are more than MAX_PANELS combinations, only the
+    first is drawn, and its title says so.
     """
     other_keys = [other for other in axes if other != key]
     settings = list(itertools.product(*(axes[other] for other in other_keys)))
@@ -109,7 +110,7 @@ def chart_of_measure(lines: Sequence[Line], axes: Axes, key: str, measure: str) 
 
 
 def by_series(lines: Sequence[Line], column: str) -> dict[str, list[Line]]:
-    """The lines of a panel by series, in order of appearance."""
+    """Group the lines of a panel by their value in `column`, in order of appearance."""
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(str(line[column]), []).append(line)

@@ -63,7 +63,7 @@ def join_ranks(
 
 
 def interval_columns(value: Interval) -> dict[str, float | None]:
-    """An interval by the names of its columns, `plots.MEAN_COLUMNS`."""
+    """Column name -> value of an interval, for the columns `plots.MEAN_COLUMNS`."""
     return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
 
 

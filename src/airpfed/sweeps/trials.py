@@ -95,10 +95,10 @@ def unfinished_trials(trials: Iterable[Trial], sweep_folder: Path, fingerprint_o
 def copy_finished(
     trials: Iterable[Trial], sweep_folder: Path, sources: Iterable[Path], fingerprint_of: Fingerprints
 ) -> int:
-    """Copy the trials that other sweeps have finished, whatever their names there, and return their number.
+    """Copy the trials that other sweeps have finished, and return their number.
 
-    A copy gets its name last, so that a trial's folder is complete or missing. A trial that has a folder here already
-    is left as it is.
+    Trials are matched by digest, the end of a folder's name. A copy is written under a temporary name and renamed when
+    complete. A trial that has a folder here already is left as it is.
     """
     digests = "[!.]*-" + 8 * "[0-9a-f]"
     by_digest = {path.name[-8:]: path for source in sources for path in (source / "cells").glob(digests)}

@@ -27,8 +27,8 @@ Log = Callable[[str], None]
 class RoundGradients:
     """What the devices deliver in a round, one row per device, NaN for a device that delivers nothing.
 
-    gradients: scope -> (K, d_scope). loss: nats. cursors: positions in the data after the round. samples: D_k.
-    cost: of the messages.
+    gradients: scope -> (K, d_scope). loss: nats. cursors: samples that each device has drawn since round 1, this round
+    included. samples: D_k. cost: of the messages.
     """
 
     gradients: Vectors
@@ -73,8 +73,8 @@ class Experiment:
     between dev scores (0: none). air_seconds: the run's budget. score: splits that the final models are scored on.
     payload: format of the gradients in messages. notes: lines for the user about how this base is computed.
     fingerprint: of settings, data and base model. base_key: of everything that the untouched model's scores depend on.
-    probe, monitor: hooks before round 1 and beside a round. collect, evaluate_task: the devices' work in a round, and
-    the score of a task; a federation asks real devices.
+    probe, monitor: hooks before round 1 and beside a round. collect: a function for the devices' work in a round.
+    evaluate_task: a function for the score of a task. A federation replaces both by functions that ask real devices.
     """
 
     method: str

@@ -49,6 +49,7 @@ def average_factors(
     """A round in place of `round_step`: every device that is present sends all its factors, without an error.
 
     gradients: pseudo-gradients, scope -> (K, d_scope). A device without a finite one is absent and has no weight.
+    In the returned `Aggregate`, `shared` and `personal` hold the parameters after the round instead of gradients.
     """
     present, t, server, link = finite(gradients), state.round + 1, state.server, averaging.link
     # E local steps at rate lr change the parameters by -E lr times the pseudo-gradient.

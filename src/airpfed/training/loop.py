@@ -48,6 +48,8 @@ def play(
     if resumed:
         state = checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
         records = read_records(records_file, state.round)
+    # Records first: rounds past the checkpoint are dropped, and they are played again. `clear` then removes tensors
+    # that a kill during a save left behind. Neither step changes the checkpoint, so a kill in between can be resumed.
     run_files.write_records(records_file, records)
     if resumed:
         checkpoint.clear(folder, checkpoint.tensor_file(state.round))
@@ -107,7 +109,7 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
         pi_claimed=received.pi_claimed,
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
-        ledger=received.ledger + devices.cost,
+        ledger=received.ledger + devices.cost,  # the air + the messages
         theory=theory,
         seconds=seconds,
     )
@@ -125,7 +127,7 @@ def read_records(path: Path, rounds: int) -> list[RoundRecord]:
 
 
 def has_round_left(experiment: Experiment, records: Sequence[RoundRecord]) -> bool:
-    """Whether fewer than T rounds are done, and one as long as the longest so far fits into the time on air."""
+    """Whether fewer than T rounds are done, and one more round, as long as the longest so far, fits into the air time."""
     if len(records) >= experiment.rounds or experiment.air_seconds is None:
         return len(records) < experiment.rounds
     seconds = [record.ledger.air_seconds for record in records]

@@ -123,7 +123,10 @@ def dominant_streams_start(normalized: NormalizedProblem) -> list[Complex[Tensor
 
 
 def widely_linear_mmse(normalized: NormalizedProblem, start: Transceiver) -> Transceiver:
-    """Real symbols of several targets: the better widely linear solution of those from `start` and singular vectors."""
+    """Real symbols of several targets: run `widely_linear` from two starts, keep the better result block by block.
+
+    The starts are the receivers of `start` and the singular vectors.
+    """
     solutions = []
     for begin in (normalise_receiver(normalized, start.receiver), singular_start(normalized)):
         m, steps = widely_linear(normalized, begin)
@@ -137,9 +140,9 @@ def widely_linear_mmse(normalized: NormalizedProblem, start: Transceiver) -> Tra
 def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
     """Divide each receiver by its mean effective gain, sum_k w_ik g_ik / sum_k w_ik^2 with g_ik = m_i^H h_k b_k.
 
-    Afterwards the weighted mean of the gains is 1; single gains still differ from 1. A receiver with mean gain 0 stays.
-    For real symbols the real part of the mean counts: turning a receiver would move interference back into its real
-    part.
+    Afterwards the weighted mean of the gains is 1; each device's own gain still differs from 1. A receiver with mean
+    gain 0 stays. For real symbols only the real part of the mean counts: a complex mean would also rotate the
+    receiver's phase, and interference would return to the real part.
     """
     square = problem.weights.square().sum(-1)
     mean = (gains(problem.h, transceiver) * problem.weights).sum(-1) / torch.where(square > 0, square, 1.0)

@@ -19,7 +19,7 @@ NEWTON_STEPS = 12
 
 @dataclass(frozen=True)
 class PowerConstraint:
-    """S streams of K devices: sum over the streams s of device k of cost_s |b_s|^2 <= limit_k."""
+    """The limit of each device k: sum of cost_s |b_s|^2 over its streams s <= limit_k, for S streams of K devices."""
 
     device_of_stream: Int[Tensor, " S"]
     cost: Float[Tensor, " S"]

@@ -1,12 +1,17 @@
 """Energy shared by the slots of a round: a device may spend in one slot what it saves in another.
 
-With u_j channel uses in slot j and mean power p_jk of the symbols of device k there, the joint problem of a round is
+- u_j: channel uses of slot j
+- p_jk: mean power of the symbols of device k in slot j
+- b_jk: transmit factor of device k in slot j
+- P_k: power limit of device k, watts
+- objective_j = sum_i alpha_i MSE_i: weighted mean-squared error of slot j
+
+The joint problem of a round is
 
     minimise  sum_j u_j objective_j   subject to   sum_j u_j p_jk |b_jk|^2 <= P_k sum_j u_j   for every device k,
 
-where the sums of the constraint run over the slots in which k sends, P_k is the power limit in watts, and objective_j =
-sum_i alpha_i MSE_i is the weighted mean-squared error of slot j. The accelerated alternation of `alternating.py` over
-all slots at once solves it to a local optimum.
+where the sums of the constraint run over the slots in which k sends. The accelerated alternation of `alternating.py`
+over all slots at once solves it to a local optimum.
 """
 
 from collections.abc import Sequence

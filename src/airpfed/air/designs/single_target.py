@@ -56,8 +56,8 @@ def least_norm(
 ) -> tuple[Complex[Tensor, "B M"], int]:
     """A receiver of locally least norm with |m^H h_k| >= w_k for every device that has a channel and a weight.
 
-    starts: how many beams to begin from; the shortest result is kept. near: a receiver to begin from instead, without
-    continuation. Returns (receiver, steps).
+    starts: how many beams to begin from; the shortest result is kept. near: start from this receiver and skip the
+    continuation; `starts` is then ignored. Returns (receiver, steps).
     """
     solve: Callable[..., Solution] = partial(solve_from_beams, starts) if near is None else solve_norm_near
     (receiver,), steps = solve_blocks(solve, h, weights, *(() if near is None else (near,)))

@@ -125,7 +125,7 @@ def gains_and_norm(
 def penalised_error(
     problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], x: Iterate
 ) -> Float[np.ndarray, " B"]:
-    """F(m)."""
+    """The penalised error F (module docstring) of each block's iterate."""
     magnitude, norm = gains_and_norm(problem, x)
     short = np.maximum(problem.weights - magnitude, 0.0)
     F: Float[np.ndarray, " B"] = np.vecdot(short, short) + ridge * norm
@@ -199,12 +199,12 @@ def solve_linearised(
 def grid_line_search(
     weights: Float[np.ndarray, "B K"], ridge: Float[np.ndarray, " B"], x: Iterate, step: Iterate
 ) -> tuple[Iterate, Float[np.ndarray, "B G"]]:
-    """The iterate of least F among x + t step, t in STEP_SIZES. Returns (iterate, F at all step sizes)."""
+    """The iterate of least F among x + size * step, size in STEP_SIZES. Returns (iterate, F at all step sizes)."""
     devices = weights.shape[1]
     candidates = x[:, None] + STEP_GRID * step[:, None]
-    size = np.abs(candidates)
-    short = np.maximum(weights[:, None] - size[:, :, :devices], 0.0)
-    entries = size[:, :, devices:]
+    magnitude = np.abs(candidates)
+    short = np.maximum(weights[:, None] - magnitude[:, :, :devices], 0.0)
+    entries = magnitude[:, :, devices:]
     values = np.vecdot(short, short) + ridge[:, None] * np.vecdot(entries, entries)
     best = values.argmin(1)
     return candidates[np.arange(len(x)), best], values
