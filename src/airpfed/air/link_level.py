@@ -77,9 +77,9 @@ def draw_symbols(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator)
 
 
 def segment_bound(segment: Segment) -> Float[Tensor, " B"] | None:
-    """The lower bound of any transceiver's error for i.i.d. symbols in each channel, with the problem's (assumed) noise.
+    """The lower bound of any transceiver's error for i.i.d. symbols in each channel; None if no bound is known.
 
-    Returns None if no bound is known.
+    The bound uses the problem's (assumed) noise.
     """
     return lower_bound(segment.problem) if len(segment.slot.weights) == 1 else None
 
@@ -87,7 +87,8 @@ def segment_bound(segment: Segment) -> Float[Tensor, " B"] | None:
 def study(link: Uplink, segments: Sequence[Segment]) -> tuple[list[SlotErrors], list[Transceiver], float]:
     """Design all slots over B independent channel draws and transmit through them; each draw counts as one round.
 
-    Returns errors, transceivers, and seconds of the design. Random: noise and scrambling, fixed by seed and slot, the same for all designs.
+    Returns errors, transceivers, and seconds of the design. Random: noise and scrambling, fixed by seed and slot, the
+    same for all designs.
     """
     begin = time.perf_counter()
     transceivers = design_slots(link, segments)

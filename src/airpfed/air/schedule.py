@@ -188,7 +188,10 @@ def schedule(link: Uplink, updates: Updates, grouping: Grouping) -> list[SlotPla
 
 
 def _shared_slot(link: Uplink, shared: Float[Tensor, "K d_s"], devices: Int[Tensor, " present"]) -> SlotPlan:
-    """The s-slot: one receiver with the antennas of all stations, or in two_hop one receiver at each edge that has present devices."""
+    """The s-slot: one receiver with the antennas of all stations.
+
+    In two_hop it has one receiver at each edge that has present devices.
+    """
     samples, task_of = link.samples[devices], link.task_of[devices]
     tasks: Tensor = torch.unique(task_of)
     two_hop = link.topology == "two_hop"

@@ -23,8 +23,8 @@ class SlotErrors:
     claimed: the error that the receivers can compute before the round. claimed_genie: the same with the Gram matrix of
     the true symbols, and the assumed noise. measured: the error of the round's sums. bias: the error of the mean over
     noise and scrambling. variance: the part of the error around that mean; its noise part uses the assumed noise. The
-    assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if nothing were sent. scale: sigma^2 times the number of
-    entries. The last two are for a whole segment or slot.
+    assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if nothing were sent. scale: sigma^2
+    times the number of entries. The last two are for a whole segment or slot.
     """
 
     claimed: Float[Tensor, "*B U"]

@@ -164,7 +164,7 @@ def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[Re
         # Several targets in a slot, and no stream radiates any energy.
         silent_superposed = len(slot.targets) > 1 and not bool(sums.joules.any())
         for row, task in enumerate(slot.targets):
-            # The s-sum (task None) needs every claim; a p-sum loses its claim only by clipping or in a silent slot.
+            # A p-sum keeps its claim where only the s-sum has none, but not in a silent slot of several targets.
             without_claim = unclaimed if task is None else clipping or (unclaimed and silent_superposed)
             records[task] = SlotError(
                 claimed=None if without_claim else float(mse.claimed[row]),
@@ -207,8 +207,8 @@ def initial_statistics(link: Uplink) -> Float[Tensor, "G 7"]:
     """The correlation statistics before the first round: zeros, (G, 7).
 
     The 7 columns are the sums of `NormalEquations`. The G rows are the kinds of normaliser group: one row each for A, B
-    and head as far as they are sent (see `num_statistics_rows`). With alternating factors every phase has rows of its
-    own.
+    and head as far as they are sent; the common normaliser and superposed slots differ (see `num_statistics_rows`).
+    With alternating factors every phase has rows of its own.
     """
     links = [phase.link for phase in alternating_phases(link)] if link.alternating else [link]
     rows = sum(num_statistics_rows(each) for each in links)

@@ -4,8 +4,8 @@ By default glibc returns large blocks to the system at once, and the next round 
 virtual machines that can cost more than the arithmetic of the round.
 
 A matrix with a row per device may be larger than memory. Beyond a limit it lies in a temporary file that is mapped into
-memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and is deleted with the tensor. Its pages count
-as resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
+memory and stays an ordinary tensor. The file has no name, lies in TMPDIR, and is deleted with the tensor. Its pages
+count as resident while they are mapped; `release_pages` unmaps them, so that memory grows only with what is in use.
 `TensorFile` writes tensors into such a file and reads them back one by one.
 """
 

@@ -228,8 +228,9 @@ class RoundRecord(Record):
     accuracy: dict[str, Number] = Field({}, description="task -> dev metric after the update, if evaluated")
     mse: MeanSquaredErrors = Field(description="errors of the over-the-air sums")
     pi: Number | None = Field(
-        description="measured Pi: mean of the MSEs of the s-sum and the p-sums, weighted by the length d of their vectors, "
-        "and for task n also by D_n/D, its share of the present devices' training samples; null if nothing was sent"
+        description="measured Pi: mean of the MSEs of the s-sum and the p-sums, weighted by the length d of "
+        "their vectors, and for task n also by D_n/D, its share of the present devices' training "
+        "samples; null if nothing was sent"
     )
     pi_claimed: Number | None = Field(
         description="claimed Pi, the same mean of the claimed MSEs; null if an MSE has no claim"

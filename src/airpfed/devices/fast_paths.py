@@ -104,9 +104,9 @@ def measure_paths(
 ) -> Measurement:
     """Find the fast paths that give correct numbers on the clients' base.
 
-    tokens: length of the longest sample. candidates: the paths to try, and the side for padding to try first. The rest as in
-    `cached_measurement`. Raises UserError where the base cannot compute one sample at a time, has no finite numbers,
-    or has no gradients.
+    tokens: length of the longest sample. candidates: the paths to try, and the side for padding to try first. The rest
+    as in `cached_measurement`. Raises UserError where the base cannot compute one sample at a time, has no finite
+    numbers, or has no gradients.
     """
     probe = probe_clients(clients, prompts, tokens)
     factors = random_factors(probe)

@@ -127,7 +127,10 @@ def read_records(path: Path, rounds: int) -> list[RoundRecord]:
 
 
 def has_round_left(experiment: Experiment, records: Sequence[RoundRecord]) -> bool:
-    """Whether fewer than T rounds are done, and one more round, as long as the longest so far, fits into the air time."""
+    """Whether fewer than T rounds are done, and one more round fits into the time on air.
+
+    The next round counts with the air time of the longest round so far.
+    """
     if len(records) >= experiment.rounds or experiment.air_seconds is None:
         return len(records) < experiment.rounds
     seconds = [record.ledger.air_seconds for record in records]

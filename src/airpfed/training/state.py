@@ -57,8 +57,8 @@ class ServerState:
     """The servers' state; no field holds what must not leave a device.
 
     shared: s-adapter. personal: p-adapters, one row per task. correlation_statistics: the receivers' normal equations
-    of the correlation of symbols, see `air.uplink.initial_statistics`. added: added to the frozen weights of all adapted layers (`factor_averaging`),
-    empty for every other method.
+    of the correlation of symbols, see `air.uplink.initial_statistics`. added: added to the frozen weights of all
+    adapted layers (`factor_averaging`), empty for every other method.
     """
 
     shared: OptimizedParameters

@@ -1,7 +1,7 @@
 """A lower bound on the mean-squared error of every transceiver, for a slot of one target.
 
-With channels h_k, weights w_k, power limits P_k and the problem's (assumed) noise sigma2, for every receiver m and all transmit factors within
-the limits
+With channels h_k, weights w_k, power limits P_k and the problem's (assumed) noise sigma2, for every receiver m and all
+transmit factors within the limits
 
     MSE >= sum_k w_k^2 mu_k / (1 + mu_k)   for any mu >= 0 with   sum_k P_k mu_k h_k h_k^H <= sigma2 I,
 
@@ -32,7 +32,8 @@ RIDGES = (0.03, 0.1, 0.3)
 def lower_bound(problem: TransceiverProblem) -> Float[Tensor, " B"]:
     """A bound below the MSE of every transceiver of a slot, per block.
 
-    problem: h (B, M, K), one target; the bound holds for its assumed noise. The bound is 0 if nothing better was found. Raises ValueError for several targets.
+    problem: h (B, M, K), one target; the bound holds for its assumed noise. The bound is 0 if nothing better was found.
+    Raises ValueError for several targets.
     """
     if len(problem.weights) != 1:
         raise ValueError("no certificate is known for several targets in one slot")

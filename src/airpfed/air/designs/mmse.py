@@ -93,9 +93,9 @@ def refine_for_csi_error(normalized: NormalizedProblem, m: Complex[Tensor, "B D 
 
 
 def multi_target_mmse(normalized: NormalizedProblem, forcing: Transceiver) -> Transceiver:
-    """Several targets: the best of accelerated alternation from uniform forcing and from singular vectors.
+    """Several targets: run accelerated alternation from two starts, keep the better result block by block.
 
-    Superposed slots have a third start, `dominant_streams_start`.
+    The starts are uniform forcing and singular vectors; superposed slots have a third one, `dominant_streams_start`.
     """
     joint, steps = one_slot(normalized), 0
     m, least = normalise_receiver(normalized, forcing.receiver), torch.full_like(normalized.noise, torch.inf)
