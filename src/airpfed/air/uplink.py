@@ -37,7 +37,7 @@ class Aggregate:
     correlation: (rho_w, rho_x), the correlation within a task and between tasks that the receivers assumed in this
     round, for each kind of normaliser group.
     correlation_statistics: normal equations of the correlation after the round.
-    active_columns: with alternating factors the number of the phase and its columns of `shared`; otherwise None.
+    active_columns: with alternating factors, the number of the phase and its columns of `shared`; else None.
     """
 
     shared: Float[Tensor, " d_s"]

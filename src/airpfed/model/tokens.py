@@ -40,10 +40,11 @@ class Batch:
 class PackedBatch:
     """Samples of some devices end to end, T tokens in all; a common beginning of one device's samples is stored once.
 
-    ids, positions: of each of the T tokens; positions count within a sample, from 0. targets: IGNORED where a sample
-    has fewer. target_index: tokens whose predictions the targets are for; the sample's first token where the target is
-    IGNORED. lengths: of the samples. token_of: the stored token of each sample's tokens, sample by sample. first_use:
-    the first place in `token_of` of each stored token. tokens_per_device: stored tokens of each device.
+    ids, positions: token id and position of each of the T tokens; positions count within a sample, from 0. targets:
+    IGNORED where a sample has fewer. target_index: tokens whose predictions the targets are for; the sample's first
+    token where the target is IGNORED. lengths: lengths of the samples. token_of: the stored token of each sample's
+    tokens, sample by sample. first_use: the first place in `token_of` of each stored token. tokens_per_device: stored
+    tokens of each device.
     """
 
     ids: Int[Tensor, " T"]
@@ -146,8 +147,8 @@ def encode_choices(
 
     A prompt ends where the words begin to differ. A token that prompt and word would share (a space at the end of the
     prompt) belongs to the word. Tokens that all words begin with (SentencePiece's space before digits) belong to the
-    prompt. Raises UserError where two words begin with the same token, because one position can only tell tokens apart,
-    and where the words' tokens depend on the prompt.
+    prompt. Raises UserError where two words begin with the same token, because one position can only distinguish
+    tokens, and where the words' tokens depend on the prompt.
     """
     prompt_tokens = tokenize(tokenizer, prompts)
     # The tokens of words depend on a prompt's last line only, so one prompt per ending is tokenised with every word.
@@ -264,7 +265,8 @@ Price = Callable[[int, int], int]
 def length_buckets(widths: Sequence[int], rows: Sequence[int], price: Price) -> list[tuple[int, int]]:
     """The ranges [first, last) of columns to compute together at the lowest total price.
 
-    All columns of a range are padded to its widest column. widths: of the columns, ascending. rows: of each column.
+    All columns of a range are padded to its widest column. widths: widths of the columns, ascending. rows: number of
+    rows of each column.
     """
     begins = [0]
     for count in rows:

@@ -49,8 +49,8 @@ def resolve(base: str, log: Callable[[str], None] = lambda _: None) -> str:
     """The local directory or hub name of a base model, for transformers' `from_pretrained`.
 
     Models in `MODELS` are downloaded and GGUF files are converted to safetensors on first use. Both stay in the cache
-    and are checked at every use. log: called with a line for each damaged copy that is made again. Raises UserError
-    where a file or directory is missing or does not hold a model.
+    and are checked at every use. log: a function that receives a line for each damaged copy that is replaced. Raises
+    UserError where a file or directory is missing or does not hold a model.
     """
     if base in MODELS:
         model = MODELS[base]
@@ -74,8 +74,8 @@ def resolve(base: str, log: Callable[[str], None] = lambda _: None) -> str:
 def convert_gguf(gguf: Path, name: str, log: Callable[[str], None] = lambda _: None) -> Path:
     """A GGUF file as a Hugging Face directory with float32 safetensors, in the cache by the file's sha256.
 
-    The directory appears complete or not at all. log: called with a line where a damaged copy is made again. Raises
-    UserError where the file cannot be read or lacks weights.
+    The directory appears complete or not at all. log: a function that receives a line where a damaged copy is replaced.
+    Raises UserError where the file cannot be read or lacks weights.
     """
     try:
         folder = cache_root() / "models" / f"{name}-{file_sha256(gguf)[:16]}-float32"

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, the devices' work in this process, and the hooks for theory beside a run."""
+"""Everything that a run consists of, the devices' work in this process, and the hooks for theory beside a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class RoundGradients:
     """What the devices deliver in a round, one row per device, NaN for a device that delivers nothing.
 
     gradients: scope -> (K, d_scope). loss: nats. cursors: positions in the data after the round. samples: D_k.
-    cost: of the messages.
+    cost: cost of the messages.
     """
 
     gradients: Vectors
@@ -68,13 +68,13 @@ ProbeHook = Callable[[State, Path, bool, Log], Probe]
 class Experiment:
     """Everything that a run needs, as objects and plain values.
 
-    aggregate: the uplink. factor_averaging: takes the place of uplink and server step, if the method needs it.
-    server_step: its lr is None if the probe sets it. devices_per_pass: devices computed together. eval_every: rounds
-    between dev scores (0: none). air_seconds: the run's budget. score: splits that the final models are scored on.
-    payload: format of the gradients in messages. notes: lines for the user about how this base is computed.
-    fingerprint: of settings, data and base model. base_key: of everything that the untouched model's scores depend on.
-    probe, monitor: hooks before round 1 and beside a round. collect, evaluate_task: the devices' work in a round, and
-    the score of a task; a federation asks real devices.
+    aggregate: the uplink. factor_averaging: the step that takes the place of uplink and server step, if the method
+    needs it. server_step: the servers' optimizer; its lr is None if the probe sets it. devices_per_pass: devices
+    computed together. eval_every: rounds between dev scores (0: none). air_seconds: the run's budget. score: splits
+    that the final models are scored on. payload: format of the gradients in messages. notes: lines for the user about
+    how this base is computed. fingerprint: hash of settings, data and base model. base_key: hash of everything that the
+    untouched model's scores depend on. probe, monitor: hooks before round 1 and beside a round. collect, evaluate_task:
+    the devices' work in a round, and the score of a task; in a federation real devices compute them.
     """
 
     method: str
@@ -104,7 +104,7 @@ class Experiment:
 
 Collect = Callable[[Experiment, State], RoundGradients]
 EvaluateTask = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
-"""(experiment, state, index of a task, split) -> the task's score; None if no device could be asked."""
+"""(experiment, state, index of a task, split) -> the task's score; None if no device answers."""
 
 
 def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:

@@ -22,7 +22,7 @@ NOTHING = torch.zeros(1, 0)
 
 @dataclass(frozen=True)
 class ServerStep:
-    """The optimizer of the servers and its learning rate. lr: None until the theory's probe sets it."""
+    """The optimizer of the servers and its learning rate. lr: learning rate, None until the theory's probe sets it."""
 
     optimizer: Optimizer
     lr: float | None
@@ -56,9 +56,9 @@ class OptimizedParameters:
 class ServerState:
     """The servers' state; no field holds what must not leave a device.
 
-    shared: s-adapter. personal: p-adapters, one row per task. correlation_statistics: what the receivers have learned
-    about the correlation of symbols. added: added to the frozen weights of all adapted layers (`factor_averaging`),
-    empty for every other method.
+    shared: s-adapter. personal: p-adapters, one row per task. correlation_statistics: normal equations of the symbols'
+    correlation, estimated by the receivers. added: the sum that is added to the frozen weights of all adapted layers
+    (`factor_averaging`), empty for every other method.
     """
 
     shared: OptimizedParameters
@@ -71,7 +71,7 @@ class ServerState:
 class DeviceState:
     """The devices' state, one row per device.
 
-    own: parameters that are never sent. cursors: samples drawn so far.
+    own: parameters that are never sent. cursors: number of samples that each device has drawn so far.
     """
 
     own: OptimizedParameters
@@ -98,7 +98,7 @@ def start(
 ) -> State:
     """The state before round 1: every copy of a scope starts from the same values.
 
-    tasks, devices: their numbers. correlation_statistics: the uplink's initial statistics.
+    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics.
     """
 
     def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:
