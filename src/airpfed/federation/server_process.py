@@ -108,8 +108,8 @@ def deploy(
 ) -> dict[str, Any]:
     """Serve a run to its end. Returns the result that the server process wrote. All processes have ended on return.
 
-    show: receives the lines of the server process's log. stopping: if it returns true, the run stops after the current
-    round.
+    show: a function that receives the lines of the server process's log. stopping: a function; if it returns true, the
+    run stops after the current round.
     """
     home = private_folder(private_folder(site.work) / "home")
     files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))

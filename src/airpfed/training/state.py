@@ -31,7 +31,7 @@ class ServerStep:
     def step_size(self) -> float:
         """The learning rate; ValueError if only the probe could set it."""
         if self.lr is None:
-            raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was made')
+            raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was run')
         return self.lr
 
     def resolve(self, eta: float | None) -> "ServerStep":
