@@ -265,7 +265,7 @@ def _command() -> str:
 
 
 def _print_table(table: "Table", width: int = 160) -> None:
-    """Print a table on standard output. width: in characters, if the output is not a terminal."""
+    """Print a table on standard output. width: number of characters a line, if the output is not a terminal."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else width).print(table)

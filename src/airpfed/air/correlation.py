@@ -84,7 +84,7 @@ def sum_by_label(v: Float[Tensor, "*S K"], label: Int[Tensor, " K"]) -> Float[Te
 class PowerTerms:
     """The mean power after a receiver as incoherent + rho_w within_task + rho_x between_tasks, by block and target.
 
-    Unit: that of the target's sum squared. The last two terms are negative for gains of opposite signs.
+    The unit is the squared unit of the target's sum. The last two terms are negative for gains of opposite signs.
     """
 
     incoherent: Float[Tensor, "B T"]
@@ -190,9 +190,9 @@ def error_products(
 ) -> Float[Tensor, "B T T"]:
     """The mean products of two receivers' errors for symbols that correlate between targets; the diagonal is 0.
 
-    Two products survive the scrambling of targets: that of the two desired parts, which carry no sign, and that of
-    target j's streams at receiver i with target i's streams at receiver j, which carry the same sign. symbol_power: as
-    in `claimed_mse`.
+    Two products survive the scrambling of targets: the product of the two desired parts, which carry no sign, and the
+    product of target j's streams at receiver i and target i's streams at receiver j, which carry the same sign.
+    symbol_power: see `claimed_mse`.
     """
     root, targets = symbol_power.sqrt(), len(problem.weights)
     membership = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(problem.h.dtype)
@@ -239,7 +239,7 @@ def power_terms(
     """The power E_i = v_i R v_i^H + noise_i that each receiver expects, as a linear function of rho_w and rho_x.
 
     It depends on what receivers know: the estimated gains, noise, the statistics of CSI errors and impairments, and
-    the powers of the symbols. noise: `incoherent_noise`, if it is at hand.
+    the powers of the symbols. noise: the result of `incoherent_noise`, if the caller has it.
     """
     noise = incoherent_noise(problem, transceiver, symbol_power, impairments) if noise is None else noise
     v = impairments.mean * gains(problem.h, transceiver) * symbol_power.sqrt()

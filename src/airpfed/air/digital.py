@@ -31,8 +31,8 @@ BLOCKS = 8
 class Airtime:
     """The channel uses of a round.
 
-    device_uses: of each device. uses, pilots: of all groups. blocks: coherence blocks in which each device gets a
-    modulation and coding scheme.
+    device_uses: channel uses of each device. uses, pilots: data and pilot uses of all groups. blocks: number of
+    coherence blocks in which each device gets a modulation and coding scheme.
     """
 
     device_uses: Float[Tensor, " K"]

@@ -47,7 +47,7 @@ def best_grouping(
 ) -> Grouping:
     """The grouping of the present tasks into at most `link.personal_slots` p-slots with the least mean error.
 
-    h_est: channel estimates of all devices in the blocks of the mean. A tie goes to fewer slots.
+    h_est: channel estimates of all devices in the blocks that are averaged over. A tie goes to fewer slots.
     """
     tasks = tuple(sorted(set(link.task_of[present].tolist())))
     if not tasks:

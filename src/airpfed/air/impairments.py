@@ -19,7 +19,8 @@ class Impairments:
 
     phase_rad: standard deviation of a device's carrier phase in a block. clipping: power at which an amplifier clips,
     relative to its mean power; None for an ideal amplifier. outage: probability that a device's signal is lost in a
-    block. truncation: a device is silent in a block whose ||h||^2 is below this share of its mean; None for never.
+    block. truncation: a device is silent in a block where its ||h_est||^2 is below this share of the mean of ||h||^2;
+    None silences no device.
     """
 
     phase_rad: float = 0.0

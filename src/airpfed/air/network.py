@@ -68,7 +68,7 @@ def estimate_channels(
 def serving_gain(network: Network, local_station: bool, station_of: Tensor) -> Float[Tensor, " K"]:
     """The mean power gain of each device, summed over the antennas that serve it.
 
-    local_station: a device is served by its task's station alone, station_of (K); otherwise by all stations.
+    local_station: whether a device is served by its task's station alone, station_of (K), or by all stations.
     """
     total = network.gain.gather(0, station_of[None])[0] if local_station else network.gain.sum(0)
     return network.antennas * total

@@ -53,7 +53,7 @@ class Traffic:
     """The channel uses and bits of a round.
 
     slot_uses: channel uses of each slot. side_bits, feedback_bits: side information from each device and feedback to
-    it. downlink_bits, backhaul_bits: in total.
+    it. downlink_bits, backhaul_bits: total bits of the round.
     """
 
     slot_uses: tuple[int, ...]

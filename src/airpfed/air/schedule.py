@@ -52,20 +52,21 @@ class Digital:
 class Uplink:
     """The parameters of the uplink, the same in all rounds; linear SI units.
 
-    design: transceivers of a problem; None if nothing is superposed: the error-free link, or `digital`. batched: the
-    design takes several problems of one target as one batch. refine: shares energy among the slots of a round; None if
-    every slot keeps the power limit. rescale: receivers are scaled to the assumed correlation. biased: the design
-    shrinks the sums, also with perfect channel knowledge.
+    design: the function that designs a problem's transceivers; None if nothing is superposed: the error-free link, or
+    `digital`. batched: whether the design takes several problems of one target as one batch. refine: the function that
+    shares energy among the slots of a round; None if every slot keeps the power limit. rescale: whether receivers are
+    scaled to the assumed correlation. biased: whether the design shrinks the sums, also with perfect channel knowledge.
     correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
-    topology: joint and two_hop have station n for task n. backhaul_bits: bits an entry of an edge's s-sum; None for an
-    error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
-    csi_error: share of the channels' variance that is left as estimation error. power: P_k, watts. noise: sigma2, watts
-    per antenna. samples: D_k.
+    topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits an entry of an
+    edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
+    csi_error: share of the channels' variance that is left as estimation error. power: P_k, watts. noise: sigma2, the
+    true noise power, watts per complex symbol and antenna. samples: D_k.
     shared_groups, personal_groups: columns of the normaliser groups of the s- and p-vectors. personal_rows: for each
     p-group the number of the s-group of the same kind of factor, or a number of its own; groups of one number share
     their correlation statistics. lengths: entries of each task's p-vector.
     alternating: columns of the s-vector sent in rounds 1, 2, ..., and then in the same order; empty if every round
-    sends all columns. colocated: senders and receivers are the same machine, so that nothing is recorded or charged.
+    sends all columns. colocated: whether senders and receivers are the same machine; then nothing is recorded or
+    charged.
     """
 
     design: DesignFunction | None

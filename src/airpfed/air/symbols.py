@@ -20,8 +20,8 @@ FLOOR = 1e-12
 class Entries:
     """Normalised entries u_k = (g_k - mean_k) / divisor_k of the columns from `first` to `last`.
 
-    They are computed for the rows that are read. lengths: entries of each device in these columns, zeros follow.
-    divisor: infinite for a silent device.
+    They are computed when rows are read. lengths: number of entries of each device in these columns, zeros follow.
+    divisor: the normaliser, s_k per device or the common sigma; infinite for a silent device.
     """
 
     vectors: Rows
@@ -65,9 +65,9 @@ class NormalizedGroup:
     """The symbols of one normaliser group in one slot: target i's sum is sigma_i sum_k weights_ik u_k + offset_i.
 
     entries: u_k; read as entries[a:b], some devices at a time, because all of them in float64 may not fit into memory.
-    weights: the design's weights. scale: sigma_i. offset: travels as side information. power: mean power of u_k over
-    the device's entries: 1, or less than 1 with the common normaliser, or 0 for a silent device. num_entries: length
-    of each target's sum, whose entries come first in a row.
+    weights: the design's weights. scale: sigma_i. offset: the mean of target i's sum, which travels as side
+    information. power: mean power of u_k over the device's entries: 1, or less than 1 with the common normaliser, or 0
+    for a silent device. num_entries: length of each target's sum, whose entries come first in a row.
     """
 
     entries: Entries | Float[Tensor, "K d"]

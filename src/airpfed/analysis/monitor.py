@@ -46,8 +46,9 @@ MAX_GAIN_ERROR = 0.05
 class ChannelStatistics:
     """A round's uplink over several channel draws.
 
-    gain, deviation: of the mean Ghat against G. gain_error: standard error of the gain. claimed, measured: E||Ghat -
-    G||^2 of each draw. states: after the round, one per draw.
+    gain, deviation: gain of the mean Ghat on G, and relative deviation of the mean Ghat from gain times G. gain_error:
+    standard error of the gain. claimed, measured: E||Ghat - G||^2 of each draw. states: the state after the round for
+    each draw.
     """
 
     gain: float
@@ -62,10 +63,11 @@ class ChannelStatistics:
 class BoundMonitor:
     """The theory beside a run, as probe and monitor need it.
 
-    names: of the tasks. draws: the round's uplink over other channels, noise and scrambling, all draws at once.
-    exact: the error-free uplink. unbiased: whether the design claims E Ghat = G. server_step: lr is None if the probe
-    sets it. period: rounds from one checked round to the next (0: none). hessian_samples: of each device (0: all).
-    safety: factor on observed constants. given: constants that the settings give.
+    names: names of the tasks. draws: the round's uplink over other channels, noise and scrambling, all draws at once.
+    exact: the error-free uplink. unbiased: whether the design claims E Ghat = G. server_step: the servers' optimizer;
+    its lr is None if the probe sets it. period: rounds from one checked round to the next (0: none). hessian_samples:
+    samples of each device for the Hessian (0: all). safety: factor on observed constants. given: constants that the
+    settings give.
     """
 
     clients: Clients

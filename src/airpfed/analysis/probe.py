@@ -39,9 +39,10 @@ class ProbePoint:
 
 
 def load_or_probe(monitor: BoundMonitor, initial: State, path: Path, resumed: bool, log: Log) -> Probe:
-    """The probe of a run: read from its file if the run is resumed, else made and written.
+    """The probe of a run: read from its file if the run is resumed, else computed and written.
 
-    path: theory.json. A file that cannot be read is made again. Raises UserError if a constant is not finite.
+    path: the path of theory.json. A file that cannot be read is written again. Raises UserError if a constant is not
+    finite.
     """
     if resumed:
         try:
@@ -111,7 +112,7 @@ def probe_point(
     """One point: full-data gradients, the Hessian's largest eigenvalue, one round's uplink over the channel draws.
 
     rounds, time: pilot rounds before the point, and their number times their step. previous: the point before it, if
-    there is one. seconds: wall-clock seconds by phase, which are added to.
+    there is one. seconds: wall-clock seconds by phase, to which the probe adds its own.
     """
     weights, clients, values = monitor.weights, monitor.clients, vectors(state)
     with time_phase(seconds, "sweeps"):

@@ -42,7 +42,8 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
 def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
     """Read the settings of a new run, and refuse keys without effect.
 
-    An existing run uses `read_settings`, because it may be older than a rule. training: whether the command trains.
+    An existing run uses `read_settings`, because it may be older than a rule. training: whether the settings are for a
+    run, which trains.
     """
     settings = read_settings(path, overrides)
     refuse_ineffective(str(path), [settings], training)

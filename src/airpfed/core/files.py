@@ -1,4 +1,4 @@
-"""Paths made from names, atomic writes, and locks of folders. Nothing is removed that this package did not write."""
+"""Paths built from names, atomic writes, and locks of folders. Nothing is removed that this package did not write."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ TEMPORARY_NAME = re.compile(r"\.(?P<name>.+?)(\.(?P<machine>[0-9a-f]{8}))?\.(?P<
 """Names from `temporary_path`. Earlier versions wrote them without the machine."""
 
 
-# Paths made from names
+# Paths built from names
 
 
 def file_name_of(name: str) -> str:
@@ -35,7 +35,7 @@ def collision_key(name: str) -> str:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """Return the path of a file called `name` directly below a folder. Every path made from a name comes from here.
+    """Return the path of a file called `name` directly below a folder. Every path that contains a name comes from here.
 
     Raises UserError if the name begins with no letter or digit, ends in a dot, is too long or is reserved on Windows,
     and if the path is a symbolic link.
@@ -105,8 +105,8 @@ def machine_id() -> str:
 def leftovers(folder: Path, name: str | None = None) -> list[Path]:
     """List the temporary files and folders of processes that ended before they finished writing.
 
-    name: list only those of this file, including the form of earlier versions. Those of other machines are left alone,
-    because their processes cannot be checked from here.
+    name: the file whose leftovers are listed, including leftovers named by earlier versions; None lists all. Leftovers
+    of other machines are left alone, because their processes cannot be checked from here.
     """
     paths, machines = list[Path](), (machine_id(),) if name is None else (machine_id(), None)
     with suppress(OSError):

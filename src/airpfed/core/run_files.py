@@ -241,7 +241,7 @@ class RoundRecord(Record):
         "group",
     )
     absent: list[Count] = Field([], description="devices without a finite gradient in this round")
-    theory: Theory | None = Field(None, description="bounds of the round, if theory.meter_every asks for them")
+    theory: Theory | None = Field(None, description="bounds of the round, in rounds that theory.meter_every selects")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, Number] = Field(description="phase -> wall-clock seconds")
 

@@ -23,9 +23,9 @@ class Clients:
 
     shards: each device's training samples. task_of: each device's task. classes: outputs of each task's head, 0 for a
     causal LM. batch_multiplier: mini-batches that a device takes at once where it stands for several; default 1 each.
-    gradient_bytes: of a round's gradients held in memory; gradients beyond this limit lie in a temporary file
-    (`core.memory`). autocast: whether training passes multiply matrices in bfloat16, which changes gradients by about
-    one percent.
+    gradient_bytes: largest size of a round's gradients in memory, bytes; gradients beyond this limit lie in a temporary
+    file (`core.memory`). autocast: whether training passes multiply matrices in bfloat16, which changes gradients by
+    about one percent.
     """
 
     backbone: Backbone

@@ -28,8 +28,8 @@ def classify(
 ) -> list[int]:
     """Index of the best of `choices` for each sample; NO_ANSWER where a logit is not finite.
 
-    factors: of one model (K = 1); None for the base model. cache_key: name of these samples in the prefix cache.
-    choices: token ids of the label words, or class indices.
+    factors: factors of one model (K = 1); None for the base model. cache_key: name of these samples in the prefix
+    cache. choices: token ids of the label words, or class indices.
     """
     workers = worker_count(clients.backbone, len(samples))
     size = BATCH_ROWS // workers if clients.backbone.paths.batching else 1

@@ -36,7 +36,7 @@ NUM_DEVICES = 3
 """Devices of the probe. A tensor without a batch axis rarely has a length that 3 divides, so such a tensor shows."""
 
 REPORTED = 1e-5
-"""Smallest difference that the user is told about."""
+"""The smallest difference that is reported to the user."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "fused": "adapters as one function",
@@ -79,10 +79,10 @@ class Outputs:
 def cached_measurement(
     clients: Clients, prompts: Sequence[Encoding], base: str, stacking: bool, generate: bool
 ) -> Measurement:
-    """The result of `measure_paths`, from the cache where the same measurement was made on this machine before.
+    """The result of `measure_paths`, from the cache if this machine has measured the same before.
 
-    prompts: of the evaluation; clients without data are measured on them. base: the base's identity. stacking: whether
-    the run computes several devices in a pass. generate: whether the base completes texts.
+    prompts: the evaluation's prompts, on which clients without data are measured. base: identity of the base model.
+    stacking: whether the run computes several devices in a pass. generate: whether the base completes texts.
     """
     samples = [sample for shard in clients.shards for sample in shard] + list(prompts)
     lengths = [len(sample.ids) for sample in samples]
@@ -304,7 +304,7 @@ def _reason(error: BaseException) -> str:
 def cache_key(
     clients: Clients, base: str, tokens: tuple[int, int], candidates: FastPaths, generate: bool
 ) -> dict[str, Any]:
-    """All that a measurement depends on. tokens: of the shortest and the longest text."""
+    """All that a measurement depends on. tokens: numbers of tokens of the shortest and the longest text."""
     backbone = clients.backbone
     parameter = next(iter(backbone.model.parameters()))
     layers = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.target_layers.items())}
@@ -359,7 +359,7 @@ def candidate_paths(backbone: Backbone, stacking: bool) -> FastPaths:
 
 
 def report_lines(base: str, result: Measurement) -> list[str]:
-    """Lines that tell the user about a measurement; none where all candidates are used and agree closely."""
+    """Lines about a measurement for the user; none where all candidates are used and agree closely."""
     if result.rejected:
         parts = [f"without {DESCRIPTIONS[name]} ({reason})" for name, reason in result.rejected.items()]
         return [f"{base}: computed {', '.join(parts)}: slower, and right to {result.error:.0e}"]

@@ -29,9 +29,9 @@ class SampleGroup:
 class FullGradients:
     """F_k and grad F_k of every device, and what its mini-batch gradients g_k add.
 
-    losses: of each device's samples. gradient: grad F_k. sgd: E||g_k - grad F_k||^2 of the mini-batch with the largest
-    variance (`batch_variance`). sgd_error: half of its 95 % interval. energy: E||g_k||^2, mean over the rounds, by
-    scope and kind of factor, for example ("global", "B").
+    losses: losses of each device's samples. gradient: grad F_k. sgd: E||g_k - grad F_k||^2 of the mini-batch with the
+    largest variance (`batch_variance`). sgd_error: half of its 95 % interval. energy: E||g_k||^2, mean over the rounds,
+    by scope and kind of factor, for example ("global", "B").
     """
 
     losses: tuple[Float[Tensor, " _D"], ...]

@@ -28,9 +28,9 @@ class Curvature:
 def curvature(
     clients: Clients, vectors: Vectors, samples: int, batch_size: int, steps: int, devices_per_pass: int
 ) -> Curvature:
-    """beta at a point: the largest eigenvalue over the tasks' Hessians of F_n in (W_s, W_p,n, local parts).
+    """beta at a point: the largest eigenvalue over the tasks' Hessians of F_n in (W_s, W_p,n, own parts).
 
-    The local parts are the vectors that devices never send. samples: number of samples of each device, taken in random
+    The own parts are the vectors that devices never send. samples: number of samples of each device, taken in random
     order; 0 uses all. With fewer than all samples the eigenvalue is too large in expectation, because the largest
     eigenvalue is a convex function; the interval then includes the spread between groups of samples of the curvature
     along the eigenvector. Random: the start of Lanczos, stream (seed, "lanczos"), and the order of samples

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from airpfed.training.experiment import Experiment
 
 REOPEN: "dict[str, Callable[[Settings, Path], Experiment]]" = {}
-"""How to rebuild the experiment of a run that was not made by `airpfed run`, in order to read its checkpoint.
+"""How to rebuild the experiment of a run that `airpfed run` did not start, in order to read its checkpoint.
 
 Key: name of a file in the checkpoint folder that only such runs have. Value: function of the run's settings and its
 checkpoint folder. The package that makes these runs adds its entry.

@@ -28,7 +28,8 @@ from airpfed.training.state import State
 def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, command: str) -> int:
     """Run the experiment of a settings file in the folder `out`, and return the exit code.
 
-    out: by default a new folder below `runs/`, or the newest run of the file to resume. command: stored with the run.
+    out: the run's folder; by default a new folder below `runs/`, or the newest run of the file to resume. command: the
+    command line, stored with the run.
     """
     settings = (settings_file.read_settings if resume else settings_file.read_new_settings)(file, overrides)
     out = artifacts.claim_folder(out, file.stem, resume)
@@ -76,9 +77,9 @@ def run_experiment(
 ) -> Outcome:
     """Run an experiment in the folder `out`, then write its report and adapters. Used by simulator and federation.
 
-    The run ends early after the round in which `stopping` becomes true. track: from TRACKERS, opened before tasks and
-    model are loaded, so that a missing library is reported at once. Raises UserError if a run cannot be resumed with
-    these settings, data and base model.
+    The run ends early after the round in which `stopping` becomes true. track: a tracker, opened before tasks and model
+    are loaded, so that a missing library is reported at once. Raises UserError if a run cannot be resumed with these
+    settings, data and base model.
     """
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
@@ -121,8 +122,8 @@ def train_run(
 ) -> Outcome:
     """Write the settings and the environment of a run, run its rounds, and write its summary.
 
-    track: called with every record and with the summary. log: called with lines for the user. All runs go through this
-    function, including the cells of a sweep, which need no report and no adapters.
+    track: a function that receives every record and the summary. log: a function that receives lines for the user. All
+    runs go through this function, including the cells of a sweep, which need no report and no adapters.
     """
     reports = report_data(settings, tasks, experiment)
     for line in [*data_lines(reports), *experiment.notes]:

@@ -18,7 +18,7 @@ HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 
 
 def check_federable(settings: Settings) -> None:
-    """Raise UserError if the settings ask for something that a federation cannot do."""
+    """Raise UserError if the settings need something that a federation cannot do."""
     asked = {
         f'adapters.method = "{settings.adapters.method}"': settings.adapters.method in SIMULATED,
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,

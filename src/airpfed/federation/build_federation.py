@@ -132,7 +132,7 @@ def foreign_task(task_settings: TaskSettings) -> Task:
 def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int, Path]) -> dict[int, Device]:
     """Devices that share one base model.
 
-    folders: device -> the folder of its own state.
+    folders: device -> the folder of the device's state.
     """
     experiment = build.build_experiment(settings, tasks)
     device_of_node = experiment.clients.task_of.tolist()

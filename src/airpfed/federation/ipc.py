@@ -33,8 +33,8 @@ def exchange(path: Path, packet: Packet, seconds: float) -> Packet:
 def read_packet(line: socket.socket, limit: int | None) -> Packet:
     """Read one packet from a socket.
 
-    limit: largest number of body bytes, or None. Raises EOFError if the stream ends early, and BadPacketError if the
-    packet is damaged or larger than `limit`.
+    limit: largest number of body bytes; None for no limit. Raises EOFError if the stream ends early, and BadPacketError
+    if the packet is damaged or larger than `limit`.
     """
     size = int.from_bytes(read_exactly(line, 4), "big")
     if size > HEAD_LIMIT:

@@ -17,8 +17,9 @@ AGAIN = 5.0
 class Registry:
     """The devices as the server knows them.
 
-    task_of: task of each device. agreements: one per task. device_of_node: node -> device by registered key, or None if
-    nodes say which device they are. log: receives lines; a repeated line about the same node is dropped.
+    task_of: task of each device. agreements: the agreement of each task. device_of_node: node -> device by registered
+    key, or None if nodes say which device they are. log: a function that receives lines; a repeated line about the same
+    node is dropped.
     """
 
     task_of: list[int]

@@ -108,7 +108,8 @@ def deploy(
 ) -> dict[str, Any]:
     """Serve a run to its end. Returns the result that the server process wrote. All processes have ended on return.
 
-    show: receives the lines of the server process's log. stopping: true asks the run to stop after the current round.
+    show: a function that receives the lines of the server process's log. stopping: a function; if it returns true, the
+    run stops after the current round.
     """
     home = private_folder(private_folder(site.work) / "home")
     files.write_atomic(home / "config.toml", tomlkit.dumps({"superlink": connections(site)}))
@@ -162,7 +163,7 @@ def admit_key(site: Site, device: int) -> int:
 def flower_command(site: Site, words: list[str]) -> dict[str, Any]:
     """The JSON answer of Flower's command line. Raises UserError with its reason if the command fails.
 
-    Flower 1.41 exits with 0 even on failure; only its output tells.
+    Flower 1.41 exits with 0 even on failure; only its output shows a failure.
     """
     command = f"flwr {words[0]} {words[1]}"
     try:

@@ -46,8 +46,8 @@ Say = Callable[[str], None]
 class SupervisedProcess:
     """A process that is restarted whenever it ends.
 
-    reason: exit code -> the reason, read from its log. patient: whether this reason is the server's doing; such an end
-    does not count as a failure.
+    reason: exit code -> reason of the end, read from the log. patient: whether the server caused this reason; such an
+    end does not count as a failure.
     """
 
     name: str

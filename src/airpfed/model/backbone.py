@@ -45,7 +45,7 @@ class Backbone:
     """A base model with adapters attached.
 
     folder: argument of from_pretrained. target_layers: name -> (L, Q) of each adapted linear layer. heads: name ->
-    initial weight (C, H + 1) of each head layer (none for a causal LM); the layer whose rows are classes comes last.
+    initial weight (C, H + 1) of each head layer (empty for a causal LM); the layer whose rows are classes comes last.
     layers: name -> module of both. prefix: layers below the lowest adapter. paths: the fast paths in use. end_tokens:
     tokens that end an answer, first the token that training answers end with. notes: lines for the user before round 1.
     meta_model: the model without adapters, its weights on the meta device. stack_name: the model's list of layers.
@@ -103,7 +103,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model as loaded. heads: names of the layers of the task head; the other fields as in `Backbone`."""
+    """A base model as loaded. heads: names of the layers of the task head; see `Backbone` for the other fields."""
 
     model: Any
     tokenizer: Any
@@ -126,9 +126,10 @@ def load_model(
 ) -> LoadedModel:
     """Load a base model and its tokenizer, and check that it can be trained.
 
-    kind: `model.kind`. classes: outputs of a classifier's head (those of the widest task). tokens: of the longest
-    sample. answer: tokens of the longest answer to generate. trusted: whether the base's own Python code may run.
-    Random: a classifier's head, drawn from `rng` by the model's own rule. Raises UserError where the base does not fit.
+    kind: the setting `model.kind`. classes: number of outputs of a classifier's head (the largest over tasks). tokens:
+    number of tokens of the longest sample. answer: number of tokens of the longest answer to generate. trusted: whether
+    the base's own Python code may run. Random: a classifier's head, drawn from `rng` by the model's own rule. Raises
+    UserError where the base does not fit.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 

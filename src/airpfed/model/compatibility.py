@@ -25,7 +25,7 @@ NO_TOKENIZER = "no tokenizer in its folder; tokenizer.json, or what the model ca
 
 
 def is_causal(config: Any, kind: str, base: str) -> bool:
-    """Whether a base model is a causal LM; otherwise it is a classifier. kind: `model.kind`.
+    """Whether a base model is a causal LM; otherwise it is a classifier. kind: the setting `model.kind`.
 
     Raises UserError for a model that is neither a decoder nor an encoder of text alone.
     """
@@ -194,8 +194,8 @@ def check_length(
 ) -> str | None:
     """Check that the base reads `tokens` tokens and an answer; returns a line where this exceeds its declared length.
 
-    padding: the padding token of the base's own config. tokens: `model.max_tokens`. answer: the longest of
-    `tasks.*.max_new_tokens`. Raises UserError that names the base's limit.
+    padding: the padding token of the base's own config. tokens: the setting `model.max_tokens`. answer: the largest of
+    the settings `tasks.*.max_new_tokens`. Raises UserError that names the base's limit.
     """
     declared = getattr(model.config, "max_position_embeddings", None)
     declared = declared if isinstance(declared, int) and declared > 0 else None
@@ -226,7 +226,7 @@ def check_length(
 
 
 def runs(model: Any, ids: Sequence[int], causal: bool, positions: Sequence[int] | None = None) -> bool:
-    """Whether a model runs on one sample. positions: of its tokens; None for the model's own."""
+    """Whether a model runs on one sample. positions: position of each token; None lets the model number them."""
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     fields: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)} | no_cache_option(model)
     if causal and "logits_to_keep" in signature(model.forward).parameters:

@@ -26,7 +26,7 @@ def with_adapters(
 ) -> Iterator[None]:
     """The model with the factors of K devices in its layers; rows of a batch then come device by device.
 
-    factors: None for the base. tokens_per_device: tokens of each device, where these differ.
+    factors: factors of K models; None for the base model. tokens_per_device: tokens of each device, where these differ.
     """
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
@@ -78,9 +78,9 @@ def last_tokens_only(
 ) -> Iterator[None]:
     """The model with its last layer, after attention, computed only for the tokens that are read.
 
-    take: selects these tokens from (rows, t, _). tokens_per_device: selected tokens of each device, where these differ.
-    Changes nothing where `FastPaths.last_layer` is off. Raises AttributeError where the layer is not built like that of
-    a Llama or a BERT.
+    take: a function that selects these tokens from (rows, t, _). tokens_per_device: selected tokens of each device,
+    where these differ. Changes nothing where `FastPaths.last_layer` is off. Raises AttributeError where the layer is
+    not built like that of a Llama or a BERT.
     """
     layer: Any = backbone.last_layer
     if layer is None:

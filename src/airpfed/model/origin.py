@@ -22,8 +22,8 @@ RESULT_FILES = ("experiment.toml", "sweep.json")
 class Origin:
     """A base model for `from_pretrained`.
 
-    folder: a local directory or a hub name. revision: the commit of a hub name. identity: of all files that numbers
-    depend on, wherever they lie. trusted: whether Python code in the folder may run.
+    folder: a local directory or a hub name. revision: the commit of a hub name. identity: hash of all files that
+    numbers depend on, wherever they lie. trusted: whether Python code in the folder may run.
     """
 
     folder: str = ""
@@ -40,8 +40,8 @@ class Origin:
 def origin_of(base: str, trusted: bool = False, log: Callable[[str], None] = lambda _: None) -> Origin:
     """The origin of `model.base`; downloaded and converted files stay in the cache.
 
-    trusted: `model.trust_remote_code`. log: called with a line for each damaged copy that is made again. Raises
-    UserError where there is no such model.
+    trusted: the setting `model.trust_remote_code`. log: a function that receives a line for each damaged copy that is
+    replaced. Raises UserError where there is no such model.
     """
     folder = zoo.resolve(base, log)
     if Path(folder).is_dir():
@@ -126,7 +126,7 @@ def confirm(origin: Origin) -> Origin:
 
 
 def check_base_unchanged(origin: Origin) -> None:
-    """Raise UserError where a base model's files changed since `origin` was made."""
+    """Raise UserError where a base model's files changed since `origin` was computed."""
     if current_identity(origin) != origin.identity:
         raise UserError(f"{origin.folder}: the base model's files changed since they were loaded; put them back")
 

@@ -150,8 +150,8 @@ def encode_choices(
 
     A prompt ends where the words begin to differ. A token that prompt and word would share (a space at the end of the
     prompt) belongs to the word. Tokens that all words begin with (SentencePiece's space before digits) belong to the
-    prompt. Raises UserError where two words begin with the same token, because one position can only tell tokens apart,
-    and where the words' tokens depend on the prompt.
+    prompt. Raises UserError where two words begin with the same token, because one position can only distinguish
+    tokens, and where the words' tokens depend on the prompt.
     """
     prompt_tokens = tokenize(tokenizer, prompts)
     # The tokens of words depend on a prompt's last line only, so one prompt per ending is tokenised with every word.
@@ -268,7 +268,8 @@ Price = Callable[[int, int], int]
 def length_buckets(widths: Sequence[int], rows: Sequence[int], price: Price) -> list[tuple[int, int]]:
     """The ranges [first, last) of columns to compute together at the lowest total price.
 
-    All columns of a range are padded to its widest column. widths: of the columns, ascending. rows: of each column.
+    All columns of a range are padded to its widest column. widths: widths of the columns, ascending. rows: number of
+    rows of each column.
     """
     begins = [0]
     for count in rows:

@@ -49,8 +49,8 @@ def resolve(base: str, log: Callable[[str], None] = lambda _: None) -> str:
     """The local directory or hub name of a base model, for transformers' `from_pretrained`.
 
     Models in `MODELS` are downloaded and GGUF files are converted to safetensors on first use. Both stay in the cache
-    and are checked at every use. log: called with a line for each damaged copy that is made again. Raises UserError
-    where a file or directory is missing or does not hold a model.
+    and are checked at every use. log: a function that receives a line for each damaged copy that is replaced. Raises
+    UserError where a file or directory is missing or does not hold a model.
     """
     if base in MODELS:
         model = MODELS[base]

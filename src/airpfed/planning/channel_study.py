@@ -24,8 +24,8 @@ def read_points(
 ) -> list[Settings]:
     """Read the settings of every point of a grid.
 
-    points: (point, more overrides). check: raises UserError for settings that cannot be studied. Raises UserError
-    naming the point if settings are wrong, or if a key of the file has no effect at any point.
+    points: (point, more overrides). check: a function that raises UserError for settings that cannot be studied. Raises
+    UserError naming the point if settings are wrong, or if a key of the file has no effect at any point.
     """
     every_settings = []
     for point, more in points:

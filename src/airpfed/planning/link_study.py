@@ -89,8 +89,8 @@ def study_grid(
 ) -> Iterator[PointResults]:
     """Compare designs at every point of a grid, over `draws` channels each.
 
-    grid: as for `airpfed.config.grid`. rho: correlation of the devices' symbols. Raises UserError before the first
-    point is computed if an option or the settings of any point are wrong.
+    grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. Raises UserError
+    before the first point is computed if an option or the settings of any point are wrong.
     """
     check_count("--draws", draws)
     if not 0 <= rho <= 1:
@@ -210,7 +210,7 @@ def summarise_design(
 ) -> DesignResult:
     """Combine the slots of a design: Pi weights the slots' MSEs by D_n/D and by their shares of d.
 
-    seconds: of the design of all draws. lower_bounds: MSE that no design can beat, by slot.
+    seconds: time to design all draws. lower_bounds: the MSE that no design can beat, by slot.
     """
     slots = [segment.slot for segment in segments]
     weights = [torch.tensor([target_share(link, task) for task in slot.targets], dtype=torch.float64) for slot in slots]
@@ -293,8 +293,8 @@ def save_results(
 ) -> Iterator[PointResults]:
     """Yield the points on and write them: link.csv after each, figures after the last.
 
-    Replaces the files of an earlier study in `folder`. log: receives one line with the names of the files. Raises
-    UserError if the folder cannot be made, and OSError with the name of a file that cannot be written.
+    Replaces the files of an earlier study in `folder`. log: a function that receives one line with the names of the
+    files. Raises UserError if the folder cannot be created, and OSError with the name of a file that cannot be written.
     """
     axes = axes_of(grid)
     try:

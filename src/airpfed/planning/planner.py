@@ -51,8 +51,8 @@ def make_plan(
 ) -> Plan:
     """Probe once, then predict every candidate.
 
-    limit: the largest share of the channel in Psi_T. draws: channels of the run's drop of devices for each candidate.
-    Raises UserError before the probe if the settings of any candidate are wrong.
+    limit: the largest share of the channel in Psi_T. draws: how many channels to draw for each candidate, for the run's
+    own device positions. Raises UserError before the probe if the settings of any candidate are wrong.
     """
     check_count("--draws", draws)
     if not 0 < limit <= 1:

@@ -39,9 +39,10 @@ EntryVariance = dict[str, list[tuple[tuple[int, int], Float[Tensor, " K"]]]]
 class Candidate:
     """The prediction for one choice of settings: Psi_T, and the costs of all rounds.
 
-    set: key -> value. psi: Psi_T of (43), None if the design is biased or the step exceeds the rule's. psi_ours: of our
-    bound, None where it proves nothing. Both are None unless SGD is plain. shares: of psi, or else of psi_ours, by
-    cause; empty if both are None. channel: mean energy of a round's errors. joules: mean over devices.
+    set: key -> value. psi: Psi_T of (43), None if the design is biased or the step exceeds the rule's. psi_ours: Psi_T
+    of our bound, None where it proves nothing. Both are None unless SGD is plain. shares: shares of the causes in psi,
+    or else in psi_ours; empty if both are None. channel: mean energy of a round's errors. joules: radiated energy, mean
+    over devices.
     """
 
     set: dict[str, Any]

@@ -143,7 +143,7 @@ def file_stem(key: str, axes: Axes) -> str:
 
 
 def short_key(key: str, axes: Axes) -> str:
-    """The last part of a key, or as many of its last parts as tell it apart from the grid's other keys."""
+    """The last part of a key, or as many of its last parts as distinguish it from the grid's other keys."""
     parts = key.split(".")
     tails = [".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1)]
     return next(tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in axes) == 1 or tail == key)

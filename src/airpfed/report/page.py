@@ -21,8 +21,8 @@ TABS = ("overview", "learning", "air", "theory", "ledger", "settings")
 def write_page(run: Path, *other_runs: Path, out: Path | None = None) -> Path:
     """Write the page of the runs in these folders and return its path.
 
-    out: by default `report.html` in the folder of the run; required for several runs. Raises UserError if a folder
-    holds no run.
+    out: the page's path; by default `report.html` in the folder of the run, required for several runs. Raises UserError
+    if a folder holds no run.
     """
     runs = load_runs((run, *other_runs))
     if out is None and other_runs:

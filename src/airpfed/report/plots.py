@@ -62,8 +62,8 @@ MEASURES = {
 def link_files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of a link study's figures, one for each axis with at least two values.
 
-    lines: axis -> value as given, "design", and LINK_COLUMNS. A grid without such an axis gives one figure with a bar
-    for each design and no CSV, because the lines themselves are its numbers.
+    lines: axis -> value as the user wrote it, "design", and LINK_COLUMNS. A grid without such an axis gives one figure
+    with a bar for each design and no CSV, because the lines themselves are its numbers.
     """
     for key in charts.figure_keys(axes):
         chart = charts.chart_of(lines, axes, key)
@@ -74,7 +74,7 @@ def link_files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]
 def mean_files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of a measure's figures, one for each axis with at least two values.
 
-    lines: axis -> value as given, and MEAN_COLUMNS.
+    lines: axis -> value as the user wrote it, and MEAN_COLUMNS.
     """
     for key in (key for key in charts.figure_keys(axes) if key):
         chart = chart_of_measure(lines, axes, key, measure)
@@ -84,7 +84,7 @@ def mean_files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tupl
 def task_files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of the figure with the final metrics as bars by task.
 
-    axes: with "task". lines: as of `mean_files`, with UNTOUCHED.
+    axes: the grid's axes and "task". lines: lines in the form of `mean_files`, with the column UNTOUCHED.
     """
     chart = chart_of_measure(lines, axes, "task", "final")
     yield from figure_files(chart, chart.name, (*axes, *MEAN_COLUMNS, UNTOUCHED), partial(draw_means, chart, "final"))
@@ -93,7 +93,7 @@ def task_files(lines: Sequence[Line], axes: Axes) -> Iterator[tuple[str, bytes]]
 def course_files(lines: Sequence[Line], axes: Axes, measure: str) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of a measure's course over each of its horizontal axes.
 
-    lines: one for each round, axis -> value as given, ROUND_COLUMNS, and MEAN_COLUMNS.
+    lines: a line for each round: axis -> value as the user wrote it, ROUND_COLUMNS, and MEAN_COLUMNS.
     """
     rounds = sorted({int(str(line["round"])) for line in lines})
     by_round = [{**line, "round": str(line["round"])} for line in lines]

@@ -21,7 +21,7 @@ MAX_SETTINGS = 3
 
 @dataclass(frozen=True)
 class Run:
-    """A run's files. name: distinct from the other runs' of the page. settings: text of experiment.toml."""
+    """A run's files. name: a name that no other run of the page has. settings: text of experiment.toml."""
 
     name: str
     summary: Summary

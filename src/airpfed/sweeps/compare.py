@@ -18,9 +18,9 @@ ABSENT = "-"
 def read_runs(folders: Sequence[Path], log: Callable[[str], None]) -> tuple[list[ScoredRun], dict[str, list[str]]]:
     """Read all scored runs in the folders and below them, and the settings in which they differ.
 
-    Settings that do not change what is trained, and the seed, are no differences. log: receives a line about unfinished
-    runs, which are left out. Returns the runs, and setting -> its values in order of appearance. Raises UserError if a
-    folder holds no finished run.
+    Settings that do not change what is trained, and the seed, are no differences. log: a function that receives a line
+    about unfinished runs, which are left out. Returns the runs, and setting -> its values in order of appearance.
+    Raises UserError if a folder holds no finished run.
     """
     scored: list[tuple[Path, Settings, Summary]] = []
     for folder in folders:

@@ -22,7 +22,7 @@ TrialResult = tuple[Trial, Result]
 
 
 def count_workers(requested: int, settings: Settings) -> int:
-    """The number of trials to compute at once: as requested, or for 0 one for each core, and two on a GPU.
+    """The number of trials to compute at once: the requested number, or for 0 one for each core, and two on a GPU.
 
     On a GPU the second trial fills the pauses of the first. A trial has one thread, because trials never wait for each
     other and the threads of one trial do at every layer.
@@ -109,8 +109,8 @@ def run_on_ray(
 ) -> Iterator[TrialResult]:
     """Compute trials on a Ray cluster, one core each; `sweep_folder` must be the same folder on every machine.
 
-    address: for `ray.init`; "local" starts a cluster on this machine. If a machine dies, its trials resume elsewhere
-    from their last checkpoints. Raises UserError if Ray is not installed or cannot be reached.
+    address: the address for `ray.init`; "local" starts a cluster on this machine. If a machine dies, its trials resume
+    elsewhere from their last checkpoints. Raises UserError if Ray is not installed or cannot be reached.
     """
     try:
         import ray

@@ -30,7 +30,7 @@ def sweep_figures(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of all figures and their numbers.
 
-    axes: by their short names. base: the folder that the runs' folders are relative to.
+    axes: values of each axis, by its short name. base: the folder that the runs' folders are relative to.
     """
     settings = {run.point: dict(zip(axes, (value for _, value in run.point), strict=True)) for run in runs}
     settings, axes = join_ranks(settings, axes)
@@ -91,8 +91,8 @@ def course_lines(
 ) -> tuple[list[Line], dict[str, Sequence[str]]]:
     """Lines of a course for each point and round that all seeds have, and their axes.
 
-    If there is a single point, each task has lines of its own. values_of: of a run, task -> round -> value, with the
-    mean over tasks under the empty name.
+    If there is a single point, each task has lines of its own. values_of: a function from a run to task -> round ->
+    value, with the mean over tasks under the empty name.
     """
     points: dict[Coordinates, list[ScoredRun]] = {}
     for run in runs:

@@ -24,8 +24,8 @@ def write_files(
 ) -> list[str]:
     """Write all tables and figures of runs into `folder` and return the names of the files.
 
-    axes: of the grid, or the settings that differ between compared runs. base: the folder that the runs' folders are
-    relative to.
+    axes: the grid's axes, or the settings that differ between compared runs. base: the folder that the runs' folders
+    are relative to.
     """
     extra = list(dict.fromkeys(axis for run in runs for axis, _ in run.extra))
     rounds = {run.folder: run_files.load_records(base / run.folder / "records.jsonl") for run in runs}

@@ -34,9 +34,9 @@ Axes = dict[str, list[str]]
 class SweepRequest:
     """The options of a sweep.
 
-    tune_seeds: seeds that tuned values are judged on, None for all. reference: `axis=value` of the point that others
-    are compared with. reuse: folders of sweeps whose trials may be copied. workers: 0 is one for each core. ray: the
-    address of a cluster, or None.
+    tune_seeds: number of seeds that tuned values are judged on, None for all. reference: `axis=value` of the point with
+    which others are compared. reuse: folders of sweeps whose trials may be copied. workers: number of workers; 0 is one
+    for each core. ray: the address of a cluster, or None.
     """
 
     file: Path

@@ -25,7 +25,10 @@ Fingerprints = Callable[[Settings], str | None]
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep. point: of the grid, tuned values included. folder: name in the sweep's folder `cells`."""
+    """One run of a sweep.
+
+    point: a point of the grid, tuned values included. folder: name in the sweep's folder `cells`.
+    """
 
     point: Point
     seed: int
@@ -39,8 +42,8 @@ def trials_of(
     """The trials of every point with `seeds` seeds, counted from the file's run.seed, seed by seed.
 
     A trial computes on one thread unless run.threads is set: its numbers then do not depend on other trials, and one
-    core for each is the fastest use of several. score: becomes `run.score`. Raises UserError if the settings of any
-    trial are wrong, or if two points have the same settings.
+    core for each is the fastest use of several. score: the value of `run.score` in the trials. Raises UserError if the
+    settings of any trial are wrong, or if two points have the same settings.
     """
     first = settings_file.read_settings(file, overrides).run.seed
     grid, read = list(points), list[Settings]()
@@ -70,7 +73,7 @@ def _training_key(settings: Settings) -> str:
 
 
 def folder_name(point: Point, seed: int, settings: Settings) -> str:
-    """A readable name, and eight digits of the resolved settings' sha256, because the name may not tell all."""
+    """A readable name, and eight digits of the resolved settings' sha256, because the name may be incomplete."""
     tree = settings.model_dump(mode="json", exclude=NOT_TRAINED)
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     values = (change.split("=", 1)[1] for change in point)

@@ -31,7 +31,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a trial. reason: for a failure, or for a new start because of damaged files or other data."""
+    """The end of a trial. reason: why it failed, or why it began anew (damaged files or other data)."""
 
     end: Literal["done", "stopped", "failed"]
     reason: str = ""
@@ -60,8 +60,8 @@ def start_worker(stopping: Callable[[], bool]) -> None:
 def run_trial(settings_json: str, folder: Path, command: str, stopping: Callable[[], bool] | None = None) -> Result:
     """Complete a trial from its current state. Another process at the same trial waits and then finds it finished.
 
-    settings_json: of `Settings`. folder: the trial's folder, created if it is missing. A trial that cannot be computed
-    has `failed`, with one line of reason.
+    settings_json: `Settings` as JSON. folder: the trial's folder, created if it is missing. A trial that cannot be
+    computed has `failed`, with one line of reason.
     """
     settings = Settings.model_validate_json(settings_json)
     try:

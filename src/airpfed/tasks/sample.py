@@ -43,9 +43,9 @@ class Task:
     """One task of one run.
 
     labels: label words as a causal LM writes them; () for generate. train: samples of each device, at least one. dev,
-    test: shared by the task's devices. No prompt is in two of train, dev and test, not even in another spelling
-    (`text.fold_case`). source_sha256: of the raw rows without duplicates. names: the source's class names, in the order
-    of the labels.
+    test: samples that the task's devices share. No prompt is in two of train, dev and test, not even in another
+    spelling (`text.fold_case`). source_sha256: hash of the raw rows without duplicates. names: the source's class
+    names, in the order of the labels.
     """
 
     name: str

@@ -30,12 +30,13 @@ class Source:
     """The source of a task's samples; None stands for the catalogue's value, or for the default named here.
 
     source: a catalogue name, `gym:<name>`, a .csv/.jsonl/.json/.parquet file, or `hf:owner/name[:config][@split]`.
-    kind: classify by default. prompt: template with {column} for any column, and {{ }} for braces; by default the text
-    column and "Label:" or "Answer:". text_column: for the default prompt only. label_column: the class, or the answer
-    to generate. A catalogue task has the columns text and label. labels: class -> word, in the order of the label
-    indices; by default the class names, sorted. A space is put before each word. max_chars: length at which columns are
-    cut in a prompt; by default they are not cut. classes: use only rows of these classes; by default all rows.
-    max_empty_share: largest share of rows without text or label, which are skipped.
+    kind: `classify` (the default) or `generate`. prompt: template with {column} for any column, and {{ }} for braces;
+    by default the text column and "Label:" or "Answer:". text_column: the text's column, for the default prompt only.
+    label_column: the column of the class, or of the answer to generate. A catalogue task has the columns text and
+    label. labels: class -> word, in the order of the label indices; by default the class names, sorted. A space is put
+    before each word. max_chars: length at which columns are cut in a prompt; by default they are not cut. classes: use
+    only rows of these classes; by default all rows. max_empty_share: largest share of rows without text or label, which
+    are skipped.
     """
 
     name: str

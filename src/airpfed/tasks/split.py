@@ -23,10 +23,10 @@ Samples = tuple[Sample, ...]
 class Shares:
     """How one task's samples are split and shared.
 
-    devices: their number; 0 takes one device per value of the device column (split "column" only). samples_per_device:
-    of every device (sizes "equal"), or the mean of a log-normal distribution whose logarithm has the standard deviation
-    sizes_sigma. dirichlet_alpha: small values give each device one class, large values the mix of all samples.
-    split_as: name in place of the task's own when samples are split.
+    devices: number of devices; 0 takes one device per value of the device column (split "column" only).
+    samples_per_device: the size of every device (sizes "equal"), or the mean of a log-normal distribution whose
+    logarithm has the standard deviation sizes_sigma. dirichlet_alpha: small values give each device one class, large
+    values the mix of all samples. split_as: the name that takes the place of the task's name when samples are split.
     """
 
     devices: int

@@ -78,7 +78,7 @@ def one_round(eta: float, constants: Constants, gradient: float, channel: float)
 def average_bound(eta: float, constants: Constants, gap: float, rounds: int, channel: float) -> AverageBound:
     """(43): 1/T sum_t Lambda_t <= Psi_T, if eta <= step_size(constants); as printed at the rule's step size.
 
-    gap: F(W_1) - F*, with F* = 0 for a cross-entropy. channel: mean over the rounds.
+    gap: F(W_1) - F*, with F* = 0 for a cross-entropy. channel: mean channel error over the rounds.
     """
     slope = constants.beta * eta
     return AverageBound(

@@ -79,8 +79,8 @@ def sample_variance(
 ) -> Float[Tensor, " G"]:
     """Terms whose mean over G >= 2 groups estimates the variance of one sample, E||x - mean||^2 with divisor n - 1.
 
-    means, sizes: of the groups, into which n samples were assigned at random. centre: the mean of all samples. One-way
-    analysis of variance: sum_j n_j ||mean_j - centre||^2 / (G - 1) is unbiased over the assignment.
+    means, sizes: mean and size of each group; n samples were assigned to groups at random. centre: the mean of all
+    samples. One-way analysis of variance: sum_j n_j ||mean_j - centre||^2 / (G - 1) is unbiased over the assignment.
     """
     groups = len(sizes)
     return groups / (groups - 1) * sizes * (means - centre).double().square().sum(1)
@@ -89,9 +89,9 @@ def sample_variance(
 def batch_variance(batch: int, samples: int) -> tuple[float, float]:
     """E||g - mean||^2 of a mini-batch relative to that of a sample: mean over the rounds, and the worst round's.
 
-    batch, samples: their numbers b and D. Each epoch has a random order of its own. A mini-batch that ends an epoch
-    consists of a part of it and a part of the next epoch, each drawn without replacement: sum_i b_i (1 - b_i / D) / b^2
-    over the parts.
+    batch, samples: b and D, the number of samples of the mini-batch and of the device. Each epoch has a random order of
+    its own. A mini-batch that ends an epoch consists of a part of it and a part of the next epoch, each drawn without
+    replacement: sum_i b_i (1 - b_i / D) / b^2 over the parts.
     """
     size = min(batch, samples)
     step = gcd(size, samples)

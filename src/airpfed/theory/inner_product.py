@@ -58,7 +58,7 @@ class Direction:
 
 
 def weights_of(samples: Float[Tensor, " K"], task_of: Int[Tensor, " K"], tasks: int) -> Weights:
-    """The weights of devices with D_k samples each; a task without samples has weight 0. tasks: their number."""
+    """The weights of devices with D_k samples each; a task without samples has weight 0. tasks: number of tasks."""
     counts = samples.double()
     task = torch.zeros(tasks, dtype=torch.float64).index_add(0, task_of, counts)
     return Weights(counts / counts.sum(), counts / task[task_of], task / task.sum(), task_of)

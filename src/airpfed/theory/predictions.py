@@ -18,7 +18,7 @@ class StudiedGroup:
     """One target's normaliser group in a channel study.
 
     energy: share of F times entries. weights: w_k sigma_k. gains: m^H h_k b_k times the receiver's sigma, mean over
-    channels. mean_correlation: of the devices' symbols. mse: per entry, mean over channels.
+    channels. mean_correlation: mean correlation of the devices' symbols. mse: MSE per entry, mean over channels.
     """
 
     energy: float

@@ -15,10 +15,10 @@ from airpfed.theory.bounds import AverageBound
 class Verification:
     """The totals over the checked rounds of a run.
 
-    rounds: how many were checked. descent_violations: of (38). bound_violations: of the bound that applies, (41) for an
-    unbiased design, ours for a biased one. unbiased_violations: of (41), whether or not it applies. slack: median of
-    bound minus measured change, nats. gradient: mean Lambda. failed: assumption -> rounds. A number is None if no round
-    has it.
+    rounds: number of checked rounds. descent_violations: rounds that violate (38). bound_violations: rounds that
+    violate the bound that applies, (41) for an unbiased design and ours for a biased one. unbiased_violations: rounds
+    that violate (41), whether or not it applies. slack: median of bound minus measured change, nats. gradient: mean
+    Lambda. failed: assumption -> rounds. A number is None if no round has it.
     """
 
     rounds: int
@@ -52,7 +52,7 @@ def applicable_bound(row: Theory, probe: Probe) -> float | None:
 def average_bounds(
     records: Sequence[RoundRecord], probe: Probe, key: Literal["claimed", "measured"] = "claimed"
 ) -> list[AverageBound | None]:
-    """Psi_T for T = 1, 2, ...: of (43), or of our bound if the design is biased; None if nothing is proved."""
+    """Psi_T for T = 1, 2, ... from (43), or from our bound if the design is biased; None if nothing is proved."""
     eta, gap = eta_of(records, probe), probe.points[0].loss
     if not probe.plain or (probe.unbiased and not bounds.within_rule(eta, probe.constants)):
         return [None] * len(records)
@@ -66,7 +66,7 @@ def average_bounds(
 
 
 def eta_of(records: Sequence[RoundRecord], probe: Probe) -> float:
-    """The step size of a run: as in its first checked round, else as set, else the rule's."""
+    """The step size of a run: the one of its first checked round, else the setting, else the rule's."""
     default = probe.eta if probe.lr is None else probe.lr
     return next((record.theory.eta for record in records if record.theory), default)
 

@@ -73,9 +73,9 @@ def score_answers(answers: Sequence[Any], split: Split, kind: Kind) -> Score:
 
 
 def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, split: Literal["dev", "test"]) -> Score:
-    """A task's score: of the one model of all its devices, or the D_k-weighted mean over its devices' models.
+    """A task's score: the score of the one model of all its devices, or the D_k-weighted mean over its devices' models.
 
-    number: index of the task whose model is scored. task: the samples.
+    number: index of the task whose model is scored. task: the task whose samples are used.
     """
     devices = (clients.task_of == number).nonzero().flatten().tolist()
     if vectors["device"].shape[1] == 0:

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, the devices' work in this process, and the hooks for theory beside a run."""
+"""Everything that a run consists of, the devices' work in this process, and the hooks for theory beside a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ class Experiment:
 
 Collect = Callable[[Experiment, State], RoundGradients]
 EvaluateTask = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
-"""(experiment, state, index of a task, split) -> the task's score; None if no device could be asked."""
+"""(experiment, state, index of a task, split) -> the task's score; None if no device answers."""
 
 
 def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:

@@ -35,7 +35,11 @@ Rule = Callable[[Clients, Float[Tensor, "K d"], Float[Tensor, " K"], int], tuple
 
 @dataclass(frozen=True)
 class FactorAveraging:
-    """A rule and what it needs. link: D_k, and the cost of sending. local_training: turns gradients into changes."""
+    """A rule and its inputs.
+
+    link: the uplink, for D_k and the cost of sending. local_training: the devices' local steps, whose rate turns
+    pseudo-gradients into changes.
+    """
 
     rule: Rule
     clients: Clients

@@ -71,7 +71,7 @@ def play(
 def play_round(experiment: Experiment, state: State, probe: Probe | None = None) -> tuple[State, RoundRecord]:
     """One round: gradients, uplink and update, dev scores and theory if they are due. Returns the next state.
 
-    probe: needed if it sets the step size, and for the monitor.
+    probe: the theory's probe; required if it sets the step size, and for the monitor.
     """
     seconds: dict[str, float] = {}
     server_step = experiment.server_step.resolve(probe.eta if probe else None)
@@ -116,7 +116,10 @@ def play_round(experiment: Experiment, state: State, probe: Probe | None = None)
 
 
 def read_records(path: Path, rounds: int) -> list[RoundRecord]:
-    """The records of the rounds up to a checkpoint. rounds: those done; UserError unless each has one record."""
+    """The records of the rounds up to a checkpoint.
+
+    rounds: number of rounds done. Raises UserError unless each has one record.
+    """
     records = [record for record in run_files.load_records(path) if record.round <= rounds]
     if [record.round for record in records] != list(range(1, rounds + 1)):
         raise UserError(

@@ -22,7 +22,7 @@ NOTHING = torch.zeros(1, 0)
 
 @dataclass(frozen=True)
 class ServerStep:
-    """The optimizer of the servers and its learning rate. lr: None until the theory's probe sets it."""
+    """The optimizer of the servers and its learning rate. lr: learning rate, None until the theory's probe sets it."""
 
     optimizer: Optimizer
     lr: float | None
@@ -31,7 +31,7 @@ class ServerStep:
     def step_size(self) -> float:
         """The learning rate; ValueError if only the probe could set it."""
         if self.lr is None:
-            raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was made')
+            raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was run')
         return self.lr
 
     def resolve(self, eta: float | None) -> "ServerStep":
@@ -71,7 +71,7 @@ class ServerState:
 class DeviceState:
     """The devices' state, one row per device.
 
-    own: parameters that are never sent. cursors: samples drawn so far.
+    own: parameters that are never sent. cursors: number of samples that each device has drawn so far.
     """
 
     own: OptimizedParameters
@@ -98,7 +98,7 @@ def start(
 ) -> State:
     """The state before round 1: every copy of a scope starts from the same values.
 
-    tasks, devices: their numbers. correlation_statistics: the uplink's initial statistics.
+    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics.
     """
 
     def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:

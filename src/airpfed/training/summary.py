@@ -57,9 +57,9 @@ def base_scores(experiment: Experiment, path: Path, log: Log) -> list[Score]:
 
 
 def final_scores(experiment: Experiment, state: State, records: Sequence[RoundRecord], log: Log) -> FinalScores:
-    """Scores of the models after the last round: on dev and test splits, and on other tasks' test splits.
+    """Scores of the models after the last round on dev and test splits, and on other tasks' test splits.
 
-    A dev score in the last record is not computed again. Raises UserError if nobody can be asked for a test score; the
+    A dev score in the last record is not computed again. Raises UserError if no device answers with a test score; the
     run can then be resumed.
     """
     tasks = experiment.tasks

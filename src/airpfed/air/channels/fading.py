@@ -28,8 +28,9 @@ class FadingParameters:
     gain: mean power gain of the scattered part, linear. los: line of sight at every antenna from every device, a fixed
     complex amplitude, 0 for Rayleigh fading. profile: powers of the delay taps, a sample of the bandwidth apart, of sum
     1. centres: frequencies of the G subcarrier groups, cycles a sample. time_correlation: correlation of a coherence
-    time with the previous one in a round. round_correlation: correlation of a round's first coherence time with that of
-    the previous round. A correlation of 1 is a static channel. names: prefix of the names of the random streams.
+    time with the previous one in a round. round_correlation: correlation of a round's first coherence time with the
+    first of the previous round. A correlation of 1 is a static channel. names: prefix of the names of the random
+    streams.
     """
 
     gain: Float[Tensor, "S K"]
@@ -162,8 +163,8 @@ def line_of_sight(
 ) -> Complex[Tensor, "M K"]:
     """The Rician line of sight, sqrt(gain K/(K+1)) a(theta) exp(-2 pi j d / wavelength), antennas stacked.
 
-    gain: mean power gain of the channel with its line of sight. k_factor: K, linear. apart_m: from stations to devices;
-    arrays lie along the y axis.
+    gain: mean power gain of the channel with its line of sight. k_factor: K, linear. apart_m: distances from stations
+    to devices; arrays lie along the y axis.
     """
     distance = apart_m.square().sum(-1).sqrt()
     sine = apart_m[..., 1] / distance.clamp_min(1e-9)

@@ -34,8 +34,8 @@ DEVICE_M = 1.5
 class Sampling:
     """The frequencies and times at which a channel is sampled.
 
-    centres: of the subcarrier groups, hertz from the carrier. coherence_s: seconds of a coherence time. names: prefix
-    of the names of the streams.
+    centres: centre frequencies of the subcarrier groups, hertz from the carrier. coherence_s: seconds of a coherence
+    time. names: prefix of the names of the streams.
     """
 
     centres: Float[Tensor, " G"]
@@ -134,7 +134,7 @@ def sample_channels(
 ) -> Complex[Tensor, "links rx A tx B"]:
     """Sample a Sionna model at the blocks' subcarrier groups and times.
 
-    batch: arguments of the model before the times and the sampling rate: the number of links of a link-level model.
+    batch: arguments of the model before the times and the sampling rate; for a link-level model, the number of links.
     """
     times = -(-blocks.stop // len(sampling.centres))
     with seed_sionna(seed, *sampling.names, "fading", t):

@@ -46,8 +46,8 @@ def design_of(
 ) -> DesignFunction | None:
     """A named design with its options; None for links without a design.
 
-    truncation: of `channel_inversion`. debiased: of `mmse`. starts: of `uniform_forcing` and `mmse`, for slots of one
-    target.
+    truncation: the option of `channel_inversion`. debiased: whether `mmse` is debiased. starts: number of starting
+    beams of `uniform_forcing` and `mmse`, for slots of one target.
     """
     if name in WITHOUT_DESIGN:
         return None

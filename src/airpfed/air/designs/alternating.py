@@ -50,8 +50,8 @@ Receivers = tuple[Complex[Tensor, "B _D _T"], ...]
 class JointProblem:
     """Slots designed together: minimise sum_j weight_j times the objective of slot j under one power constraint.
 
-    slots: all with the same B, their streams side by side in the constraint. constraint: None if every stream has a
-    limit of its own, |b| <= 1.
+    slots: problems with the same B; their streams lie side by side in the constraint. constraint: None if every stream
+    has a limit of its own, |b| <= 1.
     """
 
     slots: tuple[NormalizedProblem, ...]

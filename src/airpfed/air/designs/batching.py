@@ -12,8 +12,8 @@ def in_batches(
 ) -> list[Transceiver]:
     """Design every slot; slots of one target, perfect channel knowledge and one shape share a call.
 
-    design: must take weights that differ between blocks, (B, 1, K). Returns one transceiver a slot; `iterations` is the
-    largest of a batch.
+    design: a design that accepts weights that differ between blocks, (B, 1, K). Returns one transceiver a slot;
+    `iterations` is the largest of a batch.
     """
     batches: dict[Hashable, list[int]] = {}
     for index, problem in enumerate(slots):

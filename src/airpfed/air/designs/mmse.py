@@ -52,8 +52,8 @@ def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B
     """Solve the problem of the module to a local optimum.
 
     starts: how many beams a slot of one target begins from; the best result is kept. start: for one target, a receiver
-    to begin from instead, say that of a channel just before; then there is no continuation and no comparison with
-    forcing. Raises ValueError if either is given for several targets.
+    to begin from instead, for example the receiver of the previous channel; then there is no continuation and no
+    comparison with forcing. Raises ValueError if either is given for several targets.
     """
     normalized = normalise_problem(problem)
     if problem.weights.shape[-2] == 1:
@@ -84,7 +84,7 @@ def refine_for_csi_error(normalized: NormalizedProblem, m: Complex[Tensor, "B D 
     """The transceiver of a receiver with optimal transmit factors.
 
     With channel estimation error, F is an approximation that counts the error at full power; a few steps of accelerated
-    alternation on the exact problem follow. steps: those taken so far.
+    alternation on the exact problem follow. steps: number of steps taken so far.
     """
     if bool((normalized.csi_variance > 0).any()):
         (m,), more = accelerated_alternation(one_slot(normalized), (m,), STEPS)

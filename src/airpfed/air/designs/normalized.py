@@ -38,14 +38,14 @@ class NormalizedProblem:
     receivers have different antennas.
 
     h: channels in D <= K coordinates. If an antenna set has more antennas than there are streams, the coordinates are
-        those of the span of the channels; nothing is lost, because an optimal receiver lies in the span.
+    coordinates in the span of the channels; nothing is lost, because an optimal receiver lies in the span.
     weights: w_ik, sum_k w_ik^2 = 1. target_weight: alpha_i, sum_i alpha_i = 1.
     noise: sigma2 over the block's typical power, at least NOISE_FLOOR.
     csi_variance: variance of the estimation error times P_k, mean over the antennas of a set.
     basis: orthonormal basis of the span of the channels, None if h is in antenna coordinates.
     antenna_index: the antennas of each set, padded with -1; None if all receivers have all antennas.
     num_antennas: M of the slot. block_power: typical received power per antenna, watts. weight_norm: n_i.
-    power: P_k in watts. device_of_stream: as in `TransceiverProblem`.
+    power: P_k in watts. device_of_stream: see `TransceiverProblem`.
     """
 
     h: Complex[Tensor, "B V D K"]

@@ -44,10 +44,10 @@ def share_energy(
 ) -> list[Transceiver]:
     """Solve the joint problem of a round from given transceivers.
 
-    slots: with the same B; block b of all slots is one round. devices: the device of each stream of each slot, numbered
-    over the round; a device has the same limit P_k in all slots. uses: u_j. powers: p_jk of each stream. starts:
-    transceivers that keep the limit in every slot, e.g. those of `mmse`. The sum of the objectives never rises above
-    theirs.
+    slots: problems with the same B; block b of all slots is one round. devices: the device of each stream of each slot,
+    numbered over the round; a device has the same limit P_k in all slots. uses: u_j. powers: p_jk, the mean power of
+    each stream's symbols. starts: transceivers that keep the limit in every slot, e.g. those of `mmse`. The sum of the
+    objectives never rises above the sum for the starts.
     """
     normalized = tuple(normalise_problem(problem) for problem in slots)
     weight = tuple(

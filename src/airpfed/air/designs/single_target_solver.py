@@ -141,7 +141,7 @@ def keep_smaller(value: Callable[[Iterate], Float[np.ndarray, " B"]], first: Ite
 def best_scale(problem: SingleTargetProblem, ridge: Float[np.ndarray, " B"], x: Iterate) -> Iterate:
     """Scale an iterate by the c >= 0 that minimises F(c m), which is convex and piecewise quadratic in c.
 
-    Devices leave the sum in the order of w_k / |m^H h_k|. The slope at the scale where device k leaves tells on which
+    Devices leave the sum in the order of w_k / |m^H h_k|. The slope at the scale where device k leaves shows on which
     side of it the minimum lies.
     """
     magnitude, norm = gains_and_norm(problem, x)

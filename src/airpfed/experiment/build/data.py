@@ -77,7 +77,10 @@ def all_shares(settings: Settings) -> list[Shares]:
 
 
 def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
-    """Hash everything that the results of a run depend on. data, base: hashes of the tasks' data, and of the base."""
+    """Hash everything that the results of a run depend on.
+
+    data, base: hashes of the tasks' data and of the base model.
+    """
     parts = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
 

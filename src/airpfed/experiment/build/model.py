@@ -97,7 +97,7 @@ def check_head_scope(settings: Settings, base: Backbone) -> None:
 
 
 def torch_device(device: str) -> str:
-    """Return the torch device of `run.device`. Raises UserError if it asks for a GPU and there is none."""
+    """Return the torch device of `run.device`. Raises UserError if it names a GPU and there is none."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
