@@ -14,6 +14,7 @@ from airpfed.air.designs.mmse import mmse
 from airpfed.air.designs.normalized import normalise_problem, normalise_receiver
 from airpfed.air.designs.power_sharing import energy_constraint, share_energy
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective, power_share, silent
+from support.designs import solved
 
 
 def pair(
