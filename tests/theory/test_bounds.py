@@ -216,3 +216,17 @@ def test_psi_of_ours_sums_our_bound(
     assert sum(psi.shares.values()) == pytest.approx(1)
     if rho == 0 and channel == 0 and gain == 1:
         assert psi.channel == pytest.approx(0)
+
+
+@pytest.mark.parametrize("step", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_our_bound_holds_where_the_error_lies_along_the_gradient(step: float, side: float) -> None:
+    """F = beta/2 x^2 and Ghat = (c + side rho) G: each side attains one term of the bound, large steps the second."""
+    beta, gain, rho, gradient = 2.0, 0.9, 0.5, 3.0
+    k = Constants(
+        beta=beta, c=0, sigma_sgd2=0, lam=1, sigma_dif2=0, lam_printed=1, sigma_dif2_printed=0, gain=gain, deviation=rho
+    )
+    eta = step / beta
+    received = (gain + side * rho) * gradient
+    change = -eta * gradient * received + beta / 2 * eta**2 * received**2
+    assert change <= bounds.one_round_ours(eta, k, gradient**2, 0.0) + 1e-12
