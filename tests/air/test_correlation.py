@@ -58,7 +58,7 @@ def make(targets: int, snr_db: float, csi: float = 0.0, packing: Packing = "iq",
         h=gain.sqrt() * complex_normal(BLOCKS, ANTENNAS, DEVICES, rng=rng),
         weights=share / share.sum(1, keepdim=True),
         target_weight=torch.full((targets,), 1 / targets, dtype=torch.float64),
-        power=0.05 + 0.1 * torch.rand(DEVICES, dtype=torch.float64, generator=rng),
+        power_limit=0.05 + 0.1 * torch.rand(DEVICES, dtype=torch.float64, generator=rng),
         noise=half * 0.1 * PATH_GAIN * 10 ** (-snr_db / 10),
         csi_variance=torch.full((DEVICES,), half * csi * PATH_GAIN, dtype=torch.float64),
         real=packing == "real",
@@ -104,7 +104,7 @@ def through(
     signs = torch.ones(BLOCKS, targets, uses, dtype=torch.float64)
     if scrambled:
         signs = 2.0 * torch.randint(2, (BLOCKS, targets, uses), generator=rng).double() - 1
-    sent = made.transmit[:, :, None] * signs[:, targets_of(targets)] * x
+    sent = made.transmit_factors[:, :, None] * signs[:, targets_of(targets)] * x
     y = problem.h @ sent + (full * problem.noise) ** 0.5 * complex_normal(BLOCKS, ANTENNAS, uses, rng=rng)
     if bool(problem.csi_variance.any()):
         error = complex_normal(uses, BLOCKS, ANTENNAS, DEVICES, rng=rng) * (full * problem.csi_variance).sqrt()
@@ -249,7 +249,7 @@ def test_the_gain_is_the_best_real_scalar(seed, packing, silence):
     least = claimed_mse(problem, best, R, power)
     for factor in (1.0, 0.0, 0.99, 1.01, -1.0):
         start = made if factor in (1.0, 0.0) else best
-        other = Transceiver(start.receiver * factor, made.transmit, 0)
+        other = Transceiver(start.receiver * factor, made.transmit_factors, 0)
         assert (least <= claimed_mse(problem, other, R, power) * (1 + 1e-9) + 1e-12).all()
 
 
@@ -262,7 +262,7 @@ def test_what_is_exact_stays():
     R = correlation_matrix(RHOS[2], TASK_OF, targets_of(1), False)
     kept = scale_receivers(problem, made, R, POWER)
     torch.testing.assert_close(kept.receiver, receiver)
-    assert (kept.transmit is transmit, kept.iterations) == (True, 3)
+    assert (kept.transmit_factors is transmit, kept.iterations) == (True, 3)
     assert claimed_mse(problem, kept, R, POWER).max() < 1e-20
 
 
@@ -310,7 +310,7 @@ def learned_tdma(snr_db: float) -> tuple[tuple[Tensor, TransceiverProblem, Trans
         mine, whole = task == TASK_OF, make(TASKS, snr_db)
         problem = TransceiverProblem(
             whole.h[:, :, mine], whole.weights[task : task + 1, mine], torch.ones(1, dtype=torch.float64),
-            whole.power[mine], whole.noise, whole.csi_variance[mine],
+            whole.power_limit[mine], whole.noise, whole.csi_variance[mine],
         )  # fmt: skip
         slots.append((mine, problem, DESIGNS["mmse"](problem)))
     return tuple(slots)
@@ -323,7 +323,7 @@ def tdma(snr_db: float, rho: Correlation, seed: int, uses: int = 5000) -> Normal
         rng = stream(seed, "tdma", task)
         x = symbols(rho, "iq", uses, rng)[:, mine]
         noise = complex_normal(BLOCKS, ANTENNAS, uses, rng=rng)
-        y = problem.h @ (made.transmit[:, :, None] * x) + problem.noise**0.5 * noise
+        y = problem.h @ (made.transmit_factors[:, :, None] * x) + problem.noise**0.5 * noise
         power = (made.receiver.mH @ y).abs().square().mean(-1)
         few = torch.zeros(int(mine.sum()), dtype=torch.int64)
         expected = power_terms(problem, made, correlated_pairs(few, few, False), POWER[mine])
@@ -435,7 +435,7 @@ def test_one_device_has_nothing_to_correlate_with():
         problem.h[:, :, :1],
         torch.ones(1, 1).double(),
         problem.target_weight,
-        problem.power[:1],
+        problem.power_limit[:1],
         problem.noise,
         torch.zeros(1).double(),
     )

@@ -62,11 +62,11 @@ def test_one_after_another_takes_the_sum_of_the_devices_times():
     link = digital(make_air(), 4)
     got = send(link, 1, *gradients(link), everyone(link)).ledger
     h, _ = estimate_channels(link.network, 0.0, link.seed, 1, range(8))
-    rate = torch.log2(1 + h.abs().square().sum(1) * link.power / (2 * link.noise)).clamp(max=8).mean(0)
+    rate = torch.log2(1 + h.abs().square().sum(1) * link.power_limit / (2 * link.noise)).clamp(max=8).mean(0)
     bits = torch.tensor([41 * 4 + 16 + (37, 30)[n] * 4 + 16 for n in (0, 0, 1, 1, 1)])
     uses = bits / rate
     assert got.channel_uses == math.ceil(float(uses.sum()))
-    assert got.joules_max == pytest.approx(float((link.power * uses).max()) * (15 / 14) / 1e6)
+    assert got.joules_max == pytest.approx(float((link.power_limit * uses).max()) * (15 / 14) / 1e6)
     assert got.pilot_uses == sum(math.ceil(float(u) / link.coherence_symbols) for u in uses)
     assert got.side_bits == 5 * 2 * 32
 

@@ -26,7 +26,7 @@ def problem():
         h=1e-6 * torch.randn(3, 4, 5, dtype=torch.complex128, generator=rng),
         weights=torch.rand(2, 5, dtype=torch.float64, generator=rng),
         target_weight=torch.tensor([0.25, 0.75], dtype=torch.float64),
-        power=torch.ones(5, dtype=torch.float64),
+        power_limit=torch.ones(5, dtype=torch.float64),
         noise=1e-13,
         csi_variance=torch.full((5,), 1e-14, dtype=torch.float64),
     )
@@ -44,7 +44,7 @@ def transceiver():
 
 def test_the_error_is_the_sum_of_its_terms(problem, transceiver):
     """One entry, by loops: mismatch of every device, then noise and CSI error through the receiver's norm."""
-    b, m = transceiver.transmit[2], transceiver.receiver[2, :, 1]
+    b, m = transceiver.transmit_factors[2], transceiver.receiver[2, :, 1]
     mismatch = sum(abs(torch.vdot(m, problem.h[2, :, k]) * b[k] - problem.weights[1, k]) ** 2 for k in range(5))
     disturbance = problem.noise + sum(problem.csi_variance[k] * abs(b[k]) ** 2 for k in range(5))
     expected = mismatch + disturbance * torch.vdot(m, m).real
@@ -75,11 +75,11 @@ def test_shapes_are_checked(problem):
 
 
 def test_a_design_beyond_its_limits_is_refused(problem, transceiver):
-    within = replace(transceiver, transmit=transceiver.transmit / transceiver.transmit.abs())
+    within = replace(transceiver, transmit_factors=transceiver.transmit_factors / transceiver.transmit_factors.abs())
     assert check_power(problem, within) is within
     with pytest.raises(ValueError, match=r"1\.21 times its power limit"):
-        check_power(problem, replace(within, transmit=1.1 * within.transmit))
+        check_power(problem, replace(within, transmit_factors=1.1 * within.transmit_factors))
     two = replace(problem, device_of_stream=torch.tensor([0, 0, 1, 2, 3]))
     with pytest.raises(ValueError, match="2 times its power limit"):
         check_power(two, within)
-    check_power(divide_power(two), replace(within, transmit=within.transmit / 2**0.5))
+    check_power(divide_power(two), replace(within, transmit_factors=within.transmit_factors / 2**0.5))

@@ -49,7 +49,7 @@ def test_a_round_by_hand(access, packing, normalizer, slots, scalars):
     assert got.side_bits == 5 * scalars * 32
     assert got.downlink_bits == (41 + 37 + 30) * 32
     symbols = sum(math.ceil(uses / 16) for uses in [*slots, got.pilot_uses])
-    rate = resources.digital_rate(8 * link.network.gain[0], link.power, link.noise, link.bandwidth_hz)
+    rate = resources.digital_rate(8 * link.network.gain[0], link.power_limit, link.noise, link.bandwidth_hz)
     factors = len(slots) if access == "concurrent" else 2
     factors *= 1 if normalizer == "common" else 2  # a group and slot that the device sends in
     side = float(((scalars + factors) * 32 / rate).sum())
@@ -76,8 +76,8 @@ def test_an_absent_device_costs_nothing():
 
 def test_energy_is_power_times_time_where_every_symbol_is_sent_at_the_limit():
     """One device alone under uniform forcing sends at P throughout: 21 + 19 uses, the odd half symbols half empty."""
-    link = make_air(task_of=torch.tensor([0]), samples=doubles(4), network=flat(doubles(1e-10), 8), power=doubles(0.1),
-                   task_names=("only",), lengths=(37,), coherence_symbols=1000)  # fmt: skip
+    link = make_air(task_of=torch.tensor([0]), samples=doubles(4), network=flat(doubles(1e-10), 8),
+                   power_limit=doubles(0.1), task_names=("only",), lengths=(37,), coherence_symbols=1000)  # fmt: skip
     got = send(link, 1, *gradients(link), everyone(link)).ledger
     assert got.joules_max == pytest.approx(0.1 * (41 + 37) / 2 * (15 / 14) / 1e6, rel=1e-6)
 

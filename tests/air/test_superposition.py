@@ -65,7 +65,7 @@ def sums_at_the_antennas(link: Uplink, segment: Segment, transceiver: Transceive
     signs = transmit.scrambling_signs(link, len(slot.weights), x.shape[1], t, segment.name)
     blocks = []
     for block, (a, b) in enumerate(segment.block_ranges):
-        m, factors = transceiver.receiver[block], transceiver.transmit[block]
+        m, factors = transceiver.receiver[block], transceiver.transmit_factors[block]
         scrambled = signs[slot.target_of, a:b] * x[:, a:b]
         blocks.append(antenna_by_antenna(segment.h[block], m, factors, scrambled, z[:, a:b]) * signs[:, a:b])
     entries = unpack_symbols(torch.cat(blocks, 1), link.packing, group.entries.shape[1])
@@ -162,6 +162,6 @@ def test_receiver_noise_has_the_covariance_of_the_combined_antennas():
 def test_receivers_that_hear_the_same_have_one_noise():
     """Rank-one M^H M: jointly Gaussian, not independent per receiver."""
     _, made, _, _ = block(2)
-    twice = Transceiver(made.receiver[:, :, [0, 0]], made.transmit, 0)
+    twice = Transceiver(made.receiver[:, :, [0, 0]], made.transmit_factors, 0)
     n = receiver_noise(twice, 0, 1.0, 20, stream(8, "noise"))
     torch.testing.assert_close(n[0], n[1], rtol=0, atol=1e-6)

@@ -52,7 +52,7 @@ def test_weights_scale_and_offset_give_the_weighted_sum_back(sigma):
 
 def test_own_entries_have_mean_zero_and_power_one():
     made = normalise_group(rows(), LENGTHS, WEIGHTS, None)
-    torch.testing.assert_close(made.power, torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(made.symbol_power, torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(made.entries[:].sum(1), torch.zeros(3, dtype=torch.float64))
     assert (made.entries[:][2, 7:] == 0).all()
 
@@ -83,8 +83,8 @@ def test_under_a_common_sigma_weaker_devices_send_with_less_power():
     sigma = common_sigma([all_rows(g)], [LENGTHS])
     made = normalise_group(g, LENGTHS, WEIGHTS, sigma)
     expected = g.double().square().sum(1) / LENGTHS / sigma**2
-    torch.testing.assert_close(made.power, expected)
-    assert float(made.power.max()) == pytest.approx(1.0, rel=1e-12)
+    torch.testing.assert_close(made.symbol_power, expected)
+    assert float(made.symbol_power.max()) == pytest.approx(1.0, rel=1e-12)
     assert (made.weights == WEIGHTS).all() and (made.offset == 0).all()
 
 
@@ -95,7 +95,7 @@ def test_the_floor_is_relative_to_the_strongest(scale):
     g = (g - g.mean(1, keepdim=True)) / g.std(1, keepdim=True, unbiased=False)
     g = scale * g * torch.tensor([1.0, 2 * FLOOR**0.5, 0.3 * FLOOR**0.5], dtype=torch.float64)[:, None]
     made = normalise_group(g, torch.full((3,), 50), WEIGHTS, None)
-    assert (made.power > 0.5).tolist() == [True, True, False]
+    assert (made.symbol_power > 0.5).tolist() == [True, True, False]
     assert made.weights.isfinite().all() and made.entries[:].isfinite().all()
 
 
@@ -109,5 +109,5 @@ def test_a_constant_row_travels_as_its_mean_only():
 @pytest.mark.parametrize("sigma", [None, 0.0])
 def test_zeros_become_silence(sigma):
     made = normalise_group(torch.zeros(3, 9), LENGTHS, WEIGHTS, sigma)
-    for tensor in (made.entries[:], made.weights, made.scale, made.offset, made.power):
+    for tensor in (made.entries[:], made.weights, made.scale, made.offset, made.symbol_power):
         assert (tensor == 0).all()

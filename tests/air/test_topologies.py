@@ -137,7 +137,7 @@ def test_the_edge_s_error_is_that_of_the_antennas(csi_error):
     for n in range(2):
         rows = slice(4 * n, 4 * n + 4)
         for b in range(len(problem.h)):
-            m, h, f = made.receiver[b, rows, n], problem.h[b, rows], made.transmit[b]
+            m, h, f = made.receiver[b, rows, n], problem.h[b, rows], made.transmit_factors[b]
             error = (m.conj() @ h * f - problem.weights[n]).abs().square().sum()
             noise = (problem.noise + (variance[n] * f.abs().square()).sum()) * m.abs().square().sum()
             torch.testing.assert_close(mse(problem, made)[b, n], error + noise)

@@ -121,7 +121,7 @@ def test_what_is_received_scales_exactly_with_the_gradient(design, normalizer):
 
 def test_one_device_alone_is_a_round():
     link = make_air(noise=0.0, task_of=torch.tensor([0]), samples=torch.tensor([4.0], dtype=torch.float64),
-                   network=flat(torch.tensor([GAIN], dtype=torch.float64), 8), power=torch.tensor([0.1]).double(),
+                   network=flat(torch.tensor([GAIN], dtype=torch.float64), 8), power_limit=torch.tensor([0.1]).double(),
                    task_names=("only",), lengths=(37,))  # fmt: skip
     shared, personal = gradients(link)
     got = send(link, 1, shared, personal, everyone(link))
@@ -183,9 +183,11 @@ def test_no_slot_exceeds_the_power_limit_and_joules_agree(design, access, way, m
     got = send(spy.link, 1, shared, personal, everyone(spy.link))
     joules = torch.zeros(5, dtype=torch.float64)
     for problem, made, symbols in spy.slots:
-        radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
-        assert (radiated / sum(x.shape[1] for x in symbols) <= problem.power * (1 + 1e-9)).all()
-        devices = {5: TASKS >= 0, 2: TASKS == 0, 3: TASKS == 1}[len(problem.power)]
+        radiated = sum(
+            b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit_factors, symbols, strict=True)
+        )
+        assert (radiated / sum(x.shape[1] for x in symbols) <= problem.power_limit * (1 + 1e-9)).all()
+        devices = {5: TASKS >= 0, 2: TASKS == 0, 3: TASKS == 1}[len(problem.power_limit)]
         joules[devices] += radiated * resources.use_seconds(spy.link.bandwidth_hz)
     assert got.ledger.joules_mean == pytest.approx(float(joules.mean()), rel=1e-12)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
@@ -203,7 +205,9 @@ def test_the_streams_of_a_superposed_slot_share_one_limit(design, way, monkeypat
     for problem, made, symbols in spy.slots:
         assert problem.h.shape[2] == 10
         assert (power_share(problem, made) <= 1 + 1e-9).all()
-        radiated = sum(b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit, symbols, strict=True))
+        radiated = sum(
+            b.abs().square() * x.abs().square().sum(1) for b, x in zip(made.transmit_factors, symbols, strict=True)
+        )
         joules += (radiated[:5] + radiated[5:]) * resources.use_seconds(spy.link.bandwidth_hz)
     assert got.ledger.joules_max == pytest.approx(float(joules.max()), rel=1e-12)
 
@@ -232,7 +236,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
         )
     for segment, one in zip(flat, made, strict=True):
         length = torch.tensor([float(b - a) for a, b in segment.block_ranges], dtype=torch.float64)
-        square = one.transmit.abs().square() / segment.problem.power
+        square = one.transmit_factors.abs().square() / segment.problem.power_limit
         power.index_add_(0, segment.slot.devices, length @ (square * segments.block_powers(link, segment)))
         uses.index_add_(0, segment.slot.devices, length.sum().expand(len(segment.slot.devices)))
         peak = max(peak, float(square.max()))
@@ -269,7 +273,7 @@ def test_the_strongest_device_of_uniform_forcing_sends_at_its_limit(monkeypatch)
     send(spy.link, 1, shared, personal, everyone(spy.link))
     problem, made, _ = spy.slots[0]
     torch.testing.assert_close(
-        (made.transmit.abs().square() / problem.power).amax(1), torch.ones(len(problem.h)).double()
+        (made.transmit_factors.abs().square() / problem.power_limit).amax(1), torch.ones(len(problem.h)).double()
     )
 
 
@@ -432,7 +436,7 @@ def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_bloc
     """Half of every vector three times smaller than the rest: unit power over the group, not in each of its blocks."""
     link = make_air(
         "mmse", packing=packing, coherence_symbols=100, refine=refine_of("mmse", "per_round", False),
-        noise=0.1 * GAIN / 10**0.5, power=torch.full((5,), 0.1, dtype=torch.float64), shared_groups=((0, 400),),
+        noise=0.1 * GAIN / 10**0.5, power_limit=torch.full((5,), 0.1, dtype=torch.float64), shared_groups=((0, 400),),
         personal_groups=(), personal_rows=(), lengths=(0, 0),
     )  # fmt: skip
     shared = torch.randn(5, 400, generator=stream(0, "uneven"))

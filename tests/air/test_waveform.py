@@ -28,7 +28,7 @@ def designed(taps: Tensor, groups: int, noise: float = 0.01) -> Transceiver:
 
 def block_model(x: Tensor, made: Transceiver, taps: Tensor, z: Tensor) -> Tensor:
     """What the simulator computes: one channel a group, and the same noise after demodulation."""
-    groups = len(made.transmit)
+    groups = len(made.transmit_factors)
     gain = gains(response(taps, frequencies(groups, N)), made)
     heard = gain @ x.reshape(DEVICES, groups, -1).transpose(0, 1)
     noise = off_grid(demodulate(z, PREFIX, N), groups).reshape(ANTENNAS, groups, -1).transpose(0, 1)

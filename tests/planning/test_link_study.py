@@ -244,7 +244,7 @@ def test_every_drop_is_at_the_stated_snr(file: Path) -> None:
     noises = []
 
     def spied(link, job, drops, entries, rho):
-        medians = (link.power * drops.gain.amax(1)).median(1).values / link.noise
+        medians = (link.power_limit * drops.gain.amax(1)).median(1).values / link.noise
         assert medians.tolist() == pytest.approx([10.0] * len(drops.gain))
         noises.append(link.noise)
         return link_draw(link, job, drops, entries, rho)

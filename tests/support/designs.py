@@ -32,4 +32,6 @@ def _once(
     if key not in _solved:
         _solved[key] = design(problem)
     transceiver = _solved[key]
-    return replace(transceiver, transmit=transceiver.transmit.clone(), receiver=transceiver.receiver.clone())
+    return replace(
+        transceiver, transmit_factors=transceiver.transmit_factors.clone(), receiver=transceiver.receiver.clone()
+    )

@@ -143,7 +143,7 @@ def play(problem: Toy, lib: Any, gains: Tensor | None = None, step: float = 1.0)
     rows = space.Stack(g_s, g_p, own)
     middle = space.weighted_average(weights, rows)
     gradient, printed = space.squared_norm(weights, middle), space.printed_squared_norm(weights, middle)
-    power = space.power(weights, rows)
+    power = space.mean_power_of(weights, rows)
     gains = torch.ones(count, dtype=torch.float64) if gains is None else gains
     bias = bias_of(problem, true, (g_s, g_p), gains)
     lam = shape.lam

@@ -45,7 +45,7 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         task_of=TASKS,
         samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
         network=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
-        power=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
+        power_limit=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
         noise=0.1 * GAIN / 10**1.5,
         csi_error=0.0,
         impairments=NONE,

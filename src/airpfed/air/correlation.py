@@ -175,7 +175,7 @@ def incoherent_noise(
 ) -> Float[Tensor, "B T"]:
     """The second term of `claimed_mse`, independent of R: receiver noise, CSI error, and scattering of impairments."""
     v = gains(problem.h, transceiver) * symbol_power.sqrt()
-    return disturbance(problem, transceiver, impairments.power * symbol_power) + impairments.scattered_power(
+    return disturbance(problem, transceiver, impairments.mean_power * symbol_power) + impairments.scattered_power(
         v, problem.real
     ).sum(-1)
 
@@ -225,7 +225,7 @@ def scale_receivers(
     power = _coherent_power(v, R, problem.real) + incoherent_noise(problem, transceiver, symbol_power, impairments)
     incoherent = _real_parts(v, problem.real).square().sum((0, -1))
     gamma = torch.where(power > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / power, 1.0)
-    return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit, transceiver.iterations)
+    return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit_factors, transceiver.iterations)
 
 
 def power_terms(

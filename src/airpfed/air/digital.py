@@ -121,7 +121,9 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
         stations = torch.unique(link.task_of[group]).tolist() if link.topology == "two_hop" else [None]
         for station in stations:
             antennas = slice(None) if station is None else slice(station * per_station, (station + 1) * per_station)
-            ratio = sinr(h_est[:, antennas][..., group], variance[antennas][:, group], link.power[group], link.noise)
+            ratio = sinr(
+                h_est[:, antennas][..., group], variance[antennas][:, group], link.power_limit[group], link.noise
+            )
             served = torch.ones(len(group), dtype=torch.bool) if station is None else link.task_of[group] == station
             rates[group[served]] = efficiency(link, ratio)[served]
     return rates

@@ -35,7 +35,7 @@ class Impairments:
         return math.exp(-(self.phase_rad**2) / 2) * (1 - self.outage) * gain
 
     @property
-    def power(self) -> float:
+    def mean_power(self) -> float:
         """E|xi|^2; for clipping, the power that is left, distortion included."""
         _, left = (1.0, 1.0) if self.clipping is None else clipped_statistics(self.clipping)
         return (1 - self.outage) * left
@@ -47,9 +47,9 @@ class Impairments:
         real.
         """
         if not real:
-            return (self.power - self.mean**2) * v.abs().square()
-        pseudo = math.exp(-2 * self.phase_rad**2) * self.power
-        return 0.5 * (self.power * v.abs().square() + pseudo * v.square().real) - self.mean**2 * v.real.square()
+            return (self.mean_power - self.mean**2) * v.abs().square()
+        pseudo = math.exp(-2 * self.phase_rad**2) * self.mean_power
+        return 0.5 * (self.mean_power * v.abs().square() + pseudo * v.square().real) - self.mean**2 * v.real.square()
 
 
 NONE = Impairments()

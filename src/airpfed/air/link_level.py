@@ -43,7 +43,7 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
         weights=slot.weights,
         scale=ones,
         offset=torch.zeros_like(ones),
-        power=torch.ones(len(slot.devices), dtype=torch.float64),
+        symbol_power=torch.ones(len(slot.devices), dtype=torch.float64),
         num_entries=torch.full((len(slot.weights),), blocks * entries),
     )
     block_ranges = tuple((block * uses, (block + 1) * uses) for block in range(blocks))

@@ -16,7 +16,7 @@ class TransceiverProblem:
     weights: w_ik >= 0, 0 if target i does not include stream k. With one target the weights may differ from block to
     block, (B, 1, K).
     target_weight: alpha_i >= 0, the weight of target i's error in the objective.
-    power: P_k, watts: the limit |b_k|^2 <= P_k (see `check_power`).
+    power_limit: P_k, watts: the limit |b_k|^2 <= P_k (see `check_power`).
     noise: sigma2, the noise power that the receiver assumes, watts per complex symbol and antenna (the true noise power
     is `Uplink.noise`); 0 switches it off.
     csi_variance: variance of the channel estimation error, 0 for a perfect estimate: (K) or (1, K) if all antennas are
@@ -30,7 +30,7 @@ class TransceiverProblem:
     h: Complex[Tensor, "B M K"]
     weights: Float[Tensor, "*B T K"]
     target_weight: Float[Tensor, " T"]
-    power: Float[Tensor, " K"]
+    power_limit: Float[Tensor, " K"]
     noise: float
     csi_variance: Float[Tensor, "... K"]
     device_of_stream: Int[Tensor, " K"] | None = None
@@ -46,32 +46,34 @@ class Transceiver:
     """
 
     receiver: Complex[Tensor, "B M T"]
-    transmit: Complex[Tensor, "B K"]
+    transmit_factors: Complex[Tensor, "B K"]
     iterations: int
 
     def split(self, counts: Sequence[int]) -> list["Transceiver"]:
         """Split consecutive blocks into parts of the given sizes; the inverse of `join_blocks`."""
-        receivers, transmit = (torch.split(part, list(counts)) for part in (self.receiver, self.transmit))
-        return [Transceiver(m, b, self.iterations) for m, b in zip(receivers, transmit, strict=True)]
+        receivers, factors = (torch.split(part, list(counts)) for part in (self.receiver, self.transmit_factors))
+        return [Transceiver(m, b, self.iterations) for m, b in zip(receivers, factors, strict=True)]
 
     def select(self, condition: Bool[Tensor, " B"], other: "Transceiver") -> "Transceiver":
         """Take this transceiver in the blocks of `condition`, and the other one elsewhere."""
         return Transceiver(
             torch.where(condition[:, None, None], self.receiver, other.receiver),
-            torch.where(condition[:, None], self.transmit, other.transmit),
+            torch.where(condition[:, None], self.transmit_factors, other.transmit_factors),
             self.iterations,
         )
 
 
 def join_blocks(blocks: Sequence[Transceiver]) -> Transceiver:
     """Join the transceivers of separate blocks; `iterations` becomes the largest of theirs."""
-    receiver, transmit = (torch.cat([getattr(block, part) for block in blocks]) for part in ("receiver", "transmit"))
-    return Transceiver(receiver, transmit, max(block.iterations for block in blocks))
+    receiver, factors = (
+        torch.cat([getattr(block, part) for block in blocks]) for part in ("receiver", "transmit_factors")
+    )
+    return Transceiver(receiver, factors, max(block.iterations for block in blocks))
 
 
 def gains(h: Complex[Tensor, "B M K"], transceiver: Transceiver) -> Complex[Tensor, "B T K"]:
     """The gains m_i^H h_k b_k from stream k to the estimate of target i, for estimated or true channels h."""
-    return transceiver.receiver.mH @ h * transceiver.transmit[:, None, :]
+    return transceiver.receiver.mH @ h * transceiver.transmit_factors[:, None, :]
 
 
 def mse(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Tensor, "B T"]:
@@ -81,7 +83,7 @@ def mse(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Tensor, 
     part of the first difference counts.
     """
     mismatch = square_magnitude(problem, gains(problem.h, transceiver) - problem.weights).sum(-1)
-    return mismatch + disturbance(problem, transceiver, torch.ones_like(problem.power))
+    return mismatch + disturbance(problem, transceiver, torch.ones_like(problem.power_limit))
 
 
 def disturbance(
@@ -91,7 +93,7 @@ def disturbance(
 
     symbol_power: p_ik, the mean over target i's entries, (B, T, K) or (T, K), or p_k.
     """
-    radiated = transceiver.transmit.abs().square()[:, None, :] * symbol_power
+    radiated = transceiver.transmit_factors.abs().square()[:, None, :] * symbol_power
     squares = transceiver.receiver.abs().square()
     csi = problem.csi_variance if problem.csi_variance.dim() > 1 else problem.csi_variance[None]
     power: Tensor = ((problem.noise + (radiated @ csi.mT).mT) * squares).sum(1)
@@ -114,14 +116,14 @@ def divide_power(problem: TransceiverProblem) -> TransceiverProblem:
         return problem
     return replace(
         problem,
-        power=problem.power / problem.device_of_stream.bincount()[problem.device_of_stream],
+        power_limit=problem.power_limit / problem.device_of_stream.bincount()[problem.device_of_stream],
         device_of_stream=None,
     )
 
 
 def power_share(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Tensor, "B K"]:
     """The share of its power limit that each stream's device uses, sum over its streams of |b|^2 / P_k: at most 1."""
-    power = transceiver.transmit.abs().square() / problem.power.clamp_min(1e-300)
+    power = transceiver.transmit_factors.abs().square() / problem.power_limit.clamp_min(1e-300)
     if problem.device_of_stream is None:
         return power
     devices = torch.zeros(len(power), int(problem.device_of_stream.max()) + 1, dtype=power.dtype, device=power.device)
@@ -135,7 +137,7 @@ def check_power(problem: TransceiverProblem, transceiver: Transceiver) -> Transc
     because a device's symbols have unit mean power over each normaliser group of the slot (less with the common
     normaliser), although not over each block.
     """
-    maximum = float(power_share(problem, transceiver).max()) if transceiver.transmit.numel() else 0.0
+    maximum = float(power_share(problem, transceiver).max()) if transceiver.transmit_factors.numel() else 0.0
     if maximum > 1 + 1e-9:
         raise ValueError(f"a design lets a device send {maximum:.6g} times its power limit")
     return transceiver

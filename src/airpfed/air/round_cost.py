@@ -76,7 +76,7 @@ def digital_ledger(link: Uplink, slots: Sequence[SlotPlan], t: int, d_s: int) ->
         downlink_bits=downlink_bits(link, d_s),
         backhaul_bits=backhaul_bits(link, slots),
     )
-    joules = link.power * time.device_uses * resources.use_seconds(link.bandwidth_hz)
+    joules = link.power_limit * time.device_uses * resources.use_seconds(link.bandwidth_hz)
     return resources.ledger_of(traffic, joules, rates(link), link.bandwidth_hz, link.subcarriers)
 
 
@@ -119,4 +119,4 @@ def backhaul_bits(link: Uplink, slots: Sequence[SlotPlan]) -> int:
 def rates(link: Uplink) -> Float[Tensor, " K"]:
     """The bits per second of each device alone on the band, for its mean gain over fading."""
     gain = serving_gain(link.network, link.topology == "two_hop", link.task_of)
-    return resources.digital_rate(gain, link.power, link.noise, link.bandwidth_hz)
+    return resources.digital_rate(gain, link.power_limit, link.noise, link.bandwidth_hz)

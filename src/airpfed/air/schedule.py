@@ -59,8 +59,8 @@ class Uplink:
     correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
     topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits an entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
-    csi_error: share of the channels' variance that is left as estimation error. power: P_k, watts. noise: sigma2, the
-    true noise power, watts per complex symbol and antenna. samples: D_k.
+    csi_error: share of the channels' variance that is left as estimation error. power_limit: P_k, watts. noise: sigma2,
+    the true noise power, watts per complex symbol and antenna. samples: D_k.
     shared_groups, personal_groups: columns of the normaliser groups of the s- and p-vectors. personal_rows: for each
     p-group the number of the s-group of the same kind of factor, or a number of its own; groups of one number share
     their correlation statistics. lengths: entries of each task's p-vector.
@@ -85,7 +85,7 @@ class Uplink:
     task_of: Int[Tensor, " K"]
     samples: Float[Tensor, " K"]
     network: Network
-    power: Float[Tensor, " K"]
+    power_limit: Float[Tensor, " K"]
     noise: float
     csi_error: float
     impairments: Impairments

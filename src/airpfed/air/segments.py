@@ -110,7 +110,7 @@ def problem_of(
         h=h_est[..., antennas, :][..., devices],
         weights=weights,
         target_weight=slot.target_weight,
-        power=link.power[devices],
+        power_limit=link.power_limit[devices],
         noise=half * link.noise,
         csi_variance=half * (csi_variance if uniform else csi_variance[..., antennas, :])[..., devices],
         device_of_stream=device_of_stream(devices),
@@ -151,7 +151,7 @@ def block_statistics(
     overlap = torch.minimum(common, per_use * ends[:, None, None]).diff(dim=0).double()
     entries = overlap.diagonal(dim1=1, dim2=2)
     share = entries / entries.sum(0).clamp(min=1)
-    return share, (overlap / entries.clamp(min=1)[:, :, None])[:, :, target_of] * group.power
+    return share, (overlap / entries.clamp(min=1)[:, :, None])[:, :, target_of] * group.symbol_power
 
 
 def block_ranges_of(first_use: int, uses: int, coherence_symbols: int) -> tuple[range, BlockRanges]:
@@ -208,7 +208,11 @@ def _design_round(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
             [segment.slot.devices for segment, _ in blocks],
             uses,
             [power for segment in segments for power in block_powers(link, segment)],
-            [block for transceiver in transceivers for block in transceiver.split([1] * len(transceiver.transmit))],
+            [
+                block
+                for transceiver in transceivers
+                for block in transceiver.split([1] * len(transceiver.transmit_factors))
+            ],
         )
     )
     return [join_blocks([next(refined) for _ in segment.block_ranges]) for segment in segments]

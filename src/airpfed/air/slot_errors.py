@@ -162,5 +162,5 @@ def sum_scale(slot: SlotPlan, group: NormalizedGroup) -> Float[Tensor, " U"]:
 
 def zero_estimate_energy(slot: SlotPlan, group: NormalizedGroup) -> Float[Tensor, " U"]:
     """The error energy of each sum if nothing were sent, for i.i.d. symbols."""
-    energy = group.scale.square() * group.num_entries * (group.weights.square() @ group.power)
+    energy = group.scale.square() * group.num_entries * (group.weights.square() @ group.symbol_power)
     return energy @ slot.combining_matrix.square().T

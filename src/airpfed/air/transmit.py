@@ -81,7 +81,8 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
             zero_estimate_error=zero_estimate_energy(slot, group)[None],
             scale=sum_scale(slot, group)[None],
         ),
-        joules=(transceiver.transmit.abs().square() * air.energy).sum(0) * resources.use_seconds(link.bandwidth_hz),
+        joules=(transceiver.transmit_factors.abs().square() * air.energy).sum(0)
+        * resources.use_seconds(link.bandwidth_hz),
         normal_equations=(normal_equations(terms, power, entries, segment.assumed_correlation),),
     )
 
@@ -114,7 +115,7 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver) 
     for rows in row_chunks(*shape):
         x = pack_symbols(segment.group.entries[rows], link.packing)
         streams = target_streams(segment.slot.target_of[rows], targets)
-        clipped = clip_amplifiers(link, segment, transceiver.transmit[:, rows], x)
+        clipped = clip_amplifiers(link, segment, transceiver.transmit_factors[:, rows], x)
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
         for block, (a, b) in enumerate(segment.block_ranges):
             streams_of_targets[:, :, a:b] += superpose(gain[block][:, rows], clipped[:, a:b], streams)

@@ -61,8 +61,8 @@ def over_the_waveform(
     Block g of the transceiver serves the g-th group of subcarriers. z: noise samples at the antennas; their number
     determines the length of the cyclic prefix. Uses fill whole OFDM symbols.
     """
-    groups = len(transceiver.transmit)
-    transmitted = x.reshape(len(x), groups, -1) * transceiver.transmit.T[:, :, None]
+    groups = len(transceiver.transmit_factors)
+    transmitted = x.reshape(len(x), groups, -1) * transceiver.transmit_factors.T[:, :, None]
     grid = onto_grid(transmitted.flatten(1), groups, subcarriers)
     prefix = z.shape[1] // grid.shape[1] - subcarriers
     samples = propagate(modulate(grid, prefix), taps, z)
@@ -77,8 +77,8 @@ def mismatch(transceiver: Transceiver, taps: Complex[Tensor, "L M K"], subcarrie
     It is the mean over the group's subcarriers of sum_k |m_i^H (H_k(f) - H_k(f_g)) b_k|^2, with f_g the mean frequency
     of the group.
     """
-    groups = len(transceiver.transmit)
+    groups = len(transceiver.transmit_factors)
     fine = response(taps, frequencies(subcarriers, subcarriers)).reshape(groups, -1, *taps.shape[1:])
     coarse = response(taps, frequencies(groups, subcarriers))[:, None]
-    error = transceiver.receiver.mH[:, None] @ (fine - coarse) * transceiver.transmit[:, None, None, :]
+    error = transceiver.receiver.mH[:, None] @ (fine - coarse) * transceiver.transmit_factors[:, None, None, :]
     return error.abs().square().sum(-1).mean(1)

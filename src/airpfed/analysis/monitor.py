@@ -24,7 +24,7 @@ from airpfed.theory.inner_product import (
     Weights,
     dot,
     dot_parts,
-    power,
+    mean_power_of,
     printed_squared_norm,
     squared_norm,
     weighted_average,
@@ -207,7 +207,7 @@ def gradient_fields(weights: Weights, observed: FullGradients, gradient: Directi
         "loss": mean_loss(observed.losses, weights.device),
         "gradient": squared_norm(weights, gradient),
         "gradient_printed": printed_squared_norm(weights, gradient),
-        "power": power(weights, observed.gradient),
+        "power": mean_power_of(weights, observed.gradient),
         "sgd": float(weights.device @ observed.sgd),
         "sgd_error": float((weights.device @ observed.sgd_error.square().diag() @ weights.device).sqrt()),
     }

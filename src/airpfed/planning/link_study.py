@@ -194,10 +194,10 @@ def draw_drops(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Upl
         build_network(radio.model_copy(update={"drop": number}), settings.run.seed, link.task_of, tasks)
         for number in range(1, draws + 1)
     ]
-    medians = [float((link.power * network.gain.amax(0)).median()) for network in networks]
+    medians = [float((link.power_limit * network.gain.amax(0)).median()) for network in networks]
     scales = [1.0 if radio.snr_db is None else medians[0] / median for median in medians]
     drops = draw_channels(link, list(zip(networks, scales, strict=True)), 1)
-    return drops, replace(link, noise=noise_power(radio, networks[0].gain, link.power))
+    return drops, replace(link, noise=noise_power(radio, networks[0].gain, link.power_limit))
 
 
 def summarise_design(

@@ -150,7 +150,7 @@ def study_round(
         segment = replace(segment, assumed_correlation=Correlation(rho, rho))  # whatever the receivers assumed
         claimed = link_level.measure(link, segment, transceiver).claimed
         uses = uses_of(segment.slot.vectors.shape[1], link.packing)
-        power = transceiver.transmit.abs().square().mean(0)
+        power = transceiver.transmit_factors.abs().square().mean(0)
         joules[index] += power * uses * resources.use_seconds(link.bandwidth_hz)
         parts += theory_parts(link, segment, entries, claimed, transceiver)
     return parts, round_ledger(link, slots, joules, 0, count)

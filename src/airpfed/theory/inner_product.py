@@ -101,7 +101,7 @@ def printed_squared_norm(weights: Weights, a: Direction) -> float:
     return sum(float(part.square().sum()) for part in sums)
 
 
-def power(weights: Weights, rows: Stack) -> float:
+def mean_power_of(weights: Weights, rows: Stack) -> float:
     """sum_k D_k/D ||g_k||^2: the squared norm of the average, and the devices' disagreement on top of it."""
     energy = sum(part.double().square().sum(1) for part in (rows.shared, rows.personal, rows.local))
     return float(weights.device @ energy)

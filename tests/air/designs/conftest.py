@@ -38,7 +38,7 @@ def make(
         h=gain.sqrt() * complex_normal(blocks, antennas, devices, rng=rng),
         weights=member * share / group[:, None],
         target_weight=group / share.sum(),
-        power=0.05 + 0.1 * torch.rand(devices, dtype=torch.float64, generator=rng),
+        power_limit=0.05 + 0.1 * torch.rand(devices, dtype=torch.float64, generator=rng),
         noise=0.1 * PATH_GAIN * 10 ** (-snr_db / 10),
         csi_variance=torch.full((devices,), csi * PATH_GAIN, dtype=torch.float64),
     )
@@ -54,7 +54,7 @@ def superpose(problem: TransceiverProblem, transceiver: Transceiver, uses: int, 
         if bool(spread.any())
         else problem.h
     )
-    y = (h @ (transceiver.transmit * x)[..., None])[..., 0]
+    y = (h @ (transceiver.transmit_factors * x)[..., None])[..., 0]
     y = y + problem.noise**0.5 * complex_normal(uses, blocks, antennas, rng=rng)
     estimate = (y[..., None, :] @ transceiver.receiver.conj())[..., 0, :]
     return (estimate - x @ problem.weights.mT.to(x.dtype)).abs().square()

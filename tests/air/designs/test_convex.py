@@ -17,7 +17,7 @@ def test_within_two_percent_of_successive_convex_approximation(make_slot):
     problem = make_slot(6, 8, 20)
     ours = uniform_forcing(problem).receiver.abs().square().sum((1, 2))
     ratios = []
-    for block, h in enumerate(problem.h * problem.power.sqrt() / problem.weights[0]):
+    for block, h in enumerate(problem.h * problem.power_limit.sqrt() / problem.weights[0]):
         scale = h.abs().square().mean().sqrt()
         unit = (h / scale).numpy()
         m = torch.from_numpy(oracle["sca"](unit, oracle["eigenvector"](unit)))

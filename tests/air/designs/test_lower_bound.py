@@ -27,7 +27,7 @@ def test_the_bound_is_within_two_percent_of_mmse_for_ten_devices(make_slot):
 def test_one_device_is_exact(make_slot):
     """K = 1 at high SNR: full power would overshoot, so MSE = min over |a| of (w - a)^2 + a^2 sigma2 / (P ||h||^2)."""
     problem = make_slot(4, 4, 1, 1, 10.0)
-    ratio = problem.noise / (problem.power[0] * problem.h.abs().square().sum((1, 2)))
+    ratio = problem.noise / (problem.power_limit[0] * problem.h.abs().square().sum((1, 2)))
     exact = problem.weights[0, 0] ** 2 * ratio / (1 + ratio)
     torch.testing.assert_close(lower_bound(problem), exact, rtol=1e-4, atol=0.0)
 

@@ -32,8 +32,8 @@ def superposed(s: TransceiverProblem, p: TransceiverProblem) -> TransceiverProbl
     devices = s.h.shape[2]
     streams = [torch.nn.functional.pad(s.weights, (0, devices)), torch.nn.functional.pad(p.weights, (devices, 0))]
     return TransceiverProblem(
-        torch.cat([s.h, p.h], 2), torch.cat(streams), torch.cat([s.target_weight, p.target_weight]), s.power.repeat(2),
-        s.noise, s.csi_variance.repeat(2), torch.arange(devices).repeat(2),
+        torch.cat([s.h, p.h], 2), torch.cat(streams), torch.cat([s.target_weight, p.target_weight]),
+        s.power_limit.repeat(2), s.noise, s.csi_variance.repeat(2), torch.arange(devices).repeat(2),
     )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ def shared(
 def test_shared_energy_keeps_the_round_s_limit_and_never_costs(make_slot, antennas, devices, tasks, uses):
     slots = pair(make_slot, 4, antennas, devices, tasks)
     alone, made = shared(slots, uses)
-    used = sum(u * one.transmit.abs().square() for u, one in zip(uses, made, strict=True)) / slots[0].power
+    used = (
+        sum(u * one.transmit_factors.abs().square() for u, one in zip(uses, made, strict=True)) / slots[0].power_limit
+    )
     assert (used <= sum(uses) * (1 + 1e-9)).all()
     before, after = (sum(u * objective(s, m) for u, s, m in zip(uses, slots, x, strict=True)) for x in (alone, made))
     assert (after <= before * (1 + 1e-9)).all()
@@ -71,7 +73,7 @@ def test_shared_energy_gains_where_nothing_else_limits(make_slot):
     slots = pair(make_slot, 4, 32, 24, 3)
     alone, made = shared(slots)
     assert (total(slots, made) < 0.9 * total(slots, alone)).all()
-    assert max(float((one.transmit.abs().square() / slots[0].power).max()) for one in made) > 1.01
+    assert max(float((one.transmit_factors.abs().square() / slots[0].power_limit).max()) for one in made) > 1.01
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,7 +19,7 @@ every_shape = pytest.mark.parametrize(
 
 
 def finite(transceiver):
-    return bool(torch.isfinite(transceiver.receiver).all() and torch.isfinite(transceiver.transmit).all())
+    return bool(torch.isfinite(transceiver.receiver).all() and torch.isfinite(transceiver.transmit_factors).all())
 
 
 def test_the_settings_know_the_designs_of_the_table():
@@ -52,7 +52,7 @@ def test_a_slip_of_two_percent_would_be_seen(make_slot, measure):
 def test_power_is_kept(make_slot, name, antennas, devices, targets):
     problem = make_slot(4, antennas, devices, targets)
     transceiver = solved(name, problem)
-    assert (transceiver.transmit.abs().square() <= problem.power * (1 + 1e-9)).all()
+    assert (transceiver.transmit_factors.abs().square() <= problem.power_limit * (1 + 1e-9)).all()
 
 
 @every_design
@@ -63,7 +63,7 @@ def test_nothing_depends_on_the_scale_of_units(make_slot, name, antennas, device
     other = replace(
         problem,
         h=problem.h * volts,
-        power=problem.power * watts,
+        power_limit=problem.power_limit * watts,
         noise=problem.noise * watts * volts**2,
         csi_variance=problem.csi_variance * volts**2,
         weights=problem.weights * sums,
@@ -95,7 +95,7 @@ def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, mon
     problem = replace(
         make_slot(3, 1 if case == "one antenna" else 4, targets if case == "few" else 6, targets), noise=noise
     )
-    h, weights, power = problem.h.clone(), problem.weights.clone(), problem.power.clone()
+    h, weights, power = problem.h.clone(), problem.weights.clone(), problem.power_limit.clone()
     match case:
         case "no weight":
             weights[:, 0] = 0
@@ -109,13 +109,13 @@ def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, mon
             weights[:] = 0
         case "all deaf":
             h[2] = 0
-    problem = replace(problem, h=h, weights=weights, power=power)
+    problem = replace(problem, h=h, weights=weights, power_limit=power)
     transceiver = DESIGNS[name](problem)
     assert finite(transceiver)
-    assert (transceiver.transmit.abs().square() <= problem.power * (1 + 1e-9)).all()
+    assert (transceiver.transmit_factors.abs().square() <= problem.power_limit * (1 + 1e-9)).all()
     if name != "uniform_forcing":
         assert (objective(problem, transceiver) <= objective(problem, silent(problem)) * (1 + 1e-6) + 1e-300).all()
     if case == "no weight":
-        assert (transceiver.transmit[:, 0] == 0).all()
+        assert (transceiver.transmit_factors[:, 0] == 0).all()
     if case == "no channel":
         assert (gains(problem.h, transceiver)[0, :, 1] == 0).all()

@@ -34,7 +34,7 @@ def test_interference_is_weighed_where_nulls_are_out_of_reach(make_slot):
 
 def test_the_weakest_device_sends_all_its_power(make_slot):
     problem = make_slot(8, 4, 20)
-    used = (uniform_forcing(problem).transmit.abs().square() / problem.power).amax(-1)
+    used = (uniform_forcing(problem).transmit_factors.abs().square() / problem.power_limit).amax(-1)
     torch.testing.assert_close(used, torch.ones_like(used), rtol=1e-9, atol=0)
 
 

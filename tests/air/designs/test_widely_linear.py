@@ -81,7 +81,7 @@ def test_never_worse_than_the_complex_design_heard_as_real(make_slot, antennas, 
     ours = objective(real, mmse(real))
     for other in (mmse(problem), naive_ao(problem), uniform_forcing(real)):
         assert (ours <= objective(real, other) * (1 + 1e-9)).all()
-    assert (mmse(real).transmit.abs().square() <= real.power * (1 + 1e-9)).all()
+    assert (mmse(real).transmit_factors.abs().square() <= real.power_limit * (1 + 1e-9)).all()
 
 
 def test_every_step_lowers_the_objective(make_slot, monkeypatch):
@@ -101,7 +101,7 @@ def test_two_real_streams_of_one_device_share_a_complex_channel(make_slot):
     p = make_slot(4, 8, 3, 1, 30.0)
     stack = torch.cat([torch.nn.functional.pad(p.weights, (0, 3)), torch.nn.functional.pad(p.weights, (3, 0))])
     problem = TransceiverProblem(
-        torch.cat([p.h, p.h], 2), stack, torch.ones(2, dtype=torch.float64), p.power.repeat(2), p.noise,
+        torch.cat([p.h, p.h], 2), stack, torch.ones(2, dtype=torch.float64), p.power_limit.repeat(2), p.noise,
         p.csi_variance.repeat(2), torch.arange(3).repeat(2),
     )  # fmt: skip
     real = heard_as_real(problem)

@@ -67,7 +67,7 @@ def one_slot(problem: NormalizedProblem) -> JointProblem:
     """The joint problem of a single slot, in which the streams of a device share its limit."""
     if problem.device_of_stream is None:
         return JointProblem((problem,), (1.0,), None)
-    ones = torch.ones_like(problem.power)
+    ones = torch.ones_like(problem.power_limit)
     limit = ones[: int(problem.device_of_stream.max()) + 1]
     return JointProblem((problem,), (1.0,), PowerConstraint(problem.device_of_stream, ones, limit))
 

@@ -26,7 +26,9 @@ def in_batches(
         members = [slots[index] for index in indices]
         parts = design(concatenate_blocks(members)).split([len(problem.h) for problem in members])
         for index, problem, part in zip(indices, members, parts, strict=True):
-            transceivers[index] = Transceiver(part.receiver, part.transmit * problem.power.sqrt(), part.iterations)
+            transceivers[index] = Transceiver(
+                part.receiver, part.transmit_factors * problem.power_limit.sqrt(), part.iterations
+            )
     return [transceivers[index] for index in range(len(slots))]
 
 
@@ -44,9 +46,9 @@ def batch_key(problem: TransceiverProblem) -> Hashable:
 
 def concatenate_blocks(slots: Sequence[TransceiverProblem]) -> TransceiverProblem:
     """One slot of the blocks of all slots of a batch, with power limits of 1 and channels scaled by sqrt(P_k)."""
-    h = torch.cat([problem.h * problem.power.sqrt() for problem in slots])
+    h = torch.cat([problem.h * problem.power_limit.sqrt() for problem in slots])
     weights = torch.cat([problem.weights.expand(len(problem.h), -1, -1) for problem in slots])
-    ones = torch.ones_like(slots[0].power)
+    ones = torch.ones_like(slots[0].power_limit)
     return TransceiverProblem(
         h, weights, torch.ones_like(slots[0].target_weight), ones, slots[0].noise, 0 * ones, real=slots[0].real
     )

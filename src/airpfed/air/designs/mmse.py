@@ -148,4 +148,6 @@ def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver
     mean = (gains(problem.h, transceiver) * problem.weights).sum(-1) / torch.where(square > 0, square, 1.0)
     mean = mean.real.to(mean.dtype) if problem.real else mean
     mean = torch.where(mean.abs() > 1e-12, mean, 1.0)
-    return Transceiver(transceiver.receiver / mean.conj()[:, None, :], transceiver.transmit, transceiver.iterations)
+    return Transceiver(
+        transceiver.receiver / mean.conj()[:, None, :], transceiver.transmit_factors, transceiver.iterations
+    )

@@ -45,7 +45,7 @@ class NormalizedProblem:
     basis: orthonormal basis of the span of the channels, None if h is in antenna coordinates.
     antenna_index: the antennas of each set, padded with -1; None if all receivers have all antennas.
     num_antennas: M of the slot. block_power: typical received power per antenna, watts. weight_norm: n_i.
-    power: P_k in watts. device_of_stream: see `TransceiverProblem`.
+    power_limit: P_k in watts. device_of_stream: see `TransceiverProblem`.
     """
 
     h: Complex[Tensor, "B V D K"]
@@ -58,14 +58,14 @@ class NormalizedProblem:
     num_antennas: int
     block_power: Float[Tensor, " B"]
     weight_norm: Float[Tensor, "*B T"]
-    power: Float[Tensor, " K"]
+    power_limit: Float[Tensor, " K"]
     device_of_stream: Int[Tensor, " K"] | None
 
 
 def normalise_problem(problem: TransceiverProblem) -> NormalizedProblem:
     """Express a design problem in natural units."""
     index = None if problem.antenna_mask is None else antenna_indices(problem.antenna_mask)
-    full = (problem.h * problem.power.sqrt())[:, None]
+    full = (problem.h * problem.power_limit.sqrt())[:, None]
     csi = (problem.csi_variance if problem.csi_variance.dim() > 1 else problem.csi_variance[None]).expand(
         len(full), -1, -1
     )
@@ -92,13 +92,13 @@ def normalise_problem(problem: TransceiverProblem) -> NormalizedProblem:
         weights=problem.weights / norm[..., None],
         target_weight=target_weight / target_weight.sum().clamp_min(1e-300),
         noise=(problem.noise / block_power).clamp_min(NOISE_FLOOR),
-        csi_variance=csi_mean * problem.power / block_power[:, None, None],
+        csi_variance=csi_mean * problem.power_limit / block_power[:, None, None],
         basis=basis,
         antenna_index=index,
         num_antennas=problem.h.shape[1],
         block_power=block_power,
         weight_norm=norm,
-        power=problem.power,
+        power_limit=problem.power_limit,
         device_of_stream=problem.device_of_stream,
     )
 
@@ -115,7 +115,7 @@ def denormalise(
         full = zeros.scatter(1, index.T.expand(len(full), -1, -1), full)[:, :antennas]
     return Transceiver(
         full * normalized.weight_norm[..., None, :] / normalized.block_power.sqrt()[:, None, None],
-        transmit * normalized.power.sqrt(),
+        transmit * normalized.power_limit.sqrt(),
         iterations,
     )
 
@@ -216,6 +216,6 @@ def inference_mode(design: Callable[P, Transceiver]) -> Callable[P, Transceiver]
     def run(*args: P.args, **kwargs: P.kwargs) -> Transceiver:
         with torch.inference_mode():
             transceiver = design(*args, **kwargs)
-        return Transceiver(transceiver.receiver.clone(), transceiver.transmit.clone(), transceiver.iterations)
+        return Transceiver(transceiver.receiver.clone(), transceiver.transmit_factors.clone(), transceiver.iterations)
 
     return run

@@ -68,7 +68,7 @@ def optimal_transmit_factors(
 
 def coordinate_constraint(problem: NormalizedProblem) -> PowerConstraint:
     """The power constraint of the coordinates: both of every stream of a device share the limit of the device."""
-    ones = torch.ones_like(problem.power)
+    ones = torch.ones_like(problem.power_limit)
     device_of_stream = (
         torch.arange(len(ones), device=ones.device) if problem.device_of_stream is None else problem.device_of_stream
     )

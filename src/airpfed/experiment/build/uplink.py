@@ -57,7 +57,7 @@ def build_uplink(
         task_of=task_of,
         samples=samples,
         network=network,
-        power=power,
+        power_limit=power,
         noise=noise_power(radio, network.gain, power),
         csi_error=radio.csi_error,
         impairments=impairments_of(radio),

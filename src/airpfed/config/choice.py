@@ -1,0 +1,201 @@
+"""Choices: settings whose value is the name of a row of a public dict, with that row's options.
+
+`design = "mmse"`, `design = { name = "mmse", starts = 4 }` and, on the command line, `design=mmse(starts=4)` mean the
+same kind of thing. A choice is stored resolved: with every option of its row, so that it has one form.
+"""
+
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+from airpfed.core.errors import UserError
+from airpfed.core.rows import Rows
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of row. noun: what one is called. key: the setting. address: `module:NAME` of its public dict.
+
+    The dict is imported when the first choice of the kind is read, because its module may lie in a folder above.
+    """
+
+    noun: str
+    key: str
+    address: str
+
+    @property
+    def rows(self) -> Rows[Any]:
+        """The public dict."""
+        module, name = self.address.split(":")
+        rows: Rows[Any] = getattr(importlib.import_module(module), name)
+        return rows
+
+
+KINDS: dict[str, Kind] = {
+    "schemes": Kind("scheme", "radio.scheme", "airpfed.air.schemes:SCHEMES"),
+    "designs": Kind("design", "radio.design", "airpfed.air.designs:DESIGNS"),
+    "channels": Kind("channel", "radio.channel", "airpfed.air.channels:CHANNELS"),
+    "methods": Kind("method", "adapters.method", "airpfed.model.methods:METHODS"),
+    "splits": Kind("split", "tasks.split", "airpfed.tasks.split:SPLITS"),
+    "metrics": Kind("metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
+    "optimizers": Kind("optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
+    "aggregators": Kind("aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
+    "trackers": Kind("tracker", "run.tracker", "airpfed.experiment.loggers:TRACKERS"),
+}
+"""The kinds of rows, by the name of `airpfed list`."""
+BY_KEY = {kind.key: kind for kind in KINDS.values()}
+"""Setting -> its kind."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row's name and the value of each of its options.
+
+    kind: the kind of row, a key of KINDS.
+    """
+
+    kind: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row(self) -> Any:
+        """The row. Raises UserError if there is none of this name, which only a choice read unchecked can have."""
+        return KINDS[self.kind].rows.find(self.name)
+
+    def bind(self) -> Any:
+        """The row's function with these options set."""
+        return KINDS[self.kind].rows.bind(self.name, self.options)
+
+    @property
+    def label(self) -> str:
+        """The name, with the options that differ from their defaults: `mmse(starts=4)`."""
+        rows = KINDS[self.kind].rows
+        defaults = {option.name: option.default for option in rows.options(self.name)} if self.name in rows else {}
+        return label_of({"name": self.name, **{k: v for k, v in self.options.items() if defaults.get(k, ...) != v}})
+
+    def __str__(self) -> str:
+        """Write the label."""
+        return self.label
+
+    def __hash__(self) -> int:
+        """Hash by the label of all options."""
+        return hash((self.kind, label_of(self.tree())))
+
+    def tree(self) -> dict[str, Any]:
+        """The choice as a table of a settings file; options without a value are left out."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items() if v is not None}
+        return {"name": self.name, **values}
+
+
+def label_of(tree: Mapping[str, Any]) -> str:
+    """Write a table with a name as `name(option=value, ...)`."""
+    options = ", ".join(f"{key}={_toml(value)}" for key, value in tree.items() if key != "name")
+    return f"{tree['name']}({options})" if options else str(tree["name"])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value)
+
+
+_checked: ContextVar[bool] = ContextVar("checked", default=True)
+
+
+@contextmanager
+def unchecked_choices() -> Iterator[None]:
+    """Read choices without their rows: the settings of a finished run, whose rows may be a plug-in's."""
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
+
+
+def parse_call(text: str) -> dict[str, Any]:
+    """Read `name` or `name(option=value, ...)`; a value is TOML, and any other text is a string.
+
+    Raises ValueError for other text.
+    """
+    match = CALL.fullmatch(text)
+    if match is None:
+        return {"name": text.strip()}
+    options: dict[str, Any] = {"name": match[1]}
+    for part in split_outside_brackets(match[2]):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key:
+            raise ValueError(f"{part.strip()!r} should be written option=value")
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    return options
+
+
+def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
+    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        depth += 0 if quote else (char in "([{") - (char in ")]}")
+        if char == separator and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts if text.strip() else []
+
+
+def parse_choice(kind: str, value: Any) -> Choice:
+    """Read a choice from a settings file: a name, a table with a name and options, or a `Choice`.
+
+    Raises ValueError, whose text begins with `.OPTION` if an option is wrong.
+    """
+    rows_checked = _checked.get()
+    if isinstance(value, Choice):
+        return value
+    if isinstance(value, str):
+        tree = parse_call(value)
+    elif isinstance(value, Mapping):
+        tree = dict(value)
+    else:
+        raise ValueError(f"should be a name, or a table with a name and options, not {type(value).__name__}")
+    name = tree.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError('should have a name: { name = "...", option = ... }')
+    if not rows_checked:
+        return Choice(kind, name, tree)
+    try:
+        return Choice(kind, name, KINDS[kind].rows.resolve(name, tree))
+    except UserError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(".") else f' = "{name}": {text}') from None
+
+
+def choice_of(kind: str) -> Any:
+    """The annotation of a setting that is a choice of a kind."""
+
+    def read(value: Any) -> Choice:
+        return parse_choice(kind, value)
+
+    return Annotated[
+        Choice,
+        PlainValidator(read),
+        PlainSerializer(lambda choice: choice.tree(), return_type=dict),
+        WithJsonSchema({"type": "choice", "kind": kind}),
+    ]
