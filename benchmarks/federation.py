@@ -43,7 +43,7 @@ chunk = 1
 rounds = {rounds}
 
 [radio]
-design = "error_free"
+scheme = "error_free"
 
 [run]
 threads = 1

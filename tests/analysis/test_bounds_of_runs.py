@@ -30,7 +30,7 @@ FEW = "adapters.layers=last-3"
 
 
 def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
-    settings = settings_file.read_settings(file, ["radio.design=error_free", f"adapters.method={method}", *overrides])
+    settings = settings_file.read_settings(file, ["radio.scheme=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
     return experiment_of(settings)
 
@@ -44,14 +44,14 @@ def test_no_design_of_the_air_carries_them(method: str, llama_settings: Path) ->
     with pytest.raises(UserError) as caught:
         settings_file.read_settings(llama_settings, [f"adapters.method={method}"])
     assert str(caught.value).count("\n") == 0
-    assert f'adapters.method = "{method}": needs radio.design = "error_free"' in str(caught.value)
+    assert f'adapters.method = "{method}": needs radio.scheme = "error_free"' in str(caught.value)
 
 
 def test_centralised_is_one_device_with_the_pooled_data(llama_settings: Path) -> None:
     """Bit for bit, with a batch for every device it stands for; and nothing is sent."""
     central = experiment(llama_settings, "centralised", tasks=1)
     settings = settings_file.read_settings(
-        llama_settings, ["radio.design=error_free", "adapters.method=fedit", "devices.batch_size=6"]
+        llama_settings, ["radio.scheme=error_free", "adapters.method=fedit", "devices.batch_size=6"]
     )
     settings = settings.model_copy(update={"tasks": settings.tasks[:1]})
     (task,) = build.load_tasks(settings)
@@ -184,7 +184,7 @@ def test_a_run_leaves_merged_weights_and_says_why_no_adapters(
     out = tmp_path / "run"
     rounds = [
         "adapters.method=fedex",
-        "radio.design=error_free",
+        "radio.scheme=error_free",
         "server.rounds=2",
         "devices.local_lr=30.0",
         *LOCAL[:1],

@@ -303,7 +303,7 @@ def test_a_draw_takes_the_step_of_the_round(played: tuple[Experiment, RoundTrace
 
 def test_the_noise_of_a_mini_batch_is_that_of_the_workers_own(file: Path) -> None:
     """A worker of `centralised` takes as many samples at once as all its devices together."""
-    made = experiment(file, *METERED, "radio.design=error_free", "adapters.method=centralised")
+    made = experiment(file, *METERED, "radio.scheme=error_free", "adapters.method=centralised")
     clients, values = made.clients, vectors(made.initial)
     assert clients.batch_multiplier and min(clients.batch_multiplier) > 1
     whole, alone = (full_gradients(one, values, 1, 4).sgd for one in (clients, replace(clients, batch_multiplier=())))

@@ -21,8 +21,8 @@ METERED = [f"theory.{key}" for key in ("draws", "pilot_rounds", "hessian_samples
 METERED += [f"theory.{key}" for key in ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")]
 VALUES = {"theory.draws": "30", "theory.pilot_rounds": "3", "theory.hessian_samples": "4", "theory.lanczos_steps": "4"}
 EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
-    ("tasks.dirichlet_alpha", "tasks.split"): (["tasks.sst2.dirichlet_alpha=0.5"], ["tasks.sst2.split=dirichlet"]),
-    ("tasks.device_column", "tasks.split"): (["tasks.sst2.device_column=user"], ["tasks.sst2.split=column"]),
+    ("tasks.dirichlet_alpha", "tasks.split"): (["tasks.sst2.split.alpha=0.5"], ["tasks.sst2.split=dirichlet"]),
+    ("tasks.device_column", "tasks.split"): (["tasks.sst2.split.column=user"], ["tasks.sst2.split=column"]),
     ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
     ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
     ("tasks.labels", "tasks.kind"): (
@@ -35,7 +35,7 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ),
     ("tasks.max_new_tokens", "tasks.kind"): (["tasks.sst2.max_new_tokens=4"], ["tasks.sst2.kind=generate"]),
     ("tasks.power_dbm", "adapters.method"): (
-        ["tasks.sst2.power_dbm=3.0", "adapters.method=centralised", "radio.design=error_free"],
+        ["tasks.sst2.power_dbm=3.0", "adapters.method=centralised", "radio.scheme=error_free"],
         ["adapters.method=fedex"],
     ),
     ("adapters.head", "model.kind"): (["adapters.head=global", "model.kind=causal"], ["model.kind=auto"]),
@@ -76,7 +76,7 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ),
     ("radio.height_m", "radio.channel"): (
         ["radio.height_m=5.0", "radio.channel=rma"],
-        ["radio.channel=tdl_a", "radio.delay_spread_s=1e-7"],
+        ["radio.channel=tdl_a", "radio.channel.delay_spread_s=1e-7"],
     ),
     ("run.eval_every", "tasks.dev_samples"): (
         ["run.eval_every=2", "tasks.*.dev_samples=0"],
@@ -120,9 +120,9 @@ def test_defaults_never_contradict(file):
     """A key counts where the user wrote it, also at its default; a value that asks for nothing does not."""
     for overrides in ([], ["radio.snr_db=3.0"], ["radio.layout=cell_free"], ["tasks.*.dev_samples=0"]):
         read_new_settings(file, overrides)
-    read_new_settings(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.device_column="])
+    read_new_settings(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.split.column="])
     with pytest.raises(UserError, match="dirichlet_alpha"):
-        read_new_settings(file, ["tasks.sst2.dirichlet_alpha=0.5"])
+        read_new_settings(file, ["tasks.sst2.split.alpha=0.5"])
 
 
 def test_a_key_is_taken_back_by_an_empty_value(file):
@@ -138,7 +138,7 @@ def test_more_devices_than_there_are_cannot_be_waited_for(file):
     with pytest.raises(UserError, match=r"federation.min_devices = 99: the tasks have 8 devices; should be at most"):
         read_new_settings(file, ["federation.min_devices=99"])
     read_new_settings(file, ["federation.min_devices=8"])
-    by_column = ["tasks.sst2.devices=0", "tasks.sst2.split=column", "tasks.sst2.device_column=user"]
+    by_column = ["tasks.sst2.devices=0", "tasks.sst2.split=column", "tasks.sst2.split.column=user"]
     read_new_settings(file, ["federation.min_devices=9", *by_column])
 
 
@@ -153,7 +153,7 @@ def test_written_settings_read_back_and_are_accepted(overrides, file, tmp_path):
 
 
 def test_written_settings_keep_what_has_no_effect_but_was_set(file, tmp_path):
-    settings = read_settings(file, ["tasks.sst2.dirichlet_alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
+    settings = read_settings(file, ["tasks.sst2.split.alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
     write_settings(settings, tmp_path / "experiment.toml")
     assert read_settings(tmp_path / "experiment.toml") == settings
 
@@ -164,7 +164,7 @@ def test_the_experiments_contradict_nowhere():
 
 
 def test_settings_that_differ_in_what_has_no_effect_are_the_same_run(file):
-    one, other = (read_settings(file, [f"tasks.sst2.dirichlet_alpha={alpha}"]) for alpha in (0.1, 0.2))
+    one, other = (read_settings(file, [f"tasks.sst2.split.alpha={alpha}"]) for alpha in (0.1, 0.2))
     assert one != other and effective_tree(one) == effective_tree(other)
     assert effective_tree(one) != effective_tree(read_settings(file, ["tasks.sst2.split=dirichlet"]))
 
@@ -201,7 +201,7 @@ def test_within_its_ranges_nothing_is_told(file):
 
 
 def test_a_rule_in_the_optimizers_place_is_told(file):
-    overrides = ["adapters.method=fedex", "radio.design=error_free"]
+    overrides = ["adapters.method=fedex", "radio.scheme=error_free"]
     assert settings_notes(read_new_settings(file, overrides)) == []
     (line,) = settings_notes(read_new_settings(file, [*overrides, "server.lr=0.1"]))
     assert "server.lr" in line and "fedex" in line

@@ -63,7 +63,7 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | 
         ("link", ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column"], "device_column"),
         (
             "link",
-            ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column", "--set", "tasks.*.device_column=user"],
+            ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column", "--set", "tasks.*.split.column=user"],
             "tasks.a.devices = 0: a study reads no data",
         ),
         ("plan", ["--limit", "nan"], "--limit nan: should be a percentage"),
@@ -75,10 +75,10 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | 
         ("sweep", ["--seeds", "9" * 20], "should be at most 100000"),
         ("sweep", ["--workers", "9" * 20], "should be at most 100000"),
         ("sweep", ["--grid", "devices.local_lr=1e-3,1e-2"], "devices.local_lr = 0.001: does nothing with"),
-        ("sweep", ["--grid", "tasks.*.dirichlet_alpha=0.1,1"], "dirichlet_alpha = 0.1: does nothing with"),
+        ("sweep", ["--grid", "tasks.*.split.alpha=0.1,1"], "dirichlet_alpha = 0.1: does nothing with"),
         (
             "sweep",
-            ["--grid", "tasks.*.dirichlet_alpha=0.1,1", "--grid", "tasks.*.split=iid,dirichlet"],
+            ["--grid", "tasks.*.split.alpha=0.1,1", "--grid", "tasks.*.split=iid,dirichlet"],
             "are the same settings",
         ),
         ("sweep", ["--grid", "run.threads=1,2"], "are the same settings"),

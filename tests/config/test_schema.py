@@ -67,8 +67,8 @@ def complaint(path: Path, *overrides: str) -> str:
         ("radio.noise_dbm=-1e9", ["noise_dbm = -1e+09", "from -300 to 300"]),
         ("radio.correlation=1.0", ["correlation = 1", '"estimated", "none", or from 0 to below 1']),
         ("radio.personal_slots=2", ["personal_slots = 2", 'access = "auto", not "tdma"']),
-        ("radio.starts=0", ["radio.starts = 0", "1"]),
-        ("radio.truncation=1.5", ["truncation = 1.5", '"best" or from 0 to 1']),
+        ("radio.design.starts=0", ["radio.starts = 0", "1"]),
+        ("radio.design.truncation=1.5", ["truncation = 1.5", '"best" or from 0 to 1']),
         ("radio.design=best", ['radio.design = "best"', '"uniform_forcing"', '"mmse"']),
         ("adapters.method=fedavg", ['adapters.method = "fedavg"', '"airpfed"']),
         ("adapters.target_modules=[]", ["adapters.target_modules = ", "at least 1"]),
@@ -168,7 +168,7 @@ def test_the_last_override_of_a_key_counts(file):
     assert read_settings(file, ["run.seed=1", "run.seed=2"]).run.seed == 2
 
 
-@pytest.mark.parametrize("overrides", [[], ["radio.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]])
+@pytest.mark.parametrize("overrides", [[], ["radio.design.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]])
 def test_written_settings_read_back_equal(file, tmp_path, overrides):
     settings = read_settings(file, overrides)
     write_settings(settings, tmp_path / "experiment.toml")

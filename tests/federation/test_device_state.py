@@ -26,7 +26,7 @@ from support.settings import make_settings
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
 SETTINGS = (
-    "radio.design=error_free", "run.eval_every=0", "adapters.method=feddpa", "adapters.layers=last-2",
+    "radio.scheme=error_free", "run.eval_every=0", "adapters.method=feddpa", "adapters.layers=last-2",
     "federation.deadline_seconds=0.4",
 )  # fmt: skip
 

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("shared_bases")
 SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
 CASES = {
     "both scopes, over the air": (),
-    "ideal link, rounded at random to 8 bits": ("radio.design=error_free", "federation.payload=int8"),
+    "ideal link, rounded at random to 8 bits": ("radio.scheme=error_free", "federation.payload=int8"),
     "device scope, local steps": (
         "adapters.method=feddpa",
-        "radio.design=error_free",
+        "radio.scheme=error_free",
         "devices.local_steps=2",
         "adapters.layers=last-2",
     ),
@@ -73,7 +73,7 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
 
 
 def test_the_stacked_engine_is_within_1e_5(llama_settings: Path) -> None:
-    settings = settings_file.read_settings(llama_settings, ["radio.design=error_free", "run.eval_every=0"])
+    settings = settings_file.read_settings(llama_settings, ["radio.scheme=error_free", "run.eval_every=0"])
     made = experiment_of(settings)
     assert made.devices_per_pass > 1
     states = []

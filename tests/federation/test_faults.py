@@ -30,7 +30,7 @@ from support.settings import make_settings
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
 BASE = (
-    "radio.design=error_free", "devices.chunk=1", "run.eval_every=0", "federation.deadline_seconds=0.5",
+    "radio.scheme=error_free", "devices.chunk=1", "run.eval_every=0", "federation.deadline_seconds=0.5",
     "adapters.layers=last-2",
 )  # fmt: skip
 WRONG = 2

@@ -49,7 +49,7 @@ chunk = 1
 rounds = 5
 
 [radio]
-design = "error_free"
+scheme = "error_free"
 
 [run]
 threads = 1
@@ -109,7 +109,7 @@ DEADLINE = 15
 
 FAULTY = (
     "tasks.colours.devices=1", "tasks.moods.devices=2", "adapters.method=feddpa", "adapters.layers=last-2",
-    "radio.design=error_free", "devices.chunk=1", "run.eval_every=0", "tasks.*.test_samples=6", "server.rounds=99",
+    "radio.scheme=error_free", "devices.chunk=1", "run.eval_every=0", "tasks.*.test_samples=6", "server.rounds=99",
     "federation.min_devices=2", f"federation.deadline_seconds={DEADLINE}",
 )  # fmt: skip
 

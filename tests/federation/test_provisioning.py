@@ -177,7 +177,7 @@ def test_nothing_is_overwritten(site: Path, file: Path) -> None:
 
 def test_the_number_of_devices_must_be_known(file: Path, tmp_path: Path) -> None:
     settings = settings_file.read_settings(
-        file, ["tasks.moods.devices=0", "tasks.moods.split=column", "tasks.moods.device_column=a"]
+        file, ["tasks.moods.devices=0", "tasks.moods.split=column", "tasks.moods.split.column=a"]
     )
     with pytest.raises(UserError, match=r"tasks\.moods\.devices = 0: a federation needs"):
         provision(tmp_path / "site", settings, PLAN)

@@ -149,7 +149,7 @@ def world(name: str) -> World:
     """A federation of five devices."""
     folder = passing_folder()
     overrides = [
-        "radio.design=error_free",
+        "radio.scheme=error_free",
         "devices.chunk=1",
         "run.eval_every=0",
         "tasks.*.test_samples=4",

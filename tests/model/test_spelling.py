@@ -145,7 +145,7 @@ max_new_tokens = 8
 lr = 0.03
 rounds = 60
 [radio]
-design = "error_free"
+scheme = "error_free"
 [run]
 eval_every = 0
 threads = 1

@@ -20,7 +20,7 @@ from support.experiments import experiment_of
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
-FEW = ("adapters.layers=last-2", "radio.design=error_free", "server.rounds=2", "server.lr=0.05", "run.eval_every=0")
+FEW = ("adapters.layers=last-2", "radio.scheme=error_free", "server.rounds=2", "server.lr=0.05", "run.eval_every=0")
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:

@@ -27,7 +27,7 @@ from support.experiments import experiment_of
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
-EXACT = ("radio.design=error_free", "run.eval_every=0")
+EXACT = ("radio.scheme=error_free", "run.eval_every=0")
 FEW = "adapters.layers=last-3"
 """Adapters near the output alone: less to compute."""
 

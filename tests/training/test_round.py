@@ -21,7 +21,7 @@ from airpfed.training.state import ServerStep, State, vectors
 from support.experiments import experiment_of
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
-EXACT = "radio.design=error_free"
+EXACT = "radio.scheme=error_free"
 
 
 def experiment(file: Path, *overrides: str) -> Experiment:

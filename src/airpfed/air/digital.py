@@ -7,9 +7,11 @@ the SINR; channel estimation errors count as noise. A device sends at its full p
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Complex, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from airpfed.air import resources
@@ -27,6 +29,13 @@ BLOCKS = 8
 """Number of coherence blocks of a round over which rates are averaged."""
 
 
+Bits = Annotated[Literal[1, 2, 4, 8], Field(description="bits per entry, stochastically rounded")]
+DigitalAccess = Annotated[
+    Literal["orthogonal", "spatial"],
+    Field(description="orthogonal: devices one after another; spatial: groups of devices that the antennas separate"),
+]
+
+
 @dataclass(frozen=True)
 class Airtime:
     """The channel uses of a round.
@@ -41,18 +50,20 @@ class Airtime:
     blocks: Float[Tensor, " K"]
 
 
-def send_quantised(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
-    """Send a slot's gradients as bits; returns the sums of the rounded gradients.
+def send_quantised(
+    link: Uplink, slot: SlotPlan, t: int, *, bits: Bits = 4, access: DigitalAccess = "orthogonal"
+) -> ReceivedSums:
+    """Gradients as bits, by stochastic rounding; the servers add up the rounded gradients.
 
-    The devices know the variance of rounding exactly and report it as one scalar each. Random: the rounding.
+    bits: bits an entry. access: see `DigitalAccess`; it decides the time on air, not the sums. The devices know the
+    variance of rounding exactly and report it as one scalar each. Random: the rounding.
     """
-    assert link.digital is not None
     exact = torch.zeros(len(slot.weights), slot.vectors.shape[1], dtype=torch.float64)
     values, variance = torch.zeros_like(exact), torch.zeros_like(exact)
     rng = stream(link.seed, "rounding", t, slot.name)
     for rows in row_chunks(*slot.vectors.shape):
         gradients, weights = slot.vectors[rows], slot.weights[:, rows]
-        rounded, rounding_variance = round_stochastically(gradients, link.digital.bits, rng)
+        rounded, rounding_variance = round_stochastically(gradients, bits, rng)
         exact += weights @ gradients
         values += weights @ rounded
         variance += weights.square() @ rounding_variance
@@ -79,12 +90,11 @@ def send_quantised(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
     )
 
 
-def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"]) -> Airtime:
-    """The channel uses of all devices' bits; a spatial link takes groups of similar gain, of the fastest size."""
-    assert link.digital is not None
+def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"], access: DigitalAccess) -> Airtime:
+    """The channel uses of all devices' bits; spatial access takes groups of similar gain, of the fastest size."""
     order = link.network.gain.amax(0).argsort(descending=True)
     order = order[bits[order] > 0]
-    largest = min(len(order), len(link.network.gain) * link.network.antennas if link.digital.spatial else 1)
+    largest = min(len(order), len(link.network.gain) * link.network.antennas if access == "spatial" else 1)
     sizes = [1 << power for power in range(largest.bit_length())] if largest else []
     candidates = [group_airtime(link, t, bits, list(torch.split(order, size))) for size in sizes]
     zero = torch.zeros_like(bits)

@@ -29,6 +29,44 @@ class Deployment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelSite(Deployment):
+    """A deployment as a channel model reads it.
+
+    seed: of the drop. carrier_hz: carrier frequency. bandwidth_hz: bandwidth of the OFDM signal. subcarriers: their
+    number. subcarrier_groups: G, groups of subcarriers with different channels; coherence block i of a round is group
+    i mod G at time i // G. coherence_s: seconds of a coherence time. wrap_m: side of a square with wrap-around, metres,
+    None for a plane.
+    """
+
+    seed: int
+    carrier_hz: float
+    bandwidth_hz: float
+    subcarriers: int
+    subcarrier_groups: int
+    coherence_s: float
+    wrap_m: float | None = None
+
+    def rng(self, *names: str | int) -> torch.Generator:
+        """The random generator of a name, such as ("fading", t, block): a function of seed, drop and name alone."""
+        return stream(self.seed, *self.names, *names)
+
+    def network(
+        self, channel_model: ChannelModel, gain: Tensor | None = None, scattered: Tensor | None = None
+    ) -> "Network":
+        """The site with a channel model. gain, scattered: in place of the site's mean gains, (S, K)."""
+        gain = self.gain if gain is None else gain
+        return Network(
+            stations=self.stations,
+            devices=self.devices,
+            gain=gain,
+            antennas=self.antennas,
+            names=self.names,
+            scattered=gain if scattered is None else scattered,
+            channel_model=channel_model,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network(Deployment):
     """A deployment with its small-scale fading.
 

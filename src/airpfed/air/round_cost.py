@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.air import resources
-from airpfed.air.digital import airtime
+from airpfed.air.digital import Bits, DigitalAccess, airtime
 from airpfed.air.network import serving_gain
 from airpfed.air.quantization import bits_of
 from airpfed.air.schedule import SlotPlan, Uplink, normalizer_groups, over_backhaul, slot_uses
@@ -20,8 +20,8 @@ from airpfed.core.run_files import Ledger
 def round_ledger(
     link: Uplink, slots: Sequence[SlotPlan], joules_of: Sequence[Float[Tensor, " _K"]], t: int, d_s: int
 ) -> Ledger:
-    """The ledger of a round. joules_of: radiated energy of each slot's streams; a digital link computes its own."""
-    return analog_ledger(link, slots, joules_of, d_s) if link.digital is None else digital_ledger(link, slots, t, d_s)
+    """The ledger of a round. joules_of: radiated energy of each slot's streams; a scheme may compute its own."""
+    return analog_ledger(link, slots, joules_of, d_s) if link.cost is None else link.cost(link, slots, t, d_s)
 
 
 def analog_ledger(
@@ -58,16 +58,17 @@ def analog_ledger(
     return resources.ledger_of(traffic, joules, rates(link), link.bandwidth_hz, link.subcarriers)
 
 
-def digital_ledger(link: Uplink, slots: Sequence[SlotPlan], t: int, d_s: int) -> Ledger:
-    """The ledger of a round of bits, in the best of the compared groups of devices."""
-    assert link.digital is not None
-    bits = torch.zeros(len(link.samples), dtype=torch.float64)
-    scalars = torch.zeros_like(bits)
+def digital_ledger(
+    link: Uplink, slots: Sequence[SlotPlan], t: int, d_s: int, *, bits: Bits = 4, access: DigitalAccess = "orthogonal"
+) -> Ledger:
+    """The ledger of a round of bits, in the best of the compared groups of devices. bits, access: the scheme's."""
+    device_bits = torch.zeros(len(link.samples), dtype=torch.float64)
+    scalars = torch.zeros_like(device_bits)
     for slot in slots:
-        slot_bits = [float(bits_of(int(length), link.digital.bits)) for length in slot.lengths]
-        bits.index_add_(0, slot.devices, torch.tensor(slot_bits, dtype=torch.float64))
+        slot_bits = [float(bits_of(int(length), bits)) for length in slot.lengths]
+        device_bits.index_add_(0, slot.devices, torch.tensor(slot_bits, dtype=torch.float64))
         scalars.index_add_(0, slot.devices, torch.ones(len(slot.devices), dtype=torch.float64))
-    time = airtime(link, t, bits)
+    time = airtime(link, t, device_bits, access)
     traffic = resources.Traffic(
         slot_uses=(math.ceil(time.uses),),
         pilot_uses=time.pilots,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
@@ -14,6 +14,7 @@ from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
+from airpfed.core.run_files import Ledger
 
 DesignFunction = Callable[[TransceiverProblem], Transceiver]
 RoundFunction = Callable[
@@ -29,6 +30,10 @@ RoundFunction = Callable[
 """(problems of a round, their devices, their uses, powers of their streams' symbols, transceivers of each problem by
 itself) -> transceivers that share energy.
 """
+SlotFunction = Callable[["Uplink", "SlotPlan", int], Any]
+"""(link, slot, round) -> `slot_errors.ReceivedSums`: how a scheme makes a slot's gradients into sums."""
+CostFunction = Callable[["Uplink", Sequence["SlotPlan"], int, int], Ledger]
+"""(link, slots of the round, round, length of the s-vector) -> the ledger of a round."""
 Groups = tuple[tuple[int, int], ...]
 """Columns [first, last) of a vector's normaliser groups."""
 Grouping = tuple[tuple[int, ...], ...]
@@ -38,24 +43,15 @@ Topology = Literal["single_cell", "joint", "two_hop"]
 
 
 @dataclass(frozen=True)
-class Digital:
-    """A digital uplink.
-
-    bits: bits per entry. spatial: groups of devices send at once and the antennas separate them.
-    """
-
-    bits: int
-    spatial: bool
-
-
-@dataclass(frozen=True)
 class Uplink:
     """The parameters of the uplink, the same in all rounds; linear SI units.
 
-    design: the function that designs a problem's transceivers; None if nothing is superposed: the error-free link, or
-    `digital`. batched: whether the design takes several problems of one target as one batch. refine: the function that
-    shares energy among the slots of a round; None if every slot keeps the power limit. rescale: whether receivers are
-    scaled to the assumed correlation. biased: whether the design shrinks the sums, also with perfect channel knowledge.
+    send: the scheme's function, which makes a slot's gradients into sums; None where `design` superposes them in the
+    channel. cost: the scheme's function for the ledger of a round; None where slots of symbols are charged. design: the
+    function that designs a problem's transceivers; None if nothing is superposed. batched: whether the design takes
+    several problems of one target as one batch. refine: the function that shares energy among the slots of a round;
+    None if every slot keeps the power limit. rescale: whether receivers are scaled to the assumed correlation. biased:
+    whether the design shrinks the sums, also with perfect channel knowledge.
     correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
     topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits an entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
@@ -73,7 +69,8 @@ class Uplink:
     batched: bool
     refine: RoundFunction | None
     rescale: bool
-    digital: Digital | None
+    send: "SlotFunction | None"
+    cost: "CostFunction | None"
     correlation: float | None
     topology: Topology
     backhaul_bits: int | None
@@ -157,7 +154,7 @@ def reason_without_claim(link: Uplink) -> str:
     If s-streams of different tasks share a slot with p-streams, or go to different edges, their correlation cannot be
     estimated, and the error of a biased sum depends on it.
     """
-    if link.design is None or link.digital is not None:
+    if link.design is None:
         return ""
     if link.impairments.clipping is not None:
         return "the effect of a clipping amplifier on gradients cannot be predicted from their mean power"

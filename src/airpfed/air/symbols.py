@@ -66,8 +66,8 @@ class NormalizedGroup:
 
     entries: u_k; read as entries[a:b], some devices at a time, because all of them in float64 may not fit into memory.
     weights: the design's weights. scale: sigma_i. offset: the mean of target i's sum, which travels as side
-    information. symbol_power: mean power of u_k over the device's entries: 1, or less than 1 with the common normaliser,
-    or 0 for a silent device. num_entries: length of each target's sum, whose entries come first in a row.
+    information. symbol_power: mean power of u_k over the device's entries: 1, or less than 1 with the common
+    normaliser, or 0 for a silent device. num_entries: length of each target's sum, whose entries come first in a row.
     """
 
     entries: Entries | Float[Tensor, "K d"]

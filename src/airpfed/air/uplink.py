@@ -9,11 +9,9 @@ from torch import Tensor
 
 from airpfed.air.alternating_factors import alternating_phases
 from airpfed.air.correlation import Correlation, NormalEquations, discounted_sum, estimate_correlation
-from airpfed.air.digital import send_quantised
 from airpfed.air.grouping import round_grouping
 from airpfed.air.problem import Transceiver
 from airpfed.air.round_cost import round_ledger
-from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import (
     SlotPlan,
     Updates,
@@ -24,7 +22,7 @@ from airpfed.air.schedule import (
     statistics_rows,
 )
 from airpfed.air.segments import Segment, design, split_slots
-from airpfed.air.slot_errors import ERRORS, ReceivedSums, SlotErrors, join_segments
+from airpfed.air.slot_errors import ReceivedSums, join_segments
 from airpfed.air.transmit import transmit
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, SlotError
 
@@ -93,27 +91,15 @@ def uplink_over_seeds(
 def transmit_slots(
     link: Uplink, slots: Sequence[SlotPlan], segments: Sequence[Segment], transceivers: Sequence[Transceiver], t: int
 ) -> list[ReceivedSums]:
-    """Send each slot as bits, without errors, or segment by segment over the air."""
-    if link.digital is not None:
-        return [send_quantised(link, slot, t) for slot in slots]
-    if link.design is None:
-        return [exact_sums(slot) for slot in slots]
+    """Send each slot as its scheme does: by the scheme's function, or segment by segment over the air."""
+    if link.send is not None:
+        return [link.send(link, slot, t) for slot in slots]
     received = [transmit(link, *pair, t) for pair in zip(segments, transceivers, strict=True)]
     # `is`: every segment holds the slot object that it was split from, and tensors have no equality as one bool.
     return [
         join_segments(slot, [sums for segment, sums in zip(segments, received, strict=True) if segment.slot is slot])
         for slot in slots
     ]
-
-
-def exact_sums(slot: SlotPlan) -> ReceivedSums:
-    """The sums of the error-free link, without error and without energy."""
-    zero = torch.zeros(len(slot.combining_matrix), dtype=torch.float64)
-    weights = slot.combining_matrix @ slot.weights
-    parts = (weights[:, rows] @ slot.vectors[rows] for rows in row_chunks(*slot.vectors.shape))
-    sums = sum(parts, torch.zeros(len(zero), slot.vectors.shape[1], dtype=torch.float64)).to(slot.vectors.dtype)
-    errors = SlotErrors(**dict.fromkeys(ERRORS, zero), scale=torch.ones_like(zero))
-    return ReceivedSums(sums, errors, joules=torch.zeros(len(slot.devices), dtype=torch.float64))
 
 
 def assemble(

@@ -4,18 +4,13 @@ For each such key, a table of rules gives the key that disables it. Only keys se
 values meaning "off" (0 unless in dB or dBm, false, "") are not.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airpfed.config.choice import Choice
 from airpfed.config.schema import Settings, TaskSettings, TheorySettings
 from airpfed.core.errors import UserError, printable
-
-MERGE_METHODS = ("fedex", "flora")
-"""Methods whose rule replaces the server's optimizer. Its step size is always `devices.local_lr`."""
-
-BUILT_IN_PATH_LOSS = ("umi", "uma", "rma")
-"""Channels with their own path loss, shadowing and heights."""
 
 Condition = Callable[[Settings, TaskSettings], bool]
 
@@ -65,12 +60,55 @@ def _is_in_discs(settings: Settings, _: TaskSettings) -> bool:
 
 
 def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
-    return settings.radio.channel not in BUILT_IN_PATH_LOSS
+    return not settings.radio.has_path_loss
 
+
+LINEAR_ONLY = ("design", "correlation", "phase_error_deg", "fade_truncation_db", "packing", "personal_slots")
+"""Keys of the radio that matter only where gradients are superposed in the channel."""
+OVER_THE_AIR = ("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups")
+"""Keys of the radio that matter for every scheme but the error-free one."""
 
 RULES = (
-    Rule("tasks.dirichlet_alpha", "tasks.split", lambda _, t: t.split == "dirichlet", 'it is for split = "dirichlet"'),
-    Rule("tasks.device_column", "tasks.split", lambda _, t: t.split == "column", 'it is for split = "column"'),
+    *(
+        Rule(
+            f"radio.{key}",
+            "radio.scheme",
+            lambda s, _: s.radio.scheme.row.superposes,
+            'it is for scheme = "linear"',
+            training=True,
+        )
+        for key in LINEAR_ONLY
+    ),
+    *(
+        Rule(
+            f"radio.{key}",
+            "radio.scheme",
+            lambda s, _: s.radio.scheme.name != "error_free",
+            "nothing disturbs this link, leave it out",
+            training=True,
+        )
+        for key in OVER_THE_AIR
+    ),
+    Rule(
+        "radio.energy",
+        "radio.design",
+        lambda s, _: (
+            s.radio.energy == "per_slot"
+            or (s.radio.scheme.row.superposes and s.radio.design.row.share_energy is not None)
+        ),
+        'it is for designs that share energy, such as "mmse"',
+        training=True,
+    ),
+    *(
+        Rule(
+            f"server.{key}",
+            "adapters.method",
+            lambda s, _: not s.adapters.method.row.averages,
+            "the method has its own rule, whose step size is devices.local_lr",
+            training=True,
+        )
+        for key in ("optimizer", "lr")
+    ),
     Rule("tasks.sizes_sigma", "tasks.sizes", lambda _, t: t.sizes == "lognormal", 'it is for sizes = "lognormal"'),
     Rule(
         "tasks.text",
@@ -84,14 +122,14 @@ RULES = (
     Rule(
         "tasks.power_dbm",
         "adapters.method",
-        lambda s, _: s.adapters.method != "centralised",
+        lambda s, _: not s.adapters.method.row.pooled,
         "it is for methods that transmit, leave it out",
     ),
     Rule("adapters.head", "model.kind", lambda s, _: s.model.kind != "causal", 'it is for kind = "classifier"'),
     Rule(
         "devices.local_lr",
         "devices.local_steps",
-        lambda s, _: s.devices.local_steps > 1 or s.adapters.method in MERGE_METHODS,
+        lambda s, _: s.devices.local_steps > 1 or s.adapters.method.row.averages,
         "it is for local_steps above 1, and server.lr sets the step",
     ),
     Rule(
@@ -159,18 +197,20 @@ RULES = (
         if key != "meter_every"
     ),
 )
-"""The rules. Options of designs and of channels have none."""
+"""The rules. Options of choices have none: a choice takes only its own."""
 
 
 @dataclass(frozen=True)
 class IneffectiveKey:
     """A key without effect.
 
-    path: its position in the tree; a task is given by its index. line: the message.
+    path: its position in the tree; a task is given by its index. line: the message. condition: the key that disables
+    it.
     """
 
     path: tuple[str, ...]
     line: str
+    condition: str = ""
 
 
 def ineffective_keys(settings: Settings, written: bool = True, training: bool = True) -> Iterator[IneffectiveKey]:
@@ -189,7 +229,7 @@ def ineffective_keys(settings: Settings, written: bool = True, training: bool = 
                 continue
             reason = _condition(settings, rule.condition, task, name)
             line = f"{name}.{key} = {format_value(value)}: does nothing with {reason}; {rule.remedy}"
-            yield IneffectiveKey((*path, key), line)
+            yield IneffectiveKey((*path, key), line, rule.condition)
     # If a column decides how many devices a task has, the number is not known yet.
     devices, min_devices = sum(task.devices for task in settings.tasks), settings.federation.min_devices
     if min_devices > devices and all(task.devices for task in settings.tasks):
@@ -226,30 +266,34 @@ def _condition(settings: Settings, key: str, task: TaskSettings, name: str) -> s
     return f"{key} = {format_value(getattr(getattr(settings, section), last))}"
 
 
-def refuse_ineffective(source: str, points: Sequence[Settings], training: bool = True) -> None:
+def refuse_ineffective(
+    source: str, points: Sequence[Settings], training: bool = True, overridden: Collection[str] = ()
+) -> list[str]:
     """Raise UserError with a line per key that has no effect in any of the points.
 
-    source: name of the file. points: the settings of a run, or those of all points of a grid.
+    source: name of the file. points: the settings of a run, or those of all points of a grid. overridden: keys that
+    stand in the place of the file's, `section.key`. A key of the file that has no effect because of one of them is no
+    fault: lines about such keys are returned.
     """
-    keys = [{key.path: key.line for key in ineffective_keys(settings, True, training)} for settings in points]
-    lines = [line for path, line in keys[0].items() if all(path in point for point in keys)] if keys else []
-    if lines:
+    keys = [{key.path: key for key in ineffective_keys(settings, True, training)} for settings in points]
+    ineffective = [key for path, key in keys[0].items() if all(path in point for point in keys)] if keys else []
+
+    def is_override(key: IneffectiveKey) -> bool:
+        return key.condition in overridden and f"{key.path[0]}.{key.path[-1]}" not in overridden
+
+    if lines := [key.line for key in ineffective if not is_override(key)]:
         raise UserError("\n".join(f"{source}: {line}" for line in lines))
+    return [key.line for key in ineffective]
 
 
 def settings_notes(settings: Settings) -> list[str]:
     """List warnings about valid settings that the user may not intend, a line each, for the start of a run."""
-    radio, method = settings.radio, settings.adapters.method
-    replaced = {"lr", "optimizer"} & settings.server.model_fields_set if method in MERGE_METHODS else set()
-    lines = [
-        f'server.{key} does nothing with adapters.method = "{method}", whose step size is devices.local_lr'
-        for key in sorted(replaced)
-    ]
-    if radio.channel in ("rayleigh", "rician"):
+    radio, lines = settings.radio, list(settings.notes)
+    if not radio.channel.row.standard:
         return lines
-    scenario, highest = radio.channel in BUILT_IN_PATH_LOSS, 30e9 if radio.channel == "rma" else 100e9
+    scenario, rural = radio.has_path_loss, radio.channel.name == "rma"
+    highest, max_distance = (30e9, 10_000.0) if rural else (100e9, 5_000.0)
     farthest = radio.cell_radius_m + (0.0 if radio.topology == "single_cell" else 2 * radio.edge_distance_m)
-    max_distance = 10_000.0 if radio.channel == "rma" else 5_000.0
     limits = (
         ("carrier_hz", radio.carrier_hz, 0.5e9, highest, "Hz", True),
         ("bandwidth_hz", radio.bandwidth_hz, 0.0, min(2e9, 0.1 * radio.carrier_hz), "Hz", True),
@@ -259,7 +303,8 @@ def settings_notes(settings: Settings) -> list[str]:
     for key, value, low, high, unit, relevant in limits:
         if relevant and not low <= value <= high:
             lines.append(
-                f'radio.{key}: {value:g} {unit} is outside the range of TR 38.901 for "{radio.channel}", '
+                f"radio.{key}: {value:g} {unit} is outside the range of {radio.channel.row.standard} for "
+                f'"{radio.channel.name}", '
                 f"{low:g} to {high:g} {unit}; it is used all the same"
             )
     return lines
@@ -279,7 +324,9 @@ def default_keys_without_effect(settings: Settings) -> list[tuple[str, ...]]:
         section, *inner, key = ineffective.path
         table: Any = getattr(settings, section)
         table = table[int(inner[0])] if inner else table
-        if getattr(table, key) == type(table).model_fields[key].default:
+        value = getattr(table, key)
+        value = value.label if isinstance(value, Choice) else value
+        if value == type(table).model_fields[key].default:
             paths.append(ineffective.path)
     return paths
 
@@ -296,7 +343,8 @@ def remove_keys(tree: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> None:
 def format_value(value: Any) -> str:
     """Write a value as a settings file does, printable and cut to one line."""
     try:
-        text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = f'"{text}"' if isinstance(value, (str, Choice)) else text
     except ValueError:  # an integer of thousands of digits
         text = "a number of thousands of digits"
     text = printable(text[:61]).replace("\n", "\\n")

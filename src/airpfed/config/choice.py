@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from airpfed.core.errors import UserError
 from airpfed.core.rows import Rows
@@ -21,11 +23,12 @@ from airpfed.core.rows import Rows
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of row. noun: what one is called. key: the setting. address: `module:NAME` of its public dict.
-
-    The dict is imported when the first choice of the kind is read, because its module may lie in a folder above.
+    """A kind of row. name: of `airpfed list`. noun: what one is called. key: the setting. address: `module:NAME` of
+    the public dict, which is imported when the first choice of the kind is read, because its module may lie in a folder
+    above.
     """
 
+    name: str
     noun: str
     key: str
     address: str
@@ -39,15 +42,15 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "schemes": Kind("scheme", "radio.scheme", "airpfed.air.schemes:SCHEMES"),
-    "designs": Kind("design", "radio.design", "airpfed.air.designs:DESIGNS"),
-    "channels": Kind("channel", "radio.channel", "airpfed.air.channels:CHANNELS"),
-    "methods": Kind("method", "adapters.method", "airpfed.model.methods:METHODS"),
-    "splits": Kind("split", "tasks.split", "airpfed.tasks.split:SPLITS"),
-    "metrics": Kind("metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
-    "optimizers": Kind("optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
-    "aggregators": Kind("aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
-    "trackers": Kind("tracker", "run.tracker", "airpfed.experiment.loggers:TRACKERS"),
+    "schemes": Kind("schemes", "scheme", "radio.scheme", "airpfed.air.schemes:SCHEMES"),
+    "designs": Kind("designs", "design", "radio.design", "airpfed.air.designs:DESIGNS"),
+    "channels": Kind("channels", "channel", "radio.channel", "airpfed.air.channels:CHANNELS"),
+    "methods": Kind("methods", "method", "adapters.method", "airpfed.model.methods:METHODS"),
+    "splits": Kind("splits", "split", "tasks.split", "airpfed.tasks.split:SPLITS"),
+    "metrics": Kind("metrics", "metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
+    "optimizers": Kind("optimizers", "optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
+    "aggregators": Kind("aggregators", "aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
+    "trackers": Kind("trackers", "tracker", "run.tracker", "airpfed.experiment.loggers:TRACKERS"),
 }
 """The kinds of rows, by the name of `airpfed list`."""
 BY_KEY = {kind.key: kind for kind in KINDS.values()}
@@ -69,6 +72,10 @@ class Choice:
     def row(self) -> Any:
         """The row. Raises UserError if there is none of this name, which only a choice read unchecked can have."""
         return KINDS[self.kind].rows.find(self.name)
+
+    def find_row(self) -> Any:
+        """The row, or None if the choice was read unchecked and there is none of its name."""
+        return KINDS[self.kind].rows.get(self.name)
 
     def bind(self) -> Any:
         """The row's function with these options set."""
@@ -187,15 +194,19 @@ def parse_choice(kind: str, value: Any) -> Choice:
         raise ValueError(text if text.startswith(".") else f' = "{name}": {text}') from None
 
 
-def choice_of(kind: str) -> Any:
-    """The annotation of a setting that is a choice of a kind."""
+@dataclass(frozen=True)
+class ChoiceOf:
+    """The annotation of a setting that is a choice: `Annotated[Choice, ChoiceOf("designs")]`."""
 
-    def read(value: Any) -> Choice:
-        return parse_choice(kind, value)
+    kind: str
 
-    return Annotated[
-        Choice,
-        PlainValidator(read),
-        PlainSerializer(lambda choice: choice.tree(), return_type=dict),
-        WithJsonSchema({"type": "choice", "kind": kind}),
-    ]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Read with `parse_choice`; write as a table."""
+        return core_schema.no_info_plain_validator_function(
+            partial(parse_choice, self.kind),
+            serialization=core_schema.plain_serializer_function_ser_schema(Choice.tree),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Name the kind, for the reference page and for messages."""
+        return {"type": "choice", "kind": self.kind}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 
+from airpfed.config.choice import split_outside_brackets
 from airpfed.core.errors import UserError
 
 Point = tuple[str, ...]
@@ -38,7 +39,9 @@ def axes_of(grid: Sequence[str], option: str = "--grid") -> dict[str, list[str]]
             raise UserError(f"{source}: should be section.key=a,b,c, e.g. {option} radio.snr_db=0,10,20")
         if repeated := set(key.split("/")) & {part for other in axes for part in other.split("/")}:
             raise UserError(f"{source}: {min(repeated)} stands twice: give all its values in one {option}")
-        axes[key] = [expanded for value in values.split(",") for expanded in _expand(value.strip(), source)]
+        axes[key] = [
+            expanded for value in split_outside_brackets(values) for expanded in _expand(value.strip(), source)
+        ]
         twice = [value for value in axes[key] if axes[key].count(value) > 1]
         if twice:
             raise UserError(f"{source}: {twice[0]} stands twice")

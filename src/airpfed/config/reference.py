@@ -7,10 +7,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from airpfed.config.choice import KINDS
 from airpfed.config.schema import Settings
-from airpfed.config.settings_file import describe_type, section_of
+from airpfed.config.settings_file import section_of
 from airpfed.core import run_files
 from airpfed.core.paths import MAX_BYTES, MAX_CELLS
+from airpfed.core.rows import Rows, describe_type, meaning
 
 INTRO = f"""# Reference
 
@@ -24,6 +26,13 @@ folder. A source is a path if it has a slash or ends in .csv, .jsonl, .json or .
 begins with a dot, a slash or `~/`, or if the folder exists. A base model is a path if it begins with a dot, a slash or
 `~/`, if it ends in .gguf, or if it has a slash and exists. A data file has at most {MAX_BYTES >> 20} MB and
 {MAX_CELLS:,} cells.
+"""
+
+ROWS_INTRO = """## Rows
+
+A setting that accepts a row takes its name, `design = "mmse"`, or a table with its name and options,
+`design = { name = "mmse", starts = 4 }`; on the command line also `radio.design=mmse(starts=4)`, or
+`radio.design.starts=4` for one option of the row that is set.
 """
 
 ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {
@@ -101,9 +110,9 @@ then the least air time, among those whose channel share is at most `limit`; nul
 
 `airpfed sweep FILE.toml --grid KEY=A,B,C --seeds N --out DIR` (default `runs/NAME-sweep`) computes the missing cells
 and writes the files below into DIR. A value of `--grid` may be a range `first:last:step`, both ends included. Keys that
-change together are joined by a slash: `--grid adapters.method/radio.design=airpfed/mmse,fedex/error_free`. A cell is a
-run's directory without adapters and report (`airpfed export` and `airpfed report` write them), computed on one thread.
-Only the cells' own files hold wall-clock times, so that equal cells give equal tables to the byte, however often the
+change together are joined by a slash: `--grid adapters.method/radio.scheme=airpfed/linear,fedex/error_free`. A cell is
+a run's directory without adapters and report (`airpfed export` and `airpfed report` write them), computed on one
+thread. Only the cells' own files hold wall-clock times, so that equal cells give equal tables to the byte, however often the
 sweep was stopped. A cell with changed records, checkpoint, data or base model is computed again, and this is logged.
 `--tune KEY=A,B,C` trains every point with every value, selects the value with the best dev metric (mean over tasks and
 seeds; `--tune-seeds N`: over the first N seeds), and scores only these runs on the test splits. `--reuse DIR` copies
@@ -144,13 +153,30 @@ def reference_page() -> str:
     parts = [INTRO, "## Settings\n"]
     for name, field in Settings.model_fields.items():
         section = section_of(field.annotation)
-        assert section is not None
+        if section is None:
+            parts.append(f"At the top of the file: `{name}`, {(field.description or '')}.\n")
+            continue
         heading = "[[tasks]]" if name == "tasks" else f"[{name}]"
         parts += [f"### `{heading}`\n", f"{_first_line(section)}\n", "\n".join(_settings(section)) + "\n"]
+    parts.append(ROWS_INTRO)
+    for kind in KINDS.values():
+        parts += [f"### {kind.name} (`{kind.key}`)\n", "\n".join(_rows(kind.rows)) + "\n"]
     parts.append(FILES)
     for name, (description, row) in ROWS.items():
         parts += [f"### `{name}`\n", f"{description[0].upper() + description[1:]}.\n", "\n".join(_fields(row)) + "\n"]
     return "\n".join(parts)
+
+
+def _rows(rows: Rows[Any]) -> Iterator[str]:
+    yield "| row | option | accepts | default | meaning |\n|---|---|---|---|---|"
+    groups: dict[str, list[str]] = {}  # rows of one meaning and the same options share a line
+    for name, row in rows.items():
+        groups.setdefault(f"{meaning(rows.function(row))}{rows.options(name)}", []).append(name)
+    for names in groups.values():
+        yield f"| {', '.join(f'`{name}`' for name in names)} | | | | {_cell(meaning(rows.function(rows[names[0]])))} |"
+        for option in rows.options(names[0]):
+            default = "required" if option.default is ... else f"`{_toml(option.default)}`"
+            yield f"| | `{option.name}` | {_cell(option.accepts)} | {default} | {_cell(option.meaning)} |"
 
 
 def _first_line(model: type[BaseModel]) -> str:
@@ -161,8 +187,10 @@ def _settings(model: type[BaseModel]) -> Iterator[str]:
     properties = model.model_json_schema()["properties"]
     yield "| key | accepts | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
+        schema = properties[name]
+        accepts = f"a row of `airpfed list {schema['kind']}`" if "kind" in schema else describe_type(schema)
         default = "required" if field.default is PydanticUndefined else f"`{_toml(field.default)}`"
-        yield f"| `{name}` | {_cell(describe_type(properties[name]))} | {default} | {_cell(field.description or '')} |"
+        yield f"| `{name}` | {_cell(accepts)} | {default} | {_cell(field.description or '')} |"
 
 
 def _fields(model: type[BaseModel]) -> Iterator[str]:

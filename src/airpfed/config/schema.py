@@ -6,31 +6,18 @@ from `experiment` upwards use these classes; the mathematics receives plain valu
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from airpfed.config.choice import Choice, ChoiceOf
 from airpfed.core.files import MAX_NAME_LENGTH, RESERVED_NAME, collision_key, file_name_of
 
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
-Method = Literal[
-    "airpfed", "fedit", "per_task_fedit", "feddpa", "ffa", "fedsa", "rolora", "local", "centralised", "fedex", "flora"
-]
-ERROR_FREE: dict[Method, str] = {
-    "centralised": "one worker a task holds all data, and nothing is sent",
-    "fedex": "its server needs every device's factors, and the air carries only their sum",
-    "flora": "its server needs every device's factors, and the air carries only their sum",
-}
-"""Methods that need an error-free uplink, each with the reason."""
 MAX_GENERATED = 1_000_000
 """Samples of a task that is generated. All of them are held in memory."""
 Payload = Literal["float32", "bfloat16", "int8", "int4"]
-Design = Literal["error_free", "uniform_forcing", "mmse", "channel_inversion", "naive_ao", "continued_ao", "digital"]
-Channel = Literal[
-    "rayleigh", "rician", "umi", "uma", "rma",
-    "cdl_a", "cdl_b", "cdl_c", "cdl_d", "cdl_e", "tdl_a", "tdl_b", "tdl_c", "tdl_d", "tdl_e",
-]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -61,8 +48,8 @@ class ModelSettings(Section):
 class AdapterSettings(Section):
     """The adapters: the method, the ranks, and the layers that get them."""
 
-    method: Method = Field(
-        "airpfed", description="fine-tuning method: the scopes of the adapter blocks (README.md has a table)"
+    method: Annotated[Choice, ChoiceOf("methods")] = Field(
+        "airpfed", validate_default=True, description="fine-tuning method: the scopes of the adapter blocks"
     )
     rank_shared: int = Field(4, ge=0, le=100_000, description="R_s, rank of the shared s-adapter")
     rank_personal: int = Field(4, ge=0, le=100_000, description="R_p, rank of the personal p-adapter")
@@ -119,7 +106,7 @@ class TaskSettings(Section):
         4,
         ge=0,
         le=1_000_000,
-        description="number of devices with this task's training data; 0: one per value of device_column",
+        description="number of devices with this task's training data; 0: one per value of the column of split",
     )
     samples_per_device: int = Field(
         40, ge=1, le=10_000_000, description="training samples of a device (the mean if sizes are log-normal)"
@@ -128,14 +115,17 @@ class TaskSettings(Section):
     test_samples: int = Field(
         250, ge=1, le=10_000_000, description="samples of the test split, evaluated before and after the run"
     )
-    split: Literal["iid", "dirichlet", "column"] = Field("iid", description="how samples are split over the devices")
+    split: Annotated[Choice, ChoiceOf("splits")] = Field(
+        "iid", validate_default=True, description="how samples are split over the devices"
+    )
+    metric: Annotated[Choice, ChoiceOf("metrics")] = Field(
+        "auto", validate_default=True, description="score of the predictions; auto: accuracy, or exact match (generate)"
+    )
     split_as: str = Field(
         "",
         description="name of a task of the same source: both share one shuffle into test, dev and train, so that "
         "neither trains on the other's test texts; default: a separate shuffle",
     )
-    dirichlet_alpha: float = Field(0.5, gt=0, le=1e6, description="concentration of the Dirichlet label skew")
-    device_column: str = Field("", description="column with a sample's device, for split = column")
     sizes: Literal["equal", "lognormal"] = Field(
         "equal", description="distribution of the number of samples over the devices"
     )
@@ -163,10 +153,8 @@ class TaskSettings(Section):
 
     @model_validator(mode="after")
     def _check_devices(self) -> "TaskSettings":
-        if self.split == "column" and not self.device_column:
-            raise ValueError('split = "column" needs device_column: the name of the column that names the device')
-        if self.devices == 0 and self.split != "column":
-            raise ValueError('devices = 0: should be at least 1 (0 is for split = "column")')
+        if self.devices == 0 and self.split.name != "column":
+            raise ValueError('devices = 0: should be at least 1 (0 is for split = { name = "column", column = "..." })')
         samples = self.devices * self.samples_per_device + self.dev_samples + self.test_samples
         if (self.source or self.name).startswith("gym:") and samples > MAX_GENERATED:
             raise ValueError(
@@ -226,7 +214,14 @@ class DeviceSettings(Section):
 class ServerSettings(Section):
     """How the server updates parameters with the received gradients."""
 
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or the plain SGD of the theory")
+    optimizer: Annotated[Choice, ChoiceOf("optimizers")] = Field(
+        "adam", validate_default=True, description="rule of an update; sgd without momentum is that of the theory"
+    )
+    aggregator: Annotated[Choice, ChoiceOf("aggregators")] = Field(
+        "uplink",
+        validate_default=True,
+        description="what makes sums of the devices' gradients: the uplink of [radio], or a rule in its place",
+    )
     lr: Annotated[float, Field(gt=0, le=1e38)] | Literal["theory"] = Field(
         2e-3,
         description="learning rate eta; theory: the rule 1 / (lambda (C + 1) beta) with constants that a probe "
@@ -244,9 +239,9 @@ class ServerSettings(Section):
 
     @model_validator(mode="after")
     def _check_theory_rule(self) -> "ServerSettings":
-        if self.lr == "theory" and self.optimizer != "sgd":
+        if self.lr == "theory" and self.optimizer.label != "sgd":
             raise ValueError(
-                f'lr = "theory": needs optimizer = "sgd", not "{self.optimizer}"; give a number, or choose sgd'
+                f'lr = "theory": needs optimizer = "sgd", not "{self.optimizer.label}"; give a number, or choose sgd'
             )
         return self
 
@@ -254,7 +249,12 @@ class ServerSettings(Section):
 class RadioSettings(Section):
     """The uplink between devices and servers."""
 
-    design: Design = Field("uniform_forcing", description="transceiver design")
+    scheme: Annotated[Choice, ChoiceOf("schemes")] = Field(
+        "linear", validate_default=True, description="how a slot's gradients become sums at the servers"
+    )
+    design: Annotated[Choice, ChoiceOf("designs")] = Field(
+        "uniform_forcing", validate_default=True, description="scheme = linear: transceiver design"
+    )
     topology: Literal["single_cell", "joint", "two_hop"] = Field(
         "single_cell",
         description="single_cell: one station serves all tasks; joint: every task has an edge station, the antennas of "
@@ -279,19 +279,11 @@ class RadioSettings(Section):
         le=1_000_000,
         description="access = auto: largest number of p-slots of a round; default: one per task",
     )
-    channel: Channel = Field(
+    channel: Annotated[Choice, ChoiceOf("channels")] = Field(
         "rayleigh",
-        description="small-scale fading; umi, uma, rma (with their own path loss and shadowing), cdl_*, tdl_*: 3GPP TR "
-        "38.901 through Sionna (the extra airpfed[sionna])",
-    )
-    rician_k_db: float = Field(
-        3.0, ge=-100, le=100, description="rician: ratio of the line-of-sight power to the scattered power, dB"
-    )
-    delay_spread_s: float = Field(
-        0.0,
-        ge=0,
-        le=1e-4,
-        description="rms delay spread of an exponential profile (rayleigh, rician) or of cdl_*, tdl_*, s",
+        validate_default=True,
+        description="small-scale fading; umi, uma, rma have their own path loss and shadowing. Those, cdl_* and tdl_* "
+        "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna])",
     )
     subcarrier_groups: int = Field(
         1,
@@ -300,20 +292,6 @@ class RadioSettings(Section):
         description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
         "time",
     )
-    time_correlation: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="rayleigh, rician: correlation of a channel with that of the previous coherence time (1: constant)",
-    )
-    round_correlation: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="rayleigh, rician: correlation from the start of a round to the start of the "
-        "next (1: static channel)",
-    )
-    speed_mps: float = Field(0.0, ge=0, le=200, description="3GPP channels: speed of the devices, m/s")
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
     bandwidth_hz: float = Field(20e6, ge=1, le=1e12, description="bandwidth, Hz")
@@ -373,24 +351,6 @@ class RadioSettings(Section):
         "number "
         "for all pairs, or none (i.i.d. symbols; mmse without the gain for correlated symbols)",
     )
-    truncation: float | Literal["best"] = Field(
-        "best",
-        description="channel_inversion: truncation threshold relative to the best device, 0 to 1; best: the "
-        "one of least error",
-    )
-    starts: int = Field(
-        1,
-        ge=1,
-        le=1000,
-        description="uniform_forcing, mmse: starting points for slots with one target; the best solution is used",
-    )
-    debias: bool = Field(False, description="mmse: divide by the mean effective gain")
-    digital_bits: Literal[1, 2, 4, 8] = Field(4, description="digital: bits per entry, stochastically rounded")
-    digital_access: Literal["orthogonal", "spatial"] = Field(
-        "orthogonal",
-        description="digital: orthogonal: devices one after another; spatial: groups of devices "
-        "separated by the antennas",
-    )
     layout: Literal["discs", "cell_free"] = Field(
         "discs",
         description="discs: devices in a disc around their station; cell_free: access points and devices uniform on a "
@@ -421,6 +381,11 @@ class RadioSettings(Section):
         description="distance at which the shadowing of two devices has correlation 1/2, m; 0: independent",
     )
 
+    @property
+    def has_path_loss(self) -> bool:
+        """Whether the channel has its own path loss, shadowing and heights."""
+        return bool(getattr(self.channel.find_row(), "has_path_loss", False))
+
     @model_validator(mode="after")
     def _check_numbers(self) -> "RadioSettings":
         if self.min_distance_m >= self.cell_radius_m:
@@ -437,28 +402,19 @@ class RadioSettings(Section):
             value = getattr(self, key)
             if isinstance(value, float) and not low <= value <= high:
                 raise ValueError(f"{key} = {value:g}: should be from {low} to {high}")
-        if self.truncation != "best" and not 0 <= self.truncation <= 1:
-            raise ValueError(f'truncation = {self.truncation:g}: should be "best" or from 0 to 1')
         return self
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "RadioSettings":
         """Refuse combinations of settings that contradict each other."""
-        three_gpp = self.channel not in ("rayleigh", "rician")
-        has_path_loss = self.channel in ("umi", "uma", "rma")
+        channel = self.channel.name
         wrong = {
             f'topology = "{self.topology}": needs layout = "discs", because cell_free access points are one station': (
                 self.layout == "cell_free" and self.topology != "single_cell"
             ),
-            f'channel = "{self.channel}": needs layout = "discs"': has_path_loss and self.layout == "cell_free",
-            f'channel = "{self.channel}": needs delay_spread_s above 0': (
-                three_gpp and not has_path_loss and self.delay_spread_s == 0
-            ),
-            f'channel = "{self.channel}": moves by speed_mps; time_correlation and round_correlation should be 0': (
-                three_gpp and (self.time_correlation > 0 or self.round_correlation > 0)
-            ),
-            f'channel = "{self.channel}": has its own path loss and shadowing; shadowing_db should be 0': (
-                has_path_loss and self.shadowing_db > 0
+            f'channel = "{channel}": needs layout = "discs"': self.has_path_loss and self.layout == "cell_free",
+            f'channel = "{channel}": has its own path loss and shadowing; shadowing_db should be 0': (
+                self.has_path_loss and self.shadowing_db > 0
             ),
             f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
                 self.backhaul_bits is not None and self.topology != "two_hop"
@@ -488,8 +444,8 @@ class RunSettings(Section):
     cross_eval: bool = Field(
         False, description="also score every task's model on the other tasks' test splits, if its classes fit"
     )
-    tracker: Literal["none", "tensorboard"] = Field(
-        "none", description="further output of the records; tensorboard: event files in the run's directory"
+    tracker: Annotated[Choice, ChoiceOf("trackers")] = Field(
+        "none", validate_default=True, description="further output of the records and the summary"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: chosen by torch")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -577,16 +533,23 @@ class NodeSettings(Section):
 class Settings(Section):
     """An experiment."""
 
+    plugins: Words = Field((), description="Python files with rows of the user's own, beside this file")
     model: ModelSettings = ModelSettings()
-    adapters: AdapterSettings = AdapterSettings()
+    adapters: AdapterSettings = Field(default_factory=AdapterSettings)
     tasks: Annotated[tuple[TaskSettings, ...], Field(strict=False, min_length=1)]
     devices: DeviceSettings = DeviceSettings()
-    server: ServerSettings = ServerSettings()
-    radio: RadioSettings = RadioSettings()
-    run: RunSettings = RunSettings()
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    radio: RadioSettings = Field(default_factory=RadioSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
     theory: TheorySettings = TheorySettings()
     federation: FederationSettings = FederationSettings()
     node: NodeSettings | None = None
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about how the settings were read."""
+        return self._notes
 
     @model_validator(mode="after")
     def _check_port(self) -> "Settings":
@@ -635,12 +598,19 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check_method(self) -> "Settings":
-        method = self.adapters.method
-        if method in ERROR_FREE and self.radio.design != "error_free":
-            raise ValueError(f'adapters.method = "{method}": needs radio.design = "error_free" ({ERROR_FREE[method]})')
-        if method == "centralised" and self.devices.local_steps > 1:
+        method, row = self.adapters.method.name, self.adapters.method.find_row()
+        if row is None:  # the settings of a finished run, read without its plug-ins
+            return self
+        if row.error_free and self.radio.scheme.name != "error_free":
+            raise ValueError(f'adapters.method = "{method}": needs radio.scheme = "error_free" ({row.error_free})')
+        if row.pooled and self.devices.local_steps > 1:
             raise ValueError(
                 f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
-                'adapters.method = "centralised", whose one worker has no local steps'
+                f'adapters.method = "{method}", whose one worker has no local steps'
+            )
+        if self.server.aggregator.name != "uplink" and self.radio.scheme.name != "error_free":
+            raise ValueError(
+                f'server.aggregator = "{self.server.aggregator.name}": takes the uplink\'s place and needs every '
+                'device\'s gradient; radio.scheme should be "error_free"'
             )
         return self

@@ -9,10 +9,13 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
+from airpfed.config.choice import BY_KEY, Choice, parse_call, unchecked_choices
 from airpfed.config.schema import Settings
+from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, source_in
+from airpfed.core.rows import describe_type
 
 MAX_BYTES = 4 << 20
 """Size of the largest settings file. A larger file must be something else."""
@@ -28,15 +31,22 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
     file, including those of overrides.
     """
     tree = _read_tree(path)
-    for override in overrides:
-        _apply(tree, override)
+    notes = _apply_overrides(tree, list(overrides))
     tree.pop("expected", None)
     settings = parse_settings(tree, str(path))
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
-    return settings.model_copy(update={"tasks": tasks, "model": model})
+    settings = settings.model_copy(update={"tasks": tasks, "model": model})
+    settings._notes = tuple(notes)
+    return settings
+
+
+def read_stored(path: Path) -> Settings:
+    """Read the settings of a finished run as they were, without the rows of its choices, which may be a plug-in's."""
+    with unchecked_choices():
+        return read_settings(path)
 
 
 def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
@@ -45,9 +55,20 @@ def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool 
     An existing run uses `read_settings`, because it may be older than a rule. training: whether the settings are for a
     run, which trains.
     """
+    overrides = list(overrides)
     settings = read_settings(path, overrides)
-    refuse_ineffective(str(path), [settings], training)
+    notes = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
+    settings._notes = (*settings._notes, *notes)
     return settings
+
+
+def overridden_keys(overrides: Iterable[str]) -> set[str]:
+    """Return the keys that overrides set, `section.key`; those of tasks are `tasks.key`."""
+    keys = set()
+    for override in overrides:
+        parts = override.partition("=")[0].strip().split(".")
+        keys |= {f"{parts[0]}.{part}" for part in parts[1:]}
+    return keys
 
 
 def read_expected(path: Path) -> dict[str, tuple[float, float]]:
@@ -111,11 +132,14 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Map the dotted keys of a tree to values. A table in a list goes by its name, as `--set` spells it.
 
-    The key of the list itself maps to the names, so that two lists of different tables differ.
+    The key of the list itself maps to the names, so that two lists of different tables differ. A choice is one value,
+    its label.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and _choice_key(prefix + key) and "name" in value:
+            flat[prefix + key] = _label(_choice_key(prefix + key), value)
+        elif isinstance(value, Mapping):
             flat |= flatten_settings(value, f"{prefix}{key}.")
         elif isinstance(value, Sequence) and value and all(isinstance(table, Mapping) for table in value):
             tables = {str(table.get("name", number)): table for number, table in enumerate(value)}
@@ -123,6 +147,19 @@ def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _choice_key(dotted: str) -> str:
+    """The setting in `BY_KEY` of a dotted key, whatever the task; empty if it is no choice."""
+    parts = dotted.split(".")
+    key = f"{parts[0]}.{parts[-1]}" if parts[0] == "tasks" and len(parts) > 2 else dotted
+    return key if key in BY_KEY else ""
+
+
+def _label(key: str, tree: Mapping[str, Any]) -> str:
+    """The label of a choice's table."""
+    options = {name: value for name, value in tree.items() if name != "name"}
+    return Choice(BY_KEY[key].name, str(tree["name"]), options).label
 
 
 def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[str, list[str]]:
@@ -147,17 +184,64 @@ def differences(previous: Settings, current: Settings, ignored: Mapping[str, set
 # Overrides
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Put a `section.key=value` into the tree. `section.key=` removes the key, so that its default applies."""
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Put `section.key=value` overrides into the tree, and return lines on what they drop.
+
+    `section.key=` removes the key, so that its default applies. Names of choices are set before their options, so that
+    the order does not matter; an option turns the name in the file, or the default, into a table.
+    """
+    parsed = [_parse_override(override) for override in overrides]
+    notes: list[str] = []
+    for keys, text, override in sorted(parsed, key=lambda item: len(_option_of(tree, item[0])) > 0):
+        option = _option_of(tree, keys)
+        for target in _targets(tree, keys[:-1] if option else keys, override):
+            if option:
+                _set_option(target, keys[-2], option, text, override)
+                continue
+            old = target.get(keys[-1])
+            if text:
+                target[keys[-1]] = _value(text, override)
+            else:
+                target.pop(keys[-1], None)
+            dropped = [name for name in old if name != "name"] if isinstance(old, Mapping) and "name" in old else []
+            if dropped and _choice_key(".".join(keys)):
+                notes.append(f"--set {_cut(override)}: drops {', '.join(dropped)} of {old['name']}")  # type: ignore[index]
+    return notes
+
+
+def _parse_override(override: str) -> tuple[list[str], str, str]:
+    """Return the keys, the value and the whole of an override."""
     path, equals, text = override.partition("=")
     keys, text = path.strip().split("."), text.strip()
     if not equals or len(keys) < 2 or not all(keys):
         raise UserError(f"--set {_cut(override)}: should be section.key=value, e.g. --set radio.snr_db=10")
-    for target in _targets(tree, keys, override):
-        if text:
-            target[keys[-1]] = _value(text, override)
-        else:
-            target.pop(keys[-1], None)
+    return keys, text, override
+
+
+def _option_of(tree: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The option that keys name beyond a choice, `starts` of `radio.design.starts`; empty if they name none."""
+    if len(keys) < 3 or not _choice_key(".".join(keys[:-1])):
+        return ""
+    if keys[0] == "tasks":  # a task may be called `trec.split`
+        tasks = tree.get("tasks")
+        names = [task.get("name") for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+        if len(keys) < 4 or ".".join(keys[1:-1]) in names:
+            return ""
+    return keys[-1]
+
+
+def _set_option(target: dict[str, Any], key: str, option: str, text: str, override: str) -> None:
+    """Set an option of a choice; `name` changes the row and keeps the other options."""
+    section = next(setting for setting in BY_KEY if setting.endswith(f".{key}"))
+    table = section_of(Settings.model_fields[section.split(".")[0]].annotation)
+    default = table.model_fields[key].default if table else ""
+    current = target.get(key, default)
+    choice = dict(current) if isinstance(current, Mapping) else parse_call(str(current))
+    if text:
+        choice[option] = _value(text, override)
+    else:
+        choice.pop(option, None)
+    target[key] = choice
 
 
 def _targets(tree: dict[str, Any], keys: Sequence[str], override: str) -> list[dict[str, Any]]:
@@ -216,10 +300,16 @@ def _error_line(item: Any, tree: Mapping[str, Any]) -> str:
     field = model.model_fields.get(leaf)
     meaning = field.description if field and field.description else "at least one [[tasks]] table is needed"
     if item["type"] == "extra_forbidden":
+        general = f"tasks.{keys[-1]}" if keys[0] == "tasks" else name
+        if present := present_key(general):
+            return f"{name}: {present}; `airpfed upgrade FILE` rewrites a settings file"
         return f"{name}: unknown key{suggest(str(keys[-1]), model.model_fields)}"
     if item["type"] == "missing":
         return f"{name}: missing; {meaning}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if item["type"] == "value_error" and leaf and message.startswith((".", " = ")):
+        moved = present_value(_choice_key(name), item["input"]) or ""
+        return f"{name}{message}" + (f"; {moved}" if moved else "")
     if item["type"] == "value_error":
         return f"{name + ': ' if name else ''}{message}"
     if leaf == "tasks":
@@ -252,20 +342,3 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((section for part in get_args(annotation) if (section := section_of(part))), None)
-
-
-def describe_type(schema: Mapping[str, Any]) -> str:
-    """Describe the JSON schema of a key in words: type, choices and range."""
-    if "anyOf" in schema:
-        return " or ".join(describe_type(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(f'"{choice}"' for choice in schema["enum"])
-    if "const" in schema:
-        return f'"{schema["const"]}"'
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
-             "array": "a list", "object": "a table", "null": "absent"}  # fmt: skip
-    bounds = {"minimum": "at least {}", "exclusiveMinimum": "greater than {}", "maximum": "at most {}",
-              "exclusiveMaximum": "less than {}", "pattern": "matching {}", "minItems": "of at least {}"}  # fmt: skip
-    kind = words.get(str(schema.get("type")), "a table")
-    limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
-    return " ".join([kind, " and ".join(limits)]).strip()

@@ -112,9 +112,10 @@ class Rows(UserDict[str, Row], Generic[Row]):
         ]
 
 
-def meaning(row: object) -> str:
-    """Return the first line of the documentation of a row or of a function, without a closing full stop."""
-    lines = (inspect.getdoc(row) or "").strip().splitlines()
+def meaning(function: Callable[..., Any]) -> str:
+    """Return the first line of a function's documentation, without a closing full stop."""
+    function = function.func if isinstance(function, functools.partial) else function
+    lines = (inspect.getdoc(function) or "").strip().splitlines()
     return lines[0].removesuffix(".") if lines else ""
 
 
@@ -215,7 +216,9 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(describe_type(option) for option in schema["anyOf"])
     if "enum" in schema:
-        return "one of " + ", ".join(f'"{choice}"' for choice in schema["enum"])
+        return "one of " + ", ".join(
+            f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"]
+        )
     if "const" in schema:
         return f'"{schema["const"]}"'
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",

@@ -22,7 +22,6 @@ from airpfed.model import export
 from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
 from airpfed.training.experiment import Experiment
-from airpfed.training.factor_averaging import RULES
 from airpfed.training.state import State, vectors
 
 FILES = (
@@ -260,10 +259,10 @@ def export_adapters(settings: Settings, experiment: Experiment, state: State, ou
 def reason_without_adapter(settings: Settings) -> str | None:
     """Explain in a line why a method's models are not LoRA adapters. Returns None if they are."""
     method, rank = settings.adapters.method, settings.adapters.rank_shared + settings.adapters.rank_personal
-    if method not in RULES:
+    if not method.row.averages:
         return None
     return (
-        f"no adapters: {method} changes the frozen weights by more than a LoRA adapter of rank {rank} can hold; "
+        f"no adapters: {method.name} changes the frozen weights by more than a LoRA adapter of rank {rank} can hold; "
         "`airpfed export RUN_DIR --merged` writes merged weights"
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airpfed.core.errors import UserError
+from airpfed.core.rows import Rows
 from airpfed.core.run_files import RoundRecord, Summary
 
 Tracker = Callable[[RoundRecord | Summary], None]
@@ -56,5 +57,10 @@ def tensorboard(folder: Path) -> Tracker:
     return track
 
 
-TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {"none": no_tracker, "tensorboard": tensorboard}
-"""run.tracker -> function of a run's folder that opens the tracker."""
+TRACKERS: Rows[Callable[..., Tracker]] = Rows(
+    "tracker",
+    {"none": no_tracker, "tensorboard": tensorboard},
+    wrap=lambda function: function,
+    function=lambda row: row,
+)
+"""run.tracker -> function `(run's folder, *, options)` that opens the tracker."""

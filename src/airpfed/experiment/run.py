@@ -16,7 +16,7 @@ from airpfed.core.files import exclusive_run
 from airpfed.experiment import REOPEN, artifacts, build
 from airpfed.experiment.console import INTERRUPTED, RunConsole, interruptible, open_console, resume_line
 from airpfed.experiment.data_report import data_lines, report_data
-from airpfed.experiment.loggers import TRACKERS, Tracker
+from airpfed.experiment.loggers import Tracker
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
@@ -38,7 +38,7 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
         open_console(settings.server.rounds) as console,
         interruptible(console) as stopping,
     ):
-        track = TRACKERS[settings.run.tracker](out)
+        track = settings.run.tracker.bind()(out)
         for line in settings_notes(settings):
             console.log(line)
         console.log("loading tasks and base model")

@@ -20,7 +20,7 @@ HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 def check_federable(settings: Settings) -> None:
     """Raise UserError if the settings need something that a federation cannot do."""
     asked = {
-        f'adapters.method = "{settings.adapters.method}"': settings.adapters.method in SIMULATED,
+        f'adapters.method = "{settings.adapters.method.name}"': settings.adapters.method.name in SIMULATED,
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,
         'server.lr = "theory"': settings.server.lr == "theory",
         "run.cross_eval = true": settings.run.cross_eval,

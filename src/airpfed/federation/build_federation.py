@@ -53,13 +53,16 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
     agreements = [agreement(settings, experiment, tasks, number) for number in range(len(tasks))]
     own = experiment.initial.devices.own
     nothing = torch.zeros(len(own.updates), 0)
-    empty = DeviceState(OptimizedParameters(nothing, nothing, nothing, own.updates), experiment.initial.devices.cursors)
+    parameters = OptimizedParameters(nothing, dict.fromkeys(own.optimizer_state, nothing), own.updates)
+    empty = DeviceState(parameters, experiment.initial.devices.cursors)
     return replace(experiment, initial=replace(experiment.initial, devices=empty)), agreements
 
 
 def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
-    """The uplink, with weights from the sample counts D_k that the devices report."""
-    return partial(uplink, build.client_uplink(settings, experiment.clients, samples))
+    """The aggregator, with weights from the sample counts D_k that the devices report."""
+    link, aggregator = build.client_uplink(settings, experiment.clients, samples), settings.server.aggregator
+    aggregate: Aggregator = aggregator.row.build(partial(uplink, link), link, aggregator.bind())
+    return aggregate
 
 
 def terms_of(settings: Settings) -> RoundTerms:

@@ -185,7 +185,9 @@ def factors_of(device: Device, packet: Packet) -> Factors:
 
 def stored_state(device: Device, run: str) -> Personal:
     """The state that the device keeps for a run."""
-    like = device_state.fresh(device.experiment.initial.devices.own.value[device.number : device.number + 1])
+    like = device_state.fresh(
+        device.experiment.initial.devices.own.value[device.number : device.number + 1], device.experiment.server_step
+    )
     return device_state.load(device.folder / run, like, sha256_of(sorted(device.agreement.items())))
 
 

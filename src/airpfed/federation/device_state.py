@@ -14,7 +14,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.federation.addresses import private_folder
 from airpfed.training import checkpoint
-from airpfed.training.state import OptimizedParameters, ServerStep, update
+from airpfed.training.state import OptimizedParameters, ServerStep, initial_parameters, update
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,12 @@ class Personal:
     after: OptimizedParameters
 
 
-def fresh(value: Tensor) -> Personal:
+def fresh(value: Tensor, server_step: ServerStep) -> Personal:
     """The state before the first round.
 
-    value: initial parameters of device scope, (1, d).
+    value: initial parameters of device scope, (1, d). server_step: the optimizer of all parameters.
     """
-    parameters = OptimizedParameters(
-        value, torch.zeros_like(value), torch.zeros_like(value), torch.zeros(1, dtype=torch.long)
-    )
+    parameters = initial_parameters(value, server_step)
     return Personal(0, parameters, parameters)
 
 

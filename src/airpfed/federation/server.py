@@ -196,7 +196,7 @@ class Federation:
         scores, weights = [], []
         for reply in self.answers(requests):
             try:
-                scores.append(score_answers(answers_of(reply.answer, len(split.prompts), task), split, task.kind))
+                scores.append(score_answers(answers_of(reply.answer, len(split.prompts), task), split, task))
                 weights.append(self.registry.samples[connected[reply.node]])
             except UserError as error:
                 self.registry.log(f"device {connected[reply.node]} cannot be scored: {error}")

@@ -1,8 +1,10 @@
 """Fine-tuning methods: which adapter blocks they have, and which devices share each factor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from airpfed.core.rows import Rows
 
 Scope = Literal["global", "task", "device", "frozen"]
 """Who shares a tensor: all devices (summed over them), the devices of a task (summed over them), no other device (never
@@ -24,27 +26,101 @@ class Block:
     alternating: bool = False
 
 
-METHODS: dict[str, Callable[[int, int], tuple[Block, ...]]] = {
-    "airpfed": lambda r_s, r_p: (Block(r_s, "global", "global"), Block(r_p, "task", "task")),
-    "fedit": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
-    "per_task_fedit": lambda r_s, r_p: (Block(r_s + r_p, "task", "task"),),
-    "feddpa": lambda r_s, r_p: (Block(r_s, "global", "global"), Block(r_p, "device", "device")),
-    "ffa": lambda r_s, r_p: (Block(r_s + r_p, "frozen", "global"),),
-    "fedsa": lambda r_s, r_p: (Block(r_s + r_p, "global", "device"),),
-    "rolora": lambda r_s, r_p: (Block(r_s + r_p, "global", "global", alternating=True),),
-    "local": lambda r_s, r_p: (Block(r_s + r_p, "device", "device"),),
-    "centralised": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
-    "fedex": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
-    "flora": lambda r_s, r_p: (Block(r_s + r_p, "global", "global"),),
-}
-"""Method -> its blocks, from (R_s, R_p). A method with one block takes the total rank R_s + R_p.
+@dataclass(frozen=True)
+class Method:
+    """A fine-tuning method.
 
-The last three are error-free upper bounds, which no uplink over the air can send: `centralised` has one worker per task
-that holds the data of its devices; the servers of `fedex` and `flora` need every device's factors
-(`training.factor_averaging`).
-"""
+    blocks: (R_s, R_p, *, options) -> adapter blocks; those of rank 0 are left out. error_free: why it needs an
+    error-free uplink; empty if it does not. pooled: one worker a task holds the data of all its devices. averages: the
+    server averages factors or weights in place of the sum of gradients (`training.factor_averaging`).
+    """
+
+    blocks: Callable[..., tuple[Block, ...]]
+    error_free: str = ""
+    pooled: bool = False
+    averages: bool = False
 
 
-def blocks_of(method: str, rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+def airpfed(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """A shared s-adapter and a p-adapter of every task, both trained by sums over the air."""
+    return Block(rank_shared, "global", "global"), Block(rank_personal, "task", "task")
+
+
+def fedit(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """One adapter for all devices (Zhang et al., ICASSP 2024)."""
+    return (Block(rank_shared + rank_personal, "global", "global"),)
+
+
+def per_task_fedit(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """One adapter for the devices of each task."""
+    return (Block(rank_shared + rank_personal, "task", "task"),)
+
+
+def feddpa(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """A global adapter and one that stays on the device (Yang et al., NeurIPS 2024)."""
+    return Block(rank_shared, "global", "global"), Block(rank_personal, "device", "device")
+
+
+def ffa(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """FFA-LoRA: A stays as initialised, B is global (Sun et al., ICLR 2024)."""
+    return (Block(rank_shared + rank_personal, "frozen", "global"),)
+
+
+def fedsa(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """FedSA-LoRA: A is global, B stays on the device (Guo et al., ICLR 2025)."""
+    return (Block(rank_shared + rank_personal, "global", "device"),)
+
+
+def rolora(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """RoLoRA: B in odd rounds, A in even rounds (Chen et al., 2025)."""
+    return (Block(rank_shared + rank_personal, "global", "global", alternating=True),)
+
+
+def local(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """One adapter for every device, and nothing is sent."""
+    return (Block(rank_shared + rank_personal, "device", "device"),)
+
+
+def centralised(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """Upper bound: one worker a task holds the data of all its devices."""
+    return fedit(rank_shared, rank_personal)
+
+
+def fedex(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """Upper bound: FedEx-LoRA averages factors and adds the residual to the base (Singhal et al., 2024)."""
+    return fedit(rank_shared, rank_personal)
+
+
+def flora(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+    """Upper bound: FLoRA stacks the devices' factors (Wang et al., NeurIPS 2024)."""
+    return fedit(rank_shared, rank_personal)
+
+
+SUM_ONLY = "its server needs every device's factors, and the air carries only their sum"
+METHODS: Rows[Method] = Rows(
+    "method",
+    {
+        "airpfed": Method(airpfed),
+        "fedit": Method(fedit),
+        "per_task_fedit": Method(per_task_fedit),
+        "feddpa": Method(feddpa),
+        "ffa": Method(ffa),
+        "fedsa": Method(fedsa),
+        "rolora": Method(rolora),
+        "local": Method(local),
+        "centralised": Method(centralised, "one worker a task holds all data, and nothing is sent", pooled=True),
+        "fedex": Method(fedex, SUM_ONLY, averages=True),
+        "flora": Method(flora, SUM_ONLY, averages=True),
+    },
+    wrap=Method,
+    function=lambda row: row.blocks,
+)
+"""The methods that `adapters.method` knows. A method with one block takes the total rank R_s + R_p."""
+
+
+def blocks_of(
+    method: str, rank_shared: int, rank_personal: int, options: Mapping[str, Any] | None = None
+) -> tuple[Block, ...]:
     """The blocks of a method, without blocks of rank 0."""
-    return tuple(block for block in METHODS[method](rank_shared, rank_personal) if block.rank > 0)
+    blocks = METHODS.bind(method, options or {})(rank_shared, rank_personal)
+    return tuple(block for block in blocks if block.rank > 0)

@@ -17,9 +17,10 @@ from airpfed.air.schedule import Uplink, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
+from airpfed.config.choice import parse_choice
 from airpfed.config.grid import Point, axes_of, check_count, grid_points, name_grid_point
-from airpfed.config.schema import Method, RadioSettings, Settings
-from airpfed.core.errors import UserError, hint
+from airpfed.config.schema import RadioSettings, Settings
+from airpfed.core.errors import UserError
 from airpfed.core.files import path_inside, write_atomic
 from airpfed.experiment import build
 from airpfed.experiment.build.uplink import (
@@ -29,7 +30,7 @@ from airpfed.experiment.build.uplink import (
     design_fields,
     noise_power,
 )
-from airpfed.model.methods import blocks_of
+from airpfed.model.methods import Block, blocks_of
 from airpfed.planning.channel_study import draw_channels, read_points, schedule_full_round
 from airpfed.report import charts, plots
 from airpfed.tasks.split import device_sizes
@@ -96,8 +97,11 @@ def study_grid(
     if not 0 <= rho <= 1:
         raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
     for name in designs:
-        if name not in DESIGNS:
-            raise UserError(f"--design {name}: should be one of {', '.join(DESIGNS)}{hint(name, DESIGNS)}")
+        try:
+            parse_choice("designs", name)
+        except ValueError as error:
+            text = str(error).removeprefix(f' = "{name}": ').lstrip(".")
+            raise UserError(f"--design {name}: {text}") from None
     axes = axes_of(grid)
     for key in (key for axis in axes for key in axis.split("/")):
         check_grid_key(key)
@@ -121,9 +125,9 @@ def check_grid_key(key: str) -> None:
 
 def check_link_settings(settings: Settings) -> None:
     """Raise UserError if the method sends nothing, or if the number of a task's devices is known only from its data."""
-    blocks = blocks_of(*ranks(settings))
+    blocks = adapter_blocks(settings)
     if not any(scope in ("global", "task") for block in blocks for scope in (block.a, block.b)):
-        raise UserError(f'adapters.method = "{settings.adapters.method}": sends nothing, so there is no uplink')
+        raise UserError(f'adapters.method = "{settings.adapters.method.name}": sends nothing, so there is no uplink')
     for task in settings.tasks:
         if task.devices == 0:
             raise UserError(f"tasks.{task.name}.devices = 0: a study reads no data; should be at least 1 here")
@@ -147,7 +151,8 @@ def compare_designs(
     by_slot: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
     results: dict[str, DesignResult] = {}
     for name in designs:
-        design_link = replace(link, **design_fields(settings.radio, name))
+        choice = settings.radio.design if name == settings.radio.design.name else parse_choice("designs", name)
+        design_link = replace(link, **design_fields(settings.radio, choice.row, choice.bind()))
         slots = schedule_full_round(design_link, drops)
         for slot in slots:
             if slot.name not in by_slot:
@@ -168,7 +173,7 @@ def link_of(settings: Settings) -> Uplink:
         for task in tasks
     ]
     shared = personal = 0.0
-    for block in blocks_of(*ranks(settings)):
+    for block in adapter_blocks(settings):
         shared += block.rank * ((block.a == "global") + (block.b == "global")) / (4 if block.alternating else 2)
         personal += block.rank * ((block.a == "task") + (block.b == "task")) / 2
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
@@ -177,9 +182,10 @@ def link_of(settings: Settings) -> Uplink:
     return build_uplink(settings, task_of, torch.cat(counts).double(), kinds, (d_p,) * len(tasks))
 
 
-def ranks(settings: Settings) -> tuple[Method, int, int]:
-    """The settings that decide the blocks of adapters: method, shared and personal rank."""
-    return settings.adapters.method, settings.adapters.rank_shared, settings.adapters.rank_personal
+def adapter_blocks(settings: Settings) -> tuple[Block, ...]:
+    """The blocks of adapters of the settings' method and ranks."""
+    adapters = settings.adapters
+    return blocks_of(adapters.method.name, adapters.rank_shared, adapters.rank_personal, adapters.method.options)
 
 
 def draw_drops(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplink]:

@@ -106,8 +106,8 @@ def read_candidates(
 
 def check_plan_settings(settings: Settings) -> None:
     """Raise UserError if no error can be claimed for the link."""
-    if settings.radio.design == "digital":
-        raise UserError('radio.design = "digital": a plan does not model rounding; use a design over the air')
+    if settings.radio.scheme.name == "digital":
+        raise UserError('radio.scheme = "digital": a plan does not model rounding; use a design over the air')
     if settings.radio.clipping_db != "off":
         raise UserError(
             'radio.clipping_db: a plan needs claimed errors, and no design claims any with clipping; use "off"'
@@ -129,7 +129,7 @@ def default_grid(base: Settings) -> list[str]:
 def default_splits(base: Settings) -> list[str]:
     """The splits with 1/4, 1/2 and 3/4 of R shared, plus the settings' own split."""
     shared, total = base.adapters.rank_shared, base.adapters.rank_shared + base.adapters.rank_personal
-    if base.adapters.method != "airpfed":
+    if base.adapters.method.name != "airpfed":
         return [f"{shared}:{total - shared}"]
     return [f"{s}:{total - s}" for s in sorted({shared, *(total * part // 4 for part in (1, 2, 3))})]
 
@@ -143,8 +143,8 @@ def ranks_of(split: str, base: Settings) -> tuple[int, int]:
         raise UserError(f"--split {split}: should be R_S:R_P, e.g. --split {total // 2}:{total - total // 2}") from None
     if shared + personal != total or min(shared, personal) < 0:
         raise UserError(f"--split {split}: should add up to R = {total}")
-    if base.adapters.method != "airpfed" and shared != base.adapters.rank_shared:
-        raise UserError(f'--split {split}: adapters.method = "{base.adapters.method}" has one block, no split')
+    if base.adapters.method.name != "airpfed" and shared != base.adapters.rank_shared:
+        raise UserError(f'--split {split}: adapters.method = "{base.adapters.method.name}" has one block, no split')
     return shared, personal
 
 

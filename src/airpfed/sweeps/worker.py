@@ -18,7 +18,6 @@ from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock, read_bytes, write_atomic
 from airpfed.experiment import artifacts, build
 from airpfed.experiment.artifacts import clean_up
-from airpfed.experiment.loggers import TRACKERS
 from airpfed.experiment.run import train_run
 from airpfed.sweeps.trials import finished_summary
 from airpfed.training import checkpoint
@@ -79,7 +78,7 @@ def run_trial(settings_json: str, folder: Path, command: str, stopping: Callable
 def _train(settings: Settings, folder: Path, command: str, stopping: Callable[[], bool]) -> Result:
     preparation = prepare_trial(settings)
     experiment = build.build_experiment(settings, preparation.tasks, preparation)
-    track = TRACKERS[settings.run.tracker](folder)
+    track = settings.run.tracker.bind()(folder)
     reasons = list(artifacts.damaged_files(folder))
     scores_file = folder / "checkpoint" / "base.json"
     common_file = folder.parent.parent / BASE / f"{preparation.base_key[:16]}.json"

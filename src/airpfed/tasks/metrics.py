@@ -1,7 +1,15 @@
-"""Metrics of predictions, from 0 to 1. All raise ValueError without predictions and for unequal lengths."""
+"""Metrics of predictions by name.
+
+A metric is a function `(predicted, correct, *, options) -> float`, from 0 to 1, larger is better. Both arguments hold
+class indices (classify) or texts (generate). All raise ValueError without predictions and for unequal lengths.
+"""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from airpfed.core.rows import Rows
 
 
 def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
@@ -28,3 +36,42 @@ def _mean(values: Sequence[bool] | Sequence[float]) -> float:
     if not values:
         raise ValueError("no predictions to score")
     return sum(values) / len(values)
+
+
+def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Mean over the classes in `labels` of F1, 2 TP / (2 TP + FP + FN)."""
+    pairs = list(zip(predicted, labels, strict=True))
+
+    def f1(c: int) -> float:
+        right = sum(guess == label == c for guess, label in pairs)
+        return 2 * right / sum((guess == c) + (label == c) for guess, label in pairs)
+
+    return _mean([f1(c) for c in sorted(set(labels))])
+
+
+def auto(predicted: Sequence[Any], correct: Sequence[Any]) -> float:
+    """Accuracy of classes, exact match of texts."""
+    return exact_match(predicted, correct) if isinstance(next(iter(correct), 0), str) else accuracy(predicted, correct)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. score: (predicted, correct, *, options) -> value. kind: the tasks that it can score; None for both."""
+
+    score: Callable[..., float]
+    kind: Literal["classify", "generate"] | None = None
+
+
+METRICS: Rows[Metric] = Rows(
+    "metric",
+    {
+        "auto": Metric(auto),
+        "accuracy": Metric(accuracy, "classify"),
+        "balanced_accuracy": Metric(balanced_accuracy, "classify"),
+        "macro_f1": Metric(macro_f1, "classify"),
+        "exact_match": Metric(exact_match, "generate"),
+    },
+    wrap=Metric,
+    function=lambda row: row.score,
+)
+"""The metrics that `tasks.metric` knows."""

@@ -3,15 +3,17 @@
 The results depend only on the source, the seed and the task's name.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, assert_never
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field
 
 from airpfed.core.errors import UserError
 from airpfed.core.rng import numpy_stream
+from airpfed.core.rows import Rows
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import Source, SourceData, load_source
 from airpfed.tasks.text import fold_case
@@ -25,16 +27,16 @@ class Shares:
 
     devices: number of devices; 0 takes one device per value of the device column (split "column" only).
     samples_per_device: the size of every device (sizes "equal"), or the mean of a log-normal distribution whose
-    logarithm has the standard deviation sizes_sigma. dirichlet_alpha: small values give each device one class, large
-    values the mix of all samples. split_as: the name that takes the place of the task's name when samples are split.
+    logarithm has the standard deviation sizes_sigma. split, split_options: name of a row of `SPLITS`, and its options.
+    split_as: the name that takes the place of the task's name when samples are split.
     """
 
     devices: int
     samples_per_device: int
     dev_samples: int
     test_samples: int
-    split: Literal["iid", "dirichlet", "column"] = "iid"
-    dirichlet_alpha: float = 1.0
+    split: str = "iid"
+    split_options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Literal["equal", "lognormal"] = "equal"
     sizes_sigma: float = 0.0
     split_as: str = ""
@@ -50,7 +52,7 @@ def build_tasks(sources: Sequence[tuple[Source, Shares]], seed: int) -> tuple[Ta
     parts: list[tuple[SourceData, Shares, Samples, Samples, Samples]] = []
     for source, shares in sources:
         data = load_source(source, required_rows(shares, seed, source.name))
-        if shares.split == "column" and shares.devices == 0:
+        if shares.devices == 0:
             # Counted before the split: a value that occurs in dev and test only is then an error and not ignored.
             shares = replace(shares, devices=len({sample.device for sample in data.samples}))
         order = shares.split_as or source.name
@@ -117,20 +119,24 @@ def share_samples(train: Samples, shares: Shares, seed: int, name: str) -> tuple
     streams (seed, "sizes" | "share", name). Raises UserError where there are fewer samples than devices, where the
     column has another number of values than `devices`, and where a Dirichlet split has no classes.
     """
-    match shares.split:
-        case "column":
-            groups = _by_column(train, shares.devices, name)
-            counts = device_sizes(shares, len(groups), seed, name)
-            chosen = [group[:size] for group, size in zip(groups, counts, strict=True)]
-        case "iid":
-            counts = _shrink(device_sizes(shares, shares.devices, seed, name), len(train), name)
-            order = numpy_stream(seed, "share", name).permutation(len(train))
-            chosen = [part.tolist() for part in np.split(order[: counts.sum()], np.cumsum(counts)[:-1])]
-        case "dirichlet":
-            counts = _shrink(device_sizes(shares, shares.devices, seed, name), len(train), name)
-            chosen = _dirichlet(_labels(train, name), counts, shares.dirichlet_alpha, numpy_stream(seed, "share", name))
-        case _:
-            assert_never(shares.split)
+    row = SPLITS.find(shares.split)
+    share = SPLITS.bind(shares.split, shares.split_options)
+    devices = shares.devices
+    if row.by_value:
+        values = len({sample.device for sample in train} - {""})
+        if devices not in (0, values):
+            raise UserError(
+                f"tasks.{name}.devices = {devices}: the device column has {values} values among the training samples; "
+                f"set devices to {values}"
+            )
+        counts = device_sizes(shares, values, seed, name)
+    else:
+        counts = _shrink(device_sizes(shares, devices, seed, name), len(train), name)
+    try:
+        chosen = share(train, counts, numpy_stream(seed, "share", name))
+    except ValueError as error:
+        raise UserError(f'tasks.{name}.split = "{shares.split}": {error}') from None
+    check_shares(chosen, len(train), len(counts), f'tasks.{name}.split = "{shares.split}"')
     return tuple(tuple(train[index] for index in part) for part in chosen)
 
 
@@ -165,38 +171,64 @@ def _shrink(sizes: Int[np.ndarray, " K"], available: int, name: str) -> Int[np.n
     return shrunk
 
 
-def _by_column(train: Samples, devices: int, name: str) -> list[list[int]]:
-    """Indices of the samples of each value of the device column, values in sorted order."""
+Indices = Sequence[Sequence[int]]
+"""Indices of the samples of each device."""
+
+
+@dataclass(frozen=True)
+class SampleSplit:
+    """A way to split a task's training samples over its devices.
+
+    share: (samples, counts, rng, *, options) -> the indices of each device's samples, no sample twice; counts: wanted
+    number of each device, (K). Raises ValueError for samples that it cannot split. by_value: devices are the values of
+    a column of the data, in sorted order; then a device may get fewer samples than wanted.
+    """
+
+    share: Callable[..., Indices]
+    by_value: bool = False
+
+
+def iid(samples: Samples, counts: Int[np.ndarray, " K"], rng: np.random.Generator) -> Indices:
+    """Every device draws from the mix of all samples."""
+    order = rng.permutation(len(samples))
+    return [part.tolist() for part in np.split(order[: counts.sum()], np.cumsum(counts)[:-1])]
+
+
+def column(
+    samples: Samples,
+    counts: Int[np.ndarray, " K"],
+    rng: np.random.Generator,
+    *,
+    column: Annotated[str, Field(min_length=1, description="column that names a sample's device")],
+) -> Indices:
+    """A device for each value of a column of the data, in the order of the values."""
     groups: dict[str, list[int]] = {}
-    for index, sample in enumerate(train):
+    for index, sample in enumerate(samples):
         groups.setdefault(sample.device, []).append(index)
     if "" in groups:
-        raise UserError(f"tasks.{name}.split is 'column', but no device_column is set; name one, or take 'iid'")
-    if devices not in (0, len(groups)):
-        raise UserError(
-            f"tasks.{name}.devices = {devices}: the device column has {len(groups)} values among the training "
-            f"samples; set devices to {len(groups)}"
-        )
-    return [groups[value] for value in sorted(groups)]
+        raise ValueError(f"a sample has no value in the column {column}")
+    return [groups[value][:size] for value, size in zip(sorted(groups), counts, strict=True)]
 
 
-def _labels(train: Samples, name: str) -> Int[np.ndarray, " n"]:
-    labels = np.array([sample.label for sample in train])
-    if (labels < 0).any():
-        raise UserError(f"tasks.{name}.split 'dirichlet' needs classes, and a 'generate' task has none; take 'iid'")
-    return labels
+def dirichlet(
+    samples: Samples,
+    counts: Int[np.ndarray, " K"],
+    rng: np.random.Generator,
+    *,
+    alpha: Annotated[
+        float, Field(gt=0, le=1e6, description="small: each device has one class; large: the mix of all samples")
+    ] = 0.5,
+) -> Indices:
+    """Label skew: the class proportions of each device are drawn from a Dirichlet distribution.
 
-
-def _dirichlet(
-    labels: Int[np.ndarray, " n"], counts: Int[np.ndarray, " K"], alpha: float, rng: np.random.Generator
-) -> list[list[int]]:
-    """Indices of the samples of each device, whose classes are drawn from the device's own class proportions.
-
-    Proportions are Dir(alpha C p), with p the shares of the C classes in `labels`: the symmetric Dir(alpha) for
+    Proportions are Dir(alpha C p), with p the shares of the C classes in the samples: the symmetric Dir(alpha) for
     balanced classes, and p itself in the limit of large alpha (Hsu, Qi and Brown, 2019, scaled by C). In each pass, all
     unfinished devices draw one sample without replacement; a device whose classes are exhausted draws from the
     remaining samples.
     """
+    labels = np.array([sample.label for sample in samples])
+    if (labels < 0).any():
+        raise ValueError("needs classes, and a 'generate' task has none; take \"iid\"")
     _, codes, totals = np.unique(labels, return_inverse=True, return_counts=True)
     stacks = [rng.permutation(np.flatnonzero(codes == code)).tolist() for code in range(len(totals))]
     proportions = rng.dirichlet(alpha * len(totals) * totals / len(labels), size=len(counts))
@@ -215,3 +247,21 @@ def _draw_class(proportions: Float[np.ndarray, " C"], left: Int[np.ndarray, " C"
         weights = left.astype(float)
     cumulative = np.cumsum(weights)
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def check_shares(chosen: Indices, samples: int, devices: int, source: str) -> None:
+    """Raise UserError unless a split gives every device a sample, and no sample twice."""
+    used = [int(index) for part in chosen for index in part]
+    if len(chosen) != devices or not all(len(part) for part in chosen):
+        raise UserError(f"{source}: should give each of the {devices} devices a sample; it gave {len(chosen)} parts")
+    if len(set(used)) != len(used) or not all(0 <= index < samples for index in used):
+        raise UserError(f"{source}: should give indices of samples, none twice")
+
+
+SPLITS: Rows[SampleSplit] = Rows(
+    "split",
+    {"iid": SampleSplit(iid), "dirichlet": SampleSplit(dirichlet), "column": SampleSplit(column, by_value=True)},
+    wrap=SampleSplit,
+    function=lambda row: row.share,
+)
+"""The splits that `tasks.split` knows."""

@@ -8,6 +8,7 @@ new one.
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +24,11 @@ from airpfed.core.run_files import Count, Record, read_json, write_json
 
 LATEST = "latest.json"
 TENSORS = re.compile(r"round-[0-9]+\.safetensors")
-KEYS = {"correlation_statistics": "memory"}
-"""Field -> its name in the keys of tensors, if it differs: keys are a format, fields may get better names."""
+KEYS = {"correlation_statistics": "memory", "optimizer_state": ""}
+"""Field -> its name in the keys of tensors, if it differs: keys are a format, fields may get better names.
+
+The tensors of a field without a name go by their own.
+"""
 
 
 class Latest(Record):
@@ -48,6 +52,8 @@ def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
         inner, key = getattr(value, item.name), prefix + KEYS.get(item.name, item.name)
         if is_dataclass(inner):
             tensors |= tensors_of(inner, f"{key}.")
+        elif isinstance(inner, Mapping):
+            tensors |= {key + name: tensor.contiguous() for name, tensor in inner.items()}
         elif isinstance(inner, Tensor):
             tensors[key] = inner.contiguous()
     return tensors
@@ -60,13 +66,20 @@ def rebuild(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
         inner, key = getattr(template, item.name), prefix + KEYS.get(item.name, item.name)
         if is_dataclass(inner):
             parts[item.name] = rebuild(inner, tensors, f"{key}.")
+        elif isinstance(inner, Mapping):
+            parts[item.name] = {name: _fitting(key + name, tensor, tensors) for name, tensor in inner.items()}
         elif isinstance(inner, Tensor):
-            if key not in tensors or (tensors[key].shape, tensors[key].dtype) != (inner.shape, inner.dtype):
-                raise UserError(f"checkpoint: {key} does not fit this experiment's settings")
-            parts[item.name] = tensors[key]
+            parts[item.name] = _fitting(key, inner, tensors)
         else:
             parts[item.name] = inner
     return type(template)(**parts)
+
+
+def _fitting(key: str, template: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """The tensor of a key; UserError unless it has the shape and type of the template."""
+    if key not in tensors or (tensors[key].shape, tensors[key].dtype) != (template.shape, template.dtype):
+        raise UserError(f"checkpoint: {key} does not fit this experiment's settings")
+    return tensors[key]
 
 
 def save_state(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:

@@ -3,17 +3,19 @@
 If devices keep parameters of their own, a task's score is the mean over its devices' models, weighted by D_k.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
+from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import classify, complete
 from airpfed.model.layout import Factors, Vectors, gather
 from airpfed.model.tokens import Encoding
-from airpfed.tasks.metrics import accuracy, balanced_accuracy, exact_match
+from airpfed.tasks.metrics import METRICS, balanced_accuracy
 from airpfed.tasks.sample import Kind
 
 
@@ -31,6 +33,7 @@ class TaskView:
     """A task as evaluation reads it.
 
     labels: label words. choices: their tokens (causal LM) or class indices. Both are in the order of the classes.
+    metric, metric_options: name of a row of `METRICS`, and its options.
     """
 
     name: str
@@ -40,11 +43,22 @@ class TaskView:
     max_new_tokens: int
     dev: Split
     test: Split
+    metric: str = "auto"
+    metric_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def metric(self) -> str:
-        """Name of the metric."""
+    def metric_name(self) -> str:
+        """Name of the metric, `auto` resolved."""
+        if self.metric != "auto":
+            return self.metric
         return "accuracy" if self.kind == "classify" else "exact_match"
+
+    def measure(self, predicted: Sequence[Any], correct: Sequence[Any]) -> float:
+        """The metric of predictions: class indices (classify) or texts (generate)."""
+        value = METRICS.bind(self.metric_name, self.metric_options)(predicted, correct)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f'tasks.{self.name}.metric = "{self.metric_name}": should give a number, not {value!r}')
+        return float(value)
 
 
 @dataclass(frozen=True)
@@ -60,16 +74,16 @@ def score(clients: Clients, factors: Factors | None, task: TaskView, split: Lite
     samples = task.dev if split == "dev" else task.test
     if task.kind == "generate":
         texts = complete(clients, factors, [sample.ids for sample in samples.prompts], task.max_new_tokens)
-        return score_answers(texts, samples, task.kind)
+        return score_answers(texts, samples, task)
     classes = classify(clients, factors, f"{split} {task.name}", samples.prompts, task.choices)
-    return score_answers(classes, samples, task.kind)
+    return score_answers(classes, samples, task)
 
 
-def score_answers(answers: Sequence[Any], split: Split, kind: Kind) -> Score:
-    """The score of a model's answers to a split. answers: texts (generate) or class indices (classify)."""
-    if kind == "generate":
-        return Score(exact_match(answers, split.texts), None)
-    return Score(accuracy(answers, split.classes), balanced_accuracy(answers, split.classes))
+def score_answers(answers: Sequence[Any], split: Split, task: TaskView) -> Score:
+    """The score of a model's answers to a split of a task. answers: texts (generate) or class indices (classify)."""
+    if task.kind == "generate":
+        return Score(task.measure(answers, split.texts), None)
+    return Score(task.measure(answers, split.classes), balanced_accuracy(answers, split.classes))
 
 
 def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, split: Literal["dev", "test"]) -> Score:

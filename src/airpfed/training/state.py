@@ -1,31 +1,31 @@
 """The state of a run: parameters with their optimizer moments, and each device's position in its data."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from airpfed.core.errors import UserError
 from airpfed.model.layout import Layout, Vectors, num_copies
 from airpfed.model.methods import Scope
-
-Optimizer = Literal["adam", "sgd"]
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-12
-"""Far below the usual 1e-8: root mean squares of LoRA gradients can be smaller than that."""
-
+from airpfed.training.optimizers import OPTIMIZERS, Init, OptimizerState, Update
 
 NOTHING = torch.zeros(1, 0)
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """The optimizer of the servers and its learning rate. lr: learning rate, None until the theory's probe sets it."""
+    """The optimizer of the servers, its learning rate and its options.
 
-    optimizer: Optimizer
+    optimizer: name of a row of `OPTIMIZERS`. lr: learning rate, None until the theory's probe sets it.
+    """
+
+    optimizer: str
     lr: float | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step_size(self) -> float:
@@ -34,6 +34,11 @@ class ServerStep:
             raise ValueError('server.lr = "theory": the probe decides the step size, and no probe was run')
         return self.lr
 
+    def rule(self, lr: float) -> tuple[Init, Update]:
+        """The functions (init, update) of the optimizer at a learning rate."""
+        functions: tuple[Init, Update] = OPTIMIZERS.bind(self.optimizer, self.options)(lr)
+        return functions
+
     def resolve(self, eta: float | None) -> "ServerStep":
         """The same step, with the probe's step size `eta` if the settings leave the rate to the probe."""
         return self if self.lr is not None else replace(self, lr=eta)
@@ -41,14 +46,14 @@ class ServerStep:
 
 @dataclass(frozen=True)
 class OptimizedParameters:
-    """Parameters of one scope, one row per copy, with Adam's moments and each copy's number of updates.
+    """Parameters of one scope, one row per copy, with the optimizer's state and each copy's number of updates.
 
-    first, second: moments. updates: one count per phase (last axis) if factors alternate, else one count.
+    optimizer_state: name -> tensor of the shape of `value`. updates: one count per phase (last axis) if factors
+    alternate, else one count.
     """
 
     value: Float[Tensor, "copies d"]
-    first: Float[Tensor, "copies d"]
-    second: Float[Tensor, "copies d"]
+    optimizer_state: OptimizerState
     updates: Int[Tensor, "copies *phases"]
 
 
@@ -88,24 +93,41 @@ class State:
     frozen: Float[Tensor, "1 d"]
 
 
+def initial_parameters(
+    value: Float[Tensor, "copies d"], server_step: ServerStep, phases: tuple[int, ...] = ()
+) -> OptimizedParameters:
+    """Parameters before their first update. phases: () or (number of phases,), if factors alternate.
+
+    Raises UserError if the optimizer's state does not have the shape of the parameters.
+    """
+    init, _ = server_step.rule(1.0)
+    optimizer_state = dict(init(value))
+    for name, tensor in optimizer_state.items():
+        if tensor.shape != value.shape:
+            raise UserError(
+                f"server.optimizer: {server_step.optimizer} keeps {name} of shape {tuple(tensor.shape)}; should be "
+                f"that of the parameters, {tuple(value.shape)}"
+            )
+    return OptimizedParameters(value, optimizer_state, torch.zeros(len(value), *phases, dtype=torch.long))
+
+
 def start(
     initial: Vectors,
     layout: Layout,
     tasks: int,
     devices: int,
     correlation_statistics: Float[Tensor, "G 7"],
+    server_step: ServerStep,
     added: Float[Tensor, "1 d_W"] = NOTHING,
 ) -> State:
     """The state before round 1: every copy of a scope starts from the same values.
 
-    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics.
+    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics. Raises
+    UserError as `initial_parameters`.
     """
 
     def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:
-        rows = num_copies(scope, tasks, devices)
-        value = initial[scope].repeat(rows, 1)
-        updates = torch.zeros(rows, *phases, dtype=torch.long)
-        return OptimizedParameters(value, torch.zeros_like(value), torch.zeros_like(value), updates)
+        return initial_parameters(initial[scope].repeat(num_copies(scope, tasks, devices), 1), server_step, phases)
 
     shared = parameters("global", (len(layout.phases()),) if layout.alternating else ())
     return State(
@@ -134,27 +156,17 @@ def update(
     mask: Bool[Tensor, " copies"],
     server_step: ServerStep,
 ) -> OptimizedParameters:
-    """Take one step on the copies in `mask`; the other copies do not change at all.
-
-    sgd: W - lr g. adam: Kingma and Ba (2015) with bias correction, on the received gradient.
-    """
-    lr, updates = server_step.step_size, parameters.updates + 1
-    if server_step.optimizer == "sgd":
-        value, first, second = parameters.value - lr * gradient, parameters.first, parameters.second
-    else:
-        first = BETAS[0] * parameters.first + (1 - BETAS[0]) * gradient
-        second = BETAS[1] * parameters.second + (1 - BETAS[1]) * gradient.square()
-        correction = [(1 - beta ** updates.double()).to(first.dtype)[:, None] for beta in BETAS]
-        mean, root_mean_square = first / correction[0], (second / correction[1]).sqrt()
-        value = parameters.value - lr * mean / (root_mean_square + EPSILON)
+    """Take one step on the copies in `mask`; the other copies do not change at all."""
+    updates = parameters.updates + 1
+    _, step = server_step.rule(server_step.step_size)
+    value, state = step(gradient, parameters.optimizer_state, parameters.value, updates)
 
     def select(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
     return OptimizedParameters(
         value=select(value, parameters.value),
-        first=select(first, parameters.first),
-        second=select(second, parameters.second),
+        optimizer_state={name: select(state[name], old) for name, old in parameters.optimizer_state.items()},
         updates=select(updates, parameters.updates),
     )
 
@@ -172,10 +184,20 @@ def update_active(
     active_columns: first and last + 1.
     """
     columns = slice(*active_columns)
-    index = {"value": columns, "first": columns, "second": columns, "updates": phase}
-    active = OptimizedParameters(**{key: getattr(parameters, key)[:, i] for key, i in index.items()})
+    active = OptimizedParameters(
+        parameters.value[:, columns],
+        {name: tensor[:, columns] for name, tensor in parameters.optimizer_state.items()},
+        parameters.updates[:, phase],
+    )
     new = update(active, gradient[:, columns], mask, server_step)
-    tensors = {key: getattr(parameters, key).clone() for key in index}
-    for key, i in index.items():
-        tensors[key][:, i] = getattr(new, key)
-    return OptimizedParameters(**tensors)
+
+    def put(whole: Tensor, index: slice | int, part: Tensor) -> Tensor:
+        whole = whole.clone()
+        whole[:, index] = part
+        return whole
+
+    return OptimizedParameters(
+        put(parameters.value, columns, new.value),
+        {name: put(old, columns, new.optimizer_state[name]) for name, old in parameters.optimizer_state.items()},
+        put(parameters.updates, phase, new.updates),
+    )

@@ -95,7 +95,7 @@ def summarise(
     test = [item.value for item in scores.test if item]
     rows = {
         task.name: TaskSummary(
-            metric=task.metric,
+            metric=task.metric_name,
             base=first.value,
             final=last.value if last else None,
             base_balanced=first.balanced,

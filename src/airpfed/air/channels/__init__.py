@@ -1,1 +1,82 @@
-"""Channels: one function shape, (seed, round, blocks) -> channels, whatever the model behind it."""
+"""Channel models by name: small-scale fading as a function of seed, round and coherence blocks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from airpfed.air.channels import fading, three_gpp
+from airpfed.air.network import ChannelSite, Network
+from airpfed.core.errors import UserError
+from airpfed.core.rows import Rows
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel model.
+
+    draw: (site, t, blocks, *, options) -> channels (B, M, K) of the coherence blocks `blocks`, a range, in round t;
+    complex128, E|h|^2 = the site's mean gain. It takes its randomness from `site.rng(..., t, block)`, so that a block's
+    channel depends on no other block. prepare: (site, *, options) -> network, in place of `draw`, for a model that
+    computes something once for the drop, or has mean gains of its own. has_path_loss: whether it has its own path loss,
+    shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none.
+    """
+
+    draw: Callable[..., Tensor] | None = None
+    prepare: Callable[..., Network] | None = None
+    has_path_loss: bool = False
+    standard: str = ""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function with the options."""
+        function = self.prepare or self.draw
+        if function is None:
+            raise UserError("a channel should have a function draw or prepare")
+        return function
+
+
+def build_channel(name: str, options: Mapping[str, Any], site: ChannelSite) -> Network:
+    """Build the network of a site with a channel model. Raises UserError if the model draws what is no channel."""
+    function = CHANNELS.bind(name, options)
+    if CHANNELS[name].prepare is not None:
+        network: Network = function(site)
+        return network
+    return site.network(partial(draw_channels, name, function, site))
+
+
+def draw_channels(
+    name: str, draw: Callable[..., Tensor], site: ChannelSite, seed: int, t: int, blocks: range
+) -> tuple[Tensor, Tensor]:
+    """A `ChannelModel` of a row with a function `draw`: no part is known without estimation."""
+    h = draw(replace(site, seed=seed), t, blocks)
+    shape = (len(blocks), site.antennas * len(site.gain), site.gain.shape[1])
+    if not isinstance(h, Tensor) or tuple(h.shape) != shape or not bool(h.isfinite().all()):
+        found = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+        raise UserError(f'radio.channel = "{name}": should draw finite channels of shape {shape}, not {found}')
+    h = h.to(torch.complex128)
+    return h, torch.zeros((), dtype=h.dtype).expand(h.shape)
+
+
+STANDARD = "TR 38.901"
+CHANNELS: Rows[Channel] = Rows(
+    "channel",
+    {
+        "rayleigh": Channel(prepare=fading.rayleigh_fading),
+        "rician": Channel(prepare=fading.rician_fading),
+        **{
+            name: Channel(prepare=partial(three_gpp.system_level_network, name), has_path_loss=True, standard=STANDARD)
+            for name in three_gpp.SCENARIOS
+        },
+        **{
+            name: Channel(prepare=partial(three_gpp.link_level_network, name), standard=STANDARD)
+            for name in three_gpp.PROFILES
+        },
+    },
+    wrap=Channel,
+    function=lambda row: row.function,
+)
+"""The channel models that `radio.channel` knows."""

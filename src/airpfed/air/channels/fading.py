@@ -6,13 +6,18 @@ A coherence block is a group of subcarriers during a coherence time. Block i of 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Complex, Float
+from pydantic import Field
 from torch import Tensor
 
+from airpfed.air import geometry
+from airpfed.air.network import ChannelSite, Network
 from airpfed.core.rng import stream
-from airpfed.core.units import SPEED_OF_LIGHT
+from airpfed.core.units import SPEED_OF_LIGHT, from_db
 
 FORGOTTEN = 1e-12
 """Correlation below which the past of a Gauss-Markov process is ignored."""
@@ -171,3 +176,64 @@ def line_of_sight(
     phase = -2 * math.pi * distance * carrier_hz / SPEED_OF_LIGHT
     ray = torch.polar((gain * k_factor / (1 + k_factor)).sqrt(), phase)
     return torch.cat([amplitude * steering(antennas, s) for amplitude, s in zip(ray, sine, strict=True)])
+
+
+DelaySpread = Annotated[
+    float, Field(ge=0, le=1e-4, description="rms delay spread of an exponential profile, s; 0: flat fading")
+]
+TimeCorrelation = Annotated[
+    float,
+    Field(ge=0, le=1, description="correlation of a channel with that of the previous coherence time; 1: constant"),
+]
+RoundCorrelation = Annotated[
+    float,
+    Field(ge=0, le=1, description="correlation from the start of a round to the start of the next; 1: static channel"),
+]
+
+
+def rayleigh_fading(
+    site: ChannelSite,
+    *,
+    delay_spread_s: DelaySpread = 0.0,
+    time_correlation: TimeCorrelation = 0.0,
+    round_correlation: RoundCorrelation = 0.0,
+) -> Network:
+    """Rayleigh fading, independent from antenna to antenna and device to device."""
+    return _fading(site, 0.0, delay_spread_s, time_correlation, round_correlation)
+
+
+def rician_fading(
+    site: ChannelSite,
+    *,
+    k_db: Annotated[
+        float, Field(ge=-100, le=100, description="ratio of the line-of-sight power to the scattered power, dB")
+    ] = 3.0,
+    delay_spread_s: DelaySpread = 0.0,
+    time_correlation: TimeCorrelation = 0.0,
+    round_correlation: RoundCorrelation = 0.0,
+) -> Network:
+    """Rician fading: a line of sight to a uniform linear array, known without estimation, and Rayleigh scattering."""
+    return _fading(site, from_db(k_db), delay_spread_s, time_correlation, round_correlation)
+
+
+def _fading(
+    site: ChannelSite, k_factor: float, delay_spread_s: float, time_correlation: float, round_correlation: float
+) -> Network:
+    """A network with Rician fading of a linear K factor."""
+    apart = geometry.offsets(site.stations, site.devices, site.wrap_m)
+    parameters = FadingParameters(
+        gain=site.gain / (1 + k_factor),
+        antennas=site.antennas,
+        los=line_of_sight(site.gain, apart, site.antennas, k_factor, site.carrier_hz),
+        profile=exponential_profile(delay_spread_s, site.bandwidth_hz, cyclic_prefix(site.subcarriers)),
+        centres=frequencies(site.subcarrier_groups, site.subcarriers),
+        time_correlation=time_correlation,
+        round_correlation=round_correlation,
+        names=site.names,
+    )
+    return site.network(partial(fading_channels, parameters), scattered=parameters.gain)
+
+
+def cyclic_prefix(subcarriers: int) -> int:
+    """The samples of a cyclic prefix, a fourteenth of the symbol: the most taps that a channel may have."""
+    return max(1, subcarriers // 14)

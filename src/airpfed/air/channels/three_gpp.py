@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Complex, Float
+from pydantic import Field
 from torch import Tensor
 
-from airpfed.air.network import Deployment, Network
+from airpfed.air.channels.fading import frequencies
+from airpfed.air.network import ChannelSite, Network
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
 
@@ -41,6 +43,15 @@ class Sampling:
     centres: Float[Tensor, " G"]
     coherence_s: float
     names: tuple[str | int, ...]
+
+
+def sampling_of(site: ChannelSite) -> Sampling:
+    """The sampling of a site's coherence blocks."""
+    centres = frequencies(site.subcarrier_groups, site.subcarriers) * site.bandwidth_hz
+    return Sampling(centres, site.coherence_s, site.names)
+
+
+Speed = Annotated[float, Field(ge=0, le=200, description="speed of the devices, m/s")]
 
 
 def phy() -> Any:
@@ -72,10 +83,8 @@ def antenna_array(elements: int, carrier_hz: float) -> Any:
     )  # fmt: skip
 
 
-def system_level_network(
-    name: str, deployment: Deployment, seed: int, carrier_hz: float, speed_mps: float, sampling: Sampling
-) -> Network:
-    """Draw a drop of UMi, UMa or RMa with the positions of `deployment` and the gains of the model, devices outdoors.
+def system_level_network(name: str, site: ChannelSite, *, speed_mps: Speed = 0.0) -> Network:
+    """UMi, UMa or RMa of 3GPP TR 38.901 with the positions of `site` and the gains of the model, devices outdoors.
 
     Random: line-of-sight states and large-scale parameters from the stream (seed, names, "large scale"), the same in
     all rounds; rays from (seed, names, "fading", t).
@@ -84,31 +93,34 @@ def system_level_network(
     kinds = {"umi": models.UMi, "uma": models.UMa, "rma": models.RMa}
     extra = {} if name == "rma" else {"o2i_model": "low"}
     model = kinds[name](
-        carrier_frequency=carrier_hz, ut_array=antenna_array(1, carrier_hz),
-        bs_array=antenna_array(deployment.antennas, carrier_hz),
+        carrier_frequency=site.carrier_hz, ut_array=antenna_array(1, site.carrier_hz),
+        bs_array=antenna_array(site.antennas, site.carrier_hz),
         direction="uplink", precision="double", **extra,
     )  # fmt: skip
-    count = len(deployment.devices)
+    count = len(site.devices)
     outdoors = torch.zeros(1, count, dtype=torch.bool)
     orientation = torch.zeros(1, count, 3, dtype=torch.float64)
     velocity = orientation.clone()
     velocity[..., 0] = speed_mps
-    with seed_sionna(seed, *deployment.names, "large scale"):
+    with seed_sionna(site.seed, *site.names, "large scale"):
         model.set_topology(
-            at_height(deployment.devices, DEVICE_M), at_height(deployment.stations, STATION_M[name]), orientation,
-            torch.zeros(1, len(deployment.stations), 3, dtype=torch.float64), velocity, outdoors,
+            at_height(site.devices, DEVICE_M), at_height(site.stations, STATION_M[name]), orientation,
+            torch.zeros(1, len(site.stations), 3, dtype=torch.float64), velocity, outdoors,
             **({"in_car": outdoors} if name == "rma" else {}),
         )  # fmt: skip
     large = model._lsp  # the only access to the mean gains of the drop
     gain = 10 ** (-model._scenario.basic_pathloss[0] / 10) * large.sf[0]
-    fields = {**vars(deployment), "gain": gain}
-    return Network(**fields, scattered=gain, channel_model=partial(system_level_channels, model, sampling))
+    return site.network(partial(system_level_channels, model, sampling_of(site)), gain)
 
 
 def link_level_network(
-    name: str, deployment: Deployment, carrier_hz: float, delay_spread_s: float, speed_mps: float, sampling: Sampling
+    name: str,
+    site: ChannelSite,
+    *,
+    delay_spread_s: Annotated[float, Field(gt=0, le=1e-4, description="rms delay spread, s")],
+    speed_mps: Speed = 0.0,
 ) -> Network:
-    """CDL or TDL channels of the given delay spread, one realisation a link, scaled to the deployment's mean gains.
+    """CDL or TDL of 3GPP TR 38.901, one realisation a link, scaled to the site's mean gains.
 
     CDL: all devices share the cluster angles of the model. TDL: antennas are independent.
     """
@@ -116,12 +128,11 @@ def link_level_network(
     kind, letter = name.split("_")
     motion = {"min_speed": speed_mps, "max_speed": speed_mps, "precision": "double"}
     if kind == "cdl":
-        arrays = antenna_array(1, carrier_hz), antenna_array(deployment.antennas, carrier_hz)
-        model = models.CDL(letter.upper(), delay_spread_s, carrier_hz, *arrays, "uplink", **motion)
+        arrays = antenna_array(1, site.carrier_hz), antenna_array(site.antennas, site.carrier_hz)
+        model = models.CDL(letter.upper(), delay_spread_s, site.carrier_hz, *arrays, "uplink", **motion)
     else:
-        model = models.TDL(letter.upper(), delay_spread_s, carrier_hz, num_rx_ant=deployment.antennas, **motion)
-    channel_model = partial(link_level_channels, model, sampling, deployment.gain)
-    return Network(**vars(deployment), scattered=deployment.gain, channel_model=channel_model)
+        model = models.TDL(letter.upper(), delay_spread_s, site.carrier_hz, num_rx_ant=site.antennas, **motion)
+    return site.network(partial(link_level_channels, model, sampling_of(site), site.gain))
 
 
 def at_height(positions: Float[Tensor, "P 2"], height_m: float) -> Float[Tensor, "1 P 3"]:

@@ -1,66 +1,72 @@
 """Transceiver designs by name.
 
-A design is a function `(TransceiverProblem) -> Transceiver`, batched over coherence blocks, whose result for a block
-does not depend on the other blocks. Each file begins with the problem that it solves.
+A design is a function `(TransceiverProblem, *, options) -> Transceiver`, batched over coherence blocks, whose result
+for a block does not depend on the other blocks. Each file begins with the problem that it solves.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from airpfed.air.designs import alternating, channel_inversion, mmse, power_sharing, uniform_forcing
+from airpfed.air.designs.alternating import continued_ao, naive_ao
+from airpfed.air.designs.channel_inversion import channel_inversion
+from airpfed.air.designs.lower_bound import lower_bound
+from airpfed.air.designs.mmse import debiased_mmse, mmse
+from airpfed.air.designs.power_sharing import share_energy, share_energy_debiased
+from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem
-from airpfed.air.schedule import DesignFunction, RoundFunction
+from airpfed.air.schedule import RoundFunction
+from airpfed.core.rows import Rows
 
-DESIGNS: dict[str, DesignFunction] = {
-    "uniform_forcing": uniform_forcing.uniform_forcing,
-    "mmse": mmse.mmse,
-    "channel_inversion": channel_inversion.channel_inversion,
-    "naive_ao": alternating.naive_ao,
-    "continued_ao": alternating.continued_ao,
-}
-"""The designs that `radio.design`, `airpfed link` and the tests know."""
-
-BATCHED = ("uniform_forcing", "mmse")
-"""Designs that take several slots of one target in one call (`batching.py`)."""
-
-WITHOUT_DESIGN = ("error_free", "digital")
-"""Links that superpose nothing: exact sums, and sums of quantised gradients."""
+Unbiased = Literal["given the channel", "over fading", "no"]
+"""Whether the mean of the received sum is the true sum: for every channel, only over fading, or not at all."""
 
 
-def refine_of(name: str, energy: str, debiased: bool) -> RoundFunction | None:
-    """The function that shares energy between the slots of a round.
+@dataclass(frozen=True)
+class Design:
+    """A transceiver design.
 
-    None if `energy` is "per_slot", or if the design does not use more power than its limit in a slot.
+    solve: (problem, *, options) -> transceiver. unbiased: what it claims of the mean of the received sum, for devices
+    without impairments. shrinks: whether its receivers shrink the sum for i.i.d. symbols, so that the uplink rescales
+    them to the correlation of the symbols. batched: whether it takes weights that differ from block to block,
+    (B, 1, K), so that several slots of one target share a call. share_energy: for `radio.energy = "per_round"`, the
+    function that shares energy among the slots of a round; None if the design cannot.
     """
-    if energy != "per_round" or name != "mmse":
-        return None
-    if not debiased:
-        return power_sharing.share_energy
-    return lambda slots, *arguments: [
-        mmse.debias(*pair) for pair in zip(slots, power_sharing.share_energy(slots, *arguments), strict=True)
-    ]
+
+    solve: Callable[..., Transceiver]
+    unbiased: Unbiased = "no"
+    shrinks: bool = False
+    batched: bool = False
+    share_energy: RoundFunction | None = None
+
+    def __call__(self, problem: TransceiverProblem, **options: Any) -> Transceiver:
+        """Solve a problem."""
+        return self.solve(problem, **options)
 
 
-def design_of(
-    name: str, truncation: float | None = None, debiased: bool = False, starts: int = 1
-) -> DesignFunction | None:
-    """A named design with its options; None for links without a design.
+DESIGNS: Rows[Design] = Rows(
+    "design",
+    {
+        "uniform_forcing": Design(uniform_forcing, unbiased="given the channel", batched=True),
+        "mmse": Design(mmse, shrinks=True, batched=True, share_energy=share_energy),
+        "debiased_mmse": Design(debiased_mmse, batched=True, share_energy=share_energy_debiased),
+        "channel_inversion": Design(channel_inversion),
+        "naive_ao": Design(naive_ao),
+        "continued_ao": Design(continued_ao),
+    },
+    wrap=Design,
+    function=lambda row: row.solve,
+)
+"""The designs that `radio.design`, `airpfed link`, the notebooks and the tests know."""
 
-    truncation: the option of `channel_inversion`. debiased: whether `mmse` is debiased. starts: number of starting
-    beams of `uniform_forcing` and `mmse`, for slots of one target.
-    """
-    if name in WITHOUT_DESIGN:
-        return None
-    if name == "channel_inversion":
-        return partial(channel_inversion.channel_inversion, truncation=truncation)
-    design = DESIGNS[name]
-    if name in ("uniform_forcing", "mmse") and starts > 1:
-        design = partial(best_of_starts, design, starts)
-    if debiased and name == "mmse":
-        return lambda problem: mmse.debias(problem, design(problem))
-    return design
-
-
-def best_of_starts(design: Callable[..., Transceiver], starts: int, problem: TransceiverProblem) -> Transceiver:
-    """The best of several starts for a slot of one target; the plain design for several targets."""
-    return design(problem, starts=starts) if problem.weights.shape[-2] == 1 else design(problem)
+__all__ = [
+    "DESIGNS",
+    "Design",
+    "channel_inversion",
+    "continued_ao",
+    "debiased_mmse",
+    "lower_bound",
+    "mmse",
+    "naive_ao",
+    "uniform_forcing",
+]

@@ -11,8 +11,11 @@ Trans. Wireless Commun. 19(1), 2020). Each target is designed as if it were alon
 receivers (B, M, T), transmit factors (B, K), for B coherence blocks, M antennas, K devices and T targets.
 """
 
+from typing import Annotated, Literal
+
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 from airpfed.air.designs.normalized import (
@@ -25,13 +28,19 @@ from airpfed.air.designs.normalized import (
 from airpfed.air.designs.single_target import dominant_beams
 from airpfed.air.problem import Transceiver, TransceiverProblem, divide_power, keep_better, silent
 
+Truncation = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | Literal["best"],
+    Field(description="threshold relative to the strongest device of a target; best: the one of least error"),
+]
+"""The option of truncated channel inversion."""
 
-def channel_inversion(problem: TransceiverProblem, truncation: float | None = None) -> Transceiver:
+
+def channel_inversion(problem: TransceiverProblem, *, truncation: Truncation = "best") -> Transceiver:
     """Invert the channels seen through a fixed beam; devices too weak for it are silent.
 
-    truncation: the threshold as a fraction of the largest strength of a target. None takes the threshold of least error
-    by an exact search over all K, and silence of all devices where that is better still. Streams of one device have
-    even shares of its limit.
+    truncation: the threshold as a fraction of the largest strength of a target, 0 to 1. "best" takes the threshold of
+    least error by an exact search over all K, and silence of all devices where that is better still. Streams of
+    one device have even shares of its limit.
     """
     normalized = normalise_problem(divide_power(problem))
     index, w = devices_per_target(normalized.weights)
@@ -43,7 +52,7 @@ def channel_inversion(problem: TransceiverProblem, truncation: float | None = No
     noise = normalized.noise.repeat_interleave(targets)
     csi = gather_per_target(normalized.csi_variance[:, :, None], index)[:, :, 0].flatten(0, 1)
     strength = torch.where(weights > 0, a.abs() / weights.clamp_min(1e-300), 0.0)
-    if truncation is None:
+    if truncation == "best":
         active = least_error_set(strength, weights, noise, csi)
     else:
         active = (strength >= truncation * strength.amax(-1, keepdim=True)) & (strength > 0)
@@ -53,7 +62,7 @@ def channel_inversion(problem: TransceiverProblem, truncation: float | None = No
     transmit = scatter_per_target((ratio * kappa).reshape(blocks, targets, -1), w, index, problem.h.shape[-1])
     receiver = (beam / kappa).reshape(blocks, targets, -1).mT
     transceiver = denormalise(normalized, receiver, transmit, 0)
-    return keep_better(problem, silent(problem), transceiver) if truncation is None else transceiver
+    return keep_better(problem, silent(problem), transceiver) if truncation == "best" else transceiver
 
 
 def least_error_set(

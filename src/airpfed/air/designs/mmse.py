@@ -39,7 +39,7 @@ from airpfed.air.designs.normalized import (
     normalise_receiver,
 )
 from airpfed.air.designs.single_target import least_error_near, least_norm_and_error
-from airpfed.air.designs.uniform_forcing import forcing_transmit_factors, uniform_forcing
+from airpfed.air.designs.uniform_forcing import Starts, forcing_transmit_factors, uniform_forcing
 from airpfed.air.designs.widely_linear import optimal_transmit_factors, widely_linear
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, keep_better
 
@@ -48,20 +48,23 @@ STEPS = 60
 
 
 @inference_mode
-def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
-    """Solve the problem of the module to a local optimum.
+def mmse(
+    problem: TransceiverProblem, start: Complex[Tensor, "B M T"] | None = None, *, starts: Starts = 1
+) -> Transceiver:
+    """Least mean-squared error: receivers and transmit factors to a local optimum, shrinking where noise asks for it.
 
-    starts: how many beams a slot of one target begins from; the best result is kept. start: for one target, a receiver
-    to begin from instead, for example the receiver of the previous channel; then there is no continuation and no
-    comparison with forcing. Raises ValueError if either is given for several targets.
+    start: for one target, a receiver to begin from, for example the receiver of the previous channel; then there is no
+    continuation and no comparison with forcing. starts: how many beams a slot of one target begins from otherwise; the
+    best result is kept. A slot of several targets has its own starts. Raises ValueError if `start` is given for several
+    targets.
     """
     normalized = normalise_problem(problem)
     if problem.weights.shape[-2] == 1:
         if start is None:
             return single_target_mmse(problem, normalized, starts)
         return refine_for_csi_error(normalized, *least_error_near(normalized, normalise_receiver(normalized, start)))
-    if starts != 1 or start is not None:
-        raise ValueError("several starts and a given start are for slots of one target")
+    if start is not None:
+        raise ValueError("a given start is for slots of one target")
     forcing = uniform_forcing(problem)
     transceiver = multi_target_mmse(normalized, forcing)
     if problem.real:
@@ -135,6 +138,14 @@ def widely_linear_mmse(normalized: NormalizedProblem, start: Transceiver) -> Tra
     swap = value2 < value
     m, b = torch.where(swap[:, None, None], m2, m), torch.where(swap[:, None], b2, b)
     return denormalise(normalized, m, b, start.iterations + steps + more)
+
+
+def debiased_mmse(problem: TransceiverProblem, *, starts: Starts = 1) -> Transceiver:
+    """Divide the receivers of `mmse` by their mean effective gain.
+
+    starts: as in `mmse`.
+    """
+    return debias(problem, mmse(problem, starts=starts))
 
 
 def debias(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:

@@ -26,7 +26,7 @@ from airpfed.air.designs.alternating import (
     accelerated_alternation,
     joint_transmit_factors,
 )
-from airpfed.air.designs.mmse import STEPS
+from airpfed.air.designs.mmse import STEPS, debias
 from airpfed.air.designs.normalized import denormalise, normalise_problem, normalise_receiver
 from airpfed.air.designs.power_constraint import PowerConstraint
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective
@@ -65,6 +65,18 @@ def share_energy(
     # Real symbols of several targets have another objective, which the joint steps do not see.
     worse = weighted_objective(slots, uses, shared) > weighted_objective(slots, uses, starts)
     return [transceiver.select(~worse, start) for transceiver, start in zip(shared, starts, strict=True)]
+
+
+def share_energy_debiased(
+    slots: Sequence[TransceiverProblem],
+    devices: Sequence[Int[Tensor, " _K"]],
+    uses: Sequence[float],
+    powers: Sequence[Float[Tensor, " _K"]],
+    starts: Sequence[Transceiver],
+) -> list[Transceiver]:
+    """`share_energy`, with every receiver then divided by its mean effective gain."""
+    shared = share_energy(slots, devices, uses, powers, starts)
+    return [debias(*pair) for pair in zip(slots, shared, strict=True)]
 
 
 def weighted_objective(

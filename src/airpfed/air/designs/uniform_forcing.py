@@ -20,8 +20,11 @@ A device without a channel, or without a weight, constrains nothing and is silen
 or (B, 1, K), receivers (B, M, T), transmit factors (B, K), for B coherence blocks, K devices and T targets.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Complex, Float
+from pydantic import Field
 from torch import Tensor
 
 from airpfed.air.designs.alternating import weighted_mse
@@ -48,24 +51,28 @@ PENALTIES = (1.0, 3.0, 7.0, 20.0, 50.0, 140.0, 370.0, 1000.0)
 PENALTY_STEPS = 15
 
 
+Starts = Annotated[
+    int, Field(ge=1, le=1000, description="starting beams of a slot with one target; the best solution is used")
+]
+"""The option of designs that solve a one-target problem from several starting points."""
+
+
 @inference_mode
-def uniform_forcing(problem: TransceiverProblem, starts: int = 1) -> Transceiver:
-    """Solve the problem of the module to a local optimum.
+def uniform_forcing(problem: TransceiverProblem, *, starts: Starts = 1) -> Transceiver:
+    """Every device arrives with exactly its weight, at the least noise (a local optimum).
 
     One target: the weakest device sends exactly P_k. Several targets: the best of receivers that ignore interference,
     exact nulls and Jacobi rounds, block by block; or penalised alternation where nulls are out of reach. Streams of one
     device have even shares of its limit.
 
-    starts: how many beams a slot of one target begins from; the best result is kept. Raises ValueError if starts is not
-    1 for several targets.
+    starts: how many beams a slot of one target begins from; the best result is kept. A slot of several targets has its
+    own starts.
     """
     normalized = normalise_problem(divide_power(problem))
     if normalized.weights.shape[-2] == 1:
         receiver, steps = least_norm(*target_channels(normalized), starts)
         m = receiver[..., None]
         return denormalise(normalized, m, forcing_transmit_factors(normalized, m), steps)
-    if starts != 1:
-        raise ValueError("several starts are for slots of one target")
     index, w = devices_per_target(normalized.weights)
     target_h = gather_per_target(normalized.h, index)
     interference_blind, steps = least_norm_per_target(target_h, w)

@@ -7,6 +7,7 @@ import torch
 
 from airpfed.air.impairments import NONE
 from airpfed.air.schedule import Uplink, reason_without_claim
+from airpfed.air.schemes import exact_sums
 from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
 from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import load_or_probe
@@ -19,10 +20,10 @@ from airpfed.devices.clients import Clients
 from airpfed.experiment.build.data import base_hash, fingerprint
 from airpfed.experiment.build.model import Preparation, build_preparation
 from airpfed.experiment.build.uplink import (
-    UNBIASED,
     build_uplink,
     check_channel_memory,
     impairments_of,
+    scheme_fields,
 )
 from airpfed.model import layout, methods
 from airpfed.model.backbone import Backbone
@@ -48,7 +49,7 @@ def build_experiment(
     """
     preparation = preparation or build_preparation(settings, tasks)
     base, shards, cache, batch_multiplier = preparation.base, preparation.shards, preparation.cache, tuple[int, ...]()
-    if settings.adapters.method == "centralised":
+    if settings.adapters.method.row.pooled:
         batch_multiplier, shards = pool_devices(shards)
         cache = cache.fresh()  # the entries of the old cache belong to other devices
     classes = tuple(0 if base.causal else len(task.labels) for task in tasks)
@@ -76,14 +77,16 @@ def build_experiment(
     chunk = chunk_size(settings, clients)
     monitored = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
     if monitored and (factor_averaging or order.alternating):
-        raise UserError(f'adapters.method = "{settings.adapters.method}": the theory has no bound for it')
+        raise UserError(f'adapters.method = "{settings.adapters.method.name}": the theory has no bound for it')
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
     return Experiment(
-        method=settings.adapters.method,
+        method=settings.adapters.method.name,
         clients=clients,
         tasks=preparation.views,
         aggregate=aggregate,
-        initial=start(initial_vectors, order, len(tasks), len(devices), correlation_statistics, added),
+        initial=start(
+            initial_vectors, order, len(tasks), len(devices), correlation_statistics, server_step_of(settings), added
+        ),
         server_step=server_step_of(settings),
         local_training=local_training_of(settings),
         rounds=settings.server.rounds,
@@ -120,7 +123,9 @@ def choose_fast_paths(
 def experiment_layout(settings: Settings, base: Backbone, classes: tuple[int, ...]) -> Layout:
     """Return the layout of the devices' vectors for a method and its ranks. classes: outputs of each task's head."""
     method, head = settings.adapters.method, settings.adapters.head
-    blocks = methods.blocks_of(method, settings.adapters.rank_shared, settings.adapters.rank_personal)
+    blocks = methods.blocks_of(
+        method.name, settings.adapters.rank_shared, settings.adapters.rank_personal, method.options
+    )
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in base.heads.items()}
     return layout.arrange_layout(base.target_layers, blocks, shapes, classes, head)
 
@@ -136,7 +141,7 @@ def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int
         clients=clients,
         names=side.task_names,
         draws=partial(uplink_over_seeds, side, seeds),
-        exact=partial(uplink, replace(side, design=None, digital=None)),
+        exact=partial(uplink, replace(side, design=None, send=exact_sums, cost=None)),
         unbiased=is_unbiased(settings),
         server_step=server_step_of(settings),
         local_training=local_training_of(settings),
@@ -154,7 +159,8 @@ def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int
 def server_step_of(settings: Settings) -> ServerStep:
     """Return the server's optimizer. Its learning rate is None if the theory's probe determines it."""
     lr = settings.server.lr
-    return ServerStep(settings.server.optimizer, None if isinstance(lr, str) else lr)
+    optimizer = settings.server.optimizer
+    return ServerStep(optimizer.name, None if isinstance(lr, str) else lr, optimizer.options)
 
 
 def local_training_of(settings: Settings) -> LocalTraining:
@@ -176,7 +182,7 @@ def check_claims(side: Uplink) -> None:
 
 def is_unbiased(settings: Settings) -> bool:
     """Check whether the uplink claims E Ghat = G. Errors of linear MMSE channel estimates have mean 0."""
-    return settings.radio.design in UNBIASED and impairments_of(settings.radio) == NONE
+    return not scheme_fields(settings.radio)["biased"] and impairments_of(settings.radio) == NONE
 
 
 def pool_devices(
@@ -195,11 +201,13 @@ def build_aggregator(
     """Return the aggregator, its initial correlation statistics, and the method's rule in place of the sum, if any."""
     method, layout = settings.adapters.method, clients.layout
     alternating = layout.phases() if layout.alternating else ()
-    sending = replace(side, alternating=alternating, colocated=method == "centralised")
+    sending = replace(side, alternating=alternating, colocated=method.row.pooled)
     averaging = None
-    if method in RULES:
-        averaging = FactorAveraging(RULES[method], clients, side, local_training_of(settings))
-    return partial(uplink, sending), initial_statistics(sending), averaging
+    if method.row.averages:
+        averaging = FactorAveraging(RULES[method.name], clients, side, local_training_of(settings))
+    aggregator = settings.server.aggregator
+    aggregate = aggregator.row.build(partial(uplink, sending), sending, aggregator.bind())
+    return aggregate, initial_statistics(sending), averaging
 
 
 def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | None = None) -> Uplink:
@@ -207,7 +215,7 @@ def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | 
     if samples is None:
         samples = torch.tensor([len(shard) for shard in clients.shards], dtype=torch.float64)
     order = clients.layout
-    if settings.radio.design != "error_free":
+    if settings.radio.scheme.name != "error_free":
         uses = (order.size("global") + sum(order.task_lengths)) // (2 if settings.radio.packing == "iq" else 1)
         check_channel_memory(
             settings.radio, len(samples), len(settings.tasks), -(-uses // settings.radio.coherence_symbols)

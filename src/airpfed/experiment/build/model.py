@@ -20,7 +20,6 @@ from airpfed.model.backbone import Backbone
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import Split, TaskView
-from airpfed.training.factor_averaging import RULES
 
 MAX_UNKNOWN_SHARE = 0.9
 """Share of unknown words in a task's texts above which the tokenizer does not fit them."""
@@ -57,7 +56,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
     )
     if any(task.kind == "generate" for task in tasks):
         check_generation(base, settings.model.base)
-    if adapters.method not in RULES:
+    if not adapters.method.row.averages:
         export.check_adapter(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
     return replace(base, notes=(*base.notes, *control_token_notes(base, settings.tasks)))
 
@@ -202,7 +201,10 @@ def encode_sample(base: Backbone, sample: Sample, task: Task, task_tokens: TaskT
 
 
 def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> TaskView:
-    """Return the dev and test splits of a task for evaluation."""
+    """Return the dev and test splits of a task for evaluation. Raises UserError if its metric is for another kind."""
+    kind = settings.metric.row.kind
+    if kind not in (None, task.kind):
+        raise UserError(f'tasks.{task.name}.metric = "{settings.metric.name}": is for {kind} tasks, not {task.kind}')
 
     def split(samples: tuple[Sample, ...]) -> Split:
         prompts = tuple(Encoding(task_tokens.prompts[s.prompt], (0,)) for s in samples)
@@ -214,6 +216,8 @@ def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> Ta
         labels=task.labels,
         choices=task_tokens.choices,
         max_new_tokens=settings.max_new_tokens,
+        metric=settings.metric.name,
+        metric_options=settings.metric.options,
         dev=split(task.dev),
         test=split(task.test),
     )

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from airpfed.air import geometry
-from airpfed.air.channels import fading, three_gpp
-from airpfed.air.designs import BATCHED, design_of, refine_of
+from airpfed.air.channels import build_channel, fading
+from airpfed.air.designs import Design
 from airpfed.air.impairments import Impairments
-from airpfed.air.network import Deployment, Network
-from airpfed.air.schedule import Digital, Uplink
+from airpfed.air.network import ChannelSite, Network
+from airpfed.air.schedule import DesignFunction, Uplink
+from airpfed.air.schemes import Scheme
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core import units
 from airpfed.core.errors import UserError
 from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
-
-UNBIASED = ("error_free", "digital", "uniform_forcing")
-"""Designs that claim E Ghat = G for devices without impairments, as (39) to (43) need."""
 
 FactorColumns = Mapping[str, tuple[int, int]]
 """Kind of factor -> its first column in a vector and the column after its last."""
@@ -45,7 +43,7 @@ def build_uplink(
     network = build_network(radio, settings.run.seed, task_of, len(names))
     power = power_limits(settings, task_of)
     return Uplink(
-        **design_fields(radio, radio.design),
+        **scheme_fields(radio),
         correlation=fixed_correlation(radio),
         personal_slots=radio.personal_slots or len(names),
         topology=radio.topology,
@@ -79,7 +77,8 @@ def check_channel_memory(radio: RadioSettings, devices: int, tasks: int, blocks:
     true channels, and both per slot) with 16 bytes each, and the taps of a block.
     """
     stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
-    taps = len(fading.exponential_profile(radio.delay_spread_s, radio.bandwidth_hz, max(1, radio.subcarriers // 14)))
+    delay_spread_s = radio.channel.options.get("delay_spread_s", 0.0)
+    taps = len(fading.exponential_profile(delay_spread_s, radio.bandwidth_hz, fading.cyclic_prefix(radio.subcarriers)))
     links = 16 * stations * devices
     size = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
     count = f"{stations} x {radio.antennas} antennas, {devices} devices and {blocks} coherence blocks"
@@ -105,7 +104,21 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
         apart = geometry.distances(devices, devices, 0.0, wrap)
         shadow = (len(stations), radio.shadowing_db, radio.shadowing_decorrelation_m)
         gain = gain * geometry.shadowing(apart, *shadow, stream(seed, *names, "shadowing"))
-    return add_channel_model(radio, seed, Deployment(stations, devices, gain, radio.antennas, names), wrap)
+    site = ChannelSite(
+        stations=stations,
+        devices=devices,
+        gain=gain,
+        antennas=radio.antennas,
+        names=names,
+        seed=seed,
+        carrier_hz=radio.carrier_hz,
+        bandwidth_hz=radio.bandwidth_hz,
+        subcarriers=radio.subcarriers,
+        subcarrier_groups=radio.subcarrier_groups,
+        coherence_s=radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz,
+        wrap_m=wrap,
+    )
+    return build_channel(radio.channel.name, radio.channel.options, site)
 
 
 def build_positions(
@@ -124,37 +137,6 @@ def build_positions(
     return stations, offset if single else stations[task_of] + offset
 
 
-def add_channel_model(radio: RadioSettings, seed: int, deployment: Deployment, wrap_m: float | None) -> Network:
-    """Add the channel model of `radio.channel` to a deployment. wrap_m: side of a square with wrap-around, metres."""
-    carrier = radio.carrier_hz
-    coherence_s = radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz
-    centres = fading.frequencies(radio.subcarrier_groups, radio.subcarriers)
-    sampling = three_gpp.Sampling(centres * radio.bandwidth_hz, coherence_s, deployment.names)
-    if radio.channel in three_gpp.SCENARIOS:
-        return three_gpp.system_level_network(radio.channel, deployment, seed, carrier, radio.speed_mps, sampling)
-    if radio.channel in three_gpp.PROFILES:
-        return three_gpp.link_level_network(
-            radio.channel, deployment, carrier, radio.delay_spread_s, radio.speed_mps, sampling
-        )
-    k_factor = units.from_db(radio.rician_k_db) if radio.channel == "rician" else 0.0
-    apart = geometry.offsets(deployment.stations, deployment.devices, wrap_m)
-    parameters = fading.FadingParameters(
-        gain=deployment.gain / (1 + k_factor),
-        antennas=radio.antennas,
-        los=fading.line_of_sight(deployment.gain, apart, radio.antennas, k_factor, carrier),
-        profile=fading.exponential_profile(radio.delay_spread_s, radio.bandwidth_hz, max(1, radio.subcarriers // 14)),
-        centres=centres,
-        time_correlation=radio.time_correlation,
-        round_correlation=radio.round_correlation,
-        names=deployment.names,
-    )
-    return Network(
-        **vars(deployment),
-        scattered=parameters.gain,
-        channel_model=partial(fading.fading_channels, parameters),
-    )
-
-
 def impairments_of(radio: RadioSettings) -> Impairments:
     """Return the impairments of the devices' signals, which are unknown to designs, and the rule of silent devices."""
     clipping = None if radio.clipping_db == "off" else units.from_db(radio.clipping_db)
@@ -162,16 +144,32 @@ def impairments_of(radio: RadioSettings) -> Impairments:
     return Impairments(math.radians(radio.phase_error_deg), clipping, radio.outage, truncation)
 
 
-def design_fields(radio: RadioSettings, name: str) -> dict[str, Any]:
-    """Return the fields of `Uplink` that depend on the design, with its options."""
-    truncation = None if radio.truncation == "best" else radio.truncation
+def scheme_fields(radio: RadioSettings) -> dict[str, Any]:
+    """Return the fields of `Uplink` that depend on the scheme, and on the design if the scheme superposes."""
+    scheme: Scheme = radio.scheme.row
+    if scheme.superposes:
+        return design_fields(radio, radio.design.row, radio.design.bind())
     return {
-        "design": design_of(name, truncation, radio.debias, radio.starts),
-        "biased": name not in UNBIASED,
-        "batched": name in BATCHED,
-        "refine": refine_of(name, radio.energy, radio.debias),
-        "rescale": name == "mmse" and not radio.debias and radio.correlation != "none",
-        "digital": Digital(radio.digital_bits, radio.digital_access == "spatial") if name == "digital" else None,
+        "send": radio.scheme.bind(),
+        "cost": None if scheme.cost is None else partial(scheme.cost, **radio.scheme.options),
+        "design": None,
+        "biased": scheme.unbiased != "given the channel",
+        "batched": False,
+        "refine": None,
+        "rescale": False,
+    }
+
+
+def design_fields(radio: RadioSettings, row: Design, solve: DesignFunction) -> dict[str, Any]:
+    """Return the fields of `Uplink` for a slot that a design superposes. solve: the row's function with its options."""
+    return {
+        "send": None,
+        "cost": None,
+        "design": solve,
+        "biased": row.unbiased != "given the channel",
+        "batched": row.batched,
+        "refine": row.share_energy if radio.energy == "per_round" else None,
+        "rescale": row.shrinks and radio.correlation != "none",
     }
 
 
@@ -186,7 +184,7 @@ def power_limits(settings: Settings, task_of: torch.Tensor) -> torch.Tensor:
     """Return the power limit of each device in watts, shape (K,): that of its task, or else the radio's."""
     power = torch.full((len(task_of),), units.dbm_to_watts(settings.radio.power_dbm), dtype=torch.float64)
     for n, task in enumerate(settings.tasks):
-        if task.power_dbm is not None and settings.adapters.method != "centralised":
+        if task.power_dbm is not None and not settings.adapters.method.row.pooled:
             count = int((task_of == n).sum())
             limits = task.power_dbm if isinstance(task.power_dbm, tuple) else (task.power_dbm,) * count
             if len(limits) != count:

@@ -1,0 +1,65 @@
+"""Schemes by name: how a slot's gradients become sums at the servers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from airpfed.air.designs import Unbiased
+from airpfed.air.digital import send_quantised
+from airpfed.air.round_cost import digital_ledger
+from airpfed.air.row_chunks import row_chunks
+from airpfed.air.schedule import SlotPlan, Uplink
+from airpfed.air.slot_errors import ERRORS, ReceivedSums, SlotErrors
+from airpfed.core.rows import Rows
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A scheme of the uplink.
+
+    send: (link, slot, t, *, options) -> the sums of a slot. unbiased: what it claims of the mean of the received sum,
+    for devices without impairments; a scheme that superposes leaves this to its design. cost: (link, slots, t, d_s, *,
+    the same options) -> the ledger of a round; None charges the slots as symbols over the air. superposes: whether a
+    design (`radio.design`) superposes the gradients in the channel; then `send` is not called. mixing: which mixing of
+    the entries before sending the scheme bears. knowledge: the channel knowledge that `send` may use.
+    """
+
+    send: Callable[..., ReceivedSums]
+    unbiased: Unbiased = "no"
+    cost: Callable[..., Any] | None = None
+    superposes: bool = False
+    mixing: Literal["full", "permutation", "none"] = "none"
+    knowledge: Literal["instant", "slow", "none"] = "instant"
+
+
+def exact_sums(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
+    """Exact sums, without energy; charged as symbols over the air without pilots."""
+    zero = torch.zeros(len(slot.combining_matrix), dtype=torch.float64)
+    weights = slot.combining_matrix @ slot.weights
+    parts = (weights[:, rows] @ slot.vectors[rows] for rows in row_chunks(*slot.vectors.shape))
+    sums = sum(parts, torch.zeros(len(zero), slot.vectors.shape[1], dtype=torch.float64)).to(slot.vectors.dtype)
+    errors = SlotErrors(**dict.fromkeys(ERRORS, zero), scale=torch.ones_like(zero))
+    return ReceivedSums(sums, errors, joules=torch.zeros(len(slot.devices), dtype=torch.float64))
+
+
+def superposed(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
+    """The channel forms the sums: devices transmit at once, with the factors and receivers of `radio.design`.
+
+    `air.uplink` sends such a slot segment by segment; this function only stands for it in the table.
+    """
+    raise NotImplementedError("a scheme that superposes has no function for a slot")
+
+
+SCHEMES: Rows[Scheme] = Rows(
+    "scheme",
+    {
+        "linear": Scheme(superposed, superposes=True, mixing="full"),
+        "digital": Scheme(send_quantised, "given the channel", digital_ledger, mixing="full"),
+        "error_free": Scheme(exact_sums, "given the channel", mixing="full", knowledge="none"),
+    },
+    wrap=Scheme,
+    function=lambda row: row.send,
+)
+"""The schemes that `radio.scheme` knows."""

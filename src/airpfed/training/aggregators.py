@@ -1,0 +1,133 @@
+"""Aggregators by name: what makes sums of the devices' gradients. The uplink is one of them.
+
+A row's function `(t, updates, *, options) -> (shared, personal)` takes the place of the sum over the air, on an
+error-free link that carries every device's gradient: shared (d_s), personal (N, d_p), a row a task.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from airpfed.air.schedule import Updates, Uplink
+from airpfed.air.uplink import Aggregate
+from airpfed.core.errors import UserError
+from airpfed.core.rows import Rows
+from airpfed.core.run_files import MeanSquaredErrors
+
+Sums = tuple[Float[Tensor, " d_s"], Float[Tensor, "N d_p"]]
+"""What the servers step along: the shared vector, and a row of the personal vectors for each task."""
+
+
+@dataclass(frozen=True)
+class DeviceUpdates:
+    """The gradients of the K devices that are present in a round, and what the server knows of them.
+
+    shared: gradients of the s-adapter. personal: gradients of each device's p-adapter. samples: D_k. task_of: task of
+    each device, 0 to num_tasks - 1.
+    """
+
+    shared: Float[Tensor, "K d_s"]
+    personal: Float[Tensor, "K d_p"]
+    samples: Float[Tensor, " K"]
+    task_of: Int[Tensor, " K"]
+    num_tasks: int
+
+    def by_task(self, combine: Callable[[Tensor, Tensor], Tensor]) -> Sums:
+        """Combine the gradients of all devices, and of each task: combine(gradients, samples) -> one vector.
+
+        A task without a device keeps zeros.
+        """
+        personal = torch.zeros(self.num_tasks, self.personal.shape[1], dtype=self.personal.dtype)
+        for n in range(self.num_tasks):
+            members = self.task_of == n
+            if bool(members.any()):
+                personal[n] = combine(self.personal[members], self.samples[members])
+        return combine(self.shared, self.samples), personal
+
+
+@dataclass(frozen=True)
+class AggregatorRow:
+    """An aggregator. combine: (t, updates, *, options) -> sums; None is the uplink itself."""
+
+    combine: Callable[..., Sums]
+    is_uplink: bool = False
+
+    def build(
+        self, send: Callable[[int, Updates, Tensor], Aggregate], link: Uplink, combine: Callable[..., Sums]
+    ) -> Callable[[int, Updates, Tensor], Aggregate]:
+        """The function of a round. send: the uplink. combine: the row's function with its options set."""
+        if self.is_uplink:
+            return send
+
+        def aggregate(t: int, updates: Updates, statistics: Tensor) -> Aggregate:
+            sent, present = send(t, updates, statistics), updates.present
+            if not bool(present.any()):
+                return sent
+            devices = DeviceUpdates(
+                updates.shared[present],
+                updates.personal[present],
+                link.samples[present],
+                link.task_of[present],
+                len(link.task_names),
+            )
+            shared, personal = combine(t, devices)
+            for name, new, old in (("shared", shared, sent.shared), ("personal", personal, sent.personal)):
+                if new.shape != old.shape or not bool(new.isfinite().all()):
+                    raise UserError(
+                        f"server.aggregator: {name} should be finite numbers of shape {tuple(old.shape)}, not of shape "
+                        f"{tuple(new.shape)}"
+                    )
+            return replace(
+                sent,
+                shared=shared.to(sent.shared.dtype),
+                personal=personal.to(sent.personal.dtype),
+                mse=MeanSquaredErrors(),
+                pi=None,
+                pi_claimed=None,
+            )
+
+        return aggregate
+
+
+def uplink_sum(t: int, updates: DeviceUpdates) -> Sums:
+    """The sums that the uplink of [radio] delivers, weighted by the devices' samples D_k."""
+    raise NotImplementedError("the uplink takes its own path")
+
+
+def median(t: int, updates: DeviceUpdates) -> Sums:
+    """The median of the devices' gradients, entry by entry (Yin et al., ICML 2018); weights are not used."""
+    return updates.by_task(lambda gradients, samples: gradients.median(0).values)
+
+
+def trimmed_mean(
+    t: int,
+    updates: DeviceUpdates,
+    *,
+    trim: Annotated[float, Field(ge=0, lt=0.5, description="share of the devices left out at each end")] = 0.1,
+) -> Sums:
+    """The mean of each entry without its largest and smallest values (Yin et al., ICML 2018); weights are not used."""
+
+    def combine(gradients: Tensor, samples: Tensor) -> Tensor:
+        cut = int(trim * len(gradients))
+        kept: Tensor = gradients.sort(0).values[cut : len(gradients) - cut]
+        return kept.mean(0)
+
+    return updates.by_task(combine)
+
+
+AGGREGATORS: Rows[AggregatorRow] = Rows(
+    "aggregator",
+    {
+        "uplink": AggregatorRow(uplink_sum, is_uplink=True),
+        "median": AggregatorRow(median),
+        "trimmed_mean": AggregatorRow(trimmed_mean),
+    },
+    wrap=AggregatorRow,
+    function=lambda row: row.combine,
+)
+"""The aggregators that `server.aggregator` knows."""
