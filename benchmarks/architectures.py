@@ -256,7 +256,7 @@ def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -
                 for name, count in zip(names, (3, 1), strict=True)
             ],
             "devices": {"batch_size": 4},
-            "radio": {"design": "error_free"},
+            "radio": {"scheme": "error_free"},
             "run": {"threads": 1, "device": "cpu"},
         }
     )

@@ -11,14 +11,14 @@ from airpfed.air import resources
 from airpfed.air.digital import airtime, group_airtime, rates_of, sinr
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import estimate_channels
-from airpfed.air.schedule import Digital, Uplink
+from airpfed.air.schedule import Uplink
 from airpfed.core.rng import stream
 from support.networks import flat
-from support.uplinks import drawn, everyone, excess, gradients, is_finite, large_air, make_air, means, send, slots, z_of
+from support.uplinks import as_scheme, drawn, everyone, excess, gradients, is_finite, large_air, make_air, means, send, slots, z_of
 
 
 def digital(link: Uplink, bits: int = 4, spatial: bool = False) -> Uplink:
-    return replace(link, design=None, rescale=False, digital=Digital(bits, spatial))
+    return replace(link, **as_scheme("digital", bits=bits, access="spatial" if spatial else "orthogonal"))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -90,10 +90,10 @@ def test_sinr_is_the_mmse_receiver_s():
 def test_groups_told_apart_by_antennas_take_less_time_where_antennas_are_many():
     link = digital(make_air(antennas=32))
     bits = torch.full((5,), 1e6, dtype=torch.float64)
-    alone, together = (airtime(replace(link, digital=Digital(4, spatial)), 1, bits) for spatial in (False, True))
+    alone, together = (airtime(link, 1, bits, access) for access in ("orthogonal", "spatial"))
     assert together.uses < 0.5 * alone.uses
     single = replace(link, network=flat(link.network.gain, 1))
-    alone, together = (airtime(replace(single, digital=Digital(4, spatial)), 1, bits) for spatial in (False, True))
+    alone, together = (airtime(single, 1, bits, access) for access in ("orthogonal", "spatial"))
     assert together.uses <= alone.uses  # groups of one are among those tried
 
 

@@ -17,11 +17,11 @@ from airpfed.air.impairments import (
     impairment_factors,
     silence_faint_devices,
 )
-from airpfed.air.schedule import Digital, Uplink, reason_without_claim
+from airpfed.air.schedule import Uplink, reason_without_claim
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
 from support.networks import flat
-from support.uplinks import drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
+from support.uplinks import as_scheme, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
 
 
 def quiet_air(design: str = "uniform_forcing", **changes) -> Uplink:
@@ -146,7 +146,7 @@ def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
     assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
 
 
-@pytest.mark.parametrize("exact", [{"design": None}, {"design": None, "digital": Digital(4, False)}])
+@pytest.mark.parametrize("exact", [as_scheme("error_free"), as_scheme("digital")])
 def test_a_clipping_amplifier_takes_no_claim_from_a_link_without_amplitudes(exact):
     """Error-free sums and rounded bits have the error that they say."""
     link = replace(large_air("uniform_forcing", d=400, subcarriers=80, impairments=Impairments(clipping=2.0)), **exact)

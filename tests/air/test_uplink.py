@@ -10,16 +10,17 @@ from torch import Tensor
 from airpfed.air import resources, row_chunks, segments, transmit
 from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
-from airpfed.air.designs import design_of, refine_of
+from airpfed.air.designs import DESIGNS as ROWS
+from airpfed.air.designs.power_sharing import share_energy
 from airpfed.air.grouping import fixed_grouping, grouping_error, round_grouping
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem, power_share, silent
-from airpfed.air.schedule import Digital, Updates, Uplink, schedule
+from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from support.networks import flat
-from support.uplinks import GAIN, LENGTHS, TASKS, everyone, gradients, is_finite, make_air, means, send
+from support.uplinks import GAIN, LENGTHS, TASKS, as_scheme, everyone, gradients, is_finite, make_air, means, send
 
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 
@@ -229,7 +230,7 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     flat = segments.split_slots(link, slots, 1, [INDEPENDENT] * 2)
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
-    for refine in (None, refine_of("mmse", "per_round", False)):
+    for refine in (None, share_energy):
         [made] = segments.design(replace(link, refine=refine), [flat])
         claimed.append(
             sum(float(transmit.transmit(link, *pair, 1).errors.claimed.sum()) for pair in zip(flat, made, strict=True))
@@ -369,9 +370,9 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,
-        refine=refine_of("mmse", energy, False),
+        refine=share_energy if energy == "per_round" else None,
     )  # fmt: skip
-    link = replace(link, design=design_of("mmse"))  # not the cached transceivers, which took all steps
+    link = replace(link, design=ROWS["mmse"])  # not the cached transceivers, which took all steps
     shared, personal = gradients(link)
     rank_one = torch.ones(1, 8, 5, dtype=torch.complex128) * 1e-5
     cases = {
@@ -404,7 +405,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
 def test_some_streams_at_a_time_give_the_sums_of_all_at_once(access, packing, kind, monkeypatch):
     """One stream a chunk, a device absent in the middle, every impairment: equal up to the order of a sum."""
     impairments = Impairments(0.2, 2.0, 0.1, None)
-    changes = {"exact": {"design": None}, "digital": {"design": None, "digital": Digital(4, False)}}.get(kind, {})
+    changes = {"exact": as_scheme("error_free"), "digital": as_scheme("digital")}.get(kind, {})
     link = replace(
         make_air(access=access, packing=packing, csi_error=0.05, impairments=impairments, subcarriers=8), **changes
     )
@@ -435,7 +436,7 @@ def test_debiasing_real_symbols_brings_nothing_back():
 def test_shared_energy_keeps_the_limit_whatever_power_symbols_have_block_by_block(packing):
     """Half of every vector three times smaller than the rest: unit power over the group, not in each of its blocks."""
     link = make_air(
-        "mmse", packing=packing, coherence_symbols=100, refine=refine_of("mmse", "per_round", False),
+        "mmse", packing=packing, coherence_symbols=100, refine=share_energy,
         noise=0.1 * GAIN / 10**0.5, power_limit=torch.full((5,), 0.1, dtype=torch.float64), shared_groups=((0, 400),),
         personal_groups=(), personal_rows=(), lengths=(0, 0),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from airpfed.air import transmit
-from airpfed.air.designs import refine_of
+from airpfed.air.designs.power_sharing import share_energy
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from support.networks import flat
@@ -59,7 +59,7 @@ def test_measured_meets_claimed_with_imperfect_estimates(design, debias, packing
 
 @pytest.mark.parametrize("access", ["tdma", "concurrent"])
 def test_measured_meets_claimed_where_slots_share_energy(access, monkeypatch):
-    link = large_air("mmse", access=access, refine=refine_of("mmse", "per_round", False))
+    link = large_air("mmse", access=access, refine=share_energy)
     rows = list(rounds(link, 10, monkeypatch))
     assert abs(z_of(excess(rows, lambda e: e.claimed))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5

@@ -168,7 +168,9 @@ def test_the_last_override_of_a_key_counts(file):
     assert read_settings(file, ["run.seed=1", "run.seed=2"]).run.seed == 2
 
 
-@pytest.mark.parametrize("overrides", [[], ["radio.design.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["radio.design.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]]
+)
 def test_written_settings_read_back_equal(file, tmp_path, overrides):
     settings = read_settings(file, overrides)
     write_settings(settings, tmp_path / "experiment.toml")

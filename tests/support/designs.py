@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from airpfed.air.designs import DESIGNS, design_of
+from airpfed.air.designs import DESIGNS
 from airpfed.air.problem import Transceiver, TransceiverProblem
 
 _solved: dict[tuple[Any, ...], Transceiver] = {}
@@ -17,10 +17,10 @@ def solved(name: str, problem: TransceiverProblem) -> Transceiver:
     return _once((name,), DESIGNS[name], problem)
 
 
-def once(name: str, debias: bool = False) -> Callable[[TransceiverProblem], Transceiver] | None:
-    """A design by its name, None for the link without errors; not for a test that changes how designs compute."""
-    design = design_of(name, None, debias)
-    return None if design is None else lambda problem: _once((name, debias), design, problem)
+def once(name: str, debias: bool = False) -> Callable[[TransceiverProblem], Transceiver]:
+    """A design by its name; not for a test that changes how designs compute."""
+    design = DESIGNS["debiased_mmse" if debias and name == "mmse" else name]
+    return lambda problem: _once((name, debias), design, problem)
 
 
 def _once(

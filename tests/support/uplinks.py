@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from airpfed.air import impairments, schedule, transmit, uplink
-from airpfed.air.designs import BATCHED
+from airpfed.air.designs import DESIGNS
 from airpfed.air.impairments import NONE
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import Updates, Uplink
+from airpfed.air.schemes import SCHEMES
 from airpfed.air.uplink import Aggregate, initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
@@ -28,12 +29,14 @@ AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
+    scheme = SCHEMES.get(design)
     link = Uplink(
-        design=designs.once(design, debias),
-        batched=design in BATCHED,
+        send=scheme.send if scheme else None,
+        cost=scheme.cost if scheme else None,
+        design=None if scheme else designs.once(design, debias),
+        batched=not scheme and DESIGNS[design].batched,
         refine=None,
         rescale=False,
-        digital=None,
         correlation=0.0,
         topology="single_cell",
         backhaul_bits=None,
@@ -59,6 +62,13 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
         seed=3,
     )
     return replace(link, **changes)
+
+
+def as_scheme(name: str, **options) -> dict[str, object]:
+    """The fields of an uplink whose slots are sent by a scheme in place of a design."""
+    scheme = SCHEMES[name]
+    cost = partial(scheme.cost, **options) if scheme.cost else None
+    return {"send": SCHEMES.bind(name, options), "cost": cost, "design": None, "rescale": False}
 
 
 def send(

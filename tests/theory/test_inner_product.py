@@ -11,7 +11,7 @@ from airpfed.theory.inner_product import (
     dot,
     dot_parts,
     gradient_correlation,
-    power,
+    mean_power_of,
     printed_squared_norm,
     squared_norm,
     weighted_average,
@@ -30,7 +30,7 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, Stack]:
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**16))
 def test_sums_are_those_of_the_problem(seed: int) -> None:
-    """grad F by D_k/D and D_k/D_n; Lambda; the printed square is smaller, the devices' power larger (Jensen)."""
+    """grad F by D_k/D and D_k/D_n; Lambda; the printed square is smaller, the devices' mean_power_of larger (Jensen)."""
     samples, task_of, rows = drawn(seed)
     weights = weights_of(samples, task_of, 2)
     mean = weighted_average(weights, rows)
@@ -44,9 +44,9 @@ def test_sums_are_those_of_the_problem(seed: int) -> None:
     written += sum(float(samples[k]) / total * float(rows.local[k].square().sum()) for k in range(5))
     assert squared_norm(weights, mean) == pytest.approx(written)
     assert sum(dot_parts(weights, mean, mean)) == pytest.approx(written)
-    assert printed_squared_norm(weights, mean) <= written + 1e-12 <= power(weights, rows) + 1e-9
+    assert printed_squared_norm(weights, mean) <= written + 1e-12 <= mean_power_of(weights, rows) + 1e-9
     each = [float(torch.cat([rows.shared[k], rows.personal[k], rows.local[k]]).square().sum()) for k in range(5)]
-    assert power(weights, rows) == pytest.approx(sum(float(samples[k]) / total * each[k] for k in range(5)))
+    assert mean_power_of(weights, rows) == pytest.approx(sum(float(samples[k]) / total * each[k] for k in range(5)))
 
 
 def test_a_directional_derivative_of_f_is_an_inner_product() -> None:
@@ -63,7 +63,7 @@ def test_a_directional_derivative_of_f_is_an_inner_product() -> None:
         return Stack(where.shared - rows.shared, where.personal[task_of] - rows.personal, where.local - rows.local)
 
     def f(where: Direction) -> float:
-        return power(weights, away(where)) / 2
+        return mean_power_of(weights, away(where)) / 2
 
     slope = (f(at + way * 1e-4) - f(at - way * 1e-4)) / 2e-4
     assert slope == pytest.approx(dot(weights, weighted_average(weights, away(at)), way), rel=1e-8)

@@ -112,11 +112,11 @@ then the least air time, among those whose channel share is at most `limit`; nul
 and writes the files below into DIR. A value of `--grid` may be a range `first:last:step`, both ends included. Keys that
 change together are joined by a slash: `--grid adapters.method/radio.scheme=airpfed/linear,fedex/error_free`. A cell is
 a run's directory without adapters and report (`airpfed export` and `airpfed report` write them), computed on one
-thread. Only the cells' own files hold wall-clock times, so that equal cells give equal tables to the byte, however often the
-sweep was stopped. A cell with changed records, checkpoint, data or base model is computed again, and this is logged.
-`--tune KEY=A,B,C` trains every point with every value, selects the value with the best dev metric (mean over tasks and
-seeds; `--tune-seeds N`: over the first N seeds), and scores only these runs on the test splits. `--reuse DIR` copies
-finished cells of another sweep with the same settings, data and base model.
+thread. Only the cells' own files hold wall-clock times, so that equal cells give equal tables to the byte, however
+often the sweep was stopped. A cell with changed records, checkpoint, data or base model is computed again, and this is
+logged. `--tune KEY=A,B,C` trains every point with every value, selects the value with the best dev metric (mean over
+tasks and seeds; `--tune-seeds N`: over the first N seeds), and scores only these runs on the test splits. `--reuse DIR`
+copies finished cells of another sweep with the same settings, data and base model.
 
 | file | content |
 |---|---|

@@ -1,14 +1,12 @@
 """What every design must keep, whatever its method."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
-from airpfed.air.designs import DESIGNS, WITHOUT_DESIGN
+from airpfed.air.designs import DESIGNS
 from airpfed.air.problem import gains, mse, objective, silent
-from airpfed.config.schema import Design
 from airpfed.core.rng import stream
 from support.designs import solved
 
@@ -20,10 +18,6 @@ every_shape = pytest.mark.parametrize(
 
 def finite(transceiver):
     return bool(torch.isfinite(transceiver.receiver).all() and torch.isfinite(transceiver.transmit_factors).all())
-
-
-def test_the_settings_know_the_designs_of_the_table():
-    assert set(get_args(Design)) == {*WITHOUT_DESIGN, *DESIGNS}
 
 
 def z_scores(errors, claimed):
