@@ -23,8 +23,8 @@ from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.config import settings_file
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 
 EVAL_EVERY = 3
 """Rounds between evaluations."""
@@ -32,7 +32,7 @@ MARGIN = 0.02
 """Loss of accuracy against the error-free link at which a link has reached the target."""
 
 
-def uplink_of(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> Uplink:
+def uplink_of(experiment: TrainingSetup, settings: Settings, name: str, snr_db: float) -> Uplink:
     """The link of this name: a design, or digital:BITS."""
     design, _, bits = name.partition(":")
     changes: dict[str, Any] = {"design": design, "snr_db": snr_db}
@@ -42,7 +42,7 @@ def uplink_of(experiment: Experiment, settings: Settings, name: str, snr_db: flo
     return build.client_uplink(settings.model_copy(update={"radio": radio}), experiment.clients)
 
 
-def round_seconds(link: Uplink, experiment: Experiment) -> float:
+def round_seconds(link: Uplink, experiment: TrainingSetup) -> float:
     """Mean seconds on air of a round; they do not depend on what is sent."""
     order = experiment.clients.layout
     empty = [torch.zeros(len(link.samples), order.size(scope)) for scope in ("global", "task")]
@@ -51,7 +51,7 @@ def round_seconds(link: Uplink, experiment: Experiment) -> float:
     return statistics.mean(rounds)
 
 
-def grouped_seconds(link: Uplink, experiment: Experiment) -> float:
+def grouped_seconds(link: Uplink, experiment: TrainingSetup) -> float:
     """`round_seconds` of the digital link with groups told apart by the antennas."""
     assert link.digital is not None
     return round_seconds(replace(link, digital=Digital(link.digital.bits, True)), experiment)
@@ -80,7 +80,7 @@ def air_only(options: argparse.Namespace) -> None:
             print(f"| {devices} | {snr:g} | {name} | {columns} |", flush=True)
 
 
-def curve(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
+def curve(experiment: TrainingSetup, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVAL_EVERY rounds, and seconds on air a round."""
     link = uplink_of(experiment, settings, name, snr_db)
     experiment = replace(experiment, aggregate=partial(uplink, link), eval_every=EVAL_EVERY)

@@ -21,7 +21,7 @@ from airpfed.experiment.build.uplink import build_network
 from airpfed.model import export
 from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State, vectors
 
 FILES = (
@@ -151,7 +151,7 @@ def check_output_file(path: Path, ending: str) -> None:
 
 def write_start(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     data: dict[str, str],
     command: str,
     out: Path,
@@ -180,7 +180,7 @@ def write_start(
     run_files.write_json(out / "layout.json", network_layout(network, names))
 
 
-def check_unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
+def check_unchanged(out: Path, experiment: TrainingSetup, data: dict[str, str]) -> None:
     """Raise UserError if the base model or the data of a task changed since the run in `out` started.
 
     data: task -> hash of its source. If environment.json cannot be read, the fingerprint of the checkpoint detects
@@ -222,7 +222,7 @@ def source_commit() -> str | None:
         return None
 
 
-def export_adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
+def export_adapters(settings: Settings, experiment: TrainingSetup, state: State, out: Path, merged: bool) -> list[Path]:
     """Export the models as PEFT adapters, compare them after reloading, and return their folders.
 
     There is a model per task, or per device if anything is of device scope. merged: also write merged weights to
@@ -267,7 +267,7 @@ def reason_without_adapter(settings: Settings) -> str | None:
     )
 
 
-def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, ...]]]:
+def models_of(experiment: TrainingSetup, task: int) -> list[tuple[int, tuple[str, ...]]]:
     """List the models of a task: (a device with this model, names of its folder and parent folders).
 
     There is a model per device if anything is of device scope.

@@ -20,8 +20,8 @@ from airpfed.experiment.loggers import Tracker
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import Outcome, play, read_records
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State
 
 
@@ -66,7 +66,7 @@ def exclusive_folder(out: Path, resume: bool) -> Iterator[None]:
 
 def run_experiment(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     tasks: tuple[Task, ...],
     command: str,
     out: Path,
@@ -111,7 +111,7 @@ def run_experiment(
 
 def train_run(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     tasks: tuple[Task, ...],
     command: str,
     out: Path,
@@ -167,7 +167,7 @@ def export_run(run: Path, merged: bool) -> list[Path]:
     return folders
 
 
-def reopen_run(run: Path) -> tuple[Settings, Experiment, State]:
+def reopen_run(run: Path) -> tuple[Settings, TrainingSetup, State]:
     """Return the settings, the experiment and the last state of a run, from its folder."""
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")

@@ -16,7 +16,7 @@ from airpfed.experiment import REOPEN
 
 if TYPE_CHECKING:
     from airpfed.config.schema import Settings
-    from airpfed.training.experiment import Experiment
+    from airpfed.training.setup import TrainingSetup
 
 
 class FileFirst(TyperGroup):
@@ -34,7 +34,7 @@ app = typer.Typer(cls=FileFirst, no_args_is_help=True, help="Run the experiment 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
 
 
-def _reopen(settings: "Settings", checkpoint: Path) -> "Experiment":
+def _reopen(settings: "Settings", checkpoint: Path) -> "TrainingSetup":
     from airpfed.federation import build_federation
 
     return build_federation.reopen(settings, checkpoint)

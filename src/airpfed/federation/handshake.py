@@ -10,14 +10,14 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import safe_line
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
 """Name -> value, as text or hash."""
 
 
-def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
+def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, ...], number: int) -> Agreement:
     """Everything that decides which gradient a device of task `number` computes, as text or hash.
 
     The device's data and the wording of its prompts are not part of it.
