@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,14 +31,22 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides.
     """
-    tree = _read_tree(path)
-    notes = _apply_overrides(tree, list(overrides))
-    tree.pop("expected", None)
-    settings = parse_settings(tree, str(path))
+    return settings_of(read_tree(path), str(path), path.parent, overrides)
+
+
+def settings_of(tree: Mapping[str, Any], source: str, folder: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
+
+    source: what messages call the tree. folder: the folder that paths of data and models are relative to.
+    """
+    copy = deepcopy(dict(tree))
+    notes = _apply_overrides(copy, list(overrides))
+    copy.pop("expected", None)
+    settings = parse_settings(copy, source)
     tasks = tuple(
-        task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
+        task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
-    model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
+    model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
     settings = settings.model_copy(update={"tasks": tasks, "model": model})
     settings._notes = tuple(notes)
     return settings
@@ -56,8 +65,15 @@ def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool 
     run, which trains.
     """
     overrides = list(overrides)
-    settings = read_settings(path, overrides)
-    notes = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
+    return check_new(read_settings(path, overrides), str(path), overrides, training)
+
+
+def check_new(settings: Settings, source: str, overrides: Sequence[str], training: bool = True) -> Settings:
+    """Refuse keys without effect, and note those that overrides make ineffective.
+
+    source: what messages call the settings. training: whether they are for a run, which trains.
+    """
+    notes = refuse_ineffective(source, [settings], training, overridden_keys(overrides))
     settings._notes = (*settings._notes, *notes)
     return settings
 
@@ -73,14 +89,14 @@ def overridden_keys(overrides: Iterable[str]) -> set[str]:
 
 def read_expected(path: Path) -> dict[str, tuple[float, float]]:
     """Read the expected results of a settings file: field of the summary -> (minimum, maximum)."""
-    table = _read_tree(path).get("expected", {})
+    table = read_tree(path).get("expected", {})
     try:
         return {str(key): (float(low), float(high)) for key, (low, high) in table.items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UserError if it is not one."""
     try:
         if path.is_dir():
@@ -182,6 +198,34 @@ def differences(previous: Settings, current: Settings, ignored: Mapping[str, set
 
 
 # Overrides
+
+
+def override_of(key: str, value: Any) -> str:
+    """Write a value of Python as an override, `section.key=value`; None stands for the default.
+
+    >>> from airpfed.config.settings_file import override_of
+    >>> override_of("server.rounds", 3), override_of("tasks.a.labels", {"no": " no"}), override_of("tasks.*.text", "1")
+    ('server.rounds=3', 'tasks.a.labels={no = " no"}', 'tasks.*.text="1"')
+    """
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
+    if value is None:
+        return f"{key}="
+    if isinstance(value, str) and value and _value(value, key) == value == value.strip():
+        return f"{key}={value}"
+    try:
+        return f"{key}={toml_text(value)}"
+    except (ValueError, TypeError):  # tomlkit's error for other types is a ValueError
+        kind = type(value).__name__
+        raise UserError(f"{key}: a settings file holds numbers, texts, lists and tables of them, not {kind}") from None
+
+
+def toml_text(value: Any) -> str:
+    """Write a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,8 +74,14 @@ def open_console(rounds: int, file: IO[str] | None = None) -> Iterator[RunConsol
 
 @contextmanager
 def interruptible(console: RunConsole) -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C end the run after the current round, and a second Ctrl-C end it at once."""
+    """Let Ctrl-C end the run after the current round, and a second Ctrl-C end it at once.
+
+    Only the main thread receives Ctrl-C; in another thread nothing changes.
+    """
     requests: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
 
     def handle(_number: int, _frame: object) -> None:
         requests.append(True)

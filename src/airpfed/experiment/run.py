@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from airpfed.config import settings_file
 from airpfed.config.applicability import settings_notes
 from airpfed.config.schema import Settings
+from airpfed.config.user_rows import choices_of
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import exclusive_run
@@ -33,26 +35,44 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
     """
     settings = (settings_file.read_settings if resume else settings_file.read_new_settings)(file, overrides)
     out = artifacts.claim_folder(out, file.stem, resume)
-    with (
-        exclusive_folder(out, resume),
-        open_console(settings.server.rounds) as console,
-        interruptible(console) as stopping,
-    ):
-        track = settings.run.tracker.bind()(out)
-        for line in settings_notes(settings):
-            console.log(line)
-        console.log("loading tasks and base model")
-        tasks = build.load_tasks(settings)
-        experiment = build.build_experiment(settings, tasks)
-        if not resume:
-            build.check_head_scope(settings, experiment.clients.backbone)
-        outcome = run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
+    with open_console(settings.server.rounds) as console:
+        outcome = run_settings(settings, command, out, resume, console)
         if outcome.completed and not overrides:
             console.compare_with_expected(outcome.summary, settings_file.read_expected(file))
     if outcome.completed:
         return 0
     console.log(resume_line("run", file, overrides, out, outcome.state.round))
     return INTERRUPTED
+
+
+def run_settings(
+    settings: Settings,
+    command: str,
+    out: Path,
+    resume: bool,
+    console: RunConsole,
+    load: Callable[[Settings], tuple[tuple[Task, ...], TrainingSetup]] | None = None,
+) -> Outcome:
+    """Run the experiment of settings in the folder `out`, up to its last round or to Ctrl-C.
+
+    load: gives the tasks and the objects of the settings; by default they are built. Raises UserError as
+    `run_experiment`.
+    """
+    with exclusive_folder(out, resume), interruptible(console) as stopping:
+        track = settings.run.tracker.bind()(out)
+        for line in settings_notes(settings):
+            console.log(line)
+        console.log("loading tasks and base model")
+        tasks, experiment = (load or load_experiment)(settings)
+        if not resume:
+            build.check_head_scope(settings, experiment.clients.backbone)
+        return run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
+
+
+def load_experiment(settings: Settings) -> tuple[tuple[Task, ...], TrainingSetup]:
+    """Load the tasks of settings, and build all that their run needs."""
+    tasks = build.load_tasks(settings)
+    return tasks, build.build_experiment(settings, tasks)
 
 
 @contextmanager
@@ -83,6 +103,7 @@ def run_experiment(
     """
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
+        artifacts.check_functions(out, settings)
         check_same_settings(out / "experiment.toml", settings, console.log)
         artifacts.check_unchanged(out, experiment, hashes)
         for line in artifacts.damaged_files(out):
@@ -167,21 +188,54 @@ def export_run(run: Path, merged: bool) -> list[Path]:
     return folders
 
 
+NOT_FOR_MODELS = {
+    "radio.scheme": "",
+    "radio.design": "",
+    "radio.channel": "",
+    "server.aggregator": "",
+    "server.optimizer": "sgd",
+    "run.tracker": "",
+    "metric": "",
+}
+"""Settings on which the models of a finished run do not depend, each with what may stand for it; "": the default."""
+
+
+def settings_of_models(run: Path) -> tuple[Settings, bool]:
+    """Read the settings of a run as far as its models need them, and say whether anything was replaced.
+
+    Rows that this process lacks, such as a design given from Python, are replaced where the trained models do not
+    depend on them. Raises UserError for those on which they do: a method, a split.
+    """
+    file = run / "experiment.toml"
+    overrides = []
+    for key, choice in choices_of(settings_file.read_stored(file)):
+        if choice.find_row() is None:
+            kind = key.rpartition(".")[2] if key.startswith("tasks.") else key
+            if kind not in NOT_FOR_MODELS:
+                raise UserError(f"{file}: {key} = {choice.name}: there is none of this name; it came from Python")
+            overrides.append(f"{key}={NOT_FOR_MODELS[kind]}")
+    return settings_file.read_settings(file, overrides), bool(overrides)
+
+
 def reopen_run(run: Path) -> tuple[Settings, TrainingSetup, State]:
-    """Return the settings, the experiment and the last state of a run, from its folder."""
+    """Return the settings, the experiment and the last state of a run, from its folder.
+
+    Functions from Python on which its models do not depend, such as a design, may be missing.
+    """
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    settings, folder = settings_file.read_settings(run / "experiment.toml"), run / "checkpoint"
+    (settings, replaced), folder = settings_of_models(run), run / "checkpoint"
     hashes: dict[str, str] = {}
     for name, rebuild in REOPEN.items():
         if (folder / name).is_file():
             experiment = rebuild(settings, folder)
             break
     else:
-        tasks = build.load_tasks(settings)
-        experiment = build.build_experiment(settings, tasks)
+        tasks, experiment = load_experiment(settings)
         hashes = {task.name: task.source_sha256 for task in tasks}
     artifacts.check_unchanged(run, experiment, hashes)
+    if replaced:  # then the settings' own fingerprint cannot be computed here
+        experiment = replace(experiment, fingerprint=str(artifacts.environment_of(run).get("fingerprint")))
     return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
 from airpfed.model.origin import origin_of
@@ -77,12 +78,20 @@ def all_shares(settings: Settings) -> list[Shares]:
 
 
 def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
-    """Hash everything that the results of a run depend on.
+    """Hash everything that the results of a run depend on, functions given from Python included.
 
     data, base: hashes of the tasks' data and of the base model.
     """
-    parts = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    parts: list[object] = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    if functions := fixed_functions(settings):
+        parts.append(functions)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
+
+
+def fixed_functions(settings: Settings) -> dict[str, dict[str, str]]:
+    """Map each setting that a resumed run may not change to its function, if it is not the package's."""
+    changeable = {f"{section}.{key}" for section, keys in CHANGEABLE_ON_RESUME.items() for key in keys}
+    return {key: function for key, function in user_functions(settings).items() if key not in changeable}
 
 
 def base_hash(base: Backbone) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
@@ -137,7 +138,9 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     for task, task_shards in zip(tasks, shards, strict=True):
         check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
     test_views = [asdict(view) | {"name": "", "dev": ""} for view in views]
-    parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
+    parts: list[object] = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
+    if metrics := [item["sha256"] for key, item in user_functions(settings).items() if key.endswith(".metric")]:
+        parts.append(metrics)
     return Preparation(
         tasks,
         base,
