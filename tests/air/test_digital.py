@@ -14,7 +14,20 @@ from airpfed.air.network import estimate_channels
 from airpfed.air.schedule import Uplink
 from airpfed.core.rng import stream
 from support.networks import flat
-from support.uplinks import as_scheme, drawn, everyone, excess, gradients, is_finite, large_air, make_air, means, send, slots, z_of
+from support.uplinks import (
+    as_scheme,
+    drawn,
+    everyone,
+    excess,
+    gradients,
+    is_finite,
+    large_air,
+    make_air,
+    means,
+    send,
+    slots,
+    z_of,
+)
 
 
 def digital(link: Uplink, bits: int = 4, spatial: bool = False) -> Uplink:

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch

@@ -24,23 +24,23 @@ MAX_BYTES = 4 << 20
 # Reading and writing
 
 
-def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
+def read_settings(path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
-    file, including those of overrides.
+    file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
     """
     tree = _read_tree(path)
-    notes = _apply_overrides(tree, list(overrides))
+    dropped = _apply_overrides(tree, list(overrides))
+    if notes is not None:
+        notes += dropped
     tree.pop("expected", None)
     settings = parse_settings(tree, str(path))
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
-    settings = settings.model_copy(update={"tasks": tasks, "model": model})
-    settings._notes = tuple(notes)
-    return settings
+    return settings.model_copy(update={"tasks": tasks, "model": model})
 
 
 def read_stored(path: Path) -> Settings:
@@ -49,16 +49,19 @@ def read_stored(path: Path) -> Settings:
         return read_settings(path)
 
 
-def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
+def read_new_settings(
+    path: Path, overrides: Iterable[str] = (), training: bool = True, notes: list[str] | None = None
+) -> Settings:
     """Read the settings of a new run, and refuse keys without effect.
 
     An existing run uses `read_settings`, because it may be older than a rule. training: whether the settings are for a
-    run, which trains.
+    run, which trains. notes: a list that receives lines for the user on what the overrides make ineffective.
     """
     overrides = list(overrides)
-    settings = read_settings(path, overrides)
-    notes = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
-    settings._notes = (*settings._notes, *notes)
+    settings = read_settings(path, overrides, notes)
+    lines = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
+    if notes is not None:
+        notes += lines
     return settings
 
 

@@ -31,7 +31,11 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
     out: the run's folder; by default a new folder below `runs/`, or the newest run of the file to resume. command: the
     command line, stored with the run.
     """
-    settings = (settings_file.read_settings if resume else settings_file.read_new_settings)(file, overrides)
+    notes: list[str] = []
+    if resume:
+        settings = settings_file.read_settings(file, overrides, notes)
+    else:
+        settings = settings_file.read_new_settings(file, overrides, notes=notes)
     out = artifacts.claim_folder(out, file.stem, resume)
     with (
         exclusive_folder(out, resume),
@@ -39,7 +43,7 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
         interruptible(console) as stopping,
     ):
         track = settings.run.tracker.bind()(out)
-        for line in settings_notes(settings):
+        for line in [*notes, *settings_notes(settings)]:
             console.log(line)
         console.log("loading tasks and base model")
         tasks = build.load_tasks(settings)
