@@ -21,9 +21,9 @@ from torch import Tensor
 from airpfed.air.channels.fading import rayleigh
 from airpfed.air.designs import DESIGNS
 from airpfed.air.designs.alternating import naive_ao
-from airpfed.air.designs.lower_bound import lower_bound
-from airpfed.air.designs.mmse import mmse
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.error_bound import lower_bound
+from airpfed.air.designs.forcing import uniform_forcing
+from airpfed.air.designs.least_error import mmse
 from airpfed.air.problem import TransceiverProblem, mse, objective
 from airpfed.core.rng import stream
 

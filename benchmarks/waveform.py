@@ -8,7 +8,7 @@ channel.
 import torch
 
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.air.waveform import demodulate, mismatch, off_grid, over_the_waveform

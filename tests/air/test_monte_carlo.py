@@ -22,7 +22,7 @@ SEEDS = (5, 2**61 + 1, 7)
 @pytest.mark.parametrize("case", CASES)
 def test_draws_are_those_of_the_link_with_other_seeds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums to float32 rounding, errors and cost; one draw is not another. Designs take few steps, the same ones."""
-    for steps in ("widely_linear.STEPS", "mmse.STEPS"):
+    for steps in ("widely_linear.STEPS", "least_error.STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 8)
     design, changes = CASES[case]
     link = make_air(design, **changes)

@@ -366,7 +366,7 @@ def test_degenerate_rounds_have_defined_results(access, energy, packing, noise, 
 
     Designs take few steps here: what is asked is that results are defined, not that they are good.
     """
-    for steps in ("widely_linear.STEPS", "mmse.STEPS", "power_sharing.STEPS", "uniform_forcing.PENALTY_STEPS"):
+    for steps in ("widely_linear.STEPS", "least_error.STEPS", "power_sharing.STEPS", "forcing.PENALTY_STEPS"):
         monkeypatch.setattr(f"airpfed.air.designs.{steps}", 4)
     link = make_air(
         "mmse", access=access, packing=packing, noise=noise, coherence_symbols=10_000, rescale=True, correlation=None,

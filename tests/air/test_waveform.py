@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.air.waveform import demodulate, mismatch, modulate, off_grid, onto_grid, over_the_waveform

@@ -20,9 +20,36 @@ name = "gym:basic_arithmetic"
 METERED = [f"theory.{key}" for key in ("draws", "pilot_rounds", "hessian_samples", "lanczos_steps", "safety")]
 METERED += [f"theory.{key}" for key in ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")]
 VALUES = {"theory.draws": "30", "theory.pilot_rounds": "3", "theory.hessian_samples": "4", "theory.lanczos_steps": "4"}
+RADIO = {
+    "design": "mmse",
+    "correlation": "0.5",
+    "phase_error_deg": "3.0",
+    "fade_truncation_db": "20.0",
+    "packing": "real",
+    "csi_error": "0.1",
+    "clipping_db": "3.0",
+    "outage": "0.1",
+    "coherence_symbols": "100",
+    "subcarrier_groups": "2",
+}
 EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
-    ("tasks.dirichlet_alpha", "tasks.split"): (["tasks.sst2.split.alpha=0.5"], ["tasks.sst2.split=dirichlet"]),
-    ("tasks.device_column", "tasks.split"): (["tasks.sst2.split.column=user"], ["tasks.sst2.split=column"]),
+    **{
+        (f"radio.{key}", "radio.scheme"): ([f"radio.{key}={value}", "radio.scheme=error_free"], ["radio.scheme=linear"])
+        for key, value in RADIO.items()
+    },
+    ("radio.personal_slots", "radio.scheme"): (
+        ["radio.personal_slots=2", "radio.access=auto", "radio.scheme=digital"],
+        ["radio.scheme=linear"],
+    ),
+    ("radio.energy", "radio.design"): (["radio.energy=per_round"], ["radio.design=mmse"]),
+    ("server.optimizer", "adapters.method"): (
+        ["server.optimizer=sgd", "adapters.method=fedex", "radio.scheme=error_free"],
+        ["adapters.method=fedit"],
+    ),
+    ("server.lr", "adapters.method"): (
+        ["server.lr=0.1", "adapters.method=flora", "radio.scheme=error_free"],
+        ["adapters.method=fedit"],
+    ),
     ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
     ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
     ("tasks.labels", "tasks.kind"): (
@@ -76,7 +103,7 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ),
     ("radio.height_m", "radio.channel"): (
         ["radio.height_m=5.0", "radio.channel=rma"],
-        ["radio.channel=tdl_a", "radio.channel.delay_spread_s=1e-7"],
+        ["radio.channel=tdl_a(delay_spread_s=1e-7)"],
     ),
     ("run.eval_every", "tasks.dev_samples"): (
         ["run.eval_every=2", "tasks.*.dev_samples=0"],
@@ -120,8 +147,8 @@ def test_defaults_never_contradict(file):
     """A key counts where the user wrote it, also at its default; a value that asks for nothing does not."""
     for overrides in ([], ["radio.snr_db=3.0"], ["radio.layout=cell_free"], ["tasks.*.dev_samples=0"]):
         read_new_settings(file, overrides)
-    read_new_settings(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false", "tasks.sst2.split.column="])
-    with pytest.raises(UserError, match="dirichlet_alpha"):
+    read_new_settings(file, ["tasks.sst2.sizes_sigma=0", "run.cross_eval=false"])
+    with pytest.raises(UserError, match=r"split.alpha: no option of iid; it has no options"):
         read_new_settings(file, ["tasks.sst2.split.alpha=0.5"])
 
 
@@ -153,7 +180,7 @@ def test_written_settings_read_back_and_are_accepted(overrides, file, tmp_path):
 
 
 def test_written_settings_keep_what_has_no_effect_but_was_set(file, tmp_path):
-    settings = read_settings(file, ["tasks.sst2.split.alpha=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
+    settings = read_settings(file, ["tasks.sst2.sizes_sigma=0.1", "radio.snr_db=3", "radio.noise_dbm=-80"])
     write_settings(settings, tmp_path / "experiment.toml")
     assert read_settings(tmp_path / "experiment.toml") == settings
 
@@ -164,7 +191,7 @@ def test_the_experiments_contradict_nowhere():
 
 
 def test_settings_that_differ_in_what_has_no_effect_are_the_same_run(file):
-    one, other = (read_settings(file, [f"tasks.sst2.split.alpha={alpha}"]) for alpha in (0.1, 0.2))
+    one, other = (read_settings(file, [f"tasks.sst2.sizes_sigma={sigma}"]) for sigma in (0.1, 0.2))
     assert one != other and effective_tree(one) == effective_tree(other)
     assert effective_tree(one) != effective_tree(read_settings(file, ["tasks.sst2.split=dirichlet"]))
 
@@ -200,8 +227,14 @@ def test_within_its_ranges_nothing_is_told(file):
     assert settings_notes(read_new_settings(file, ["radio.channel=rma", "radio.cell_radius_m=6000.0"])) == []
 
 
-def test_a_rule_in_the_optimizers_place_is_told(file):
+def test_a_key_of_the_file_that_an_override_disables_is_told_and_no_fault(file):
+    file.write_text(BASE + '[server]\nlr = 0.1\n[radio]\ndesign = "mmse"\n')
+    notes: list[str] = []
     overrides = ["adapters.method=fedex", "radio.scheme=error_free"]
-    assert settings_notes(read_new_settings(file, overrides)) == []
-    (line,) = settings_notes(read_new_settings(file, [*overrides, "server.lr=0.1"]))
-    assert "server.lr" in line and "fedex" in line
+    read_new_settings(file, overrides, notes=notes)
+    assert len(notes) == 2 and "radio.design" in notes[0] and "server.lr" in notes[1]
+    with pytest.raises(UserError, match=r"server.lr = 0.2: does nothing with"):
+        read_new_settings(file, [*overrides, "server.lr=0.2"])
+    file.write_text(BASE + '[server]\nlr = 0.1\n[adapters]\nmethod = "fedex"\n[radio]\nscheme = "error_free"\n')
+    with pytest.raises(UserError, match=r"server.lr = 0.1: does nothing with"):
+        read_new_settings(file)

@@ -60,7 +60,7 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | 
             "982081 combinations of radio.snr_db, radio.power_dbm; should be at most 10000",
         ),
         ("link", ["--set", "radio.antennas=1000000", "--set", "tasks.*.devices=1000000"], "fewer antennas"),
-        ("link", ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column"], "device_column"),
+        ("link", ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column"], "split.column: missing"),
         (
             "link",
             ["--set", "tasks.*.devices=0", "--set", "tasks.*.split=column", "--set", "tasks.*.split.column=user"],
@@ -75,10 +75,10 @@ def airpfed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | 
         ("sweep", ["--seeds", "9" * 20], "should be at most 100000"),
         ("sweep", ["--workers", "9" * 20], "should be at most 100000"),
         ("sweep", ["--grid", "devices.local_lr=1e-3,1e-2"], "devices.local_lr = 0.001: does nothing with"),
-        ("sweep", ["--grid", "tasks.*.split.alpha=0.1,1"], "dirichlet_alpha = 0.1: does nothing with"),
+        ("sweep", ["--grid", "tasks.*.split.alpha=0.1,1"], "split.alpha: no option of iid"),
         (
             "sweep",
-            ["--grid", "tasks.*.split.alpha=0.1,1", "--grid", "tasks.*.split=iid,dirichlet"],
+            ["--grid", "tasks.*.split=dirichlet,dirichlet(alpha=0.5)"],
             "are the same settings",
         ),
         ("sweep", ["--grid", "run.threads=1,2"], "are the same settings"),
@@ -111,11 +111,11 @@ def test_what_is_no_settings_file_is_told_and_never_waited_for(command, kind, mo
 
 
 def test_a_grid_may_hold_what_applies_at_some_of_its_points(file):
-    """A file's key for one of two splits is no contradiction of the other."""
+    """A file's key for one of two sizes is no contradiction of the other."""
     from airpfed.sweeps.trials import trials_of
 
-    file.write_text(LINK.replace("devices = 2", "devices = 2\ndirichlet_alpha = 0.1"))
-    points = [("tasks.*.split=iid",), ("tasks.*.split=dirichlet",)]
+    file.write_text(LINK.replace("devices = 2", "devices = 2\nsizes_sigma = 0.1"))
+    points = [("tasks.*.sizes=equal",), ("tasks.*.sizes=lognormal",)]
     assert len(trials_of(file, [], points, 2)) == 4
 
 

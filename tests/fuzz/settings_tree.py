@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
+from airpfed.config.choice import KINDS
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
+from airpfed.core.rows import options_model
 from airpfed.core.run_files import Probe, RoundRecord, to_json_tree
 from airpfed.experiment import build
 from airpfed.training.loop import play_round
@@ -93,11 +95,9 @@ NAMED: dict[str, tuple[Any, ...]] = {
     "text": ("text", "label", "no"),
     "label": ("label", "text", "no"),
     "split_as": ("colours", "moods", "no", ""),
-    "device_column": ("label", "text", "no"),
+    "column": ("label", "text", "no"),
     "power_dbm": (20.0, -200.0, 200.0, [1.0, 2.0], [1.0], []),
     "device": ("cpu", "auto"),
-    "channel": ("rayleigh", "rician"),
-    "tracker": ("none",),
 }
 """Values of keys that name something."""
 
@@ -119,6 +119,8 @@ def values(schema: dict[str, Any], key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(NAMED[key])
     if key in FEW:
         return st.sampled_from(FEW[key])
+    if schema.get("type") == "choice":
+        return choices(schema["kind"])
     if "anyOf" in schema:
         return st.one_of([values(one, key) for one in schema["anyOf"]])
     if "enum" in schema:
@@ -136,12 +138,30 @@ def values(schema: dict[str, Any], key: str) -> st.SearchStrategy[Any]:
     return st.booleans() if schema.get("type") == "boolean" else st.text(max_size=8)
 
 
+def choices(kind: str) -> st.SearchStrategy[Any]:
+    """A row's name, or a table with some of its options, sometimes another row's."""
+    rows = KINDS[kind].rows
+    names = [name for name in rows if kind != "channels" or name in ("rayleigh", "rician")]
+
+    @st.composite
+    def table(draw: st.DrawFn) -> dict[str, Any]:
+        name, other = draw(st.sampled_from(names)), draw(st.sampled_from(names))
+        options = rows.function(rows[other if draw(st.integers(0, 9)) == 0 else name])
+        schema = options_model(kind, options).model_json_schema().get("properties", {})
+        drawn = draw(st.lists(st.sampled_from(sorted(schema)), max_size=2)) if schema else []
+        return {"name": name} | {key: draw(values(schema[key], key)) for key in drawn}
+
+    named = st.sampled_from([name for name in names if name != "tensorboard"])
+    return st.one_of(named, named, table().filter(lambda tree: tree["name"] != "tensorboard"))
+
+
 def keys() -> list[tuple[str, str, dict[str, Any]]]:
     """(section, key, JSON schema) of every setting; a task's section is `tasks`."""
     found = []
     for section, field in Settings.model_fields.items():
         table = settings_file.section_of(field.annotation)
-        assert table is not None
+        if table is None:
+            continue
         schema = table.model_json_schema()["properties"]
         found += [(section, key, schema[key]) for key in table.model_fields]
     return found

@@ -68,7 +68,7 @@ def test_what_failed_is_decided(name, furnished):
     assert check(case, furnished, OrderedDict()) == verdict
 
 
-@pytest.mark.parametrize("sent", [{"channel": "umi"}, {"channel": "tdl_a", "delay_spread_s": 1e-7}])
+@pytest.mark.parametrize("sent", [{"channel": "umi"}, {"channel": {"name": "tdl_a", "delay_spread_s": 1e-7}}])
 def test_a_3gpp_channel_plays_too(sent, furnished):
     assert check(Case(text(radio=sent), ()), furnished, OrderedDict()) == "accepted"
 

@@ -104,3 +104,8 @@ def save_settings(folder: Path, check_round: bool) -> Path:
         text = text.replace(old, new)
     file.write_text(text)
     return file
+
+
+def link_of(name: str) -> str:
+    """The override for a link by its design, or by its scheme."""
+    return f"radio.scheme={name}" if name in ("error_free", "digital") else f"radio.design={name}"

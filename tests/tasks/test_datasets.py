@@ -59,7 +59,10 @@ def test_too_few_samples_counts_the_distinct_ones(source: Source) -> None:
 
 
 def test_column(source: Source) -> None:
-    source, shares = replace(source, device_column="who"), replace(SHARES, split="column", devices=0)
+    source, shares = (
+        replace(source, device_column="who"),
+        replace(SHARES, split="column", split_options={"column": "who"}, devices=0),
+    )
     assert [{s.device for s in device} for device in build(source, shares, 1).train] == [{f"w{i}"} for i in range(5)]
     with pytest.raises(UserError, match="devices = 4: the device column has 5 values"):
         build(source, replace(shares, devices=4), 1)
@@ -68,7 +71,7 @@ def test_column(source: Source) -> None:
 def test_a_value_that_the_split_takes_away_is_reported(source: Source) -> None:
     source = replace(source, device_column="text")
     with pytest.raises(UserError, match="devices = 100: the device column has 60 values"):
-        build(source, replace(SHARES, split="column", devices=0), 1)
+        build(source, replace(SHARES, split="column", split_options={"column": "who"}, devices=0), 1)
 
 
 def test_tasks_that_split_alike_never_train_on_each_others_test_texts(source: Source) -> None:

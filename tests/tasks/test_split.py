@@ -11,6 +11,7 @@ from airpfed.core.errors import UserError
 from airpfed.tasks.sample import Sample
 from airpfed.tasks.split import Samples, Shares, device_sizes, share_samples, split_samples
 
+COLUMN = {"split": "column", "split_options": {"column": "who"}}
 SHARES = Shares(devices=6, samples_per_device=40, dev_samples=10, test_samples=20)
 
 
@@ -56,7 +57,9 @@ def test_split_needs_a_training_sample() -> None:
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "column"])
 @pytest.mark.parametrize("spread", ["equal", "lognormal"])
 def test_shares_are_disjoint_and_fixed(how: str, spread: str) -> None:
-    shares = replace(SHARES, split=how, sizes=spread, sizes_sigma=1.0, devices=3 if how == "column" else 6)
+    shares = replace(SHARES, split=how, sizes=spread, sizes_sigma=1.0)
+    if how == "column":
+        shares = replace(shares, **COLUMN, devices=3)
     dealt = share_samples(pool(400), shares, 1, "a")
     check_dealt(dealt, pool(400))
     assert len(dealt) == shares.devices
@@ -93,7 +96,10 @@ def test_lognormal_sizes_keep_the_mean_and_the_spread() -> None:
 
 def test_dirichlet_skews_by_alpha() -> None:
     samples, shares = pool(4000), replace(SHARES, devices=20, samples_per_device=50, split="dirichlet")
-    skews = [skew(share_samples(samples, replace(shares, dirichlet_alpha=a), 1, "a")) for a in (1e-3, 0.1, 1.0, 100.0)]
+    skews = [
+        skew(share_samples(samples, replace(shares, split_options={"alpha": a}), 1, "a"))
+        for a in (1e-3, 0.1, 1.0, 100.0)
+    ]
     assert skews == sorted(skews, reverse=True)
     assert skews[0] > 0.99 and skews[1] > 0.7
     # In the limit a device is an IID draw; the commonest of four classes takes 0.34 of 50 draws, give or take 0.045.
@@ -103,20 +109,20 @@ def test_dirichlet_skews_by_alpha() -> None:
 
 def test_dirichlet_tends_to_the_shares_of_the_pool() -> None:
     samples = tuple(Sample(f"t{i}", " x", int(i % 10 == 0)) for i in range(20_000))
-    shares = replace(SHARES, devices=40, samples_per_device=100, split="dirichlet", dirichlet_alpha=1e6)
+    shares = replace(SHARES, devices=40, samples_per_device=100, split="dirichlet", split_options={"alpha": 1e6})
     rare = [sum(s.label for s in device) / 100 for device in share_samples(samples, shares, 1, "a")]
     assert abs(np.mean(rare) - 0.1) < 5 * math.sqrt(0.09 / 4000)
 
 
 def test_dirichlet_deals_out_the_last_sample() -> None:
-    shares = replace(SHARES, devices=5, samples_per_device=20, split="dirichlet", dirichlet_alpha=1e-3)
+    shares = replace(SHARES, devices=5, samples_per_device=20, split="dirichlet", split_options={"alpha": 1e-3})
     check_dealt(share_samples(pool(100), shares, 1, "a"), pool(100))
     assert sum(map(len, share_samples(pool(100), shares, 1, "a"))) == 100
 
 
 def test_column_gives_each_value_a_device() -> None:
     for devices in (0, 3):
-        dealt = share_samples(pool(400), replace(SHARES, split="column", devices=devices), 1, "a")
+        dealt = share_samples(pool(400), replace(SHARES, **COLUMN, devices=devices), 1, "a")
         assert [{s.device for s in device} for device in dealt] == [{"d0"}, {"d1"}, {"d2"}]
         assert [len(device) for device in dealt] == [40] * 3
 
@@ -124,9 +130,9 @@ def test_column_gives_each_value_a_device() -> None:
 @pytest.mark.parametrize(
     ("shares", "samples", "named"),
     [
-        (replace(SHARES, devices=4, split="column"), pool(30), r"devices = 4: the device column has 3 values"),
-        (replace(SHARES, split="column"), (Sample("t", " a", 0),), r"no device_column is set"),
-        (replace(SHARES, split="dirichlet"), (Sample("t", " a"),) * 9, r"'dirichlet' needs classes"),
+        (replace(SHARES, devices=4, **COLUMN), pool(30), r"devices = 4: the device column has 3 values"),
+        (replace(SHARES, **COLUMN), (Sample("t", " a", 0),), r"a sample has no value in the column who"),
+        (replace(SHARES, split="dirichlet"), (Sample("t", " a"),) * 9, r'split = "dirichlet": needs classes'),
         (replace(SHARES, devices=31), pool(30), r"devices = 31: should be from 1 to 30"),
         (replace(SHARES, devices=31, split="dirichlet"), pool(30), r"devices = 31: should be from 1 to 30"),
         (replace(SHARES, devices=0), pool(30), r"devices = 0"),

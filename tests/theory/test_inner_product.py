@@ -30,7 +30,7 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, Stack]:
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**16))
 def test_sums_are_those_of_the_problem(seed: int) -> None:
-    """grad F by D_k/D and D_k/D_n; Lambda; the printed square is smaller, the devices' mean_power_of larger (Jensen)."""
+    """grad F by D_k/D and D_k/D_n; Lambda; the printed square is smaller, the devices' power larger (Jensen)."""
     samples, task_of, rows = drawn(seed)
     weights = weights_of(samples, task_of, 2)
     mean = weighted_average(weights, rows)

@@ -15,7 +15,8 @@ from airpfed.training.state import DeviceState, OptimizedParameters, ServerState
 
 def moving(copies: int, d: int, rng: torch.Generator) -> OptimizedParameters:
     draws = torch.randn(copies, d, generator=rng) * 10.0 ** torch.randint(-30, 9, (copies, d), generator=rng)
-    return OptimizedParameters(draws, draws / 3, draws.square(), torch.randint(9, (copies,), generator=rng))
+    state = {"first": draws / 3, "second": draws.square()}
+    return OptimizedParameters(draws, state, torch.randint(9, (copies,), generator=rng))
 
 
 def state(round: int, seed: int = 0, d: int = 40) -> State:

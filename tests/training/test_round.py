@@ -19,6 +19,7 @@ from airpfed.training.round import finite, round_step
 from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import ServerStep, State, vectors
 from support.experiments import experiment_of
+from support.settings import link_of
 
 UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.samples_per_device=8")
 EXACT = "radio.scheme=error_free"
@@ -85,7 +86,7 @@ def all_finite(state: State) -> bool:
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing", "mmse"])
 def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_settings: Path) -> None:
     """feddpa has parameters that never leave the device: the absent device's stay as they are, the others' move."""
-    made = experiment(llama_settings, f"radio.design={design}", "adapters.method=feddpa")
+    made = experiment(llama_settings, link_of(design), "adapters.method=feddpa")
     rows, cursors = random_gradients(made), torch.arange(5)
     for scope, value in (("global", float("nan")), ("global", float("-inf")), ("device", float("nan"))):
         bad = spoiled(rows, (2,), scope, value)
@@ -107,7 +108,7 @@ def test_a_device_without_a_finite_gradient_is_absent(design: str, llama_setting
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
 def test_a_task_without_devices_keeps_its_state_bit_for_bit(design: str, optimizer: str, llama_settings: Path) -> None:
-    made = experiment(llama_settings, f"radio.design={design}")
+    made = experiment(llama_settings, link_of(design))
     first, _, _ = round_step(
         made.initial, random_gradients(made), torch.arange(5), made.aggregate, ServerStep(optimizer, 0.1)
     )
@@ -122,7 +123,7 @@ def test_a_task_without_devices_keeps_its_state_bit_for_bit(design: str, optimiz
 
 @pytest.mark.parametrize("design", ["error_free", "uniform_forcing"])
 def test_a_round_without_any_device_changes_only_the_round(design: str, llama_settings: Path) -> None:
-    made = experiment(llama_settings, f"radio.design={design}")
+    made = experiment(llama_settings, link_of(design))
     rows = spoiled(random_gradients(made), (0, 1, 2, 3, 4), "global", float("nan"))
     after, received, present = round_step(made.initial, rows, torch.arange(5), made.aggregate, ServerStep("adam", 0.1))
     assert not present.any() and received.pi is None and received.ledger.channel_uses == 0

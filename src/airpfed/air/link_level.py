@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.correlation import Correlation
-from airpfed.air.designs.lower_bound import lower_bound
+from airpfed.air.designs.error_bound import lower_bound
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink
 from airpfed.air.segments import Segment, antennas_of, block_statistics, design_separately, problem_of, rescale

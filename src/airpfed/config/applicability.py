@@ -288,7 +288,7 @@ def refuse_ineffective(
 
 def settings_notes(settings: Settings) -> list[str]:
     """List warnings about valid settings that the user may not intend, a line each, for the start of a run."""
-    radio, lines = settings.radio, list(settings.notes)
+    radio, lines = settings.radio, list[str]()
     if not radio.channel.row.standard:
         return lines
     scenario, rural = radio.has_path_loss, radio.channel.name == "rma"

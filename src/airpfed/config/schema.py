@@ -6,7 +6,7 @@ from `experiment` upwards use these classes; the mathematics receives plain valu
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from airpfed.config.choice import Choice, ChoiceOf
 from airpfed.core.files import MAX_NAME_LENGTH, RESERVED_NAME, collision_key, file_name_of
@@ -544,12 +544,6 @@ class Settings(Section):
     theory: TheorySettings = TheorySettings()
     federation: FederationSettings = FederationSettings()
     node: NodeSettings | None = None
-    _notes: tuple[str, ...] = PrivateAttr(default=())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines for the user about how the settings were read."""
-        return self._notes
 
     @model_validator(mode="after")
     def _check_port(self) -> "Settings":

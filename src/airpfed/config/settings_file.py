@@ -25,31 +25,34 @@ MAX_BYTES = 4 << 20
 # Reading and writing
 
 
-def read_settings(path: Path, overrides: Iterable[str] = ()) -> Settings:
+def read_settings(path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
-    file, including those of overrides.
+    file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
     """
-    return settings_of(read_tree(path), str(path), path.parent, overrides)
+    return settings_of(read_tree(path), str(path), path.parent, overrides, notes)
 
 
-def settings_of(tree: Mapping[str, Any], source: str, folder: Path, overrides: Iterable[str] = ()) -> Settings:
+def settings_of(
+    tree: Mapping[str, Any], source: str, folder: Path, overrides: Iterable[str] = (), notes: list[str] | None = None
+) -> Settings:
     """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
 
-    source: what messages call the tree. folder: the folder that paths of data and models are relative to.
+    source: what messages call the tree. folder: the folder that paths of data and models are relative to. notes: see
+    `read_settings`.
     """
     copy = deepcopy(dict(tree))
-    notes = _apply_overrides(copy, list(overrides))
+    dropped = _apply_overrides(copy, list(overrides))
+    if notes is not None:
+        notes += dropped
     copy.pop("expected", None)
     settings = parse_settings(copy, source)
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
-    settings = settings.model_copy(update={"tasks": tasks, "model": model})
-    settings._notes = tuple(notes)
-    return settings
+    return settings.model_copy(update={"tasks": tasks, "model": model})
 
 
 def read_stored(path: Path) -> Settings:
@@ -58,24 +61,34 @@ def read_stored(path: Path) -> Settings:
         return read_settings(path)
 
 
-def read_new_settings(path: Path, overrides: Iterable[str] = (), training: bool = True) -> Settings:
+def read_new_settings(
+    path: Path, overrides: Iterable[str] = (), training: bool = True, notes: list[str] | None = None
+) -> Settings:
     """Read the settings of a new run, and refuse keys without effect.
 
     An existing run uses `read_settings`, because it may be older than a rule. training: whether the settings are for a
-    run, which trains.
+    run, which trains. notes: a list that receives lines for the user on what the overrides make ineffective.
     """
     overrides = list(overrides)
-    return check_new(read_settings(path, overrides), str(path), overrides, training)
-
-
-def check_new(settings: Settings, source: str, overrides: Sequence[str], training: bool = True) -> Settings:
-    """Refuse keys without effect, and note those that overrides make ineffective.
-
-    source: what messages call the settings. training: whether they are for a run, which trains.
-    """
-    notes = refuse_ineffective(source, [settings], training, overridden_keys(overrides))
-    settings._notes = (*settings._notes, *notes)
+    settings = read_settings(path, overrides, notes)
+    check_new(settings, str(path), overrides, training, notes)
     return settings
+
+
+def check_new(
+    settings: Settings,
+    source: str,
+    overrides: Iterable[str],
+    training: bool = True,
+    notes: list[str] | None = None,
+) -> None:
+    """Refuse settings of a new run with keys without effect.
+
+    source: what messages call the settings. training, notes: see `read_new_settings`.
+    """
+    lines = refuse_ineffective(source, [settings], training, overridden_keys(overrides))
+    if notes is not None:
+        notes += lines
 
 
 def overridden_keys(overrides: Iterable[str]) -> set[str]:

@@ -96,6 +96,7 @@ class Experiment:
         """Take complete settings. Nothing is loaded before the first round."""
         self.settings = settings
         self._rows: dict[str, Any] = {}
+        self._notes: list[str] = []
 
     @classmethod
     def from_toml(cls, file: str | Path, overrides: Overrides = (), **rows: Unpack[UserRows]) -> "Experiment":
@@ -124,9 +125,11 @@ class Experiment:
         cls, tree: Mapping[str, Any], source: str, folder: Path, overrides: Overrides, rows: UserRows
     ) -> "Experiment":
         lines = override_lines(overrides, rows)
-        settings = settings_file.settings_of(tree, source, folder, lines)
-        experiment = cls(settings_file.check_new(settings, source, lines))
-        experiment._rows = dict(rows)
+        notes = list[str]()
+        settings = settings_file.settings_of(tree, source, folder, lines, notes)
+        settings_file.check_new(settings, source, lines, notes=notes)
+        experiment = cls(settings)
+        experiment._rows, experiment._notes = dict(rows), notes
         return experiment
 
     def __repr__(self) -> str:
@@ -193,7 +196,7 @@ class Experiment:
         out = artifacts.claim_folder(Path(folder), "run", resume)
         with open_console(self.settings.server.rounds, io.StringIO() if quiet else None) as console:
             outcome = run_settings(
-                self.settings, "airpfed.Experiment.run", out, resume, console, lambda _: self._loaded
+                self.settings, "airpfed.Experiment.run", out, resume, console, self._notes, lambda _: self._loaded
             )
         if not outcome.completed:
             raise KeyboardInterrupt(f"{out}: stopped after round {outcome.state.round}; run(..., resume=True) goes on")

@@ -1,7 +1,7 @@
 """The life of a run: from a settings file, or from objects, to its records, summary, adapters and report."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +33,14 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
     out: the run's folder; by default a new folder below `runs/`, or the newest run of the file to resume. command: the
     command line, stored with the run.
     """
-    settings = (settings_file.read_settings if resume else settings_file.read_new_settings)(file, overrides)
+    notes: list[str] = []
+    if resume:
+        settings = settings_file.read_settings(file, overrides, notes)
+    else:
+        settings = settings_file.read_new_settings(file, overrides, notes=notes)
     out = artifacts.claim_folder(out, file.stem, resume)
     with open_console(settings.server.rounds) as console:
-        outcome = run_settings(settings, command, out, resume, console)
+        outcome = run_settings(settings, command, out, resume, console, notes)
         if outcome.completed and not overrides:
             console.compare_with_expected(outcome.summary, settings_file.read_expected(file))
     if outcome.completed:
@@ -51,16 +55,17 @@ def run_settings(
     out: Path,
     resume: bool,
     console: RunConsole,
+    notes: Sequence[str] = (),
     load: Callable[[Settings], tuple[tuple[Task, ...], TrainingSetup]] | None = None,
 ) -> Outcome:
     """Run the experiment of settings in the folder `out`, up to its last round or to Ctrl-C.
 
-    load: gives the tasks and the objects of the settings; by default they are built. Raises UserError as
-    `run_experiment`.
+    notes: lines about how the settings were read. load: gives the tasks and the objects of the settings; by default
+    they are built. Raises UserError as `run_experiment`.
     """
     with exclusive_folder(out, resume), interruptible(console) as stopping:
         track = settings.run.tracker.bind()(out)
-        for line in settings_notes(settings):
+        for line in [*notes, *settings_notes(settings)]:
             console.log(line)
         console.log("loading tasks and base model")
         tasks, experiment = (load or load_experiment)(settings)

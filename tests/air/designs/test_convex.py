@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.forcing import uniform_forcing
 
 CONVEX = Path(__file__).parents[3] / "benchmarks" / "convex.py"
 

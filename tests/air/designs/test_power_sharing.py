@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed.air.designs import DESIGNS, alternating
 from airpfed.air.designs.alternating import JointProblem, accelerated_alternation, joint_transmit_factors
-from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.least_error import mmse
 from airpfed.air.designs.normalized import normalise_problem, normalise_receiver
 from airpfed.air.designs.power_sharing import energy_constraint, share_energy
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective, power_share, silent

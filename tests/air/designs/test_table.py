@@ -107,7 +107,7 @@ def test_degenerate_slots_stay_finite(make_slot, name, targets, noise, case, mon
     transceiver = DESIGNS[name](problem)
     assert finite(transceiver)
     assert (transceiver.transmit_factors.abs().square() <= problem.power_limit * (1 + 1e-9)).all()
-    if name != "uniform_forcing":
+    if name not in ("uniform_forcing", "debiased_mmse"):  # they do not shrink a sum to nothing
         assert (objective(problem, transceiver) <= objective(problem, silent(problem)) * (1 + 1e-6) + 1e-300).all()
     if case == "no weight":
         assert (transceiver.transmit_factors[:, 0] == 0).all()

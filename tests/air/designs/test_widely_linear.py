@@ -8,9 +8,9 @@ import torch
 from scipy.optimize import minimize
 
 from airpfed.air.designs.alternating import naive_ao
-from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.forcing import uniform_forcing
+from airpfed.air.designs.least_error import mmse
 from airpfed.air.designs.normalized import normalise_problem
-from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.designs.widely_linear import optimal_transmit_factors, real_mmse_receivers, widely_linear
 from airpfed.air.problem import TransceiverProblem, objective, silent
 

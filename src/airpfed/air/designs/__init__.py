@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from airpfed.air.designs.alternating import continued_ao, naive_ao
-from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.designs.lower_bound import lower_bound
-from airpfed.air.designs.mmse import debiased_mmse, mmse
+from airpfed.air.designs.error_bound import lower_bound
+from airpfed.air.designs.forcing import uniform_forcing
+from airpfed.air.designs.inversion import channel_inversion
+from airpfed.air.designs.least_error import debiased_mmse, mmse
 from airpfed.air.designs.power_sharing import share_energy, share_energy_debiased
-from airpfed.air.designs.uniform_forcing import uniform_forcing
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import RoundFunction
 from airpfed.core.rows import Rows

@@ -26,7 +26,7 @@ from airpfed.air.designs.alternating import (
     accelerated_alternation,
     joint_transmit_factors,
 )
-from airpfed.air.designs.mmse import STEPS, debias
+from airpfed.air.designs.least_error import STEPS, debias
 from airpfed.air.designs.normalized import denormalise, normalise_problem, normalise_receiver
 from airpfed.air.designs.power_constraint import PowerConstraint
 from airpfed.air.problem import Transceiver, TransceiverProblem, objective

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.forcing import uniform_forcing
 from airpfed.air.problem import TransceiverProblem, gains, mse, objective, silent
 from airpfed.core.rng import stream
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from airpfed.air.designs import DESIGNS
-from airpfed.air.designs.lower_bound import lower_bound
-from airpfed.air.designs.mmse import mmse
+from airpfed.air.designs.error_bound import lower_bound
+from airpfed.air.designs.least_error import mmse
 from airpfed.air.problem import mse
 
 

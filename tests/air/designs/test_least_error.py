@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from airpfed.air.designs.alternating import continued_ao, naive_ao
-from airpfed.air.designs.channel_inversion import channel_inversion
-from airpfed.air.designs.lower_bound import lower_bound
-from airpfed.air.designs.mmse import debias, mmse
-from airpfed.air.designs.uniform_forcing import uniform_forcing
+from airpfed.air.designs.error_bound import lower_bound
+from airpfed.air.designs.forcing import uniform_forcing
+from airpfed.air.designs.inversion import channel_inversion
+from airpfed.air.designs.least_error import debias, mmse
 from airpfed.air.problem import gains, mse, objective, silent
 
 

@@ -31,6 +31,7 @@ from airpfed.air.designs.alternating import (
     transmit_factors,
     weighted_mse,
 )
+from airpfed.air.designs.forcing import Starts, forcing_transmit_factors, uniform_forcing
 from airpfed.air.designs.normalized import (
     NormalizedProblem,
     denormalise,
@@ -39,7 +40,6 @@ from airpfed.air.designs.normalized import (
     normalise_receiver,
 )
 from airpfed.air.designs.single_target import least_error_near, least_norm_and_error
-from airpfed.air.designs.uniform_forcing import Starts, forcing_transmit_factors, uniform_forcing
 from airpfed.air.designs.widely_linear import optimal_transmit_factors, widely_linear
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, keep_better
 
