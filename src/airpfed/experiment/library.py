@@ -183,18 +183,18 @@ class Experiment:
         }
         return {name: result.value for name, result in results.items() if result}
 
-    def run(self, folder: str | Path, resume: bool = False, quiet: bool = True) -> "Run":
+    def run(self, folder: str | Path, resume: bool = False, verbose: bool = False) -> "Run":
         """Run all rounds into a folder, which then holds the files of `airpfed run`, and return the run.
 
         resume: go on with the run that is in the folder; its functions from Python must be given again, with the same
-        source. quiet: whether no lines are printed. Raises UserError if the folder holds a run already, or one of other
-        settings, and KeyboardInterrupt after Ctrl-C; the rounds up to there can be resumed.
+        source. verbose: whether lines are printed, as on the command line. Raises UserError if the folder holds a run
+        already, or one of other settings, and KeyboardInterrupt after Ctrl-C; the rounds up to there can be resumed.
         """
         self._add_rows()
         if not resume and (names := artifacts.files_of_run(Path(folder))):
             raise UserError(f"{folder}: holds a run already ({names[0]}); run(..., resume=True) goes on with it")
         out = artifacts.claim_folder(Path(folder), "run", resume)
-        with open_console(self.settings.server.rounds, io.StringIO() if quiet else None) as console:
+        with open_console(self.settings.server.rounds, None if verbose else io.StringIO()) as console:
             outcome = run_settings(
                 self.settings, "airpfed.Experiment.run", out, resume, console, self._notes, lambda _: self._loaded
             )

@@ -22,9 +22,9 @@ COST_COLUMNS = ("pi_mean", "air_seconds", "joules_mean")
 class SweepConsole:
     """Lines and progress of a sweep on standard error, so that tables and JSON can be piped."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        """Open the console on standard error. quiet: whether nothing is printed."""
-        self.console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    def __init__(self, verbose: bool = True) -> None:
+        """Open the console on standard error. verbose: whether anything is printed."""
+        self.console = Console(stderr=True, soft_wrap=True, quiet=not verbose)
 
     def log(self, text: str) -> None:
         """Print one line about the progress."""

@@ -28,7 +28,7 @@ def sweep(
     *,
     out: str | Path | None = None,
     workers: int = 1,
-    quiet: bool = True,
+    verbose: bool = False,
     **rows: Unpack[UserRows],
 ) -> "pd.DataFrame":
     """Run every point of a grid with several seeds, unless it is done, and return the trials as a table.
@@ -38,7 +38,8 @@ def sweep(
     `{"adapters.rank_shared/adapters.rank_personal": [(8, 0), (4, 4)]}`. seeds: seeds per point, from `run.seed` on.
     overrides, rows: as in `Experiment.from_toml`. out: the sweep's folder, by default below `runs`; trials that are
     finished there are not run again. workers: trials at once, each in a process of its own, and 0 for one a core; a
-    script then needs `if __name__ == "__main__":`. With 1, and with functions from Python, trials run in this process.
+    script then needs `if __name__ == "__main__":`. With 1, trials run in this process, as functions from Python need.
+    verbose: whether progress is printed.
 
     Returns a row for each trial and task: the grid's keys, `seed`, `task`, the task's scores (`base`, `final`, ...),
     the costs of the trial's whole run, and `run`, its folder for `load_run`. Raises UserError if any settings are
@@ -52,6 +53,8 @@ def sweep(
     import pandas as pd
 
     lines = override_lines(overrides, rows)
+    if text := next((values for values in (grid or {}).values() if isinstance(values, str)), None):
+        raise UserError(f"grid: values should be a list, not the text {text[:40]!r}")
     axes = {key: {_value_text(key, value): value for value in values} for key, values in (grid or {}).items()}
     if isinstance(source, Settings):
         folder = Path(out or Path("runs") / "sweep")
@@ -76,7 +79,7 @@ def sweep(
         ray=None,
         command="airpfed.sweep",
     )
-    result = run_sweep(request, SweepConsole(quiet))
+    result = run_sweep(request, SweepConsole(verbose))
     if result.failures:
         raise UserError(f"{len(result.failures)} of the trials failed, the first: {result.failures[0]}")
     cells = [line for run in result.runs for line in run_lines(run)]
