@@ -61,14 +61,16 @@ class RunConsole:
 
 
 @contextmanager
-def open_console(rounds: int, file: IO[str] | None = None) -> Iterator[RunConsole]:
+def open_console(rounds: int, file: IO[str] | None = None, verbose: bool = True) -> Iterator[RunConsole]:
     """Open the console of a run. Without a terminal there is no bar, and lines are not wrapped.
 
-    file: output of the lines, by default the standard output.
+    file: output of the lines, by default the standard output. verbose: whether anything is printed.
     """
-    console = Console(soft_wrap=True, file=file, width=160 if file else None)
+    console = Console(soft_wrap=True, file=file, width=160 if file else None, quiet=not verbose)
     columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *columns, console=console, disable=console.quiet or not console.is_terminal, transient=True
+    ) as progress:
         yield RunConsole(console, progress, progress.add_task("rounds", total=rounds))
 
 

@@ -6,7 +6,6 @@ for state, record in exp.rounds():
 run = exp.run("runs/mine")
 """
 
-import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,7 +193,7 @@ class Experiment:
         if not resume and (names := artifacts.files_of_run(Path(folder))):
             raise UserError(f"{folder}: holds a run already ({names[0]}); run(..., resume=True) goes on with it")
         out = artifacts.claim_folder(Path(folder), "run", resume)
-        with open_console(self.settings.server.rounds, None if verbose else io.StringIO()) as console:
+        with open_console(self.settings.server.rounds, verbose=verbose) as console:
             outcome = run_settings(
                 self.settings, "airpfed.Experiment.run", out, resume, console, self._notes, lambda _: self._loaded
             )
