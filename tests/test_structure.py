@@ -132,10 +132,10 @@ def test_an_arrow_up_or_sideways_is_found(tmp_path):
         },
     )
     assert structure.wrong_arrows(toy.graph) == [
-        ("air.designs.mmse", "model.forward"),
+        ("air.designs.least_error", "model.forward"),
         ("model.forward", "training.loop"),
     ]
-    assert toy.graph["air.designs"] == {"air.designs.mmse"}
+    assert toy.graph["air.designs"] == {"air.designs.least_error"}
     wide, narrow = structure.by_folder(toy), structure.by_subfolder(toy)
     assert wide == {
         "air": {"core", "model"},

@@ -24,7 +24,6 @@ from airpfed.experiment.build import experiment as build_module
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
 from airpfed.training.experiment import Experiment
-from airpfed.training.factor_averaging import RULES
 from airpfed.training.state import vectors
 
 MOST = 40
@@ -90,7 +89,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
             "run": {"seed", "device"},
         },
     )
-    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method in RULES
+    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method.row.averages
     return repr((files, parts, ranks, tasks))
 
 
