@@ -98,11 +98,3 @@ def test_event_files_read_back(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/a")] == [(1, 2.0), (2, 1.5)]
     assert [(event.step, event.value) for event in events.Scalars("summary/tasks/a/final")] == [(2, 0.5)]
-
-
-def test_every_choice_of_the_settings_is_there() -> None:
-    from typing import get_args
-
-    from airpfed.config.schema import RunSettings
-
-    assert set(get_args(RunSettings.model_fields["tracker"].annotation)) == set(loggers.TRACKERS)

@@ -128,7 +128,7 @@ def test_the_files_hold_the_numbers_of_json(file, tmp_path, monkeypatch, capsys)
     points = [json.loads(line) for line in shown.out.splitlines()]
     lines = table(out / "link.csv")
     assert list(lines[0]) == ["radio.snr_db", "radio.access", "design", *COLUMNS]
-    assert len(lines) == len(points) * len(DESIGNS) == 20
+    assert len(lines) == len(points) * len(DESIGNS) == 4 * len(DESIGNS)
     for point, line in zip((p for p in points for _ in DESIGNS), lines, strict=True):
         assert point["set"] == f"radio.snr_db={line['radio.snr_db']} radio.access={line['radio.access']}"
         for key, value in point[line["design"]].items():

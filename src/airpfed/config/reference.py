@@ -28,7 +28,7 @@ begins with a dot, a slash or `~/`, or if the folder exists. A base model is a p
 {MAX_CELLS:,} cells.
 """
 
-ROWS_INTRO = """## RowDict
+ROWS_INTRO = """## Rows
 
 A setting that accepts a row takes its name, `design = "mmse"`, or a table with its name and options,
 `design = { name = "mmse", starts = 4 }`; on the command line also `radio.design=mmse(starts=4)`, or
@@ -173,7 +173,8 @@ def _rows(rows: RowDict[Any]) -> Iterator[str]:
     for name, row in rows.items():
         groups.setdefault(f"{summary_line(rows.function(row))}{rows.options(name)}", []).append(name)
     for names in groups.values():
-        yield f"| {', '.join(f'`{name}`' for name in names)} | | | | {_cell(summary_line(rows.function(rows[names[0]])))} |"
+        text = _cell(summary_line(rows.function(rows[names[0]])))
+        yield f"| {', '.join(f'`{name}`' for name in names)} | | | | {text} |"
         for option in rows.options(names[0]):
             default = "required" if option.default is ... else f"`{_toml(option.default)}`"
             yield f"| | `{option.name}` | {_cell(option.accepts)} | {default} | {_cell(option.meaning)} |"
