@@ -49,7 +49,7 @@ STEPS = 60
 
 @inference_mode
 def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B M T"] | None = None) -> Transceiver:
-    """Solve the problem of the module to a local optimum.
+    """Find a transceiver of locally least weighted error sum_i alpha_i MSE_i within the power limits.
 
     starts: how many beams a slot of one target begins from; the best result is kept. start: for one target, a receiver
     to begin from instead, for example the receiver of the previous channel; then there is no continuation and no
@@ -70,7 +70,7 @@ def mmse(problem: TransceiverProblem, starts: int = 1, start: Complex[Tensor, "B
 
 
 def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProblem, starts: int) -> Transceiver:
-    """One target: forcing and least error from one continuation, block by block the better."""
+    """For one target, keep the better of forcing and least error in each block; one continuation gives both."""
     short, least, steps = least_norm_and_error(normalized, starts)
     forcing = denormalise(normalized, short, forcing_transmit_factors(normalized, short), 0)
     transceiver = keep_better(problem, forcing, refine_for_csi_error(normalized, least, steps))
@@ -81,10 +81,10 @@ def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProble
 
 
 def refine_for_csi_error(normalized: NormalizedProblem, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
-    """The transceiver of a receiver with optimal transmit factors.
+    """Add optimal transmit factors to a receiver; with channel estimation error, improve the receiver first.
 
-    With channel estimation error, F is an approximation that counts the error at full power; a few steps of accelerated
-    alternation on the exact problem follow. steps: number of steps taken so far.
+    F counts the channel estimation error at full power, which is an approximation. The improvement is at most STEPS
+    steps of accelerated alternation on the exact problem. steps: number of steps taken so far.
     """
     if bool((normalized.csi_variance > 0).any()):
         (m,), more = accelerated_alternation(one_slot(normalized), (m,), STEPS)

@@ -50,11 +50,12 @@ PENALTY_STEPS = 15
 
 @inference_mode
 def uniform_forcing(problem: TransceiverProblem, starts: int = 1) -> Transceiver:
-    """Solve the problem of the module to a local optimum.
+    """Find a transceiver in which each device arrives with exactly its weight, at a locally least error.
 
-    One target: the weakest device sends exactly P_k. Several targets: the best of receivers that ignore interference,
-    exact nulls and Jacobi rounds, block by block; or penalised alternation where nulls are out of reach. Streams of one
-    device have even shares of its limit.
+    One target: the weakest device sends at exactly P_k. Several targets: the candidate of least error is kept in each
+    block. Candidates are receivers that ignore interference, receivers that null it exactly, and improvements of these
+    by Jacobi rounds; if the antennas are too few for exact nulls, penalised alternation replaces the last two. The
+    streams of a device get equal shares of its limit.
 
     starts: how many beams a slot of one target begins from; the best result is kept. Raises ValueError if starts is not
     1 for several targets.
