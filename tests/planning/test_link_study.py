@@ -191,8 +191,11 @@ def test_a_stopped_grid_leaves_the_finished_points(file, tmp_path, monkeypatch, 
         (["--draws", "0"], "--draws 0: should be at least 1"),
         (["--correlation", "1.5"], "--correlation 1.5: should be from 0 to 1"),
         (["--correlation", "nan"], "--correlation nan: should be from 0 to 1"),
-        (["--grid", "radio.snr_db=0", "--grid", "radio.snr_db=1"], "--grid radio.snr_db=1: radio.snr_db stands twice"),
-        (["--grid", "radio.snr_db=0,0"], "--grid radio.snr_db=0,0: 0 stands twice"),
+        (
+            ["--grid", "radio.snr_db=0", "--grid", "radio.snr_db=1"],
+            "--grid radio.snr_db=1: radio.snr_db occurs in another --grid",
+        ),
+        (["--grid", "radio.snr_db=0,0"], "--grid radio.snr_db=0,0: the value 0 occurs twice"),
         (
             ["--grid", "radio.access=tdma,fdma", "--grid", "radio.antennas=4"],
             "--grid at radio.access=fdma radio.antennas=4: ",

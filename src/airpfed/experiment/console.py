@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class RunConsole:
-    """The output of a run's lines."""
+    """The lines and the progress bar that a run prints."""
 
     console: Console
     progress: Progress

@@ -109,7 +109,7 @@ def init(
 
 @app.command()
 def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
-    """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
+    """Take part as a device until Ctrl-C. Trainer and SuperNode restart if they end; the server may be offline."""
     require_flower()
     from datetime import datetime
 
