@@ -17,7 +17,7 @@ env: .venv/ready
 	touch $@
 
 run: env
-	$(BIN)/airpfed run experiments/quickstart.toml
+	$(BIN)/airpfed run quickstart
 
 test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile
