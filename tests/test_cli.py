@@ -179,7 +179,7 @@ def test_a_directory_without_a_run_is_one_line(airpfed, tmp_path, command):
 def test_tasks_and_models_are_listed_by_name(airpfed):
     done = airpfed("tasks")
     assert done.code == 0 and done.err == ""
-    assert all(name in done.out for name in ("sms", "gym:NAME", "smollm2-135m"))
+    assert all(name in done.out for name in ("sms", "gym:NAME", "smollm2-135m", "quickstart"))
 
 
 def test_the_report_can_be_written_again(airpfed, finished):

@@ -272,7 +272,7 @@ def export(
 
 @app.command()
 def tasks() -> None:
-    """List the tasks and base models that have a name."""
+    """List the tasks, base models and experiments that have a name."""
     from airpfed.experiment.run import catalogue_lines
 
     for line in catalogue_lines():

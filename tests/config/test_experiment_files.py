@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from airpfed.config.experiment_files import FOLDER, default_path, display_name, experiment_names, settings_path
+from airpfed.config.experiment_files import (
+    FOLDER,
+    default_path,
+    display_name,
+    experiment_names,
+    experiment_title,
+    settings_path,
+)
 from airpfed.core.errors import UserError
 
 
@@ -20,6 +27,11 @@ def test_every_experiment_goes_by_its_name():
         path = settings_path(name)
         assert path.is_file() and path.parent == FOLDER and path.stem == name
         assert display_name(path) == name
+
+
+def test_a_title_is_the_start_of_the_comment_at_the_top():
+    assert experiment_title("mixed") == "Four unlike tasks (questions, spam, sentiment, news), a head each"
+    assert all(20 < len(experiment_title(name)) < 120 or name in ("link", "theory") for name in experiment_names())
 
 
 @pytest.mark.parametrize("text", ["mine.toml", "folder/mine", "./mine.toml", "/none/mine.toml"])

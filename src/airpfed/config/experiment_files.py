@@ -1,6 +1,7 @@
 """Names of settings files: experiments that ship with the package go by name, such as `quickstart`."""
 
 import os
+import re
 from pathlib import Path
 
 from airpfed.core.errors import UserError, hint
@@ -15,6 +16,13 @@ DEFAULT = Path("experiment.toml")
 def experiment_names() -> list[str]:
     """List the names of the experiments that ship with the package, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def experiment_title(name: str) -> str:
+    """Return the start of the comment at the top of an experiment's file, up to the first full stop or colon."""
+    text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    comment = " ".join(line.removeprefix("#").strip() for line in text.partition("\n\n")[0].splitlines())
+    return re.split(r"[.:?](?: |$)", comment)[0]
 
 
 def settings_path(text: str | Path) -> Path:
