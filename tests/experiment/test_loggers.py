@@ -77,7 +77,10 @@ def test_without_tensorboard_it_is_one_line_before_the_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(run.build, "load_tasks", lambda _settings: pytest.fail("told after loading"))
-    with pytest.raises(UserError, match=r'^run.tracker = "tensorboard": TensorBoard is not installed; run pip install'):
+    with pytest.raises(
+        UserError,
+        match=r'^run.tracker = "tensorboard": TensorBoard is not installed; run pip install .airpfed.trackers',
+    ):
         run.run_file(small_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
     assert not (tmp_path / "run" / "records.jsonl").exists()
 

@@ -128,7 +128,7 @@ split_as = "first"
 
 @pytest.fixture(scope="module")
 def conflict(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    """Three tasks over the same texts, as in experiments/conflict.toml; the second and third are split as the first."""
+    """Three tasks over the same texts, as in the experiment conflict; the second and third are split as the first."""
     folder = tmp_path_factory.mktemp("conflict")
     write_rows(folder / "all.csv", 90, ("red", "blue"), 1)
     file = folder / "conflict.toml"

@@ -39,7 +39,7 @@ def tensorboard(folder: Path) -> Tracker:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            'run.tracker = "tensorboard": TensorBoard is not installed; run pip install "airpfed[tensorboard]"'
+            'run.tracker = "tensorboard": TensorBoard is not installed; run pip install "airpfed[trackers]"'
         ) from None
     writer: list[SummaryWriter] = []
 
