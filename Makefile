@@ -12,12 +12,12 @@ env: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 run: env
-	$(BIN)/airpfed run experiments/quickstart.toml
+	$(BIN)/airpfed run quickstart
 
 test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile
@@ -65,8 +65,8 @@ bench-peers: .venv-peers/ready
 .venv-peers/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	grep -v '^attrs==' constraints.txt > .venv-peers/constraints.txt
-	.venv-peers/bin/pip install --quiet --constraint .venv-peers/constraints.txt torch
-	.venv-peers/bin/pip install --quiet --constraint .venv-peers/constraints.txt --editable . pfl==0.6.0 "flwr[simulation]==1.41.0"
+	.venv-peers/bin/python -m pip install --quiet --constraint .venv-peers/constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --constraint .venv-peers/constraints.txt --editable . pfl==0.6.0 "flwr[simulation]==1.41.0"
 	touch $@
 
 clean:

@@ -215,7 +215,7 @@ def overhead(options: Options) -> dict[str, Any]:
         "batch": batch,
         "tokens": tokens,
         "antennas": antennas,
-        "design": settings.radio.design,
+        "design": settings.radio.design.label,
     }
     fields |= {"blocks": -(-uses // settings.radio.coherence_symbols), "base": options.base or "minilm", "goal": 0.10}
     return {**fields, "share": share, "phases": phases, "rounds": rows}

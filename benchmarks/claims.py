@@ -1,4 +1,4 @@
-"""Claimed over measured error with real gradients: `python benchmarks/claims.py experiments/quickstart.toml`.
+"""Claimed over measured error with real gradients: `python benchmarks/claims.py quickstart`.
 
 Runs the file's experiment over the error-free link and sends every round's gradients over each design's uplink too:
 all designs have the same gradients, fading and noise. Prints for each design and each assumption on the symbols'
@@ -8,13 +8,13 @@ the receiver's, or the genie's, which knows the symbols' Gram matrix.
 
 import argparse
 import statistics
-from pathlib import Path
 
 import torch
 
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics, pi_of, uplink
 from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.round import local_gradients, round_step
@@ -43,7 +43,7 @@ def ratios(link: Uplink, received: Aggregate, d_s: int) -> tuple[float, float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=settings_path)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0], help="median SNR, dB")
     parser.add_argument("--set", action="append", default=[])

@@ -15,6 +15,7 @@ from typing import Any
 
 from airpfed.air.uplink import uplink
 from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.evaluate import score_task
@@ -45,7 +46,7 @@ def with_link(experiment: TrainingSetup, settings: Settings, design: str, snr_db
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=settings_path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", nargs="+", default=["base", "error_free:10", "uniform_forcing:10", "mmse:10"])
     parser.add_argument("--set", action="append", default=[])

@@ -1,6 +1,6 @@
 """Over the air against the digital rival: seconds on air to equal accuracy, as markdown.
 
-`python benchmarks/digital.py experiments/minilm.toml --devices 1 4 16 --snr 10 --seeds 2`. Band, power limit,
+`python benchmarks/digital.py minilm --devices 1 4 16 --snr 10 --seeds 2`. Band, power limit,
 data, start and channels are the same; only the link differs. A link reaches the target when the mean of its last three
 dev accuracies is within 0.02 of the final accuracy of the error-free link. The rival sends each device's gradients in
 1, 2, 4 or 8 bits an entry, devices one after another or in groups that the antennas separate (of the best size): both
@@ -21,6 +21,7 @@ import torch
 from airpfed.air.schedule import Digital, Updates, Uplink
 from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.loop import play_round
@@ -104,7 +105,7 @@ def rounds_to(accuracy: list[float], target: float) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=settings_path)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 4, 16], help="devices a task")
     parser.add_argument("--snr", type=float, nargs="+", default=[10.0])
     parser.add_argument(

@@ -80,7 +80,8 @@ def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
     source = str(side.tree / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "AIRPFED_CACHE": str(work)}
     for number, command in enumerate(commands):
-        words = [renamed_option(word.format(out=out, data=data), side.renames) for word in shlex.split(command)]
+        words = [experiment_of(word.format(out=out, data=data), side.tree) for word in shlex.split(command)]
+        words = [renamed_option(word, side.renames) for word in words]
         table = out / (f"stdout-{number}.jsonl" if "--json" in words else f"stdout-{number}.txt")
         with table.open("w") as output, (out / f"stderr-{number}.txt").open("w") as errors:
             program = [sys.executable, "-c", code, source, *words]
@@ -93,6 +94,12 @@ def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
     for path in out.rglob("*.json*"):
         path.write_text(path.read_text().replace(str(out), "OUT"))
     return f"{time.perf_counter() - begin:.0f} s, CPU {cpu:.0f} s"
+
+
+def experiment_of(word: str, tree: Path) -> str:
+    """A word of a command, where `experiments/NAME.toml` is NAME if the files are inside the package, as at present."""
+    experiment = re.fullmatch(r"experiments/([\w-]+)\.toml", word)
+    return experiment[1] if experiment and not (tree / "experiments").is_dir() else word
 
 
 def renamed_option(word: str, names: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """What needs a fresh process: `scale` plays rounds of many devices, `start` computes a first gradient; prints JSON.
 
     python benchmarks/once.py scale --base minilm --devices 1000 --tokens 16 --rank 1
-    python benchmarks/once.py start experiments/quickstart.toml
+    python benchmarks/once.py start quickstart
 
 Used by benchmarks/speed.py. A process that runs out of the memory it was given (--memory-gb) ends with a MemoryError or
 torch's message.
@@ -13,7 +13,6 @@ import os
 import resource
 import time
 from dataclasses import replace
-from pathlib import Path
 
 if __name__ == "__main__":  # before torch is loaded, as the command line sets it
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -62,6 +61,8 @@ def start(words: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
+    from airpfed.config.experiment_files import settings_path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True)
     one = parts.add_parser("scale")
@@ -71,7 +72,7 @@ def main() -> None:
         one.add_argument(f"--{name}", type=int, default=default)
     two = parts.add_parser("start")
     two.set_defaults(work=start)
-    two.add_argument("file", type=Path)
+    two.add_argument("file", type=settings_path)
     two.add_argument("--set", action="append", default=[])
     for part in (one, two):
         part.add_argument("--memory-gb", type=float, default=0.0)

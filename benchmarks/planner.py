@@ -1,16 +1,16 @@
 """Plan and outcome at several powers: the channel's share of Psi_T as predicted and as a run measures it.
 
-python benchmarks/planner.py experiments/theory.toml --powers 10 0 -10
+python benchmarks/planner.py theory --powers 10 0 -10
 """
 
 import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.core.run_files import Probe, RoundRecord
 from airpfed.experiment import build
@@ -22,7 +22,7 @@ from airpfed.training.setup import TrainingSetup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=settings_path)
     parser.add_argument("--powers", type=float, nargs="+", default=[10.0, 0.0, -10.0], help="dBm")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--draws", type=int, default=20)

@@ -23,6 +23,8 @@ from children import scale, start
 from harness import keep
 from tables import regenerate
 
+from airpfed.config.experiment_files import settings_path
+
 HOME = Path(__file__).parents[1]
 CASES = {
     "start": start, "overhead": overhead, "full_length": full_length, "real_data": real_data, "compiled": compiled,
@@ -39,9 +41,7 @@ def words(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", default=",".join(CASES), help="which, with commas between")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of every comparison; 0: each case's own")
     parser.add_argument("--base", default="", help="base model instead of each case's own")
-    parser.add_argument(
-        "--file", type=Path, default=HOME / "experiments/quickstart.toml", help="experiment of real data"
-    )
+    parser.add_argument("--file", type=settings_path, default="quickstart", help="experiment of real data")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
     parser.add_argument("--max-devices", type=int, default=10_000, help="scale: no more devices than these")
     parser.add_argument("--memory-gb", type=float, default=12.0, help="scale: memory a process may take; 0: any")

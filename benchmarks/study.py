@@ -70,7 +70,7 @@ class Study:
 def suite(name: str, seeds: int, *overrides: str) -> Study:
     """Three methods of the same total rank on a suite of tasks, each at its own rate."""
     figures = ("final-task", "average-method")
-    return Study(f"experiments/{name}.toml", (METHODS,), seeds, {"adapters.method": "fedit"}, RATES, overrides, figures)
+    return Study(name, (METHODS,), seeds, {"adapters.method": "fedit"}, RATES, overrides, figures)
 
 
 def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
@@ -79,7 +79,7 @@ def at_equal_air(name: str, seconds: float, **rates: str) -> Study:
     points = [f"{method}/{rate}" for method, rate in rates.items()]
     overrides = ("server.rounds=200", f"server.air_seconds={seconds}", "run.eval_every=5")
     return Study(
-        f"experiments/{name}.toml", (f"{axis}={','.join(points)}",), 5, {axis: points[2]}, overrides=overrides,
+        name, (f"{axis}={','.join(points)}",), 5, {axis: points[2]}, overrides=overrides,
         figures=("dev-seconds_on_air",),
     )  # fmt: skip
 
@@ -88,13 +88,13 @@ FIRST = 5
 """Seeds of the first study; the page states the results of later seeds separately."""
 
 SUITES = ("conflict", "related", "few", "skewed", "mixed")
-CONFLICT = "experiments/conflict.toml"
+CONFLICT = "conflict"
 STUDIES: dict[str, Study] = {
     **{name: suite(name, 10) for name in ("conflict", "few")},
     "related": suite("related", 5),
     **{name: suite(name, 5, "tasks.*.devices=2") for name in ("skewed", "mixed")},
     "smollm2": Study(
-        "experiments/conflict-smollm2.toml", (METHODS,), 5, {"adapters.method": "fedit"}, RATES,
+        "conflict-smollm2", (METHODS,), 5, {"adapters.method": "fedit"}, RATES,
         figures=("average-method",),
     ),
     "split": Study(

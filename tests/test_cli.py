@@ -15,8 +15,10 @@ import pytest
 from safetensors.torch import load_file
 
 from airpfed import cli
+from airpfed.config import experiment_files
 from airpfed.core import run_files
 from airpfed.training import setup
+from support.commands import stopping_after
 from support.settings import make_settings, write_rows
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
@@ -177,7 +179,7 @@ def test_a_directory_without_a_run_is_one_line(airpfed, tmp_path, command):
 def test_tasks_and_models_are_listed_by_name(airpfed):
     done = airpfed("tasks")
     assert done.code == 0 and done.err == ""
-    assert all(name in done.out for name in ("sms", "gym:NAME", "smollm2-135m"))
+    assert all(name in done.out for name in ("sms", "gym:NAME", "smollm2-135m", "quickstart"))
 
 
 def test_the_report_can_be_written_again(airpfed, finished):
@@ -194,6 +196,31 @@ def test_export_writes_the_same_adapters_and_merged_weights(airpfed, finished):
     assert adapter_files(finished) == before
     for task in ("colours", "moods"):
         assert not any("lora" in name for name in load_file(finished / "merged" / task / "model.safetensors"))
+
+
+def test_a_run_of_a_packaged_experiment_goes_on_by_its_name(airpfed, file, tmp_path, monkeypatch):
+    """From another folder the printed command still means the package's file."""
+    monkeypatch.setattr(experiment_files, "FOLDER", file.parent)
+    monkeypatch.chdir(tmp_path)
+    rounds = "server.rounds=2"
+    with stopping_after(1):
+        stopped = airpfed("run", file.stem, "--set", rounds)
+    assert stopped.code == 130, stopped.err
+    printed = stopped.out.splitlines()[-1].split("go on with: ")[1]
+    assert printed == f"airpfed run {file.stem} --set {rounds} --out runs/{file.stem} --resume"
+    assert airpfed(*shlex.split(printed)[1:]).code == 0
+    assert json.loads((tmp_path / "runs" / file.stem / "summary.json").read_text())["exit"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run",), ("link",), ("plan",), ("sweep",), ("federate",), ("federate", "run"),
+     ("federate", "init", "site", "--settings")],
+)  # fmt: skip
+def test_a_wrong_name_of_an_experiment_is_one_line_in_every_command(airpfed, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one_line(airpfed(*words, "quikstart"), "quikstart: no such file", "minilm", "did you mean 'quickstart'?")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, finished, tmp_path, monkeypatch):

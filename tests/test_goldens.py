@@ -52,6 +52,13 @@ def test_the_map_renames_keys_and_settings(tmp_path: Path) -> None:
     assert goldens.renamed_option("tasks.sms.devices=2", names) == "tasks.sms.clients=2"
 
 
+def test_each_side_has_its_experiments(tmp_path: Path) -> None:
+    assert goldens.experiment_of("experiments/theory.toml", goldens.ROOT) == "theory"
+    (tmp_path / "experiments").mkdir()
+    assert goldens.experiment_of("experiments/theory.toml", tmp_path) == "experiments/theory.toml"
+    assert goldens.experiment_of("runs/theory.toml", goldens.ROOT) == "runs/theory.toml"
+
+
 def test_a_file_too_many_is_a_difference(tmp_path: Path) -> None:
     old, new = side(tmp_path / "a", 0.1), side(tmp_path / "b", 0.1)
     (new / "theory.json").write_text("{}")

@@ -12,6 +12,7 @@ import study
 from typer.testing import CliRunner
 
 from airpfed.cli import app
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.settings_file import read_expected
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
@@ -56,7 +57,7 @@ def test_a_table_comes_from_its_sweep_and_a_cell_that_is_off_is_told(made: "stud
 @pytest.mark.parametrize("name", ["conflict", "related", "few", "smollm2"])
 def test_what_a_suites_file_expects_is_what_its_table_says(name: str) -> None:
     one, values = study.STUDIES[name], study.by_seed(name)["airpfed"].values()
-    assert read_expected(HOME / one.file)["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
+    assert read_expected(settings_path(one.file))["average"] == pytest.approx(study.expected(list(values)), abs=0.011)
 
 
 def test_cpu_hours_are_of_all_calls_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_every_table_is_on_the_page_with_its_files(name: str) -> None:
     """The command of the page is the table's own, its experiment is there, and its numbers are kept."""
     one, page = study.STUDIES[name], (HOME / "docs/results.md").read_text()
     match = re.search(f"<!-- study: {name} -->\n(.*?)<!-- end: {name} -->", page, re.DOTALL)
-    assert match is not None and (HOME / one.file).is_file()
+    assert match is not None and settings_path(one.file).is_file()
     assert match[1].strip("\n") == study.section(name, one)
     with (HOME / "docs/results" / name / "cells.csv").open(newline="") as file:
         seeds = study.averages(list(csv.DictReader(file)), one.check)

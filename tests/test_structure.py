@@ -124,7 +124,7 @@ def test_an_arrow_up_or_sideways_is_found(tmp_path):
         {
             "core/units.py": "",
             "air/uplink.py": "from toy.core import units\nfrom toy.air.designs import mmse",
-            "air/designs/__init__.py": "from .mmse import mmse",
+            "air/designs/__init__.py": "from .least_error import mmse",
             "air/designs/least_error.py": "def mmse():\n    import toy.model.forward",
             "model/forward.py": "from ..training.loop import run",
             "training/loop.py": "from .. import devices\nfrom toy.core.units import watts\nrun = 1",
@@ -132,10 +132,10 @@ def test_an_arrow_up_or_sideways_is_found(tmp_path):
         },
     )
     assert structure.wrong_arrows(toy.graph) == [
-        ("air.designs.mmse", "model.forward"),
+        ("air.designs.least_error", "model.forward"),
         ("model.forward", "training.loop"),
     ]
-    assert toy.graph["air.designs"] == {"air.designs.mmse"}
+    assert toy.graph["air.designs"] == {"air.designs.least_error"}
     wide, narrow = structure.by_folder(toy), structure.by_subfolder(toy)
     assert wide == {
         "air": {"core", "model"},

@@ -1,4 +1,4 @@
-"""The command line: `airpfed run | link | plan | bound | sweep | compare | federate | export | tasks | report`."""
+"""The command line: `airpfed init | run | link | plan | bound | sweep | compare | federate | export | tasks ...`."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from airpfed.config.experiment_files import default_path, settings_path
 from airpfed.core.errors import UserError
 from airpfed.federation import commands as federate
 
@@ -29,7 +30,11 @@ app.add_typer(federate.app, name="federate")
 Texts = list[str] | None
 OptionalPath = Path | None
 
-File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+_FILE = typer.Argument(
+    metavar="FILE.toml", parser=settings_path, help="settings of the experiment, or its name, such as quickstart"
+)
+File = Annotated[Path, _FILE]
+OptionalFile = Annotated[OptionalPath, _FILE]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
 Overrides = Annotated[Texts, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
@@ -39,9 +44,36 @@ Reference = Annotated[
 ]
 
 
+def _show_version(requested: bool) -> bool:
+    if requested:
+        from importlib.metadata import version
+
+        typer.echo(f"airpfed {version('airpfed')}")
+        raise typer.Exit()
+    return requested
+
+
+@app.callback()
+def main_options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Personalised, multi-task federated LoRA fine-tuning of LLMs over the air."""
+
+
+@app.command()
+def init() -> None:
+    """Write a first settings file and its data, experiment.toml and example.csv, into the working directory."""
+    from airpfed.experiment import starter
+
+    starter.write_starter(Path())
+    typer.echo("experiment.toml: settings with comments\nexample.csv: 200 messages in two tasks\nnext: airpfed run")
+
+
 @app.command()
 def run(
-    file: File,
+    file: OptionalFile = None,
     set_: Overrides = None,
     out: Annotated[
         OptionalPath, typer.Option(help="directory of the run; default runs/NAME of the file, or NAME-2, ...")
@@ -50,10 +82,13 @@ def run(
         bool, typer.Option("--resume", help="go on from the last checkpoint (without --out: of the newest run)")
     ] = False,
 ) -> None:
-    """Fine-tune: rounds of gradients over the air, a checkpoint after each, adapters and a report at the end."""
+    """Fine-tune: rounds of gradients over the air, a checkpoint after each, adapters and a report at the end.
+
+    FILE.toml may be the name of an experiment of the package, such as quickstart; default: experiment.toml.
+    """
     from airpfed.experiment.run import run_file
 
-    raise typer.Exit(run_file(file, set_ or [], out, resume, _command()))
+    raise typer.Exit(run_file(file or default_path(), set_ or [], out, resume, _command()))
 
 
 @app.command()
@@ -237,7 +272,7 @@ def export(
 
 @app.command()
 def tasks() -> None:
-    """List the tasks and base models that have a name."""
+    """List the tasks, base models and experiments that have a name."""
     from airpfed.experiment.run import catalogue_lines
 
     for line in catalogue_lines():

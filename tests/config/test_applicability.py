@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from airpfed.config.applicability import RULES, effective_tree, ineffective_keys, settings_notes, task_kind
+from airpfed.config.experiment_files import FOLDER
 from airpfed.config.settings_file import read_new_settings, read_settings, write_settings
 from airpfed.core.errors import UserError
 from airpfed.tasks.catalog import CATALOG
@@ -186,7 +187,9 @@ def test_written_settings_keep_what_has_no_effect_but_was_set(file, tmp_path):
 
 
 def test_the_experiments_contradict_nowhere():
-    for path in (Path(__file__).parents[1] / "experiments").glob("*.toml"):
+    paths = list(FOLDER.glob("*.toml"))
+    assert paths
+    for path in paths:
         read_new_settings(path)
 
 

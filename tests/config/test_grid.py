@@ -60,9 +60,9 @@ def test_joined_keys_change_together() -> None:
     ("grid", "message"),
     [
         (["a.b/a.c=1/2,3"], "--grid a.b/a.c=1/2,3: 3 should be 2 values joined by slashes"),
-        (["a.b/a.c=1/2", "a.c=4"], "--grid a.c=4: a.c stands twice"),
+        (["a.b/a.c=1/2", "a.c=4"], "--grid a.c=4: a.c occurs in another --grid"),
         (["a.b=1,2:3:1"], None),
-        (["a.b=1,0:2:1"], "--grid a.b=1,0:2:1: 1 stands twice"),
+        (["a.b=1,0:2:1"], "--grid a.b=1,0:2:1: the value 1 occurs twice"),
     ],
 )
 def test_what_is_wrong_is_one_line(grid: list[str], message: str | None) -> None:

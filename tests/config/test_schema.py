@@ -78,7 +78,6 @@ def complaint(path: Path, *overrides: str) -> str:
         ("radio.design=error_free", ['radio.design = "error_free"', 'it is now radio.scheme = "error_free"']),
         ("radio.debias=true", ['radio.debias: is now radio.design = "debiased_mmse"', "airpfed upgrade"]),
         ("radio.rician_k_db=3", ['is now an option of a row: radio.channel = { name = "rician", k_db = ... }']),
-        ("radio.design.=3", ["--set radio.design.=3"]),
         ("radio.design={ starts = 2 }", ["radio.design", "should have a name"]),
         ("adapters.target_modules=[]", ["adapters.target_modules = ", "at least 1"]),
         ("adapters.layers=first-3", ['adapters.layers = "first-3"', "last-"]),
@@ -165,7 +164,7 @@ def test_overrides_reach_sections_and_tasks(file):
             "tasks.sst2.labels={ negative = ' bad', positive = ' good' }",
         ],
     )
-    assert (settings.radio.antennas, settings.radio.noise_dbm, settings.radio.design) == (4, -90.5, "mmse")
+    assert (settings.radio.antennas, settings.radio.noise_dbm, settings.radio.design.label) == (4, -90.5, "mmse")
     assert settings.model.base == "smollm2-360m"
     assert settings.adapters.target_modules == ("q_proj",)
     assert [task.samples_per_device for task in settings.tasks] == [7, 7]
@@ -178,7 +177,8 @@ def test_the_last_override_of_a_key_counts(file):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["radio.design.truncation=0.25", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]]
+    "overrides",
+    [[], ["radio.design=channel_inversion(truncation=0.25)", "adapters.layers=[0, 2]", "tasks.*.prompt=a\\nb"]],
 )
 def test_written_settings_read_back_equal(file, tmp_path, overrides):
     settings = read_settings(file, overrides)

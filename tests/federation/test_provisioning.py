@@ -128,7 +128,7 @@ split_as = "first"
 
 @pytest.fixture(scope="module")
 def conflict(tmp_path_factory: pytest.TempPathFactory, small_llama: Path) -> Path:
-    """Three tasks over the same texts, as in experiments/conflict.toml; the second and third are split as the first."""
+    """Three tasks over the same texts, as in the experiment conflict; the second and third are split as the first."""
     folder = tmp_path_factory.mktemp("conflict")
     write_rows(folder / "all.csv", 90, ("red", "blue"), 1)
     file = folder / "conflict.toml"
@@ -171,7 +171,7 @@ def test_dealt_devices_train_on_nothing_that_the_server_holds_out(conflict: Path
 
 
 def test_nothing_is_overwritten(site: Path, file: Path) -> None:
-    with pytest.raises(UserError, match="not empty; a federation is founded in a new folder"):
+    with pytest.raises(UserError, match="not empty; choose a new folder"):
         provision(site, settings_file.read_settings(file), PLAN)
 
 
@@ -239,7 +239,7 @@ def test_a_certificate_that_has_run_out_is_told(site: Path, tmp_path: Path, monk
 )
 def test_what_only_the_simulator_does_is_refused_in_a_line(change: str, file: Path, tmp_path: Path) -> None:
     settings = settings_file.read_settings(file, [change, 'server.optimizer="sgd"'])
-    with pytest.raises(UserError, match="not in a federation; `airpfed run` does it"):
+    with pytest.raises(UserError, match="not possible in a federation; use `airpfed run`"):
         provision(tmp_path / "site", settings, PLAN)
     assert not (tmp_path / "site").exists()
 

@@ -23,7 +23,6 @@ from airpfed.experiment.build import Preparation
 from airpfed.experiment.build import experiment as build_module
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
-from airpfed.training.factor_averaging import RULES
 from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
@@ -90,7 +89,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
             "run": {"seed", "device"},
         },
     )
-    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method in RULES
+    ranks = adapters.rank_shared + adapters.rank_personal, adapters.method.row.averages
     return repr((files, parts, ranks, tasks))
 
 

@@ -106,6 +106,8 @@ def save_settings(folder: Path, check_round: bool) -> Path:
     return file
 
 
-def link_of(name: str) -> str:
-    """The override for a link by its design, or by its scheme."""
-    return f"radio.scheme={name}" if name in ("error_free", "digital") else f"radio.design={name}"
+def link_of(name: str) -> tuple[str, ...]:
+    """The overrides for a link by its design, or by its scheme."""
+    if name in ("error_free", "digital"):
+        return (f"radio.scheme={name}",)
+    return "radio.scheme=linear", f"radio.design={name}"

@@ -76,12 +76,17 @@ def other_fingerprint(path: Path) -> None:
 
 
 DAMAGES = {
-    "a lost record": ("records.jsonl", cut, "anew", "each once; restore it, or begin anew elsewhere; started again"),
+    "a lost record": (
+        "records.jsonl",
+        cut,
+        "anew",
+        "each once; restore it, or start a new run with another --out; started again",
+    ),
     "no records": (
         "records.jsonl",
         Path.unlink,
         "anew",
-        "each once; restore it, or begin anew elsewhere; started again",
+        "each once; restore it, or start a new run with another --out; started again",
     ),
     "a damaged environment": ("environment.json", lambda path: path.write_text("{"), "resumed", "written again"),
     "other data": ("environment.json", other_fingerprint, "resumed", ""),

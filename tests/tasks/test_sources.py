@@ -151,9 +151,13 @@ def test_settings_errors(source: Source, change: dict[str, object], named: str) 
         ("a.csv", b"text,label\na,x\n ,y\n", "has no text in column 'text'"),
         ("a.csv", b"text,label\na,x\nb,x\n", "the one class 'x'"),
         ("a.csv", b"text,label\na,x\nA ,y\n", "the 2 rows of"),
-        ("a.csv", b"text,label\na,x\nA ,y\n", "make 1 distinct prompts, the first of each kept, and none of class 'y'"),
+        (
+            "a.csv",
+            b"text,label\na,x\nA ,y\n",
+            "make 1 distinct prompts; the first of equal prompts is kept, and none is left of class 'y'",
+        ),
         ("a.csv", b"text,label\na,x\nb, x\n", "the one class 'x'"),
-        ("a.csv", b"text,label,text\na,x,b\n", "column 'text' stands twice in the header"),
+        ("a.csv", b"text,label,text\na,x,b\n", "column 'text' occurs twice in the header"),
         ("a.csv", b"text;label\na;x\n", "has the columns text;label; fields should be separated by commas"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": "b"}\n', "row 1 of"),
         ("a.jsonl", b'{"text": "a", "label": NaN}\n', "has no text in column 'label'"),
@@ -255,7 +259,9 @@ def test_spellings_of_a_class_are_one_class(tmp_path: Path) -> None:
     assert {sample.device for sample in found.samples} == {"\u00e9", "o"} and found.names == ("e\u0301", "z")
     words = load_source(replace(source, labels={"z": "no", "\u00e9": "yes"}, classes=("e\u0301", "z")), 0)
     assert words.labels == (" no", " yes") and [sample.label for sample in words.samples] == [1, 1, 0, 0]
-    assert "stands there twice" in message(replace(source, labels={"z": "1", "\u00e9": "2", "e\u0301": "3"}))
+    assert "occurs twice, in two spellings" in message(
+        replace(source, labels={"z": "1", "\u00e9": "2", "e\u0301": "3"})
+    )
 
 
 def test_classes_that_read_alike_are_two_and_told(tmp_path: Path) -> None:
@@ -271,7 +277,7 @@ def test_columns_are_found_however_their_names_are_composed(tmp_path: Path) -> N
     found = load_source(Source("mine", str(tmp_path / "a.csv"), text_column="t\u00e9"), 0)
     assert found == load_source(Source("mine", str(tmp_path / "a.csv"), prompt="{te\u0301}\nLabel:"), 0)
     (tmp_path / "a.csv").write_text("te\u0301,t\u00e9,label\na,b,x\n")
-    assert "two columns have names that read alike" in message(Source("mine", str(tmp_path / "a.csv")))
+    assert "two columns have names that look the same" in message(Source("mine", str(tmp_path / "a.csv")))
 
 
 def test_rows_without_text_or_label_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -450,7 +456,7 @@ def test_cells_of_json_that_are_no_text(tmp_path: Path) -> None:
         ("a.csv.gz", b"\x1f\x8b", "(.gz is not read): save or unpack it as one of these"),
         ("a.XLSX", b"PK", "(.xlsx is not read)"),
         ("a", "x", "the name has no ending"),
-        ("a.jsonl", '{"text": "a", "text": "b"}', "line 1: 'text' stands twice in an object"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "line 1: 'text' occurs twice in an object"),
         ("a.json", '[{"text": "a"}, {"text": "b"},]', "a comma before the end of the list"),
         ("a.json", '[{"text": "a"} {"text": "b"}]', "expected a comma or the end of the list"),
         ("a.json", '[{"text": "a"}] []', "more than one list"),

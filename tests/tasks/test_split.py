@@ -131,7 +131,7 @@ def test_column_gives_each_value_a_device() -> None:
     ("shares", "samples", "named"),
     [
         (replace(SHARES, devices=4, **COLUMN), pool(30), r"devices = 4: the device column has 3 values"),
-        (replace(SHARES, **COLUMN), (Sample("t", " a", 0),), r"a sample has no value in the column who"),
+        (replace(SHARES, **COLUMN, devices=0), (Sample("t", " a", 0),), r"a sample has no value in the column who"),
         (replace(SHARES, split="dirichlet"), (Sample("t", " a"),) * 9, r'split = "dirichlet": needs classes'),
         (replace(SHARES, devices=31), pool(30), r"devices = 31: should be from 1 to 30"),
         (replace(SHARES, devices=31, split="dirichlet"), pool(30), r"devices = 31: should be from 1 to 30"),

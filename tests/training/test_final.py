@@ -11,6 +11,7 @@ from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.run_files import Ledger, RoundRecord
 from airpfed.experiment import run
+from airpfed.tasks.metrics import accuracy
 from airpfed.training import evaluate, loop, summary
 from airpfed.training.evaluate import model_of, score
 from airpfed.training.loop import has_round_left, play, play_round
@@ -95,7 +96,7 @@ def test_a_head_answers_only_where_it_has_the_classes(bert_settings: Path) -> No
     turned = replace(three, labels=(two.labels[1], "x", two.labels[0]), name="turned")
     found = evaluate.score_other_tasks(clients, values, 1, (two, turned))
     answers = evaluate.classify(clients, model_of(clients, values, 1, 2), "test colours", two.test.prompts, (2, 0))
-    assert found == {"colours": evaluate.accuracy(answers, two.test.classes)}
+    assert found == {"colours": accuracy(answers, two.test.classes)}
 
 
 def test_the_untouched_model_is_scored_once_for_the_same_splits(

@@ -1,4 +1,4 @@
-"""Correlated symbols: their error, the receiver gain that answers them, and the estimate of the correlation.
+"""Correlated symbols: their error, the receiver gain that corrects it, and the estimate of the correlation.
 
 Gradients of different devices point in similar directions, so their symbols are correlated: E[x_j conj(x_k)] =
 R_jk sqrt(p_j p_k), with R real and of unit diagonal, one correlation within a task and one between tasks. An error
@@ -94,10 +94,11 @@ class PowerTerms:
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Sums of weighted least squares over equations y = rho_w w + rho_x x, with y the power above `incoherent`.
+    """Sums of a weighted least-squares fit of y = rho_w w + rho_x x, with y the received power minus `incoherent`.
 
-    Dimensionless: the value 1 is the information of an estimate with a standard deviation of 1. The `pure` sums are
-    over equations with x = 0 (slots of one task, or scrambled slots), the others over the remaining equations.
+    The sums are dimensionless. They measure information: 1 is that of an estimate with a standard deviation of 1. The
+    `pure` sums are over equations with x = 0 (slots of one task, or scrambled slots), the others over the remaining
+    equations.
     """
 
     pure_ww: float = 0.0
@@ -217,8 +218,8 @@ def scale_receivers(
     """Multiply each receiver by the real scalar of least `claimed_mse`; arguments as there.
 
     gamma_i = Re(v R w^T) / (v R v^H + noise_i) with v_ik = E xi gain_ik sqrt(p_ik), or Re(v) for real symbols, and w_ik
-    scaled likewise. A receiver with zero gains stays. The scalar answers a shrinkage for R = I; it would remove the
-    unbiasedness of a design that has it.
+    scaled likewise. A receiver with zero gains stays. The scalar corrects the shrinkage of a design that assumes R = I;
+    it would bias an unbiased design.
     """
     root = symbol_power.sqrt()
     v, w = impairments.mean * gains(problem.h, transceiver) * root, problem.weights * root
@@ -277,8 +278,9 @@ def normal_equations(
 def estimate_correlation(equations: NormalEquations) -> Correlation:
     """Estimate rho_w from the pure equations, then rho_x from the others given rho_w.
 
-    If the estimates violate 0 <= rho_x <= rho_w <= MAX_CORRELATION, or without any pure equation, one scalar is fitted
-    to all equations. A task of one device, zero gains, and an empty sum give 0.
+    Each estimate is limited to [0, MAX_CORRELATION]. If rho_x is then not below rho_w, which is always so without a
+    pure equation, one value for both is fitted to all equations. A task of one device, zero gains, and an empty sum
+    give 0.
     """
     within = _ratio(equations.pure_wy, equations.pure_ww)
     between = _ratio(equations.xy - within * equations.wx, equations.xx)
@@ -297,7 +299,7 @@ def discounted_sum(old: NormalEquations, new: NormalEquations, keep: float = 0.8
 
 
 def _ratio(product: float, square: float) -> float:
-    """A correlation from its sums. A unit of evidence for 0 keeps two rounding errors from deciding the estimate."""
+    """A correlation from its sums, in [0, MAX_CORRELATION]. The added 1 keeps rounding errors from deciding it."""
     return min(max(product / (square + 1.0), 0.0), MAX_CORRELATION)
 
 

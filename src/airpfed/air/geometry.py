@@ -12,14 +12,14 @@ from airpfed.core.units import SPEED_OF_LIGHT
 def disc_distances(devices: int, radius_m: float, nearest_m: float, rng: torch.Generator) -> Float[Tensor, " K"]:
     """Draw the distances in metres of devices uniform over a disc from its centre, at least `nearest_m`.
 
-    They are uniform over the area of a ring, so that the squared distance is uniform. Random: one draw a device.
+    They are uniform over the area of a ring, so that the squared distance is uniform. Random: one draw per device.
     """
     share = torch.rand(devices, generator=rng, dtype=torch.float64)
     return (nearest_m**2 + share * (radius_m**2 - nearest_m**2)).sqrt()
 
 
 def directions(devices: int, rng: torch.Generator) -> Float[Tensor, "K 2"]:
-    """Draw unit vectors in the plane, uniform over the circle. Random: one draw a device."""
+    """Draw unit vectors in the plane, uniform over the circle. Random: one draw per device."""
     angle = 2 * math.pi * torch.rand(devices, generator=rng, dtype=torch.float64)
     return torch.stack([angle.cos(), angle.sin()], 1)
 
@@ -33,7 +33,7 @@ def on_circle(stations: int, radius_m: float) -> Float[Tensor, "S 2"]:
 
 
 def in_square(points: int, side_m: float, rng: torch.Generator) -> Float[Tensor, "P 2"]:
-    """Draw points uniform over the square [0, side] x [0, side]. Random: two draws a point."""
+    """Draw points uniform over the square [0, side] x [0, side]. Random: two draws per point."""
     return side_m * torch.rand(points, 2, generator=rng, dtype=torch.float64)
 
 
@@ -71,8 +71,8 @@ def shadowing(
     """Draw log-normal shadow fading as a linear factor on the mean power gain, independent from station to station.
 
     The shadowing of two devices to one station has the correlation 2^(-distance / decorrelation_m) in decibels (3GPP TR
-    36.814, table B.1.2.2.1-4); with decorrelation_m = 0 it is independent. apart_m: distances between devices.
-    Random: one draw a station and device.
+    36.814, table B.1.2.2.1-4); with decorrelation_m = 0 it is independent. apart_m: distances between devices. Random:
+    one draw per pair of station and device.
     """
     normal = torch.randn(stations, len(apart_m), generator=rng, dtype=torch.float64)
     if decorrelation_m > 0:

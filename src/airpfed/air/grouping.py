@@ -1,4 +1,4 @@
-"""The tasks that share a p-slot: the grouping of least error at equal channel uses and equal joules a device.
+"""The tasks that share a p-slot: the grouping of least error at equal channel uses and equal joules per device.
 
 A grouping of fewer slots may repeat its symbols until it has used as many channel uses. Repeating r times at 1/r of the
 power costs the same energy. Averaging divides the noise by r, and signal and interference have 1/r of their power, so
@@ -95,7 +95,7 @@ def partitions(tasks: Tasks, max_slots: int) -> Iterator[Grouping]:
 
 
 def merge_greedily(tasks: Tasks, max_slots: int, cost: Callable[[Tasks], float]) -> Iterator[Grouping]:
-    """Start with one task a slot and merge the two slots whose union adds the least cost, until one slot is left.
+    """Start with one task per slot, then merge the two slots whose union adds the least cost, until one slot is left.
 
     Yields the groupings of at most `max_slots` slots.
     """

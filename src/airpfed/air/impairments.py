@@ -15,7 +15,9 @@ from airpfed.core.rng import stream
 
 @dataclass(frozen=True)
 class Impairments:
-    """The impairments of all devices, off by default. Designs know of truncation; claims know all statistics.
+    """The impairments of all devices, off by default.
+
+    A design sees truncation, as a channel estimate of 0, and no other impairment. Claims use the statistics of all.
 
     phase_rad: standard deviation of a device's carrier phase in a block. clipping: power at which an amplifier clips,
     relative to its mean power; None for an ideal amplifier. outage: probability that a device's signal is lost in a
@@ -83,9 +85,9 @@ def clip(symbols: Complex[Tensor, "K uses"], level: float, subcarriers: int) -> 
 def impairment_factors(
     impairments: Impairments, seed: int, t: int, blocks: range, devices: int
 ) -> Complex[Tensor, "B K"]:
-    """Draw xi of phase and outage in a round's blocks: e^{j phi}, or 0 in an outage.
+    """Draw the factor xi of each device in a round's blocks: e^{j phi}, or 0 in an outage. Clipping is not included.
 
-    Random: a stream for each block and kind.
+    Random: streams (seed, "phase", t, block) and (seed, "outage", t, block).
     """
     factors = torch.ones(len(blocks), devices, dtype=torch.complex128)
     for row, block in enumerate(blocks):

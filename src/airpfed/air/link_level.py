@@ -21,7 +21,11 @@ from airpfed.core.rng import stream
 
 @dataclass(frozen=True)
 class Drops:
-    """Channels of B drops: estimates, true channels, variance of the estimates' errors, and mean gains."""
+    """B channel draws of K devices at M antennas of S stations.
+
+    h_est, h: estimated and true channels, linear amplitude. csi_variance: variance of the estimation errors, m = M or 1
+    if equal at all antennas. gain: mean power gain per antenna of a station, linear.
+    """
 
     h_est: Complex[Tensor, "B M K"]
     h: Complex[Tensor, "B M K"]

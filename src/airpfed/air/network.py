@@ -78,7 +78,7 @@ class Network(Deployment):
 
 
 def csi_variance(network: Network, csi_error: float) -> Float[Tensor, "m K"]:
-    """The variance of the channel estimates' errors: a row an antenna, or one row if all antennas have the same."""
+    """The variance of the channel estimates' errors: one row per antenna, or one row if all antennas have the same."""
     variance = csi_error * network.scattered
     return variance if len(variance) == 1 else variance.repeat_interleave(network.antennas, 0)
 

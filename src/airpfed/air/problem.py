@@ -111,7 +111,7 @@ def objective(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Te
 
 
 def divide_power(problem: TransceiverProblem) -> TransceiverProblem:
-    """Divide every device's limit evenly among its streams, for designs with one limit a stream."""
+    """Divide every device's limit evenly among its streams, for designs with one limit per stream."""
     if problem.device_of_stream is None:
         return problem
     return replace(

@@ -1,4 +1,4 @@
-"""Stochastic rounding to b bits an entry: unbiased, with one scale a bucket."""
+"""Unbiased stochastic rounding to b bits per entry, with one scale per bucket of entries."""
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ def round_stochastically(
 ) -> tuple[Float[Tensor, "R d"], Float[Tensor, "R d"]]:
     """Round values to 2^bits levels from -s to s, with s the largest magnitude of the bucket; E rounded = values.
 
-    Returns the rounded values and the variance of each over the rounding. Random: one draw an entry.
+    Returns the rounded values and the variance of each over the rounding. Random: one draw per entry.
     """
     width = values.shape[1]
     buckets = torch.nn.functional.pad(values, (0, -width % BUCKET)).reshape(len(values), -1, BUCKET)

@@ -23,9 +23,9 @@ MAX_BITS_PER_USE = 8.0
 
 
 def bits_per_use(sinr: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """The bits a channel use of a coded digital link: log2(1 + SINR / gap), capped at MAX_BITS_PER_USE.
+    """The bits per channel use of a coded digital link: log2(1 + SINR / RATE_GAP), at most MAX_BITS_PER_USE.
 
-    The rate is positive for every positive SINR: for small x, log2(1 + x) is computed as x / ln 2.
+    sinr: linear. For small x, log2(1 + x) is computed as x / ln 2, so that every positive SINR has a positive rate.
     """
     ratio = sinr / RATE_GAP
     bits = torch.where(ratio < 1e-9, ratio / math.log(2), torch.log2(1 + ratio))

@@ -53,7 +53,7 @@ class Uplink:
     None if every slot keeps the power limit. rescale: whether receivers are scaled to the assumed correlation. biased:
     whether the design shrinks the sums, also with perfect channel knowledge.
     correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
-    topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits an entry of an
+    topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits per entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
     csi_error: share of the channels' variance that is left as estimation error. power_limit: P_k, watts. noise: sigma2,
     the true noise power, watts per complex symbol and antenna. samples: D_k.
@@ -114,7 +114,7 @@ class Uplink:
 
 @dataclass(frozen=True)
 class Updates:
-    """The gradients of a round: a row a device. An absent device is in no sum and no weight, whatever its row holds."""
+    """The gradients of a round, one row per device. The row of an absent device is ignored in sums and in weights."""
 
     shared: Float[Tensor, "K d_s"]
     personal: Float[Tensor, "K d_p"]
@@ -215,7 +215,7 @@ def _shared_slot(link: Uplink, shared: Float[Tensor, "K d_s"], devices: Int[Tens
 def _personal_slot(
     link: Uplink, personal: Float[Tensor, "K d_p"], present: Int[Tensor, " present"], tasks: Sequence[int]
 ) -> SlotPlan:
-    """The p-slot of some tasks: a receiver a task."""
+    """The p-slot of some tasks, with one receiver per task."""
     devices = present[torch.isin(link.task_of[present], torch.tensor(tasks))]
     membership = link.task_of[devices][None, :] == torch.tensor(tasks)[:, None]
     parts = link.samples[devices] * membership
@@ -241,8 +241,8 @@ def _personal_slot(
 def _superposed_slot(s: SlotPlan, p: SlotPlan) -> SlotPlan:
     """Both slots in one: every device sends its s- and its p-stream at once, and each is interference to the other.
 
-    The shorter vectors end in silence; a group ends at every border of an s- or p-group. Targets are weighted by their
-    entries, as in Pi.
+    A device is silent on a stream once its vector has ended. The slot's groups lie between neighbouring borders of s-
+    and p-groups. Targets are weighted by their entries, as in Pi.
     """
     width = max(s.vectors.shape[1], p.vectors.shape[1])
     borders = sorted({border for slot in (s, p) for group in slot.groups for border in group})
@@ -294,7 +294,10 @@ def statistics_rows(link: Uplink, slot: SlotPlan) -> tuple[int, ...]:
 
 
 def num_statistics_rows(link: Uplink) -> int:
-    """The number of kinds of normaliser groups, or of parts of superposed groups: each has a correlation of its own."""
+    """The number of rows of the correlation statistics: one per kind of normaliser group, at least one.
+
+    A superposed slot divides the groups further; the number then counts s-groups plus p-groups.
+    """
     if link.normalizer == "common":
         return 1
     if link.access == "superposed":

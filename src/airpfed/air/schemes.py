@@ -12,7 +12,7 @@ from airpfed.air.round_cost import digital_ledger
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink
 from airpfed.air.slot_errors import ERRORS, ReceivedSums, SlotErrors
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def exact_sums(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
     return ReceivedSums(sums, errors, joules=torch.zeros(len(slot.devices), dtype=torch.float64))
 
 
-def superposed(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
+def superpose_slot(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
     """The channel forms the sums: devices transmit at once, with the factors and receivers of `radio.design`.
 
     `air.uplink` sends such a slot segment by segment; this function only stands for it in the table.
@@ -52,10 +52,10 @@ def superposed(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
     raise NotImplementedError("a scheme that superposes has no function for a slot")
 
 
-SCHEMES: Rows[Scheme] = Rows(
+SCHEMES: RowDict[Scheme] = RowDict(
     "scheme",
     {
-        "linear": Scheme(superposed, superposes=True, mixing="full"),
+        "linear": Scheme(superpose_slot, superposes=True, mixing="full"),
         "digital": Scheme(send_quantised, "given the channel", digital_ledger, mixing="full"),
         "error_free": Scheme(exact_sums, "given the channel", mixing="full", knowledge="none"),
     },

@@ -155,7 +155,11 @@ def block_statistics(
 
 
 def block_ranges_of(first_use: int, uses: int, coherence_symbols: int) -> tuple[range, BlockRanges]:
-    """The round's coherence blocks that `uses` channel uses from `first_use` on touch, and their uses in each."""
+    """The coherence blocks of `uses` channel uses of a round from `first_use` on.
+
+    Returns the numbers of the blocks in the round, and for each block the range [first, last) of these uses in it,
+    counted from `first_use`.
+    """
     blocks = range(first_use // coherence_symbols, (first_use + uses - 1) // coherence_symbols + 1)
     starts = [block * coherence_symbols - first_use for block in blocks]
     return blocks, tuple((max(start, 0), min(start + coherence_symbols, uses)) for start in starts)

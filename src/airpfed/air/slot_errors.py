@@ -128,12 +128,15 @@ def crosstalk_error(link: Uplink, segment: Segment, crosstalk: Complex[Tensor, "
 def mean_signal_error(
     link: Uplink, segment: Segment, signal: ReceivedSignal, ideal: Complex[Tensor, "T uses"]
 ) -> tuple[Float[Tensor, "B U"], Float[Tensor, "B U"]]:
-    """The error energies of a signal without noise: of its desired part against the ideal one, and of its crosstalk."""
+    """The error energies of a noise-free signal: of its desired part, compared with `ideal`, and of its crosstalk."""
     return symbol_error(link, segment, signal.desired - ideal), crosstalk_error(link, segment, signal.crosstalk)
 
 
 def coherent_error(link: Uplink, segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B U"]:
-    """The claimed error that correlated symbols add to sums of several receivers, whose errors then correlate."""
+    """The cross terms that correlated symbols add to the claimed error of a sum of several receivers' estimates.
+
+    The receivers' errors are then correlated, so that their energies alone do not add up. 0 for a sum of one estimate.
+    """
     combining_matrix, group = segment.slot.combining_matrix, segment.group
     if bool(((combining_matrix != 0).sum(1) <= 1).all()):
         return torch.zeros(len(segment.block_ranges), len(combining_matrix), dtype=torch.float64)

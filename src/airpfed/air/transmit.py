@@ -137,7 +137,7 @@ def clip_amplifiers(
 ) -> Complex[Tensor, "K uses"]:
     """Clip the signals b_k x_k in the devices' amplifiers, if these clip; returns them divided by b_k.
 
-    transmit: b_k in each block. The gain of a stream contains b_k, so that the symbols here stay without it.
+    transmit: b_k in each block. The division undoes b_k, because a stream's gain m_i^H h_k b_k already contains it.
     """
     if link.impairments.clipping is None:
         return x
@@ -162,7 +162,10 @@ def receive_segment(
 
 
 def scrambling_signs(link: Uplink, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:
-    """Draw scrambling signs per target and use; ones in a slot with one receiver."""
+    """Draw scrambling signs +-1 per target and use; all 1 in a slot with one receiver.
+
+    Random: stream (seed, "scrambling", t, name).
+    """
     if targets == 1:
         return torch.ones(1, uses, dtype=torch.float64)
     bits = torch.randint(2, (targets, uses), generator=stream(link.seed, "scrambling", t, name))
@@ -174,7 +177,7 @@ def pass_backhaul(
 ) -> tuple[Float[Tensor, "T d"], Float[Tensor, "T d"] | None]:
     """Round the estimates that travel over the backhaul; returns them and the variance of rounding, None if exact.
 
-    Random: the rounding.
+    Random: stream (seed, "backhaul", t, name).
     """
     edges = over_backhaul(link, slot)
     if link.backhaul_bits is None or not bool(edges.any()):

@@ -31,8 +31,8 @@ from airpfed.core.run_files import Ledger, MeanSquaredErrors, SlotError
 class Aggregate:
     """The result of a round's uplink at the servers.
 
-    shared: Ghat^s. personal: Ghat_n^p, a row a task. `training.factor_averaging` puts parameters into these two fields
-    instead of gradients. active_tasks: tasks with a present device.
+    shared: Ghat^s. personal: Ghat_n^p, one row per task. `training.factor_averaging` puts parameters into these two
+    fields instead of gradients. active_tasks: tasks with a present device.
     correlation: (rho_w, rho_x), the correlation within a task and between tasks that the receivers assumed in this
     round, for each kind of normaliser group.
     correlation_statistics: normal equations of the correlation after the round, see `initial_statistics`.

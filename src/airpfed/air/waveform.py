@@ -1,7 +1,7 @@
 """The uplink as a waveform: OFDM modulation, time-domain channels, antennas, demodulation and combining.
 
 The block model assumes one channel for a coherence block, a group of subcarriers over some OFDM symbols. The waveform
-assumes only delays within the cyclic prefix. With one subcarrier a group, both agree to rounding; over a larger group
+assumes only delays within the cyclic prefix. With one subcarrier per group, both agree to rounding; over a larger group
 they differ by the change of the channel within it, which `mismatch` predicts.
 """
 

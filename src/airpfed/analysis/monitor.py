@@ -1,4 +1,5 @@
-"""The bounds beside a round: what F did, E1 to E4 of (38), the bounds (38) to (41) and ours, and their assumptions.
+"""The check of a round: the measured change of F beside E1 to E4 of (38), the bounds (38) to (41) and ours, and which
+of their assumptions failed.
 
 A monitor reads a round and changes nothing of the run.
 """
@@ -61,13 +62,13 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class BoundMonitor:
-    """The theory beside a run, as probe and monitor need it.
+    """All that the probe and the checks of rounds need of a run.
 
     names: names of the tasks. draws: the round's uplink over other channels, noise and scrambling, all draws at once.
     exact: the error-free uplink. unbiased: whether the design claims E Ghat = G. server_step: the servers' optimizer;
     its lr is None if the probe sets it. period: rounds from one checked round to the next (0: none). hessian_samples:
-    samples of each device for the Hessian (0: all). safety: factor on observed constants. given: constants that the
-    settings give.
+    samples of each device for the Hessian (0: all). safety: factor on constants that are estimated. given: name ->
+    value of constants that the settings fix.
     """
 
     clients: Clients
@@ -102,11 +103,10 @@ class BoundMonitor:
         return self.period > 0 and t % self.period == 0
 
     def check_round(self, probe: Probe, initial: State, trace: RoundTrace, eta: float) -> Theory:
-        """One round against its bounds: a pure function of the round and of what was fixed before it.
+        """Compare a round with its bounds: a pure function of the round and of what was fixed before it.
 
-        initial: the state before round 1. eta: step size. The data is passed over once with gradients before the round,
-        once for the losses after it, and once for the losses over the channel draws: there each sample is computed at
-        one of the draws.
+        initial: the state before round 1. eta: step size. Takes three passes over the data: gradients before the round,
+        losses after it, and losses averaged over the channel draws, where each sample is computed at one draw.
         """
         weights, constants = self.weights, probe.constants
         start, end = vectors(trace.previous), vectors(trace.next_state)
@@ -192,7 +192,7 @@ def failures(probe: Probe, row: Theory, statistics: ChannelStatistics) -> list[s
 
 
 def direction_of(values: Vectors) -> Direction:
-    """A run's parameters as a point of the space in which the theory works."""
+    """A run's parameters in float64 as a `Direction`, whose inner product has the weights of F."""
     return Direction(values["global"][0].double(), values["task"].double(), values["device"].double())
 
 

@@ -65,8 +65,8 @@ def load_or_probe(monitor: BoundMonitor, initial: State, path: Path, resumed: bo
 def probe(monitor: BoundMonitor, initial: State) -> Probe:
     """Observe F at the start, and halfway and at the end of an error-free pilot of `pilot_rounds` rounds.
 
-    SGD takes the rule's step with the start's own beta, or smaller steps that lead as far as the run's own rate will;
-    Adam takes its rate. Nothing of the run changes.
+    The pilot, with the step of `pilot_step`, works on copies of the state, so that the run itself does not change.
+    Random: the pilot's mini-batches, drawn far behind those of the run; the channel draws.
     """
     cursors = initial.devices.cursors + CURSOR_OFFSET
     state = replace(initial, devices=replace(initial.devices, cursors=cursors))
@@ -90,7 +90,11 @@ def probe(monitor: BoundMonitor, initial: State) -> Probe:
 
 
 def pilot_step(monitor: BoundMonitor, start: Point) -> float:
-    """The pilot's step size."""
+    """The pilot's step size.
+
+    For Adam it is the run's rate. For SGD it is 1 / beta, with beta given or measured at the start times the safety
+    factor. It is smaller if the pilot then still covers the run: pilot rounds times step = rounds times the run's rate.
+    """
     lr = monitor.server_step.lr
     if monitor.server_step.optimizer == "adam":
         return monitor.server_step.step_size
@@ -228,7 +232,8 @@ def conclude(monitor: BoundMonitor, points: list[Point], seconds: dict[str, floa
 def covers_run(monitor: BoundMonitor, points: list[Point]) -> bool:
     """Whether the points cover a run at the given rate.
 
-    Without a given rate any two points do, because the rule's step is fitted to what they cover.
+    Without a given rate, any two points suffice, because the rule's step is then chosen to stay within them. With Adam
+    at a given rate no points suffice, and all points are used.
     """
     lr = monitor.server_step.lr
     if lr is None:

@@ -18,7 +18,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from airpfed.core.errors import UserError
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Kind:
     address: str
 
     @property
-    def rows(self) -> Rows[Any]:
+    def rows(self) -> RowDict[Any]:
         """The public dict."""
         module, name = self.address.split(":")
-        rows: Rows[Any] = getattr(importlib.import_module(module), name)
+        rows: RowDict[Any] = getattr(importlib.import_module(module), name)
         return rows
 
 

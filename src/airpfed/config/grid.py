@@ -38,13 +38,13 @@ def axes_of(grid: Sequence[str], option: str = "--grid") -> dict[str, list[str]]
         if not equals or not values:
             raise UserError(f"{source}: should be section.key=a,b,c, e.g. {option} radio.snr_db=0,10,20")
         if repeated := set(key.split("/")) & {part for other in axes for part in other.split("/")}:
-            raise UserError(f"{source}: {min(repeated)} stands twice: give all its values in one {option}")
+            raise UserError(f"{source}: {min(repeated)} occurs in another {option} too: give all its values in one")
         axes[key] = [
             expanded for value in split_outside_brackets(values) for expanded in _expand(value.strip(), source)
         ]
         twice = [value for value in axes[key] if axes[key].count(value) > 1]
         if twice:
-            raise UserError(f"{source}: {twice[0]} stands twice")
+            raise UserError(f"{source}: the value {twice[0]} occurs twice")
         for value in axes[key] if "/" in key else []:
             if value.count("/") != key.count("/"):
                 raise UserError(

@@ -12,7 +12,7 @@ from airpfed.config.schema import Settings
 from airpfed.config.settings_file import section_of
 from airpfed.core import run_files
 from airpfed.core.paths import MAX_BYTES, MAX_CELLS
-from airpfed.core.rows import Rows, describe_type, meaning
+from airpfed.core.rows import RowDict, describe_type, summary_line
 
 INTRO = f"""# Reference
 
@@ -167,13 +167,14 @@ def reference_page() -> str:
     return "\n".join(parts)
 
 
-def _rows(rows: Rows[Any]) -> Iterator[str]:
+def _rows(rows: RowDict[Any]) -> Iterator[str]:
     yield "| row | option | accepts | default | meaning |\n|---|---|---|---|---|"
     groups: dict[str, list[str]] = {}  # rows of one meaning and the same options share a line
     for name, row in rows.items():
-        groups.setdefault(f"{meaning(rows.function(row))}{rows.options(name)}", []).append(name)
+        groups.setdefault(f"{summary_line(rows.function(row))}{rows.options(name)}", []).append(name)
     for names in groups.values():
-        yield f"| {', '.join(f'`{name}`' for name in names)} | | | | {_cell(meaning(rows.function(rows[names[0]])))} |"
+        text = _cell(summary_line(rows.function(rows[names[0]])))
+        yield f"| {', '.join(f'`{name}`' for name in names)} | | | | {text} |"
         for option in rows.options(names[0]):
             default = "required" if option.default is ... else f"`{_toml(option.default)}`"
             yield f"| | `{option.name}` | {_cell(option.accepts)} | {default} | {_cell(option.meaning)} |"

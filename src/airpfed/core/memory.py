@@ -58,7 +58,8 @@ def check_memory(description: str, size: float, remedy: str) -> None:
     available = available_memory()
     if size > available:
         raise UserError(
-            f"{description} would take about {size / 1e9:,.0f} GB, and there are {available / 1e9:,.0f}; {remedy}"
+            f"{description} would take about {size / 1e9:,.0f} GB, and {available / 1e9:,.0f} GB are available; "
+            f"{remedy}"
         )
 
 

@@ -1,6 +1,6 @@
 """Public dicts of rows: what varies has a name, and its options are the keyword-only parameters of one function.
 
-DESIGNS = Rows("design", {"mmse": Design(mmse)}, wrap=Design, function=lambda row: row.solve)
+DESIGNS = RowDict("design", {"mmse": Design(mmse)}, wrap=Design, function=lambda row: row.solve)
 DESIGNS["mine"] = lambda problem: ...           # a bare function becomes a row
 DESIGNS.resolve("mmse", {"starts": 4})          # -> every option, checked
 """
@@ -41,7 +41,7 @@ class Option:
     meaning: str
 
 
-class Rows(UserDict[str, Row], Generic[Row]):
+class RowDict(UserDict[str, Row], Generic[Row]):
     """A dict of rows of one kind, which checks every row as it enters.
 
     noun: what a row is called in messages, such as "design". wrap: makes a row of a bare function. function: the
@@ -112,7 +112,7 @@ class Rows(UserDict[str, Row], Generic[Row]):
         ]
 
 
-def meaning(function: Callable[..., Any]) -> str:
+def summary_line(function: Callable[..., Any]) -> str:
     """Return the first line of a function's documentation, without a closing full stop."""
     function = function.func if isinstance(function, functools.partial) else function
     lines = (inspect.getdoc(function) or "").strip().splitlines()

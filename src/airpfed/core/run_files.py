@@ -435,7 +435,7 @@ def check_rounds(folder: Path, summary: Summary | None, records: Sequence[RoundR
     if rounds != list(range(1, len(rounds) + 1)) or len(rounds) < min_rounds:
         raise UserError(
             f"{folder / 'records.jsonl'}: should hold rounds 1 to {max(min_rounds, len(rounds))}, as summary.json "
-            "says, each once; restore it, or run again elsewhere"
+            "says, each once; restore it, or start a new run with another --out"
         )
 
 

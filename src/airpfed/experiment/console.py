@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from airpfed.config.experiment_files import display_name
 from airpfed.core.run_files import RoundRecord, Summary, format_metric
 
 INTERRUPTED = 130
@@ -23,7 +24,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class RunConsole:
-    """The output of a run's lines."""
+    """The lines and the progress bar that a run prints."""
 
     console: Console
     progress: Progress
@@ -101,7 +102,7 @@ def resume_line(subcommand: str, file: Path, overrides: Sequence[str], out: Path
     """Write the line with the command that resumes a run after `rounds` completed rounds."""
     called = Path(sys.argv[0])
     program = str(called) if called.name == "airpfed" and not shutil.which("airpfed") else "airpfed"
-    words = [program, *subcommand.split(), str(file)]
+    words = [program, *subcommand.split(), display_name(file)]
     words += [part for item in overrides for part in ("--set", item)]
     return f"stopped after round {rounds}; go on with: {shlex.join([*words, '--out', str(out), '--resume'])}"
 

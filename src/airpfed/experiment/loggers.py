@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airpfed.core.errors import UserError
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 from airpfed.core.run_files import RoundRecord, Summary
 
 Tracker = Callable[[RoundRecord | Summary], None]
@@ -39,7 +39,7 @@ def tensorboard(folder: Path) -> Tracker:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            'run.tracker = "tensorboard": TensorBoard is not installed; run pip install "airpfed[tensorboard]"'
+            'run.tracker = "tensorboard": TensorBoard is not installed; run pip install "airpfed[trackers]"'
         ) from None
     writer: list[SummaryWriter] = []
 
@@ -57,7 +57,7 @@ def tensorboard(folder: Path) -> Tracker:
     return track
 
 
-TRACKERS: Rows[Callable[..., Tracker]] = Rows(
+TRACKERS: RowDict[Callable[..., Tracker]] = RowDict(
     "tracker",
     {"none": no_tracker, "tensorboard": tensorboard},
     wrap=lambda function: function,

@@ -245,7 +245,8 @@ def reopen_run(run: Path) -> tuple[Settings, TrainingSetup, State]:
 
 
 def catalogue_lines() -> list[str]:
-    """List the tasks and base models that have a name."""
+    """List the tasks, base models and experiments that have a name."""
+    from airpfed.config.experiment_files import experiment_names, experiment_title
     from airpfed.model.zoo import MODELS
     from airpfed.tasks.catalog import CATALOG
 
@@ -253,6 +254,8 @@ def catalogue_lines() -> list[str]:
     lines += [f"  {name:<14} {entry.kind:<9} {entry.title} ({entry.origin})" for name, entry in CATALOG.items()]
     lines += ["  gym:NAME       generate  any task of reasoning-gym, e.g. gym:basic_arithmetic", "", "base models"]
     lines += [f"  {name:<14} {model.title} ({model.licence})" for name, model in MODELS.items()]
+    lines += ["", "experiments (airpfed run NAME, and wherever a command takes FILE.toml)"]
+    lines += [f"  {name:<16} {experiment_title(name)}" for name in experiment_names()]
     lines += [
         "",
         'or your own: source = "data.csv" (.jsonl, .parquet), "hf:OWNER/NAME"; base = a directory, .gguf, hub name',

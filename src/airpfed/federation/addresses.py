@@ -26,7 +26,7 @@ def check_federable(settings: Settings) -> None:
         "run.cross_eval = true": settings.run.cross_eval,
     }
     if wrong := [words for words, yes in asked.items() if yes]:
-        raise UserError(f"{wrong[0]}: not in a federation; `airpfed run` does it")
+        raise UserError(f"{wrong[0]}: not possible in a federation; use `airpfed run`")
     least, there = settings.federation.min_devices, len(task_of_devices(settings))
     if least > there:
         raise UserError(f"federation.min_devices = {least}: should be at most {there}, the tasks' devices; 0: all")
@@ -45,7 +45,7 @@ def node_of(settings: Settings, file: Path) -> NodeSettings:
         raise UserError(f"{file}: no [node] table; `airpfed federate init` writes one settings file per device")
     if settings.node.device >= len(task_of_devices(settings)):
         raise UserError(
-            f"{file}: node.device = {settings.node.device}: there are {len(task_of_devices(settings))}, from 0"
+            f"{file}: node.device = {settings.node.device}: should be from 0 to {len(task_of_devices(settings)) - 1}"
         )
     return settings.node
 

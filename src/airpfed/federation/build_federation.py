@@ -95,9 +95,11 @@ def identity(file: Path) -> tuple[str, bool]:
         if not isinstance(name, str) or not RUN.fullmatch(name) or not isinstance(deployed, bool):
             raise ValueError
     except FileNotFoundError:
-        raise UserError(f"{file}: missing, so these rounds were not a federation's; begin anew elsewhere") from None
+        raise UserError(
+            f"{file}: missing, so these rounds were not a federation's; start a new run with another --out"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{file}: damaged; restore it, or begin anew elsewhere") from None
+        raise UserError(f"{file}: damaged; restore it, or start a new run with another --out") from None
     return name, deployed
 
 

@@ -11,6 +11,7 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
+from airpfed.config.experiment_files import settings_path
 from airpfed.core.errors import UserError
 from airpfed.experiment import REOPEN
 
@@ -31,7 +32,12 @@ class FileFirst(TyperGroup):
 
 app = typer.Typer(cls=FileFirst, no_args_is_help=True, help="Run the experiment as a federation on Flower.")
 
-File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="settings of the experiment")]
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE.toml", parser=settings_path, help="settings of the experiment, or its name, such as federation"
+    ),
+]
 
 
 def _reopen(settings: "Settings", checkpoint: Path) -> "TrainingSetup":
@@ -81,7 +87,12 @@ def run(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
-    settings: Annotated[Path, typer.Option("--settings", metavar="FILE.toml", help="settings of the experiment")],
+    settings: Annotated[
+        Path,
+        typer.Option(
+            "--settings", metavar="FILE.toml", parser=settings_path, help="settings of the experiment, or its name"
+        ),
+    ],
     address: Annotated[
         str, typer.Option("--address", metavar="HOST:PORT", help="where devices reach the server")
     ] = "localhost:9500",
@@ -109,7 +120,7 @@ def init(
 
 @app.command()
 def join(file: Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's own settings")]) -> None:
-    """Take part as a device, until Ctrl-C: trainer and SuperNode are kept alive, the server may come and go."""
+    """Take part as a device until Ctrl-C. Trainer and SuperNode restart if they end; the server may be offline."""
     require_flower()
     from datetime import datetime
 

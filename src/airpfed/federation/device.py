@@ -56,7 +56,7 @@ class Device:
 
     @property
     def samples(self) -> int:
-        """D_k."""
+        """The number of training samples, D_k."""
         return len(self.clients.shards[self.number])
 
     @property
@@ -91,7 +91,7 @@ def handle(device: Device, packet: Packet) -> Packet:
             case "finish":
                 return finish(device, packet)
             case _:
-                return refusal(f"no such question: {safe_line(packet.kind, 40)!r}")
+                return refusal(f"unknown request: {safe_line(packet.kind, 40)!r}")
     except UserError as error:
         return refusal(str(error))
     except OSError as error:

@@ -48,8 +48,8 @@ def load(folder: Path, template: Personal, fingerprint: str) -> Personal:
 def start_of_round(state: Personal, t: int, counted: int) -> OptimizedParameters:
     """The parameters at the start of round t.
 
-    counted: number of rounds in which the server has counted this device. Raises UserError if the round is over, or if
-    neither stored outcome has this count.
+    counted: number of rounds in which the server has counted this device. Raises UserError if a later round has started
+    here, or if neither stored outcome has this count.
     """
     if t < state.round:
         raise UserError(f"round {t} is over here: the last one was {state.round}")

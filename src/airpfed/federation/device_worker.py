@@ -71,7 +71,10 @@ def follow_parent(parent: int) -> None:
 
 
 def main(file: Path, path: Path) -> None:
-    """Load everything once, then answer until a signal ends the process."""
+    """Load the device's model and data, then answer requests until a signal or the parent's exit ends the process.
+
+    file: the device's settings. path: the Unix socket to create; only this user may connect to it.
+    """
     threading.Thread(target=follow_parent, args=(os.getppid(),), daemon=True).start()
     device = device_at(file)
     path.unlink(missing_ok=True)

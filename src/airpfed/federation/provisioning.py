@@ -54,7 +54,7 @@ def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[st
     Raises UserError if a check fails; nothing is left behind then.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty; a federation is founded in a new folder, keys are never overwritten")
+        raise UserError(f"{folder}: not empty; choose a new folder, because keys are never overwritten")
     check_federable(settings)
     owners = task_of_devices(settings)
     check_plan(plan, len(owners))
@@ -62,7 +62,7 @@ def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[st
     steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
     target = folder.resolve()
     if target == Path.cwd():
-        raise UserError(f"{folder}: the working directory; a federation is founded in a folder of its own")
+        raise UserError(f"{folder}: the working directory; choose a new folder for the federation")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
     try:
@@ -120,7 +120,7 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
             position
         ]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
-            raise UserError(f"tasks.{tasks[owner].name}: its samples do not survive being written to {DATA}")
+            raise UserError(f"tasks.{tasks[owner].name}: its samples read back from {DATA} differ")
 
 
 def write_share(samples: Sequence[Sample], target: Path) -> None:

@@ -69,7 +69,7 @@ class Registry:
             raise UserError(refusal_reason(answer))
         device = answer.facts.get("device")
         if type(device) is not int or not 0 <= device < len(self.task_of):
-            raise UserError(f"says it is device {safe_line(device, 40)}; there are {len(self.task_of)}, from 0")
+            raise UserError(f"says it is device {safe_line(device, 40)}; should be from 0 to {len(self.task_of) - 1}")
         if self.device_of_node is not None and self.device_of_node.get(node) != device:
             raise UserError(f"says it is device {device}, but its key is of {self.device_of_node.get(node, 'none')}")
         if why := difference(self.agreements[self.task_of[device]], answer.facts.get("agreement")):

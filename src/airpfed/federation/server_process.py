@@ -1,4 +1,6 @@
-"""The server of a deployment: start SuperLink with TLS and node keys, play the run on it, end both."""
+"""The server of a deployment: start SuperLink with TLS and node keys, play the run on it, then end SuperLink and the
+run's process.
+"""
 
 import json
 import os

@@ -56,7 +56,7 @@ def vector_of(packet: Packet, name: str, size: int) -> Float[Tensor, " {size}"]:
     """A finite float32 body of `size` entries. Raises UserError otherwise."""
     body = packet.bodies.get(name, b"")
     if len(body) != 4 * size:
-        raise UserError(f"wrong shape: {name} has {len(body)} bytes, {4 * size} are right")
+        raise UserError(f"wrong shape: {name} has {len(body)} bytes, should have {4 * size}")
     vector = torch.frombuffer(bytearray(body), dtype=torch.float32) if size else torch.zeros(0)
     if not bool(vector.isfinite().all()):
         raise UserError(f"{name} is not finite")
@@ -73,7 +73,7 @@ def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoding,
     if not lengths or min(lengths) < 1 or sum(lengths) != len(ids):
         raise UserError("wrong shape: the prompts' lengths do not add up")
     if max(lengths) > longest:
-        raise UserError(f"a prompt has {max(lengths)} tokens, at most {longest} (model.max_tokens) are right")
+        raise UserError(f"a prompt has {max(lengths)} tokens, should have at most {longest} (model.max_tokens)")
     if min(ids) < 0 or max(ids) >= vocabulary:
         raise UserError("a prompt has a token that the vocabulary does not have")
     place, samples = 0, []
@@ -84,7 +84,10 @@ def samples_of(packet: Packet, vocabulary: int, longest: int) -> tuple[Encoding,
 
 
 def integers(packet: Packet, name: str) -> list[int]:
-    """An int32 body."""
+    """The int32 numbers in a body; an empty list if the packet lacks it.
+
+    Raises UserError if its length in bytes is no multiple of 4.
+    """
     body = packet.bodies.get(name, b"")
     if len(body) % 4:
         raise UserError(f"wrong shape: {name} has {len(body)} bytes")
@@ -128,7 +131,7 @@ def loss_of(packet: Packet) -> float:
     if not isinstance(loss, float) or not math.isfinite(loss):
         raise UserError("its loss is not a number")
     if not 0 <= loss <= LOSS_LIMIT:
-        raise UserError(f"its loss is {loss:.3g}, from 0 to {LOSS_LIMIT:g} is taken")
+        raise UserError(f"its loss is {loss:.3g}, should be from 0 to {LOSS_LIMIT:g}")
     return loss
 
 
@@ -141,12 +144,12 @@ def gradient_of(packet: Packet, layout: Layout, task: int, payload: Payload, max
         right = vector_bytes(wanted[scope], scale_groups(layout, scope, wanted[scope]), payload)
         if len(body) != right:
             kind = "oversize" if len(body) > right else "wrong shape"
-            raise UserError(f"{kind}: its {scope} gradient has {len(body)} bytes, {right} are right")
+            raise UserError(f"{kind}: its {scope} gradient has {len(body)} bytes, should have {right}")
         data[scope] = torch.frombuffer(bytearray(body), dtype=torch.uint8) if right else torch.zeros(0).byte()
     rows = decode_gradient(data, layout, task, payload)
     norm = math.sqrt(sum(float(row.double().square().sum()) for row in rows.values()))
     if not math.isfinite(norm):
         raise UserError("its gradient is not finite")
     if norm > max_norm:
-        raise UserError(f"its gradient has norm {norm:.3g}, at most {max_norm:g} is taken")
+        raise UserError(f"its gradient has norm {norm:.3g}, should be at most {max_norm:g}")
     return rows, loss_of(packet)

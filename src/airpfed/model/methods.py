@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 Scope = Literal["global", "task", "device", "frozen"]
 """Who shares a tensor: all devices (summed over them), the devices of a task (summed over them), no other device (never
@@ -86,18 +86,18 @@ def centralised(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
     return fedit(rank_shared, rank_personal)
 
 
-def fedex(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+def fedex_blocks(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
     """Upper bound: FedEx-LoRA averages factors and adds the residual to the base (Singhal et al., 2024)."""
     return fedit(rank_shared, rank_personal)
 
 
-def flora(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
+def flora_blocks(rank_shared: int, rank_personal: int) -> tuple[Block, ...]:
     """Upper bound: FLoRA stacks the devices' factors (Wang et al., NeurIPS 2024)."""
     return fedit(rank_shared, rank_personal)
 
 
 SUM_ONLY = "its server needs every device's factors, and the air carries only their sum"
-METHODS: Rows[Method] = Rows(
+METHODS: RowDict[Method] = RowDict(
     "method",
     {
         "airpfed": Method(airpfed),
@@ -109,8 +109,8 @@ METHODS: Rows[Method] = Rows(
         "rolora": Method(rolora),
         "local": Method(local),
         "centralised": Method(centralised, "one worker a task holds all data, and nothing is sent", pooled=True),
-        "fedex": Method(fedex, SUM_ONLY, averages=True),
-        "flora": Method(flora, SUM_ONLY, averages=True),
+        "fedex": Method(fedex_blocks, SUM_ONLY, averages=True),
+        "flora": Method(flora_blocks, SUM_ONLY, averages=True),
     },
     wrap=Method,
     function=lambda row: row.blocks,

@@ -145,7 +145,7 @@ def read_config(source: Origin, base: str) -> Any:
             raise UserError(f'model.base = "{base}": cannot be loaded: {first_line(error)}') from None
         raise UserError(
             f'model.base = "{base}": no catalogue name ({", ".join(zoo.MODELS)}), no local directory, '
-            f"and not to be had from the Hugging Face hub ({first_line(error)}){hint(base, zoo.MODELS)}"
+            f"and not available from the Hugging Face hub ({first_line(error)}){hint(base, zoo.MODELS)}"
         ) from None
 
 

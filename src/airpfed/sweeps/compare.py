@@ -63,7 +63,8 @@ def scored_summary(folder: Path) -> Summary | None:
     run_files.check_rounds(folder, summary, records)
     if len(records) > summary.rounds:
         raise UserError(
-            f"{folder}: {len(records)} rounds are done, summary.json is of {summary.rounds}; end it (--resume)"
+            f"{folder}: {len(records)} rounds are done, but summary.json is of {summary.rounds}; finish the run with "
+            "--resume"
         )
     return summary
 

@@ -81,7 +81,7 @@ def outcome_text(result: Result, summary: Summary | None) -> str:
 
 
 def means_table(means: Sequence[Mean], reference: Mapping[str, str]) -> Table:
-    """The final table: for each point metrics with 95 % intervals, the difference from the reference, Pi and costs."""
+    """The final table, a row per point: metrics with 95 % intervals, difference from the reference, Pi, and costs."""
     points: dict[Coordinates, dict[str, Mean]] = {}
     for mean in means:
         points.setdefault(mean.point, {})[mean.measure] = mean

@@ -24,8 +24,8 @@ TrialResult = tuple[Trial, Result]
 def count_workers(requested: int, settings: Settings) -> int:
     """The number of trials to compute at once: the requested number, or for 0 one for each core, and two on a GPU.
 
-    On a GPU the second trial fills the pauses of the first. A trial has one thread, because trials never wait for each
-    other and the threads of one trial do at every layer.
+    On a GPU the second trial fills the pauses of the first. A trial has one thread: the threads of one trial would wait
+    for each other at every layer, while trials never do.
     """
     from airpfed.experiment.build import torch_device
 

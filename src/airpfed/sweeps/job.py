@@ -118,7 +118,7 @@ def check_request(request: SweepRequest) -> tuple[Axes, Axes]:
     if common := grid_keys & tuned_keys:
         raise UserError(f"--tune {min(common)}: is in --grid too")
     if "run.seed" in grid_keys | tuned_keys:
-        raise UserError("--grid run.seed: should be --seeds, which means are taken over")
+        raise UserError("--grid run.seed: should be --seeds N; means are taken over seeds")
     settings = settings_file.read_settings(request.file, request.overrides)
     if "run.score" in grid_keys | tuned_keys or settings.run.score != "test":
         raise UserError("run.score: a sweep scores the test splits; --tune KEY=A,B chooses on the dev splits first")

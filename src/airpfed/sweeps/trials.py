@@ -147,9 +147,9 @@ def summary_of(folder: Path) -> Summary | None:
 
 
 def finished_summary(folder: Path, settings: Settings, fingerprint_of: Fingerprints) -> Summary | None:
-    """The summary of a run that is complete, scored as these settings require, and of today's data and base model.
+    """The summary of a run that is complete, scored as these settings require, and from today's data and base model.
 
-    None if it is not. A run counts as of today's data and base model if these are missing and cannot be compared.
+    Returns None if any of this does not hold. If data or base model are missing here, they are taken to be unchanged.
     """
     summary = summary_of(folder)
     if not is_finished(summary, settings.run):

@@ -30,7 +30,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a trial. reason: why it failed, or why it began anew (damaged files or other data)."""
+    """The outcome of a trial. reason: why it failed, or why it restarted from round 1 (damaged files or other data)."""
 
     end: Literal["done", "stopped", "failed"]
     reason: str = ""
@@ -57,10 +57,10 @@ def start_worker(stopping: Callable[[], bool]) -> None:
 
 
 def run_trial(settings_json: str, folder: Path, command: str, stopping: Callable[[], bool] | None = None) -> Result:
-    """Complete a trial from its current state. Another process at the same trial waits and then finds it finished.
+    """Train a trial to its end, from its checkpoint if there is one. Two processes never train the same trial at once.
 
-    settings_json: `Settings` as JSON. folder: the trial's folder, created if it is missing. A trial that cannot be
-    computed has `failed`, with one line of reason.
+    settings_json: `Settings` as JSON. folder: the trial's folder, created if it is missing. The result is `failed`,
+    with the reason in one line, if the trial cannot be computed; UserError and OSError are not raised.
     """
     settings = Settings.model_validate_json(settings_json)
     try:
@@ -110,7 +110,7 @@ def can_resume(folder: Path, experiment: TrainingSetup) -> tuple[bool, str]:
 
 
 def prepare_trial(settings: Settings) -> build.Preparation:
-    """Tasks, tokens and base model of these settings, kept for the next trial with the same."""
+    """Tasks, tokens and base model of these settings. The last result is cached for trials that need the same."""
     key = build.preparation_key(settings)
     if key not in _preparations:
         _preparations.clear()

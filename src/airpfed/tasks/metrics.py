@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 
 def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
@@ -62,7 +62,7 @@ class Metric:
     kind: Literal["classify", "generate"] | None = None
 
 
-METRICS: Rows[Metric] = Rows(
+METRICS: RowDict[Metric] = RowDict(
     "metric",
     {
         "auto": Metric(auto),

@@ -132,8 +132,8 @@ def _read(source: Source, num_rows: int) -> SourceData:
     if lost := sorted(spelling.keys() - classes):
         raise UserError(
             f"tasks.{source.name}.source: the {len(rows)} rows of {source.source!r} make {len(remaining)} distinct "
-            f"prompts, the first of each kept, and none of class {lost[0]!r}; prompts should differ (text, prompt, "
-            "max_chars)"
+            f"prompts; the first of equal prompts is kept, and none is left of class {lost[0]!r}; make prompts differ "
+            "(text, prompt, max_chars)"
         )
     words = _label_words(source, {name: spelling[name] for name in classes}) if spelling else {}
     index = {name: position for position, name in enumerate(words)}
@@ -297,7 +297,7 @@ def _label_words(source: Source, spelling: Mapping[str, str]) -> dict[str, str]:
             twice = next(
                 a for a in source.labels for b in source.labels if a != b and normalize_name(a) == normalize_name(b)
             )
-            raise UserError(f"tasks.{source.name}.labels: the class {twice!r} stands there twice, in two spellings")
+            raise UserError(f"tasks.{source.name}.labels: the class {twice!r} occurs twice, in two spellings")
     column = f"tasks.{source.name}.label: column {source.label_column!r} of {source.source!r}"
     if missing := [name for name in ordered if name not in labels]:
         raise UserError(

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from airpfed.core.errors import UserError
 from airpfed.core.rng import numpy_stream
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import Source, SourceData, load_source
 from airpfed.tasks.text import fold_case
@@ -88,7 +88,7 @@ def build_test_task(source: Source, shares: Shares, seed: int) -> Task:
 
 
 def required_rows(shares: Shares, seed: int, name: str) -> int:
-    """Rows to generate for a generated task: enough for all splits and devices."""
+    """RowDict to generate for a generated task: enough for all splits and devices."""
     return shares.dev_samples + shares.test_samples + int(device_sizes(shares, shares.devices, seed, name).sum())
 
 
@@ -258,7 +258,7 @@ def check_shares(chosen: Indices, samples: int, devices: int, source: str) -> No
         raise UserError(f"{source}: should give indices of samples, none twice")
 
 
-SPLITS: Rows[SampleSplit] = Rows(
+SPLITS: RowDict[SampleSplit] = RowDict(
     "split",
     {"iid": SampleSplit(iid), "dirichlet": SampleSplit(dirichlet), "column": SampleSplit(column, by_value=True)},
     wrap=SampleSplit,

@@ -98,7 +98,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[Mapping[str, Any]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         names = list(reader.fieldnames or ())
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"column {twice[0]!r} stands twice in the header")
+            raise ValueError(f"column {twice[0]!r} occurs twice in the header")
         for row in reader:
             if None in row:
                 raise ValueError(f"line {reader.line_num} has more fields than the header")
@@ -174,7 +174,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in an object")
+        raise ValueError(f"{twice!r} occurs twice in an object")
     return result
 
 
@@ -197,7 +197,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     with pyarrow.parquet.ParquetFile(path, read_dictionary=plain) as file:
         metadata, names = file.metadata, file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"column {twice[0]!r} stands twice")
+            raise ValueError(f"column {twice[0]!r} occurs twice")
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         # Sizes of row groups only: reading a damaged column's own size would end the process.
         size = sum(group.total_byte_size for group in groups)
@@ -284,7 +284,7 @@ def to_rows(raw_rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     for raw_row in raw_rows:
         row = {_column_name(key): _to_text(value) for key, value in raw_row.items()}
         if len(row) < len(raw_row):
-            raise UserError("two columns have names that read alike")
+            raise UserError("two columns have names that look the same; rename one")
         rows.append(row)
         cells += max(len(row), 1)
         letters += sum(map(len, row.values()))

@@ -87,7 +87,7 @@ def sample_variance(
 
 
 def batch_variance(batch: int, samples: int) -> tuple[float, float]:
-    """E||g - mean||^2 of a mini-batch relative to that of a sample: mean over the rounds, and the worst round's.
+    """The variance of a mini-batch gradient, as a multiple of that of one sample: mean over rounds, and largest.
 
     batch, samples: b and D, the number of samples of the mini-batch and of the device. Each epoch has a random order of
     its own. A mini-batch that ends an epoch consists of a part of it and a part of the next epoch, each drawn without

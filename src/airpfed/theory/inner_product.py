@@ -102,7 +102,7 @@ def printed_squared_norm(weights: Weights, a: Direction) -> float:
 
 
 def mean_power_of(weights: Weights, rows: Stack) -> float:
-    """sum_k D_k/D ||g_k||^2: the squared norm of the average, and the devices' disagreement on top of it."""
+    """sum_k D_k/D ||g_k||^2, which is the squared norm of the average plus the variance between devices."""
     energy = sum(part.double().square().sum(1) for part in (rows.shared, rows.personal, rows.local))
     return float(weights.device @ energy)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate
 from airpfed.core.errors import UserError
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 from airpfed.core.run_files import MeanSquaredErrors
 
 Sums = tuple[Float[Tensor, " d_s"], Float[Tensor, "N d_p"]]
@@ -120,7 +120,7 @@ def trimmed_mean(
     return updates.by_task(combine)
 
 
-AGGREGATORS: Rows[AggregatorRow] = Rows(
+AGGREGATORS: RowDict[AggregatorRow] = RowDict(
     "aggregator",
     {
         "uplink": AggregatorRow(uplink_sum, is_uplink=True),

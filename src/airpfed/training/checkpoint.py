@@ -100,7 +100,7 @@ def save_state(folder: Path, state: Saved, seed: int, fingerprint: str) -> None:
 
 
 def tensor_file(rounds: int) -> str:
-    """Name of the file of tensors after so many rounds."""
+    """The name of the file that holds the tensors after `rounds` rounds."""
     return f"round-{rounds:06d}.safetensors"
 
 
@@ -125,9 +125,9 @@ def load_state(folder: Path, template: Saved, fingerprint: str) -> Saved:
     path = folder / latest.file
     data = read_bytes(path)
     if data is None:
-        raise UserError(f"{path}: missing; restore it, or begin anew elsewhere")
+        raise UserError(f"{path}: missing; restore it, or start a new run with another --out")
     if hashlib.sha256(data).hexdigest() != latest.sha256:
-        raise UserError(f"{path}: damaged (its sha256 differs); restore it, or begin anew elsewhere")
+        raise UserError(f"{path}: damaged (its sha256 differs); restore it, or start a new run with another --out")
     if latest.fingerprint != fingerprint:
         raise UserError(f"{folder}: this checkpoint is of other settings, data or base model; use another --out")
     try:
@@ -146,7 +146,7 @@ def latest_of(folder: Path) -> Latest | None:
             raise UserError(f"{folder / LATEST}: damaged, {latest.file} is not of round {latest.round}")
         return latest
     except UserError as error:
-        raise UserError(f"{error}; restore it, or begin anew elsewhere") from None
+        raise UserError(f"{error}; restore it, or start a new run with another --out") from None
 
 
 def exists(folder: Path) -> bool:

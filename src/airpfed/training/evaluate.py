@@ -99,7 +99,7 @@ def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, 
 
 
 def mean_score(scores: Sequence[Score], weights: Sequence[int]) -> Score:
-    """The weighted mean of several models' scores."""
+    """The mean of several models' scores; weights: number of training samples of each model's device."""
 
     def mean(values: Sequence[float]) -> float:
         return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -94,7 +94,11 @@ def fedex(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, "
 
 
 def flora(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor, " K"], t: int) -> tuple[Tensor, Tensor]:
-    """Fresh adapters, and c times the mean of the products. Random: A, stream (seed, "fresh adapters", t)."""
+    """Fresh adapters (with the mean of global heads), and sum_k w_k c B_k A_k, which the server adds to the base.
+
+    rows: the devices' parameters of scope `global`. weights: w_k, of sum 1. Random: the fresh A, stream (seed, "fresh
+    adapters", t).
+    """
     fresh = initial_vectors(clients.layout, clients.backbone.heads, stream(clients.seed, "fresh adapters", t))[
         "global"
     ][0]

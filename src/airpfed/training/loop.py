@@ -123,8 +123,8 @@ def read_records(path: Path, rounds: int) -> list[RoundRecord]:
     records = [record for record in run_files.load_records(path) if record.round <= rounds]
     if [record.round for record in records] != list(range(1, rounds + 1)):
         raise UserError(
-            f"{path}: should hold rounds 1 to {rounds}, as the checkpoint does, each once; restore it, or begin anew "
-            "elsewhere"
+            f"{path}: should hold rounds 1 to {rounds}, as the checkpoint does, each once; restore it, or start a new "
+            "run with another --out"
         )
     return records
 

@@ -3,7 +3,7 @@
 A row is a function `(lr, *, options) -> (init, update)`. `init(value)` gives the state of fresh parameters, tensors of
 the same shape by name; it must not depend on `lr`. `update(gradient, state, value, count)` gives the new value and
 state. Parameters are rows, one per copy: value, gradient and state tensors (copies, d); count (copies) is the number of
-the update, from 1. Rows must not influence one another: the copies of absent tasks and devices do not move.
+the update, from 1. RowDict must not influence one another: the copies of absent tasks and devices do not move.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 OptimizerState = Mapping[str, Tensor]
 """Name -> tensor of the shape of the parameters."""
@@ -71,7 +71,7 @@ def sgd(
     return init, update
 
 
-OPTIMIZERS: Rows[Callable[..., tuple[Init, Update]]] = Rows(
+OPTIMIZERS: RowDict[Callable[..., tuple[Init, Update]]] = RowDict(
     "optimizer", {"adam": adam, "sgd": sgd}, wrap=lambda function: function, function=lambda row: row
 )
 """The optimizers that `server.optimizer` knows."""

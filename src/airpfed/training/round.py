@@ -46,7 +46,7 @@ def local_gradients(
 
 
 def finite(gradients: Vectors) -> Bool[Tensor, " K"]:
-    """The devices whose gradients are finite in every scope; the other devices are absent from the round."""
+    """Whether each device's gradient is finite in all scopes. The other devices are absent from the round."""
     return torch.stack([_finite_rows(rows) for rows in gradients.values()]).all(0)
 
 

@@ -191,10 +191,10 @@ def update_active(
     )
     new = update(active, gradient[:, columns], mask, server_step)
 
-    def put(whole: Tensor, index: slice | int, part: Tensor) -> Tensor:
-        whole = whole.clone()
-        whole[:, index] = part
-        return whole
+    def put(full: Tensor, index: slice | int, part: Tensor) -> Tensor:
+        full = full.clone()
+        full[:, index] = part
+        return full
 
     return OptimizedParameters(
         put(parameters.value, columns, new.value),

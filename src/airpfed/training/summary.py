@@ -77,7 +77,7 @@ def final_scores(experiment: TrainingSetup, state: State, records: Sequence[Roun
     for n, task in enumerate(tasks):
         test_score = experiment.evaluate_task(experiment, state, n, "test")
         if test_score is None:
-            raise UserError(f"no device of task {task.name} is there to be scored; go on with --resume")
+            raise UserError(f"no device of task {task.name} answers, so it cannot be scored; go on with --resume")
         test.append(test_score)
     other_tasks: list[dict[str, float | None]] = [{}] * len(tasks)
     if experiment.cross_eval:

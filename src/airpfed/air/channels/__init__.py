@@ -11,7 +11,7 @@ from torch import Tensor
 from airpfed.air.channels import fading, three_gpp
 from airpfed.air.network import ChannelSite, Network
 from airpfed.core.errors import UserError
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def build_channel(name: str, options: Mapping[str, Any], site: ChannelSite) -> N
     if CHANNELS[name].prepare is not None:
         network: Network = function(site)
         return network
-    return site.network(partial(draw_channels, name, function, site))
+    return site.network(partial(channels_of_row, name, function, site))
 
 
-def draw_channels(
+def channels_of_row(
     name: str, draw: Callable[..., Tensor], site: ChannelSite, seed: int, t: int, blocks: range
 ) -> tuple[Tensor, Tensor]:
     """A `ChannelModel` of a row with a function `draw`: no part is known without estimation."""
@@ -62,7 +62,7 @@ def draw_channels(
 
 
 STANDARD = "TR 38.901"
-CHANNELS: Rows[Channel] = Rows(
+CHANNELS: RowDict[Channel] = RowDict(
     "channel",
     {
         "rayleigh": Channel(prepare=fading.rayleigh_fading),

@@ -16,7 +16,7 @@ from airpfed.air.designs.least_error import debiased_mmse, mmse
 from airpfed.air.designs.power_sharing import share_energy, share_energy_debiased
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import RoundFunction
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 Unbiased = Literal["given the channel", "over fading", "no"]
 """Whether the mean of the received sum is the true sum: for every channel, only over fading, or not at all."""
@@ -44,7 +44,7 @@ class Design:
         return self.solve(problem, **options)
 
 
-DESIGNS: Rows[Design] = Rows(
+DESIGNS: RowDict[Design] = RowDict(
     "design",
     {
         "uniform_forcing": Design(uniform_forcing, unbiased="given the channel", batched=True),

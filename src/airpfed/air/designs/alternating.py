@@ -81,8 +81,8 @@ def joint_transmit_factors(joint: JointProblem, m: Receivers) -> tuple[Complex[T
     """The transmit factors of least objective for given receivers, slot by slot.
 
     The part of stream k is A_k |b_k|^2 - 2 Re(conj(B_k) b_k) with A_k = sum_i alpha_i (|m_i^H h_k|^2 + c_k ||m_i||^2)
-    and B_k = sum_i alpha_i w_ik conj(m_i^H h_k). So b_k has the phase of B_k, and its magnitude takes at most one
-    scalar a device.
+    and B_k = sum_i alpha_i w_ik conj(m_i^H h_k). So b_k has the phase of B_k; its magnitude needs at most one scalar
+    search per device (`transmit_magnitudes`).
     """
     A, B = [], []
     for problem, weight, receiver in zip(joint.slots, joint.slot_weight, m, strict=True):

@@ -1,4 +1,4 @@
-"""Slots that differ in their numbers only, designed in one call, because a call costs more than its arithmetic."""
+"""One design call for all slots of equal shape, because the overhead of a call exceeds its arithmetic."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -10,10 +10,10 @@ from airpfed.air.problem import Transceiver, TransceiverProblem
 def in_batches(
     design: Callable[[TransceiverProblem], Transceiver], slots: Sequence[TransceiverProblem]
 ) -> list[Transceiver]:
-    """Design every slot; slots of one target, perfect channel knowledge and one shape share a call.
+    """Design every slot. Slots of equal shape with one target and perfect channel knowledge share a call.
 
-    design: a design that accepts weights that differ between blocks, (B, 1, K). Returns one transceiver a slot;
-    `iterations` is the largest of a batch.
+    design: a design that accepts weights that differ between blocks, (B, 1, K). Returns one transceiver per slot; its
+    `iterations` is the largest count in its batch.
     """
     batches: dict[Hashable, list[int]] = {}
     for index, problem in enumerate(slots):

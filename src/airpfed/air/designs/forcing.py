@@ -61,9 +61,10 @@ Starts = Annotated[
 def uniform_forcing(problem: TransceiverProblem, *, starts: Starts = 1) -> Transceiver:
     """Every device arrives with exactly its weight, at the least noise (a local optimum).
 
-    One target: the weakest device sends exactly P_k. Several targets: the best of receivers that ignore interference,
-    exact nulls and Jacobi rounds, block by block; or penalised alternation where nulls are out of reach. Streams of one
-    device have even shares of its limit.
+    One target: the weakest device sends at exactly P_k. Several targets: the candidate of least error is kept in each
+    block. Candidates are receivers that ignore interference, receivers that null it exactly, and improvements of these
+    by Jacobi rounds; if the antennas are too few for exact nulls, penalised alternation replaces the last two. The
+    streams of a device get equal shares of its limit.
 
     starts: how many beams a slot of one target begins from; the best result is kept. A slot of several targets has its
     own starts.

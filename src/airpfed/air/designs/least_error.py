@@ -73,7 +73,7 @@ def mmse(
 
 
 def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProblem, starts: int) -> Transceiver:
-    """One target: forcing and least error from one continuation, block by block the better."""
+    """For one target, keep the better of forcing and least error in each block; one continuation gives both."""
     short, least, steps = least_norm_and_error(normalized, starts)
     forcing = denormalise(normalized, short, forcing_transmit_factors(normalized, short), 0)
     transceiver = keep_better(problem, forcing, refine_for_csi_error(normalized, least, steps))
@@ -84,10 +84,10 @@ def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProble
 
 
 def refine_for_csi_error(normalized: NormalizedProblem, m: Complex[Tensor, "B D 1"], steps: int) -> Transceiver:
-    """The transceiver of a receiver with optimal transmit factors.
+    """Add optimal transmit factors to a receiver; with channel estimation error, improve the receiver first.
 
-    With channel estimation error, F is an approximation that counts the error at full power; a few steps of accelerated
-    alternation on the exact problem follow. steps: number of steps taken so far.
+    F counts the channel estimation error at full power, which is an approximation. The improvement is at most STEPS
+    steps of accelerated alternation on the exact problem. steps: number of steps taken so far.
     """
     if bool((normalized.csi_variance > 0).any()):
         (m,), more = accelerated_alternation(one_slot(normalized), (m,), STEPS)

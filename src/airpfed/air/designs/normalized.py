@@ -174,7 +174,7 @@ def per_target_product(A: Complex[Tensor, "B V N D"], m: Complex[Tensor, "B D T"
 
 
 def target_columns(problem: NormalizedProblem, values: Num[Tensor, "... T K"]) -> Num[Tensor, "... V K R"]:
-    """Values of targets as columns for each antenna set: R = T columns for one set, else each set its target's."""
+    """Arrange values per target as the columns of each antenna set: R = T columns for one common set, else R = 1."""
     return values.mT[..., None, :, :] if problem.h.shape[1] == 1 else values[..., None]
 
 
@@ -191,7 +191,7 @@ def devices_per_target(weights: Float[Tensor, "T K"]) -> tuple[Int[Tensor, "T L"
 
 
 def gather_per_target(values: Shaped[Tensor, "B V D K"], index: Int[Tensor, "T L"]) -> Shaped[Tensor, "B T D L"]:
-    """Values of each target's devices at its antenna set."""
+    """Select each target's devices from `index`, with their values at the antenna set of that target."""
     if values.shape[1] == 1:
         return values[:, 0][:, :, index].movedim(2, 1)
     return values.gather(3, index[:, None, :].expand(len(values), -1, values.shape[2], -1))
@@ -200,7 +200,7 @@ def gather_per_target(values: Shaped[Tensor, "B V D K"], index: Int[Tensor, "T L
 def scatter_per_target(
     values: Complex[Tensor, "B T L"], weights: Float[Tensor, "T L"], index: Int[Tensor, "T L"], devices: int
 ) -> Complex[Tensor, "B K"]:
-    """One value per device from the values of each target's devices: padding is dropped, devices of no target get 0."""
+    """Return the values to the order of devices: padding is dropped, and a device without a target gets 0."""
     valid = values * (weights > 0)
     out = torch.zeros(len(values), devices, dtype=values.dtype, device=values.device)
     return out.index_add(1, index.flatten(), valid.flatten(1))

@@ -4,7 +4,7 @@ For given receivers the objective is a sum over streams s, and a device k limits
 
     minimise  sum_s A_s |b_s|^2 - 2 B_s |b_s|    subject to    sum_{s of k} cost_s |b_s|^2 <= limit_k for every k.
 
-The solution is |b_s| = B_s / (A_s + lambda_k cost_s) with one multiplier lambda_k >= 0 a device. Streams of a device
+The solution is |b_s| = B_s / (A_s + lambda_k cost_s) with one multiplier lambda_k >= 0 per device. Streams of a device
 lie in one slot (superposed streams) or in several slots (energy shared over a round).
 """
 
@@ -34,11 +34,11 @@ class PowerConstraint:
 def transmit_magnitudes(
     A: Float[Tensor, "*B S"], B: Float[Tensor, "*B S"], constraint: PowerConstraint | None
 ) -> Float[Tensor, "*B S"]:
-    """Solve the problem of the module for |b_s|. Without a constraint every stream has a limit of its own, |b_s| <= 1.
+    """Compute the |b_s| of least objective. Without a constraint every stream has a limit of its own, |b_s| <= 1.
 
     A, B: nonnegative coefficients of the objective. lambda_k is the root of phi(lambda) = limit_k, where phi is the
-    power spent. Newton's method runs on phi^-1/2, which is concave: it starts from the least lambda that each stream
-    alone would need, rises to the root, and is exact at once for a device of one stream.
+    power spent. Newton's method runs on phi^-1/2, which is concave. It starts at the largest lambda that any stream of
+    the device would need alone, rises to the root, and needs no step for a device with one stream.
     """
     if constraint is None:
         return B / torch.maximum(A, B).clamp_min(1e-300)

@@ -42,7 +42,7 @@ def share_energy(
     powers: Sequence[Float[Tensor, " _K"]],
     starts: Sequence[Transceiver],
 ) -> list[Transceiver]:
-    """Solve the joint problem of a round from given transceivers.
+    """Lower the weighted error of a round by letting devices move energy between its slots.
 
     slots: problems with the same B; block b of all slots is one round. devices: the device of each stream of each slot,
     numbered over the round; a device has the same limit P_k in all slots. uses: u_j. powers: p_jk, the mean power of

@@ -107,7 +107,7 @@ def solve_blocks(
 ) -> tuple[list[Complex[Tensor, "B M"]], int]:
     """Run a solver on the blocks of a slot. Returns (its receivers on the device of h, the most steps of any block).
 
-    solve: a function of a `SingleTargetProblem` and of the tensors of `per_block`, which have one entry a block. The
+    solve: a function of a `SingleTargetProblem` and of the tensors of `per_block`, which have one entry per block. The
     arithmetic runs on the CPU without warnings, because norms of receivers without any gain are infinite. Small blocks
     are batched, because a call costs more than its arithmetic. A large block runs alone, so that its satisfied devices
     cost nothing.

@@ -213,7 +213,7 @@ def grid_line_search(
 def continuation_path(
     problem: SingleTargetProblem, beam: Complex[np.ndarray, "B M"], noise: Float[np.ndarray, " B"]
 ) -> tuple[Iterate, Iterate, int]:
-    """Take one Gauss-Newton step a level from a beam while the ridge falls geometrically to PATH_END.
+    """Start at a beam and take one Gauss-Newton step per ridge, while the ridge falls geometrically to PATH_END.
 
     A large ridge makes the problem nearly an eigenproblem, and following it down avoids most poor local minima. With
     momentum down to MOMENTUM_END the path is as good as with twice the levels. The ridges are the same in all blocks.
@@ -241,10 +241,10 @@ def continuation_path(
 def minimise_error(problem: SingleTargetProblem, noise: Float[np.ndarray, " B"], x: Iterate) -> tuple[Iterate, int]:
     """Take Gauss-Newton steps from x until F with ridge = noise has converged to TOLERANCE.
 
-    If the noise is below PATH_END, the ridge falls from there to the noise, by RIDGE_DECAY a step. If it is above
-    MOMENTUM_END, steps have momentum: then a step without gain is not taken and the next one is plain, convergence
-    takes two steps in a row of too little gain, and twice MAX_STEPS are allowed. A converged block is frozen, so that
-    its result does not depend on its batch. Returns (iterate, steps).
+    If the noise is below PATH_END, the ridge falls from there to the noise, by a factor RIDGE_DECAY per step. If it is
+    above MOMENTUM_END, steps have momentum: then a step without gain is not taken and the next one is plain,
+    convergence takes two steps in a row of too little gain, and twice MAX_STEPS are allowed. A converged block is
+    frozen, so that its result does not depend on its batch. Returns (iterate, steps).
     """
     ridge, fast, previous = np.maximum(noise, PATH_END), noise > MOMENTUM_END, x
     momentum, patience = MOMENTUM * fast[:, None], 1 + fast
