@@ -16,7 +16,7 @@ from typing import Any
 from airpfed.config.choice import BY_KEY, KINDS, Choice
 from airpfed.config.schema import Section, Settings
 from airpfed.core.errors import UserError
-from airpfed.core.rows import Rows
+from airpfed.core.rows import RowDict
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -35,7 +35,7 @@ def add_row(key: str, row: Any) -> str:
     'halved_sgd'
     """
     kind = BY_KEY[key]
-    rows: Rows[Any] = kind.rows
+    rows: RowDict[Any] = kind.rows
     if not callable(row) and not is_dataclass(row):
         raise UserError(
             f"{kind.noun}: should be a function or a row, not {row!r:.60}; a name belongs to the overrides, "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.config.user_rows import add_row
 from airpfed.core import run_files
@@ -99,12 +100,12 @@ class Experiment:
 
     @classmethod
     def from_toml(cls, file: str | Path, overrides: Overrides = (), **rows: Unpack[UserRows]) -> "Experiment":
-        """Read the settings of a new run from a file.
+        """Read the settings of a new run from a file, or from an experiment of the package by its name, "minilm".
 
         overrides: `{"server.rounds": 3}` or `["server.rounds=3"]`; a value None stands for the default. rows: functions
         in place of names, see `UserRows`. Raises UserError with a line per problem.
         """
-        path = Path(file)
+        path = settings_path(file)
         tree = settings_file.read_tree(path)
         return cls._from_tree(tree, str(path), path.parent, overrides, rows)
 

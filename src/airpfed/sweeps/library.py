@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from airpfed.config import settings_file
 from airpfed.config.choice import BY_KEY, split_outside_brackets
+from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.config.user_rows import add_row, user_functions
 from airpfed.core.errors import UserError
@@ -33,13 +34,13 @@ def sweep(
 ) -> "pd.DataFrame":
     """Run every point of a grid with several seeds, unless it is done, and return the trials as a table.
 
-    source: a settings file, or settings. grid: `{"radio.snr_db": [0, 10]}`, all combinations of the values; a value may
-    be a function, as in `{"radio.design": ["mmse", mine]}`, and keys joined by a slash change together,
-    `{"adapters.rank_shared/adapters.rank_personal": [(8, 0), (4, 4)]}`. seeds: seeds per point, from `run.seed` on.
-    overrides, rows: as in `Experiment.from_toml`. out: the sweep's folder, by default below `runs`; trials that are
-    finished there are not run again. workers: trials at once, each in a process of its own, and 0 for one a core; a
-    script then needs `if __name__ == "__main__":`. With 1, trials run in this process, as functions from Python need.
-    verbose: whether progress is printed.
+    source: a settings file, the name of an experiment of the package, or settings. grid: `{"radio.snr_db": [0, 10]}`,
+    all combinations of the values; a value may be a function, as in `{"radio.design": ["mmse", mine]}`, and keys joined
+    by a slash change together, `{"adapters.rank_shared/adapters.rank_personal": [(8, 0), (4, 4)]}`. seeds: seeds per
+    point, from `run.seed` on. overrides, rows: as in `Experiment.from_toml`. out: the sweep's folder, by default below
+    `runs`; trials that are finished there are not run again. workers: trials at once, each in a process of its own, and
+    0 for one a core; a script then needs `if __name__ == "__main__":`. With 1, trials run in this process, as functions
+    from Python need. verbose: whether progress is printed.
 
     Returns a row for each trial and task: the grid's keys, `seed`, `task`, the task's scores (`base`, `final`, ...),
     the costs of the trial's whole run, and `run`, its folder for `load_run`. Raises UserError if any settings are
@@ -62,7 +63,7 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
         settings_file.write_settings(source, file, defaults=False)
     else:
-        file = Path(source)
+        file = settings_path(source)
         folder = Path(out or Path("runs") / f"{file_name_of(file.stem)}-sweep")
     check_workers(file, lines, axes, workers)
     request = SweepRequest(
