@@ -19,11 +19,14 @@ from airpfed.config.choice import KINDS
 from airpfed.config.settings_file import read_settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
+from airpfed.devices.evaluate import classify, complete
 from airpfed.experiment import library
 from airpfed.experiment import run as run_module
 from airpfed.report.page import write_page
 from airpfed.sweeps.compare import read_runs
 from airpfed.training import loop
+from airpfed.training.evaluate import model_of
+from airpfed.training.state import vectors
 from support import experiments
 from support.settings import save_settings
 
@@ -410,28 +413,31 @@ def test_records_are_a_table_of_numbers(whole: Path) -> None:
     assert all(kind.kind in "if" for kind in run.records.dtypes)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_predictions_score_as_the_summary_says(causal: bool, file: Path, bert_settings: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["small_settings", "bert_settings"])
+def test_predictions_are_those_that_the_run_is_scored_on(
+    settings: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Base and adapter are loaded by PEFT, and texts are given the task's prompt."""
-    short = {"server.rounds": 2, "run.eval_every": 0, "radio.design": "channel_inversion"}
-    changes = {"server.lr": 1.0} if causal else {"server.lr": 0.1, "adapters.layers": "last-2"}
-    experiment = ap.Experiment.from_toml(file if causal else bert_settings, short | changes)
+    changes = {"server.rounds": 2, "server.lr": 0.3, "adapters.layers": "last-2", "tasks.*.test_samples": 40}
+    changes |= {"radio.design": "channel_inversion", "tasks.*.samples_per_device": 4, "model.max_tokens": 8}
+    experiment = ap.Experiment.from_toml(request.getfixturevalue(settings), changes)
     run = experiment.run(tmp_path / "run")
-    for task in experiment.tasks:
+    *_, (state, _) = experiment.rounds()
+    setup = experiment.setup
+    for number, task in enumerate(experiment.tasks):
+        factors = model_of(setup.clients, vectors(state), number, 2 * number)
+        view = setup.tasks[number]
+        numbers = classify(setup.clients, factors, f"predictions {number}", view.test.prompts, view.choices)
         texts = [sample.prompt.removesuffix(" Label :") for sample in task.test]
-        answers = run.predict(texts, task.name)
-        right = [task.names[sample.label] == answer for sample, answer in zip(task.test, answers, strict=True)]
+        names = run.predict(texts, task.name)
+        assert names == [task.names[index] for index in numbers]
+        assert run.predict([{"text": texts[0], "label": "?"}], task.name) == names[:1]
+        right = [name == task.names[sample.label] for name, sample in zip(names, task.test, strict=True)]
         assert sum(right) / len(right) == pytest.approx(run.summary.tasks[task.name].final)
-        assert set(answers) <= set(task.names)
-        assert run.predict([{"text": texts[0], "label": "?"}], task.name) == answers[:1]
     assert run.predict([], "moods") == []
 
 
 def test_generated_texts_are_those_of_the_run(small_settings: Path, tmp_path: Path) -> None:
-    from airpfed.devices.evaluate import complete
-    from airpfed.training.evaluate import model_of
-    from airpfed.training.state import vectors
-
     tree = settings_file.read_tree(small_settings)
     tree["tasks"][1] |= {"kind": "generate", "max_new_tokens": 3}
     del tree["tasks"][1]["labels"]
