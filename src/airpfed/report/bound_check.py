@@ -86,7 +86,7 @@ def bound_lines(result: Verification, probe: Probe) -> Iterator[str]:
 def plan_lines(run: Path, records: list[RoundRecord], probe: Probe, path: Path) -> Iterator[str]:
     """Yield the plan's predictions for the settings of this run beside what the run measured."""
     plan = load_plan(path)
-    settings = settings_file.read_settings(run / "experiment.toml").model_dump(mode="json")
+    settings = settings_file.read_stored(run / "experiment.toml").model_dump(mode="json")
 
     def value_of(key: str) -> object:
         section, _, name = key.partition(".")

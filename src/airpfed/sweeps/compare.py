@@ -32,7 +32,7 @@ def read_runs(folders: Sequence[Path], log: Callable[[str], None]) -> tuple[list
         if unfinished := [run for run, summary in summaries if summary is None]:
             log(f"{len(unfinished)} without final scores left out: {', '.join(map(str, unfinished[:3]))}")
         scored += [
-            (run, settings_file.read_settings(run / "experiment.toml"), summary)
+            (run, settings_file.read_stored(run / "experiment.toml"), summary)
             for run, summary in summaries
             if summary is not None
         ]
