@@ -50,8 +50,8 @@ CASES = {
 
 SECONDS = {"seconds", "wall_seconds", "ms"}
 """Keys whose values are wall-clock times."""
-UNLIKE = {"environment.json", "experiment.toml", "report.html", "sha256"}
-"""Files and keys that hold paths, times, or hashes of tensors that are compared themselves."""
+UNLIKE = {"environment.json", "experiment.toml", "report.html", "sha256", "fingerprint"}
+"""Files and keys that hold paths, times, or hashes of settings and of tensors that are compared themselves."""
 FLOOR = 1e-18
 """Sizes below this count as this in relative differences: what rounding leaves of a zero is no difference."""
 

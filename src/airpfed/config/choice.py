@@ -73,6 +73,12 @@ class Choice:
         """The row. Raises UserError if there is none of this name, which only a choice read unchecked can have."""
         return KINDS[self.kind].rows.find(self.name)
 
+    @property
+    def function(self) -> Any:
+        """The row's function, its options not set."""
+        rows = KINDS[self.kind].rows
+        return rows.function(rows.find(self.name))
+
     def find_row(self) -> Any:
         """The row, or None if the choice was read unchecked and there is none of its name."""
         return KINDS[self.kind].rows.get(self.name)
@@ -117,6 +123,11 @@ def _toml(value: Any) -> str:
 
 
 _checked: ContextVar[bool] = ContextVar("checked", default=True)
+
+
+def choices_checked() -> bool:
+    """Whether choices are held against the rows of their dicts."""
+    return _checked.get()
 
 
 @contextmanager

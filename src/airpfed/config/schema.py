@@ -608,3 +608,13 @@ class Settings(Section):
                 'device\'s gradient; radio.scheme should be "error_free"'
             )
         return self
+
+
+def choices_of(settings: Settings) -> dict[str, Choice]:
+    """Map `section.key`, or `tasks.NAME.key`, to every choice of the settings."""
+    choices: dict[str, Choice] = {}
+    for section in ("adapters", "server", "radio", "run"):
+        choices |= {f"{section}.{key}": value for key, value in getattr(settings, section) if isinstance(value, Choice)}
+    for task in settings.tasks:
+        choices |= {f"tasks.{task.name}.{key}": value for key, value in task if isinstance(value, Choice)}
+    return choices

@@ -1,5 +1,6 @@
 """Settings from TOML files and `--set`, with one-line errors, and the differences between settings."""
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
-from airpfed.config.choice import BY_KEY, Choice, parse_call, unchecked_choices
+from airpfed.config.choice import BY_KEY, Choice, choices_checked, parse_call, unchecked_choices
+from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
 from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
@@ -24,23 +26,47 @@ MAX_BYTES = 4 << 20
 # Reading and writing
 
 
-def read_settings(path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None) -> Settings:
+def read_settings(
+    path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None, run_plugins: bool = True
+) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
+    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there.
     """
     tree = _read_tree(path)
     dropped = _apply_overrides(tree, list(overrides))
     if notes is not None:
         notes += dropped
     tree.pop("expected", None)
+    tree = _load_plugins_of(tree, path, run_plugins)
     settings = parse_settings(tree, str(path))
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
     return settings.model_copy(update={"tasks": tasks, "model": model})
+
+
+def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dict[str, Any]:
+    """Load the plug-ins of a settings tree, and return the tree with their paths resolved.
+
+    Nothing is loaded where choices are read unchecked.
+    """
+    names = tree.get("plugins", [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        tree = tree | ({"plugins": list(plugin_paths(names, path.parent))} if names else {})
+        if choices_checked():
+            load_plugins(tree.get("plugins", []) if run_plugins else [])
+    return tree
+
+
+def settings_from_json(text: str) -> Settings:
+    """Rebuild the settings that another process sent as JSON; loads their plug-ins first."""
+    tree = json.loads(text)
+    load_plugins(tree.get("plugins", []))
+    return Settings.model_validate_json(text)
 
 
 def read_stored(path: Path) -> Settings:
@@ -125,6 +151,10 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
     always left out.
     """
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    if plugins := [Path(plugin) for plugin in tree.pop("plugins", ())]:
+        inside = path.parent.resolve()
+        names = [str(file.relative_to(inside) if file.is_relative_to(inside) else file) for file in plugins]
+        tree = {"plugins": names} | tree
     remove_keys(tree, default_keys_without_effect(settings))
     write_atomic(path, heading + tomlkit.dumps(tree))
 
@@ -216,7 +246,7 @@ def _parse_override(override: str) -> tuple[list[str], str, str]:
     """Return the keys, the value and the whole of an override."""
     path, equals, text = override.partition("=")
     keys, text = path.strip().split("."), text.strip()
-    if not equals or len(keys) < 2 or not all(keys):
+    if not equals or (len(keys) < 2 and keys != ["plugins"]) or not all(keys):
         raise UserError(f"--set {_cut(override)}: should be section.key=value, e.g. --set radio.snr_db=10")
     return keys, text, override
 

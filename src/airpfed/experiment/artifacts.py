@@ -5,13 +5,14 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from airpfed.air.network import Network
+from airpfed.config.plugins import plugin_files, plugin_hashes
 from airpfed.config.schema import Settings
 from airpfed.config.settings_file import write_settings
 from airpfed.core import files, run_files, units
@@ -29,7 +30,7 @@ FILES = (
 )  # fmt: skip
 FOLDERS = ("checkpoint", "adapters", "merged")
 """Files and folders that a run writes into its folder."""
-EXTRA_FILES = ("tensorboard", "flower", "devices", "federation.log")
+EXTRA_FILES = ("plugins", "tensorboard", "flower", "devices", "federation.log")
 """Files and folders that trackers and the processes of a federation write there."""
 
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
@@ -159,6 +160,7 @@ def write_start(
     reports: Mapping[str, run_files.DataReport],
 ) -> None:
     """Write the resolved settings, the positions, and the environment: versions, commit, hashes of data and base."""
+    settings = copy_plugins(settings, out)
     write_settings(settings, out / "experiment.toml")
     environment: dict[str, object] = {
         "command": command,
@@ -172,6 +174,7 @@ def write_start(
         "base_sha256": base_hash(experiment.clients.backbone),
         "data_sha256": data,
         "fingerprint": experiment.fingerprint,
+        "plugins": plugin_hashes(settings.plugins),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     run_files.write_json(out / "environment.json", environment)
@@ -179,6 +182,38 @@ def write_start(
     network = build_network(settings.radio, settings.run.seed, task_of, len(settings.tasks))
     names = [experiment.tasks[int(n)].name for n in task_of]
     run_files.write_json(out / "layout.json", network_layout(network, names))
+
+
+def copy_plugins(settings: Settings, folder: Path) -> Settings:
+    """Copy the plug-ins and what they import beside them into `folder`/plugins, and return settings that name these.
+
+    Sweeps and later commands on the folder use the copies, whatever happens to the originals.
+    """
+    copies = []
+    for path in map(Path, settings.plugins):
+        target = folder / "plugins"
+        target.mkdir(parents=True, exist_ok=True)
+        for file in plugin_files(path):
+            if file.resolve() != (target / file.name).resolve():
+                files.write_atomic(target / file.name, file.read_bytes())
+        copies.append(str((target / path.name).resolve()))
+    return settings.model_copy(update={"plugins": tuple(copies)}) if copies else settings
+
+
+def check_plugins(out: Path, plugins: Sequence[str]) -> None:
+    """Raise UserError if the plug-ins differ from those with which the run in `out` started."""
+    try:
+        previous: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
+        hashes = dict(previous["plugins"])
+    except (OSError, UserError, ValueError, TypeError, KeyError):
+        return  # the fingerprint of the checkpoint covers them
+    current = plugin_hashes(plugins)
+    for name in {**hashes, **current}:
+        if hashes.get(name) != current.get(name):
+            change = "is new" if name not in hashes else "is missing" if name not in current else "has changed"
+            raise UserError(
+                f"{out}: the plug-in {name} {change} since this run started; restore it, or use another --out"
+            )
 
 
 def check_unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The life of a run: from a settings file, or from objects, to its records, summary, adapters and report."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed.config import settings_file
 from airpfed.config.applicability import settings_notes
-from airpfed.config.schema import Settings
+from airpfed.config.plugins import load_plugins, plugin_hash
+from airpfed.config.schema import Settings, choices_of
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import exclusive_run
@@ -88,6 +89,7 @@ def run_experiment(
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
         check_same_settings(out / "experiment.toml", settings, console.log)
+        artifacts.check_plugins(out, settings.plugins)
         artifacts.check_unchanged(out, experiment, hashes)
         for line in artifacts.damaged_files(out):
             console.log(line)
@@ -146,7 +148,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
     A settings file that cannot be read is written again: the fingerprint of the checkpoint detects other settings.
     """
     try:
-        previous = settings_file.read_settings(file)
+        previous = settings_file.read_stored(file)
     except UserError as error:
         if os.path.lexists(file):
             log(f"{' '.join(str(error).split())[:300]}; written again, if the checkpoint is of these settings")
@@ -158,12 +160,15 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
         log(f"resumed with {line}")
 
 
-def export_run(run: Path, merged: bool) -> list[Path]:
-    """Export the adapters of a run from its checkpoint, and return their folders. merged: also write merged weights."""
+def export_run(run: Path, merged: bool, plugins: Sequence[Path] = (), trust: bool = False) -> list[Path]:
+    """Export the adapters of a run from its checkpoint, and return their folders.
+
+    merged: also write merged weights. plugins, trust: as in `open_settings`.
+    """
     if not run.is_dir():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     with exclusive_run(run):
-        settings, experiment, state = reopen_run(run)
+        settings, experiment, state = reopen_run(run, plugins, trust)
         artifacts.clean_up(run)
         folders = artifacts.export_adapters(settings, experiment, state, run, merged)
     if not folders:
@@ -171,11 +176,14 @@ def export_run(run: Path, merged: bool) -> list[Path]:
     return folders
 
 
-def reopen_run(run: Path) -> tuple[Settings, Experiment, State]:
-    """Return the settings, the experiment and the last state of a run, from its folder."""
+def reopen_run(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> tuple[Settings, Experiment, State]:
+    """Return the settings, the experiment and the last state of a run, from its folder.
+
+    plugins, trust: as in `open_settings`.
+    """
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    settings, folder = settings_file.read_settings(run / "experiment.toml"), run / "checkpoint"
+    settings, folder = open_settings(run, plugins, trust), run / "checkpoint"
     hashes: dict[str, str] = {}
     for name, rebuild in REOPEN.items():
         if (folder / name).is_file():
@@ -187,6 +195,30 @@ def reopen_run(run: Path) -> tuple[Settings, Experiment, State]:
         hashes = {task.name: task.source_sha256 for task in tasks}
     artifacts.check_unchanged(run, experiment, hashes)
     return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
+
+
+def open_settings(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> Settings:
+    """Read the settings of a run's folder. Its plug-ins may be a stranger's and run only if the user says so.
+
+    plugins: the user's own copies, which should equal those of the run. trust: run the copies in the folder. Raises
+    UserError, which names the plug-in, if a row of the settings is missing without them.
+    """
+    file = run / "experiment.toml"
+    stored = settings_file.read_stored(file)
+    for plugin in plugins:
+        copies = [copy for copy in stored.plugins if Path(copy).name == plugin.name]
+        if copies and plugin_hash(plugin) != plugin_hash(Path(copies[0])):
+            raise UserError(f"--plugin {plugin}: differs from the one of this run, {copies[0]}")
+    load_plugins(plugins)
+    if not plugins and not trust:
+        for key, choice in choices_of(stored).items():
+            if choice.find_row() is None:
+                code = ", ".join(stored.plugins) or "a function of a notebook"
+                raise UserError(
+                    f'{file}: {key} = "{choice.name}" is a row of a plug-in, {code}; --plugin FILE uses your own copy, '
+                    "--trust runs the one of the folder"
+                )
+    return settings_file.read_settings(file, run_plugins=trust)
 
 
 def catalogue_lines() -> list[str]:

@@ -217,7 +217,7 @@ def singular_start(problem: NormalizedProblem) -> Complex[Tensor, "B D T"]:
 
 
 def naive_ao(problem: TransceiverProblem, steps: int = 200) -> Transceiver:
-    """Alternate `steps` times from each target's dominant singular vector: the baseline of the literature.
+    """Alternating optimisation from each target's dominant singular vector: the baseline of the literature.
 
     It has neither continuation nor acceleration. From 20 dB SNR on its final error is several dB larger than that of
     `mmse` (docs/air.md).
