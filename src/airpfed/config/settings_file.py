@@ -202,7 +202,7 @@ def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[s
     return {key: column for key, column in columns.items() if len(set(column)) > 1}
 
 
-def differences(previous: Settings, current: Settings, ignored: Mapping[str, set[str]]) -> list[str]:
+def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any]) -> list[str]:
     """List `section.key = current (was previous)` for every key that differs, without the ignored ones."""
     old, new = (
         flatten_settings(settings.model_dump(mode="json", exclude=dict(ignored))) for settings in (previous, current)
