@@ -54,7 +54,7 @@ class TransceiverProblem:
         h: Any,
         weights: Any = None,
         *,
-        noise: float = 1.0,
+        noise: Any = 1.0,
         power_limit: Any = 1.0,
         csi_variance: Any = 0.0,
         target_weight: Any = 1.0,

@@ -1,6 +1,6 @@
 """Cells for notebooks: positions, channels and design problems that mean what a settings file of the same keys means.
 
-Powers are in dBm, ratios in dB and distances in metres here; everything that a network returns is linear, in watts.
+Numbers are in dBm, ratios in dB and distances in metres here; everything that a network returns is linear, in watts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +24,11 @@ from airpfed.experiment.build.uplink import check_channel_memory
 from airpfed.planning.channel_study import full_updates
 from airpfed.planning.link_study import link_of
 
-Counts = int | Sequence[int] | Mapping[str, int]
+Number = int | float
+Counts = int | Iterable[int] | Mapping[str, int]
 """Devices of one task, of each task, or of each task by its name."""
+Numbers = Number | Iterable[Number | Iterable[Number]]
+"""A number for all devices, one for each task, or for each of its devices."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,11 +179,11 @@ def single_cell(
     devices: Counts = 4,
     *,
     antennas: int = 16,
-    snr_db: float | None = None,
-    power_dbm: float | Sequence[float | Sequence[float]] = 20.0,
-    samples: int | Sequence[int | Sequence[int]] = 40,
+    snr_db: Number | None = None,
+    power_dbm: Numbers = 20.0,
+    samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: float = 0.0,
+    csi_error: Number = 0.0,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -213,13 +216,13 @@ def multi_cell(
     devices: Counts = (4, 4),
     *,
     topology: Literal["joint", "two_hop"] = "joint",
-    edge_distance_m: float = 400.0,
+    edge_distance_m: Number = 400.0,
     antennas: int = 16,
-    snr_db: float | None = None,
-    power_dbm: float | Sequence[float | Sequence[float]] = 20.0,
-    samples: int | Sequence[int | Sequence[int]] = 40,
+    snr_db: Number | None = None,
+    power_dbm: Numbers = 20.0,
+    samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: float = 0.0,
+    csi_error: Number = 0.0,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -249,13 +252,13 @@ def cell_free(
     devices: Counts = 4,
     *,
     access_points: int = 64,
-    square_m: float = 1000.0,
+    square_m: Number = 1000.0,
     antennas: int = 1,
-    snr_db: float | None = None,
-    power_dbm: float | Sequence[float | Sequence[float]] = 20.0,
-    samples: int | Sequence[int | Sequence[int]] = 40,
+    snr_db: Number | None = None,
+    power_dbm: Numbers = 20.0,
+    samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: float = 0.0,
+    csi_error: Number = 0.0,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -293,8 +296,8 @@ def plain_value(value: Any) -> Any:
 def _network(
     source: str,
     devices: Counts,
-    power_dbm: float | Sequence[float | Sequence[float]],
-    samples: int | Sequence[int | Sequence[int]],
+    power_dbm: Numbers,
+    samples: Numbers,
     ranks: tuple[int, int],
     seed: int,
     radio: Mapping[str, Any],
@@ -306,6 +309,9 @@ def _network(
         if isinstance(devices, Mapping)
         else {f"task{n}": plain_value(count) for n, count in enumerate(_items(devices))}
     )
+    for name, count in counts.items():
+        if count == 0:
+            raise UserError(f"{source}: devices of {name} = 0: should be at least 1")
     tasks: list[dict[str, Any]] = [{"name": name, "devices": count} for name, count in counts.items()]
     radio = dict(radio)
     powers, sizes = _per_task(source, "power_dbm", power_dbm, counts), _per_task(source, "samples", samples, counts)
@@ -320,9 +326,6 @@ def _network(
     tree = {"tasks": tasks, "adapters": adapters, "run": {"seed": plain_value(seed)}, "radio": _without_none(radio)}
     settings = parse_settings(tree, source)
     refuse_ineffective(source, [settings], training=False)
-    for task in settings.tasks:
-        if task.devices == 0:
-            raise UserError(f"{source}: tasks.{task.name}.devices = 0: should be at least 1")
     each = tuple(float(n) for n in _each_device(source, sizes, counts)) if by_device else None
     network = RadioNetwork(settings, each)
     _ = network.link  # a model of channels that cannot be built says so here

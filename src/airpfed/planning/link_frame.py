@@ -14,7 +14,7 @@ from airpfed.config.grid import MAX_POINTS, check_count
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError, hint
-from airpfed.planning.cells import RadioNetwork, change_radio, plain_value
+from airpfed.planning.cells import Number, RadioNetwork, change_radio, plain_value
 from airpfed.planning.link_study import (
     COLUMNS,
     KEYS_READ,
@@ -43,8 +43,8 @@ def link_study(
     network: RadioNetwork | Settings | str | Path,
     *,
     draws: int = 20,
-    snr_db: float | Iterable[float] | None = None,
-    correlation: float = 0.0,
+    snr_db: Number | Iterable[Number] | None = None,
+    correlation: Number = 0.0,
     gap: bool = True,
     **grid: Any,
 ) -> "pd.DataFrame":
