@@ -15,7 +15,6 @@ import pytest
 import airpfed as ap
 
 SOURCE = Path(ap.__file__)
-EXAMPLES = Path(__file__).parent
 MODULES = sorted({ap._MODULES[name] for name in ap.__all__} | {inspect.getmodule(ap.lower_bound).__name__, "airpfed"})
 
 OUTSIDE = """
@@ -30,10 +29,11 @@ net.problem(blocks="five")
 """
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Another process that sees the package as this one does."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent.parent)}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_the_import_is_light():
@@ -67,9 +67,7 @@ def test_type_checkers_see_the_same_names():
 
 def test_a_type_checker_outside_sees_types(tmp_path):
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    lines = python(
-        "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "outside.py")
-    ).stdout
+    lines = python("-m", "mypy", "--strict", "--cache-dir", "cache", "outside.py", cwd=tmp_path).stdout
     assert 'Revealed type is "airpfed.air.problem.TransceiverProblem"' in lines
     assert 'Revealed type is "airpfed.air.problem.Transceiver"' in lines
     assert 'Revealed type is "airpfed.air.designs.Design"' in lines
