@@ -115,7 +115,7 @@ def link(
     from airpfed.config.applicability import settings_notes
     from airpfed.planning import link_study
 
-    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or link_study.ALL_DESIGNS)
+    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or ())
     for line in settings_notes(settings_file.read_settings(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:

@@ -40,6 +40,12 @@ class Kind:
         rows: RowDict[Any] = getattr(importlib.import_module(module), name)
         return rows
 
+    def is_row(self, value: Any) -> bool:
+        """Check whether a value is a row of this kind, or a function that could become one."""
+        if hasattr(value, "__dataclass_fields__"):
+            return isinstance(value, tuple({type(row) for row in self.rows.values()}))
+        return callable(value)
+
 
 KINDS: dict[str, Kind] = {
     "schemes": Kind("schemes", "scheme", "radio.scheme", "airpfed.air.schemes:SCHEMES"),
@@ -61,17 +67,19 @@ BY_KEY = {kind.key: kind for kind in KINDS.values()}
 class Choice:
     """A row's name and the value of each of its options.
 
-    kind: the kind of row, a key of KINDS.
+    kind: the kind of row, a key of KINDS. given_row: the row itself if a notebook gave it and it has no name in the
+    public dict; None for the row of that name.
     """
 
     kind: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    given_row: Any = field(default=None, repr=False)
 
     @property
     def row(self) -> Any:
         """The row. Raises UserError if there is none of this name, which only a choice read unchecked can have."""
-        return KINDS[self.kind].rows.find(self.name)
+        return KINDS[self.kind].rows.find(self.name) if self.given_row is None else self.given_row
 
     @property
     def function(self) -> Any:
@@ -81,17 +89,17 @@ class Choice:
 
     def find_row(self) -> Any:
         """The row, or None if the choice was read unchecked and there is none of its name."""
-        return KINDS[self.kind].rows.get(self.name)
+        return KINDS[self.kind].rows.get(self.name) if self.given_row is None else self.given_row
 
     def bind(self) -> Any:
         """The row's function with these options set."""
-        return KINDS[self.kind].rows.bind(self.name, self.options)
+        return KINDS[self.kind].rows.bind(self.name, self.options, self.given_row)
 
     @property
     def label(self) -> str:
         """The name, with the options that differ from their defaults: `mmse(starts=4)`."""
-        rows = KINDS[self.kind].rows
-        defaults = {option.name: option.default for option in rows.options(self.name)} if self.name in rows else {}
+        rows, row = KINDS[self.kind].rows, self.find_row()
+        defaults = {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
         return label_of({"name": self.name, **{k: v for k, v in self.options.items() if defaults.get(k, ...) != v}})
 
     def __str__(self) -> str:
@@ -180,13 +188,18 @@ def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
 
 
 def parse_choice(kind: str, value: Any) -> Choice:
-    """Read a choice from a settings file: a name, a table with a name and options, or a `Choice`.
+    """Read a choice: a name or a table with a name and options, as in a settings file, or, from Python, a `Choice`, a
+    row, a function that becomes a row, or a pair (name or function, options).
 
     Raises ValueError, whose text begins with `.OPTION` if an option is wrong.
     """
     rows_checked = _checked.get()
     if isinstance(value, Choice):
         return value
+    pair = value if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping) else (value, {})
+    if KINDS[kind].is_row(pair[0]):
+        return _choose_row(kind, *pair)
+    value = {"name": pair[0], **pair[1]} if pair is value else value
     if isinstance(value, str):
         tree = parse_call(value)
     elif isinstance(value, Mapping):
@@ -198,11 +211,27 @@ def parse_choice(kind: str, value: Any) -> Choice:
         raise ValueError('should have a name: { name = "...", option = ... }')
     if not rows_checked:
         return Choice(kind, name, tree)
+    return _resolve(kind, name, tree)
+
+
+def _resolve(kind: str, name: str, options: Mapping[str, Any], row: Any = None) -> Choice:
+    """Make a choice with every option. Raises ValueError, as `parse_choice` does."""
     try:
-        return Choice(kind, name, KINDS[kind].rows.resolve(name, tree))
+        return Choice(kind, name, KINDS[kind].rows.resolve(name, options, row), row)
     except UserError as error:
         text = str(error)
         raise ValueError(text if text.startswith(".") else f' = "{name}": {text}') from None
+
+
+def _choose_row(kind: str, value: Any, options: Mapping[str, Any]) -> Choice:
+    """Choose a row or a function itself: by its name if it is in the public dict, else under the function's name."""
+    rows = KINDS[kind].rows
+    name = rows.name_of(value)
+    if name is not None:
+        return _resolve(kind, name, options)
+    function = value if callable(value) and not hasattr(value, "__dataclass_fields__") else rows.function(value)
+    label = str(getattr(function, "__name__", "")).strip("<>") or type(function).__name__
+    return _resolve(kind, label, options, rows.to_row(label, value))
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,18 @@ class RowDict(UserDict[str, Row], Generic[Row]):
         """Add a row, or make one of a function."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(f"{self.noun} {name!r}: a name should be letters, digits and _, with a letter first")
+        super().__setitem__(name, self.to_row(name, row))
+
+    def to_row(self, name: str, row: Row | Callable[..., Any]) -> Row:
+        """Return a row as it is, or make one of a function; check it as one that enters. name: for messages."""
         if inspect.isroutine(row) or (callable(row) and not hasattr(row, "__dataclass_fields__")):
             row = self.wrap(row)
         options_model(f"{self.noun} {name}", self.function(typing.cast(Row, row)))
-        super().__setitem__(name, typing.cast(Row, row))
+        return typing.cast(Row, row)
+
+    def name_of(self, row: Any) -> str | None:
+        """Return the name of a row, given as the row or as its function; None if it is not in the dict."""
+        return next((name for name, entry in self.items() if row is entry or row is self.function(entry)), None)
 
     def find(self, name: str) -> Row:
         """Return a row. Raises UserError with the nearest name, or all of them, if there is none."""
@@ -76,30 +84,32 @@ class RowDict(UserDict[str, Row], Generic[Row]):
             raise UserError(f"should be one of {', '.join(self)}{hint(name, self)}")
         return self[name]
 
-    def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> dict[str, Any]:
         """Return the value of every option of a row: those given, checked, and the defaults of the others.
 
-        Raises UserError, whose text begins with `.OPTION` if an option is wrong.
+        row: a row that is not in the dict, which `name` then only labels. Raises UserError, whose text begins with
+        `.OPTION` if an option is wrong.
         """
-        row = self.find(name)
+        row = self.find(name) if row is None else row
         model = options_model(f"{self.noun} {name}", self.function(row))
         try:
             return dict(model.model_validate(dict(options)))
         except ValidationError as error:
             raise UserError(_option_error(name, model, error.errors()[0])) from None
 
-    def bind(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    def bind(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> Callable[..., Any]:
         """Return the row's function with its options set, ready to be called with the other arguments."""
-        function, values = self.function(self.find(name)), self.resolve(name, options)
+        row = self.find(name) if row is None else row
+        function, values = self.function(row), self.resolve(name, options, row)
 
         def bound(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **values, **kwargs)
 
         return bound if values else function
 
-    def options(self, name: str) -> list[Option]:
+    def options(self, name: str, row: Row | None = None) -> list[Option]:
         """List the options of a row."""
-        model = options_model(f"{self.noun} {name}", self.function(self.find(name)))
+        model = options_model(f"{self.noun} {name}", self.function(self.find(name) if row is None else row))
         properties = model.model_json_schema()["properties"] if model.model_fields else {}
         return [
             Option(
