@@ -5,8 +5,6 @@ same kind of thing. A choice is stored resolved: with every option of its row, s
 """
 
 import importlib
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +16,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from airpfed.core.errors import UserError
-from airpfed.core.rows import RowDict
+from airpfed.core.rows import RowDict, label_of, parse_call
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "channels": Kind("channels", "channel", "radio.channel", "airpfed.air.channels:CHANNELS"),
     "methods": Kind("methods", "method", "adapters.method", "airpfed.model.methods:METHODS"),
     "splits": Kind("splits", "split", "tasks.split", "airpfed.tasks.split:SPLITS"),
+    "sources": Kind("sources", "source", "tasks.source", "airpfed.tasks.sources:SOURCES"),
     "metrics": Kind("metrics", "metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
     "optimizers": Kind("optimizers", "optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
     "aggregators": Kind("aggregators", "aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
@@ -116,20 +115,6 @@ class Choice:
         return {"name": self.name, **values}
 
 
-def label_of(tree: Mapping[str, Any]) -> str:
-    """Write a table with a name as `name(option=value, ...)`."""
-    options = ", ".join(f"{key}={_toml(value)}" for key, value in tree.items() if key != "name")
-    return f"{tree['name']}({options})" if options else str(tree["name"])
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value)
-
-
 _checked: ContextVar[bool] = ContextVar("checked", default=True)
 
 
@@ -146,45 +131,6 @@ def unchecked_choices() -> Iterator[None]:
         yield
     finally:
         _checked.reset(token)
-
-
-CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
-
-
-def parse_call(text: str) -> dict[str, Any]:
-    """Read `name` or `name(option=value, ...)`; a value is TOML, and any other text is a string.
-
-    Raises ValueError for other text.
-    """
-    match = CALL.fullmatch(text)
-    if match is None:
-        return {"name": text.strip()}
-    options: dict[str, Any] = {"name": match[1]}
-    for part in split_outside_brackets(match[2]):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key:
-            raise ValueError(f"{part.strip()!r} should be written option=value")
-        try:
-            options[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key] = value
-    return options
-
-
-def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text."""
-    parts, depth, quote = [""], 0, ""
-    for char in text:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        depth += 0 if quote else (char in "([{") - (char in ")]}")
-        if char == separator and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts if text.strip() else []
 
 
 def parse_choice(kind: str, value: Any) -> Choice:

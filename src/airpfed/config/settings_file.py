@@ -10,14 +10,14 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
-from airpfed.config.choice import BY_KEY, Choice, choices_checked, parse_call, unchecked_choices
+from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
 from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
 from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, source_in
-from airpfed.core.rows import describe_type
+from airpfed.core.rows import describe_type, parse_call
 
 MAX_BYTES = 4 << 20
 """Size of the largest settings file. A larger file must be something else."""

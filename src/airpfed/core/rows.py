@@ -8,6 +8,7 @@ DESIGNS.resolve("mmse", {"starts": 4})          # -> every option, checked
 import functools
 import inspect
 import re
+import tomllib
 import types
 import typing
 from collections import UserDict
@@ -238,3 +239,59 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     kind = words.get(str(schema.get("type")), "a table")
     limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
     return " ".join([kind, " and ".join(limits)]).strip()
+
+
+# The form of a call, on a command line and in labels
+
+
+def label_of(tree: Mapping[str, Any]) -> str:
+    """Write a table with a name as `name(option=value, ...)`."""
+    options = ", ".join(f"{key}={_toml(value)}" for key, value in tree.items() if key != "name")
+    return f"{tree['name']}({options})" if options else str(tree["name"])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value)
+
+
+CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
+
+
+def parse_call(text: str) -> dict[str, Any]:
+    """Read `name` or `name(option=value, ...)`; a value is TOML, and any other text is a string.
+
+    Raises ValueError for other text.
+    """
+    match = CALL.fullmatch(text)
+    if match is None:
+        return {"name": text.strip()}
+    options: dict[str, Any] = {"name": match[1]}
+    for part in split_outside_brackets(match[2]):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key:
+            raise ValueError(f"{part.strip()!r} should be written option=value")
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    return options
+
+
+def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
+    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        depth += 0 if quote else (char in "([{") - (char in ")]}")
+        if char == separator and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts if text.strip() else []
