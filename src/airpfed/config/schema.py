@@ -92,7 +92,8 @@ class TaskSettings(Section):
     )
     source: Annotated[str, BeforeValidator(_row_label)] = Field(
         "",
-        description="catalogue name, row of `airpfed list sources`, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or hf:./folder; default: the name",
+        description="catalogue name, row of `airpfed list sources`, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or "
+        "hf:./folder; default: the name",
     )
     kind: Literal["auto", "classify", "generate"] = Field(
         "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
