@@ -35,6 +35,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from airpfed.config.upgrade import upgrade_file
+
 ROOT = Path(__file__).resolve().parents[1]
 OLD = "393eb786824d1fb218f34511f4ec16c82c839e9c"
 """The commit whose behaviour the present source should have."""
@@ -48,18 +50,19 @@ CASES = {
 
 SECONDS = {"seconds", "wall_seconds", "ms"}
 """Keys whose values are wall-clock times."""
-UNLIKE = {"environment.json", "experiment.toml", "report.html", "sha256"}
-"""Files and keys that hold paths, times, or hashes of tensors that are compared themselves."""
+UNLIKE = {"environment.json", "experiment.toml", "report.html", "sha256", "fingerprint"}
+"""Files and keys that hold paths, times, or hashes of settings and of tensors that are compared themselves."""
 FLOOR = 1e-18
 """Sizes below this count as this in relative differences: what rounding leaves of a zero is no difference."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sources. renames: old key -> present key of settings, empty for the old source."""
+    """One of the two sources. experiments: folder of its settings files. number: 0 for the old one, 1 for this."""
 
     tree: Path
-    renames: dict[str, str]
+    experiments: Path
+    number: int
 
 
 def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
@@ -80,8 +83,8 @@ def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
     source = str(side.tree / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "AIRPFED_CACHE": str(work)}
     for number, command in enumerate(commands):
-        words = [experiment_of(word.format(out=out, data=data), side.tree) for word in shlex.split(command)]
-        words = [renamed_option(word, side.renames) for word in words]
+        words = shlex.split(words_of(command.format(out=out, data=data), side.number))
+        words = [re.sub(r"^experiments(?=/)", str(side.experiments), word) for word in words]
         table = out / (f"stdout-{number}.jsonl" if "--json" in words else f"stdout-{number}.txt")
         with table.open("w") as output, (out / f"stderr-{number}.txt").open("w") as errors:
             program = [sys.executable, "-c", code, source, *words]
@@ -96,29 +99,17 @@ def play(side: Side, commands: tuple[str, ...], out: Path, data: Path) -> str:
     return f"{time.perf_counter() - begin:.0f} s, CPU {cpu:.0f} s"
 
 
-def experiment_of(word: str, tree: Path) -> str:
-    """A word of a command, where `experiments/NAME.toml` is NAME if the files are inside the package, as at present."""
-    experiment = re.fullmatch(r"experiments/([\w-]+)\.toml", word)
-    return experiment[1] if experiment and not (tree / "experiments").is_dir() else word
-
-
-def renamed_option(word: str, names: dict[str, str]) -> str:
-    """A word of `--set` or `--grid` with the present names of its settings; tasks are written `tasks.*` in the map."""
-    key, equals, value = word.partition("=")
-    if not equals or not names:
-        return word
-    present = []
-    for setting in key.split("/"):
-        task = re.match(r"tasks\.([^.]+)\.", setting)
-        new = names.get(re.sub(r"^tasks\.[^.]+\.", "tasks.*.", setting), setting)
-        present.append(new.replace("*", task[1]) if task else new)
-    return "/".join(present) + "=" + value
+def words_of(command: str, number: int) -> str:
+    """A command in the words of one side, 0 or 1: `<<old||present>>` is either."""
+    return re.sub(r"<<(.*?)\|\|(.*?)>>", lambda match: match[1 + number], command, flags=re.DOTALL)
 
 
 def files_of(out: Path) -> dict[str, Path]:
-    """Name -> path of every file of a side; the random name of a federation's run is RUN."""
+    """Name -> path of every file of a side; the random name of a federation's run is RUN, and so
+    is the hash in a cell's name, which is that of its settings."""
     every = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
-    return {re.sub(r"\b[0-9a-f]{32}\b", "RUN", name): path for name, path in every.items()}
+    random = re.compile(r"\b[0-9a-f]{32}\b|(?<=-)[0-9a-f]{8,16}(?=/)")
+    return {random.sub("RUN", name): path for name, path in every.items()}
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -185,6 +176,8 @@ def compare(old: Path, new: Path, names: dict[str, str], tolerance: float) -> tu
         renames = {".".join(names.get(part, part) for part in key.split(".")): key for key in before}
         for key in dict.fromkeys([*renames, *now]):
             a, b = before.get(renames.get(key, key), "absent"), now.get(key, "absent")
+            if isinstance(a, torch.Tensor) and b == "absent" and not bool(a.any()):
+                continue  # moments of an optimizer that has none: zeros then, and not stored now
             gap, count = relative_difference(a, b), count + 1
             if gap > tolerance:
                 first = first or f"{name}: {key}: {short(a)} is now {short(b)}"
@@ -279,7 +272,11 @@ def main() -> None:
             [*git, "archive", commit, "src", "experiments"], capture_output=True, check=True
         ).stdout
         subprocess.run(["tar", "-x", "-C", str(work / "old")], input=archive, check=True)
-        old, present = Side(work / "old", {}), Side(ROOT, renames.get("settings", {}))
+        shutil.copytree(work / "old" / "experiments", work / "upgraded")
+        for file in sorted((work / "upgraded").glob("*.toml")):
+            upgrade_file(file)
+        old = Side(work / "old", work / "old" / "experiments", 0)
+        present = Side(ROOT, work / "upgraded", 1)
 
         def case(name: str) -> bool:
             """Play and compare one case, say how it went, and return whether it is equal."""

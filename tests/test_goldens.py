@@ -42,21 +42,24 @@ def test_a_tolerance_is_relative(tmp_path: Path) -> None:
     assert "2 values differ" in goldens.compare(old, new, {}, 1e-13)[1]
 
 
-def test_the_map_renames_keys_and_settings(tmp_path: Path) -> None:
+def test_the_map_renames_keys(tmp_path: Path) -> None:
     old, new = side(tmp_path / "a", 0.1), side(tmp_path / "b", 0.1, key="psi")
     assert goldens.compare(old, new, {"pi": "psi"}, 0.0) == (5, "")
-    names = {"radio.energy": "radio.power_limit", "tasks.*.devices": "tasks.*.clients"}
-    assert goldens.renamed_option("radio.design/radio.energy=mmse/per_slot", names).startswith(
-        "radio.design/radio.power_limit="
-    )
-    assert goldens.renamed_option("tasks.sms.devices=2", names) == "tasks.sms.clients=2"
 
 
-def test_each_side_has_its_experiments(tmp_path: Path) -> None:
-    assert goldens.experiment_of("experiments/theory.toml", goldens.ROOT) == "theory"
-    (tmp_path / "experiments").mkdir()
-    assert goldens.experiment_of("experiments/theory.toml", tmp_path) == "experiments/theory.toml"
-    assert goldens.experiment_of("runs/theory.toml", goldens.ROOT) == "runs/theory.toml"
+def test_a_command_has_the_words_of_each_side() -> None:
+    command = "run a --set <<radio.starts||radio.design.starts>>=2 <<||--set x>>"
+    assert goldens.words_of(command, 0) == "run a --set radio.starts=2 "
+    assert goldens.words_of(command, 1) == "run a --set radio.design.starts=2 --set x"
+
+
+def test_the_unused_moments_of_a_plain_optimizer_may_go(tmp_path: Path) -> None:
+    for name, extra in (("a", torch.zeros(2)), ("b", None), ("c", torch.ones(2))):
+        (tmp_path / name).mkdir()
+        tensors = {"value": torch.ones(2)} | ({} if extra is None else {"first": extra})
+        save_file(tensors, tmp_path / name / "round-000001.safetensors")
+    assert goldens.compare(tmp_path / "a", tmp_path / "b", {}, 0.0)[1] == ""
+    assert "first" in goldens.compare(tmp_path / "c", tmp_path / "b", {}, 0.0)[1]
 
 
 def test_a_file_too_many_is_a_difference(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ print(exp)
 
 # %%
 for state, record in exp.rounds():
-    print(record.round, {task: round(loss, 2) for task, loss in record.loss.items()}, f"Pi {record.pi:.1e}")
+    print(state.round, {task: round(loss, 2) for task, loss in record.loss.items()}, f"Pi {record.pi:.1e}")
     if record.round == 3:
         break
 print("dev scores after 3 rounds:", exp.scores(state, "dev"))

@@ -38,6 +38,10 @@ OptionalFile = Annotated[OptionalPath, _FILE]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
 Overrides = Annotated[Texts, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="your own copy of a plug-in; may be given again"),
+]
 Reference = Annotated[
     Texts,
     typer.Option("--against", metavar="KEY=A", help="reference of the paired differences; default: the first value"),
@@ -111,7 +115,7 @@ def link(
     from airpfed.config.applicability import settings_notes
     from airpfed.planning import link_study
 
-    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or link_study.ALL_DESIGNS)
+    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or ())
     for line in settings_notes(settings_file.read_settings(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:
@@ -259,15 +263,53 @@ def compare(
 def export(
     run_dir: RunFolder,
     merged: Annotated[bool, typer.Option("--merged", help="also write merged weights to RUN_DIR/merged")] = False,
+    plugin: Plugins = None,
+    trust: Annotated[bool, typer.Option("--trust", help="run the plug-ins that lie in the run's folder")] = False,
 ) -> None:
     """Write every task's model as a PEFT adapter, and compare it with the run's model after reloading."""
     from airpfed.experiment.run import export_run
 
-    for folder in export_run(run_dir, merged):
+    for folder in export_run(run_dir, merged, plugin or (), trust):
         if folder.is_relative_to(run_dir / "adapters"):
             typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:
         typer.echo(f"{run_dir / 'merged'}: merged weights")
+
+
+@app.command(name="list")
+def list_(
+    kinds: Annotated[Texts, typer.Argument(metavar="[KIND]...", help="designs, channels, methods, ...")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """List the rows that settings may name, with their options: designs, channels, methods, optimizers and so on."""
+    from airpfed.config.listing import list_rows
+    from airpfed.config.plugins import load_plugins
+
+    load_plugins(plugin or [])
+    for line in list_rows(kinds or []):
+        typer.echo(line)
+
+
+@app.command()
+def check(file: OptionalFile = None, set_: Overrides = None) -> None:
+    """Read settings, plug-ins, data and base model, and say what a run would do; nothing is trained or written."""
+    from airpfed.planning.check import check_settings
+
+    for line in check_settings(file or default_path(), set_ or []):
+        typer.echo(line)
+
+
+@app.command()
+def upgrade(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE.toml|RUN_DIR...", help="settings of an older version")],
+) -> None:
+    """Rewrite settings files of an older version, comments kept, in the words of this one."""
+    from airpfed.config.upgrade import upgrade_file
+
+    for path in paths:
+        lines = upgrade_file(path)
+        for line in lines or ["up to date"]:
+            typer.echo(f"{path}: {line}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import pytest
 
 from airpfed.air.designs import DESIGNS, Design, channel_inversion, mmse
 from airpfed.config.schema import Settings
-from airpfed.config.user_rows import add_row, choices_of, source_sha256, user_functions
+from airpfed.config.user_rows import add_row, source_sha256, user_functions
 from airpfed.core.errors import UserError
 
 
@@ -65,12 +65,6 @@ def test_what_cannot_enter_is_one_line(row: Any, words: str) -> None:
         add_row("radio.design", row)
     assert "\n" not in str(caught.value)
     assert dict(DESIGNS) == rows
-
-
-def test_choices_are_listed_with_their_keys() -> None:
-    keys = [key for key, _ in choices_of(settings())]
-    assert {"radio.design", "server.optimizer", "run.tracker", "tasks.sms.metric", "tasks.trec.split"} <= set(keys)
-    assert len(set(keys)) == len(keys)
 
 
 def test_only_functions_from_outside_are_listed() -> None:

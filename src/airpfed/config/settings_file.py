@@ -1,5 +1,6 @@
 """Settings from TOML files and `--set`, with one-line errors, and the differences between settings."""
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -10,13 +11,14 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
-from airpfed.config.choice import BY_KEY, Choice, parse_call, unchecked_choices
+from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
+from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
 from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, source_in
-from airpfed.core.rows import describe_type
+from airpfed.core.rows import describe_type, parse_call
 
 MAX_BYTES = 4 << 20
 """Size of the largest settings file. A larger file must be something else."""
@@ -25,34 +27,63 @@ MAX_BYTES = 4 << 20
 # Reading and writing
 
 
-def read_settings(path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None) -> Settings:
+def read_settings(
+    path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None, run_plugins: bool = True
+) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
+    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there.
     """
-    return settings_of(read_tree(path), str(path), path.parent, overrides, notes)
+    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins)
 
 
-def settings_of(
-    tree: Mapping[str, Any], source: str, folder: Path, overrides: Iterable[str] = (), notes: list[str] | None = None
+def settings_from_tree(
+    tree: Mapping[str, Any],
+    source: str,
+    folder: Path,
+    overrides: Iterable[str] = (),
+    notes: list[str] | None = None,
+    run_plugins: bool = True,
 ) -> Settings:
     """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
 
-    source: what messages call the tree. folder: the folder that paths of data and models are relative to. notes: see
-    `read_settings`.
+    source: what messages call the tree. folder: the folder that paths of data, models and plug-ins are relative to.
+    notes, run_plugins: see `read_settings`.
     """
     copy = deepcopy(dict(tree))
     dropped = _apply_overrides(copy, list(overrides))
     if notes is not None:
         notes += dropped
     copy.pop("expected", None)
+    copy = _load_plugins_of(copy, folder, run_plugins)
     settings = parse_settings(copy, source)
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
     return settings.model_copy(update={"tasks": tasks, "model": model})
+
+
+def _load_plugins_of(tree: dict[str, Any], folder: Path, run_plugins: bool) -> dict[str, Any]:
+    """Load the plug-ins of a settings tree, and return the tree with their paths resolved.
+
+    Nothing is loaded where choices are read unchecked.
+    """
+    names = tree.get("plugins", [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        tree = tree | ({"plugins": list(plugin_paths(names, folder))} if names else {})
+        if choices_checked():
+            load_plugins(tree.get("plugins", []) if run_plugins else [])
+    return tree
+
+
+def settings_from_json(text: str) -> Settings:
+    """Rebuild the settings that another process sent as JSON; loads their plug-ins first."""
+    tree = json.loads(text)
+    load_plugins(tree.get("plugins", []))
+    return Settings.model_validate_json(text)
 
 
 def read_stored(path: Path) -> Settings:
@@ -151,6 +182,10 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
     always left out.
     """
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    if plugins := [Path(plugin) for plugin in tree.pop("plugins", ())]:
+        inside = path.parent.resolve()
+        names = [str(file.relative_to(inside) if file.is_relative_to(inside) else file) for file in plugins]
+        tree = {"plugins": names} | tree
     remove_keys(tree, default_keys_without_effect(settings))
     write_atomic(path, heading + tomlkit.dumps(tree))
 
@@ -198,7 +233,7 @@ def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[s
     return {key: column for key, column in columns.items() if len(set(column)) > 1}
 
 
-def differences(previous: Settings, current: Settings, ignored: Mapping[str, set[str]]) -> list[str]:
+def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any]) -> list[str]:
     """List `section.key = current (was previous)` for every key that differs, without the ignored ones."""
     old, new = (
         flatten_settings(settings.model_dump(mode="json", exclude=dict(ignored))) for settings in (previous, current)
@@ -270,7 +305,7 @@ def _parse_override(override: str) -> tuple[list[str], str, str]:
     """Return the keys, the value and the whole of an override."""
     path, equals, text = override.partition("=")
     keys, text = path.strip().split("."), text.strip()
-    if not equals or len(keys) < 2 or not all(keys):
+    if not equals or (len(keys) < 2 and keys != ["plugins"]) or not all(keys):
         raise UserError(f"--set {_cut(override)}: should be section.key=value, e.g. --set radio.snr_db=10")
     return keys, text, override
 

@@ -13,8 +13,9 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
-from airpfed.config.choice import BY_KEY, KINDS, Choice
-from airpfed.config.schema import Section, Settings
+from airpfed.config.choice import BY_KEY, KINDS
+from airpfed.config.plugins import MODULE_PREFIX
+from airpfed.config.schema import Settings, choices_of
 from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
 
@@ -52,23 +53,18 @@ def add_row(key: str, row: Any) -> str:
     return name
 
 
-def choices_of(settings: Settings) -> Iterator[tuple[str, Choice]]:
-    """List the choices of settings, each with its key; that of a task is `tasks.NAME.metric`."""
-    tables = [(section, getattr(settings, section)) for section in type(settings).model_fields if section != "tasks"]
-    tables += [(f"tasks.{task.name}", task) for task in settings.tasks]
-    for prefix, table in tables:
-        for key in type(table).model_fields if isinstance(table, Section) else ():
-            if isinstance(value := getattr(table, key), Choice):
-                yield f"{prefix}.{key}", value
-
-
 def user_functions(settings: Settings) -> dict[str, dict[str, str]]:
-    """Map each setting that chooses a row from outside the package to `{"name": ..., "sha256": ...}` of the row."""
-    return {
-        key: {"name": choice.name, "sha256": source_sha256(row)}
-        for key, choice in choices_of(settings)
-        if (row := choice.find_row()) is not None and is_user_function(KINDS[choice.kind].rows.function(row))
-    }
+    """Map each setting that chooses a row from outside the package to `{"name": ..., "sha256": ...}` of the row.
+
+    Without the rows of plug-in files, which are hashed as files.
+    """
+    functions = {}
+    for key, choice in choices_of(settings).items():
+        row = choice.find_row()
+        function = None if row is None else KINDS[choice.kind].rows.function(row)
+        if function is not None and is_user_function(function) and not _module(function).startswith(MODULE_PREFIX):
+            functions[key] = {"name": choice.name, "sha256": source_sha256(row)}
+    return functions
 
 
 def is_user_function(function: Any) -> bool:

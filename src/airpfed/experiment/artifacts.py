@@ -5,13 +5,14 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from airpfed.air.network import Network
+from airpfed.config.plugins import plugin_files, plugin_hashes
 from airpfed.config.schema import Settings
 from airpfed.config.settings_file import write_settings
 from airpfed.config.user_rows import user_functions
@@ -30,7 +31,7 @@ FILES = (
 )  # fmt: skip
 FOLDERS = ("checkpoint", "adapters", "merged")
 """Files and folders that a run writes into its folder."""
-EXTRA_FILES = ("tensorboard", "flower", "devices", "federation.log")
+EXTRA_FILES = ("plugins", "tensorboard", "flower", "devices", "federation.log")
 """Files and folders that trackers and the processes of a federation write there."""
 
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
@@ -161,8 +162,10 @@ def write_start(
 ) -> None:
     """Write the resolved settings, the positions, and the environment: versions, commit, hashes of data and base.
 
-    Functions that are not the package's are in the environment too, each with its name and a hash of its source.
+    Plug-ins are copied into the run's folder. Other functions that are not the package's are in the environment, each
+    with its name and a hash of its source.
     """
+    settings = copy_plugins(settings, out)
     write_settings(settings, out / "experiment.toml")
     environment: dict[str, object] = {
         "command": command,
@@ -176,6 +179,7 @@ def write_start(
         "base_sha256": base_hash(experiment.clients.backbone),
         "data_sha256": data,
         "fingerprint": experiment.fingerprint,
+        "plugins": plugin_hashes(settings.plugins),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     if functions := user_functions(settings):
@@ -227,6 +231,38 @@ def check_functions(out: Path, settings: Settings) -> None:
             raise UserError(
                 f"{out}: the function {name} ({key}) has another source than when this run started; pass the old one, "
                 "or run in another folder"
+            )
+
+
+def copy_plugins(settings: Settings, folder: Path) -> Settings:
+    """Copy the plug-ins and what they import beside them into `folder`/plugins, and return settings that name these.
+
+    Sweeps and later commands on the folder use the copies, whatever happens to the originals.
+    """
+    copies = []
+    for path in map(Path, settings.plugins):
+        target = folder / "plugins"
+        target.mkdir(parents=True, exist_ok=True)
+        for file in plugin_files(path):
+            if file.resolve() != (target / file.name).resolve():
+                files.write_atomic(target / file.name, file.read_bytes())
+        copies.append(str((target / path.name).resolve()))
+    return settings.model_copy(update={"plugins": tuple(copies)}) if copies else settings
+
+
+def check_plugins(out: Path, plugins: Sequence[str]) -> None:
+    """Raise UserError if the plug-ins differ from those with which the run in `out` started."""
+    try:
+        previous: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
+        hashes = dict(previous["plugins"])
+    except (OSError, UserError, ValueError, TypeError, KeyError):
+        return  # the fingerprint of the checkpoint covers them
+    current = plugin_hashes(plugins)
+    for name in {**hashes, **current}:
+        if hashes.get(name) != current.get(name):
+            change = "is new" if name not in hashes else "is missing" if name not in current else "has changed"
+            raise UserError(
+                f"{out}: the plug-in {name} {change} since this run started; restore it, or use another --out"
             )
 
 

@@ -126,7 +126,7 @@ class Experiment:
     ) -> "Experiment":
         lines = override_lines(overrides, rows)
         notes = list[str]()
-        settings = settings_file.settings_of(tree, source, folder, lines, notes)
+        settings = settings_file.settings_from_tree(tree, source, folder, lines, notes)
         settings_file.check_new(settings, source, lines, notes=notes)
         experiment = cls(settings)
         experiment._rows, experiment._notes = dict(rows), notes

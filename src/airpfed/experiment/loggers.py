@@ -26,12 +26,12 @@ def _flat(path: str, value: object) -> list[tuple[str, float]]:
 
 
 def no_tracker(_folder: Path) -> Tracker:
-    """Return a tracker that does nothing."""
+    """No further output."""
     return lambda row: None
 
 
 def tensorboard(folder: Path) -> Tracker:
-    """Return a tracker that writes event files to `folder`/tensorboard. A resumed run replaces repeated rounds.
+    """Event files for TensorBoard in the run's folder. A resumed run replaces repeated rounds.
 
     Raises UserError if TensorBoard is not installed.
     """

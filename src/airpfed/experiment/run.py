@@ -10,8 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed.config import settings_file
 from airpfed.config.applicability import settings_notes
-from airpfed.config.schema import Settings
-from airpfed.config.user_rows import choices_of
+from airpfed.config.plugins import load_plugins, plugin_hash
+from airpfed.config.schema import Settings, choices_of
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import exclusive_run
@@ -108,6 +108,7 @@ def run_experiment(
     """
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
+        artifacts.check_plugins(out, settings.plugins)
         artifacts.check_functions(out, settings)
         check_same_settings(out / "experiment.toml", settings, console.log)
         artifacts.check_unchanged(out, experiment, hashes)
@@ -168,7 +169,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
     A settings file that cannot be read is written again: the fingerprint of the checkpoint detects other settings.
     """
     try:
-        previous = settings_file.read_settings(file)
+        previous = settings_file.read_stored(file)
     except UserError as error:
         if os.path.lexists(file):
             log(f"{' '.join(str(error).split())[:300]}; written again, if the checkpoint is of these settings")
@@ -180,12 +181,15 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
         log(f"resumed with {line}")
 
 
-def export_run(run: Path, merged: bool) -> list[Path]:
-    """Export the adapters of a run from its checkpoint, and return their folders. merged: also write merged weights."""
+def export_run(run: Path, merged: bool, plugins: Sequence[Path] = (), trust: bool = False) -> list[Path]:
+    """Export the adapters of a run from its checkpoint, and return their folders.
+
+    merged: also write merged weights. plugins, trust: as in `open_settings`.
+    """
     if not run.is_dir():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     with exclusive_run(run):
-        settings, experiment, state = reopen_run(run)
+        settings, experiment, state = reopen_run(run, plugins, trust)
         artifacts.clean_up(run)
         folders = artifacts.export_adapters(settings, experiment, state, run, merged)
     if not folders:
@@ -205,31 +209,29 @@ NOT_FOR_MODELS = {
 """Settings on which the models of a finished run do not depend, each with what may stand for it; "": the default."""
 
 
-def settings_of_models(run: Path) -> tuple[Settings, bool]:
-    """Read the settings of a run as far as its models need them, and say whether anything was replaced.
+def missing_functions(run: Path, stored: Settings) -> dict[str, str]:
+    """Map each setting whose function from Python this process lacks, and a model can do without, to its stand-in.
 
-    Rows that this process lacks, such as a design given from Python, are replaced where the trained models do not
-    depend on them. Raises UserError for those on which they do: a method, a split.
+    stored: the settings of the run, as `settings_file.read_stored` gives them.
     """
-    file = run / "experiment.toml"
-    overrides = []
-    for key, choice in choices_of(settings_file.read_stored(file)):
-        if choice.find_row() is None:
-            kind = key.rpartition(".")[2] if key.startswith("tasks.") else key
-            if kind not in NOT_FOR_MODELS:
-                raise UserError(f"{file}: {key} = {choice.name}: there is none of this name; it came from Python")
-            overrides.append(f"{key}={NOT_FOR_MODELS[kind]}")
-    return settings_file.read_settings(file, overrides), bool(overrides)
+    functions = artifacts.stored_functions(run)
+    kinds = {key: key.rpartition(".")[2] if key.startswith("tasks.") else key for key in functions}
+    return {
+        key: NOT_FOR_MODELS[kinds[key]]
+        for key, choice in choices_of(stored).items()
+        if key in functions and choice.find_row() is None and kinds[key] in NOT_FOR_MODELS
+    }
 
 
-def reopen_run(run: Path) -> tuple[Settings, TrainingSetup, State]:
+def reopen_run(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> tuple[Settings, TrainingSetup, State]:
     """Return the settings, the experiment and the last state of a run, from its folder.
 
-    Functions from Python on which its models do not depend, such as a design, may be missing.
+    plugins, trust: as in `open_settings`. Functions from Python on which its models do not depend may be missing.
     """
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    (settings, replaced), folder = settings_of_models(run), run / "checkpoint"
+    settings, folder = open_settings(run, plugins, trust), run / "checkpoint"
+    replaced = missing_functions(run, settings_file.read_stored(run / "experiment.toml"))
     hashes: dict[str, str] = {}
     for name, rebuild in REOPEN.items():
         if (folder / name).is_file():
@@ -242,6 +244,31 @@ def reopen_run(run: Path) -> tuple[Settings, TrainingSetup, State]:
     if replaced:  # then the settings' own fingerprint cannot be computed here
         experiment = replace(experiment, fingerprint=str(artifacts.environment_of(run).get("fingerprint")))
     return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
+
+
+def open_settings(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> Settings:
+    """Read the settings of a run's folder. Its plug-ins may be a stranger's and run only if the user says so.
+
+    plugins: the user's own copies, which should equal those of the run. trust: run the copies in the folder. Raises
+    UserError, which names the plug-in, if a row of the settings is missing without them.
+    """
+    file = run / "experiment.toml"
+    stored = settings_file.read_stored(file)
+    for plugin in plugins:
+        copies = [copy for copy in stored.plugins if Path(copy).name == plugin.name]
+        if copies and plugin_hash(plugin) != plugin_hash(Path(copies[0])):
+            raise UserError(f"--plugin {plugin}: differs from the one of this run, {copies[0]}")
+    load_plugins(plugins)
+    replaced = missing_functions(run, stored)
+    if not plugins and not trust:
+        for key, choice in choices_of(stored).items():
+            if choice.find_row() is None and key not in replaced:
+                code = ", ".join(stored.plugins) or "a function of a notebook"
+                raise UserError(
+                    f'{file}: {key} = "{choice.name}" is a row of a plug-in, {code}; --plugin FILE uses your own copy, '
+                    "--trust runs the one of the folder"
+                )
+    return settings_file.read_settings(file, [f"{key}={name}" for key, name in replaced.items()], run_plugins=trust)
 
 
 def catalogue_lines() -> list[str]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import astuple
 from typing import Any
 
+from airpfed.config.plugins import plugin_hashes
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import safe_line
@@ -24,7 +25,9 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
     """
     layout, task = experiment.clients.layout, tasks[number]
     work = {
-        "server.optimizer": experiment.server_step.optimizer,
+        "server.optimizer": settings.server.optimizer.label,
+        "adapters.method": settings.adapters.method.label,
+        "plugins": json.dumps(plugin_hashes(settings.plugins), sort_keys=True),
         "server.lr": experiment.server_step.lr,
         "devices.batch_size": experiment.local_training.batch_size,
         "devices.local_steps": experiment.local_training.steps,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airpfed.config import settings_file
-from airpfed.config.schema import FederationSettings, NodeSettings, Settings, TaskSettings
+from airpfed.config.schema import FederationSettings, NodeSettings, RadioSettings, Settings, TaskSettings
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.experiment import build
@@ -151,7 +151,8 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
     node = NodeSettings(device=device, port=plan.port + device)
     return Settings(
         model=settings.model, adapters=settings.adapters, tasks=tuple(others), devices=settings.devices,
-        server=settings.server, run=settings.run, federation=federation, node=node,
+        server=settings.server, radio=RadioSettings(scheme=settings.radio.scheme), run=settings.run,
+        federation=federation, node=node,
     )  # fmt: skip
 
 

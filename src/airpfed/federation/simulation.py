@@ -11,6 +11,7 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
 from airpfed.config.schema import Settings
+from airpfed.config.settings_file import settings_from_json
 from airpfed.experiment import build
 from airpfed.federation import build_federation
 from airpfed.federation.client_app import app_of
@@ -53,7 +54,7 @@ def answer_of_device(settings: str, folder: str, packet: Packet, context: Contex
 @functools.cache
 def actor_devices(settings: str, folder: str) -> dict[int, Device]:
     """All devices over one base model, built once per actor."""
-    read = Settings.model_validate_json(settings)
+    read = settings_from_json(settings)
     tasks = build.load_tasks(read)
     count = sum(len(task.train) for task in tasks)
     return build_federation.devices_of(read, tasks, {k: Path(folder) / f"device-{k}" for k in range(count)})

@@ -17,6 +17,7 @@ from airpfed.analysis.probe import probe
 from airpfed.config import settings_file
 from airpfed.config.grid import axes_of, check_count, grid_points, overrides_of
 from airpfed.config.schema import Settings
+from airpfed.config.settings_file import flatten_settings
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.core.run_files import Probe
@@ -103,9 +104,9 @@ def read_candidates(
     result = []
     every_settings = read_points(file, overrides, candidates, check_plan_settings)
     for (point, ranks), settings in zip(candidates, every_settings, strict=True):
-        tree = settings.model_dump(mode="json")
-        keys = [change.split("=", 1)[0].split(".") for change in [*overrides_of(point), *ranks]]
-        result.append(({f"{section}.{key}": tree[section][key] for section, key in keys}, settings))
+        tree = flatten_settings(settings.model_dump(mode="json"))
+        keys = [".".join(change.split("=", 1)[0].split(".")[:2]) for change in [*overrides_of(point), *ranks]]
+        result.append(({key: tree[key] for key in keys}, settings))
     return result
 
 

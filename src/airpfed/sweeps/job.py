@@ -1,7 +1,7 @@
 """`airpfed sweep` and `airpfed compare`: from the grid to the tables."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from airpfed.config.grid import Point, axes_of, check_count, grid_points
 from airpfed.core import run_files
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
+from airpfed.experiment.artifacts import copy_plugins
 from airpfed.experiment.build import current_fingerprints, preparation_key
 from airpfed.report import charts
 from airpfed.sweeps import executors, files
@@ -83,12 +84,14 @@ def run_sweep(request: SweepRequest, console: SweepConsole) -> SweepResult:
     if tuned_axes:
         tune_seeds = request.tune_seeds or request.seeds
         trials = trials_of(request.file, request.overrides, grid_points(axes | tuned_axes), tune_seeds, "dev")
+        trials = with_copied_plugins(trials, request.folder)
         failures += compute_trials(request, trials, console, "tuning", fingerprint_of)
         runs = finished_runs(trials, request.folder, (), fingerprint_of)
         best = tune(runs, axes, tuned_axes, request.folder, console)
         trials = trials_of(request.file, request.overrides, best, request.seeds, "both")
     else:
         trials = trials_of(request.file, request.overrides, grid_points(axes), request.seeds)
+    trials = with_copied_plugins(trials, request.folder)
     failures += compute_trials(request, trials, console, "trials", fingerprint_of)
     runs = finished_runs(trials, request.folder, list(tuned_axes), fingerprint_of)
     if not runs:
@@ -99,6 +102,11 @@ def run_sweep(request: SweepRequest, console: SweepConsole) -> SweepResult:
     run_files.write_json(request.folder / "sweep.json", tree)
     console.log(f"{request.folder}: wrote {', '.join(['sweep.json', *names])}")
     return SweepResult(runs=runs, means=averages, axes=axes, reference=reference, tree=tree, failures=failures)
+
+
+def with_copied_plugins(trials: Sequence[Trial], folder: Path) -> list[Trial]:
+    """Copy the plug-ins of a sweep into its folder, and return the trials with settings that name the copies."""
+    return [replace(trial, settings=copy_plugins(trial.settings, folder)) for trial in trials]
 
 
 def check_request(request: SweepRequest) -> tuple[Axes, Axes]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from airpfed.config import settings_file
-from airpfed.config.choice import BY_KEY, split_outside_brackets
+from airpfed.config.choice import BY_KEY
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.config.user_rows import add_row, user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.files import file_name_of
+from airpfed.core.rows import split_outside_brackets
 from airpfed.experiment.library import Overrides, UserRows, override_lines
 from airpfed.sweeps.console import SweepConsole
 from airpfed.sweeps.files import run_lines

@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from airpfed.config import applicability, settings_file
 from airpfed.config.grid import Point, name_grid_point, overrides_of
+from airpfed.config.plugins import plugin_hashes
 from airpfed.config.schema import RunSettings, Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -74,7 +76,9 @@ def _training_key(settings: Settings) -> str:
 
 def folder_name(point: Point, seed: int, settings: Settings) -> str:
     """A readable name, and eight digits of the resolved settings' sha256, because the name may be incomplete."""
-    tree = settings.model_dump(mode="json", exclude=NOT_TRAINED)
+    tree: Any = settings.model_dump(mode="json", exclude={**NOT_TRAINED, "plugins": True})
+    if code := plugin_hashes(settings.plugins):
+        tree = [tree, code]
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     values = (change.split("=", 1)[1] for change in point)
     words = [f"{key}={value}" for key, value in zip(axis_names(point), values, strict=True)]

@@ -13,6 +13,7 @@ from typing import Literal
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed.config.schema import Settings
+from airpfed.config.settings_file import settings_from_json
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock, read_bytes, write_atomic
@@ -62,7 +63,7 @@ def run_trial(settings_json: str, folder: Path, command: str, stopping: Callable
     settings_json: `Settings` as JSON. folder: the trial's folder, created if it is missing. The result is `failed`,
     with the reason in one line, if the trial cannot be computed; UserError and OSError are not raised.
     """
-    settings = Settings.model_validate_json(settings_json)
+    settings = settings_from_json(settings_json)
     try:
         with acquire_lock(folder / ".lock", inf):
             clean_up(folder)

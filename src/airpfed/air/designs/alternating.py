@@ -217,7 +217,7 @@ def singular_start(problem: NormalizedProblem) -> Complex[Tensor, "B D T"]:
 
 
 def naive_ao(problem: TransceiverProblem, steps: int = 200) -> Transceiver:
-    """Alternate `steps` times from each target's dominant singular vector: the baseline of the literature.
+    """Alternating optimisation from each target's dominant singular vector: the baseline of the literature.
 
     It has neither continuation nor acceleration. From 20 dB SNR on its final error is several dB larger than that of
     `mmse` (docs/air.md).
@@ -228,7 +228,7 @@ def naive_ao(problem: TransceiverProblem, steps: int = 200) -> Transceiver:
 
 
 def continued_ao(problem: TransceiverProblem) -> Transceiver:
-    """Alternate from the start of `naive_ao` while the noise falls by tens from CONTINUATION_START to its value.
+    """`naive_ao` with continuation: the noise falls from CONTINUATION_START to its value by factors of ten.
 
     A level of the noise lasts until a step gains less than CONTINUATION_TOLERANCE, or for CONTINUATION_LEVEL_STEPS
     steps. Blocks go to the next level one by one.

@@ -141,7 +141,7 @@ def widely_linear_mmse(normalized: NormalizedProblem, start: Transceiver) -> Tra
 
 
 def debiased_mmse(problem: TransceiverProblem, *, starts: Starts = 1) -> Transceiver:
-    """Divide the receivers of `mmse` by their mean effective gain.
+    """`mmse`, with every receiver divided by its mean effective gain.
 
     starts: as in `mmse`.
     """

@@ -4,8 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.plugins import plugin_hashes
+from airpfed.config.schema import Settings, TaskSettings, choices_of
 from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
@@ -14,7 +17,8 @@ from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import Source
 from airpfed.tasks.split import Shares, build_tasks
 
-CHANGEABLE_ON_RESUME: dict[str, set[str]] = {
+CHANGEABLE_ON_RESUME: dict[str, Any] = {
+    "plugins": True,  # the fingerprint covers their contents, wherever they lie
     "model": {"base", "trust_remote_code"},  # the fingerprint covers the base's files, wherever they lie
     "devices": {"cache_gb", "gradients_gb"},
     "server": {"rounds", "air_seconds"},
@@ -83,14 +87,27 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
     data, base: hashes of the tasks' data and of the base model.
     """
     parts: list[object] = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    if code := {**plugin_hashes(settings.plugins), **option_files(settings)}:
+        parts.append(code)
     if functions := fixed_functions(settings):
         parts.append(functions)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
 
 
+def option_files(settings: Settings) -> dict[str, str]:
+    """Map each option of a choice that names a file to the hash of that file."""
+    hashes = {}
+    for setting, choice in choices_of(settings).items():
+        for key, value in choice.options.items():
+            if isinstance(value, str) and value and Path(value).is_file():
+                hashes[f"{setting}.{key}"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return hashes
+
+
 def fixed_functions(settings: Settings) -> dict[str, dict[str, str]]:
     """Map each setting that a resumed run may not change to its function, if it is not the package's."""
-    changeable = {f"{section}.{key}" for section, keys in CHANGEABLE_ON_RESUME.items() for key in keys}
+    sections = {section: keys for section, keys in CHANGEABLE_ON_RESUME.items() if isinstance(keys, set)}
+    changeable = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
     return {key: function for key, function in user_functions(settings).items() if key not in changeable}
 
 

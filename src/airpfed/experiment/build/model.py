@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -137,7 +138,7 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     views = tuple(task_view(t, w, s) for t, w, s in zip(tasks, tokenized, settings.tasks, strict=True))
     for task, task_shards in zip(tasks, shards, strict=True):
         check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
-    test_views = [asdict(view) | {"name": "", "dev": ""} for view in views]
+    test_views = [_scored_content(view) for view in views]
     parts: list[object] = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
     if metrics := [item["sha256"] for key, item in user_functions(settings).items() if key.endswith(".metric")]:
         parts.append(metrics)
@@ -149,6 +150,13 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
         views,
         hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
     )
+
+
+def _scored_content(view: TaskView) -> dict[str, Any]:
+    """Return what the score of a task's untouched model depends on, besides the model."""
+    tree = asdict(view) | {"name": "", "dev": ""}
+    metric = {key: tree.pop(key) for key in ("metric", "metric_options")}
+    return tree if metric["metric"] == "auto" else tree | metric  # keys of older runs had no metric
 
 
 def preparation_key(settings: Settings) -> str:

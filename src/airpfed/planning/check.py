@@ -1,0 +1,50 @@
+"""`airpfed check`: what a run of a settings file would do, without training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from airpfed.config.applicability import settings_notes
+from airpfed.config.schema import Settings, choices_of
+from airpfed.config.settings_file import read_new_settings
+from airpfed.core.rows import summary_line
+from airpfed.core.units import to_db
+from airpfed.experiment import build
+from airpfed.experiment.data_report import data_lines, report_data
+from airpfed.model.methods import SCOPES
+from airpfed.planning.planner import memory_gb, round_seconds
+from airpfed.training.setup import TrainingSetup
+
+
+def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
+    """Read the settings of a file, its plug-ins, data and base model, and write lines about the run.
+
+    One round of gradients and uplink is played to measure its time; nothing is kept. Raises UserError as a run would.
+    """
+    notes: list[str] = []
+    settings = read_new_settings(file, overrides, notes=notes)
+    yield from [*notes, *settings_notes(settings)]
+    for plugin in settings.plugins:
+        yield f"plug-in: {plugin}"
+    for key, choice in choices_of(settings).items():
+        yield f"{key} = {choice.label}: {summary_line(choice.function)}"
+    tasks = build.load_tasks(settings)
+    experiment = build.build_experiment(settings, tasks)
+    build.check_head_scope(settings, experiment.clients.backbone)
+    yield from data_lines(report_data(settings, tasks, experiment))
+    yield from experiment.notes
+    yield from experiment_lines(settings, experiment)
+
+
+def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[str]:
+    """Write lines about the sizes of an experiment: adapters, channel, memory and time."""
+    layout, clients = experiment.clients.layout, experiment.clients
+    sizes = ", ".join(f"{scope} {layout.size(scope):,}" for scope in SCOPES if layout.size(scope))
+    yield f"adapters: entries by scope: {sizes}"
+    link = build.client_uplink(settings, clients)
+    gains = (link.power_limit * link.network.gain.amax(0) / max(link.noise, 1e-300)).sort().values
+    if link.noise > 0:
+        low, middle, high = (to_db(float(gains[k])) for k in (0, (len(gains) - 1) // 2, -1))
+        yield f"channel: SNR at one antenna: {low:.1f} to {high:.1f} dB over the devices, median {middle:.1f} dB"
+    yield f"memory: about {memory_gb(settings, experiment):.2f} GB for the base model and one pass"
+    seconds, rounds = round_seconds(experiment), settings.server.rounds
+    yield f"time: {seconds:.2f} s for a round here, {seconds * rounds:.0f} s for {rounds}"
