@@ -516,19 +516,10 @@ def test_an_adapter_is_not_put_on_another_base(whole: Path, tmp_path: Path) -> N
         ap.load_run(copy).model("moods")
 
 
-# The package
+# Examples of modules that are not public; tests/test_api.py runs those of the others
 
 
-@pytest.mark.parametrize("module", [library, settings_file, user_rows])
-def test_examples_in_docstrings(module: Any, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(file, tmp_path / "tiny.toml")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("module", [settings_file, user_rows])
+def test_examples_in_docstrings(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
-
-
-def test_public_names_are_those_of_their_modules() -> None:
-    assert ap.Experiment is library.Experiment and ap.load_run is library.load_run
-    assert {"Experiment", "Run", "load_run", "sweep"} <= set(dir(ap)) & set(ap.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Experiments'"):
-        _ = ap.Experiments

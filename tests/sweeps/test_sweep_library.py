@@ -1,8 +1,6 @@
 """Sweeps in Python: the numbers of the command line, as a table."""
 
 import csv
-import doctest
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import airpfed as ap
 from airpfed.air.designs import DESIGNS, channel_inversion
 from airpfed.config.settings_file import read_settings
 from airpfed.core.errors import UserError
-from airpfed.sweeps import figures, library, worker
+from airpfed.sweeps import figures, worker
 from airpfed.sweeps.console import SweepConsole
 from airpfed.sweeps.job import SweepRequest, run_sweep
 from support.sweeps import QUICK
@@ -165,10 +163,3 @@ def test_nothing_is_printed_unless_asked(file: Path, tmp_path: Path, capsys: pyt
     assert capsys.readouterr() == ("", "")
     ap.sweep(file, overrides=SHORT, out=tmp_path, verbose=True)
     assert "finished already" in capsys.readouterr().err
-
-
-def test_examples_in_docstrings(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(file, tmp_path / "tiny.toml")
-    monkeypatch.chdir(tmp_path)
-    result = doctest.testmod(library)
-    assert result.attempted and not result.failed

@@ -240,7 +240,17 @@ def add_rows(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Run:
-    """The run in a folder. Its files are read when they are asked for; no code from the folder runs."""
+    """The run in a folder. Its files are read when they are asked for; no code from the folder runs.
+
+    >>> import airpfed as ap
+    >>> run = ap.Experiment.from_toml("tiny.toml", {"server.rounds": 1}).run("runs/short")
+    >>> run.summary.exit, run.settings.server.rounds, run.report.name
+    ('completed', 1, 'report.html')
+    >>> [folder.name for folder in run.adapters.values()]
+    ['colours', 'moods']
+    >>> set(run.predict(["ba be bi", "ka ke ki"], "moods")) <= {"good", "bad", "it"}
+    True
+    """
 
     folder: Path
 
