@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from airpfed.air.designs import DESIGNS, Design, channel_inversion, mmse
 from airpfed.config.schema import Settings
+from airpfed.config.settings_file import settings_from_tree
 from airpfed.config.user_rows import add_row, source_sha256, user_functions
 from airpfed.core.errors import UserError
 
@@ -107,3 +109,15 @@ def closed(number: float) -> Any:
 )
 def test_equal_hashes_mean_equal_sources(one: Any, two: Any, same: bool) -> None:
     assert (source_sha256(one) == source_sha256(two)) is same
+
+
+def test_rows_of_a_plug_in_file_are_hashed_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "plug.py").write_text(
+        "from airpfed.air.designs import DESIGNS, channel_inversion\n\n"
+        "def plugged(problem):\n    return channel_inversion(problem)\n\n"
+        'DESIGNS["plugged"] = plugged\n'
+    )
+    tree = {"plugins": ["plug.py"], "tasks": [{"name": "sms"}], "radio": {"design": "plugged"}}
+    read = settings_from_tree(tree, "settings", tmp_path)
+    assert read.radio.design.row.solve.__name__ == "plugged"
+    assert user_functions(read) == {}
