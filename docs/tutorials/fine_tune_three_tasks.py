@@ -29,11 +29,11 @@ settings = {
     "model": {"base": "minilm", "max_tokens": 24},
     "adapters": {"rank_shared": 4, "rank_personal": 4, "target_modules": ["query", "value"], "layers": "last-2"},
     "tasks": [
-        {"name": name, "devices": 4, "samples_per_device": 20, "dev_samples": 20, "test_samples": 50}
+        {"name": name, "devices": 4, "samples_per_device": 20, "dev_samples": 20, "test_samples": 30}
         for name in ("trec", "sms", "bbc")
     ],
     "devices": {"batch_size": 5},
-    "server": {"optimizer": "adam", "lr": 1e-2, "rounds": 20},
+    "server": {"optimizer": "adam", "lr": 1e-2, "rounds": 16},
     "radio": {"design": "uniform_forcing", "antennas": 16, "snr_db": 10.0},
     "run": {"eval_every": 10},
 }
@@ -123,7 +123,7 @@ for question, answer in zip(questions, again.predict(questions, "trec"), strict=
 # in its folder are not run again.
 
 # %%
-short = {"server.rounds": 8, "run.eval_every": 0}
+short = {"server.rounds": 6, "run.eval_every": 0}
 table = ap.sweep(exp.settings, {"radio.snr_db": [-10, 10]}, overrides=short, out=runs / "sweep")
 print(table.pivot(index="radio.snr_db", columns="task", values="final").round(2))
 print(table.groupby("radio.snr_db")["pi_mean"].mean())
