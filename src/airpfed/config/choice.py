@@ -5,6 +5,7 @@ same kind of thing. A choice is stored resolved: with every option of its row, s
 """
 
 import importlib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,8 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return value if BARE.fullmatch(value) and _value(value) == value else json.dumps(value, ensure_ascii=False)
     return str(value)
 
 
@@ -140,6 +143,8 @@ def unchecked_choices() -> Iterator[None]:
         _checked.reset(token)
 
 
+BARE = re.compile(r"[\w./~:-]([\w ./~:-]*[\w./~:-])?")
+"""Texts that need no quotes as the value of an option, unless they read as a number or another value."""
 CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
 
 
@@ -154,24 +159,40 @@ def parse_call(text: str) -> dict[str, Any]:
     options: dict[str, Any] = {"name": match[1]}
     for part in split_outside_brackets(match[2]):
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key:
+        if not equals or not key or not value:
             raise ValueError(f"{part.strip()!r} should be written option=value")
-        try:
-            options[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key] = value
+        if key in options:
+            raise ValueError(f"{text.strip()}: {key} stands twice")
+        options[key] = _value(value)
     return options
 
 
+def _value(text: str) -> Any:
+    """Read a TOML value; any other text is a string. Raises ValueError if it is nested too deeply."""
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except (RecursionError, ValueError):
+        raise ValueError("brackets are nested too deeply, or a number has too many digits") from None
+    return tree["value"] if len(tree) == 1 else text
+
+
 def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text."""
-    parts, depth, quote = [""], 0, ""
+    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text.
+
+    A quotation mark opens where a value begins, so that the apostrophe of a word is a letter.
+    """
+    parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
         if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
+            if char == quote and not escaped:
+                quote = ""
+            escaped = char == "\\" and quote == '"' and not escaped
+        elif char in "\"'" and (not (before := parts[-1].rstrip()) or before[-1] in "=([{,"):
             quote = char
-        depth += 0 if quote else (char in "([{") - (char in ")]}")
+        else:
+            depth += (char in "([{") - (char in ")]}")
         if char == separator and depth == 0 and not quote:
             parts.append("")
         else:

@@ -17,7 +17,7 @@ from airpfed.air.schedule import Uplink, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
-from airpfed.config.choice import parse_choice
+from airpfed.config.choice import Choice, parse_choice
 from airpfed.config.grid import Point, axes_of, check_count, grid_points, name_grid_point
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core.errors import UserError
@@ -35,15 +35,16 @@ from airpfed.planning.channel_study import draw_channels, read_points, schedule_
 from airpfed.report import charts, plots
 from airpfed.tasks.split import device_sizes
 
-ALL_DESIGNS = tuple(DESIGNS)
 KEYS_READ = {
-    "radio": {*RadioSettings.model_fields} - {"design", "drop"},
+    "radio": {*RadioSettings.model_fields} - {"scheme", "design", "drop"},
     "tasks": {"devices", "samples_per_device", "sizes", "sizes_sigma", "power_dbm"},
     "adapters": {"method", "rank_shared", "rank_personal"},
     "run": {"seed"},
 }
 """Section -> keys that a link study depends on: all designs are compared, and drops are counted from 1."""
 
+DESIGN = "radio.design"
+"""The setting whose values are compared. Its options may be varied: they are those of the design of its name."""
 ENTRIES = 1000
 """Real entries sent through a channel for each unit of rank; channel uses are those of vectors of this length."""
 
@@ -86,34 +87,51 @@ def study_grid(
     grid: Sequence[str],
     draws: int,
     rho: float,
-    designs: Sequence[str] = ALL_DESIGNS,
+    designs: Sequence[str] = (),
 ) -> Iterator[PointResults]:
     """Compare designs at every point of a grid, over `draws` channels each.
 
-    grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. Raises UserError
+    grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. designs: names,
+    with options in brackets or without; all designs by default, those of the file's plug-ins included. Raises UserError
     before the first point is computed if an option or the settings of any point are wrong.
     """
     check_count("--draws", draws)
     if not 0 <= rho <= 1:
         raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
-    for name in designs:
-        try:
-            parse_choice("designs", name)
-        except ValueError as error:
-            text = str(error).removeprefix(f' = "{name}": ').lstrip(".")
-            raise UserError(f"--design {name}: {text}") from None
     axes = axes_of(grid)
-    for key in (key for axis in axes for key in axis.split("/")):
+    keys = [key for axis in axes for key in axis.split("/")]
+    for key in keys:
         check_grid_key(key)
     points = grid_points(axes)
     every_settings = read_points(file, overrides, [(point, ()) for point in points], check_link_settings)
-    return study_points(zip(points, every_settings, strict=True), draws, rho, designs)
+    choices = [read_design(name) for name in designs or DESIGNS]
+    for key in keys:
+        if key.startswith(f"{DESIGN}."):
+            check_design_option(key, every_settings[0].radio.design, choices)
+    return study_points(zip(points, every_settings, strict=True), draws, rho, choices)
+
+
+def read_design(name: str) -> Choice:
+    """Read a design of `--design`. Raises UserError if there is none, or if its options are wrong."""
+    try:
+        return parse_choice("designs", name)
+    except ValueError as error:
+        text = str(error).removeprefix(f' = "{name.partition("(")[0].strip()}": ').lstrip(".")
+        raise UserError(f"--design {name}: {text}") from None
+
+
+def check_design_option(key: str, design: Choice, compared: Sequence[Choice]) -> None:
+    """Raise UserError if an option of the settings' design is varied and this design is not among those compared."""
+    if design.name not in [choice.name for choice in compared]:
+        raise UserError(f'--grid {key}: has no effect, because {DESIGN} = "{design.name}" is not compared')
+    if design.name not in [choice.label for choice in compared]:
+        raise UserError(f"--grid {key}: has no effect beside --design with options; --design {design.name} is right")
 
 
 def check_grid_key(key: str) -> None:
     """Raise UserError if a key of the grid has no effect on a link study."""
     section, last = key.split(".")[0], key.split(".")[-1]
-    if key == "radio.design":
+    if key == DESIGN:
         raise UserError(
             f"--grid {key}: has no effect on a link study, which compares every design; choose some with --design NAME"
         )
@@ -136,7 +154,7 @@ def check_link_settings(settings: Settings) -> None:
 
 
 def study_points(
-    settings_by_point: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[str]
+    settings_by_point: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[Choice]
 ) -> Iterator[PointResults]:
     """Compute the points one after another."""
     for point, settings in settings_by_point:
@@ -146,14 +164,20 @@ def study_points(
 
 
 def compare_designs(
-    settings: Settings, draws: int, rho: float, designs: Iterable[str] = ALL_DESIGNS
+    settings: Settings, draws: int, rho: float, designs: Iterable[str | Choice] = ()
 ) -> dict[str, DesignResult]:
-    """Compare designs over the same `draws` drops and channels. rho: correlation of the devices' symbols."""
+    """Compare designs over the same `draws` drops and channels, by label.
+
+    rho: correlation of the devices' symbols. designs: all by default. A design without options of its own has those
+    that the settings give to it.
+    """
     drops, link = draw_drops(settings, link_of(settings), draws)
     by_slot: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
     results: dict[str, DesignResult] = {}
-    for name in designs:
-        choice = settings.radio.design if name == settings.radio.design.name else parse_choice("designs", name)
+    for design in designs or DESIGNS:
+        choice = read_design(design) if isinstance(design, str) else design
+        name = choice.label
+        choice = settings.radio.design if name == settings.radio.design.name else choice
         design_link = replace(link, **design_fields(settings.radio, choice.row, choice.bind()))
         slots = schedule_full_round(design_link, drops)
         for slot in slots:
