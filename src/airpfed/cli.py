@@ -297,9 +297,9 @@ def list_(
 @app.command()
 def check(file: OptionalFile = None, set_: Overrides = None) -> None:
     """Read settings, plug-ins, data and base model, and say what a run would do; nothing is trained or written."""
-    from airpfed.planning.check import check_file
+    from airpfed.planning.check import check_lines
 
-    for line in check_file(file or default_path(), set_ or []):
+    for line in check_lines(file or default_path(), set_ or []):
         typer.echo(line)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from airpfed.config.choice import KINDS
 from airpfed.config.schema import Settings, choices_of
 from airpfed.core.errors import UserError, one_line
-from airpfed.core.rows import Entry, entries_of
+from airpfed.core.rows import RowEntry, entries_of
 
 GROUP = "airpfed"
 """The entry-point group of installed packages with rows."""
@@ -39,7 +39,7 @@ MAX_FILES = 200
 class LoadedPlugin:
     """What a plug-in's code left. entries: its rows. modules: the modules of its local imports, by name."""
 
-    entries: list[Entry]
+    entries: list[RowEntry]
     modules: dict[str, ModuleType]
 
 
@@ -132,7 +132,7 @@ def _run(path: Path) -> LoadedPlugin:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     finder = LocalFinder(path.parent, local)
     sys.meta_path.insert(0, finder)
-    entries: list[Entry] = []
+    entries: list[RowEntry] = []
     try:
         # A plug-in may print; standard output belongs to the command, whose JSON another program may read.
         with entries_of(str(path)) as entries, contextlib.redirect_stdout(sys.stderr):

@@ -45,7 +45,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RowEntry:
     """A row that entered a public dict. rows: the dict. name: of the row."""
 
     rows: "RowDict[Any]"
@@ -58,16 +58,16 @@ class Registration:
     """What enters the public dicts while a plug-in's code runs. origin: what messages call the plug-in."""
 
     origin: str
-    entries: list[Entry]
+    entries: list[RowEntry]
 
 
 _registration: ContextVar[Registration | None] = ContextVar("registration", default=None)
 
 
 @contextmanager
-def entries_of(origin: str) -> Iterator[list[Entry]]:
+def entries_of(origin: str) -> Iterator[list[RowEntry]]:
     """Collect the rows that enter public dicts within the block, as rows of the plug-in `origin`."""
-    entries: list[Entry] = []
+    entries: list[RowEntry] = []
     token = _registration.set(Registration(origin, entries))
     try:
         yield entries
@@ -116,7 +116,7 @@ class RowDict(UserDict[str, Row], Generic[Row]):
             if name in self and name not in self.origins:
                 raise UserError(f"{self.noun} {name}: a row of airpfed has this name; choose another")
             self.origins[name] = registration.origin
-            registration.entries.append(Entry(self, name, row))
+            registration.entries.append(RowEntry(self, name, row))
         super().__setitem__(name, typing.cast(Row, row))
 
     def __ior__(self, other: Any) -> "RowDict[Row]":  # type: ignore[override, misc]
@@ -124,7 +124,7 @@ class RowDict(UserDict[str, Row], Generic[Row]):
         self.update(other)
         return self
 
-    def restore(self, entry: Entry, origin: str) -> None:
+    def restore(self, entry: RowEntry, origin: str) -> None:
         """Let a row of a plug-in stand again under its name, where another's may stand now."""
         self.origins[entry.name] = origin
         self.data[entry.name] = entry.row

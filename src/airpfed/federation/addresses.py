@@ -9,7 +9,6 @@ from airpfed.core.errors import UserError
 from airpfed.federation.message import safe_line
 from airpfed.model.methods import blocks_of
 
-
 LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 """A host's name."""

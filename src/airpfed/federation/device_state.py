@@ -5,7 +5,7 @@ next message says how often the server has counted the device, and this number d
 of the same round starts from the same parameters and gives the same answer, so no update is applied twice.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -77,7 +77,9 @@ def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, server_s
 def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
     """Write the state atomically: after a crash the disk holds the old or the new state."""
     private_folder(folder.parent)
-    after = OptimizedParameters(
-        *(getattr(state.after, item.name).clone() for item in fields(OptimizedParameters))
-    )  # a file of its own
+    after = OptimizedParameters(  # tensors of their own, because a file may hold no two names of one tensor
+        value=state.after.value.clone(),
+        optimizer_state={name: tensor.clone() for name, tensor in state.after.optimizer_state.items()},
+        updates=state.after.updates.clone(),
+    )
     checkpoint.save_state(folder, replace(state, after=after), seed, fingerprint)
