@@ -6,7 +6,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1
 SEED ?= 0
 
-.PHONY: env run test loopback fuzz models check format docs structure bench bench-peers clean
+.PHONY: env run test notebooks loopback fuzz models check format docs structure bench bench-peers clean
 
 env: .venv/ready
 
@@ -21,6 +21,10 @@ run: env
 
 test: env
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# The tutorials of docs/tutorials, executed.
+notebooks: env
+	MPLBACKEND=Agg $(BIN)/pytest -m notebook
 
 loopback: env
 	$(ONE_THREAD) $(BIN)/pytest -m loopback --numprocesses 2

@@ -117,7 +117,7 @@ def link(
     from airpfed.config.applicability import settings_notes
     from airpfed.planning import link_study
 
-    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or [])
+    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or ())
     for line in settings_notes(settings_file.read_settings(file, set_ or [])):
         typer.echo(line, err=True)
     if out is not None:
@@ -297,9 +297,9 @@ def list_(
 @app.command()
 def check(file: OptionalFile = None, set_: Overrides = None) -> None:
     """Read settings, plug-ins, data and base model, and say what a run would do; nothing is trained or written."""
-    from airpfed.planning.check import check_lines
+    from airpfed.planning.check import check_settings
 
-    for line in check_lines(file or default_path(), set_ or []):
+    for line in check_settings(file or default_path(), set_ or []):
         typer.echo(line)
 
 

@@ -61,7 +61,7 @@ def test_a_run_without_its_checkpoint_begins_again_only_if_nothing_was_done(coun
         if set(names) <= NOTHING_DONE:
             check_folder(out, resume=True)
         else:
-            with pytest.raises(UserError, match=r"latest.json: missing, and rounds were done here"):
+            with pytest.raises(UserError, match=r"latest.json: missing, but rounds were done here"):
                 check_folder(out, resume=True)
         assert tree(out) == before
         made(out, ("latest",))

@@ -20,6 +20,7 @@ from airpfed.federation.device import Device, handle
 from airpfed.federation.message import Packet
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
+from airpfed.training.checkpoint import tensors_of
 from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
 from airpfed.training.state import State
@@ -108,7 +109,7 @@ def played(experiment: Experiment, rounds: int) -> tuple[State, list[list[int]]]
 
 def same(connected: State, there: State) -> bool:
     pairs = [(connected.server.shared, there.server.shared), (connected.server.personal, there.server.personal)]
-    return all(torch.equal(getattr(a, key), getattr(b, key)) for a, b in pairs for key in vars(a))
+    return all(torch.equal(tensors_of(a)[key], tensors_of(b)[key]) for a, b in pairs for key in tensors_of(a))
 
 
 def node(device: int) -> int:

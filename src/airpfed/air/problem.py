@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
+
+from airpfed.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class TransceiverProblem:
     stream, and the streams of a device share its limit, sum |b_k|^2 <= P.
     real: symbols are real and only the real part of m_i^H y counts; noise and csi_variance are those of that part.
     antenna_mask: the antennas of each receiver; None if every receiver has all antennas.
+
+    >>> import torch, airpfed as ap
+    >>> h = torch.randn(5, 8, 3, dtype=torch.complex128)  # 5 blocks, 8 antennas, 3 devices
+    >>> problem = ap.TransceiverProblem.from_channels(h, noise=0.1)
+    >>> problem.weights
+    tensor([[0.3333, 0.3333, 0.3333]], dtype=torch.float64)
+    >>> ap.mse(problem, ap.designs.mmse(problem)).shape
+    torch.Size([5, 1])
     """
 
     h: Complex[Tensor, "B M K"]
@@ -37,17 +48,57 @@ class TransceiverProblem:
     real: bool = False
     antenna_mask: Bool[Tensor, "T M"] | None = None
 
+    @classmethod
+    def from_channels(
+        cls,
+        h: Any,
+        weights: Any = None,
+        *,
+        noise: Any = 1.0,
+        power_limit: Any = 1.0,
+        csi_variance: Any = 0.0,
+        target_weight: Any = 1.0,
+        real: bool = False,
+    ) -> "TransceiverProblem":
+        """Make a problem from channels of any source, with values for what is not given.
+
+        h: channels (B, M, K), a tensor or what makes one, such as a NumPy array. weights: (T, K) or (K); default: the
+        mean over the devices, w_k = 1/K. noise: watts. power_limit, csi_variance: one for all devices or one each.
+        target_weight: one for all targets or one each. Raises UserError for channels or weights of another shape.
+        """
+        h = torch.as_tensor(h).to(torch.complex128)
+        if h.dim() != 3:
+            raise UserError(f"h has the shape {tuple(h.shape)}: should be (blocks, antennas, devices)")
+        devices = h.shape[-1]
+        values = (
+            torch.full((devices,), 1 / devices, dtype=torch.float64) if weights is None else torch.as_tensor(weights)
+        )
+        values = values.double()[None] if values.dim() == 1 else values.double()
+        if values.dim() != 2 or values.shape[1] != devices:
+            raise UserError(f"weights have the shape {tuple(values.shape)}: should be (targets, {devices})")
+        power, variance, targets = (
+            torch.as_tensor(value, dtype=torch.float64).expand(length).clone()
+            for value, length in ((power_limit, devices), (csi_variance, devices), (target_weight, len(values)))
+        )
+        return cls(h, values, targets, power, float(noise), variance, real=real)
+
 
 @dataclass(frozen=True)
 class Transceiver:
     """Receiver vectors m_i, with m_i^H y the estimate of target i, and transmit factors b_k.
 
     iterations: steps of the design's algorithm.
+
+    >>> import torch, airpfed as ap
+    >>> problem = ap.single_cell(devices=[3], antennas=8, snr_db=10).problem(blocks=5)
+    >>> silence = ap.Transceiver(*(torch.zeros(shape, dtype=torch.complex128) for shape in ((5, 8, 1), (5, 3))))
+    >>> ap.mse(problem, silence)[0]  # the sum of the squared weights, (1/3)^2 + (1/3)^2 + (1/3)^2
+    tensor([0.3333], dtype=torch.float64)
     """
 
     receiver: Complex[Tensor, "B M T"]
     transmit_factors: Complex[Tensor, "B K"]
-    iterations: int
+    iterations: int = 0
 
     def split(self, counts: Sequence[int]) -> list["Transceiver"]:
         """Split consecutive blocks into parts of the given sizes; the inverse of `join_blocks`."""
@@ -81,6 +132,11 @@ def mse(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Tensor, 
 
     MSE_i = sum_k |m_i^H h_k b_k - w_ik|^2 + sum_a (sigma2 + sum_j csi_aj |b_j|^2) |m_ia|^2. With real symbols the real
     part of the first difference counts.
+
+    >>> import airpfed as ap
+    >>> problem = ap.single_cell(devices=[4, 4], antennas=8, snr_db=10).problem(blocks=5)
+    >>> bool((ap.mse(problem, ap.designs.mmse(problem)) <= ap.mse(problem, ap.designs.uniform_forcing(problem))).all())
+    True
     """
     mismatch = square_magnitude(problem, gains(problem.h, transceiver) - problem.weights).sum(-1)
     return mismatch + disturbance(problem, transceiver, torch.ones_like(problem.power_limit))
@@ -137,10 +193,31 @@ def check_power(problem: TransceiverProblem, transceiver: Transceiver) -> Transc
     because a device's symbols have unit mean power over each normaliser group of the slot (less with the common
     normaliser), although not over each block.
     """
-    maximum = float(power_share(problem, transceiver).max()) if transceiver.transmit_factors.numel() else 0.0
-    if maximum > 1 + 1e-9:
-        raise ValueError(f"a design lets a device send {maximum:.6g} times its power limit")
+    if excess := power_excess(problem, transceiver):
+        raise ValueError(f"a design {excess}")
     return transceiver
+
+
+def power_excess(problem: TransceiverProblem, transceiver: Transceiver) -> str:
+    """Say by how much a device exceeds its power limit; empty if none does by more than rounding."""
+    maximum = float(power_share(problem, transceiver).max()) if transceiver.transmit_factors.numel() else 0.0
+    return f"lets a device send {maximum:.6g} times its power limit" if maximum > 1 + 1e-9 else ""
+
+
+def transceiver_fault(problem: TransceiverProblem, transceiver: object) -> str:
+    """Say what makes a design's result no transceiver of a problem: type, shape, numbers or power; empty if nothing."""
+    if not isinstance(transceiver, Transceiver):
+        return f"returns {type(transceiver).__name__}; should return a Transceiver(receiver, transmit_factors)"
+    blocks, antennas, streams = problem.h.shape
+    shapes = {"receiver": (blocks, antennas, problem.weights.shape[-2]), "transmit_factors": (blocks, streams)}
+    for part, shape in shapes.items():
+        value = getattr(transceiver, part)
+        kind = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        if kind != f"{shape} {problem.h.dtype}":
+            return f"returns a {part} of {kind}; should be {shape} {problem.h.dtype}"
+        if not bool(value.isfinite().all()):
+            return f"returns a {part} that is not finite"
+    return power_excess(problem, transceiver)
 
 
 def silent(problem: TransceiverProblem) -> Transceiver:

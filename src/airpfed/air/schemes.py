@@ -24,6 +24,10 @@ class Scheme:
     the same options) -> the ledger of a round; None charges the slots as symbols over the air. superposes: whether a
     design (`radio.design`) superposes the gradients in the channel; then `send` is not called. mixing: which mixing of
     the entries before sending the scheme bears. knowledge: the channel knowledge that `send` may use.
+
+    >>> import airpfed as ap
+    >>> [name for name, scheme in ap.SCHEMES.items() if scheme.unbiased == "given the channel"]
+    ['digital', 'error_free']
     """
 
     send: Callable[..., ReceivedSums]

@@ -5,9 +5,6 @@ same kind of thing. A choice is stored resolved: with every option of its row, s
 """
 
 import importlib
-import json
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +16,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from airpfed.core.errors import UserError
-from airpfed.core.rows import RowDict
+from airpfed.core.rows import RowDict, label_of, parse_call
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,12 @@ class Kind:
         rows: RowDict[Any] = getattr(importlib.import_module(module), name)
         return rows
 
+    def is_row(self, value: Any) -> bool:
+        """Check whether a value is a row of this kind, or a function that could become one."""
+        if hasattr(value, "__dataclass_fields__"):
+            return isinstance(value, tuple({type(row) for row in self.rows.values()}))
+        return callable(value)
+
 
 KINDS: dict[str, Kind] = {
     "schemes": Kind("schemes", "scheme", "radio.scheme", "airpfed.air.schemes:SCHEMES"),
@@ -48,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "channels": Kind("channels", "channel", "radio.channel", "airpfed.air.channels:CHANNELS"),
     "methods": Kind("methods", "method", "adapters.method", "airpfed.model.methods:METHODS"),
     "splits": Kind("splits", "split", "tasks.split", "airpfed.tasks.split:SPLITS"),
+    "sources": Kind("sources", "source", "tasks.source", "airpfed.tasks.sources:SOURCES"),
     "metrics": Kind("metrics", "metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
     "optimizers": Kind("optimizers", "optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
     "aggregators": Kind("aggregators", "aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
@@ -62,37 +66,38 @@ BY_KEY = {kind.key: kind for kind in KINDS.values()}
 class Choice:
     """A row's name and the value of each of its options.
 
-    kind: the kind of row, a key of KINDS.
+    kind: the kind of row, a key of KINDS. given_row: the row itself if a notebook gave it and it has no name in the
+    public dict; None for the row of that name.
     """
 
     kind: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    given_row: Any = field(default=None, repr=False)
 
     @property
     def row(self) -> Any:
         """The row. Raises UserError if there is none of this name, which only a choice read unchecked can have."""
-        return KINDS[self.kind].rows.find(self.name)
+        return KINDS[self.kind].rows.find(self.name) if self.given_row is None else self.given_row
 
     @property
     def function(self) -> Any:
         """The row's function, its options not set."""
-        rows = KINDS[self.kind].rows
-        return rows.function(rows.find(self.name))
+        return KINDS[self.kind].rows.function(self.row)
 
     def find_row(self) -> Any:
         """The row, or None if the choice was read unchecked and there is none of its name."""
-        return KINDS[self.kind].rows.get(self.name)
+        return KINDS[self.kind].rows.get(self.name) if self.given_row is None else self.given_row
 
     def bind(self) -> Any:
         """The row's function with these options set."""
-        return KINDS[self.kind].rows.bind(self.name, self.options)
+        return KINDS[self.kind].rows.bind(self.name, self.options, self.given_row)
 
     @property
     def label(self) -> str:
         """The name, with the options that differ from their defaults: `mmse(starts=4)`."""
-        rows = KINDS[self.kind].rows
-        defaults = {option.name: option.default for option in rows.options(self.name)} if self.name in rows else {}
+        rows, row = KINDS[self.kind].rows, self.find_row()
+        defaults = {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
         return label_of({"name": self.name, **{k: v for k, v in self.options.items() if defaults.get(k, ...) != v}})
 
     def __str__(self) -> str:
@@ -107,22 +112,6 @@ class Choice:
         """The choice as a table of a settings file; options without a value are left out."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items() if v is not None}
         return {"name": self.name, **values}
-
-
-def label_of(tree: Mapping[str, Any]) -> str:
-    """Write a table with a name as `name(option=value, ...)`."""
-    options = ", ".join(f"{key}={_toml(value)}" for key, value in tree.items() if key != "name")
-    return f"{tree['name']}({options})" if options else str(tree["name"])
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        return value if BARE.fullmatch(value) and _value(value) == value else json.dumps(value, ensure_ascii=False)
-    return str(value)
 
 
 _checked: ContextVar[bool] = ContextVar("checked", default=True)
@@ -143,71 +132,19 @@ def unchecked_choices() -> Iterator[None]:
         _checked.reset(token)
 
 
-BARE = re.compile(r"[\w./~:-]([\w ./~:-]*[\w./~:-])?")
-"""Texts that need no quotes as the value of an option, unless they read as a number or another value."""
-CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
-
-
-def parse_call(text: str) -> dict[str, Any]:
-    """Read `name` or `name(option=value, ...)`; a value is TOML, and any other text is a string.
-
-    Raises ValueError for other text.
-    """
-    match = CALL.fullmatch(text)
-    if match is None:
-        return {"name": text.strip()}
-    options: dict[str, Any] = {"name": match[1]}
-    for part in split_outside_brackets(match[2]):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key or not value:
-            raise ValueError(f"{part.strip()!r} should be written option=value")
-        if key in options:
-            raise ValueError(f"{text.strip()}: {key} stands twice")
-        options[key] = _value(value)
-    return options
-
-
-def _value(text: str) -> Any:
-    """Read a TOML value; any other text is a string. Raises ValueError if it is nested too deeply."""
-    try:
-        tree = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    except (RecursionError, ValueError):
-        raise ValueError("brackets are nested too deeply, or a number has too many digits") from None
-    return tree["value"] if len(tree) == 1 else text
-
-
-def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text.
-
-    A quotation mark opens where a value begins, so that the apostrophe of a word is a letter.
-    """
-    parts, depth, quote, escaped = [""], 0, "", False
-    for char in text:
-        if quote:
-            if char == quote and not escaped:
-                quote = ""
-            escaped = char == "\\" and quote == '"' and not escaped
-        elif char in "\"'" and (not (before := parts[-1].rstrip()) or before[-1] in "=([{,"):
-            quote = char
-        else:
-            depth += (char in "([{") - (char in ")]}")
-        if char == separator and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts if text.strip() else []
-
-
 def parse_choice(kind: str, value: Any) -> Choice:
-    """Read a choice from a settings file: a name, a table with a name and options, or a `Choice`.
+    """Read a choice: a name or a table with a name and options, as in a settings file, or, from Python, a `Choice`, a
+    row, a function that becomes a row, or a pair (name or function, options).
 
     Raises ValueError, whose text begins with `.OPTION` if an option is wrong.
     """
     rows_checked = _checked.get()
     if isinstance(value, Choice):
         return value
+    pair = value if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping) else (value, {})
+    if KINDS[kind].is_row(pair[0]):
+        return _choose_row(kind, *pair)
+    value = {"name": pair[0], **pair[1]} if pair is value else value
     if isinstance(value, str):
         tree = parse_call(value)
     elif isinstance(value, Mapping):
@@ -219,11 +156,27 @@ def parse_choice(kind: str, value: Any) -> Choice:
         raise ValueError('should have a name: { name = "...", option = ... }')
     if not rows_checked:
         return Choice(kind, name, tree)
+    return _resolve(kind, name, tree)
+
+
+def _resolve(kind: str, name: str, options: Mapping[str, Any], row: Any = None) -> Choice:
+    """Make a choice with every option. Raises ValueError, as `parse_choice` does."""
     try:
-        return Choice(kind, name, KINDS[kind].rows.resolve(name, tree))
+        return Choice(kind, name, KINDS[kind].rows.resolve(name, options, row), row)
     except UserError as error:
         text = str(error)
         raise ValueError(text if text.startswith(".") else f' = "{name}": {text}') from None
+
+
+def _choose_row(kind: str, value: Any, options: Mapping[str, Any]) -> Choice:
+    """Choose a row or a function itself: by its name if it is in the public dict, else under the function's name."""
+    rows = KINDS[kind].rows
+    name = rows.name_of(value)
+    if name is not None:
+        return _resolve(kind, name, options)
+    function = value if callable(value) and not hasattr(value, "__dataclass_fields__") else rows.function(value)
+    label = str(getattr(function, "__name__", "")).strip("<>") or type(function).__name__
+    return _resolve(kind, label, options, rows.to_row(label, value))
 
 
 @dataclass(frozen=True)

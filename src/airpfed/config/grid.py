@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 
-from airpfed.config.choice import split_outside_brackets
 from airpfed.core.errors import UserError
+from airpfed.core.rows import split_outside_brackets
 
 Point = tuple[str, ...]
 """A point of the grid: `axis=value` for each axis."""

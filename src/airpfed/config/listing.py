@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from airpfed.config.choice import KINDS, Kind, label_of
+from airpfed.config.choice import KINDS, Kind
 from airpfed.core.errors import UserError, hint
-from airpfed.core.rows import Option, summary_line
+from airpfed.core.rows import Option, label_of, summary_line
 
 
 def list_rows(kinds: list[str]) -> Iterator[str]:
@@ -20,7 +20,9 @@ def list_rows(kinds: list[str]) -> Iterator[str]:
 def _lines_of(kind: Kind) -> Iterator[str]:
     yield f"{kind.name} ({kind.key})"
     rows = kind.rows
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
+    if not rows:
+        yield "  none; a plug-in adds them"
     for name, row in rows.items():
         yield f"  {name:<{width}}  {summary_line(rows.function(row))}".rstrip()
         for option in rows.options(name):

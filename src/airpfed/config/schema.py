@@ -4,12 +4,13 @@ Each key has its meaning, unit and default here, and the reference page is gener
 from `experiment` upwards use these classes; the mathematics receives plain values.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from airpfed.config.choice import Choice, ChoiceOf
 from airpfed.core.files import MAX_NAME_LENGTH, RESERVED_NAME, collision_key, file_name_of
+from airpfed.core.rows import label_of
 
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
@@ -75,6 +76,11 @@ class AdapterSettings(Section):
         return self
 
 
+def _row_label(source: Any) -> Any:
+    """Write a source with options, `{ name = "mine", year = 2024 }`, as `mine(year=2024)`."""
+    return label_of(source) if isinstance(source, dict) and isinstance(source.get("name"), str) else source
+
+
 class TaskSettings(Section):
     """A task: the source of its samples, their prompts, and their split over the devices."""
 
@@ -84,9 +90,10 @@ class TaskSettings(Section):
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9_:-])?$",
         description="name of the task in all outputs",
     )
-    source: str = Field(
+    source: Annotated[str, BeforeValidator(_row_label)] = Field(
         "",
-        description="catalogue name, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or hf:./folder; default: the name",
+        description="catalogue name, row of `airpfed list sources`, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or "
+        "hf:./folder; default: the name",
     )
     kind: Literal["auto", "classify", "generate"] = Field(
         "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"

@@ -11,7 +11,7 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
-from airpfed.config.choice import BY_KEY, Choice, choices_checked, parse_call, unchecked_choices
+from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
 from airpfed.config.experiment_files import FOLDER
 from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
@@ -19,7 +19,7 @@ from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, option_in, source_in
-from airpfed.core.rows import describe_type
+from airpfed.core.rows import describe_type, parse_call
 
 MAX_BYTES = 4 << 20
 """Size of the largest settings file. A larger file must be something else."""
@@ -228,7 +228,7 @@ def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[s
     return {key: column for key, column in columns.items() if len(set(column)) > 1}
 
 
-def differences(previous: Settings, current: Settings, ignored: Mapping[str, set[str]]) -> list[str]:
+def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any]) -> list[str]:
     """List `section.key = current (was previous)` for every key that differs, without the ignored ones."""
     old, new = (
         flatten_settings(settings.model_dump(mode="json", exclude=dict(ignored))) for settings in (previous, current)

@@ -10,6 +10,11 @@ class UserError(Exception):
     The text is one line. It names the setting or file, what is wrong and what would be right. The command line prints
     the line without a traceback and exits with code 2. Characters that do not print are escaped, because quoted text
     must not move the cursor.
+
+    >>> import airpfed as ap
+    >>> ap.single_cell(antenas=8)
+    Traceback (most recent call last):
+    airpfed.core.errors.UserError: single_cell: radio.antenas: unknown key; did you mean 'antennas'?
     """
 
     def __init__(self, text: str) -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from airpfed.core.errors import UserError
+from airpfed.core.rows import CALL
 
 TABLES = (".csv", ".json", ".jsonl", ".parquet")
 """Endings, in any case, of the files that hold a task's data."""
@@ -23,6 +24,8 @@ def source_in(name: str, folder: Path) -> str:
     bare word is always a name: a folder `sms` never replaces the task `sms`. After `hf:` stands a path if the text
     begins with a dot, a slash or `~/`, or if the folder exists.
     """
+    if CALL.fullmatch(name):  # a row with options, `mine(year=2024)`
+        return name
     if name.startswith(HUB):
         return HUB + _data_set(name.removeprefix(HUB), folder)
     ending = Path(name).suffix.lower()

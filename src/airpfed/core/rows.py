@@ -7,7 +7,9 @@ DESIGNS.resolve("mmse", {"starts": 4})          # -> every option, checked
 
 import functools
 import inspect
+import json
 import re
+import tomllib
 import types
 import typing
 import warnings
@@ -95,12 +97,27 @@ class RowDict(UserDict[str, Row], Generic[Row]):
         """Check and take the rows."""
         self.noun, self.wrap, self.function = noun, wrap, function
         self.origins: dict[str, str] = {}
-        super().__init__(rows)
+        token = _registration.set(None)  # a plug-in may be the first to import the module of a public dict
+        try:
+            super().__init__(rows)
+        finally:
+            _registration.reset(token)
 
     def __setitem__(self, name: str, row: Row | Callable[..., Any]) -> None:
         """Add a row, or make one of a function."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(f"{self.noun} {name!r}: a name should be letters, digits and _, with a letter first")
+        row = self.to_row(name, row)
+        registration = _registration.get()
+        if registration is not None:
+            if name in self and name not in self.origins:
+                raise UserError(f"{self.noun} {name}: a row of airpfed has this name; choose another")
+            self.origins[name] = registration.origin
+            registration.entries.append(RowEntry(self, name, row))
+        super().__setitem__(name, row)
+
+    def to_row(self, name: str, row: Row | Callable[..., Any]) -> Row:
+        """Return a row as it is, or make one of a function; check it as one that enters. name: for messages."""
         if inspect.isroutine(row) or (callable(row) and not hasattr(row, "__dataclass_fields__")):
             row = self.wrap(row)
         try:
@@ -111,13 +128,11 @@ class RowDict(UserDict[str, Row], Generic[Row]):
                 f"{type(row).__name__}"
             ) from None
         options_model(f"{self.noun} {name}", function)
-        registration = _registration.get()
-        if registration is not None:
-            if name in self and name not in self.origins:
-                raise UserError(f"{self.noun} {name}: a row of airpfed has this name; choose another")
-            self.origins[name] = registration.origin
-            registration.entries.append(RowEntry(self, name, row))
-        super().__setitem__(name, typing.cast(Row, row))
+        return typing.cast(Row, row)
+
+    def name_of(self, row: Any) -> str | None:
+        """Return the name of a row, given as the row or as its function; None if it is not in the dict."""
+        return next((name for name, entry in self.items() if row is entry or row is self.function(entry)), None)
 
     def __ior__(self, other: Any) -> "RowDict[Row]":  # type: ignore[override, misc]
         """Add rows, each checked."""
@@ -135,12 +150,13 @@ class RowDict(UserDict[str, Row], Generic[Row]):
             raise UserError(f"should be one of {', '.join(self)}{hint(name, self)}")
         return self[name]
 
-    def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> dict[str, Any]:
         """Return the value of every option of a row: those given, checked, and the defaults of the others.
 
-        Raises UserError, whose text begins with `.OPTION` if an option is wrong.
+        row: a row that is not in the dict, which `name` then only labels. Raises UserError, whose text begins with
+        `.OPTION` if an option is wrong.
         """
-        row = self.find(name)
+        row = self.find(name) if row is None else row
         model = options_model(f"{self.noun} {name}", self.function(row))
         try:
             return dict(model.model_validate(dict(options)))
@@ -154,18 +170,19 @@ class RowDict(UserDict[str, Row], Generic[Row]):
                 ) from None
             raise UserError(_option_error(name, model, item)) from None
 
-    def bind(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    def bind(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> Callable[..., Any]:
         """Return the row's function with its options set, ready to be called with the other arguments."""
-        function, values = self.function(self.find(name)), self.resolve(name, options)
+        row = self.find(name) if row is None else row
+        function, values = self.function(row), self.resolve(name, options, row)
 
         def bound(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **values, **kwargs)
 
         return bound if values else function
 
-    def options(self, name: str) -> list[Option]:
+    def options(self, name: str, row: Row | None = None) -> list[Option]:
         """List the options of a row."""
-        model = options_model(f"{self.noun} {name}", self.function(self.find(name)))
+        model = options_model(f"{self.noun} {name}", self.function(self.find(name) if row is None else row))
         properties = model.model_json_schema()["properties"] if model.model_fields else {}
         return [
             Option(
@@ -319,3 +336,79 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     kind = words.get(str(schema.get("type")), "a table")
     limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
     return " ".join([kind, " and ".join(limits)]).strip()
+
+
+# The form of a call, on a command line and in labels
+
+
+def label_of(tree: Mapping[str, Any]) -> str:
+    """Write a table with a name as `name(option=value, ...)`."""
+    options = ", ".join(f"{key}={_toml(value)}" for key, value in tree.items() if key != "name")
+    return f"{tree['name']}({options})" if options else str(tree["name"])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return value if BARE.fullmatch(value) and _value(value) == value else json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+BARE = re.compile(r"[\w./~:-]([\w ./~:-]*[\w./~:-])?")
+"""Texts that need no quotes as the value of an option, unless they read as a number or another value."""
+CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
+
+
+def parse_call(text: str) -> dict[str, Any]:
+    """Read `name` or `name(option=value, ...)`; a value is TOML, and any other text is a string.
+
+    Raises ValueError for other text.
+    """
+    match = CALL.fullmatch(text)
+    if match is None:
+        return {"name": text.strip()}
+    options: dict[str, Any] = {"name": match[1]}
+    for part in split_outside_brackets(match[2]):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value:
+            raise ValueError(f"{part.strip()!r} should be written option=value")
+        if key in options:
+            raise ValueError(f"{text.strip()}: {key} stands twice")
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    """Read a TOML value; any other text is a string. Raises ValueError if it is nested too deeply."""
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except (RecursionError, ValueError):
+        raise ValueError("brackets are nested too deeply, or a number has too many digits") from None
+    return tree["value"] if len(tree) == 1 else text
+
+
+def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
+    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text.
+
+    A quotation mark opens where a value begins, so that the apostrophe of a word is a letter.
+    """
+    parts, depth, quote, escaped = [""], 0, "", False
+    for char in text:
+        if quote:
+            if char == quote and not escaped:
+                quote = ""
+            escaped = char == "\\" and quote == '"' and not escaped
+        elif char in "\"'" and (not (before := parts[-1].rstrip()) or before[-1] in "=([{,"):
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        if char == separator and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts if text.strip() else []

@@ -77,9 +77,9 @@ def outcomes(parameters: OptimizedParameters, gradient: Tensor, t: int, server_s
 def save(folder: Path, state: Personal, seed: int, fingerprint: str) -> None:
     """Write the state atomically: after a crash the disk holds the old or the new state."""
     private_folder(folder.parent)
-    after = OptimizedParameters(  # tensors of their own, because a file may hold no two names of one tensor
-        value=state.after.value.clone(),
-        optimizer_state={name: tensor.clone() for name, tensor in state.after.optimizer_state.items()},
-        updates=state.after.updates.clone(),
+    after = OptimizedParameters(  # tensors of their own, as safetensors needs them
+        state.after.value.clone(),
+        {name: tensor.clone() for name, tensor in state.after.optimizer_state.items()},
+        state.after.updates.clone(),
     )
     checkpoint.save_state(folder, replace(state, after=after), seed, fingerprint)

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from airpfed.config import settings_file
 from airpfed.config.plugins import code_hashes
-from airpfed.config.schema import FederationSettings, NodeSettings, ServerSettings, Settings, TaskSettings
+from airpfed.config.schema import (
+    FederationSettings,
+    NodeSettings,
+    RadioSettings,
+    ServerSettings,
+    Settings,
+    TaskSettings,
+)
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.experiment import build
@@ -150,6 +157,7 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
         payload=task_settings.payload, max_norm=task_settings.max_norm, address=plan.address
     )
     node = NodeSettings(device=device, port=plan.port + device)
+    ideal = settings.radio.scheme.name == "error_free"  # some methods are for this scheme alone
     server = settings.server.model_copy(update={"aggregator": ServerSettings().aggregator})
     return Settings(
         plugins=device_plugins(settings),
@@ -158,6 +166,7 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
         tasks=tuple(others),
         devices=settings.devices,
         server=server,
+        radio=RadioSettings(scheme=settings.radio.scheme) if ideal else RadioSettings(),
         run=settings.run,
         federation=federation,
         node=node,
@@ -166,9 +175,8 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
 
 def device_plugins(settings: Settings) -> tuple[str, ...]:
     """The names of the plug-ins whose rows a device runs. Each device has its own copy: code is never sent."""
-    return tuple(
-        name for name in (Path(path).name for path in settings.plugins) if name in code_hashes(settings, DEVICE_CODE)
-    )
+    used = code_hashes(settings, DEVICE_CODE)
+    return tuple(Path(path).name for path in settings.plugins if Path(path).name in used)
 
 
 def local_task_settings(

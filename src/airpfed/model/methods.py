@@ -34,6 +34,12 @@ class Method:
     blocks: (R_s, R_p, *, options) -> adapter blocks; those of rank 0 are left out. error_free: why it needs an
     error-free uplink; empty if it does not. pooled: one worker a task holds the data of all its devices. averages: the
     server averages factors or weights in place of the sum of gradients (`training.factor_averaging`).
+
+    >>> import airpfed as ap
+    >>> for block in ap.METHODS["airpfed"].blocks(4, 2):
+    ...     print(block)
+    Block(rank=4, a='global', b='global', alternating=False)
+    Block(rank=2, a='task', b='task', alternating=False)
     """
 
     blocks: Callable[..., tuple[Block, ...]]

@@ -58,13 +58,18 @@ def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], block
     )
 
 
-def schedule_full_round(link: Uplink, drops: Drops) -> list[SlotPlan]:
-    """The slots of a round in which all devices take part; tasks are grouped by the drops if access is "auto"."""
+def full_updates(link: Uplink) -> Updates:
+    """The updates of a round in which all devices take part, with zeros for gradients."""
     devices = len(link.samples)
-    present = torch.ones(devices, dtype=torch.bool)
-    grouping = fixed_grouping(link, present)
-    if link.access == "auto":
-        grouping = best_grouping(link, drops.h_est, drops.csi_variance, present)
     shared = torch.zeros(devices, sum(b - a for a, b in link.shared_groups))
     personal = torch.zeros(devices, sum(b - a for a, b in link.personal_groups))
-    return schedule(link, Updates(shared, personal, present), grouping)
+    return Updates(shared, personal, present=torch.ones(devices, dtype=torch.bool))
+
+
+def schedule_full_round(link: Uplink, drops: Drops) -> list[SlotPlan]:
+    """The slots of a round in which all devices take part; tasks are grouped by the drops if access is "auto"."""
+    updates = full_updates(link)
+    grouping = fixed_grouping(link, updates.present)
+    if link.access == "auto":
+        grouping = best_grouping(link, drops.h_est, drops.csi_variance, updates.present)
+    return schedule(link, updates, grouping)

@@ -15,7 +15,7 @@ from airpfed.planning.planner import memory_gb, round_seconds
 from airpfed.training.experiment import Experiment
 
 
-def check_lines(file: Path, overrides: list[str]) -> Iterator[str]:
+def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
     """Read the settings of a file, its plug-ins, data and base model, and write lines about the run.
 
     One round of gradients and uplink is played to measure its time; nothing is kept. Raises UserError as a run would.

@@ -1,9 +1,11 @@
-"""`airpfed link`: designs over the same random channels, without a model."""
+"""`airpfed link` and the API's `link_study`: designs over the same random channels, without a model."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from airpfed.air.designs import DESIGNS
 from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
-from airpfed.air.problem import Transceiver
-from airpfed.air.schedule import Uplink, slot_uses
+from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
+from airpfed.air.schedule import DesignFunction, Uplink, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
@@ -91,41 +93,46 @@ def study_grid(
 ) -> Iterator[PointResults]:
     """Compare designs at every point of a grid, over `draws` channels each.
 
-    grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. designs: names,
-    with options in brackets or without; all designs by default, those of the file's plug-ins included. Raises UserError
-    before the first point is computed if an option or the settings of any point are wrong.
+    grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. designs: labels,
+    such as `mmse(starts=4)`; none for all, those of the file's plug-ins included. Raises UserError before the first
+    point is computed if an option or the settings of any point are wrong.
     """
     check_count("--draws", draws)
-    if not 0 <= rho <= 1:
-        raise UserError(f"--correlation {rho:g}: should be from 0 to 1")
+    check_correlation("--correlation", rho)
     axes = axes_of(grid)
     keys = [key for axis in axes for key in axis.split("/")]
     for key in keys:
         check_grid_key(key)
     points = grid_points(axes)
     every_settings = read_points(file, overrides, [(point, ()) for point in points], check_link_settings)
-    choices = [read_design(name) for name in designs or DESIGNS]
+    labels = [parse_design(f"--design {name}", name).label for name in designs or DESIGNS]
     for key in keys:
         if key.startswith(f"{DESIGN}."):
-            check_design_option(key, every_settings[0].radio.design, choices)
-    return study_points(zip(points, every_settings, strict=True), draws, rho, choices)
+            check_design_option(key, every_settings[0].radio.design.name, labels)
+    return study_points(zip(points, every_settings, strict=True), draws, rho, labels)
 
 
-def read_design(name: str) -> Choice:
-    """Read a design of `--design`. Raises UserError if there is none, or if its options are wrong."""
+def check_design_option(key: str, name: str, labels: Sequence[str]) -> None:
+    """Raise UserError if an option of the settings' design `name` is varied and this design is not compared."""
+    if name not in [label.partition("(")[0] for label in labels]:
+        raise UserError(f'--grid {key}: has no effect, because {DESIGN} = "{name}" is not compared')
+    if name not in labels:
+        raise UserError(f"--grid {key}: has no effect beside --design with options; --design {name} is right")
+
+
+def check_correlation(option: str, rho: float) -> None:
+    """Raise UserError unless the correlation of the devices' symbols is from 0 to 1."""
+    if not 0 <= rho <= 1:
+        raise UserError(f"{option} {rho:g}: should be from 0 to 1")
+
+
+def parse_design(source: str, value: Any) -> Choice:
+    """Read a design: a label, a function or a row. source: what messages begin with."""
     try:
-        return parse_choice("designs", name)
+        return parse_choice("designs", value)
     except ValueError as error:
-        text = str(error).removeprefix(f' = "{name.partition("(")[0].strip()}": ').lstrip(".")
-        raise UserError(f"--design {name}: {text}") from None
-
-
-def check_design_option(key: str, design: Choice, compared: Sequence[Choice]) -> None:
-    """Raise UserError if an option of the settings' design is varied and this design is not among those compared."""
-    if design.name not in [choice.name for choice in compared]:
-        raise UserError(f'--grid {key}: has no effect, because {DESIGN} = "{design.name}" is not compared')
-    if design.name not in [choice.label for choice in compared]:
-        raise UserError(f"--grid {key}: has no effect beside --design with options; --design {design.name} is right")
+        text = str(error).removeprefix(f' = "{str(value).partition("(")[0].strip()}": ').lstrip(".")
+        raise UserError(f"{source}: {text}") from None
 
 
 def check_grid_key(key: str) -> None:
@@ -154,7 +161,7 @@ def check_link_settings(settings: Settings) -> None:
 
 
 def study_points(
-    settings_by_point: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[Choice]
+    settings_by_point: Iterable[tuple[Point, Settings]], draws: int, rho: float, designs: Sequence[str]
 ) -> Iterator[PointResults]:
     """Compute the points one after another."""
     for point, settings in settings_by_point:
@@ -164,35 +171,62 @@ def study_points(
 
 
 def compare_designs(
-    settings: Settings, draws: int, rho: float, designs: Iterable[str | Choice] = ()
+    settings: Settings,
+    draws: int,
+    rho: float,
+    designs: Iterable[str] | Mapping[str, Any] = (),
+    samples: Sequence[float] | None = None,
+    gap: bool = True,
 ) -> dict[str, DesignResult]:
-    """Compare designs over the same `draws` drops and channels, by label.
+    """Compare designs over the same `draws` drops and channels.
 
-    rho: correlation of the devices' symbols. designs: all by default. A design without options of its own has those
-    that the settings give to it.
+    rho: correlation of the devices' symbols. designs: labels, or label -> a design as `parse_design` reads it; none for
+    all. The label of the settings' design stands for it, with its options. samples: D_k, in place of those of the
+    settings. gap: whether to compute the lower bounds. Raises UserError, which names the design, if a design returns
+    what is no transceiver.
     """
-    drops, link = draw_drops(settings, link_of(settings), draws)
+    designs = designs if isinstance(designs, Mapping) else {name: name for name in designs}
+    drops, link = draw_drops(settings, link_of(settings, samples), draws)
     by_slot: dict[str, tuple[Segment, Float[Tensor, " B"] | None]] = {}
     results: dict[str, DesignResult] = {}
-    for design in designs or DESIGNS:
-        choice = read_design(design) if isinstance(design, str) else design
-        name = choice.label
-        choice = settings.radio.design if name == settings.radio.design.name else choice
-        design_link = replace(link, **design_fields(settings.radio, choice.row, choice.bind()))
+    for label, value in (designs or dict(zip(DESIGNS, DESIGNS, strict=True))).items():
+        is_of_settings = isinstance(value, str) and value == settings.radio.design.name
+        choice = settings.radio.design if is_of_settings else parse_design(f"design {label}", value)
+        design_link = replace(link, **design_fields(settings.radio, choice.row, checked_design(label, choice)))
         slots = schedule_full_round(design_link, drops)
         for slot in slots:
             if slot.name not in by_slot:
                 segment = draw_segment(link, slot, drops, ENTRIES, rho)
-                has_bound = rho == 0 and settings.radio.energy == "per_slot"
+                has_bound = gap and rho == 0 and settings.radio.energy == "per_slot"
                 by_slot[slot.name] = segment, segment_bound(segment) if has_bound else None
         segments, lower_bounds = zip(*(by_slot[slot.name] for slot in slots), strict=True)
         errors, transceivers, seconds = study(design_link, segments)
-        results[name] = summarise_design(design_link, segments, errors, transceivers, seconds, lower_bounds)
+        results[label] = summarise_design(design_link, segments, errors, transceivers, seconds, lower_bounds)
     return results
 
 
-def link_of(settings: Settings) -> Uplink:
-    """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries for each unit of rank."""
+def checked_design(label: str, choice: Choice) -> DesignFunction:
+    """Return a design's function, which raises UserError with the label if its result is no transceiver."""
+    solve = choice.bind()
+    try:
+        inspect.signature(choice.row.solve).bind(object(), **choice.options)
+    except TypeError as error:
+        raise UserError(f"design {label}: should take one argument, the problem, and options ({error})") from None
+
+    def design(problem: TransceiverProblem) -> Transceiver:
+        transceiver: Transceiver = solve(problem)
+        if fault := transceiver_fault(problem, transceiver):
+            raise UserError(f"design {label}: {fault}")
+        return transceiver
+
+    return design
+
+
+def link_of(settings: Settings, samples: Sequence[float] | None = None) -> Uplink:
+    """The radio side for the settings' tasks and ranks; vectors have ENTRIES entries for each unit of rank.
+
+    samples: D_k of each device, in place of those of the settings.
+    """
     tasks = settings.tasks
     counts = [
         torch.from_numpy(device_sizes(build.shares_of(task), task.devices, settings.run.seed, task.name))
@@ -205,7 +239,8 @@ def link_of(settings: Settings) -> Uplink:
     d_s, d_p = int(shared * ENTRIES), int(personal * ENTRIES)
     task_of = torch.cat([torch.full((len(count),), n) for n, count in enumerate(counts)])
     kinds = {"all": (0, d_s)} if d_s else {}, {"all": (0, d_p)} if d_p else {}
-    return build_uplink(settings, task_of, torch.cat(counts).double(), kinds, (d_p,) * len(tasks))
+    weights = torch.cat(counts).double() if samples is None else torch.tensor(samples, dtype=torch.float64)
+    return build_uplink(settings, task_of, weights, kinds, (d_p,) * len(tasks))
 
 
 def adapter_blocks(settings: Settings) -> tuple[Block, ...]:

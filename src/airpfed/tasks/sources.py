@@ -4,16 +4,18 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
-from airpfed.core.errors import UserError, hint
+from airpfed.core.errors import UserError, hint, one_line
 from airpfed.core.paths import HUB, TABLES
+from airpfed.core.rows import RowDict, parse_call
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
 from airpfed.tasks.hub import read_hub
@@ -172,13 +174,62 @@ def fill_template(template: str, row: Row, max_chars: int | None) -> str:
     return _COLUMN.sub(fill, template)
 
 
+TextRows = Iterable[Mapping[str, str]]
+"""The rows of a data set: column -> text."""
+
+SOURCES: RowDict[Callable[..., TextRows]] = RowDict(
+    "source", {}, wrap=lambda function: function, function=lambda row: row
+)
+"""Data sources of the user's own: a function `(*, options) -> rows`. `tasks.source` names it: `source = "mine"`, or
+`source = "mine(year=2024)"` with options.
+"""
+
+
+def row_source(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and the options of a source in `SOURCES`; None for any other source."""
+    try:
+        options = parse_call(source)
+    except ValueError:
+        return None
+    name = str(options.pop("name"))
+    return (name, options) if name in SOURCES else None
+
+
+def read_row_source(name: str, options: Mapping[str, Any]) -> list[Row]:
+    """Read the rows of a source in `SOURCES`. Raises UserError if an option or what the function gives is wrong."""
+    try:
+        function = SOURCES.bind(name, options)
+    except UserError as error:
+        raise UserError(f"source {name}: {str(error).lstrip('.')}") from None
+    try:
+        rows = [dict(row) for row in function()]
+    except (TypeError, ValueError, OSError) as error:
+        raise UserError(
+            f"source {name}: {one_line(error)}; should give rows, each a mapping of column to text"
+        ) from None
+    if not rows:
+        raise UserError(f"source {name}: gives no rows")
+    for row in rows:
+        if not all(isinstance(column, str) and isinstance(text, str) for column, text in row.items()):
+            raise UserError(f"source {name}: a row should map columns to texts; one has {str(row)[:80]}")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
 def is_external(source: str) -> bool:
-    """Whether a source is a file or a hub data set, not a task of the catalogue or a generated task."""
-    return source.startswith(HUB) or "/" in source or Path(source).suffix.lower() in TABLES
+    """Whether a source is a file, a hub data set or a row of `SOURCES`, not a catalogue task or a generated task."""
+    return (
+        row_source(source) is not None
+        or source.startswith(HUB)
+        or "/" in source
+        or Path(source).suffix.lower() in TABLES
+    )
 
 
 def _read_rows(source: Source, num_rows: int) -> list[Row]:
     try:
+        if (row := row_source(source.source)) is not None:
+            return read_row_source(*row)
         if source.source.startswith(HUB):
             return read_hub(source.source)
         if is_external(source.source):

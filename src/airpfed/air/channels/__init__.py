@@ -1,6 +1,6 @@
 """Channel models by name: small-scale fading as a function of seed, round and coherence blocks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,17 @@ class Channel:
     channel depends on no other block. prepare: (site, *, options) -> network, in place of `draw`, for a model that
     computes something once for the drop, or has mean gains of its own. has_path_loss: whether it has its own path loss,
     shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none.
+
+    >>> import torch, airpfed as ap
+    >>> def two_paths(site, t, blocks, *, second_db: float = -10.0):
+    ...     shape = site.antennas * len(site.gain), site.gain.shape[1]
+    ...     phases = [torch.rand(2, *shape, dtype=torch.float64, generator=site.rng("paths", t, b)) for b in blocks]
+    ...     first, second = torch.polar(torch.ones(()).double(), 2 * torch.pi * torch.stack(phases, 1))
+    ...     power = 10 ** (second_db / 10)
+    ...     gain = site.gain.repeat_interleave(site.antennas, 0)
+    ...     return (gain / (1 + power)).sqrt() * (first + power**0.5 * second)
+    >>> ap.single_cell(devices=[2, 2], antennas=4, channel=two_paths).channels(t=1, blocks=3).shape
+    torch.Size([3, 4, 4])
     """
 
     draw: Callable[..., Tensor] | None = None
@@ -39,10 +50,13 @@ class Channel:
         return function
 
 
-def build_channel(name: str, options: Mapping[str, Any], site: ChannelSite) -> Network:
-    """Build the network of a site with a channel model. Raises UserError if the model draws what is no channel."""
-    function = CHANNELS.bind(name, options)
-    if CHANNELS[name].prepare is not None:
+def build_channel(name: str, row: Channel, function: Callable[..., Any], site: ChannelSite) -> Network:
+    """Build the network of a site with a channel model.
+
+    name: for messages. function: the row's function with its options. The network raises UserError if the model draws
+    what is no channel.
+    """
+    if row.prepare is not None:
         network: Network = function(site)
         return network
     return site.network(partial(channels_of_row, name, function, site))

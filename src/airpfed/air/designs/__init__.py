@@ -31,6 +31,14 @@ class Design:
     them to the correlation of the symbols. batched: whether it takes weights that differ from block to block,
     (B, 1, K), so that several slots of one target share a call. share_energy: for `radio.energy = "per_round"`, the
     function that shares energy among the slots of a round; None if the design cannot.
+
+    A design from a bare function promises nothing: it is taken for biased, and is called once a slot.
+
+    >>> import airpfed as ap
+    >>> inversion = ap.Design(ap.designs.channel_inversion, unbiased="no")
+    >>> problem = ap.single_cell(devices=[4], antennas=8, snr_db=10).problem(blocks=5)
+    >>> inversion(problem, truncation=0.1).transmit_factors.shape
+    torch.Size([5, 4])
     """
 
     solve: Callable[..., Transceiver]

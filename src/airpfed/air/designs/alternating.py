@@ -228,7 +228,7 @@ def naive_ao(problem: TransceiverProblem, steps: int = 200) -> Transceiver:
 
 
 def continued_ao(problem: TransceiverProblem) -> Transceiver:
-    """Alternate from the start of `naive_ao` while the noise falls by tens from CONTINUATION_START to its value.
+    """`naive_ao` with continuation: the noise falls from CONTINUATION_START to its value by factors of ten.
 
     A level of the noise lasts until a step gains less than CONTINUATION_TOLERANCE, or for CONTINUATION_LEVEL_STEPS
     steps. Blocks go to the next level one by one.

@@ -34,6 +34,11 @@ def lower_bound(problem: TransceiverProblem) -> Float[Tensor, " B"]:
 
     problem: h (B, M, K), one target; the bound holds for its assumed noise. The bound is 0 if nothing better was found.
     Raises ValueError for several targets.
+
+    >>> import airpfed as ap
+    >>> problem = ap.single_cell(devices=[4, 4], antennas=8, snr_db=10).problem(blocks=5)
+    >>> bool((ap.lower_bound(problem) <= ap.mse(problem, ap.designs.mmse(problem))[:, 0]).all())
+    True
     """
     if len(problem.weights) != 1:
         raise ValueError("no certificate is known for several targets in one slot")

@@ -118,7 +118,7 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
         coherence_s=radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz,
         wrap_m=wrap,
     )
-    return build_channel(radio.channel.name, radio.channel.options, site)
+    return build_channel(radio.channel.name, radio.channel.row, radio.channel.bind(), site)
 
 
 def build_positions(

@@ -1,0 +1,45 @@
+"""The tutorials, as a reader runs them: each cell in order, within a minute, with its pictures."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import airpfed
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+RUN = """
+import runpy, sys
+import matplotlib.pyplot as plt
+runpy.run_path(sys.argv[1])
+print("figures", len(plt.get_fignums()))
+"""
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_runs_and_shows_pictures(path):
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(airpfed.__file__).parent.parent)}
+    begin = time.perf_counter()
+    process = subprocess.run(
+        [sys.executable, "-c", RUN, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert time.perf_counter() - begin < 60
+    assert int(process.stdout.split()[-1]) >= path.read_text(encoding="utf-8").count("plt.show()") > 0
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_is_cells_of_code_and_words(path):
+    """A notebook editor reads it: every cell begins with a mark, and words stand in comments."""
+    cells = path.read_text(encoding="utf-8").split("# %%")
+    assert cells[0] == "" and len(cells) > 10
+    words = [cell for cell in cells if cell.startswith(" [markdown]")]
+    assert len(words) > 4
+    for cell in words:
+        assert all(line.startswith("#") for line in cell.splitlines()[1:] if line), cell
+    assert "**Look" in "".join(words) or "**look" in "".join(words)
