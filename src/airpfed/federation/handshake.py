@@ -28,8 +28,6 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
     layout, task = experiment.clients.layout, tasks[number]
     work = {
         "server.optimizer": settings.server.optimizer.label,
-        "adapters.method": settings.adapters.method.label,
-        "plugins": json.dumps(code_hashes(settings, DEVICE_CODE), sort_keys=True),
         "server.lr": experiment.server_step.lr,
         "devices.batch_size": experiment.local_training.batch_size,
         "devices.local_steps": experiment.local_training.steps,
@@ -39,6 +37,8 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
         "model.max_tokens": settings.model.max_tokens,
         "devices.precision": settings.devices.precision,
     }
+    if code := code_hashes(settings, DEVICE_CODE):
+        work["plugins"] = json.dumps(code, sort_keys=True)
     start = hashlib.sha256()
     for scope, values in vectors(experiment.initial).items():
         start.update(values[:1].contiguous().numpy().tobytes() if scope != "device" else b"")
