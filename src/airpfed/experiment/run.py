@@ -200,7 +200,8 @@ def reopen_run(
         hashes = {task.name: task.source_sha256 for task in tasks}
     artifacts.check_plugins(run, settings)
     artifacts.check_unchanged(run, experiment, hashes)
-    return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
+    fingerprint = artifacts.recorded_fingerprint(run, experiment.fingerprint)
+    return settings, experiment, checkpoint.load_state(folder, experiment.initial, fingerprint)
 
 
 def open_settings(
@@ -235,7 +236,7 @@ def open_settings(
                 f'{file}: {key} = "{choice.name}" needs the code of {code}; --plugin FILE uses your own copy, --trust '
                 "runs the one of the folder"
             )
-    settings = settings_file.read_settings(file, run_plugins=False)
+    settings = settings_file.read_settings(file, run_plugins=False, older=True)
     return settings.model_copy(update={"plugins": tuple(str(used.get(name, path)) for name, path in copies.items())})
 
 
