@@ -103,7 +103,7 @@ def forgets_its_scattered_gain(site):
         (real_channels, "builds a network", "of shape (2, 4, 4), not shape (2, 1, 4)"),
         (infinite, "finite", "should draw finite channels"),
         (never_silent, "no channel without a gain", "whose mean gain is 0"),
-        (Channel(prepare=forgets_its_scattered_gain), "power to be estimated", "line of sight is 2"),
+        (Channel(prepare=forgets_its_scattered_gain), "power to be estimated", "line of sight is 1.98"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -14,8 +14,6 @@ from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.core.errors import UserError
 from support.single_thread import one_thread  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_our_designs_keep_the_contract(name):
@@ -115,8 +113,7 @@ def everyone_sends(problem):
 
 
 def all_antennas(problem):
-    transceiver = inversion(replace(problem, antenna_mask=None))
-    return transceiver
+    return inversion(replace(problem, antenna_mask=None))
 
 
 def single_precision(problem):
@@ -191,7 +188,8 @@ def test_the_lower_bound_is_checked(monkeypatch):
     """Nothing within the limits can be below the bound; a bound that is too high shows that the check looks."""
     from airpfed.testing import designs
 
-    monkeypatch.setattr(designs, "bounds", lambda values=designs.bounds(): {n: 10 * b for n, b in values.items()})
+    bounds = {name: 10 * bound for name, bound in designs.bounds().items()}
+    monkeypatch.setattr(designs, "bounds", lambda: bounds)
     assert [result.name for result in testing.check_design(inversion).failures] == ["lower bound"]
 
 

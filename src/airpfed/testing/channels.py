@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -164,8 +164,8 @@ class ChannelTrial:
     def deterministic(self) -> str:
         """Channels are a function of seed, round and block, whatever the global generators hold."""
         for name, network in self._networks():
-            draws = with_global_seeds(lambda network=network: network.channel_model(4, 3, range(4))[0])
-            again = self.build(sites()[name]).channel_model(4, 3, range(4))[0]
+            draws = with_global_seeds(partial(draw_channels, network, range(4)))
+            again = draw_channels(self.build(sites()[name]), range(4))
             require(
                 tensors_equal(draws[0], draws[1]) and tensors_equal(draws[0], again),
                 f"{name}: two draws of one seed, round and blocks differ by "
@@ -177,9 +177,9 @@ class ChannelTrial:
     def independent_blocks(self) -> str:
         """A block's channel does not depend on the other blocks that are drawn with it, nor on earlier draws."""
         for name, network in self._networks():
-            together = network.channel_model(4, 3, range(12))[0]
+            together = draw_channels(network, range(12))
             for blocks in RANGES:
-                alone = network.channel_model(4, 3, blocks)[0]
+                alone = draw_channels(network, blocks)
                 difference = distance(alone, together[blocks.start : blocks.stop])
                 require(
                     difference <= 1e-9,
@@ -197,24 +197,24 @@ class ChannelTrial:
 
     def mean_power(self) -> str:
         """E|h|^2 is the mean gain of the network, for each station and device."""
-        return self._compare_power("the mean power of channels", lambda h, los: h, lambda network: network.gain)
+        return self._compare_power("the mean power of channels", 0, lambda network: network.gain)
 
     def scattered_power(self) -> str:
         """The part of the channel that must be estimated has the mean power `scattered`."""
-        return self._compare_power(
-            "the mean power besides the line of sight", lambda h, los: h - los, lambda network: network.scattered
-        )
+        return self._compare_power("the mean power besides the line of sight", 1, lambda network: network.scattered)
 
-    def _compare_power(
-        self,
-        quantity: str,
-        part: Callable[[Tensor, Tensor], Tensor],
-        expected: Callable[[Network], Tensor],
-    ) -> str:
+    @cached_property
+    def powers(self) -> Mapping[str, Tensor]:
+        """Name of a site -> powers of the channels and of their part besides the line of sight, (seeds, 2, S, K)."""
+        return {
+            name: torch.stack([station_powers(network, seed) for seed in range(SEEDS)])
+            for name, network in self._networks()
+        }
+
+    def _compare_power(self, quantity: str, part: int, expected: Callable[[Network], Tensor]) -> str:
         largest = 0.0
         for name, network in self._networks():
-            gain = expected(network)
-            ratios = torch.stack([station_power(network, part, seed) / gain for seed in range(SEEDS)])
+            ratios = self.powers[name][:, part] / expected(network)
             mean = ratios.mean(0)
             # The spread of all stations and devices together: where a device's power is low, so is its own spread.
             spread = ratios.var(0).mean().sqrt().clamp_min(1e-9)
@@ -247,10 +247,21 @@ class ChannelTrial:
         return list(self.networks.items())
 
 
-def station_power(network: Network, part: Callable[[Tensor, Tensor], Tensor], seed: int) -> Tensor:
-    """The power of a part of the channels of one seed, (S, K): the mean over blocks and a station's antennas."""
-    power = part(*network.channel_model(seed, 1, range(BLOCKS))).abs().square().mean(0)
-    return power.unflatten(0, (len(network.stations), network.antennas)).mean(1)
+def draw_channels(network: Network, blocks: range) -> Complex[Tensor, "B M K"]:
+    """The channels of some blocks, of one seed and round."""
+    h, _ = network.channel_model(4, 3, blocks)
+    return h
+
+
+def station_powers(network: Network, seed: int) -> Tensor:
+    """The powers of the channels and of their part besides the line of sight, (2, S, K).
+
+    Means over the blocks of one seed and round, and over a station's antennas.
+    """
+    h, los = network.channel_model(seed, 1, range(BLOCKS))
+    power = torch.stack([h, h - los]).abs().square().mean(1)
+    shape = (2, len(network.stations), network.antennas, power.shape[-1])
+    return power.reshape(shape).mean(2)
 
 
 def distance(first: Complex[Tensor, "B M K"], second: Complex[Tensor, "B M K"]) -> float:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from airpfed.air.designs import Design, lower_bound
+from airpfed.air.designs import Design, Unbiased, lower_bound
 from airpfed.air.impairments import Impairments
 from airpfed.air.problem import (
     Transceiver,
@@ -37,6 +37,7 @@ from airpfed.testing.report import (
     CheckSkipped,
     Report,
     Subject,
+    check_declarations,
     clone_tensors,
     describe_exception,
     largest_z,
@@ -77,6 +78,7 @@ def check_design(design: Design | Callable[..., Transceiver] | str, **options: A
     return run_checks(
         subject,
         [
+            ("declarations", lambda: check_declarations(subject.row, unbiased=Unbiased)),
             ("solves every problem", trial.solves),
             ("finite", trial.finite),
             ("power limit", trial.power),
@@ -181,7 +183,7 @@ class DesignTrial:
             if name not in self.transceivers:
                 continue
             problem = all_problems()[name]
-            first, second = with_global_seeds(lambda problem=problem: self.solve(clone_tensors(problem)))
+            first, second = with_global_seeds(partial(self._solve_copy, problem))
             for other in (first, second):
                 difference = largest_difference(other, self.transceivers[name])
                 require(
@@ -236,7 +238,9 @@ class DesignTrial:
         for name, problem, transceiver in self.solutions(phase_invariant_problems()):
             expected = objective(problem, transceiver)
 
-            def change(scale: tuple[float, float, float], p: TransceiverProblem = problem, e: Tensor = expected) -> float:
+            def change(
+                scale: tuple[float, float, float], p: TransceiverProblem = problem, e: Tensor = expected
+            ) -> float:
                 return float(((self._objective(in_other_units(p, *scale)) / scale[2] ** 2 - e).abs() / e).max())
 
             difference = change((1e3, 3e5, 11.0))
@@ -391,8 +395,11 @@ class DesignTrial:
             require(ratio >= 1 - 1e-9, f'"{name}": the error is {ratio:.6g} times the lower bound of every transceiver')
         return f"at least {ratio:.4g} times the bound"
 
+    def _solve_copy(self, problem: TransceiverProblem) -> Transceiver:
+        return self.solve(clone_tensors(problem))
+
     def _objective(self, problem: TransceiverProblem) -> Tensor:
-        return objective(problem, self.solve(clone_tensors(problem)))
+        return objective(problem, self._solve_copy(problem))
 
 
 BATCHED = ("one target", "several targets, more devices than antennas", "channel estimation error")

@@ -1,6 +1,6 @@
 """A small uplink to try schemes, designs and aggregators on: five devices, two tasks, and their gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ def flat_network(gain: Tensor, antennas: int, **changes: Any) -> Network:
 
     gain: mean power gains, (K), or (S, K) for S stations of `antennas` antennas. changes: of the `FadingParameters`.
     """
-    gain = torch.atleast_2d(gain)
+    gain = gain if gain.dim() == 2 else gain[None]
     stations, devices = gain.shape
     parameters = FadingParameters(
         gain=gain,
@@ -120,6 +120,12 @@ def random_updates(link: Uplink, draw: int) -> Updates:
     return Updates(shared.float(), personal.float(), torch.ones(len(size), dtype=torch.bool))
 
 
+def nan_when_absent(updates: Updates, present: Bool[Tensor, " K"]) -> Updates:
+    """The gradients of a round with some devices absent, whose rows become NaN."""
+    shared, personal = (torch.where(present[:, None], x, torch.nan) for x in (updates.shared, updates.personal))
+    return Updates(shared, personal, present)
+
+
 def exact_means(link: Uplink, updates: Updates) -> tuple[Float[Tensor, " d_s"], Float[Tensor, "N d_p"]]:
     """The weighted means that the servers ask for, G^s and G_n^p, by loops over the present devices."""
     weight = link.samples * updates.present
@@ -138,5 +144,17 @@ def fixed_channels(network: Network) -> Network:
 
     def channel_model(seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
         return draw(0, t, blocks)
+
+    return replace(network, channel_model=channel_model)
+
+
+def without_channels(network: Network, devices: Sequence[int]) -> Network:
+    """The network with channels of 0 for some devices, in every block; their mean gains stay."""
+    draw: Callable[[int, int, range], tuple[Tensor, Tensor]] = network.channel_model
+
+    def channel_model(seed: int, t: int, blocks: range) -> tuple[Tensor, Tensor]:
+        h, los = (part.clone() for part in draw(seed, t, blocks))
+        h[..., list(devices)], los[..., list(devices)] = 0, 0
+        return h, los
 
     return replace(network, channel_model=channel_model)

@@ -89,7 +89,12 @@ def _regular_problems() -> Mapping[str, TransceiverProblem]:
 @cache
 def _degenerate_problems() -> Mapping[str, TransceiverProblem]:
     problems: dict[str, TransceiverProblem] = {}
-    for suffix, targets, noise in (("", 1, None), (", several targets", 2, None), (", no noise", 1, 0.0)):
+    for suffix, targets, noise in (
+        ("", 1, None),
+        (", several targets", 2, None),
+        (", no noise", 1, 0.0),
+        (", several targets, no noise", 2, 0.0),
+    ):
         base = random_problem(3, 4, 6, targets)
         base = base if noise is None else replace(base, noise=noise)
         dead = base.h.clone()
@@ -106,8 +111,10 @@ def _degenerate_problems() -> Mapping[str, TransceiverProblem]:
             f"no weights{suffix}": replace(base, weights=torch.zeros_like(base.weights)),
         }
     problems["no noise"] = replace(random_problem(3, 4, 6), noise=0.0)
+    problems["one antenna, no noise"] = replace(random_problem(3, 1, 6), noise=0.0)
     problems["no noise, more devices than antennas"] = replace(random_problem(3, 3, 9, 3), noise=0.0)
     problems["one device"] = random_problem(3, 4, 1)
+    problems["as many devices as targets"] = random_problem(3, 4, 2, 2)
     return MappingProxyType(problems)
 
 
@@ -181,7 +188,8 @@ def squared_errors(
     error = (y[..., None, :] @ transceiver.receiver.conj())[..., 0, :] - (
         x[..., None, :] @ problem.weights.mT.to(x.dtype)
     )[..., 0, :]
-    return error.real.square() if problem.real else error.abs().square()
+    squares: Tensor = error.real.square() if problem.real else error.abs().square()
+    return squares
 
 
 def has_weight(problem: TransceiverProblem) -> Bool[Tensor, "*B K"]:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from math import isnan
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -73,11 +73,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Subject:
-    """A row to check. label: kind, name and options. function: the row's function with its options set."""
+    """A row to check.
 
+    name: of the row. label: kind, name and options. function: the row's function with its options set. options: the
+    value of every option.
+    """
+
+    name: str
     label: str
     row: Any
     function: Callable[..., Any]
+    options: Mapping[str, Any]
 
 
 def subject_of(kind: str, row: Any, options: Mapping[str, Any]) -> Subject:
@@ -91,10 +97,10 @@ def subject_of(kind: str, row: Any, options: Mapping[str, Any]) -> Subject:
     single = RowDict(table.noun, {}, wrap=table.wrap, function=table.function)
     single[name] = table.find(name) if isinstance(row, str) else row
     try:
-        function = single.bind(name, options)
+        values, function = single.resolve(name, options), single.bind(name, options)
     except UserError as error:
         raise UserError(f"{table.noun} {name}{error}") from None
-    return Subject(f"{table.noun} {label_of({'name': name, **options})}", single[name], function)
+    return Subject(name, f"{table.noun} {label_of({'name': name, **options})}", single[name], function, values)
 
 
 def _name_of(row: Any, table: RowDict[Any]) -> str:
@@ -138,6 +144,16 @@ def require(condition: bool, text: str) -> None:
         raise BrokenContractError(text)
 
 
+def check_declarations(row: Any, **choices: Any) -> str:
+    """Check that the fields of a row have values that exist. choices: name of a field -> its Literal type."""
+    for name, literal in choices.items():
+        value, values = getattr(row, name), get_args(literal)
+        require(
+            value in values, f"{name} is {value!r}; should be one of {', '.join(f'{choice!r}' for choice in values)}"
+        )
+    return ", ".join(f'{name} = "{getattr(row, name)}"' for name in choices)
+
+
 def relative_difference(values: Tensor, expected: Tensor) -> float:
     """The largest difference relative to the expected entries, infinite if only one of the two is finite."""
     if values.shape != expected.shape:
@@ -165,7 +181,7 @@ def with_global_seeds(function: Callable[[], Any]) -> tuple[Any, Any]:
     results = []
     try:
         with torch.random.fork_rng(devices=[]):
-            for seed in (1, 2):
+            for seed in (0, 1):
                 torch.manual_seed(seed)
                 np.random.seed(seed)
                 random.seed(seed)
