@@ -135,7 +135,7 @@ def raises_without_noise(problem):
     [
         (scaled_factors, "power limit", "sends 1.01 times the power limit"),
         (batch_threshold, "a block by itself", "beside blocks of stronger channels"),
-        (fixed_regulariser, "units", "with channels in units 300000 times as small"),
+        (fixed_regulariser, "units", "with power in units 1000 times as small"),
         (divides_by_the_channel, "finite", '"dead channels": '),
         (at_random, "deterministic", "neither random nor remember"),
         (remembers, "deterministic", "neither random nor remember"),

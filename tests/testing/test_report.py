@@ -11,8 +11,8 @@ from airpfed.testing.report import (
     CheckSkipped,
     Report,
     Subject,
+    largest_relative_difference,
     largest_z,
-    relative_difference,
     run_checks,
     tensors_equal,
     with_global_seeds,
@@ -57,10 +57,10 @@ def test_skipped_checks_are_no_failure():
 
 def test_differences_and_deviations():
     ones = torch.ones(3)
-    assert relative_difference(ones, ones) == 0
-    assert relative_difference(1.5 * ones, ones) == 0.5
-    assert relative_difference(torch.tensor([1.0, torch.nan, 1.0]), ones) == float("inf")
-    assert relative_difference(ones[:2], ones) == float("inf")
+    assert largest_relative_difference(ones, ones) == 0
+    assert largest_relative_difference(1.5 * ones, ones) == 0.5
+    assert largest_relative_difference(torch.tensor([1.0, torch.nan, 1.0]), ones) == float("inf")
+    assert largest_relative_difference(ones[:2], ones) == float("inf")
     draws = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
     assert largest_z(draws) == pytest.approx(2 / (2**0.5 / 2**0.5))
     assert largest_z(torch.zeros(4, 2)) == 0

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from airpfed.air.network import Network
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics, uplink
-from airpfed.testing.links import nan_when_absent, own_entries, random_updates, small_uplink
+from airpfed.testing.links import nan_when_absent, random_updates, small_uplink, sums_difference, task_entries
 from airpfed.testing.report import (
     CheckSkipped,
     Report,
@@ -105,7 +105,7 @@ class AggregatorTrial:
         first, second = with_global_seeds(lambda: self.combine(link, updates))
         require(
             tensors_equal(first, second),
-            f"two calls differ by {difference(first, second):.3g} of the largest entry; draw from "
+            f"two calls differ by {sums_difference(first, second):.3g} of the largest entry; draw from "
             "airpfed.core.rng.stream(seed, name, t)",
         )
         return "equal bits"
@@ -115,7 +115,7 @@ class AggregatorTrial:
         link, updates = small_uplink(), random_updates(small_uplink(), 0)
         order = torch.tensor([4, 2, 0, 3, 1])
         other = self.combine(permute_devices(link, order), permute_updates(updates, order))
-        change = difference(other, self.combine(link, updates))
+        change = sums_difference(other, self.combine(link, updates))
         require(change <= TOLERANCE, f"with the devices in another order, the sums change by {100 * change:.3g} %")
         return f"sums differ by {change:.1e}"
 
@@ -133,10 +133,10 @@ class AggregatorTrial:
         link = small_uplink()
         updates = random_updates(link, 0)
         shared = updates.shared[1]
-        personal = random_updates(link, 1).personal[3] * own_entries(link)[-1]  # no entry beyond the shorter vector
+        personal = random_updates(link, 1).personal[3] * task_entries(link)[-1]  # no entry beyond the shorter vector
         same = Updates(shared.expand(5, -1).clone(), personal.expand(5, -1).clone(), updates.present)
         sums = self.combine(link, same)
-        change = difference(sums, (shared, personal.expand(2, -1)))
+        change = sums_difference(sums, (shared, personal.expand(2, -1)))
         require(
             change <= TOLERANCE,
             f"devices that all send the same vector get one that is {100 * change:.3g} % of the largest entry away",
@@ -151,8 +151,10 @@ class AggregatorTrial:
         expected = self.combine(link, updates)[1]
         for task in (0, 1):
             other_devices = (link.task_of != task)[:, None]
-            changed = torch.where(other_devices, -3.0 * updates.personal + 1.0, updates.personal) * own_entries(link)
-            change = difference((self.combine(link, replace(updates, personal=changed))[1][task],), (expected[task],))
+            changed = torch.where(other_devices, -3.0 * updates.personal + 1.0, updates.personal) * task_entries(link)
+            change = sums_difference(
+                (self.combine(link, replace(updates, personal=changed))[1][task],), (expected[task],)
+            )
             require(
                 change <= TOLERANCE,
                 f"the p-sum of task {task} changes by {100 * change:.3g} % with the gradients of the other task; a row "
@@ -166,7 +168,7 @@ class AggregatorTrial:
             raise CheckSkipped("the row says across_tasks")
         link, updates = small_uplink(), random_updates(small_uplink(), 0)
         changed = replace(updates, personal=-2.0 * updates.personal)
-        change = difference((self.combine(link, changed)[0],), (self.combine(link, updates)[0],))
+        change = sums_difference((self.combine(link, changed)[0],), (self.combine(link, updates)[0],))
         require(change <= TOLERANCE, f"the shared sum changes by {100 * change:.3g} % with the devices' p-gradients")
         return ""
 
@@ -193,12 +195,3 @@ def permute_devices(link: Uplink, order: Int[Tensor, " K"]) -> Uplink:
 def permute_updates(updates: Updates, order: Int[Tensor, " K"]) -> Updates:
     """The gradients in another order of devices."""
     return Updates(updates.shared[order], updates.personal[order], updates.present[order])
-
-
-def difference(values: tuple[Float[Tensor, "..."], ...], expected: tuple[Float[Tensor, "..."], ...]) -> float:
-    """The largest difference of several tensors, relative to the largest entry of each."""
-    parts = [
-        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300))
-        for a, b in zip(values, expected, strict=True)
-    ]
-    return max(parts) if all(part == part for part in parts) else float("inf")

@@ -45,7 +45,7 @@ def check_channel(channel: Channel | Callable[..., Tensor] | str, **options: Any
     True
     """
     subject = subject_of("channels", channel, options)
-    trial = ChannelTrial.of(subject)
+    trial = ChannelTrial.build_networks(subject)
     return run_checks(
         subject,
         [
@@ -63,7 +63,7 @@ def check_channel(channel: Channel | Callable[..., Tensor] | str, **options: Any
     )
 
 
-def sites() -> Mapping[str, ChannelSite]:
+def example_sites() -> Mapping[str, ChannelSite]:
     """Name -> site. The gains of two stations are unlike, so that antennas in the wrong order have the wrong power."""
     positions = torch.tensor([[60.0, 10.0], [0.0, 90.0], [-150.0, 40.0], [30.0, -120.0]], dtype=torch.float64)
     common = {"seed": 5, "carrier_hz": 3.5e9, "bandwidth_hz": 20e6, "subcarriers": 1024, "names": ()}
@@ -102,7 +102,7 @@ class ChannelTrial:
     mutated: tuple[str, ...]
 
     @classmethod
-    def of(cls, subject: Subject) -> "ChannelTrial":
+    def build_networks(cls, subject: Subject) -> "ChannelTrial":
         """Build and draw on every site once."""
 
         def build(site: ChannelSite) -> Network:
@@ -112,7 +112,7 @@ class ChannelTrial:
             return site.network(partial(channels_of_row, subject.label, subject.function, site))
 
         networks, failures, mutated = dict[str, Network](), dict[str, str](), list[str]()
-        for name, site in sites().items():
+        for name, site in example_sites().items():
             copy = clone_tensors(site)
             try:
                 network = build(copy)
@@ -164,12 +164,12 @@ class ChannelTrial:
     def deterministic(self) -> str:
         """Channels are a function of seed, round and block, whatever the global generators hold."""
         for name, network in self._networks():
-            draws = with_global_seeds(partial(draw_channels, network, range(4)))
-            again = draw_channels(self.build(sites()[name]), range(4))
+            draws = with_global_seeds(partial(channels_of_blocks, network, range(4)))
+            again = channels_of_blocks(self.build(example_sites()[name]), range(4))
+            difference = max(channel_distance(draws[0], other) for other in (draws[1], again))
             require(
                 tensors_equal(draws[0], draws[1]) and tensors_equal(draws[0], again),
-                f"{name}: two draws of one seed, round and blocks differ by "
-                f"{max(distance(draws[0], draws[1]), distance(draws[0], again)):.3g} of their size; draw from "
+                f"{name}: two draws of one seed, round and blocks differ by {difference:.3g} of their size; draw from "
                 "site.rng(..., t, block)",
             )
         return "equal bits"
@@ -177,10 +177,10 @@ class ChannelTrial:
     def independent_blocks(self) -> str:
         """A block's channel does not depend on the other blocks that are drawn with it, nor on earlier draws."""
         for name, network in self._networks():
-            together = draw_channels(network, range(12))
+            together = channels_of_blocks(network, range(12))
             for blocks in RANGES:
-                alone = draw_channels(network, blocks)
-                difference = distance(alone, together[blocks.start : blocks.stop])
+                alone = channels_of_blocks(network, blocks)
+                difference = channel_distance(alone, together[blocks.start : blocks.stop])
                 require(
                     difference <= 1e-9,
                     f"{name}: the channels of {blocks} differ by {difference:.3g} of their size from those of the "
@@ -192,7 +192,7 @@ class ChannelTrial:
         """Two seeds give different channels."""
         for name, network in self._networks():
             first, second = (network.channel_model(seed, 1, range(2))[0] for seed in (1, 2))
-            require(distance(first, second) > 1e-6, f"{name}: seeds 1 and 2 give the same channels")
+            require(channel_distance(first, second) > 1e-6, f"{name}: seeds 1 and 2 give the same channels")
         return ""
 
     def mean_power(self) -> str:
@@ -233,7 +233,7 @@ class ChannelTrial:
         if self.row.has_path_loss:
             raise CheckSkipped("the model has its own path loss")
         for name, _ in self._networks():
-            site = clone_tensors(sites()[name])
+            site = clone_tensors(example_sites()[name])
             site.gain[:, 1] = 0
             h, _ = self.build(site).channel_model(1, 1, range(2))
             require(bool(h.isfinite().all()), f"{name}: with a gain of 0, channels are infinite or NaN")
@@ -247,7 +247,7 @@ class ChannelTrial:
         return list(self.networks.items())
 
 
-def draw_channels(network: Network, blocks: range) -> Complex[Tensor, "B M K"]:
+def channels_of_blocks(network: Network, blocks: range) -> Complex[Tensor, "B M K"]:
     """The channels of some blocks, of one seed and round."""
     h, _ = network.channel_model(4, 3, blocks)
     return h
@@ -264,7 +264,7 @@ def station_powers(network: Network, seed: int) -> Tensor:
     return power.reshape(shape).mean(2)
 
 
-def distance(first: Complex[Tensor, "B M K"], second: Complex[Tensor, "B M K"]) -> float:
+def channel_distance(first: Complex[Tensor, "B M K"], second: Complex[Tensor, "B M K"]) -> float:
     """The norm of the difference over that of the second, device by device; the largest."""
     if first.shape != second.shape:
         return float("inf")

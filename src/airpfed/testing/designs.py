@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def check_design(design: Design | Callable[..., Transceiver] | str, **options: A
     True
     """
     subject = subject_of("designs", design, options)
-    trial = DesignTrial.of(subject)
+    trial = DesignTrial.solve_problems(subject)
     return run_checks(
         subject,
         [
@@ -110,7 +110,7 @@ class DesignTrial:
     mutated: tuple[str, ...]
 
     @classmethod
-    def of(cls, subject: Subject) -> "DesignTrial":
+    def solve_problems(cls, subject: Subject) -> "DesignTrial":
         """Solve all problems once."""
         transceivers, failures, mutated = dict[str, Transceiver](), dict[str, str](), list[str]()
         for name, problem in all_problems().items():
@@ -163,13 +163,15 @@ class DesignTrial:
 
     def power(self) -> str:
         """|b_k|^2 <= P_k in every block; streams of a device share its limit."""
-        largest, at = 0.0, ""
+        largest = 0.0
         for name, problem, transceiver in self.solutions():
             share = power_share(problem, transceiver)
-            if float(share.max()) > largest:
-                block, stream_index = divmod(int(share.argmax()), share.shape[1])
-                largest, at = float(share.max()), f'"{name}": stream {stream_index} in block {block}'
-        require(largest <= 1 + 1e-9, f"{at} sends {largest:.6g} times the power limit of its device")
+            block, number = divmod(int(share.argmax()), share.shape[1])
+            largest = max(largest, float(share.max()))
+            require(
+                largest <= 1 + 1e-9,
+                f'"{name}": stream {number} in block {block} sends {largest:.6g} times the power limit of its device',
+            )
         return f"at most {largest:.9f} of a limit"
 
     def problem_unchanged(self) -> str:
@@ -196,7 +198,7 @@ class DesignTrial:
     def independent_blocks(self) -> str:
         """A block's result is the same alone, beside other blocks, and beside channels 10^4 times as strong."""
         largest = 0.0
-        for name, problem, _ in self.solutions(chosen(*BATCHED)):
+        for name, problem, _ in self.solutions(select_problems(*BATCHED)):
             alone = float(self._objective(replace(problem, h=problem.h[:1]))[0])
             strong = replace(problem, h=torch.cat([problem.h[:1], 1e4 * problem.h[1:]]))
             for description, batch, index in (
@@ -217,7 +219,7 @@ class DesignTrial:
         if not self.row.batched:
             raise CheckSkipped("the row does not say batched")
         largest = 0.0
-        for name, problem, _ in self.solutions(chosen("one target", "one target, more devices than antennas")):
+        for name, problem, _ in self.solutions(select_problems("one target", "one target, more devices than antennas")):
             weights = torch.stack([problem.weights.roll(shift, -1) for shift in range(len(problem.h))])
             together = self._objective(replace(problem, weights=weights))
             for block in range(len(problem.h)):
@@ -233,41 +235,50 @@ class DesignTrial:
 
     def units(self) -> str:
         """Watts or milliwatts, volts or microvolts, and sums of another scale change nothing but units."""
-        largest = 0.0
-        scales = {"power": (1e3, 1.0, 1.0), "channels": (1.0, 3e5, 1.0), "weights": (1.0, 1.0, 11.0)}
-        for name, problem, transceiver in self.solutions(phase_invariant_problems()):
-            expected = objective(problem, transceiver)
-
-            def change(
-                scale: tuple[float, float, float], p: TransceiverProblem = problem, e: Tensor = expected
-            ) -> float:
-                return float(((self._objective(in_other_units(p, *scale)) / scale[2] ** 2 - e).abs() / e).max())
-
-            difference = change((1e3, 3e5, 11.0))
-            largest = max(largest, difference)
-            if not difference <= TOLERANCE:
-                changes = {quantity: change(scale) for quantity, scale in scales.items()}
-                quantity = max(changes, key=lambda key: changes[key])
-                raise BrokenContractError(
-                    f'"{name}": with {quantity} in units {max(scales[quantity]):g} times as small, the objective '
-                    f"changes by {100 * changes[quantity]:.3g} %"
-                )
-        return f"objectives differ by {largest:.1e} at most"
+        return self._invariant({"power": (1e3, 1.0, 1.0), "channels": (1.0, 3e5, 1.0), "weights": (1.0, 1.0, 11.0)})
 
     def device_order(self) -> str:
         """The streams in another order give the same objective."""
+        return self._invariant({})
+
+    def _invariant(self, scales: Mapping[str, tuple[float, float, float]]) -> str:
+        """Require that the objective does not depend on the scales of units or, without scales, on the order."""
         largest = 0.0
         for name, problem, transceiver in self.solutions(phase_invariant_problems()):
-            order = torch.randperm(problem.h.shape[-1], generator=stream(1, "order", name))
-            value = self._objective(permute_streams(problem, order))
             expected = objective(problem, transceiver)
-            difference = float(((value - expected).abs() / expected).max())
-            largest = max(largest, difference)
-            require(
-                difference <= TOLERANCE,
-                f'"{name}": with the devices in another order, the objective changes by {100 * difference:.3g} %',
-            )
+            if self.joint_changes[name] <= TOLERANCE:
+                largest = max(largest, self.joint_changes[name])
+                continue
+            for quantity, scale in scales.items():
+                change = self._change(in_other_units(problem, *scale), expected, scale[2])
+                require(
+                    change <= TOLERANCE,
+                    f'"{name}": with {quantity} in units {max(scale):g} times as small, the objective changes by '
+                    f"{100 * change:.3g} %",
+                )
+            if not scales:
+                order = torch.randperm(problem.h.shape[-1], generator=stream(1, "order", name))
+                change = self._change(permute_streams(problem, order), expected, 1.0)
+                require(
+                    change <= TOLERANCE,
+                    f'"{name}": with the devices in another order, the objective changes by {100 * change:.3g} %',
+                )
         return f"objectives differ by {largest:.1e} at most"
+
+    @cached_property
+    def joint_changes(self) -> Mapping[str, float]:
+        """Name -> relative change of the objective with other units and another order of devices at once."""
+        changes = {}
+        for name, problem, transceiver in self.solutions(phase_invariant_problems()):
+            order = torch.randperm(problem.h.shape[-1], generator=stream(1, "order", name))
+            other = permute_streams(in_other_units(problem, 1e3, 3e5, 11.0), order)
+            changes[name] = self._change(other, objective(problem, transceiver), 11.0)
+        return changes
+
+    def _change(self, problem: TransceiverProblem, expected: Tensor, sums: float) -> float:
+        """The largest relative change of the objective; infinite if it is NaN. sums: the scale of the weights."""
+        change = ((self._objective(problem) / sums**2 - expected).abs() / expected).nan_to_num(nan=torch.inf)
+        return float(change.max())
 
     def silence_without_weight(self) -> str:
         """A device that no target includes does not send."""
@@ -281,7 +292,7 @@ class DesignTrial:
 
     def antenna_masks(self) -> str:
         """A receiver is 0 at antennas that are not its own."""
-        for name, problem, transceiver in self.solutions(chosen("receivers at different antennas")):
+        for name, problem, transceiver in self.solutions(select_problems("receivers at different antennas")):
             assert problem.antenna_mask is not None
             outside = float((transceiver.receiver.abs() * ~problem.antenna_mask.mT).max())
             require(
@@ -365,7 +376,7 @@ class DesignTrial:
     def claimed_error(self) -> str:
         """The error of symbols sent through antennas and noise is that of `air.problem.mse`."""
         largest = 0.0
-        for name, problem, transceiver in self.solutions(chosen(*MEASURED)):
+        for name, problem, transceiver in self.solutions(select_problems(*MEASURED)):
             claimed = mse(problem, transceiver)
             errors = squared_errors(problem, transceiver, DRAWS, stream(2, "uses", name))
             z = largest_z(errors - claimed)
@@ -389,7 +400,7 @@ class DesignTrial:
     def bound(self) -> str:
         """No transceiver within the limits has an error below the lower bound."""
         ratio = float("inf")
-        for name, problem, transceiver in self.solutions(chosen(*BOUNDED)):
+        for name, problem, transceiver in self.solutions(select_problems(*BOUNDED)):
             error = mse(problem, transceiver)[:, 0]
             ratio = min(ratio, float((error / bounds()[name]).min()))
             require(ratio >= 1 - 1e-9, f'"{name}": the error is {ratio:.6g} times the lower bound of every transceiver')
@@ -416,7 +427,7 @@ BOUNDED = ("one target", "one target, more devices than antennas")
 @cache
 def bounds() -> Mapping[str, Tensor]:
     """The lower bounds of the problems of BOUNDED."""
-    return {name: lower_bound(problem) for name, problem in chosen(*BOUNDED).items()}
+    return {name: lower_bound(problem) for name, problem in select_problems(*BOUNDED).items()}
 
 
 def all_problems() -> Mapping[str, TransceiverProblem]:
@@ -433,7 +444,7 @@ def phase_invariant_problems() -> Mapping[str, TransceiverProblem]:
     return {n: problem for n, problem in regular_problems().items() if not problem.real or len(problem.weights) == 1}
 
 
-def chosen(*names: str) -> Mapping[str, TransceiverProblem]:
+def select_problems(*names: str) -> Mapping[str, TransceiverProblem]:
     """The problems of these names."""
     return {name: regular_problems()[name] for name in names}
 

@@ -92,7 +92,7 @@ def small_uplink(antennas: int = 8, **changes: Any) -> Uplink:
     return replace(link, **changes)
 
 
-def own_entries(link: Uplink) -> Bool[Tensor, "K d_p"]:
+def task_entries(link: Uplink) -> Bool[Tensor, "K d_p"]:
     """The entries of each device's p-vector that its task has."""
     lengths = torch.tensor(link.lengths)[link.task_of]
     return torch.arange(max(link.lengths)) < lengths[:, None]
@@ -106,7 +106,7 @@ def random_updates(link: Uplink, draw: int) -> Updates:
     rng, size = stream(7, "updates", draw), torch.linspace(0.5, 2.0, len(link.samples), dtype=torch.float64)[:, None]
     shared = torch.zeros(len(size), link.shared_groups[-1][1], dtype=torch.float64)
     personal = torch.zeros(len(size), max(link.lengths), dtype=torch.float64)
-    everywhere, own = torch.ones_like(shared, dtype=torch.bool), own_entries(link)
+    everywhere, own = torch.ones_like(shared, dtype=torch.bool), task_entries(link)
     for vectors, groups, valid in (
         (shared, link.shared_groups, everywhere),
         (personal, link.personal_groups, own),
@@ -158,3 +158,12 @@ def without_channels(network: Network, devices: Sequence[int]) -> Network:
         return h, los
 
     return replace(network, channel_model=channel_model)
+
+
+def sums_difference(values: tuple[Float[Tensor, "..."], ...], expected: tuple[Float[Tensor, "..."], ...]) -> float:
+    """The largest difference of several tensors, relative to the largest entry of each."""
+    parts = [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300))
+        for a, b in zip(values, expected, strict=True)
+    ]
+    return max(parts) if all(part == part for part in parts) else float("inf")

@@ -44,7 +44,7 @@ def check_method(method: Method | Callable[..., tuple[Block, ...]] | str, **opti
     True
     """
     subject = subject_of("methods", method, options)
-    trial = MethodTrial.of(subject)
+    trial = MethodTrial.arrange_blocks(subject)
     return run_checks(
         subject,
         [
@@ -73,7 +73,7 @@ class MethodTrial:
     fault: str
 
     @classmethod
-    def of(cls, subject: Subject) -> "MethodTrial":
+    def arrange_blocks(cls, subject: Subject) -> "MethodTrial":
         """Call the method for every pair of ranks."""
         blocks: list[tuple[Block, ...]] = []
         fault = ""

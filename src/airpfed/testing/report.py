@@ -154,7 +154,7 @@ def check_declarations(row: Any, **choices: Any) -> str:
     return ", ".join(f'{name} = "{getattr(row, name)}"' for name in choices)
 
 
-def relative_difference(values: Tensor, expected: Tensor) -> float:
+def largest_relative_difference(values: Tensor, expected: Tensor) -> float:
     """The largest difference relative to the expected entries, infinite if only one of the two is finite."""
     if values.shape != expected.shape:
         return float("inf")
@@ -171,7 +171,7 @@ def largest_z(samples: Tensor) -> float:
     """
     samples = samples.double().reshape(len(samples), -1)
     mean, error = samples.mean(0).abs(), samples.std(0) / len(samples) ** 0.5
-    z = torch.where(mean > 0, mean / error.clamp_min(1e-300), torch.zeros_like(mean))
+    z = torch.where(mean == 0, 0.0, mean / error.clamp_min(1e-300))  # NaN stays NaN
     return float("inf") if bool(z.isnan().any()) else float(z.max())
 
 
