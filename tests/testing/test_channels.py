@@ -91,6 +91,17 @@ def forgets_its_scattered_gain(site):
     return replace(network, scattered=0.5 * network.scattered)
 
 
+def single_precision(site):
+    network = rayleigh_fading(site)
+    return replace(
+        network, channel_model=lambda *args: tuple(h.to(torch.complex64) for h in network.channel_model(*args))
+    )
+
+
+def no_network(site):
+    return site
+
+
 @pytest.mark.parametrize(
     ("channel", "check", "words"),
     [
@@ -101,6 +112,8 @@ def forgets_its_scattered_gain(site):
         (without_the_seed, "seeds differ", "seeds 1 and 2 give the same channels"),
         (changes_the_site, "site is not changed", "one station"),
         (real_channels, "builds a network", "of shape (2, 4, 4), not shape (2, 1, 4)"),
+        (Channel(prepare=single_precision), "shape and type", "(1, 4, 4) torch.complex64; should be (1, 4, 4)"),
+        (Channel(prepare=no_network), "builds a network", "returns a ChannelSite; should be a Network"),
         (infinite, "finite", "should draw finite channels"),
         (never_silent, "no channel without a gain", "whose mean gain is 0"),
         (Channel(prepare=forgets_its_scattered_gain), "power to be estimated", "line of sight is 1.98"),

@@ -112,6 +112,13 @@ def everyone_sends(problem):
     )
 
 
+def first_weights(problem):
+    """Weights of the first block for all blocks."""
+    return uniform_forcing(
+        replace(problem, weights=problem.weights[0] if problem.weights.dim() == 3 else problem.weights)
+    )
+
+
 def all_antennas(problem):
     return inversion(replace(problem, antenna_mask=None))
 
@@ -150,7 +157,9 @@ def raises_without_noise(problem):
         (Design(inversion, unbiased="given the channel"), "unbiased as claimed", "arrives with 0 of its weight"),
         (Design(inversion, unbiased="over fading"), "unbiased as claimed", "standard errors off"),
         (Design(uniform_forcing, shrinks=True), "no worse than silence", "times that of silence"),
-        (Design(inversion, batched=True), "weights that differ by block", ""),
+        (Design(first_weights, batched=True), "weights that differ by block", "alone with its weights"),
+        (Design(inversion, batched=True), "weights that differ by block", "raises "),
+        (Design(inversion, unbiased="given fading"), "declarations", "unbiased is 'given fading'; should be one of"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -91,7 +91,13 @@ def test_a_planted_fault_is_named(method, check, words):
 def test_columns_that_the_layout_loses_are_seen(monkeypatch):
     """The layout itself is checked elsewhere; a column that is in no phase shows that the checks look."""
     from airpfed.model.layout import Layout
+    from airpfed.testing import methods
 
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            methods, "flatten", lambda *args, flatten=methods.flatten: {s: -v for s, v in flatten(*args).items()}
+        )
+        assert [result.name for result in testing.check_method("fedit").failures] == ["columns of the layout"]
     phases = Layout.phases
     monkeypatch.setattr(Layout, "phases", lambda layout: tuple((a, b - 1) for a, b in phases(layout)))
     assert [result.name for result in testing.check_method("fedit").failures] == ["every column has its rounds"]

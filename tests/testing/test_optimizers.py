@@ -68,6 +68,14 @@ def noisy(lr, gradient, value, count):
     return value - lr * gradient * (1 + 0.1 * torch.randn(1))
 
 
+def exponential(lr, gradient, value, count):
+    return value - lr * gradient.sign() * (gradient.abs().exp() - 1)
+
+
+def one_width(lr, gradient, value, count):
+    return value - lr * gradient * torch.ones(7)
+
+
 def double_precision(lr, gradient, value, count):
     return value.double() - lr * gradient
 
@@ -113,6 +121,8 @@ def renames_its_state(lr):
         (stateless(drifts), "no step without a gradient", "away from 0 by 0.0001"),
         (stateless(noisy), "deterministic", "two runs with the same gradients differ"),
         (stateless(double_precision), "takes a step", "not (3, 7) torch.float64"),
+        (stateless(exponential), "finite", "with gradients of 1e+06, "),
+        (stateless(one_width), "some of the columns", "raises RuntimeError"),
         (remembers, "all memory is in the state", "keep memory in the state"),
         (scalar_state, "shapes of the state", "norm is (3,) torch.float32; should have the shape"),
         (init_with_lr, "init without the learning rate", "lr = 1 and lr = 0.001"),

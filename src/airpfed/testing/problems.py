@@ -93,7 +93,6 @@ def _degenerate_problems() -> Mapping[str, TransceiverProblem]:
         ("", 1, None),
         (", several targets", 2, None),
         (", no noise", 1, 0.0),
-        (", several targets, no noise", 2, 0.0),
     ):
         base = random_problem(3, 4, 6, targets)
         base = base if noise is None else replace(base, noise=noise)
@@ -110,9 +109,12 @@ def _degenerate_problems() -> Mapping[str, TransceiverProblem]:
             f"equal channels{suffix}": replace(base, h=equal),
             f"no weights{suffix}": replace(base, weights=torch.zeros_like(base.weights)),
         }
+    problems["no noise, more devices than antennas"] = replace(random_problem(3, 3, 9, 3), noise=0.0)
+    problems["dead channels, no noise, several targets"] = replace(
+        problems["dead channels, several targets"], noise=0.0
+    )
     problems["no noise"] = replace(random_problem(3, 4, 6), noise=0.0)
     problems["one antenna, no noise"] = replace(random_problem(3, 1, 6), noise=0.0)
-    problems["no noise, more devices than antennas"] = replace(random_problem(3, 3, 9, 3), noise=0.0)
     problems["one device"] = random_problem(3, 4, 1)
     problems["as many devices as targets"] = random_problem(3, 4, 2, 2)
     return MappingProxyType(problems)
