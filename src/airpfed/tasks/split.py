@@ -182,6 +182,10 @@ class SampleSplit:
     share: (samples, counts, rng, *, options) -> the indices of each device's samples, no sample twice; counts: wanted
     number of each device, (K). Raises ValueError for samples that it cannot split. by_value: devices are the values of
     a column of the data, in sorted order; then a device may get fewer samples than wanted.
+
+    >>> import numpy, airpfed as ap
+    >>> ap.SPLITS["iid"].share(range(6), numpy.array([2, 3]), numpy.random.default_rng(0))
+    [[3, 2], [5, 4, 0]]
     """
 
     share: Callable[..., Indices]

@@ -27,8 +27,15 @@ Sums = tuple[Float[Tensor, " d_s"], Float[Tensor, "N d_p"]]
 class DeviceUpdates:
     """The gradients of the K devices that are present in a round, and what the server knows of them.
 
-    shared: gradients of the s-adapter. personal: gradients of each device's p-adapter. samples: D_k. task_of: task of
-    each device, 0 to num_tasks - 1.
+    shared: gradients of the s-adapter, float32. personal: gradients of each device's p-adapter, zeros beyond the length
+    of its task's. samples: D_k, the training samples of each device, float32. task_of: task of each device, 0 to
+    num_tasks - 1.
+
+    >>> import torch, airpfed as ap
+    >>> updates = ap.DeviceUpdates(torch.eye(3), torch.ones(3, 2), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 0, 1]), 2)
+    >>> shared, personal = updates.by_task(lambda gradients, samples: samples / samples.sum() @ gradients)
+    >>> shared, personal.shape
+    (tensor([0.2500, 0.2500, 0.5000]), torch.Size([2, 2]))
     """
 
     shared: Float[Tensor, "K d_s"]
