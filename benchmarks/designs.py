@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from links import link_of
+
 from airpfed.air.uplink import uplink
 from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
@@ -37,11 +39,8 @@ def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float
 
 def with_link(experiment: Experiment, settings: Settings, design: str, snr_db: float) -> Experiment:
     """The same experiment over another link."""
-    radio = settings.radio.model_copy(update={"design": design, "snr_db": snr_db})
-    changed = settings.model_copy(update={"radio": radio})
-    return replace(
-        experiment, aggregate=partial(uplink, build.client_uplink(changed, experiment.clients)), eval_every=0
-    )
+    link = link_of(settings, experiment.clients, design, snr_db=snr_db)
+    return replace(experiment, aggregate=partial(uplink, link), eval_every=0)
 
 
 def main() -> None:

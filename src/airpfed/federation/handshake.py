@@ -6,7 +6,7 @@ import json
 from dataclasses import astuple
 from typing import Any
 
-from airpfed.config.plugins import plugin_hashes
+from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import safe_line
@@ -16,6 +16,8 @@ from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
 """Name -> value, as text or hash."""
+DEVICE_CODE = ("adapters.method", "server.optimizer")
+"""Choices whose rows a device runs. The other rows of plug-ins are the server's alone."""
 
 
 def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
@@ -27,7 +29,7 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
     work = {
         "server.optimizer": settings.server.optimizer.label,
         "adapters.method": settings.adapters.method.label,
-        "plugins": json.dumps(plugin_hashes(settings.plugins), sort_keys=True),
+        "plugins": json.dumps(code_hashes(settings, DEVICE_CODE), sort_keys=True),
         "server.lr": experiment.server_step.lr,
         "devices.batch_size": experiment.local_training.batch_size,
         "devices.local_steps": experiment.local_training.steps,
