@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.planning.link_frame import link_study as link_study
     from airpfed.tasks.metrics import METRICS as METRICS
     from airpfed.tasks.metrics import Metric as Metric
+    from airpfed.tasks.sample import Sample as Sample
     from airpfed.tasks.sources import SOURCES as SOURCES
     from airpfed.tasks.split import SPLITS as SPLITS
     from airpfed.tasks.split import SampleSplit as SampleSplit
@@ -77,6 +78,7 @@ _MODULES = {
     "SOURCES": "airpfed.tasks.sources",
     "SPLITS": "airpfed.tasks.split",
     "SampleSplit": "airpfed.tasks.split",
+    "Sample": "airpfed.tasks.sample",
     "METRICS": "airpfed.tasks.metrics",
     "Metric": "airpfed.tasks.metrics",
     "OPTIMIZERS": "airpfed.training.optimizers",

@@ -224,7 +224,8 @@ class RoundRecord(Record):
     """A line of records.jsonl.
 
     >>> import airpfed as ap
-    >>> record = ap.RoundRecord(round=1, loss={"trec": 1.5}, mse={}, pi=0.01, ledger={"air_seconds": 0.2}, seconds={})
+    >>> numbers = {"mse": {}, "pi": 0.01, "pi_claimed": 0.01, "ledger": {"air_seconds": 0.2}, "seconds": {}}
+    >>> record = ap.RoundRecord(round=1, loss={"trec": 1.5}, **numbers)
     >>> record.loss["trec"], record.ledger.air_seconds
     (1.5, 0.2)
     """

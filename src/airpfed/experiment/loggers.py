@@ -18,10 +18,10 @@ def scalars(row: RoundRecord | Summary) -> dict[str, float]:
     """Map the path of keys, `loss/trec`, to each number of a record or summary, without null, text and lists.
 
     >>> import airpfed as ap
-    >>> record = ap.RoundRecord(round=3, loss={"trec": 1.25}, mse={}, pi=0.01, ledger={}, seconds={"gradients": 0.5})
-    >>> numbers = ap.scalars(record)
-    >>> numbers["loss/trec"], numbers["pi"], numbers["seconds/gradients"]
-    (1.25, 0.01, 0.5)
+    >>> numbers = {"mse": {}, "pi": 0.01, "pi_claimed": None, "ledger": {"air_seconds": 0.2}, "seconds": {}}
+    >>> values = ap.scalars(ap.RoundRecord(round=3, loss={"trec": 1.25}, **numbers))
+    >>> values["loss/trec"], values["pi"], values["ledger/air_seconds"], "pi_claimed" in values
+    (1.25, 0.01, 0.2, False)
     """
     return dict(_flat("", row.model_dump(exclude={"round", "rounds"})))
 

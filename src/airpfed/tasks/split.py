@@ -184,7 +184,8 @@ class SampleSplit:
     a column of the data, in sorted order; then a device may get fewer samples than wanted.
 
     >>> import numpy, airpfed as ap
-    >>> ap.SPLITS["iid"].share(range(6), numpy.array([2, 3]), numpy.random.default_rng(0))
+    >>> samples = tuple(ap.Sample(f"text {number}", " yes", label=0) for number in range(6))
+    >>> ap.SPLITS["iid"].share(samples, numpy.array([2, 3]), numpy.random.default_rng(0))
     [[3, 2], [5, 4, 0]]
     """
 

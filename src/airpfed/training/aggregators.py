@@ -32,7 +32,8 @@ class DeviceUpdates:
     num_tasks - 1.
 
     >>> import torch, airpfed as ap
-    >>> updates = ap.DeviceUpdates(torch.eye(3), torch.ones(3, 2), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 0, 1]), 2)
+    >>> samples, task_of = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 0, 1])
+    >>> updates = ap.DeviceUpdates(torch.eye(3), torch.ones(3, 2), samples, task_of, num_tasks=2)
     >>> shared, personal = updates.by_task(lambda gradients, samples: samples / samples.sum() @ gradients)
     >>> shared, personal.shape
     (tensor([0.2500, 0.2500, 0.5000]), torch.Size([2, 2]))
