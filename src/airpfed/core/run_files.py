@@ -300,7 +300,9 @@ class DataReport(Record):
 class TaskSummary(Record):
     """The scores of a task."""
 
-    metric: str = Field(description='"accuracy" (classify) or "exact_match" (generate)')
+    metric: str = Field(
+        description="name of the metric: that of tasks.metric, or accuracy (classify) or exact_match (generate)"
+    )
     base: Number = Field(description="metric of the untouched base model on the test split")
     final: Number | None = Field(
         description="metric of the task's model after the last round; null if the run was interrupted or does not "

@@ -7,11 +7,22 @@ function here and a row of TRACKERS.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from airpfed.config.choice import Choice
 from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
 from airpfed.core.run_files import RoundRecord, Summary
 
 Tracker = Callable[[RoundRecord | Summary], None]
+
+
+def open_tracker(choice: Choice, folder: Path) -> Tracker:
+    """Open the tracker of `run.tracker` for a run's folder. Raises UserError if its function returns none."""
+    tracker: Tracker = choice.bind()(folder)
+    if not callable(tracker):
+        raise UserError(
+            f'run.tracker = "{choice.label}": should return a function of a record, not {type(tracker).__name__}'
+        )
+    return tracker
 
 
 def scalars(row: RoundRecord | Summary) -> dict[str, float]:

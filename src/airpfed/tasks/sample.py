@@ -14,7 +14,7 @@ class Sample:
     space. label: index into Task.labels; -1 for generate. device: value of the device column; "" without such a column.
 
     >>> import airpfed as ap
-    >>> ap.Sample("What is the capital of France ?\nLabel:", " location", label=2).device
+    >>> ap.Sample("What is the capital of France? Label:", " location", label=2).device
     ''
     """
 

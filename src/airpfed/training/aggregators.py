@@ -48,14 +48,26 @@ class DeviceUpdates:
     def by_task(self, combine: Callable[[Tensor, Tensor], Tensor]) -> Sums:
         """Combine the gradients of all devices, and of each task: combine(gradients, samples) -> one vector.
 
-        A task without a device keeps zeros.
+        gradients: (k, d) of some devices; samples: their D_k, (k). A task without a device keeps zeros. Raises UserError
+        if `combine` gives anything else than a vector of d entries.
         """
+
+        def vector(gradients: Tensor, samples: Tensor) -> Tensor:
+            result = combine(gradients, samples)
+            if not isinstance(result, Tensor) or result.shape != gradients.shape[1:]:
+                shape = f"of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+                raise UserError(
+                    f"server.aggregator: combine should give one vector of shape {tuple(gradients.shape[1:])} for "
+                    f"gradients of shape {tuple(gradients.shape)}, not {shape}"
+                )
+            return result
+
         personal = torch.zeros(self.num_tasks, self.personal.shape[1], dtype=self.personal.dtype)
         for n in range(self.num_tasks):
             members = self.task_of == n
             if bool(members.any()):
-                personal[n] = combine(self.personal[members], self.samples[members])
-        return combine(self.shared, self.samples), personal
+                personal[n] = vector(self.personal[members], self.samples[members])
+        return vector(self.shared, self.samples), personal
 
 
 @dataclass(frozen=True)
