@@ -48,8 +48,8 @@ class DeviceUpdates:
     def by_task(self, combine: Callable[[Tensor, Tensor], Tensor]) -> Sums:
         """Combine the gradients of all devices, and of each task: combine(gradients, samples) -> one vector.
 
-        gradients: (k, d) of some devices; samples: their D_k, (k). A task without a device keeps zeros. Raises UserError
-        if `combine` gives anything else than a vector of d entries.
+        gradients: (k, d) of some devices; samples: their D_k, (k). A task without a device keeps zeros. Raises
+        UserError if `combine` gives anything else than a vector of d entries.
         """
 
         def vector(gradients: Tensor, samples: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class AggregatorRow:
             devices = DeviceUpdates(
                 updates.shared[present],
                 updates.personal[present],
-                link.samples[present],
+                link.samples[present].to(updates.shared.dtype),
                 link.task_of[present],
                 len(link.task_names),
             )
