@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.air.network import ChannelSite as ChannelSite
     from airpfed.air.problem import Transceiver as Transceiver
     from airpfed.air.problem import TransceiverProblem as TransceiverProblem
+    from airpfed.air.problem import divide_power as divide_power
     from airpfed.air.problem import mse as mse
     from airpfed.air.schemes import SCHEMES as SCHEMES
     from airpfed.air.schemes import Scheme as Scheme
@@ -62,6 +63,7 @@ _MODULES = {
     "TransceiverProblem": "airpfed.air.problem",
     "Transceiver": "airpfed.air.problem",
     "mse": "airpfed.air.problem",
+    "divide_power": "airpfed.air.problem",
     "lower_bound": "airpfed.air.designs",
     "designs": "airpfed.air",
     # What varies: public dicts, their rows, and what the rows' functions receive
