@@ -18,7 +18,7 @@ from airpfed.core.files import exclusive_run
 from airpfed.experiment import REOPEN, artifacts, build
 from airpfed.experiment.console import INTERRUPTED, RunConsole, interruptible, open_console, resume_line
 from airpfed.experiment.data_report import data_lines, report_data
-from airpfed.experiment.loggers import Tracker
+from airpfed.experiment.loggers import Tracker, open_tracker
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
@@ -44,7 +44,7 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
         open_console(settings.server.rounds) as console,
         interruptible(console) as stopping,
     ):
-        track = settings.run.tracker.bind()(out)
+        track = open_tracker(settings.run.tracker, out)
         for line in [*notes, *settings_notes(settings)]:
             console.log(line)
         console.log("loading tasks and base model")
@@ -157,7 +157,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
     changed = settings_file.differences(previous, settings, build.CHANGEABLE_ON_RESUME)
     if changed:
         raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
-    for line in settings_file.differences(previous, settings, {}):
+    for line in settings_file.differences(previous, settings, {"plugins": True}):  # the run's folder has copies
         log(f"resumed with {line}")
 
 
