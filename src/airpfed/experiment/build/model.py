@@ -12,6 +12,7 @@ import torch
 
 from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
@@ -143,6 +144,8 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
     if code := {**code_hashes(settings, metrics), **option_files(settings, metrics)}:
         parts.append(sorted(code.values()))
+    if functions := [item["sha256"] for key, item in user_functions(settings).items() if key.endswith(".metric")]:
+        parts.append(functions)
     return Preparation(
         tasks,
         base,
