@@ -10,6 +10,7 @@ import argparse
 import statistics
 
 import torch
+from links import with_link
 
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics, pi_of, uplink
@@ -28,9 +29,8 @@ def uplinks(settings: Settings, experiment: Experiment, snr_db: float | None) ->
     """The radio side of every case, and of the error-free link."""
     result = {}
     for case in [("error_free", "none"), *CASES]:
-        changes = {"design": case[0], "correlation": case[1]} | ({} if snr_db is None else {"snr_db": snr_db})
-        radio = settings.radio.model_copy(update=changes)
-        result[case] = build.client_uplink(settings.model_copy(update={"radio": radio}), experiment.clients)
+        changes = {"correlation": case[1]} | ({} if snr_db is None else {"snr_db": snr_db})
+        result[case] = build.client_uplink(with_link(settings, case[0], **changes), experiment.clients)
     return result
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from links import with_link
 
-from airpfed.air.schedule import Digital, Updates, Uplink
+from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
@@ -33,14 +34,11 @@ MARGIN = 0.02
 """Loss of accuracy against the error-free link at which a link has reached the target."""
 
 
-def uplink_of(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> Uplink:
-    """The link of this name: a design, or digital:BITS."""
+def uplink_of(experiment: Experiment, settings: Settings, name: str, snr_db: float, access: str = "") -> Uplink:
+    """The link of this name: a design, or digital:BITS. access: of the digital link."""
     design, _, bits = name.partition(":")
-    changes: dict[str, Any] = {"design": design, "snr_db": snr_db}
-    if bits:
-        changes["digital_bits"] = int(bits)
-    radio = settings.radio.model_copy(update=changes)
-    return build.client_uplink(settings.model_copy(update={"radio": radio}), experiment.clients)
+    link = f"digital(bits={bits}, access={access or 'orthogonal'})" if bits else design
+    return build.client_uplink(with_link(settings, link, snr_db=snr_db), experiment.clients)
 
 
 def round_seconds(link: Uplink, experiment: Experiment) -> float:
@@ -52,10 +50,11 @@ def round_seconds(link: Uplink, experiment: Experiment) -> float:
     return statistics.mean(rounds)
 
 
-def grouped_seconds(link: Uplink, experiment: Experiment) -> float:
-    """`round_seconds` of the digital link with groups told apart by the antennas."""
-    assert link.digital is not None
-    return round_seconds(replace(link, digital=Digital(link.digital.bits, True)), experiment)
+def grouped_seconds(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> float | None:
+    """`round_seconds` of a digital link with groups that the antennas separate; None for another link."""
+    if not name.startswith("digital:"):
+        return None
+    return round_seconds(uplink_of(experiment, settings, name, snr_db, "spatial"), experiment)
 
 
 def air_only(options: argparse.Namespace) -> None:
@@ -72,8 +71,9 @@ def air_only(options: argparse.Namespace) -> None:
             experiment = build.build_experiment(settings, build.load_tasks(settings))
             for name in options.links:
                 link = uplink_of(experiment, settings, name, snr)
-                grouped = grouped_seconds(link, experiment) if link.digital else float("nan")
-                seconds.setdefault(name, []).append((round_seconds(link, experiment), grouped))
+                grouped = grouped_seconds(experiment, settings, name, snr)
+                pair = (round_seconds(link, experiment), float("nan") if grouped is None else grouped)
+                seconds.setdefault(name, []).append(pair)
         base = statistics.mean(plain for plain, _ in seconds[options.links[0]])
         for name, pairs in seconds.items():
             plain, grouped = (statistics.mean(values) for values in zip(*pairs, strict=True))
@@ -91,7 +91,7 @@ def curve(experiment: Experiment, settings: Settings, name: str, snr_db: float) 
         seconds.append(row.ledger.air_seconds)
         if row.accuracy:
             accuracy.append(statistics.mean(row.accuracy.values()))
-    grouped = grouped_seconds(link, experiment) if link.digital else None
+    grouped = grouped_seconds(experiment, settings, name, snr_db)
     return {"accuracy": accuracy, "seconds": statistics.mean(seconds), "grouped": grouped}
 
 

@@ -1,6 +1,8 @@
 """The harness of the benchmarks: what it says of times is right, and a quick run leaves JSON."""
 
+import importlib
 import json
+import sys
 import time
 from argparse import Namespace
 from mmap import mmap
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import central
 import harness
+import links
 import numpy as np
 import once
 import pytest
@@ -18,6 +21,8 @@ from cases import Options
 from children import answer
 from fleets import random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
+
+from airpfed.config.settings_file import read_settings
 
 
 def test_variants_take_turns_and_warm_up_does_not_count() -> None:
@@ -163,3 +168,31 @@ def test_peers_do_the_same_work(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
     wanted = work.ours(here, 0)
     assert work.difference(here, work.loop(here, 0), wanted) < 1e-5
     assert work.difference(here, work.loop(here, 1), wanted) > 1e-2, "another turn has other samples"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "rows"),
+    [
+        ("designs", "--seeds 1 --cells base error_free:10 mmse:10 --out {out}", ["| mmse:10 |", "| base, by seed |"]),
+        ("claims", "--rounds 1 --snr 10", ["| 10 | mmse | estimated |"]),
+        ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --air-only", ["| 1 | 10 | digital:4 |"]),
+        ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --out {out}", ["| 1, 10 dB | digital:4 |"]),
+    ],
+)
+def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeypatch, capsys) -> None:
+    """The commands behind tables of docs/, on two tiny tasks. Digital groups take less time than one after another."""
+    monkeypatch.setattr(sys, "argv", [name, str(small_settings), *words.format(out=tmp_path / "out.jsonl").split()])
+    importlib.import_module(name).main()
+    out = capsys.readouterr().out
+    lines = [next(line for line in out.splitlines() if line.startswith(row)) for row in rows]
+    if "--air-only" in words:
+        cells = lines[0].split("|")
+        assert 0 < float(cells[6]) < float(cells[4])
+
+
+def test_a_link_is_a_scheme_or_a_design(small_settings) -> None:
+    settings = read_settings(small_settings, ["radio.scheme=error_free"])
+    digital = links.with_link(settings, "digital(bits=8)", snr_db=0.0).radio
+    assert (digital.scheme.label, digital.snr_db) == ("digital(bits=8)", 0.0)
+    linear = links.with_link(settings, "mmse(starts=2)").radio
+    assert (linear.scheme.label, linear.design.label, linear.snr_db) == ("linear", "mmse(starts=2)", 10.0)
