@@ -187,7 +187,7 @@ def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeyp
     lines = [next(line for line in out.splitlines() if line.startswith(row)) for row in rows]
     if "--air-only" in words:
         cells = lines[0].split("|")
-        assert 0 < float(cells[6]) < float(cells[4])
+        assert 0 < float(cells[7]) < float(cells[5])
 
 
 def test_a_link_is_a_scheme_or_a_design(small_settings) -> None:
