@@ -10,7 +10,7 @@ import argparse
 import statistics
 
 import torch
-from links import with_link
+from links import link_of
 
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics, pi_of, uplink
@@ -30,7 +30,7 @@ def uplinks(settings: Settings, experiment: Experiment, snr_db: float | None) ->
     result = {}
     for case in [("error_free", "none"), *CASES]:
         changes = {"correlation": case[1]} | ({} if snr_db is None else {"snr_db": snr_db})
-        result[case] = build.client_uplink(with_link(settings, case[0], **changes), experiment.clients)
+        result[case] = link_of(settings, experiment.clients, case[0], **changes)
     return result
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from links import with_link
+from links import link_of
 
 from airpfed.air.uplink import uplink
 from airpfed.config import settings_file
@@ -37,10 +37,10 @@ def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float
     return scores, sum(pis) / max(rounds, 1)
 
 
-def over_link(experiment: Experiment, settings: Settings, link: str, snr_db: float) -> Experiment:
-    """The same experiment over another link. link: a scheme, or a design of the linear one."""
-    radio = build.client_uplink(with_link(settings, link, snr_db=snr_db), experiment.clients)
-    return replace(experiment, aggregate=partial(uplink, radio), eval_every=0)
+def with_link(experiment: Experiment, settings: Settings, design: str, snr_db: float) -> Experiment:
+    """The same experiment over another link."""
+    link = link_of(settings, experiment.clients, design, snr_db=snr_db)
+    return replace(experiment, aggregate=partial(uplink, link), eval_every=0)
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
             if cell == "base":
                 scores, pi = final_accuracy(experiment, 0)
             else:
-                scores, pi = final_accuracy(over_link(experiment, settings, design, float(snr)), experiment.rounds)
+                scores, pi = final_accuracy(with_link(experiment, settings, design, float(snr)), experiment.rounds)
             accuracy = statistics.mean(scores.values())
             rows.append({"seed": seed, "cell": cell, "accuracy": accuracy, "pi": pi, "tasks": scores})
             with options.out.open("a") as file:

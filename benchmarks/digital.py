@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from links import with_link
+from links import link_of
 
 from airpfed.air.schedule import Updates, Uplink
 from airpfed.air.uplink import initial_statistics, uplink
@@ -34,13 +34,6 @@ MARGIN = 0.02
 """Loss of accuracy against the error-free link at which a link has reached the target."""
 
 
-def uplink_of(experiment: Experiment, settings: Settings, name: str, snr_db: float, access: str = "") -> Uplink:
-    """The link of this name: a design, or digital:BITS. access: of the digital link."""
-    design, _, bits = name.partition(":")
-    link = f"digital(bits={bits}, access={access or 'orthogonal'})" if bits else design
-    return build.client_uplink(with_link(settings, link, snr_db=snr_db), experiment.clients)
-
-
 def round_seconds(link: Uplink, experiment: Experiment) -> float:
     """Mean seconds on air of a round; they do not depend on what is sent."""
     order = experiment.clients.layout
@@ -50,11 +43,11 @@ def round_seconds(link: Uplink, experiment: Experiment) -> float:
     return statistics.mean(rounds)
 
 
-def grouped_seconds(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> float | None:
-    """`round_seconds` of a digital link with groups that the antennas separate; None for another link."""
-    if not name.startswith("digital:"):
-        return None
-    return round_seconds(uplink_of(experiment, settings, name, snr_db, "spatial"), experiment)
+def grouped_seconds(settings: Settings, experiment: Experiment, name: str, snr_db: float) -> float:
+    """`round_seconds` of a digital link with groups separated by the antennas; nan for another link."""
+    if not name.startswith("digital"):
+        return float("nan")
+    return round_seconds(link_of(settings, experiment.clients, name, "spatial", snr_db=snr_db), experiment)
 
 
 def air_only(options: argparse.Namespace) -> None:
@@ -70,10 +63,9 @@ def air_only(options: argparse.Namespace) -> None:
             settings = settings_file.read_settings(options.file, [*options.set, *few_samples, *varied])
             experiment = build.build_experiment(settings, build.load_tasks(settings))
             for name in options.links:
-                link = uplink_of(experiment, settings, name, snr)
-                grouped = grouped_seconds(experiment, settings, name, snr)
-                pair = (round_seconds(link, experiment), float("nan") if grouped is None else grouped)
-                seconds.setdefault(name, []).append(pair)
+                link = link_of(settings, experiment.clients, name, snr_db=snr)
+                grouped = grouped_seconds(settings, experiment, name, snr)
+                seconds.setdefault(name, []).append((round_seconds(link, experiment), grouped))
         base = statistics.mean(plain for plain, _ in seconds[options.links[0]])
         for name, pairs in seconds.items():
             plain, grouped = (statistics.mean(values) for values in zip(*pairs, strict=True))
@@ -83,7 +75,7 @@ def air_only(options: argparse.Namespace) -> None:
 
 def curve(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVAL_EVERY rounds, and seconds on air a round."""
-    link = uplink_of(experiment, settings, name, snr_db)
+    link = link_of(settings, experiment.clients, name, snr_db=snr_db)
     experiment = replace(experiment, aggregate=partial(uplink, link), eval_every=EVAL_EVERY)
     state, accuracy, seconds = experiment.initial, [], []
     while state.round < experiment.rounds:
@@ -91,7 +83,7 @@ def curve(experiment: Experiment, settings: Settings, name: str, snr_db: float) 
         seconds.append(row.ledger.air_seconds)
         if row.accuracy:
             accuracy.append(statistics.mean(row.accuracy.values()))
-    grouped = grouped_seconds(experiment, settings, name, snr_db)
+    grouped = grouped_seconds(settings, experiment, name, snr_db) if name.startswith("digital") else None
     return {"accuracy": accuracy, "seconds": statistics.mean(seconds), "grouped": grouped}
 
 

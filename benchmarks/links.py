@@ -1,21 +1,25 @@
-"""Settings with another link, for benchmarks that compare links of one experiment."""
+"""Uplinks by a short name: a design, `error_free`, or `digital:BITS`."""
 
 from typing import Any
 
-from airpfed.air.schemes import SCHEMES
-from airpfed.config.choice import parse_choice
-from airpfed.config.schema import Settings
-from airpfed.core.rows import parse_call
+from airpfed.air.schedule import Uplink
+from airpfed.config.schema import RadioSettings, Settings
+from airpfed.devices.clients import Clients
+from airpfed.experiment import build
 
 
-def with_link(settings: Settings, link: str, **radio: Any) -> Settings:
-    """The same settings over another link.
+def link_of(settings: Settings, clients: Clients, name: str, access: str = "orthogonal", **changes: Any) -> Uplink:
+    """The uplink of clients with this link in place of the settings' own, and other changes of radio keys.
 
-    link: a scheme, such as `error_free` or `digital(bits=4)`, or a design of the linear scheme, such as `mmse`. radio:
-    further keys of [radio], with values that are checked already.
+    access: of a digital link.
     """
-    is_scheme = parse_call(link)["name"] in SCHEMES
-    choices = {"scheme": parse_choice("schemes", link if is_scheme else "linear")}
-    if not is_scheme:
-        choices["design"] = parse_choice("designs", link)
-    return settings.model_copy(update={"radio": settings.radio.model_copy(update={**choices, **radio})})
+    kind, _, bits = name.partition(":")
+    if kind == "digital":
+        changes["scheme"] = {"name": "digital", "bits": int(bits or 4), "access": access}
+    elif kind == "error_free":
+        changes["scheme"] = "error_free"
+    else:
+        changes |= {"scheme": "linear", "design": kind}
+    tree = settings.radio.model_dump(exclude_none=True)
+    radio = RadioSettings.model_validate(tree | changes)
+    return build.client_uplink(settings.model_copy(update={"radio": radio}), clients)

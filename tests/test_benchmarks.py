@@ -10,7 +10,6 @@ from pathlib import Path
 
 import central
 import harness
-import links
 import numpy as np
 import once
 import pytest
@@ -21,8 +20,6 @@ from cases import Options
 from children import answer
 from fleets import random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
-
-from airpfed.config.settings_file import read_settings
 
 
 def test_variants_take_turns_and_warm_up_does_not_count() -> None:
@@ -188,11 +185,3 @@ def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeyp
     if "--air-only" in words:
         cells = lines[0].split("|")
         assert 0 < float(cells[7]) < float(cells[5])
-
-
-def test_a_link_is_a_scheme_or_a_design(small_settings) -> None:
-    settings = read_settings(small_settings, ["radio.scheme=error_free"])
-    digital = links.with_link(settings, "digital(bits=8)", snr_db=0.0).radio
-    assert (digital.scheme.label, digital.snr_db) == ("digital(bits=8)", 0.0)
-    linear = links.with_link(settings, "mmse(starts=2)").radio
-    assert (linear.scheme.label, linear.design.label, linear.snr_db) == ("linear", "mmse(starts=2)", 10.0)

@@ -101,7 +101,9 @@ def link(
     draws: Annotated[int, typer.Option(help="random drops and channels, at least 1")] = 20,
     grid: Annotated[Texts, typer.Option(metavar="KEY=A,B,C", help="vary one setting")] = None,
     set_: Overrides = None,
-    design: Annotated[Texts, typer.Option(metavar="NAME", help="only this design; may be given again")] = None,
+    design: Annotated[
+        Texts, typer.Option(metavar="NAME", help="only this design, or name(option=...); may be given again")
+    ] = None,
     correlation: Annotated[float, typer.Option(help="of the devices' symbols, 0 to 1")] = 0.0,
     out: Annotated[
         OptionalPath, typer.Option(metavar="DIR", help="also write link.csv and figures to this directory")
@@ -267,9 +269,11 @@ def export(
     trust: Annotated[bool, typer.Option("--trust", help="run the plug-ins that lie in the run's folder")] = False,
 ) -> None:
     """Write every task's model as a PEFT adapter, and compare it with the run's model after reloading."""
+    from functools import partial
+
     from airpfed.experiment.run import export_run
 
-    for folder in export_run(run_dir, merged, plugin or (), trust):
+    for folder in export_run(run_dir, merged, plugin or (), trust, partial(typer.echo, err=True)):
         if folder.is_relative_to(run_dir / "adapters"):
             typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:

@@ -83,8 +83,7 @@ class Choice:
     @property
     def function(self) -> Any:
         """The row's function, its options not set."""
-        rows = KINDS[self.kind].rows
-        return rows.function(rows.find(self.name))
+        return KINDS[self.kind].rows.function(self.row)
 
     def find_row(self) -> Any:
         """The row, or None if the choice was read unchecked and there is none of its name."""

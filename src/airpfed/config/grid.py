@@ -46,7 +46,7 @@ def axes_of(grid: Sequence[str], option: str = "--grid") -> dict[str, list[str]]
         if twice:
             raise UserError(f"{source}: the value {twice[0]} occurs twice")
         for value in axes[key] if "/" in key else []:
-            if value.count("/") != key.count("/"):
+            if len(split_outside_brackets(value, "/")) != key.count("/") + 1:
                 raise UserError(
                     f"{source}: {value} should be {key.count('/') + 1} values joined by slashes, as the keys"
                 )
@@ -88,7 +88,7 @@ def overrides_of(point: Point) -> list[str]:
     overrides = []
     for axis in point:
         key, value = axis.split("=", 1)
-        pairs = zip(key.split("/"), value.split("/"), strict=True) if "/" in key else [(key, value)]
+        pairs = zip(key.split("/"), split_outside_brackets(value, "/"), strict=True) if "/" in key else [(key, value)]
         overrides += [f"{name}={part}" for name, part in pairs]
     return overrides
 

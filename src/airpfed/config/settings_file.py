@@ -3,20 +3,22 @@
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
 from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
+from airpfed.config.experiment_files import FOLDER
 from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
 from airpfed.config.upgrade import present_key, present_value
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
-from airpfed.core.paths import base_in, source_in
+from airpfed.core.paths import base_in, option_in, source_in
 from airpfed.core.rows import describe_type, parse_call
 
 MAX_BYTES = 4 << 20
@@ -46,7 +48,26 @@ def read_settings(
         task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
     )
     model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
-    return settings.model_copy(update={"tasks": tasks, "model": model})
+    settings = settings.model_copy(update={"tasks": tuple(_with_files(task, path.parent) for task in tasks)})
+    sections = {name: _with_files(getattr(settings, name), path.parent) for name in ("adapters", "server", "radio")}
+    return settings.model_copy(update={**sections, "model": model})
+
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
+
+
+def _with_files(section: SectionType, folder: Path) -> SectionType:
+    """Make the options of a section's choices absolute that name a file of a folder: texts with a slash or an ending.
+
+    They then mean the same file from every working directory, and its content is part of a run's fingerprint.
+    """
+    changes = {}
+    for key, choice in section:
+        if isinstance(choice, Choice):
+            files = {name: option_in(value, folder) for name, value in choice.options.items() if type(value) is str}
+            if any(choice.options[name] != value for name, value in files.items()):
+                changes[key] = replace(choice, options={**choice.options, **files})
+    return section.model_copy(update=changes) if changes else section
 
 
 def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dict[str, Any]:
@@ -56,7 +77,9 @@ def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dic
     """
     names = tree.get("plugins", [])
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        tree = tree | ({"plugins": list(plugin_paths(names, path.parent))} if names else {})
+        # Nobody writes beside the experiments of the package: with those, a plug-in lies in the working directory.
+        folder = Path() if path.parent == FOLDER else path.parent
+        tree = tree | ({"plugins": list(plugin_paths(names, folder))} if names else {})
         if choices_checked():
             load_plugins(tree.get("plugins", []) if run_plugins else [])
     return tree
@@ -152,8 +175,11 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
     """
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
     if plugins := [Path(plugin) for plugin in tree.pop("plugins", ())]:
-        inside = path.parent.resolve()
-        names = [str(file.relative_to(inside) if file.is_relative_to(inside) else file) for file in plugins]
+        inside = [path.parent.absolute(), path.parent.resolve()]
+        names = [
+            next((str(file.relative_to(folder)) for folder in inside if file.is_relative_to(folder)), str(file))
+            for file in plugins
+        ]
         tree = {"plugins": names} | tree
     remove_keys(tree, default_keys_without_effect(settings))
     write_atomic(path, heading + tomlkit.dumps(tree))
@@ -236,10 +262,20 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str
                 target[keys[-1]] = _value(text, override)
             else:
                 target.pop(keys[-1], None)
-            dropped = [name for name in old if name != "name"] if isinstance(old, Mapping) and "name" in old else []
-            if dropped and _choice_key(".".join(keys)):
-                notes.append(f"--set {_cut(override)}: drops {', '.join(dropped)} of {old['name']}")  # type: ignore[index]
+            tree_of_old = _tree_of(old) if _choice_key(".".join(keys)) else {}
+            if dropped := [name for name in tree_of_old if name != "name"]:
+                notes.append(f"--set {_cut(override)}: drops {', '.join(dropped)} of {tree_of_old.get('name')}")
     return notes
+
+
+def _tree_of(choice: Any) -> dict[str, Any]:
+    """The table of a choice as a settings file may hold it: a name, a name with options in brackets, or a table."""
+    if isinstance(choice, Mapping):
+        return dict(choice)
+    try:
+        return parse_call(choice) if isinstance(choice, str) else {}
+    except ValueError:
+        return {"name": choice}  # refused with the key where the settings are validated
 
 
 def _parse_override(override: str) -> tuple[list[str], str, str]:
@@ -269,7 +305,7 @@ def _set_option(target: dict[str, Any], key: str, option: str, text: str, overri
     table = section_of(Settings.model_fields[section.split(".")[0]].annotation)
     default = table.model_fields[key].default if table else ""
     current = target.get(key, default)
-    choice = dict(current) if isinstance(current, Mapping) else parse_call(str(current))
+    choice = _tree_of(current)
     if text:
         choice[option] = _value(text, override)
     else:

@@ -45,6 +45,17 @@ def base_in(name: str, folder: Path) -> str:
     return str(_resolve(name, folder)) if "/" in name and _exists(_resolve(name, folder)) else name
 
 
+def option_in(value: str, folder: Path) -> str:
+    """Make an option's text absolute if it names a file of `folder`: it has a slash or an ending, and the file exists.
+
+    Other texts are no paths.
+    """
+    if not ("/" in value or Path(value).suffix) or "\0" in value:
+        return value
+    path = _resolve(value, folder)
+    return str(path) if _exists(path) and path.is_file() else value
+
+
 def _data_set(name: str, folder: Path) -> str:
     """Make the text after `hf:` absolute if it is a path. `:config` and `@split` may follow the path."""
     ends = sorted({len(name), *(mark.start() for mark in re.finditer("[:@]", name))}, reverse=True)

@@ -7,12 +7,16 @@ DESIGNS.resolve("mmse", {"starts": 4})          # -> every option, checked
 
 import functools
 import inspect
+import json
 import re
 import tomllib
 import types
 import typing
+import warnings
 from collections import UserDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -42,12 +46,44 @@ class Option:
     meaning: str
 
 
+@dataclass(frozen=True)
+class RowEntry:
+    """A row that entered a public dict. rows: the dict. name: of the row."""
+
+    rows: "RowDict[Any]"
+    name: str
+    row: Any
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What enters the public dicts while a plug-in's code runs. origin: what messages call the plug-in."""
+
+    origin: str
+    entries: list[RowEntry]
+
+
+_registration: ContextVar[Registration | None] = ContextVar("registration", default=None)
+
+
+@contextmanager
+def entries_of(origin: str) -> Iterator[list[RowEntry]]:
+    """Collect the rows that enter public dicts within the block, as rows of the plug-in `origin`."""
+    entries: list[RowEntry] = []
+    token = _registration.set(Registration(origin, entries))
+    try:
+        yield entries
+    finally:
+        _registration.reset(token)
+
+
 class RowDict(UserDict[str, Row], Generic[Row]):
     """A dict of rows of one kind, which checks every row as it enters.
 
     noun: what a row is called in messages, such as "design". wrap: makes a row of a bare function. function: the
-    function of a row whose keyword-only parameters are the row's options. Raises UserError for a name that is no
-    identifier, and for a function whose options a settings file could not hold.
+    function of a row whose keyword-only parameters are the row's options. origins: name -> plug-in that a row comes
+    from. Raises UserError for a name that is no identifier, for a value that is no row, for a function whose options a
+    settings file could not hold, and for a plug-in's row with the name of a row that no plug-in brought.
     """
 
     def __init__(
@@ -60,24 +96,53 @@ class RowDict(UserDict[str, Row], Generic[Row]):
     ) -> None:
         """Check and take the rows."""
         self.noun, self.wrap, self.function = noun, wrap, function
-        super().__init__(rows)
+        self.origins: dict[str, str] = {}
+        token = _registration.set(None)  # a plug-in may be the first to import the module of a public dict
+        try:
+            super().__init__(rows)
+        finally:
+            _registration.reset(token)
 
     def __setitem__(self, name: str, row: Row | Callable[..., Any]) -> None:
         """Add a row, or make one of a function."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(f"{self.noun} {name!r}: a name should be letters, digits and _, with a letter first")
-        super().__setitem__(name, self.to_row(name, row))
+        row = self.to_row(name, row)
+        registration = _registration.get()
+        if registration is not None:
+            if name in self and name not in self.origins:
+                raise UserError(f"{self.noun} {name}: a row of airpfed has this name; choose another")
+            self.origins[name] = registration.origin
+            registration.entries.append(RowEntry(self, name, row))
+        super().__setitem__(name, row)
 
     def to_row(self, name: str, row: Row | Callable[..., Any]) -> Row:
         """Return a row as it is, or make one of a function; check it as one that enters. name: for messages."""
         if inspect.isroutine(row) or (callable(row) and not hasattr(row, "__dataclass_fields__")):
             row = self.wrap(row)
-        options_model(f"{self.noun} {name}", self.function(typing.cast(Row, row)))
+        try:
+            function = self.function(typing.cast(Row, row))
+        except AttributeError:
+            raise UserError(
+                f"{self.noun} {name}: should be a function, or a row as the other {self.noun}s are, not "
+                f"{type(row).__name__}"
+            ) from None
+        options_model(f"{self.noun} {name}", function)
         return typing.cast(Row, row)
 
     def name_of(self, row: Any) -> str | None:
         """Return the name of a row, given as the row or as its function; None if it is not in the dict."""
         return next((name for name, entry in self.items() if row is entry or row is self.function(entry)), None)
+
+    def __ior__(self, other: Any) -> "RowDict[Row]":  # type: ignore[override, misc]
+        """Add rows, each checked."""
+        self.update(other)
+        return self
+
+    def restore(self, entry: RowEntry, origin: str) -> None:
+        """Let a row of a plug-in stand again under its name, where another's may stand now."""
+        self.origins[entry.name] = origin
+        self.data[entry.name] = entry.row
 
     def find(self, name: str) -> Row:
         """Return a row. Raises UserError with the nearest name, or all of them, if there is none."""
@@ -96,7 +161,14 @@ class RowDict(UserDict[str, Row], Generic[Row]):
         try:
             return dict(model.model_validate(dict(options)))
         except ValidationError as error:
-            raise UserError(_option_error(name, model, error.errors()[0])) from None
+            item = error.errors()[0]
+            if item["type"] == "extra_forbidden" and item["loc"] and _is_positional(self.function(row), item["loc"][0]):
+                option = item["loc"][0]
+                raise UserError(
+                    f".{option}: no option of {name}, because its function takes {option} by position; only parameters "
+                    "after a * are options"
+                ) from None
+            raise UserError(_option_error(name, model, item)) from None
 
     def bind(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> Callable[..., Any]:
         """Return the row's function with its options set, ready to be called with the other arguments."""
@@ -151,9 +223,8 @@ def options_model(source: str, function: Callable[..., Any]) -> type[OptionsMode
         raise UserError(f"{source}: should be a function, not {type(function).__name__}")
     try:
         parameters = inspect.signature(function).parameters
-        inner = function.func if isinstance(function, functools.partial) else function
-        hints = typing.get_type_hints(inspect.unwrap(inner), include_extras=True)
-    except (TypeError, ValueError, NameError) as error:
+        hints = typing.get_type_hints(_plain_function(function), include_extras=True)
+    except (TypeError, ValueError, NameError, AttributeError, SyntaxError) as error:
         raise UserError(f"{source}: the signature of its function cannot be read ({one_line(error)})") from None
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
@@ -176,32 +247,53 @@ def options_model(source: str, function: Callable[..., Any]) -> type[OptionsMode
     for name, (annotation, default) in fields.items():
         try:
             if default is not ...:
-                TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(default)
+                adapter = TypeAdapter(annotation, config=ConfigDict(strict=True))
+                fields[name] = (annotation, adapter.validate_python(default))  # 1 of a float becomes 1.0
         except ValidationError:
             raise UserError(f"{source}: option {name} has the default {default!r}, which its type forbids") from None
-    _MODELS[function] = create_model("Options", __base__=OptionsModel, **fields)
+    with warnings.catch_warnings():  # an option may be called `copy`, as a method of the model is
+        warnings.simplefilter("ignore", UserWarning)
+        _MODELS[function] = create_model("Options", __base__=OptionsModel, **fields)
     return _MODELS[function]
 
 
-def _is_settable(annotation: Any) -> bool:
-    """Check whether a TOML file can hold every value of a type."""
+def _plain_function(function: Any) -> Any:
+    """The function whose annotations give the types: that within partials and decorators, or an object's call."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
+
+
+def _is_positional(function: Callable[..., Any], name: Any) -> bool:
+    """Check whether a parameter of this name can be given by position."""
+    parameter = inspect.signature(function).parameters.get(str(name))
+    return parameter is not None and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _is_settable(annotation: Any, in_list: bool = False) -> bool:
+    """Check whether a TOML file can hold every value of a type. in_list: whether it is the type of a list's items."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return _is_settable(parts[0])
+        return _is_settable(parts[0], in_list)
     if origin in (typing.Union, types.UnionType):
-        return all(_is_settable(part) for part in parts)
+        return all(_is_settable(part, in_list) for part in parts)
     if origin is Literal:
         return all(isinstance(part, (bool, int, float, str)) for part in parts)
-    if origin in (tuple, list, Sequence):
-        return all(part is ... or _is_settable(part) for part in parts)
-    return annotation in (bool, int, float, str, type(None))
+    if origin is tuple and not in_list:
+        return all(part is ... or _is_settable(part, True) for part in parts)
+    return annotation in (bool, int, float, str) or (annotation is type(None) and not in_list)
 
 
 def _lenient(annotation: Any) -> Any:
     """Allow a TOML list for a tuple; every other type stays strict."""
-    inner = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-    if typing.get_origin(inner) in (tuple, Sequence):
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
         return Annotated[annotation, Field(strict=False)]
+    if origin is Annotated:
+        return Annotated[(_lenient(parts[0]), *parts[1:])]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_lenient, parts))]  # noqa: UP007
     return annotation
 
 
@@ -219,6 +311,11 @@ def _option_error(name: str, model: type[OptionsModel], item: Any) -> str:
     if item["type"] == "value_error":
         return f".{option} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
     value = f'"{item["input"]}"' if isinstance(item["input"], str) else str(item["input"])[:60]
+    index = next((part for part in item["loc"] if isinstance(part, int)), None)
+    if index is not None:
+        lists = [part for part in (schema, *schema.get("anyOf", ())) if part.get("type") == "array"]
+        kind = describe_type(lists[0]["items"]) if lists and "items" in lists[0] else "of another type"
+        return f".{option}: item {index + 1} = {value}: should be {kind}{text}"
     return f".{option} = {value}: should be {describe_type(schema)}{text}"
 
 
@@ -255,9 +352,13 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return value if BARE.fullmatch(value) and _value(value) == value else json.dumps(value, ensure_ascii=False)
     return str(value)
 
 
+BARE = re.compile(r"[\w./~:-]([\w ./~:-]*[\w./~:-])?")
+"""Texts that need no quotes as the value of an option, unless they read as a number or another value."""
 CALL = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*\((.*)\)\s*", re.DOTALL)
 
 
@@ -272,24 +373,40 @@ def parse_call(text: str) -> dict[str, Any]:
     options: dict[str, Any] = {"name": match[1]}
     for part in split_outside_brackets(match[2]):
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key:
+        if not equals or not key or not value:
             raise ValueError(f"{part.strip()!r} should be written option=value")
-        try:
-            options[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key] = value
+        if key in options:
+            raise ValueError(f"{text.strip()}: {key} stands twice")
+        options[key] = _value(value)
     return options
 
 
+def _value(text: str) -> Any:
+    """Read a TOML value; any other text is a string. Raises ValueError if it is nested too deeply."""
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except (RecursionError, ValueError):
+        raise ValueError("brackets are nested too deeply, or a number has too many digits") from None
+    return tree["value"] if len(tree) == 1 else text
+
+
 def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text."""
-    parts, depth, quote = [""], 0, ""
+    """Split a text at separators outside round, square and curly brackets and quotes; no parts of an empty text.
+
+    A quotation mark opens where a value begins, so that the apostrophe of a word is a letter.
+    """
+    parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
         if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
+            if char == quote and not escaped:
+                quote = ""
+            escaped = char == "\\" and quote == '"' and not escaped
+        elif char in "\"'" and (not (before := parts[-1].rstrip()) or before[-1] in "=([{,"):
             quote = char
-        depth += 0 if quote else (char in "([{") - (char in ")]}")
+        else:
+            depth += (char in "([{") - (char in ")]}")
         if char == separator and depth == 0 and not quote:
             parts.append("")
         else:

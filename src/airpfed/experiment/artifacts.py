@@ -5,14 +5,14 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from airpfed.air.network import Network
-from airpfed.config.plugins import plugin_files, plugin_hashes
+from airpfed.config.plugins import code_hashes, plugin_files
 from airpfed.config.schema import Settings
 from airpfed.config.settings_file import write_settings
 from airpfed.core import files, run_files, units
@@ -174,7 +174,7 @@ def write_start(
         "base_sha256": base_hash(experiment.clients.backbone),
         "data_sha256": data,
         "fingerprint": experiment.fingerprint,
-        "plugins": plugin_hashes(settings.plugins),
+        "plugins": code_hashes(settings),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     run_files.write_json(out / "environment.json", environment)
@@ -189,25 +189,29 @@ def copy_plugins(settings: Settings, folder: Path) -> Settings:
 
     Sweeps and later commands on the folder use the copies, whatever happens to the originals.
     """
-    copies = []
-    for path in map(Path, settings.plugins):
-        target = folder / "plugins"
-        target.mkdir(parents=True, exist_ok=True)
-        for file in plugin_files(path):
-            if file.resolve() != (target / file.name).resolve():
-                files.write_atomic(target / file.name, file.read_bytes())
-        copies.append(str((target / path.name).resolve()))
-    return settings.model_copy(update={"plugins": tuple(copies)}) if copies else settings
+    if not settings.plugins:
+        return settings
+    target, plugins = folder / "plugins", list(map(Path, settings.plugins))
+    contents = {str(file.relative_to(p.parent)): file.read_bytes() for p in plugins for file in plugin_files(p)}
+    for name, content in contents.items():
+        copy = target / name
+        if files.read_bytes(copy) != content:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(copy, content)
+    for path in target.rglob("*.py"):  # of an earlier version, which no longer belongs to the plug-in
+        if str(path.relative_to(target)) not in contents:
+            path.unlink()
+    return settings.model_copy(update={"plugins": tuple(str((target / path.name).resolve()) for path in plugins)})
 
 
-def check_plugins(out: Path, plugins: Sequence[str]) -> None:
+def check_plugins(out: Path, settings: Settings) -> None:
     """Raise UserError if the plug-ins differ from those with which the run in `out` started."""
     try:
         previous: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
         hashes = dict(previous["plugins"])
     except (OSError, UserError, ValueError, TypeError, KeyError):
         return  # the fingerprint of the checkpoint covers them
-    current = plugin_hashes(plugins)
+    current = code_hashes(settings)
     for name in {**hashes, **current}:
         if hashes.get(name) != current.get(name):
             change = "is new" if name not in hashes else "is missing" if name not in current else "has changed"

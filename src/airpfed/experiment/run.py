@@ -9,7 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from airpfed.config import settings_file
 from airpfed.config.applicability import settings_notes
-from airpfed.config.plugins import load_plugins, plugin_hash
+from airpfed.config.choice import KINDS
+from airpfed.config.plugins import load_installed, load_plugins, plugin_hash
 from airpfed.config.schema import Settings, choices_of
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -89,7 +90,7 @@ def run_experiment(
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
         check_same_settings(out / "experiment.toml", settings, console.log)
-        artifacts.check_plugins(out, settings.plugins)
+        artifacts.check_plugins(out, settings)
         artifacts.check_unchanged(out, experiment, hashes)
         for line in artifacts.damaged_files(out):
             console.log(line)
@@ -160,15 +161,17 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
         log(f"resumed with {line}")
 
 
-def export_run(run: Path, merged: bool, plugins: Sequence[Path] = (), trust: bool = False) -> list[Path]:
+def export_run(
+    run: Path, merged: bool, plugins: Sequence[Path] = (), trust: bool = False, log: Callable[[str], None] = print
+) -> list[Path]:
     """Export the adapters of a run from its checkpoint, and return their folders.
 
-    merged: also write merged weights. plugins, trust: as in `open_settings`.
+    merged: also write merged weights. plugins, trust, log: as in `open_settings`.
     """
     if not run.is_dir():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     with exclusive_run(run):
-        settings, experiment, state = reopen_run(run, plugins, trust)
+        settings, experiment, state = reopen_run(run, plugins, trust, log)
         artifacts.clean_up(run)
         folders = artifacts.export_adapters(settings, experiment, state, run, merged)
     if not folders:
@@ -176,14 +179,16 @@ def export_run(run: Path, merged: bool, plugins: Sequence[Path] = (), trust: boo
     return folders
 
 
-def reopen_run(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> tuple[Settings, Experiment, State]:
+def reopen_run(
+    run: Path, plugins: Sequence[Path] = (), trust: bool = False, log: Callable[[str], None] = print
+) -> tuple[Settings, Experiment, State]:
     """Return the settings, the experiment and the last state of a run, from its folder.
 
-    plugins, trust: as in `open_settings`.
+    plugins, trust, log: as in `open_settings`.
     """
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
-    settings, folder = open_settings(run, plugins, trust), run / "checkpoint"
+    settings, folder = open_settings(run, plugins, trust, log), run / "checkpoint"
     hashes: dict[str, str] = {}
     for name, rebuild in REOPEN.items():
         if (folder / name).is_file():
@@ -193,32 +198,45 @@ def reopen_run(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> 
         tasks = build.load_tasks(settings)
         experiment = build.build_experiment(settings, tasks)
         hashes = {task.name: task.source_sha256 for task in tasks}
+    artifacts.check_plugins(run, settings)
     artifacts.check_unchanged(run, experiment, hashes)
     return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
 
 
-def open_settings(run: Path, plugins: Sequence[Path] = (), trust: bool = False) -> Settings:
+def open_settings(
+    run: Path, plugins: Sequence[Path] = (), trust: bool = False, log: Callable[[str], None] = print
+) -> Settings:
     """Read the settings of a run's folder. Its plug-ins may be a stranger's and run only if the user says so.
 
-    plugins: the user's own copies, which should equal those of the run. trust: run the copies in the folder. Raises
-    UserError, which names the plug-in, if a row of the settings is missing without them.
+    plugins: the user's own copies, which should equal those of the run. trust: run the copies in the folder. log: a
+    function that receives a line with the name of each copy that is run. Raises UserError, which names the plug-in, if
+    a row of the settings is missing without it.
     """
     file = run / "experiment.toml"
     stored = settings_file.read_stored(file)
-    for plugin in plugins:
-        copies = [copy for copy in stored.plugins if Path(copy).name == plugin.name]
-        if copies and plugin_hash(plugin) != plugin_hash(Path(copies[0])):
-            raise UserError(f"--plugin {plugin}: differs from the one of this run, {copies[0]}")
-    load_plugins(plugins)
-    if not plugins and not trust:
-        for key, choice in choices_of(stored).items():
-            if choice.find_row() is None:
-                code = ", ".join(stored.plugins) or "a function of a notebook"
-                raise UserError(
-                    f'{file}: {key} = "{choice.name}" is a row of a plug-in, {code}; --plugin FILE uses your own copy, '
-                    "--trust runs the one of the folder"
-                )
-    return settings_file.read_settings(file, run_plugins=trust)
+    copies, own = {Path(path).name: Path(path) for path in stored.plugins}, {path.name: path for path in plugins}
+    for name, path in own.items():
+        if name not in copies:
+            names = ", ".join(copies) or "none"
+            raise UserError(f"--plugin {path}: no plug-in of this run has this name; it has {names}")
+        if copies[name].is_file() and plugin_hash(path) != plugin_hash(copies[name]):
+            raise UserError(f"--plugin {path}: differs from the one of this run, {copies[name]}")
+    used = {name: own.get(name, path).absolute() for name, path in copies.items() if trust or name in own}
+    for name, path in used.items():
+        if name not in own:
+            log(f"{path}: running the code of this plug-in, as --trust says")
+    load_plugins(used.values())
+    for key, choice in choices_of(stored).items():
+        rows = KINDS[choice.kind].rows
+        origin = rows.origins.get(choice.name, "")
+        if choice.name not in rows or (origin and origin not in load_installed() and Path(origin).name not in used):
+            code = ", ".join(str(path) for name, path in copies.items() if name not in used) or "a notebook"
+            raise UserError(
+                f'{file}: {key} = "{choice.name}" needs the code of {code}; --plugin FILE uses your own copy, --trust '
+                "runs the one of the folder"
+            )
+    settings = settings_file.read_settings(file, run_plugins=False)
+    return settings.model_copy(update={"plugins": tuple(str(used.get(name, path)) for name, path in copies.items())})
 
 
 def catalogue_lines() -> list[str]:

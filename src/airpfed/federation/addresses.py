@@ -7,10 +7,7 @@ from pathlib import Path
 from airpfed.config.schema import NodeSettings, Settings
 from airpfed.core.errors import UserError
 from airpfed.federation.message import safe_line
-
-SIMULATED = ("rolora", "centralised", "fedex", "flora")
-"""Methods that only the simulator runs, because their rounds send more than gradients up and sums down."""
-
+from airpfed.model.methods import blocks_of
 
 LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
@@ -19,8 +16,12 @@ HOST = re.compile(rf"(?:{LABEL}\.)*{LABEL}")
 
 def check_federable(settings: Settings) -> None:
     """Raise UserError if the settings need something that a federation cannot do."""
+    adapters, method = settings.adapters, settings.adapters.method
+    blocks = blocks_of(method.name, adapters.rank_shared, adapters.rank_personal, method.options)
+    # Rounds of these methods send more than gradients up and sums down.
+    simulated = method.row.pooled or method.row.averages or any(block.alternating for block in blocks)
     asked = {
-        f'adapters.method = "{settings.adapters.method.name}"': settings.adapters.method.name in SIMULATED,
+        f'adapters.method = "{method.name}"': simulated,
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,
         'server.lr = "theory"': settings.server.lr == "theory",
         "run.cross_eval = true": settings.run.cross_eval,

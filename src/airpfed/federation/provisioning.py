@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airpfed.config import settings_file
-from airpfed.config.schema import FederationSettings, NodeSettings, Settings, TaskSettings
+from airpfed.config.plugins import code_hashes
+from airpfed.config.schema import (
+    FederationSettings,
+    NodeSettings,
+    RadioSettings,
+    ServerSettings,
+    Settings,
+    TaskSettings,
+)
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.experiment import build
+from airpfed.experiment.artifacts import copy_plugins
 from airpfed.federation import build_federation, certificates
 from airpfed.federation.addresses import (
     check_address,
@@ -22,6 +31,7 @@ from airpfed.federation.addresses import (
     private_folder,
     task_of_devices,
 )
+from airpfed.federation.handshake import DEVICE_CODE
 from airpfed.tasks.sample import Sample, Task
 from airpfed.tasks.sources import with_defaults
 
@@ -59,7 +69,7 @@ def provision(folder: Path, settings: Settings, plan: FederationPlan) -> list[st
     owners = task_of_devices(settings)
     check_plan(plan, len(owners))
     tasks = build.load_tasks(settings) if plan.write_share else build_federation.server_tasks(settings, deployed=True)
-    steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan)
+    steps = next_steps(folder, [settings.tasks[n].name for n in owners], plan, device_plugins(settings))
     target = folder.resolve()
     if target == Path.cwd():
         raise UserError(f"{folder}: the working directory; choose a new folder for the federation")
@@ -97,9 +107,8 @@ def _found(folder: Path, settings: Settings, tasks: tuple[Task, ...], plan: Fede
     certificates.new_server(server, authority, plan.hosts, plan.days)
     _copy(folder / "ca.crt", server / "ca.crt")
     joined = settings.federation.model_copy(update={"address": plan.address, "folder": "."})
-    settings_file.write_settings(
-        settings.model_copy(update={"federation": joined}), server / "experiment.toml", SERVER, False
-    )
+    served = copy_plugins(settings.model_copy(update={"federation": joined}), server)
+    settings_file.write_settings(served, server / "experiment.toml", SERVER, False)
     _script(server / "start.sh", 'exec airpfed federate experiment.toml --backend deployment "$@"')
     for device in range(devices):
         _found_device(folder, device, device_settings(settings, tasks, device, plan), tasks, plan)
@@ -116,9 +125,8 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
     if plan.write_share:
         position = device - task_of_devices(settings).index(owner)
         write_share(tasks[owner].train[position], target)
-        again = build_federation.node_tasks(settings_file.read_settings(target / "device.toml"), device)[owner].train[
-            position
-        ]
+        written = settings_file.read_settings(target / "device.toml", run_plugins=False)
+        again = build_federation.node_tasks(written, device)[owner].train[position]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
             raise UserError(f"tasks.{tasks[owner].name}: its samples read back from {DATA} differ")
 
@@ -149,10 +157,26 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
         payload=task_settings.payload, max_norm=task_settings.max_norm, address=plan.address
     )
     node = NodeSettings(device=device, port=plan.port + device)
+    ideal = settings.radio.scheme.name == "error_free"  # some methods are for this scheme alone
+    server = settings.server.model_copy(update={"aggregator": ServerSettings().aggregator})
     return Settings(
-        model=settings.model, adapters=settings.adapters, tasks=tuple(others), devices=settings.devices,
-        server=settings.server, run=settings.run, federation=federation, node=node,
-    )  # fmt: skip
+        plugins=device_plugins(settings),
+        model=settings.model,
+        adapters=settings.adapters,
+        tasks=tuple(others),
+        devices=settings.devices,
+        server=server,
+        radio=RadioSettings(scheme=settings.radio.scheme) if ideal else RadioSettings(),
+        run=settings.run,
+        federation=federation,
+        node=node,
+    )
+
+
+def device_plugins(settings: Settings) -> tuple[str, ...]:
+    """The names of the plug-ins whose rows a device runs. Each device has its own copy: code is never sent."""
+    used = code_hashes(settings, DEVICE_CODE)
+    return tuple(Path(path).name for path in settings.plugins if Path(path).name in used)
 
 
 def local_task_settings(
@@ -190,11 +214,11 @@ def check(folder: Path, devices: int, host: str) -> None:
     for device in range(devices):
         target = folder / f"device-{device}"
         certificates.check_pair(target / "device.key", folder / "server" / "devices" / f"device-{device}.pub")
-        node_of(settings_file.read_settings(target / "device.toml"), target / "device.toml")
+        node_of(settings_file.read_settings(target / "device.toml", run_plugins=False), target / "device.toml")
 
 
-def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list[str]:
-    """The remaining steps, line by line."""
+def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan, plugins: Sequence[str] = ()) -> list[str]:
+    """The remaining steps, line by line. plugins: files that each device needs beside its settings."""
     data = "holds its share of the data" if plan.write_share else f"put its data there as {DATA}"
     lines = [
         f"{folder}: certificates, keys, settings; checked",
@@ -203,6 +227,11 @@ def next_steps(folder: Path, tasks: Sequence[str], plan: FederationPlan) -> list
         "3. Copy each device's folder to its machine, by a way that nobody reads along, and delete it here:",
     ]
     lines += [f"   device-{k} (task {task}): {data}; then device-{k}/start.sh" for k, task in enumerate(tasks)]
+    if plugins:
+        lines.append(
+            f"Every device needs its own copy of {', '.join(plugins)}, and of what it imports, beside its device.toml; "
+            "code is never sent, and a device with another copy is refused."
+        )
     return [*lines, "Every machine needs `airpfed[flower]` of the same version and the base model."]
 
 

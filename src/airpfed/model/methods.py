@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
 
 Scope = Literal["global", "task", "device", "frozen"]
@@ -127,6 +128,17 @@ METHODS: RowDict[Method] = RowDict(
 def blocks_of(
     method: str, rank_shared: int, rank_personal: int, options: Mapping[str, Any] | None = None
 ) -> tuple[Block, ...]:
-    """The blocks of a method, without blocks of rank 0."""
-    blocks = METHODS.bind(method, options or {})(rank_shared, rank_personal)
+    """The blocks of a method, without blocks of rank 0. Raises UserError if a row gives something else than blocks."""
+    blocks: Any = METHODS.bind(method, options or {})(rank_shared, rank_personal)
+    if not isinstance(blocks, (tuple, list)) or not all(isinstance(block, Block) for block in blocks):
+        raise UserError(f'adapters.method = "{method}": should give a tuple of Block, not {type(blocks).__name__}')
+    for block in blocks:
+        wrong = type(block.rank) is not int or block.rank < 0 or not {block.a, block.b} <= set(SCOPES)
+        if wrong:
+            raise UserError(
+                f'adapters.method = "{method}": {block}: rank should be a whole number of at least 0, a and b one of '
+                f"{', '.join(SCOPES)}"
+            )
+    if not any(block.rank for block in blocks):
+        raise UserError(f'adapters.method = "{method}": gives no block with a rank of at least 1')
     return tuple(block for block in blocks if block.rank > 0)

@@ -38,13 +38,15 @@ from airpfed.report import charts, plots
 from airpfed.tasks.split import device_sizes
 
 KEYS_READ = {
-    "radio": {*RadioSettings.model_fields} - {"design", "drop"},
+    "radio": {*RadioSettings.model_fields} - {"scheme", "design", "drop"},
     "tasks": {"devices", "samples_per_device", "sizes", "sizes_sigma", "power_dbm"},
     "adapters": {"method", "rank_shared", "rank_personal"},
     "run": {"seed"},
 }
 """Section -> keys that a link study depends on: all designs are compared, and drops are counted from 1."""
 
+DESIGN = "radio.design"
+"""The setting whose values are compared. Its options may be varied: they are those of the design of its name."""
 ENTRIES = 1000
 """Real entries sent through a channel for each unit of rank; channel uses are those of vectors of this length."""
 
@@ -92,19 +94,30 @@ def study_grid(
     """Compare designs at every point of a grid, over `draws` channels each.
 
     grid: axes in the form that `airpfed.config.grid` reads. rho: correlation of the devices' symbols. designs: labels,
-    such as `mmse(starts=4)`; none for all. Raises UserError before the first point is computed if an option or the
-    settings of any point are wrong.
+    such as `mmse(starts=4)`; none for all, those of the file's plug-ins included. Raises UserError before the first
+    point is computed if an option or the settings of any point are wrong.
     """
     check_count("--draws", draws)
     check_correlation("--correlation", rho)
-    for name in designs:
-        parse_design(f"--design {name}", name)
     axes = axes_of(grid)
-    for key in (key for axis in axes for key in axis.split("/")):
+    keys = [key for axis in axes for key in axis.split("/")]
+    for key in keys:
         check_grid_key(key)
     points = grid_points(axes)
     every_settings = read_points(file, overrides, [(point, ()) for point in points], check_link_settings)
-    return study_points(zip(points, every_settings, strict=True), draws, rho, designs)
+    labels = [parse_design(f"--design {name}", name).label for name in designs or DESIGNS]
+    for key in keys:
+        if key.startswith(f"{DESIGN}."):
+            check_design_option(key, every_settings[0].radio.design.name, labels)
+    return study_points(zip(points, every_settings, strict=True), draws, rho, labels)
+
+
+def check_design_option(key: str, name: str, labels: Sequence[str]) -> None:
+    """Raise UserError if an option of the settings' design `name` is varied and this design is not compared."""
+    if name not in [label.partition("(")[0] for label in labels]:
+        raise UserError(f'--grid {key}: has no effect, because {DESIGN} = "{name}" is not compared')
+    if name not in labels:
+        raise UserError(f"--grid {key}: has no effect beside --design with options; --design {name} is right")
 
 
 def check_correlation(option: str, rho: float) -> None:
@@ -118,14 +131,14 @@ def parse_design(source: str, value: Any) -> Choice:
     try:
         return parse_choice("designs", value)
     except ValueError as error:
-        text = str(error).removeprefix(f' = "{value}": ').lstrip(".")
+        text = str(error).removeprefix(f' = "{str(value).partition("(")[0].strip()}": ').lstrip(".")
         raise UserError(f"{source}: {text}") from None
 
 
 def check_grid_key(key: str) -> None:
     """Raise UserError if a key of the grid has no effect on a link study."""
     section, last = key.split(".")[0], key.split(".")[-1]
-    if key == "radio.design":
+    if key == DESIGN:
         raise UserError(
             f"--grid {key}: has no effect on a link study, which compares every design; choose some with --design NAME"
         )

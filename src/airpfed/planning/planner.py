@@ -112,8 +112,11 @@ def read_candidates(
 
 def check_plan_settings(settings: Settings) -> None:
     """Raise UserError if no error can be claimed for the link."""
-    if settings.radio.scheme.name == "digital":
-        raise UserError('radio.scheme = "digital": a plan does not model rounding; use a design over the air')
+    if not settings.radio.scheme.row.superposes and settings.radio.scheme.name != "error_free":
+        raise UserError(
+            f'radio.scheme = "{settings.radio.scheme.label}": a plan does not model this scheme; use a design over the '
+            "air"
+        )
     if settings.radio.clipping_db != "off":
         raise UserError(
             'radio.clipping_db: a plan needs claimed errors, and no design claims any with clipping; use "off"'
@@ -121,13 +124,16 @@ def check_plan_settings(settings: Settings) -> None:
 
 
 def default_grid(base: Settings) -> list[str]:
-    """Power (or SNR, if it is set) 10 dB up and down, one and two times the antennas, two designs, two accesses."""
+    """Power (or SNR, if it is set) 10 dB up and down, one and two times the antennas, designs, two accesses.
+
+    The designs are two of the package, and the settings' own if it is another.
+    """
     radio = base.radio
     key, middle = ("power_dbm", radio.power_dbm) if radio.snr_db is None else ("snr_db", radio.snr_db)
     return [
         f"radio.{key}={middle - 10:g},{middle:g},{middle + 10:g}",
         f"radio.antennas={radio.antennas},{2 * radio.antennas}",
-        "radio.design=uniform_forcing,mmse",
+        f"radio.design={','.join(dict.fromkeys(['uniform_forcing', 'mmse', radio.design.label]))}",
         "radio.access=tdma,concurrent",
     ]
 

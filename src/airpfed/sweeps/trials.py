@@ -10,7 +10,7 @@ from typing import Any
 
 from airpfed.config import applicability, settings_file
 from airpfed.config.grid import Point, name_grid_point, overrides_of
-from airpfed.config.plugins import plugin_hashes
+from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import RunSettings, Settings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -77,7 +77,7 @@ def _training_key(settings: Settings) -> str:
 def folder_name(point: Point, seed: int, settings: Settings) -> str:
     """A readable name, and eight digits of the resolved settings' sha256, because the name may be incomplete."""
     tree: Any = settings.model_dump(mode="json", exclude={**NOT_TRAINED, "plugins": True})
-    if code := plugin_hashes(settings.plugins):
+    if code := code_hashes(settings):
         tree = [tree, code]
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]
     values = (change.split("=", 1)[1] for change in point)

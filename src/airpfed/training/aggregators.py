@@ -75,12 +75,15 @@ class AggregatorRow:
                 link.task_of[present],
                 len(link.task_names),
             )
-            shared, personal = combine(t, devices)
+            sums = combine(t, devices)
+            if not isinstance(sums, (tuple, list)) or len(sums) != 2:
+                raise UserError(f"server.aggregator: should give (shared, personal), not {type(sums).__name__}")
+            shared, personal = sums
             for name, new, old in (("shared", shared, sent.shared), ("personal", personal, sent.personal)):
-                if new.shape != old.shape or not bool(new.isfinite().all()):
+                if reason := reason_against(new, old):
                     raise UserError(
-                        f"server.aggregator: {name} should be finite numbers of shape {tuple(old.shape)}, not of shape "
-                        f"{tuple(new.shape)}"
+                        f"server.aggregator: {name} should be finite real numbers of shape {tuple(old.shape)}, not "
+                        f"{reason}"
                     )
             return replace(
                 sent,
@@ -92,6 +95,17 @@ class AggregatorRow:
             )
 
         return aggregate
+
+
+def reason_against(new: object, old: Tensor) -> str:
+    """Say what a sum is if it is not as it should be; empty if it is. old: a sum of the right shape."""
+    if not isinstance(new, Tensor):
+        return type(new).__name__
+    if new.shape != old.shape:
+        return f"of shape {tuple(new.shape)}"
+    if not new.is_floating_point():
+        return str(new.dtype).removeprefix("torch.")
+    return "" if bool(new.isfinite().all()) else "infinities or NaN"
 
 
 def uplink_sum(t: int, updates: DeviceUpdates) -> Sums:
@@ -114,8 +128,8 @@ def trimmed_mean(
 
     def combine(gradients: Tensor, samples: Tensor) -> Tensor:
         cut = int(trim * len(gradients))
-        kept: Tensor = gradients.sort(0).values[cut : len(gradients) - cut]
-        return kept.mean(0)
+        inner: Tensor = gradients.sort(0).values[cut : len(gradients) - cut]
+        return inner.mean(0)
 
     return updates.by_task(combine)
 

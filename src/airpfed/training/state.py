@@ -160,6 +160,15 @@ def update(
     updates = parameters.updates + 1
     _, step = server_step.rule(server_step.step_size)
     value, state = step(gradient, parameters.optimizer_state, parameters.value, updates)
+    for name, new, old in (
+        ("value", value, parameters.value),
+        *((name, state.get(name), old) for name, old in parameters.optimizer_state.items()),
+    ):
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            raise UserError(
+                f"server.optimizer: {server_step.optimizer} gives {name} of shape "
+                f"{tuple(getattr(new, 'shape', ()))}; should be {tuple(old.shape)}"
+            )
 
     def select(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)

@@ -68,9 +68,13 @@ def channels_of_row(
     """A `ChannelModel` of a row with a function `draw`: no part is known without estimation."""
     h = draw(replace(site, seed=seed), t, blocks)
     shape = (len(blocks), site.antennas * len(site.gain), site.gain.shape[1])
-    if not isinstance(h, Tensor) or tuple(h.shape) != shape or not bool(h.isfinite().all()):
-        found = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
-        raise UserError(f'radio.channel = "{name}": should draw finite channels of shape {shape}, not {found}')
+    if not isinstance(h, Tensor) or tuple(h.shape) != shape or not h.is_complex() or not bool(h.isfinite().all()):
+        faulty = isinstance(h, Tensor) and h.is_complex() and tuple(h.shape) == shape
+        drawn = f"{str(h.dtype).removeprefix('torch.')} {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+        raise UserError(
+            f'radio.channel = "{name}": should draw finite complex channels of shape {shape}, not '
+            f"{'infinities or NaN' if faulty else drawn}"
+        )
     h = h.to(torch.complex128)
     return h, torch.zeros((), dtype=h.dtype).expand(h.shape)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from airpfed.config.plugins import plugin_hashes
+from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings, choices_of
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
@@ -86,18 +86,19 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
     data, base: hashes of the tasks' data and of the base model.
     """
     parts = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
-    if code := {**plugin_hashes(settings.plugins), **option_files(settings)}:
+    if code := {**code_hashes(settings), **option_files(settings)}:
         parts.append(code)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
 
 
 def option_files(settings: Settings) -> dict[str, str]:
-    """Map each option of a choice that names a file to the hash of that file."""
+    """Map each option of a choice that names a file, by its absolute path, to the hash of that file."""
     hashes = {}
     for setting, choice in choices_of(settings).items():
         for key, value in choice.options.items():
-            if isinstance(value, str) and value and Path(value).is_file():
-                hashes[f"{setting}.{key}"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_file():
+                with Path(value).open("rb") as file:
+                    hashes[f"{setting}.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 

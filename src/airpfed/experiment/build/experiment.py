@@ -203,6 +203,11 @@ def build_aggregator(
     alternating = layout.phases() if layout.alternating else ()
     sending = replace(side, alternating=alternating, colocated=method.row.pooled)
     averaging = None
+    if method.row.averages and method.name not in RULES:
+        raise UserError(
+            f'adapters.method = "{method.name}": averages = true is for methods with a rule of averaging, '
+            f"{', '.join(RULES)}"
+        )
     if method.row.averages:
         averaging = FactorAveraging(RULES[method.name], clients, side, local_training_of(settings))
     aggregator = settings.server.aggregator
