@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from airpfed.config.choice import KINDS, label_of
+from airpfed.config.choice import KINDS
 from airpfed.core.errors import UserError, one_line
-from airpfed.core.rows import NAME, RowDict
+from airpfed.core.rows import NAME, RowDict, label_of
 
 Outcome = Literal["pass", "FAIL", "skip"]
 
