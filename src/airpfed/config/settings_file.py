@@ -13,32 +13,33 @@ from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
 from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
-from airpfed.config.experiment_files import FOLDER
+from airpfed.config.experiment_files import FOLDER, settings_text
 from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
-from airpfed.config.upgrade import present_key, present_value
+from airpfed.config.upgrade import present_key, present_value, upgrade_tree
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, option_in, source_in
 from airpfed.core.rows import describe_type, parse_call
 
-MAX_BYTES = 4 << 20
-"""Size of the largest settings file. A larger file must be something else."""
-
-
 # Reading and writing
 
 
 def read_settings(
-    path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None, run_plugins: bool = True
+    path: Path,
+    overrides: Iterable[str] = (),
+    notes: list[str] | None = None,
+    run_plugins: bool = True,
+    older: bool = False,
 ) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
-    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there.
+    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there. older:
+    whether the settings may be those of an older version, such as a finished run's.
     """
-    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins)
+    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins, older)
 
 
 def settings_from_tree(
@@ -48,13 +49,16 @@ def settings_from_tree(
     overrides: Iterable[str] = (),
     notes: list[str] | None = None,
     run_plugins: bool = True,
+    older: bool = False,
 ) -> Settings:
     """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
 
     source: what messages call the tree. folder: the folder that paths of data, models and plug-ins are relative to.
-    notes, run_plugins: see `read_settings`.
+    notes, run_plugins, older: see `read_settings`.
     """
     copy = deepcopy(dict(tree))
+    if older:
+        upgrade_tree(copy)
     dropped = _apply_overrides(copy, list(overrides))
     if notes is not None:
         notes += dropped
@@ -110,9 +114,12 @@ def settings_from_json(text: str) -> Settings:
 
 
 def read_stored(path: Path) -> Settings:
-    """Read the settings of a finished run as they were, without the rows of its choices, which may be a plug-in's."""
+    """Read the settings of a finished run, which an older version may have written.
+
+    They are read without the rows of its choices, which may be a plug-in's.
+    """
     with unchecked_choices():
-        return read_settings(path)
+        return read_settings(path, older=True)
 
 
 def read_new_settings(
@@ -166,24 +173,12 @@ def read_expected(path: Path) -> dict[str, tuple[float, float]]:
 def read_tree(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UserError if it is not one."""
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: a directory; a settings file (TOML) is needed")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file; a settings file (TOML) is needed")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB; a settings file (TOML) is needed")
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        return tomllib.loads(settings_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid TOML for settings: brackets are nested too deeply") from None
-    except ValueError as error:  # a null byte in the name, or an integer of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{path}: cannot be read: {str(error).split(';')[0]}") from None
 
 

@@ -34,6 +34,8 @@ FOLDERS = ("checkpoint", "adapters", "merged")
 EXTRA_FILES = ("plugins", "tensorboard", "flower", "devices", "federation.log")
 """Files and folders that trackers and the processes of a federation write there."""
 
+SETTINGS_FORMAT = 2
+"""Version of the words of settings, of which a fingerprint is a hash. Runs of the first version name none."""
 PACKAGES = ("airpfed", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -179,6 +181,7 @@ def write_start(
         "base_sha256": base_hash(experiment.clients.backbone),
         "data_sha256": data,
         "fingerprint": experiment.fingerprint,
+        "settings_format": SETTINGS_FORMAT,
         "plugins": code_hashes(settings),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
@@ -268,6 +271,19 @@ def check_plugins(out: Path, settings: Settings) -> None:
             raise UserError(
                 f"{out}: the plug-in {name} {change} since this run started; restore it, or use another --out"
             )
+
+
+def recorded_fingerprint(run: Path, fingerprint: str) -> str:
+    """Return the fingerprint that a run's checkpoint should have.
+
+    That is the present one, unless an older version wrote the run: its fingerprint is of settings in other words, and
+    only environment.json tells it. Data, base model and plug-ins are compared with their own hashes.
+    """
+    try:
+        tree: Any = getattr(run_files.read_json(run / "environment.json", run_files.Environment), "root", {})
+        return fingerprint if "settings_format" in tree else str(tree["fingerprint"])
+    except (UserError, KeyError):
+        return fingerprint
 
 
 def check_unchanged(out: Path, experiment: TrainingSetup, data: dict[str, str]) -> None:

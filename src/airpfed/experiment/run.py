@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,7 +18,7 @@ from airpfed.core.files import exclusive_run
 from airpfed.experiment import REOPEN, artifacts, build
 from airpfed.experiment.console import INTERRUPTED, RunConsole, interruptible, open_console, resume_line
 from airpfed.experiment.data_report import data_lines, report_data
-from airpfed.experiment.loggers import Tracker
+from airpfed.experiment.loggers import Tracker, open_tracker
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
@@ -65,7 +64,7 @@ def run_settings(
     they are built. Raises UserError as `run_experiment`.
     """
     with exclusive_folder(out, resume), interruptible(console) as stopping:
-        track = settings.run.tracker.bind()(out)
+        track = open_tracker(settings.run.tracker, out)
         for line in [*notes, *settings_notes(settings)]:
             console.log(line)
         console.log("loading tasks and base model")
@@ -178,7 +177,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
     changed = settings_file.differences(previous, settings, build.CHANGEABLE_ON_RESUME)
     if changed:
         raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
-    for line in settings_file.differences(previous, settings, {}):
+    for line in settings_file.differences(previous, settings, {"plugins": True}):  # the run's folder has copies
         log(f"resumed with {line}")
 
 
@@ -247,9 +246,10 @@ def reopen_run(
         hashes = {task.name: task.source_sha256 for task in tasks}
     artifacts.check_plugins(run, settings)
     artifacts.check_unchanged(run, experiment, hashes)
+    fingerprint = artifacts.recorded_fingerprint(run, experiment.fingerprint)
     if replaced:  # then the settings' own fingerprint cannot be computed here
-        experiment = replace(experiment, fingerprint=str(artifacts.environment_of(run).get("fingerprint")))
-    return settings, experiment, checkpoint.load_state(folder, experiment.initial, experiment.fingerprint)
+        fingerprint = str(artifacts.environment_of(run).get("fingerprint"))
+    return settings, experiment, checkpoint.load_state(folder, experiment.initial, fingerprint)
 
 
 def open_settings(
@@ -287,8 +287,9 @@ def open_settings(
                 f'{file}: {key} = "{choice.name}" needs the code of {code}; --plugin FILE uses your own copy, --trust '
                 "runs the one of the folder"
             )
-    stand_ins = [f"{key}={name}" for key, name in replaced.items()]
-    settings = settings_file.read_settings(file, stand_ins, run_plugins=False)
+    settings = settings_file.read_settings(
+        file, [f"{key}={name}" for key, name in replaced.items()], run_plugins=False, older=True
+    )
     return settings.model_copy(update={"plugins": tuple(str(used.get(name, path)) for name, path in copies.items())})
 
 

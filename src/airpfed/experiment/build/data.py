@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,15 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
 
 
-def option_files(settings: Settings) -> dict[str, str]:
-    """Map each option of a choice that names a file, by its absolute path, to the hash of that file."""
+def option_files(settings: Settings, keys: Collection[str] | None = None) -> dict[str, str]:
+    """Map each option of a choice that names a file, by its absolute path, to the hash of that file.
+
+    keys: only the options of these settings, such as "adapters.method"; all by default.
+    """
     hashes = {}
     for setting, choice in choices_of(settings).items():
+        if keys is not None and setting not in keys:
+            continue
         for key, value in choice.options.items():
             if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_file():
                 with Path(value).open("rb") as file:
