@@ -7,7 +7,7 @@ from airpfed.testing.designs import all_problems, worse_than_silence
 from support.designs import solved
 
 FORCING = ("uniform_forcing", "debiased_mmse")
-"""They do not shrink a sum to nothing, so they can be worse than silence. Rows that say `shrinks` are checked anyway."""
+"""They do not shrink a sum to nothing, so they can be worse than silence. Rows that say `shrinks` are checked there."""
 
 
 @pytest.mark.parametrize("name", [name for name, row in DESIGNS.items() if name not in FORCING and not row.shrinks])
