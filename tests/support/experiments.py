@@ -84,7 +84,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
         mode="json",
         include={
             "model": True,
-            "tasks": {"__all__": {"prompt", "max_new_tokens", "kind"}},
+            "tasks": {"__all__": {"prompt", "max_new_tokens", "kind", "metric"}},
             "adapters": {"target_modules", "layers", "alpha"},
             "run": {"seed", "device"},
         },
