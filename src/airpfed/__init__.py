@@ -34,6 +34,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.core.errors import UserError as UserError
     from airpfed.core.run_files import RoundRecord as RoundRecord
     from airpfed.core.run_files import Summary as Summary
+    from airpfed.experiment.library import Experiment as Experiment
+    from airpfed.experiment.library import Run as Run
+    from airpfed.experiment.library import load_run as load_run
     from airpfed.experiment.loggers import TRACKERS as TRACKERS
     from airpfed.experiment.loggers import scalars as scalars
     from airpfed.model.methods import METHODS as METHODS
@@ -44,6 +47,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.planning.cells import multi_cell as multi_cell
     from airpfed.planning.cells import single_cell as single_cell
     from airpfed.planning.link_frame import link_study as link_study
+    from airpfed.sweeps.library import sweep as sweep
     from airpfed.tasks.metrics import METRICS as METRICS
     from airpfed.tasks.metrics import Metric as Metric
     from airpfed.tasks.sample import Sample as Sample
@@ -67,6 +71,11 @@ _MODULES = {
     "divide_power": "airpfed.air.problem",
     "lower_bound": "airpfed.air.designs",
     "designs": "airpfed.air",
+    # Learning
+    "Experiment": "airpfed.experiment.library",
+    "Run": "airpfed.experiment.library",
+    "load_run": "airpfed.experiment.library",
+    "sweep": "airpfed.sweeps.library",
     # What varies: public dicts, their rows, and what the rows' functions receive
     "DESIGNS": "airpfed.air.designs",
     "Design": "airpfed.air.designs",

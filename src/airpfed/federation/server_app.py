@@ -24,14 +24,14 @@ from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import Outcome
+from airpfed.training.setup import TrainingSetup
 
 
 def federation_of(
     grid: Grid,
     settings: Settings,
-    sides: tuple[Experiment, list[Agreement]],
+    sides: tuple[TrainingSetup, list[Agreement]],
     run: str,
     device_of_node: Mapping[int, int] | None,
     log: Callable[[str], None],

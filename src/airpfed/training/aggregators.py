@@ -72,10 +72,16 @@ class DeviceUpdates:
 
 @dataclass(frozen=True)
 class AggregatorRow:
-    """An aggregator. combine: (t, updates, *, options) -> sums; None is the uplink itself."""
+    """An aggregator.
+
+    combine: (t, updates, *, options) -> sums. is_uplink: whether the row is the uplink itself; then `combine` is not
+    called. across_tasks: whether a task's p-sum depends on other tasks' devices; `airpfed.testing` otherwise checks
+    that it does not.
+    """
 
     combine: Callable[..., Sums]
     is_uplink: bool = False
+    across_tasks: bool = False
 
     def build(
         self, send: Callable[[int, Updates, Tensor], Aggregate], link: Uplink, combine: Callable[..., Sums]
