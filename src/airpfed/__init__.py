@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.air.problem import mse as mse
     from airpfed.air.schemes import SCHEMES as SCHEMES
     from airpfed.air.schemes import Scheme as Scheme
+    from airpfed.air.slot_errors import received_sums as received_sums
     from airpfed.core.errors import UserError as UserError
     from airpfed.core.run_files import RoundRecord as RoundRecord
     from airpfed.core.run_files import Summary as Summary
@@ -80,6 +81,7 @@ _MODULES = {
     "Design": "airpfed.air.designs",
     "SCHEMES": "airpfed.air.schemes",
     "Scheme": "airpfed.air.schemes",
+    "received_sums": "airpfed.air.slot_errors",
     "CHANNELS": "airpfed.air.channels",
     "Channel": "airpfed.air.channels",
     "ChannelSite": "airpfed.air.network",

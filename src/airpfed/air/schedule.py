@@ -14,6 +14,7 @@ from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
+from airpfed.core.rng import stream
 from airpfed.core.run_files import Ledger
 
 DesignFunction = Callable[[TransceiverProblem], Transceiver]
@@ -97,6 +98,10 @@ class Uplink:
     biased: bool = False
     alternating: Groups = ()
     colocated: bool = False
+
+    def rng(self, *names: str | int) -> torch.Generator:
+        """The random generator of a name, such as ("rounding", t, slot.name): a function of seed and name alone."""
+        return stream(self.seed, *names)
 
     def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
         """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
