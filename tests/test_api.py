@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import airpfed as ap
+from support.settings import save_settings
 
 SOURCE = Path(ap.__file__)
 MODULES = sorted({ap._MODULES[name] for name in ap.__all__} | {inspect.getmodule(ap.lower_bound).__name__, "airpfed"})
@@ -78,11 +79,14 @@ def test_a_type_checker_outside_sees_types(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name):
+def test_examples_run(name, tmp_path, monkeypatch):
     """All of them: doctest passes over a function that a decorator of another module wraps."""
     module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     lines = Path(module.__file__).read_text(encoding="utf-8").splitlines()
+    if any("tiny.toml" in line for line in lines):  # two small tasks on a model with random weights
+        save_settings(tmp_path, False)
+        monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
     assert result.attempted == sum(line.strip().startswith(">>> ") for line in lines)
 

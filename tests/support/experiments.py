@@ -23,7 +23,7 @@ from airpfed.experiment.build import Preparation
 from airpfed.experiment.build import experiment as build_module
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 MOST = 40
@@ -35,13 +35,13 @@ load = build.build_preparation
 _shared: OrderedDict[str, tuple[Preparation, list[tuple[int, int, bool]]]] = OrderedDict()
 
 
-def experiment(file: Path, *overrides: str, tasks: int | None = None) -> Experiment:
+def experiment(file: Path, *overrides: str, tasks: int | None = None) -> TrainingSetup:
     """The experiment of a settings file; tasks: how many of its tasks, from the first (all by default)."""
     settings = settings_file.read_settings(file, overrides)
     return experiment_of(settings.model_copy(update={"tasks": settings.tasks[:tasks]}))
 
 
-def experiment_of(settings: Settings, tasks: tuple[Task, ...] | None = None) -> Experiment:
+def experiment_of(settings: Settings, tasks: tuple[Task, ...] | None = None) -> TrainingSetup:
     """The experiment of settings; tasks: in place of those that the settings name."""
     tasks = build.load_tasks(settings) if tasks is None else tasks
     return build.build_experiment(settings, tasks, preparation(settings, tasks))
@@ -84,7 +84,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
         mode="json",
         include={
             "model": True,
-            "tasks": {"__all__": {"prompt", "max_new_tokens", "kind"}},
+            "tasks": {"__all__": {"prompt", "max_new_tokens", "kind", "metric"}},
             "adapters": {"target_modules", "layers", "alpha"},
             "run": {"seed", "device"},
         },
@@ -107,7 +107,7 @@ def computed(clients: Clients, **changes: bool) -> Clients:
     return replace(clients, backbone=backbone, cache=cache)
 
 
-def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
+def random_vectors(made: TrainingSetup, seed: int = 0) -> Vectors:
     """No factor is zero: at B = 0 the gradient of A vanishes and would hide faults."""
     rng = torch.Generator().manual_seed(seed)
     return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}

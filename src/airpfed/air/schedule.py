@@ -104,8 +104,7 @@ class Uplink:
         h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage.
         """
         h_est, h = estimate_channels(self.network, self.csi_error, self.seed, t, range(blocks))
-        gain = self.network.gain.repeat_interleave(self.network.antennas, 0)
-        h_est = silence_faint_devices(h_est, gain, self.impairments.truncation)
+        h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
         if self.impairments.phase_rad or self.impairments.outage:
             factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
             h = h * factors[:, None, :]

@@ -32,8 +32,8 @@ from airpfed.theory.inner_product import (
     weights_of,
 )
 from airpfed.theory.verification import error_energy
-from airpfed.training.experiment import RoundTrace
 from airpfed.training.round import Aggregator, LocalTraining, round_step
+from airpfed.training.setup import RoundTrace
 from airpfed.training.state import ServerStep, State, vectors
 
 Draws = Callable[[int, Updates, Tensor], list[Aggregate]]

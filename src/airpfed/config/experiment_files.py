@@ -9,6 +9,9 @@ from airpfed.core.errors import UserError, hint
 FOLDER = Path(__file__).parents[1] / "experiments"
 """Folder of the settings files that ship with the package."""
 
+MAX_BYTES = 4 << 20
+"""Size of the largest settings file. A larger file must be something else."""
+
 DEFAULT = Path("experiment.toml")
 """The settings file of a command that names none."""
 
@@ -40,6 +43,26 @@ def settings_path(text: str | Path) -> Path:
     if path.stem in names and not path.exists():
         raise UserError(f"{text}: no such settings file; the package's experiment of this name is called {path.stem}")
     return path
+
+
+def settings_text(path: Path) -> str:
+    """Read the text of a settings file, without waiting or filling the memory. Raises UserError if it is not one."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a directory; a settings file (TOML) is needed")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; a settings file (TOML) is needed")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB; a settings file (TOML) is needed")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except ValueError as error:  # a null byte in the name
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def default_path() -> Path:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -12,44 +13,64 @@ from pydantic import BaseModel, ValidationError
 
 from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
 from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
-from airpfed.config.experiment_files import FOLDER
+from airpfed.config.experiment_files import FOLDER, settings_text
 from airpfed.config.plugins import load_plugins, plugin_paths
 from airpfed.config.schema import Settings
-from airpfed.config.upgrade import present_key, present_value
+from airpfed.config.upgrade import present_key, present_value, upgrade_tree
 from airpfed.core.errors import UserError, hint
 from airpfed.core.files import write_atomic
 from airpfed.core.paths import base_in, option_in, source_in
 from airpfed.core.rows import describe_type, parse_call
 
-MAX_BYTES = 4 << 20
-"""Size of the largest settings file. A larger file must be something else."""
-
-
 # Reading and writing
 
 
 def read_settings(
-    path: Path, overrides: Iterable[str] = (), notes: list[str] | None = None, run_plugins: bool = True
+    path: Path,
+    overrides: Iterable[str] = (),
+    notes: list[str] | None = None,
+    run_plugins: bool = True,
+    older: bool = False,
 ) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
-    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there.
+    run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there. older:
+    whether the settings may be those of an older version, such as a finished run's.
     """
-    tree = _read_tree(path)
-    dropped = _apply_overrides(tree, list(overrides))
+    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins, older)
+
+
+def settings_from_tree(
+    tree: Mapping[str, Any],
+    source: str,
+    folder: Path,
+    overrides: Iterable[str] = (),
+    notes: list[str] | None = None,
+    run_plugins: bool = True,
+    older: bool = False,
+) -> Settings:
+    """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
+
+    source: what messages call the tree. folder: the folder that paths of data, models and plug-ins are relative to.
+    notes, run_plugins, older: see `read_settings`.
+    """
+    copy = deepcopy(dict(tree))
+    if older:
+        upgrade_tree(copy)
+    dropped = _apply_overrides(copy, list(overrides))
     if notes is not None:
         notes += dropped
-    tree.pop("expected", None)
-    tree = _load_plugins_of(tree, path, run_plugins)
-    settings = parse_settings(tree, str(path))
+    copy.pop("expected", None)
+    copy = _load_plugins_of(copy, folder, run_plugins)
+    settings = parse_settings(copy, source)
     tasks = tuple(
-        task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
+        task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
-    model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
-    settings = settings.model_copy(update={"tasks": tuple(_with_files(task, path.parent) for task in tasks)})
-    sections = {name: _with_files(getattr(settings, name), path.parent) for name in ("adapters", "server", "radio")}
+    model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
+    settings = settings.model_copy(update={"tasks": tuple(_with_files(task, folder) for task in tasks)})
+    sections = {name: _with_files(getattr(settings, name), folder) for name in ("adapters", "server", "radio")}
     return settings.model_copy(update={**sections, "model": model})
 
 
@@ -70,7 +91,7 @@ def _with_files(section: SectionType, folder: Path) -> SectionType:
     return section.model_copy(update=changes) if changes else section
 
 
-def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dict[str, Any]:
+def _load_plugins_of(tree: dict[str, Any], folder: Path, run_plugins: bool) -> dict[str, Any]:
     """Load the plug-ins of a settings tree, and return the tree with their paths resolved.
 
     Nothing is loaded where choices are read unchecked.
@@ -78,7 +99,7 @@ def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dic
     names = tree.get("plugins", [])
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         # Nobody writes beside the experiments of the package: with those, a plug-in lies in the working directory.
-        folder = Path() if path.parent == FOLDER else path.parent
+        folder = Path() if folder == FOLDER else folder
         tree = tree | ({"plugins": list(plugin_paths(names, folder))} if names else {})
         if choices_checked():
             load_plugins(tree.get("plugins", []) if run_plugins else [])
@@ -93,9 +114,12 @@ def settings_from_json(text: str) -> Settings:
 
 
 def read_stored(path: Path) -> Settings:
-    """Read the settings of a finished run as they were, without the rows of its choices, which may be a plug-in's."""
+    """Read the settings of a finished run, which an older version may have written.
+
+    They are read without the rows of its choices, which may be a plug-in's.
+    """
     with unchecked_choices():
-        return read_settings(path)
+        return read_settings(path, older=True)
 
 
 def read_new_settings(
@@ -108,10 +132,24 @@ def read_new_settings(
     """
     overrides = list(overrides)
     settings = read_settings(path, overrides, notes)
-    lines = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
+    check_new(settings, str(path), overrides, training, notes)
+    return settings
+
+
+def check_new(
+    settings: Settings,
+    source: str,
+    overrides: Iterable[str],
+    training: bool = True,
+    notes: list[str] | None = None,
+) -> None:
+    """Refuse settings of a new run with keys without effect.
+
+    source: what messages call the settings. training, notes: see `read_new_settings`.
+    """
+    lines = refuse_ineffective(source, [settings], training, overridden_keys(overrides))
     if notes is not None:
         notes += lines
-    return settings
 
 
 def overridden_keys(overrides: Iterable[str]) -> set[str]:
@@ -125,34 +163,22 @@ def overridden_keys(overrides: Iterable[str]) -> set[str]:
 
 def read_expected(path: Path) -> dict[str, tuple[float, float]]:
     """Read the expected results of a settings file: field of the summary -> (minimum, maximum)."""
-    table = _read_tree(path).get("expected", {})
+    table = read_tree(path).get("expected", {})
     try:
         return {str(key): (float(low), float(high)) for key, (low, high) in table.items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UserError if it is not one."""
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: a directory; a settings file (TOML) is needed")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file; a settings file (TOML) is needed")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB; a settings file (TOML) is needed")
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        return tomllib.loads(settings_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid TOML for settings: brackets are nested too deeply") from None
-    except ValueError as error:  # a null byte in the name, or an integer of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{path}: cannot be read: {str(error).split(';')[0]}") from None
 
 
@@ -241,6 +267,34 @@ def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any
 
 
 # Overrides
+
+
+def override_of(key: str, value: Any) -> str:
+    """Write a value of Python as an override, `section.key=value`; None stands for the default.
+
+    >>> from airpfed.config.settings_file import override_of
+    >>> override_of("server.rounds", 3), override_of("tasks.a.labels", {"no": " no"}), override_of("tasks.*.text", "1")
+    ('server.rounds=3', 'tasks.a.labels={no = " no"}', 'tasks.*.text="1"')
+    """
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
+    if value is None:
+        return f"{key}="
+    if isinstance(value, str) and value and _value(value, key) == value == value.strip():
+        return f"{key}={value}"
+    try:
+        return f"{key}={toml_text(value)}"
+    except (ValueError, TypeError):  # tomlkit's error for other types is a ValueError
+        kind = type(value).__name__
+        raise UserError(f"{key}: a settings file holds numbers, texts, lists and tables of them, not {kind}") from None
+
+
+def toml_text(value: Any) -> str:
+    """Write a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:

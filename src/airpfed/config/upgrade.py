@@ -1,13 +1,16 @@
 """Settings of an older version in the words of this one: where every key went, and `airpfed upgrade`."""
 
+import tomllib
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 import tomlkit.exceptions
+from tomlkit.container import Container
 
-from airpfed.core.errors import UserError
+from airpfed.config.experiment_files import settings_text
+from airpfed.core.errors import UserError, one_line
 from airpfed.core.files import write_atomic
 
 MOVED_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -69,8 +72,8 @@ def upgrade_tree(tree: MutableMapping[str, Any]) -> list[str]:
 def _upgrade_design(radio: MutableMapping[str, Any]) -> list[str]:
     """Move designs that are schemes now, and `debias`."""
     lines = []
-    if (design := radio.get("design")) in SCHEMES:
-        _replace(radio, "design", "scheme", design)
+    if (design := radio.get("design")) in SCHEMES and "scheme" not in radio:
+        _rename(radio, "design", "scheme")
         lines.append(f'radio.design = "{design}" is now radio.scheme = "{design}"')
     if "debias" in radio:
         debias = radio.pop("debias")
@@ -82,15 +85,13 @@ def _upgrade_design(radio: MutableMapping[str, Any]) -> list[str]:
     return lines
 
 
-def _replace(table: MutableMapping[str, Any], old: str, new: str, value: Any) -> None:
-    """Put a key in another's place, so that comments stay where they are."""
-    items = [(new, value) if key == old else (key, item) for key, item in table.items()]
-    if isinstance(table, dict) and not hasattr(table, "as_string"):
-        table.clear()
-        table.update(items)
-        return
-    table[new] = value
-    table.pop(old)
+def _rename(table: MutableMapping[str, Any], old: str, new: str) -> None:
+    """Rename a key in its place, with its comment."""
+    container = getattr(table, "value", None)
+    if isinstance(container, Container):
+        container._replace(old, new, table[old])
+    else:
+        table[new] = table.pop(old)
 
 
 def _upgrade_table(table: MutableMapping[str, Any], section: str) -> list[str]:
@@ -100,17 +101,26 @@ def _upgrade_table(table: MutableMapping[str, Any], section: str) -> list[str]:
         old = key.split(".")[1]
         if not key.startswith(f"{section}.") or old not in table:
             continue
-        value, current = table[old], table.get(choice, DEFAULTS[choice])
-        name = current["name"] if isinstance(current, Mapping) else current
-        if not _matches(str(name), rows):
-            table.pop(old)
+        current = table.get(choice, DEFAULTS[choice])
+        values = {**current} if isinstance(current, Mapping) else {"name": str(current)}
+        name = str(values.get("name", DEFAULTS[choice]))
+        comment = getattr(getattr(table[old], "trivia", None), "comment", "")
+        value = table.pop(old)
+        if not _matches(name, rows):
             lines.append(f"{key} had no effect beside {choice} = {name} and is left out")
             continue
-        values = {**(current if isinstance(current, Mapping) else {"name": name}), option: value}
-        inline = tomlkit.inline_table()
-        inline.update(values)
-        table.pop(old)
-        table[choice] = inline if hasattr(table, "as_string") else values
+        values |= {"name": name, option: value}
+        if hasattr(table, "as_string"):
+            inline = tomlkit.inline_table()
+            inline.update(values)
+            table[choice] = inline
+            trivia = table[choice].trivia
+            if comment and comment not in trivia.comment:
+                trivia.comment = "; ".join(filter(None, [trivia.comment, comment.removeprefix("#").strip()]))
+                trivia.comment = "# " + trivia.comment.removeprefix("#").strip()
+                trivia.comment_ws = trivia.comment_ws or "  "
+        else:
+            table[choice] = values
         lines.append(f"{key} is now {section}.{choice}.{option}")
     return lines
 
@@ -126,13 +136,15 @@ def upgrade_file(path: Path) -> list[str]:
     TOML.
     """
     file = path / "experiment.toml" if path.is_dir() else path
+    text = settings_text(file)
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such settings file") from None
-    except (tomlkit.exceptions.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid TOML: {str(error).splitlines()[0]}") from None
+        tomllib.loads(text)
+        document = tomlkit.parse(text)
+    except (tomllib.TOMLDecodeError, tomlkit.exceptions.TOMLKitError, ValueError) as error:
+        raise UserError(f"{file}: not valid TOML: {one_line(error)}") from None
+    except RecursionError:
+        raise UserError(f"{file}: not valid TOML for settings: brackets are nested too deeply") from None
     lines = upgrade_tree(document)
     if lines:
-        write_atomic(file, tomlkit.dumps(document))
+        write_atomic(file, tomlkit.dumps(document).encode())
     return lines

@@ -162,8 +162,9 @@ class RowDict(UserDict[str, Row], Generic[Row]):
             return dict(model.model_validate(dict(options)))
         except ValidationError as error:
             item = error.errors()[0]
-            if item["type"] == "extra_forbidden" and item["loc"] and _is_positional(self.function(row), item["loc"][0]):
-                option = item["loc"][0]
+            option = str(item["loc"][0]) if item["loc"] else ""
+            is_unknown = item["type"] == "extra_forbidden" and not hint(option, model.model_fields)
+            if is_unknown and _is_positional(self.function(row), option):
                 raise UserError(
                     f".{option}: no option of {name}, because its function takes {option} by position; only parameters "
                     "after a * are options"
@@ -265,9 +266,9 @@ def _plain_function(function: Any) -> Any:
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
 
 
-def _is_positional(function: Callable[..., Any], name: Any) -> bool:
+def _is_positional(function: Callable[..., Any], name: str) -> bool:
     """Check whether a parameter of this name can be given by position."""
-    parameter = inspect.signature(function).parameters.get(str(name))
+    parameter = inspect.signature(function).parameters.get(name)
     return parameter is not None and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
@@ -347,13 +348,14 @@ def label_of(tree: Mapping[str, Any]) -> str:
     return f"{tree['name']}({options})" if options else str(tree["name"])
 
 
-def _toml(value: Any) -> str:
+def _toml(value: Any, in_list: bool = False) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(_toml(item, True) for item in value) + "]"
     if isinstance(value, str):
-        return value if BARE.fullmatch(value) and _value(value) == value else json.dumps(value, ensure_ascii=False)
+        is_bare = not in_list and BARE.fullmatch(value) and _value(value) == value
+        return value if is_bare else json.dumps(value, ensure_ascii=False)
     return str(value)
 
 

@@ -11,7 +11,7 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import safe_line
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
@@ -20,7 +20,7 @@ DEVICE_CODE = ("adapters.method", "server.optimizer")
 """Choices whose rows a device runs. The other rows of plug-ins are the server's alone."""
 
 
-def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
+def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, ...], number: int) -> Agreement:
     """Everything that decides which gradient a device of task `number` computes, as text or hash.
 
     The device's data and the wording of its prompts are not part of it.

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
 from airpfed.devices.prefix_cache import PrefixCache
-from airpfed.experiment.build.data import base_hash
+from airpfed.experiment.build.data import base_hash, option_files
 from airpfed.model import backbone, compatibility, export, tokens, zoo
 from airpfed.model.backbone import Backbone
 from airpfed.model.tokens import Encoding
@@ -138,7 +140,12 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     for task, task_shards in zip(tasks, shards, strict=True):
         check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
     test_views = [_scored_content(view) for view in views]
-    parts = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
+    parts: list[Any] = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
+    metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
+    if code := {**code_hashes(settings, metrics), **option_files(settings, metrics)}:
+        parts.append(sorted(code.values()))
+    if functions := [item["sha256"] for key, item in user_functions(settings).items() if key.endswith(".metric")]:
+        parts.append(functions)
     return Preparation(
         tasks,
         base,

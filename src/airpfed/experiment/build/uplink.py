@@ -1,5 +1,6 @@
 """Settings of the radio to an uplink: positions, channels, transceiver design, impairments, powers and noise."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -13,8 +14,10 @@ from airpfed.air.channels import build_channel, fading
 from airpfed.air.designs import Design
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import ChannelSite, Network
+from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
 from airpfed.air.schedule import DesignFunction, Uplink
 from airpfed.air.schemes import Scheme
+from airpfed.config.choice import Choice
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core import units
 from airpfed.core.errors import UserError
@@ -148,7 +151,8 @@ def scheme_fields(radio: RadioSettings) -> dict[str, Any]:
     """Return the fields of `Uplink` that depend on the scheme, and on the design if the scheme superposes."""
     scheme: Scheme = radio.scheme.row
     if scheme.superposes:
-        return design_fields(radio, radio.design.row, radio.design.bind())
+        design = radio.design
+        return design_fields(radio, design.row, checked_design(f'radio.design = "{design.label}"', design))
     return {
         "send": radio.scheme.bind(),
         "cost": None if scheme.cost is None else partial(scheme.cost, **radio.scheme.options),
@@ -171,6 +175,26 @@ def design_fields(radio: RadioSettings, row: Design, solve: DesignFunction) -> d
         "refine": row.share_energy if radio.energy == "per_round" else None,
         "rescale": row.shrinks and radio.correlation != "none",
     }
+
+
+def checked_design(source: str, choice: Choice) -> DesignFunction:
+    """Return a design's function with its options set, which raises UserError if its result is no transceiver.
+
+    source: what messages begin with.
+    """
+    solve = choice.bind()
+    try:
+        inspect.signature(choice.row.solve).bind(object(), **choice.options)
+    except TypeError as error:
+        raise UserError(f"{source}: should take one argument, the problem, and options ({error})") from None
+
+    def design(problem: TransceiverProblem) -> Transceiver:
+        transceiver: Transceiver = solve(problem)
+        if fault := transceiver_fault(problem, transceiver):
+            raise UserError(f"{source}: {fault}")
+        return transceiver
+
+    return design
 
 
 def fixed_correlation(radio: RadioSettings) -> float | None:
