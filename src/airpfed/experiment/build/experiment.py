@@ -211,8 +211,8 @@ def build_aggregator(
     if method.row.averages:
         if method.name not in RULES:
             raise UserError(
-                f'adapters.method = "{method.name}": says that its server averages; only {", ".join(RULES)} have such a '
-                "rule, and server.aggregator takes one of your own"
+                f'adapters.method = "{method.name}": says that its server averages; only {", ".join(RULES)} have such '
+                "a rule, and server.aggregator takes one of your own"
             )
         averaging = FactorAveraging(RULES[method.name], clients, side, local_training_of(settings))
     aggregator = settings.server.aggregator
