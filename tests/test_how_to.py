@@ -106,8 +106,8 @@ def design_acts(page: Page) -> None:
 
 def channel_acts(page: Page) -> None:
     rows = (page.folder / "study" / "link.csv").read_text().splitlines()
-    clear, walled = (float(row.split(",")[-14]) for row in rows[1:])
-    assert walled > clear + 0.5  # the noise is that of the median gain, which the walls do not change
+    clear, hidden = (float(row.split(",")[-14]) for row in rows[1:])
+    assert hidden > clear + 0.5
 
 
 def scheme_acts(page: Page) -> None:
@@ -127,13 +127,13 @@ def method_acts(page: Page) -> None:
 def aggregator_acts(page: Page) -> None:
     """With SGD a shorter sum is a shorter step."""
     steps = {}
-    for name in ("uplink", "capped(factor=0.1)"):
+    for name in ("uplink", "capped(factor=1)"):
         words = ("--set", f"server.aggregator={name}", "--set", "server.optimizer=sgd", "--set", "server.rounds=1")
         good(command("run", *words, "--out", f"sgd-{name[:6]}"))
         steps[name] = tensors_of(page.folder / f"sgd-{name[:6]}")["server.personal.value"]
     start = load_start(page.folder)
-    long, short = ((steps[name] - start).norm() for name in ("uplink", "capped(factor=0.1)"))
-    assert 0 < short < 0.5 * long
+    long, short = ((steps[name] - start).norm() for name in ("uplink", "capped(factor=1)"))
+    assert 0 < short < 0.98 * long
 
 
 def load_start(folder: Path) -> Any:
@@ -173,10 +173,10 @@ def tracker_acts(page: Page) -> None:
 
 ROWS = {
     "design": Row("designs", "ridge(loading=0.5)", design_acts),
-    "channel": Row("channels", "walls(share=0.9)", channel_acts),
+    "channel": Row("channels", "blockage(share=0.3)", channel_acts),
     "scheme": Row("schemes", "sign_vote(size=0.01)", scheme_acts),
     "method": Row("methods", "shared_a(personal=device)", method_acts),
-    "aggregator": Row("aggregators", "capped(factor=0.1)", aggregator_acts),
+    "aggregator": Row("aggregators", "capped(factor=1)", aggregator_acts),
     "optimizer": Row("optimizers", "lion(beta2=0.95)", optimizer_acts),
     "metric": Row("metrics", "f_beta(beta=0.5)", metric_acts),
     "source": Row("sources", "folders(path=messages, ending=.txt)", source_acts),
@@ -288,7 +288,7 @@ def test_there_is_a_page_for_every_kind_of_row():
     assert pages == set(ROWS)
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     index = (HOW_TO / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\(([a-z-]+)\.md\)", index)) == pages
+    assert set(re.findall(r"\(([a-z-]+)\.md\)", index)) == pages | {"check-your-row"}
     for page in pages:
         links = re.findall(r"\]\(([^)]+\.md)\)", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"))
         assert all((HOW_TO / link).is_file() for link in links)
