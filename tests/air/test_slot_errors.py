@@ -64,5 +64,5 @@ def test_random_numbers_of_a_link_depend_on_seed_and_names_alone():
 
 def test_estimates_of_another_shape_are_refused():
     link = scheme(lambda link, slot, t: received_sums(link, slot, slot.vectors[:]))
-    with pytest.raises(UserError, match=r"estimates of shape \(5, 41\); should be \(1, 41\)"):
+    with pytest.raises(UserError, match=r"estimates have the shape \(5, 41\); should be \(1, 41\)"):
         send(link, 1, *gradients(link), everyone(link))
