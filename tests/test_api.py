@@ -54,6 +54,10 @@ def test_every_public_name_is_there():
     assert set(ap.__all__) <= set(dir(ap))
 
 
+def test_the_contract_checks_are_there():
+    assert ap.testing.check_design("mmse").ok and "testing" in dir(ap)
+
+
 def test_a_wrong_name_has_the_nearest_one():
     with pytest.raises(AttributeError, match=r"no attribute 'single_cel'. Did you mean: 'single_cell'\?"):
         ap.single_cel  # noqa: B018
@@ -63,7 +67,7 @@ def test_type_checkers_see_the_same_names():
     """The block for type checkers imports each name of the table from the table's module, and nothing else."""
     block = next(node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If))
     imports = {alias.asname: node.module for node in block.body for alias in node.names if alias.asname == alias.name}
-    assert imports == ap._MODULES
+    assert imports == ap._MODULES | dict.fromkeys(ap._SUBPACKAGES, "airpfed")
 
 
 def test_a_type_checker_outside_sees_types(tmp_path):

@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table below
+    from airpfed import testing as testing
     from airpfed.air import designs as designs
     from airpfed.air.channels import CHANNELS as CHANNELS
     from airpfed.air.channels import Channel as Channel
@@ -106,11 +107,16 @@ _MODULES = {
 }
 """Public name -> the module that has it, which is imported when the name is first used."""
 
+_SUBPACKAGES = ("testing",)
+"""Subpackages that are public as they are."""
+
 __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import airpfed` takes no time."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"airpfed.{name}")
     if name not in _MODULES:
         import difflib
 
@@ -126,4 +132,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

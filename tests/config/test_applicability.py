@@ -1,10 +1,12 @@
 """Settings that do nothing beside others: refused where the user wrote them, left out where they are defaults."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomlkit
 
-from airpfed.config.applicability import RULES, effective_tree, ineffective_keys, settings_notes, task_kind
+from airpfed.config.applicability import RULES, Rule, effective_tree, ineffective_keys, settings_notes, task_kind
 from airpfed.config.experiment_files import FOLDER
 from airpfed.config.settings_file import read_new_settings, read_settings, write_settings
 from airpfed.core.errors import UserError
@@ -23,6 +25,7 @@ METERED += [f"theory.{key}" for key in ("beta", "c", "sigma_sgd2", "lam", "sigma
 VALUES = {"theory.draws": "30", "theory.pilot_rounds": "3", "theory.hessian_samples": "4", "theory.lanczos_steps": "4"}
 RADIO = {
     "design": "mmse",
+    "energy": "per_slot",
     "correlation": "0.5",
     "phase_error_deg": "3.0",
     "fade_truncation_db": "20.0",
@@ -116,6 +119,145 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     **{(key, "theory.meter_every"): ([f"{key}={VALUES.get(key, '2.0')}"], ["theory.meter_every=0"]) for key in METERED},
 }
 """Of every rule: what it refuses, and what makes it right."""
+
+MORE = {
+    **{(f"radio.{key}={RADIO[key]}", "radio.scheme=digital"): key for key in ("design", "correlation", "packing")},
+    **{(f"radio.{key}={RADIO[key]}", "radio.scheme=digital"): key for key in ("phase_error_deg", "fade_truncation_db")},
+    ("radio.energy=per_round", "radio.design=naive_ao"): "energy",
+    ("radio.path_loss_exponent=3.0", "radio.channel=rma"): "path_loss_exponent",
+    ("radio.edge_distance_m=400.0", "radio.topology=single_cell"): "edge_distance_m",
+    ("tasks.sst2.sizes_sigma=0.5", "tasks.sst2.sizes=equal"): "sizes_sigma",
+    ("tasks.sst2.max_new_tokens=4", "tasks.sst2.kind=classify"): "max_new_tokens",
+}
+"""Further values of the deciding key: (setting, the deciding one) -> what the line names."""
+CONTRADICTIONS = {
+    ("radio.personal_slots=2", "radio.access=tdma"): "personal_slots",
+    ("radio.backhaul_bits=4", "radio.topology=joint"): "backhaul_bits",
+    ("radio.shadowing_db=4.0", "radio.channel=umi"): "shadowing_db",
+    ("radio.topology=joint", "radio.layout=cell_free"): "topology",
+    ("radio.channel=umi", "radio.layout=cell_free"): "channel",
+    ("server.lr=theory", "server.optimizer=adam"): "lr",
+    ("server.lr=theory", "server.optimizer=sgd(momentum=0.5)"): "lr",
+    ("server.aggregator=median", "radio.scheme=digital"): "aggregator",
+    ("adapters.method=fedex", "radio.scheme=linear"): "method",
+}
+"""Settings that exclude one another, whatever else stands there."""
+OPTIONS = {
+    "radio.design": {
+        "truncation=0.1": ["uniform_forcing", "mmse", "debiased_mmse", "naive_ao", "continued_ao"],
+        "starts=2": ["channel_inversion", "naive_ao", "continued_ao"],
+        "debias=true": ["uniform_forcing", "mmse"],
+    },
+    "radio.scheme": {"bits=4": ["linear", "error_free"], "access=spatial": ["linear", "error_free"]},
+    "radio.channel": {
+        "k_db=3.0": ["rayleigh", "umi", "cdl_a", "tdl_a"],
+        "delay_spread_s=1e-7": ["umi", "uma", "rma"],
+        "time_correlation=0.5": ["umi", "cdl_a", "tdl_a"],
+        "round_correlation=0.5": ["uma", "cdl_a", "tdl_a"],
+        "speed_mps=3.0": ["rayleigh", "rician"],
+    },
+    "tasks.sst2.split": {"alpha=0.5": ["iid", "column"], "column=user": ["iid", "dirichlet"]},
+    "server.optimizer": {"momentum=0.9": ["adam"], "beta1=0.9": ["sgd"], "beta2=0.9": ["sgd"], "epsilon=1e-8": ["sgd"]},
+    "server.aggregator": {"trim=0.1": ["uplink", "median"]},
+}
+"""Choice -> option -> rows that do not have it."""
+PAIRS = [(key, option, row) for key, options in OPTIONS.items() for option, rows in options.items() for row in rows]
+
+
+def one_line(file: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_new_settings(file, overrides)
+    assert "\n" not in str(caught.value), caught.value
+    return str(caught.value)
+
+
+def in_file(file: Path, *settings: str) -> None:
+    """The settings as a file has them: a table of each section, and the tasks."""
+    tree = tomlkit.parse(BASE)
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        section, *task, key = path.split(".")
+        table = tree["tasks"][0] if task else tree.setdefault(section, tomlkit.table())
+        try:
+            table[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[key] = value
+    file.write_text(tomlkit.dumps(tree))
+
+
+def test_the_pairs_are_as_many_as_were_counted():
+    assert len(PAIRS) + len(MORE) + len(CONTRADICTIONS) + len(EXAMPLES) >= 76
+
+
+@pytest.mark.parametrize(("key", "option", "row"), PAIRS)
+def test_an_option_of_another_row_is_refused_or_dropped_with_a_line(key, option, row, file):
+    name = option.partition("=")[0]
+    aggregates = ["radio.scheme=error_free"] if key == "server.aggregator" else []
+    for overrides in (
+        [f"{key}={row}", f"{key}.{option}"],
+        [f"{key}.{option}", f"{key}={row}"],
+        [f"{key}={row}({option})"],
+    ):
+        line = one_line(file, *aggregates, *overrides)
+        assert name in line and f"no option of {row}" in line
+    in_file(file, *aggregates, f"{key}={row}({option})")
+    assert f"no option of {row}" in one_line(file)
+    owner = {"radio.scheme": "digital", "server.optimizer": "sgd" if name == "momentum" else "adam"}.get(key) or {
+        "truncation": "channel_inversion", "starts": "mmse", "k_db": "rician", "delay_spread_s": "rayleigh",
+        "time_correlation": "rician", "round_correlation": "rayleigh", "speed_mps": "umi", "alpha": "dirichlet",
+        "column": "column", "trim": "trimmed_mean",
+    }.get(name)  # fmt: skip
+    if owner is None:  # `debias` is gone
+        return
+    in_file(file, *aggregates, f"{key}={owner}({option})")
+    notes: list[str] = []
+    needs = [f"{key}.column=user"] if row == "column" else []
+    needs += [f"{key}.delay_spread_s=1e-7"] if row in ("cdl_a", "tdl_a") else []
+    read_new_settings(file, [f"{key}={row}", *needs], notes=notes)
+    assert notes == [f"--set {key}={row}: drops {name} of {owner}"]
+
+
+@pytest.mark.parametrize(("setting", "beside"), [*MORE, *CONTRADICTIONS])
+def test_what_does_nothing_beside_another_value_is_refused_too(setting, beside, file):
+    name, other = (MORE | CONTRADICTIONS)[setting, beside], beside.partition("=")[0].split(".")[-1]
+    for overrides in ([setting, beside], [beside, setting]):
+        line = one_line(file, *overrides)
+        assert name in line and other in line
+    in_file(file, setting, beside)
+    line = one_line(file)
+    assert name in line and other in line
+
+
+@pytest.mark.parametrize(("setting", "beside"), MORE)
+def test_what_the_command_line_disables_is_told_and_no_fault(setting, beside, file):
+    in_file(file, setting)
+    notes: list[str] = []
+    read_new_settings(file, [beside], notes=notes)
+    assert len(notes) == 1 and MORE[setting, beside] in notes[0] and beside.partition("=")[0].split(".")[-1] in notes[0]
+
+
+def deciding(rule: Rule) -> list[str]:
+    """The overrides of a rule's example that disable its key; none if a default does."""
+    last = rule.condition.split(".")[-1]
+    return [text for text in EXAMPLES[rule.key, rule.condition][0][1:] if text.split("=")[0].split(".")[-1] == last]
+
+
+@pytest.mark.parametrize("rule", filter(deciding, RULES), ids=lambda rule: f"{rule.key} beside {rule.condition}")
+def test_every_rule_tells_what_the_command_line_disables(rule, file):
+    """The key stands in the file, what disables it on the line: no fault, but said."""
+    setting, *beside = EXAMPLES[rule.key, rule.condition][0]
+    decides = deciding(rule)
+    in_file(file, setting, *(override for override in beside if override not in decides and "*" not in override))
+    notes: list[str] = []
+    read_new_settings(file, decides, notes=notes)
+    assert any(rule.key.split(".")[-1] in note and rule.condition.split(".")[-1] in note for note in notes), notes
+
+
+@pytest.mark.parametrize("key", ["power_dbm=10.0", "snr_db=3.0", "antennas=4", "channel=rician"])
+def test_the_signals_keys_are_told_on_an_error_free_link(key, file):
+    (line,) = settings_notes(read_new_settings(file, ["radio.scheme=error_free", f"radio.{key}"]))
+    assert line.startswith(f"radio.{key.partition('=')[0]}: does nothing with radio.scheme")
+    assert settings_notes(read_new_settings(file, [f"radio.{key}"])) == []
 
 
 @pytest.fixture

@@ -121,3 +121,9 @@ def test_rows_of_a_plug_in_file_are_hashed_with_their_file(tmp_path: Path) -> No
     read = settings_from_tree(tree, "settings", tmp_path)
     assert read.radio.design.row.solve.__name__ == "plugged"
     assert user_functions(read) == {}
+
+    def plugged(problem):
+        return channel_inversion(problem)
+
+    with pytest.raises(UserError, match=r"design plugged: the plug-in .*plug\.py has one of this name"):
+        add_row("radio.design", plugged)

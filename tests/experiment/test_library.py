@@ -366,9 +366,7 @@ def test_a_method_from_python_is_needed_for_its_models(file: Path, tmp_path: Pat
             run.model("moods", device)
     del KINDS["methods"].rows["blocks_of_mine"]
     assert set(ap.load_run(run.folder).adapters) == {"colours", "moods"}
-    with pytest.raises(
-        UserError, match=r"adapters\.method = .blocks_of_mine. is a row of a plug-in, a function of a notebook"
-    ):
+    with pytest.raises(UserError, match=r"adapters\.method = .blocks_of_mine. needs the code of a notebook"):
         run_module.export_run(run.folder, merged=False)
 
 

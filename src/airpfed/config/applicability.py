@@ -63,10 +63,14 @@ def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
     return not settings.radio.has_path_loss
 
 
-LINEAR_ONLY = ("design", "correlation", "phase_error_deg", "fade_truncation_db", "packing", "personal_slots")
+LINEAR_ONLY = ("design", "energy", "correlation", "phase_error_deg", "fade_truncation_db", "packing", "personal_slots")
 """Keys of the radio that matter only where gradients are superposed in the channel."""
 OVER_THE_AIR = ("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups")
 """Keys of the radio that matter for every scheme but the error-free one."""
+
+SIGNAL_KEYS = ("power_dbm", "snr_db", "noise_dbm", "noise_figure_db", "antennas", "channel")
+"""Keys of the radio's signal. An error-free link takes them in silence from grids that compare it with another link;
+the start of a run tells them."""
 
 RULES = (
     *(
@@ -94,7 +98,8 @@ RULES = (
         "radio.design",
         lambda s, _: (
             s.radio.energy == "per_slot"
-            or (s.radio.scheme.row.superposes and s.radio.design.row.share_energy is not None)
+            or not s.radio.scheme.row.superposes
+            or s.radio.design.row.share_energy is not None
         ),
         'it is for designs that share energy, such as "mmse"',
         training=True,
@@ -289,6 +294,12 @@ def refuse_ineffective(
 def settings_notes(settings: Settings) -> list[str]:
     """List warnings about valid settings that the user may not intend, a line each, for the start of a run."""
     radio, lines = settings.radio, list[str]()
+    if radio.scheme.name == "error_free" and (keys := [key for key in SIGNAL_KEYS if key in radio.model_fields_set]):
+        verb = "does" if len(keys) == 1 else "do"
+        lines.append(
+            f'{", ".join(f"radio.{key}" for key in keys)}: {verb} nothing with radio.scheme = "error_free", on which '
+            "no signal is sent"
+        )
     if not radio.channel.row.standard:
         return lines
     scenario, rural = radio.has_path_loss, radio.channel.name == "rma"

@@ -29,8 +29,6 @@ from airpfed.core.rows import RowEntry, entries_of
 
 GROUP = "airpfed"
 """The entry-point group of installed packages with rows."""
-MODULE_PREFIX = "airpfed_plugin_"
-"""Start of the name of the module that a plug-in file becomes."""
 MAX_BYTES = 1 << 20
 """Size of the largest plug-in file."""
 MAX_FILES = 200

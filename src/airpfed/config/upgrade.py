@@ -94,6 +94,11 @@ def _rename(table: MutableMapping[str, Any], old: str, new: str) -> None:
         table[new] = table.pop(old)
 
 
+def _plain(value: Any) -> Any:
+    """A value without its place in a document: its comment, white space and line end."""
+    return value.unwrap() if hasattr(value, "unwrap") else value
+
+
 def _upgrade_table(table: MutableMapping[str, Any], section: str) -> list[str]:
     """Move the options of one table into its choices."""
     lines = []
@@ -101,11 +106,12 @@ def _upgrade_table(table: MutableMapping[str, Any], section: str) -> list[str]:
         old = key.split(".")[1]
         if not key.startswith(f"{section}.") or old not in table:
             continue
-        current = table.get(choice, DEFAULTS[choice])
+        current = _plain(table.get(choice, DEFAULTS[choice]))
         values = {**current} if isinstance(current, Mapping) else {"name": str(current)}
         name = str(values.get("name", DEFAULTS[choice]))
         comment = getattr(getattr(table[old], "trivia", None), "comment", "")
-        value = table.pop(old)
+        value = _plain(table[old])
+        table.pop(old)
         if not _matches(name, rows):
             lines.append(f"{key} had no effect beside {choice} = {name} and is left out")
             continue

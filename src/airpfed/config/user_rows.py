@@ -14,7 +14,6 @@ from types import CodeType
 from typing import Any
 
 from airpfed.config.choice import BY_KEY, KINDS
-from airpfed.config.plugins import MODULE_PREFIX
 from airpfed.config.schema import Settings, choices_of
 from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
@@ -26,7 +25,8 @@ def add_row(key: str, row: Any) -> str:
     """Add a function, or a row of its kind, to the public dict of a setting, and return its name.
 
     key: a setting of `config.choice.BY_KEY`, `radio.design`. A row of the package only gives its name. A row of the
-    user's with the same name is replaced. Raises UserError if the row has no name, or that of a row of the package.
+    user's with the same name is replaced. Raises UserError if the row has no name, or that of a row of the package or
+    of a plug-in.
 
     >>> from airpfed.config.user_rows import add_row
     >>> def halved_sgd(lr: float):
@@ -49,6 +49,10 @@ def add_row(key: str, row: Any) -> str:
     name = str(getattr(function, "__name__", type(function).__name__))
     if name in rows and not is_user_function(rows.function(rows[name])):
         raise UserError(f"{kind.noun} {name}: the package has a {kind.noun} of this name; call the function otherwise")
+    if name in rows.origins:
+        raise UserError(
+            f"{kind.noun} {name}: the plug-in {rows.origins[name]} has one of this name; rename the function"
+        )
     rows[name] = row
     return name
 
@@ -56,13 +60,12 @@ def add_row(key: str, row: Any) -> str:
 def user_functions(settings: Settings) -> dict[str, dict[str, str]]:
     """Map each setting that chooses a row from outside the package to `{"name": ..., "sha256": ...}` of the row.
 
-    Without the rows of plug-in files, which are hashed as files.
+    Without the rows of plug-ins, which are hashed as files.
     """
     functions = {}
     for key, choice in choices_of(settings).items():
-        row = choice.find_row()
-        function = None if row is None else KINDS[choice.kind].rows.function(row)
-        if function is not None and is_user_function(function) and not _module(function).startswith(MODULE_PREFIX):
+        rows, row = KINDS[choice.kind].rows, choice.find_row()
+        if row is not None and choice.name not in rows.origins and is_user_function(rows.function(row)):
             functions[key] = {"name": choice.name, "sha256": source_sha256(row)}
     return functions
 

@@ -161,7 +161,8 @@ class RowDict(UserDict[str, Row], Generic[Row]):
         try:
             return dict(model.model_validate(dict(options)))
         except ValidationError as error:
-            item = error.errors()[0]
+            # An unknown option first: it may be the missing one, misspelt.
+            item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
             option = str(item["loc"][0]) if item["loc"] else ""
             is_unknown = item["type"] == "extra_forbidden" and not hint(option, model.model_fields)
             if is_unknown and _is_positional(self.function(row), option):

@@ -141,7 +141,12 @@ def uplink_sum(t: int, updates: DeviceUpdates) -> Sums:
 
 def median(t: int, updates: DeviceUpdates) -> Sums:
     """The median of the devices' gradients, entry by entry (Yin et al., ICML 2018); weights are not used."""
-    return updates.by_task(lambda gradients, samples: gradients.median(0).values)
+
+    def combine(gradients: Tensor, samples: Tensor) -> Tensor:
+        ordered: Tensor = gradients.sort(0).values
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2  # of an even number, the two middle
+
+    return updates.by_task(combine)
 
 
 def trimmed_mean(

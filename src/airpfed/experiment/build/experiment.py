@@ -209,6 +209,11 @@ def build_aggregator(
             f"{', '.join(RULES)}"
         )
     if method.row.averages:
+        if method.name not in RULES:
+            raise UserError(
+                f'adapters.method = "{method.name}": says that its server averages; only {", ".join(RULES)} have such a '
+                "rule, and server.aggregator takes one of your own"
+            )
         averaging = FactorAveraging(RULES[method.name], clients, side, local_training_of(settings))
     aggregator = settings.server.aggregator
     aggregate = aggregator.row.build(partial(uplink, sending), sending, aggregator.bind())
