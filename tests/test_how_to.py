@@ -1,7 +1,6 @@
 """The how-to pages, as a reader follows them in the folder of `airpfed init`: files, settings, commands, outputs."""
 
 import doctest
-import importlib.util
 import json
 import linecache
 import re
@@ -106,8 +105,8 @@ def design_acts(page: Page) -> None:
 
 def channel_acts(page: Page) -> None:
     rows = (page.folder / "study" / "link.csv").read_text().splitlines()
-    clear, walled = (float(row.split(",")[-14]) for row in rows[1:])
-    assert walled > clear + 0.5  # the noise is that of the median gain, which the walls do not change
+    clear, hidden = (float(row.split(",")[-14]) for row in rows[1:])
+    assert hidden > clear + 0.5
 
 
 def scheme_acts(page: Page) -> None:
@@ -127,13 +126,13 @@ def method_acts(page: Page) -> None:
 def aggregator_acts(page: Page) -> None:
     """With SGD a shorter sum is a shorter step."""
     steps = {}
-    for name in ("uplink", "capped(factor=0.1)"):
+    for name in ("uplink", "capped(factor=1)"):
         words = ("--set", f"server.aggregator={name}", "--set", "server.optimizer=sgd", "--set", "server.rounds=1")
         good(command("run", *words, "--out", f"sgd-{name[:6]}"))
         steps[name] = tensors_of(page.folder / f"sgd-{name[:6]}")["server.personal.value"]
     start = load_start(page.folder)
-    long, short = ((steps[name] - start).norm() for name in ("uplink", "capped(factor=0.1)"))
-    assert 0 < short < 0.5 * long
+    long, short = ((steps[name] - start).norm() for name in ("uplink", "capped(factor=1)"))
+    assert 0 < short < 0.98 * long
 
 
 def load_start(folder: Path) -> Any:
@@ -173,10 +172,10 @@ def tracker_acts(page: Page) -> None:
 
 ROWS = {
     "design": Row("designs", "ridge(loading=0.5)", design_acts),
-    "channel": Row("channels", "walls(share=0.9)", channel_acts),
+    "channel": Row("channels", "blockage(share=0.3)", channel_acts),
     "scheme": Row("schemes", "sign_vote(size=0.01)", scheme_acts),
     "method": Row("methods", "shared_a(personal=device)", method_acts),
-    "aggregator": Row("aggregators", "capped(factor=0.1)", aggregator_acts),
+    "aggregator": Row("aggregators", "capped(factor=1)", aggregator_acts),
     "optimizer": Row("optimizers", "lion(beta2=0.95)", optimizer_acts),
     "metric": Row("metrics", "f_beta(beta=0.5)", metric_acts),
     "source": Row("sources", "folders(path=messages, ending=.txt)", source_acts),
@@ -288,7 +287,7 @@ def test_there_is_a_page_for_every_kind_of_row():
     assert pages == set(ROWS)
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     index = (HOW_TO / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\(([a-z-]+)\.md\)", index)) == pages
+    assert set(re.findall(r"\(([a-z-]+)\.md\)", index)) == pages | {"check-your-row"}
     for page in pages:
         links = re.findall(r"\]\(([^)]+\.md)\)", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"))
         assert all((HOW_TO / link).is_file() for link in links)
@@ -353,7 +352,7 @@ def test_a_changed_file_is_refused_on_resume(page: Page) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_cells_of_a_notebook(name: str, tmp_path: Path, base: Path, rows: None, monkeypatch) -> None:
-    """The plug-in's lines in a cell, then the page's other cells; those of names to come are left out."""
+    """The plug-in's lines in a cell, then the page's other cells. A report of `airpfed.testing` is good."""
     start(tmp_path, base)
     monkeypatch.chdir(tmp_path)
     texts = [text for language, text in blocks_of(name) if language == "python"]
@@ -361,10 +360,6 @@ def test_cells_of_a_notebook(name: str, tmp_path: Path, base: Path, rows: None, 
     assert any("ap.Experiment" in cell for cell in cells)
     space: dict[str, Any] = {}
     for number, text in enumerate([plugin_of(name), *cells]):
-        if ("ap.Experiment" in text or "exp." in text) and "Experiment" not in ap.__all__:
-            continue
-        if "import testing" in text and importlib.util.find_spec("airpfed.testing") is None:
-            continue
         cell = f"<cell {number}>"
         linecache.cache[cell] = (len(text), None, text.splitlines(keepends=True), cell)  # as IPython does
         exec(compile(text, cell, "exec"), space)

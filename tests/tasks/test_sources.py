@@ -20,7 +20,7 @@ from airpfed.core.errors import UserError
 from airpfed.tasks import table_files
 from airpfed.tasks.hub import hub_parts, read_hub
 from airpfed.tasks.sample import Sample
-from airpfed.tasks.sources import Source, fill_template, load_source
+from airpfed.tasks.sources import SOURCES, Source, fill_template, load_source, read_row_source
 from airpfed.tasks.table_files import READERS, read_file
 
 ROWS = [
@@ -521,3 +521,15 @@ def test_an_error_is_one_line_whatever_the_file_holds(tmp_path: Path) -> None:
     texts = "|".join(f"{'word ' * 50}{i}" for i in range(2000))
     source = Source("mine", str(write(tmp_path / "b.csv", rows_of(texts, texts))), labels={"a": "a", "b": "b"})
     assert len(message(source)) < 400
+
+
+def test_a_source_of_the_users_own_may_give_numbers_as_a_file_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": "one", "label": 1}, {"text": "two", "label": True}, {"text": "three", "label": None}]
+    monkeypatch.setitem(SOURCES.data, "mine", lambda: rows)
+    assert [row["label"] for row in read_row_source("mine", {})] == ["1", "True", ""]
+    monkeypatch.setitem(SOURCES.data, "mine", lambda: [{"text": "a", "label": ["b"]}])
+    with pytest.raises(UserError, match="row 1 of 'mine' holds a list in column 'label'"):
+        load_source(Source("t", "mine"), 0)
+    monkeypatch.setitem(SOURCES.data, "mine", lambda: [{"text": "a", "te\u0301": "1", "t\u00e9": "2"}])
+    with pytest.raises(UserError, match="source mine: two columns have names that look the same"):
+        read_row_source("mine", {})

@@ -107,3 +107,12 @@ def test_a_state_of_another_shape_is_refused_before_round_1(monkeypatch) -> None
     monkeypatch.setitem(OPTIMIZERS, "flat", flat)
     with pytest.raises(UserError, match=r"^server.optimizer: flat keeps mean of shape \(3,\); should be"):
         moving(2, 5, "flat")
+
+
+@pytest.mark.parametrize("functions", [None, lambda value: {}, (1, 2), (lambda value: {},)])
+def test_an_optimizer_gives_two_functions(functions: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS.data, "mine", lambda lr: functions)
+    with pytest.raises(
+        UserError, match=r'server.optimizer = "mine": should return two functions \(init, update\), not'
+    ):
+        ServerStep("mine", 0.1).rule(0.1)
