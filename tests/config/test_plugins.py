@@ -1,5 +1,6 @@
 """The files of a plug-in, their hashes, and their loading once for each content."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,10 +90,12 @@ def test_a_content_runs_once_and_a_changed_one_again(tmp_path):
     assert sys.modules["counter"] is counter, "its own local import stands again"
 
 
-def test_a_local_import_of_the_same_size_and_second_is_the_present_one(tmp_path):
+def test_a_local_import_of_the_same_size_and_second_is_the_present_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = files_of(tmp_path, mine="import airpfed as ap\nimport level\nVALUE = level.VALUE\n", level="VALUE = 1\n")
     for value in (1, 2, 3):
         (tmp_path / "level.py").write_text(f"VALUE = {value}\n")
+        os.utime(tmp_path / "level.py", (1e9, 1e9))
         load_plugins([path])
         assert value == sys.modules["level"].VALUE
     assert not list(tmp_path.rglob("__pycache__"))
