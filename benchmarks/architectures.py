@@ -48,7 +48,7 @@ from airpfed.model.backbone import layer_stack
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Sample, Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 
 WRONG = 1e-4
 """Largest relative difference from PEFT that is rounding."""
@@ -319,7 +319,7 @@ def peft_supports(model: Any, layers: list[str], kind: str) -> bool:
     return all(torch.equal(reloaded[key], value) for key, value in adapted.state_dict().items() if "lora_" in key)
 
 
-def random_vectors(experiment: Experiment) -> Vectors:
+def random_vectors(experiment: TrainingSetup) -> Vectors:
     """Values of all devices, none alike and none zero."""
     clients = experiment.clients
     rng = stream(0, "architectures", "factors")
@@ -402,7 +402,7 @@ def grad(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def peft_model(experiment: Experiment, settings: Settings) -> Plain:
+def peft_model(experiment: TrainingSetup, settings: Settings) -> Plain:
     """A base loaded anew, and PEFT's adapters of the same rank and scale on the same layers."""
     import peft
 
@@ -433,7 +433,7 @@ def copy_new_values(base: nn.Module, backbone: Any) -> None:
                 value.copy_(ours[name])
 
 
-def peft_gradients(plain: Plain, experiment: Experiment, vectors: Vectors) -> list[Factors]:
+def peft_gradients(plain: Plain, experiment: TrainingSetup, vectors: Vectors) -> list[Factors]:
     """PEFT's gradients, a device each."""
     clients = experiment.clients
     gradients_of_devices = []
@@ -461,7 +461,7 @@ def relative_error(ours: Factors, theirs: Sequence[Factors]) -> float:
     return largest_ratio
 
 
-def our_gradients(experiment: Experiment, vectors: Vectors, chunk: int, threads: int) -> Factors:
+def our_gradients(experiment: TrainingSetup, vectors: Vectors, chunk: int, threads: int) -> Factors:
     """Our gradients through the path of a run."""
     clients = experiment.clients
     plan = [[list(range(len(shard)))] for shard in clients.shards]
@@ -473,7 +473,7 @@ def our_gradients(experiment: Experiment, vectors: Vectors, chunk: int, threads:
     return unflatten(vectors_of_gradients, clients.layout)
 
 
-def unused_paths(experiment: Experiment) -> str:
+def unused_paths(experiment: TrainingSetup) -> str:
     """Which fast ways of computing this base goes without."""
     from airpfed.devices import fast_paths
 
@@ -583,7 +583,7 @@ def check_layers(case: Case, row: Row, folder: Path, targets: Sequence[str], lay
         put(step, "TRACEBACK", 0.0, describe(failure))
 
 
-def peft_rounding(plain: Plain, experiment: Experiment, vectors: Vectors, theirs: Sequence[Factors]) -> float:
+def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, theirs: Sequence[Factors]) -> float:
     """How far PEFT's gradient is from itself: asked again (a model may be random), and in float64."""
     errors = []
     for wide in (False, True):
@@ -620,7 +620,7 @@ def plain_line(refusal: UserError, folder: Path) -> str:
     return str(refusal).replace(str(folder), "BASE").replace(f"{folder.parent}/", "")
 
 
-def with_fresh_cache(experiment: Experiment) -> Experiment:
+def with_fresh_cache(experiment: TrainingSetup) -> TrainingSetup:
     return replace(experiment, clients=replace(experiment.clients, cache=experiment.clients.cache.fresh()))
 
 
@@ -631,7 +631,7 @@ def describe(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {one_line(failure)} [{Path(last.filename).name}: {last.name}]"
 
 
-def count_wrong_answers(experiment: Experiment, vectors: Vectors, plain: Plain) -> tuple[int, int]:
+def count_wrong_answers(experiment: TrainingSetup, vectors: Vectors, plain: Plain) -> tuple[int, int]:
     """How many answers of the first device's model differ from PEFT's, where the best two are clearly apart."""
     clients = experiment.clients
     factors = factors_of(clients, vectors, 0)
@@ -649,7 +649,7 @@ def count_wrong_answers(experiment: Experiment, vectors: Vectors, plain: Plain) 
     return wrong, len(samples)
 
 
-def export_error(experiment: Experiment, settings: Settings, vectors: Vectors, plain: Plain, folder: Path) -> float:
+def export_error(experiment: TrainingSetup, settings: Settings, vectors: Vectors, plain: Plain, folder: Path) -> float:
     """The largest difference of logits between the reloaded export and PEFT's own model, over the largest logit."""
     clients = experiment.clients
     classes = clients.classes[0]

@@ -21,8 +21,8 @@ from airpfed.devices.parallel import worker_count
 from airpfed.model.backbone import layer_stack
 from airpfed.model.tokens import batched, pack
 from airpfed.training import checkpoint
-from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
+from airpfed.training.setup import RoundGradients, TrainingSetup, simulate_gradients
 from airpfed.training.state import State
 
 
@@ -58,13 +58,13 @@ MICRO_BATCHES = (8, 16, 32, 64)
 class Rounds:
     """The rounds of an experiment one after another, and what their gradients took."""
 
-    def __init__(self, made: Experiment) -> None:
+    def __init__(self, made: TrainingSetup) -> None:
         self.made = replace(made, collect=self.collect)
         self.state: State = made.initial
         self.before = self.state
         self.gradients: list[Spent] = []
 
-    def collect(self, made: Experiment, state: State) -> RoundGradients:
+    def collect(self, made: TrainingSetup, state: State) -> RoundGradients:
         kept: list[RoundGradients] = []
         self.gradients.append(spent(lambda: kept.append(simulate_gradients(made, state))))
         return kept[0]
@@ -74,7 +74,7 @@ class Rounds:
         self.state, _ = play_round(self.made, self.state)
 
 
-def against_peft(settings: Any, made: Experiment, pairs: int, all_logits: bool = False) -> dict[str, Any]:
+def against_peft(settings: Any, made: TrainingSetup, pairs: int, all_logits: bool = False) -> dict[str, Any]:
     """A round and one centralised PEFT step over the same samples, in turn; PEFT at the micro-batch it likes best.
 
     all_logits: a causal LM's PEFT step also as a trainer has it that computes the logits of every position.
@@ -139,7 +139,7 @@ def real_data(options: Options) -> dict[str, Any]:
     return {"file": options.file.name, "rows": rows}
 
 
-def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
+def token_counts(made: TrainingSetup, micro_batch: int) -> tuple[int, int]:
     """Of the first round's samples as they are computed here, and with PEFT's padding."""
     lengths = [len(one.ids) for one, _, _ in samples_of(made, made.initial.devices.cursors, 0)]
     clients, plan = (
@@ -151,7 +151,7 @@ def token_counts(made: Experiment, micro_batch: int) -> tuple[int, int]:
     return ours, sum(len(part) * max(part) for part in batched(lengths, micro_batch))
 
 
-def fill(made: Experiment) -> Spent:
+def fill(made: TrainingSetup) -> Spent:
     """What it takes to fill the frozen-prefix cache with every device's samples (nothing where it is off)."""
     clients = made.clients
 
@@ -221,7 +221,7 @@ def overhead(options: Options) -> dict[str, Any]:
     return {**fields, "share": share, "phases": phases, "rounds": rows}
 
 
-def channel_uses(made: Experiment) -> int:
+def channel_uses(made: TrainingSetup) -> int:
     """Channel uses of a round whose tasks take turns: half an entry a real one, group by group."""
     order, tasks = made.clients.layout, len(made.clients.classes)
 
@@ -231,7 +231,7 @@ def channel_uses(made: Experiment) -> int:
     return slot(order.groups("global")) + tasks * slot(order.groups("task"))
 
 
-def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[str, float]]:
+def whole_round(made: TrainingSetup, state: State, out: Path) -> tuple[State, dict[str, float]]:
     """A round as the loop of a run plays and keeps it."""
     state, row = play_round(made, state)
     begin = time.perf_counter()
@@ -241,7 +241,7 @@ def whole_round(made: Experiment, state: State, out: Path) -> tuple[State, dict[
 
 
 @contextlib.contextmanager
-def model_time(made: Experiment, at_once: int) -> Iterator[list[float]]:
+def model_time(made: TrainingSetup, at_once: int) -> Iterator[list[float]]:
     """Wall seconds of every pass forward and backward over the base model within the block, `at_once` at a time."""
     seen = list[float]()
 

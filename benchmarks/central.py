@@ -19,7 +19,7 @@ from airpfed.model.backbone import load_model
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
 from airpfed.model.methods import SCOPES
 from airpfed.model.tokens import Encoding, collate
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State, vectors
 
 Weighted = list[tuple[Encoding, float, int]]
@@ -37,7 +37,7 @@ class Central:
     micro_batch: int = 0
 
 
-def central(settings: Settings, made: Experiment) -> Central:
+def central(settings: Settings, made: TrainingSetup) -> Central:
     """A fresh base model under `peft.get_peft_model`: rank R_s + R_p on the same layers, the same head trained."""
     wanted, backbone = settings.adapters, made.clients.backbone
     classes = max(max(made.clients.classes), 1)
@@ -57,7 +57,7 @@ def central(settings: Settings, made: Experiment) -> Central:
     return Central(adapted, torch.optim.Adam(trained, lr=rate), loaded.causal, loaded.tokenizer.pad_token_id)
 
 
-def samples_of(made: Experiment, cursors: Tensor, seed: int) -> Weighted:
+def samples_of(made: TrainingSetup, cursors: Tensor, seed: int) -> Weighted:
     """The samples of the round that starts at these cursors, pooled and shuffled, as a central trainer reads them."""
     clients = made.clients
     plan, _ = draw_batches(clients, cursors, made.local_training.batch_size, 1)
@@ -112,7 +112,7 @@ def best_micro_batch(one: Central, samples: Weighted, sizes: Sequence[int]) -> d
     return seconds
 
 
-def agreement(made: Experiment, one: Central, seed: int = 0) -> dict[str, float]:
+def agreement(made: TrainingSetup, one: Central, seed: int = 0) -> dict[str, float]:
     """Relative difference of the two gradients at random adapters that all tasks share, and that of the worst factor.
 
     Ours: sum_k (D_k/D) g_k of the stacked pass, scopes put side by side. PEFT's: of the weighted loss, in float64, for
@@ -144,7 +144,7 @@ def shared_values(state: State, seed: int) -> Vectors:
     }
 
 
-def mean_gradient(made: Experiment, found: Vectors) -> Vectors:
+def mean_gradient(made: TrainingSetup, found: Vectors) -> Vectors:
     """sum_k (D_k/D) g_k in every scope, one row each."""
     sizes = torch.tensor([float(len(shard)) for shard in made.clients.shards])
     weight = sizes / sizes.sum()

@@ -18,14 +18,14 @@ from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.experiment import Experiment
 from airpfed.training.round import local_gradients, round_step
+from airpfed.training.setup import TrainingSetup
 
 CASES = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
         for belief in ("none", "estimated")]  # fmt: skip
 
 
-def uplinks(settings: Settings, experiment: Experiment, snr_db: float | None) -> dict[tuple[str, str], Uplink]:
+def uplinks(settings: Settings, experiment: TrainingSetup, snr_db: float | None) -> dict[tuple[str, str], Uplink]:
     """The radio side of every case, and of the error-free link."""
     result = {}
     for case in [("error_free", "none"), *CASES]:

@@ -21,12 +21,12 @@ from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.evaluate import score_task
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 
-def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float], float]:
+def final_accuracy(experiment: TrainingSetup, rounds: int) -> tuple[dict[str, float], float]:
     """Accuracy of each task's model on its test split after `rounds` rounds, and the mean Pi."""
     state, pis = experiment.initial, [0.0]
     while state.round < rounds:
@@ -37,7 +37,7 @@ def final_accuracy(experiment: Experiment, rounds: int) -> tuple[dict[str, float
     return scores, sum(pis) / max(rounds, 1)
 
 
-def with_link(experiment: Experiment, settings: Settings, design: str, snr_db: float) -> Experiment:
+def with_link(experiment: TrainingSetup, settings: Settings, design: str, snr_db: float) -> TrainingSetup:
     """The same experiment over another link."""
     link = link_of(settings, experiment.clients, design, snr_db=snr_db)
     return replace(experiment, aggregate=partial(uplink, link), eval_every=0)

@@ -25,8 +25,8 @@ from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 
 EVAL_EVERY = 3
 """Rounds between evaluations."""
@@ -34,7 +34,7 @@ MARGIN = 0.02
 """Loss of accuracy against the error-free link at which a link has reached the target."""
 
 
-def round_seconds(link: Uplink, experiment: Experiment) -> float:
+def round_seconds(link: Uplink, experiment: TrainingSetup) -> float:
     """Mean seconds on air of a round; they do not depend on what is sent."""
     order = experiment.clients.layout
     empty = [torch.zeros(len(link.samples), order.size(scope)) for scope in ("global", "task")]
@@ -43,7 +43,7 @@ def round_seconds(link: Uplink, experiment: Experiment) -> float:
     return statistics.mean(rounds)
 
 
-def grouped_seconds(settings: Settings, experiment: Experiment, name: str, snr_db: float) -> float:
+def grouped_seconds(settings: Settings, experiment: TrainingSetup, name: str, snr_db: float) -> float:
     """`round_seconds` of a digital link with groups separated by the antennas; nan for another link."""
     if not name.startswith("digital"):
         return float("nan")
@@ -73,7 +73,7 @@ def air_only(options: argparse.Namespace) -> None:
             print(f"| {devices} | {snr:g} | {name} | {columns} |", flush=True)
 
 
-def curve(experiment: Experiment, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
+def curve(experiment: TrainingSetup, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVAL_EVERY rounds, and seconds on air a round."""
     link = link_of(settings, experiment.clients, name, snr_db=snr_db)
     experiment = replace(experiment, aggregate=partial(uplink, link), eval_every=EVAL_EVERY)

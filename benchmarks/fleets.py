@@ -14,7 +14,7 @@ from airpfed.experiment import build
 from airpfed.model import compatibility, origin
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 
 CLASSES = 4
 MODULES = {"minilm": ("query", "value"), "smollm2-135m": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")}
@@ -24,7 +24,7 @@ SAMPLES = 2
 
 def random_tokens(
     base: str, devices: int, batch: int, tokens: int, sections: Mapping[str, Mapping[str, Any]]
-) -> tuple[Settings, Experiment]:
+) -> tuple[Settings, TrainingSetup]:
     """An experiment whose samples are random tokens, all of the same length: nothing to save by cutting padding.
 
     Devices are dealt to four tasks (as many as there are, if fewer) of CLASSES classes; a causal LM should predict one
@@ -65,7 +65,7 @@ def random_tokens(
     return settings, build.build_experiment(settings, empty, replace(ready, shards=shards))
 
 
-def from_file(file: Path, overrides: list[str]) -> tuple[Settings, Experiment]:
+def from_file(file: Path, overrides: list[str]) -> tuple[Settings, TrainingSetup]:
     """The experiment of a settings file, as `airpfed run` builds it."""
     settings = settings_file.read_settings(file, overrides)
     return settings, build.build_experiment(settings, build.load_tasks(settings))

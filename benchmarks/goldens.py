@@ -52,6 +52,8 @@ SECONDS = {"seconds", "wall_seconds", "ms"}
 """Keys whose values are wall-clock times."""
 UNLIKE = {"environment.json", "experiment.toml", "report.html", "sha256", "fingerprint"}
 """Files and keys that hold paths, times, or hashes of settings and of tensors that are compared themselves."""
+HASH = re.compile(r"\b[0-9a-f]{32}\b|(?<=-)[0-9a-f]{8}(?=/|$)")
+"""In names: the random name of a federation's run, and the hash of its settings in a cell's name."""
 FLOOR = 1e-18
 """Sizes below this count as this in relative differences: what rounding leaves of a zero is no difference."""
 
@@ -105,11 +107,9 @@ def words_of(command: str, number: int) -> str:
 
 
 def files_of(out: Path) -> dict[str, Path]:
-    """Name -> path of every file of a side; the random name of a federation's run is RUN, and so
-    is the hash in a cell's name, which is that of its settings."""
+    """Name -> path of every file of a side; random names, and hashes of settings in names, are RUN."""
     every = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
-    random = re.compile(r"\b[0-9a-f]{32}\b|(?<=-)[0-9a-f]{8,16}(?=/)")
-    return {random.sub("RUN", name): path for name, path in every.items()}
+    return {HASH.sub("RUN", name): path for name, path in every.items()}
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def number(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return HASH.sub("RUN", text)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,8 +16,8 @@ from airpfed.core.run_files import Probe, RoundRecord
 from airpfed.experiment import build
 from airpfed.planning.predict import predict_candidate
 from airpfed.theory.verification import average_bounds
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         )
 
 
-def with_radio(experiment: Experiment, settings: Settings) -> Experiment:
+def with_radio(experiment: TrainingSetup, settings: Settings) -> TrainingSetup:
     """The experiment over another radio, without a monitor."""
     radio = build.client_uplink(settings, experiment.clients)
     server = replace(experiment.initial.server, correlation_statistics=initial_statistics(radio))
@@ -57,7 +57,7 @@ def with_radio(experiment: Experiment, settings: Settings) -> Experiment:
     return replace(experiment, aggregate=partial(uplink, radio), initial=initial, monitor=None)
 
 
-def run(experiment: Experiment, probed: Probe) -> list[RoundRecord]:
+def run(experiment: TrainingSetup, probed: Probe) -> list[RoundRecord]:
     """The records of all rounds."""
     state, records = experiment.initial, []
     for _ in range(experiment.rounds):

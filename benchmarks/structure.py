@@ -29,7 +29,7 @@ LEVELS = (
     ("training",),
     ("analysis", "report"),
     ("experiment",),
-    ("planning", "sweeps", "federation"),
+    ("planning", "sweeps", "federation", "testing"),
     ("cli",),
 )
 LEVEL = {node: level for level, nodes in enumerate(LEVELS) for node in nodes}

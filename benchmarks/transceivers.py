@@ -167,7 +167,7 @@ def certified_gaps(quick: bool) -> None:
         cells = []
         for snr_db, starts in ((-10.0, 1), (0.0, 1), (10.0, 1), (10.0, 4)):
             problem = draw(blocks, antennas, devices, snr_db)
-            cells.append(percent(mse(problem, mmse(problem, starts))[:, 0] / lower_bound(problem) - 1))
+            cells.append(percent(mse(problem, mmse(problem, starts=starts))[:, 0] / lower_bound(problem) - 1))
         row(f"{antennas}, {devices}", *cells)
 
 

@@ -1,6 +1,8 @@
 """The harness of the benchmarks: what it says of times is right, and a quick run leaves JSON."""
 
+import importlib
 import json
+import sys
 import time
 from argparse import Namespace
 from mmap import mmap
@@ -163,3 +165,23 @@ def test_peers_do_the_same_work(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
     wanted = work.ours(here, 0)
     assert work.difference(here, work.loop(here, 0), wanted) < 1e-5
     assert work.difference(here, work.loop(here, 1), wanted) > 1e-2, "another turn has other samples"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "rows"),
+    [
+        ("designs", "--seeds 1 --cells base error_free:10 mmse:10 --out {out}", ["| mmse:10 |", "| base, by seed |"]),
+        ("claims", "--rounds 1 --snr 10", ["| 10 | mmse | estimated |"]),
+        ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --air-only", ["| 1 | 10 | digital:4 |"]),
+        ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --out {out}", ["| 1, 10 dB | digital:4 |"]),
+    ],
+)
+def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeypatch, capsys) -> None:
+    """The commands behind tables of docs/, on two tiny tasks. Digital groups take less time than one after another."""
+    monkeypatch.setattr(sys, "argv", [name, str(small_settings), *words.format(out=tmp_path / "out.jsonl").split()])
+    importlib.import_module(name).main()
+    out = capsys.readouterr().out
+    lines = [next(line for line in out.splitlines() if line.startswith(row)) for row in rows]
+    if "--air-only" in words:
+        cells = lines[0].split("|")
+        assert 0 < float(cells[7]) < float(cells[5])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from airpfed import cli
 from airpfed.config import experiment_files
 from airpfed.core import run_files
-from airpfed.training import experiment
+from airpfed.training import setup
 from support.commands import stopping_after
 from support.settings import make_settings, write_rows
 
@@ -225,7 +225,7 @@ def test_a_wrong_name_of_an_experiment_is_one_line_in_every_command(airpfed, wor
 
 def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, finished, tmp_path, monkeypatch):
     """Ctrl-C in round 2: that round is finished, and after the printed command everything is bit for bit the same."""
-    out, calls, gradients = tmp_path / "cut", [], experiment.local_gradients
+    out, calls, gradients = tmp_path / "cut", [], setup.local_gradients
 
     def interrupted(*given):
         calls.append(1)
@@ -234,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(airpfed, file, f
         return gradients(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "local_gradients", interrupted)
+        patch.setattr(setup, "local_gradients", interrupted)
         stopped = airpfed("run", file, "--set", "run.eval_every=4", "--out", out)
     assert stopped.code == 130 and "Traceback" not in stopped.err, stopped.err
     assert json.loads((out / "summary.json").read_text())["exit"] == "interrupted"

@@ -62,7 +62,8 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(archives: tuple[set[
 
 
 def test_the_source_archive_holds_tests_benchmarks_and_documents(archives: tuple[set[str], set[str], str]) -> None:
-    loose = {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml", "MANIFEST.in"}
+    loose = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "MANIFEST.in"}
+    loose |= {"pyproject.toml"}
     assert loose | source_files("src", "tests", "benchmarks", "docs") <= archives[1]
     assert not [name for name in archives[1] if name.startswith(("runs/", ".")) or name.endswith(".pyc")]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from airpfed.devices.clients import draw_samples
 from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 
 METHOD = {"adapters": {"method": "fedit", "rank_shared": 8, "rank_personal": 0, "head": "global"}}
 """One block that all devices share, and one head: what a plain federated average can carry."""
@@ -21,7 +21,7 @@ METHOD = {"adapters": {"method": "fedit", "rank_shared": 8, "rank_personal": 0, 
 class World:
     """The package's experiment, PEFT's model with the same adapters, and their values."""
 
-    made: Experiment
+    made: TrainingSetup
     one: Central
     values: Vectors
     batch: int

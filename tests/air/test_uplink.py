@@ -19,8 +19,9 @@ from airpfed.air.problem import Transceiver, TransceiverProblem, power_share, si
 from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
+from airpfed.testing.links import GAIN, LENGTHS
 from support.networks import flat
-from support.uplinks import GAIN, LENGTHS, TASKS, as_scheme, everyone, gradients, is_finite, make_air, means, send
+from support.uplinks import TASKS, as_scheme, everyone, gradients, is_finite, make_air, means, send
 
 DESIGNS = ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
 

@@ -16,8 +16,8 @@ from airpfed.model.layers import StackedLoRA
 from airpfed.model.layout import Factors
 from airpfed.training import round as training_round
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State, vectors
 from support.experiments import experiment_of
 
@@ -29,13 +29,13 @@ FEW = "adapters.layers=last-3"
 """Adapters near the output alone: less to compute."""
 
 
-def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> Experiment:
+def experiment(file: Path, method: str, *overrides: str, tasks: int = 2) -> TrainingSetup:
     settings = settings_file.read_settings(file, ["radio.scheme=error_free", f"adapters.method={method}", *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
     return experiment_of(settings)
 
 
-def samples(made: Experiment) -> Tensor:
+def samples(made: TrainingSetup) -> Tensor:
     return torch.tensor([float(len(shard)) for shard in made.clients.shards]).double()
 
 
@@ -82,7 +82,7 @@ def test_one_worker_has_no_local_steps(llama_settings: Path) -> None:
         experiment(llama_settings, "centralised", *LOCAL)
 
 
-def weight(made: Experiment, factors: Factors, site: str) -> Tensor:
+def weight(made: TrainingSetup, factors: Factors, site: str) -> Tensor:
     """W0 + what was added + c B A of one model, in float64."""
     layer = made.clients.backbone.layers[site]
     assert isinstance(layer, StackedLoRA)
@@ -90,7 +90,7 @@ def weight(made: Experiment, factors: Factors, site: str) -> Tensor:
     return layer.base.weight.double() + factors[f"{site}.W"].double() + change
 
 
-def after_local_steps(made: Experiment, state: State) -> list[State]:
+def after_local_steps(made: TrainingSetup, state: State) -> list[State]:
     """What each device holds before it sends: its own end as if it were the server's state."""
     plan, _ = training_round.draw_batches(
         made.clients, state.devices.cursors, made.local_training.batch_size, made.local_training.steps

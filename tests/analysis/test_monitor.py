@@ -19,8 +19,8 @@ from airpfed.theory import bounds
 from airpfed.theory.constants import batch_variance
 from airpfed.theory.inner_product import squared_norm, weighted_average
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.experiment import Experiment, RoundTrace
 from airpfed.training.loop import Outcome, play, play_round
+from airpfed.training.setup import RoundTrace, TrainingSetup
 from airpfed.training.state import State, vectors
 from support.metered import DRAWS, METERED, experiment
 from support.settings import make_settings
@@ -28,7 +28,7 @@ from support.settings import make_settings
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
 
-def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
+def ran(made: TrainingSetup, out: Path, resume: bool = False, until: int = 99) -> Outcome:
     out.mkdir(exist_ok=True)
     rows: list[int] = []
     return play(made, out, resume, lambda row: rows.append(row.round), lambda: len(rows) >= until, lambda _: None)
@@ -115,7 +115,7 @@ def probe_of(whole: tuple[Outcome, Path], **changes: float) -> Probe:
 
 
 @pytest.fixture(scope="module")
-def played(whole: tuple[Outcome, Path], file: Path) -> tuple[Experiment, RoundTrace]:
+def played(whole: tuple[Outcome, Path], file: Path) -> tuple[TrainingSetup, RoundTrace]:
     """One round from the run's last state, metered by hand."""
     made, state = experiment(file, *METERED), whole[0].state
     seen: list[RoundTrace] = []
@@ -132,7 +132,7 @@ def played(whole: tuple[Outcome, Path], file: Path) -> tuple[Experiment, RoundTr
 
 
 def test_changes_of_f_are_those_of_all_losses(
-    whole: tuple[Outcome, Path], played: tuple[Experiment, RoundTrace]
+    whole: tuple[Outcome, Path], played: tuple[TrainingSetup, RoundTrace]
 ) -> None:
     """F before and after from one device's full batch at a time; the slope by differences along the step."""
     made, one = played
@@ -156,7 +156,7 @@ def test_changes_of_f_are_those_of_all_losses(
 
 
 def test_a_metered_round_passes_over_the_data_once_with_and_twice_without_gradients(
-    whole: tuple[Outcome, Path], played: tuple[Experiment, RoundTrace], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Outcome, Path], played: tuple[TrainingSetup, RoundTrace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples computed, padding aside: D with gradients, D after the step, D dealt over the draws; no Hessian."""
     made, one = played
@@ -181,7 +181,7 @@ WRONG = {
 }  # fmt: skip
 
 
-def test_assumptions_that_fail_are_named(whole: tuple[Outcome, Path], played: tuple[Experiment, RoundTrace]) -> None:
+def test_assumptions_that_fail_are_named(whole: tuple[Outcome, Path], played: tuple[TrainingSetup, RoundTrace]) -> None:
     made, one = played
     assert made.monitor is not None
     probe = probe_of(whole, **WRONG).model_copy(update={"reach": 0.0})
@@ -202,7 +202,7 @@ def farther(one: RoundTrace, times: float) -> RoundTrace:
 
 
 def test_a_design_that_shrinks_has_its_own_bound(
-    whole: tuple[Outcome, Path], played: tuple[Experiment, RoundTrace], file: Path
+    whole: tuple[Outcome, Path], played: tuple[TrainingSetup, RoundTrace], file: Path
 ) -> None:
     """At -10 dB mmse shrinks: gain and deviation say by how much, over the draws; uniform forcing keeps 1 and 0."""
     _, one = played
@@ -246,7 +246,7 @@ def test_38_holds_for_any_update_and_41_speaks_of_sgd_only(
 
 
 def test_an_absent_device_silences_41_but_not_38(
-    whole: tuple[Outcome, Path], played: tuple[Experiment, RoundTrace]
+    whole: tuple[Outcome, Path], played: tuple[TrainingSetup, RoundTrace]
 ) -> None:
     made, one = played
     gone = {scope: rows.clone() for scope, rows in one.gradients.items()}
@@ -258,7 +258,7 @@ def test_an_absent_device_silences_41_but_not_38(
     assert row.change <= row.bounds.descent
 
 
-def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, RoundTrace]) -> None:
+def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[TrainingSetup, RoundTrace]) -> None:
     """r of a twentieth of G, orthogonal to it, gains that vary by 0.3, noise: the mean of rho^2 over probes is true."""
     made, one = played
     assert made.monitor is not None
@@ -288,7 +288,7 @@ def test_a_deviation_is_not_lost_in_a_gain_that_fades(played: tuple[Experiment, 
     assert 5 * error < 0.5 * 0.05**2
 
 
-def test_a_draw_takes_the_step_of_the_round(played: tuple[Experiment, RoundTrace]) -> None:
+def test_a_draw_takes_the_step_of_the_round(played: tuple[TrainingSetup, RoundTrace]) -> None:
     """Over the error-free uplink the servers would go -eta G, whatever step size the settings give."""
     made, trace = played
     assert made.monitor is not None

@@ -17,14 +17,14 @@ from airpfed.model.layout import Vectors
 from airpfed.model.methods import blocks_of
 from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from support.experiments import experiment_of, random_vectors
 from support.single_device import Leaves, OneDevice, one_device
 
 WORDS = ("tasks.*.kind=generate", "tasks.*.label=text", "tasks.*.labels={}")
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     settings = settings_file.read_settings(file, ["tasks.*.test_samples=40", *overrides])
     return experiment_of(settings)
 

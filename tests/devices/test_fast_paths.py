@@ -18,7 +18,7 @@ from airpfed.model.backbone import FastPaths
 from airpfed.model.methods import SCOPES, blocks_of
 from airpfed.model.tokens import Encoding
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 from support.experiments import computed, experiment_of
 from support.models import WORDS, save_tokenizer
@@ -65,7 +65,7 @@ def base(folder: Path, name: str) -> Path:
     return file
 
 
-def made_of(file: Path, *overrides: str) -> Experiment:
+def made_of(file: Path, *overrides: str) -> TrainingSetup:
     settings = settings_file.read_settings(file, ["devices.batch_size=3", *overrides])
     return experiment_of(settings)
 
@@ -105,7 +105,7 @@ def test_gradients_and_answers_are_those_of_one_sample_at_a_time_on_any_base(
 SLOW = dict.fromkeys(vars(FastPaths()), False)
 
 
-def last_scores_of(made: Experiment, model: Any, batches: list[list[int]]) -> torch.Tensor:
+def last_scores_of(made: TrainingSetup, model: Any, batches: list[list[int]]) -> torch.Tensor:
     prompts = made.tasks[0].test.prompts
     if not made.clients.backbone.paths.batching:
         batches = [[index] for batch in batches for index in batch]

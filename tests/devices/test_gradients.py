@@ -14,8 +14,8 @@ from airpfed.devices.gradients import gradients, sample_losses, stacked_losses, 
 from airpfed.model.layout import KINDS, Vectors, gather
 from airpfed.model.methods import SCOPES, blocks_of
 from airpfed.model.tokens import IGNORED
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 from support import experiments
 from support.experiments import in_double, random_vectors
@@ -35,7 +35,7 @@ CASES = {
 }
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     return experiments.experiment(file, f"devices.batch_size={BATCH}", *overrides)
 
 
@@ -119,7 +119,7 @@ def walked(alone: OneDevice, rows: dict[str, Tensor], steps: list, rate: float) 
 class Slope:
     """A device's loss along lines through its flattened vector, and the gradient of it that airpfed gives."""
 
-    def __init__(self, made: Experiment, device: int) -> None:
+    def __init__(self, made: TrainingSetup, device: int) -> None:
         in_double(made.clients)
         self.clients, self.device = made.clients, device
         self.at = {scope: value.double() for scope, value in random_vectors(made).items()}

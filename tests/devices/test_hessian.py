@@ -9,13 +9,13 @@ from airpfed.devices.full_gradients import SampleGroup, full_gradients, group_sa
 from airpfed.devices.hessian import curvature, dimension, hessian_products, task_mask
 from airpfed.model.layout import Vectors
 from airpfed.theory.inner_product import Stack, weighted_average, weights_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from support.experiments import experiment, in_double, random_vectors
 
 BATCH = "devices.batch_size=4"
 
 
-def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
+def task_gradient(made: TrainingSetup, values: Vectors, task: int) -> torch.Tensor:
     """grad F_n in (W_s, W_p,n, own parts), those scaled as `product` scales them."""
     clients = made.clients
     counts = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
@@ -28,7 +28,7 @@ def task_gradient(made: Experiment, values: Vectors, task: int) -> torch.Tensor:
     return torch.cat([mean.shared, mean.personal[task], own.flatten()])
 
 
-def moved(made: Experiment, values: Vectors, task: int, way: torch.Tensor, step: float) -> Vectors:
+def moved(made: TrainingSetup, values: Vectors, task: int, way: torch.Tensor, step: float) -> Vectors:
     clients, out = made.clients, {scope: value.clone() for scope, value in values.items()}
     d_s, d_p, d_o = (clients.layout.size(scope) for scope in ("global", "task", "device"))
     counts = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)

@@ -14,7 +14,7 @@ from airpfed.devices.gradients import gradients
 from airpfed.devices.parallel import MAX_WORKERS, balance, run_parallel, worker_count
 from airpfed.model.backbone import Backbone
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 from support.experiments import experiment_of
 
@@ -34,7 +34,7 @@ def settings(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def experiment(settings: Path, *changes: str) -> Experiment:
+def experiment(settings: Path, *changes: str) -> TrainingSetup:
     read = settings_file.read_settings(settings, ["run.threads=3", *changes])
     return experiment_of(read)
 

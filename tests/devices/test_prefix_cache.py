@@ -13,14 +13,14 @@ from airpfed.devices.prefix_cache import PAGE, PrefixCache, stack
 from airpfed.model.forward import logits, prefix_output, with_adapters
 from airpfed.model.tokens import Encoding, batches_by_length, collate
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 from support.experiments import experiment_of
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "bert"])
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     settings = settings_file.read_settings(
         file, ["adapters.layers=last-4", "tasks.*.samples_per_device=20", *overrides]
     )
@@ -28,7 +28,7 @@ def experiment(file: Path, *overrides: str) -> Experiment:
 
 
 @pytest.fixture
-def made(kind: str, request: pytest.FixtureRequest) -> Experiment:
+def made(kind: str, request: pytest.FixtureRequest) -> TrainingSetup:
     return experiment(request.getfixturevalue(f"{kind}_settings"))
 
 
@@ -42,7 +42,7 @@ def kept(clients: Clients, requests: list[list[int]]) -> dict[int, Tensor]:
 
 
 @KINDS
-def test_values_do_not_depend_on_which_batch_asked(made: Experiment) -> None:
+def test_values_do_not_depend_on_which_batch_asked(made: TrainingSetup) -> None:
     count = len(made.clients.shards[0])
     assert count > PAGE, "more than one page"
     whole = kept(made.clients, [list(range(count))])
@@ -79,7 +79,7 @@ def test_bfloat16_rounds_each_entry_by_its_last_place(llama_settings: Path) -> N
 
 
 @KINDS
-def test_a_kept_value_is_the_layers_own(made: Experiment) -> None:
+def test_a_kept_value_is_the_layers_own(made: TrainingSetup) -> None:
     """Each sample alone, without padding, through the layers below the lowest adapter, one after another."""
     base, shard = made.clients.backbone, made.clients.shards[0]
     assert len(base.prefix) == 8
@@ -98,7 +98,7 @@ def test_a_kept_value_is_the_layers_own(made: Experiment) -> None:
 
 
 @KINDS
-def test_the_model_goes_on_from_a_kept_value_as_from_its_own(made: Experiment) -> None:
+def test_the_model_goes_on_from_a_kept_value_as_from_its_own(made: TrainingSetup) -> None:
     clients, rng = made.clients, torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     rows = [0, 5, 2, 7]
@@ -119,7 +119,7 @@ class NoCache(PrefixCache):
 
 
 @KINDS
-def test_evaluation_agrees_with_and_without_the_cache(made: Experiment) -> None:
+def test_evaluation_agrees_with_and_without_the_cache(made: TrainingSetup) -> None:
     clients, rng = made.clients, torch.Generator().manual_seed(0)
     values = {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}
     bare = Clients(**{**vars(clients), "cache": NoCache(clients.backbone)})

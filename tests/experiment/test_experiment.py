@@ -9,12 +9,12 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import OptimizedParameters, ServerStep, update
 from support.experiments import experiment_of
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     settings = settings_file.read_settings(file, overrides)
     return experiment_of(settings)
 

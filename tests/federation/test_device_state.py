@@ -19,8 +19,8 @@ from airpfed.federation.device_state import Personal, fresh, load, outcomes, sav
 from airpfed.federation.message import Packet
 from airpfed.federation.server_app import federation_of
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import ServerStep, State
 from support.local_grid import LocalGrid, grid_of, local_devices
 from support.settings import make_settings
@@ -44,11 +44,11 @@ def devices(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture(scope="module")
-def server(settings: Settings) -> tuple[Experiment, list]:
+def server(settings: Settings) -> tuple[TrainingSetup, list]:
     return build_federation.server(settings, build_federation.server_tasks(settings, deployed=False))
 
 
-def request(server: tuple[Experiment, list], settings: Settings, run: str, t: int, counted: int) -> Packet:
+def request(server: tuple[TrainingSetup, list], settings: Settings, run: str, t: int, counted: int) -> Packet:
     """What the server asks device 0 in round t; always at the initial shared parameters."""
     federation = federation_of(LocalGrid({}), settings, server, run, None, lambda _: None, lambda: False)
     state = replace(server[0].initial, round=t - 1)
@@ -57,7 +57,7 @@ def request(server: tuple[Experiment, list], settings: Settings, run: str, t: in
 
 
 def test_a_repeated_question_gets_the_same_answer_and_moves_nothing_twice(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     run = uuid4().hex
     first = handle(devices[0], request(server, settings, run, 1, 0))
@@ -72,7 +72,7 @@ def test_a_repeated_question_gets_the_same_answer_and_moves_nothing_twice(
 
 
 def test_a_replayed_question_of_an_earlier_round_is_refused(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     run = uuid4().hex
     old = request(server, settings, run, 1, 0)
@@ -98,7 +98,7 @@ def test_lost_parameters_are_refused(
     counted: int,
     words: str,
     devices: dict[int, Device],
-    server: tuple[Experiment, list],
+    server: tuple[TrainingSetup, list],
     settings: Settings,
 ) -> None:
     run = uuid4().hex
@@ -108,7 +108,7 @@ def test_lost_parameters_are_refused(
 
 
 def test_nothing_of_device_scope_is_in_any_message(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     """feddpa: two of four ranks are the device's own; only s travels, either way."""
     layout = server[0].clients.layout
@@ -121,7 +121,7 @@ def test_nothing_of_device_scope_is_in_any_message(
 
 
 def test_an_answer_that_was_lost_leaves_the_parameters_where_the_simulator_has_them(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     """Device 0's answer to round 2 is lost: after round 3 it has moved twice, as if it had been absent in round 2."""
 
@@ -150,7 +150,7 @@ def test_an_answer_that_was_lost_leaves_the_parameters_where_the_simulator_has_t
 
 
 def test_damage_on_the_disk_is_told(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     run = uuid4().hex
     handle(devices[0], request(server, settings, run, 1, 0))
@@ -207,7 +207,7 @@ DAMAGE = {
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", ["latest.json", "round-000001.safetensors"])
 def test_a_damaged_state_is_one_line(
-    name: str, how: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    name: str, how: str, devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     """Each file of what a device keeps; it is refused, and neither replaced nor removed."""
     run = uuid4().hex
@@ -230,7 +230,7 @@ def test_a_damaged_state_is_one_line(
 
 
 def test_a_full_disk_is_one_line(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line(
 
 
 def test_what_a_device_keeps_is_for_its_owner_only(
-    devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     """Whatever the umask, and where an earlier version had left it open."""
     devices[1].folder.mkdir(exist_ok=True)
@@ -257,7 +257,7 @@ def test_what_a_device_keeps_is_for_its_owner_only(
 
 @pytest.mark.parametrize("name", ["..", ".", "-x", "../..", "a" * 300, "\x1b[2J"])
 def test_a_device_writes_where_its_state_is(
-    name: str, devices: dict[int, Device], server: tuple[Experiment, list], settings: Settings
+    name: str, devices: dict[int, Device], server: tuple[TrainingSetup, list], settings: Settings
 ) -> None:
     """A task's name that leads elsewhere is refused before anything is written or removed."""
     run = uuid4().hex

@@ -21,8 +21,8 @@ from airpfed.federation.message import Packet
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
+from airpfed.training.setup import RoundGradients, TrainingSetup, simulate_gradients
 from airpfed.training.state import State
 from support.experiments import experiment_of
 from support.local_grid import LocalGrid, Tamper, grid_of, honest, local_devices, served
@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-Start = Callable[..., tuple[Experiment, Federation, list[str]]]
+Start = Callable[..., tuple[TrainingSetup, Federation, list[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def start(settings: Settings) -> Start:
 
     def made(
         grid: LocalGrid, device_of_node: dict[int, int] | None = None, least: int = 4, run: str | None = None
-    ) -> tuple[Experiment, Federation, list[str]]:
+    ) -> tuple[TrainingSetup, Federation, list[str]]:
         wanted = settings.federation.model_copy(update={"min_devices": least})
         own = settings.model_copy(update={"federation": wanted})
         lines: list[str] = []
@@ -75,7 +75,7 @@ def start(settings: Settings) -> Start:
 
 
 @pytest.fixture(scope="module")
-def plain(settings: Settings) -> Experiment:
+def plain(settings: Settings) -> TrainingSetup:
     """The simulator's experiment."""
     return experiment_of(settings)
 
@@ -83,10 +83,10 @@ def plain(settings: Settings) -> Experiment:
 SEEN: dict[str, State] = {}
 
 
-def without(plain: Experiment, absent: dict[int, int], rounds: int) -> State:
+def without(plain: TrainingSetup, absent: dict[int, int], rounds: int) -> State:
     """The simulator after so many rounds, where one device (by round) has no finite gradient."""
 
-    def collect(experiment: Experiment, state: State) -> RoundGradients:
+    def collect(experiment: TrainingSetup, state: State) -> RoundGradients:
         result = simulate_gradients(experiment, state)
         if (t := state.round + 1) in absent:
             for rows in result.gradients.values():
@@ -99,7 +99,7 @@ def without(plain: Experiment, absent: dict[int, int], rounds: int) -> State:
     return SEEN[name]
 
 
-def played(experiment: Experiment, rounds: int) -> tuple[State, list[list[int]]]:
+def played(experiment: TrainingSetup, rounds: int) -> tuple[State, list[list[int]]]:
     state, absent = experiment.initial, []
     for _ in range(rounds):
         state, row = play_round(experiment, state)
@@ -174,7 +174,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_answer_is_refused_with_a_line_and_the_rest_is_right(
-    fault: str, start: Start, devices: dict[int, Device], plain: Experiment
+    fault: str, start: Start, devices: dict[int, Device], plain: TrainingSetup
 ) -> None:
     change, words = FAULTS[fault]
     experiment, _, lines = start(grid_of(devices, on_train(change)))
@@ -191,7 +191,7 @@ def test_a_bad_answer_is_refused_with_a_line_and_the_rest_is_right(
 
 
 def test_corrupted_messages_are_refused_on_both_sides(
-    start: Start, devices: dict[int, Device], plain: Experiment, monkeypatch: pytest.MonkeyPatch
+    start: Start, devices: dict[int, Device], plain: TrainingSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bit flips after the sender has written its sha256: once in a question, once in an answer."""
     experiment, _, lines = start(grid_of(devices))
@@ -218,7 +218,7 @@ def test_corrupted_messages_are_refused_on_both_sides(
     assert same(state, without(plain, {1: 0, 2: 0}, 3))
 
 
-def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
+def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], plain: TrainingSetup) -> None:
     kept: list[Packet] = []
 
     def replay(reply: Packet) -> list[Packet]:
@@ -231,7 +231,7 @@ def test_a_replayed_answer_is_refused(start: Start, devices: dict[int, Device], 
     assert same(state, without(plain, {2: WRONG}, 3))
 
 
-def test_who_answers_twice_is_counted_once(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
+def test_who_answers_twice_is_counted_once(start: Start, devices: dict[int, Device], plain: TrainingSetup) -> None:
     def twice(reply: Packet) -> list[Packet]:
         second = replace(reply, bodies={**reply.bodies, "global": put(9.0)(reply.bodies["global"])})
         return [second, reply]  # the grid gives the last one first
@@ -242,7 +242,7 @@ def test_who_answers_twice_is_counted_once(start: Start, devices: dict[int, Devi
 
 
 def test_the_round_ends_by_its_deadline_and_a_late_answer_is_told_of(
-    start: Start, devices: dict[int, Device], plain: Experiment
+    start: Start, devices: dict[int, Device], plain: TrainingSetup
 ) -> None:
     grid = grid_of(devices)
     held: list[object] = []
@@ -267,7 +267,7 @@ def test_the_round_ends_by_its_deadline_and_a_late_answer_is_told_of(
 
 
 def test_a_node_that_vanishes_comes_back_under_another_id(
-    start: Start, devices: dict[int, Device], plain: Experiment
+    start: Start, devices: dict[int, Device], plain: TrainingSetup
 ) -> None:
     """Node ids are not stable; who a node is, it says itself."""
     grid = grid_of(devices)
@@ -301,7 +301,12 @@ def test_a_key_is_of_one_device_only(start: Start, devices: dict[int, Device]) -
 
 
 def test_a_device_with_another_base_model_is_refused_and_the_run_goes_on(
-    start: Start, settings: Settings, devices: dict[int, Device], plain: Experiment, tmp_path: Path, small_llama: Path
+    start: Start,
+    settings: Settings,
+    devices: dict[int, Device],
+    plain: TrainingSetup,
+    tmp_path: Path,
+    small_llama: Path,
 ) -> None:
     """One weight of the device's base model is another."""
     folder = shutil.copytree(small_llama, tmp_path / "other")
@@ -378,7 +383,7 @@ def test_a_run_that_need_not_end_in_the_same_bits_says_so(least: int, tmp_path: 
 
 
 def test_a_server_that_was_killed_goes_on_where_it_was(
-    start: Start, devices: dict[int, Device], plain: Experiment
+    start: Start, devices: dict[int, Device], plain: TrainingSetup
 ) -> None:
     """It dies after the devices have answered round 2 and before it has used their answers; devices move once."""
     run = uuid4().hex
@@ -392,7 +397,7 @@ def test_a_server_that_was_killed_goes_on_where_it_was(
     assert same(state, without(plain, {}, 3))
 
 
-def test_honest_devices_are_not_refused(start: Start, devices: dict[int, Device], plain: Experiment) -> None:
+def test_honest_devices_are_not_refused(start: Start, devices: dict[int, Device], plain: TrainingSetup) -> None:
     experiment, _, lines = start(grid_of(devices, honest))
     assert same(played(experiment, 2)[0], without(plain, {}, 2))
     assert not [line for line in lines if "refused" in line or "absent" in line or "answer" in line]

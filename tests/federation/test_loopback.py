@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from airpfed.config import settings_file
 from airpfed.experiment import artifacts
 from airpfed.federation import certificates
-from airpfed.training.experiment import Experiment, RoundGradients, simulate_gradients
 from airpfed.training.loop import play_round
+from airpfed.training.setup import RoundGradients, TrainingSetup, simulate_gradients
 from airpfed.training.state import State
 from support.experiments import experiment_of
 from support.loopback import airpfed, copied, eventually, federation, free_port
@@ -114,11 +114,11 @@ FAULTY = (
 )  # fmt: skip
 
 
-def masked(file: Path, absent: list[list[int]]) -> tuple[Experiment, State]:
+def masked(file: Path, absent: list[list[int]]) -> tuple[TrainingSetup, State]:
     """The simulator with the absences that the federation wrote down."""
     settings = settings_file.read_settings(file)
 
-    def collect(experiment: Experiment, state: State) -> RoundGradients:
+    def collect(experiment: TrainingSetup, state: State) -> RoundGradients:
         result = simulate_gradients(experiment, state)
         for rows in result.gradients.values():
             rows[absent[state.round]] = torch.nan

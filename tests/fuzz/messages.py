@@ -38,8 +38,8 @@ from airpfed.federation.ipc import read_packet
 from airpfed.federation.message import BadPacketError, Packet, digest
 from airpfed.federation.server import Federation
 from airpfed.federation.server_app import federation_of
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
+from airpfed.training.setup import TrainingSetup
 from support.local_grid import LocalGrid
 from support.models import SMALL, save_llama
 from support.settings import make_settings
@@ -119,7 +119,7 @@ cases = st.builds(
 class World:
     """Both sides of a tiny federation, and what the others answer in round 1."""
 
-    experiment: Experiment
+    experiment: TrainingSetup
     agreements: list[dict[str, str]]
     wanted: Any
     devices: dict[int, Device]

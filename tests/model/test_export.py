@@ -19,19 +19,19 @@ from airpfed.model import export
 from airpfed.model.forward import logits, with_adapters
 from airpfed.model.layout import Factors
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import DeviceState, OptimizedParameters, ServerState, State, vectors
 from support.experiments import experiment_of
 
 RANKS = ("adapters.rank_shared=3", "adapters.rank_personal=1", "adapters.alpha=6")
 
 
-def experiment(file: Path, *overrides: str) -> tuple[Settings, Experiment]:
+def experiment(file: Path, *overrides: str) -> tuple[Settings, TrainingSetup]:
     settings = settings_file.read_settings(file, [*RANKS, *overrides])
     return settings, experiment_of(settings)
 
 
-def random_state(made: Experiment) -> State:
+def random_state(made: TrainingSetup) -> State:
     """Every factor of size 0.2: no error of a factor can hide behind zeros."""
     rng = torch.Generator().manual_seed(0)
 
@@ -44,7 +44,7 @@ def random_state(made: Experiment) -> State:
     return State(1, server, own, 0.2 * torch.randn(begin.frozen.shape, generator=rng))
 
 
-def plain(made: Experiment, folder: str | Path, task: int) -> Any:
+def plain(made: TrainingSetup, folder: str | Path, task: int) -> Any:
     """The base (or a merged model) as a user loads it."""
     if made.clients.backbone.causal:
         return AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -59,7 +59,7 @@ def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
     return out[:, -1] if out.dim() == 3 else out
 
 
-def ours(made: Experiment, factors: Factors, ids: tuple[int, ...], task: int) -> Tensor:
+def ours(made: TrainingSetup, factors: Factors, ids: tuple[int, ...], task: int) -> Tensor:
     base, tokens = made.clients.backbone, torch.tensor([ids])
     with torch.no_grad(), with_adapters(base, factors):
         out = logits(base, tokens, torch.ones_like(tokens, dtype=torch.bool), 1)[:, -1]

@@ -312,7 +312,7 @@ def figure(name: str, run: Path) -> dict:
     return figures(runs.load_runs([run]))[name]
 
 
-def figures(loaded: list[runs.Run]) -> dict[str, dict]:
+def figures(loaded: list[runs.RunData]) -> dict[str, dict]:
     return {name: made for by_name in figures_of(loaded).values() for name, made in by_name.items()}
 
 

@@ -24,7 +24,7 @@ from airpfed.experiment.build import experiment as build_module
 from airpfed.experiment.build.model import metric_code
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 MOST = 40
@@ -36,13 +36,13 @@ load = build.build_preparation
 _shared: OrderedDict[str, tuple[Preparation, list[tuple[int, int, bool]]]] = OrderedDict()
 
 
-def experiment(file: Path, *overrides: str, tasks: int | None = None) -> Experiment:
+def experiment(file: Path, *overrides: str, tasks: int | None = None) -> TrainingSetup:
     """The experiment of a settings file; tasks: how many of its tasks, from the first (all by default)."""
     settings = settings_file.read_settings(file, overrides)
     return experiment_of(settings.model_copy(update={"tasks": settings.tasks[:tasks]}))
 
 
-def experiment_of(settings: Settings, tasks: tuple[Task, ...] | None = None) -> Experiment:
+def experiment_of(settings: Settings, tasks: tuple[Task, ...] | None = None) -> TrainingSetup:
     """The experiment of settings; tasks: in place of those that the settings name."""
     tasks = build.load_tasks(settings) if tasks is None else tasks
     return build.build_experiment(settings, tasks, preparation(settings, tasks))
@@ -108,7 +108,7 @@ def computed(clients: Clients, **changes: bool) -> Clients:
     return replace(clients, backbone=backbone, cache=cache)
 
 
-def random_vectors(made: Experiment, seed: int = 0) -> Vectors:
+def random_vectors(made: TrainingSetup, seed: int = 0) -> Vectors:
     """No factor is zero: at B = 0 the gradient of A vanishes and would hide faults."""
     rng = torch.Generator().manual_seed(seed)
     return {s: 0.2 * torch.randn(v.shape, generator=rng) for s, v in vectors(made.initial).items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from airpfed.air.uplink import uplink_over_seeds
 from airpfed.analysis.probe import load_or_probe
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from support import experiments
 
 PLAIN = (
@@ -19,7 +19,7 @@ DRAWS = 6
 """Settings ask for 20 at least; here fewer do."""
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     """An experiment whose theory draws the channel a few times."""
     made = experiments.experiment(file, *PLAIN, *overrides)
     if made.monitor is None:

@@ -1,6 +1,7 @@
 """Tiny models with real architectures and random weights, and their tokenizer: nothing is downloaded."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num
 """Sizes of a base that plays a round in a tenth of a second."""
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
     """Save a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>", padding_side="left"
@@ -47,12 +48,12 @@ def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def save_bert(folder: Path, seed: int = 1, **changes: Any) -> Path:
-    """Save an encoder without a head, and its tokenizer."""
+def save_bert(folder: Path, seed: int = 1, words: Sequence[str] = WORDS, **changes: Any) -> Path:
+    """Save an encoder without a head, and its tokenizer, which knows these words."""
     import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
-    BertModel(BertConfig(**sizes(**changes))).save_pretrained(folder)
-    save_tokenizer(folder)
+    BertModel(BertConfig(**sizes(vocab_size=len(words), **changes))).save_pretrained(folder)
+    save_tokenizer(folder, words)
     return folder

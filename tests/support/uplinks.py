@@ -10,7 +10,6 @@ from torch import Tensor
 
 from airpfed.air import impairments, schedule, transmit, uplink
 from airpfed.air.designs import DESIGNS
-from airpfed.air.impairments import NONE
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.schedule import Updates, Uplink
@@ -18,48 +17,22 @@ from airpfed.air.schemes import SCHEMES
 from airpfed.air.uplink import Aggregate, initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
+from airpfed.testing.links import TASK_OF, exact_means, small_uplink
 from support import designs
-from support.networks import flat
 
-TASKS = torch.tensor([0, 0, 1, 1, 1])
-LENGTHS = (37, 30)
-GAIN = 1e-10
+TASKS = torch.tensor(TASK_OF)
 AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
 
 
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
     """Five devices, two tasks, unequal data, equal gains, 15 dB at one antenna; p-vectors with a tail like a head's."""
     scheme = SCHEMES.get(design)
-    link = Uplink(
+    link = small_uplink(
+        antennas,
         send=scheme.send if scheme else None,
         cost=scheme.cost if scheme else None,
         design=None if scheme else designs.once(design, debias),
         batched=not scheme and DESIGNS[design].batched,
-        refine=None,
-        rescale=False,
-        correlation=0.0,
-        topology="single_cell",
-        backhaul_bits=None,
-        access="tdma",
-        personal_slots=2,
-        packing="iq",
-        normalizer="per_device",
-        task_names=("colours", "moods"),
-        task_of=TASKS,
-        samples=torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0], dtype=torch.float64),
-        network=flat(torch.full((5,), GAIN, dtype=torch.float64), antennas),
-        power_limit=torch.tensor([0.1, 0.12, 0.08, 0.1, 0.11], dtype=torch.float64),
-        noise=0.1 * GAIN / 10**1.5,
-        csi_error=0.0,
-        impairments=NONE,
-        coherence_symbols=7,
-        bandwidth_hz=1e6,
-        subcarriers=16,
-        shared_groups=((0, 20), (20, 41)),
-        personal_groups=((0, 16), (16, 37)),
-        personal_rows=(0, 1),
-        lengths=LENGTHS,
-        seed=3,
     )
     return replace(link, **changes)
 
@@ -91,13 +64,7 @@ def gradients(link: Uplink, d_s: int = 41, t: int = 0) -> tuple[Tensor, Tensor]:
 
 def means(link: Uplink, shared: Tensor, personal: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """G^s and G_n^p by loops over the devices present."""
-    weight = link.samples * present
-    global_mean = sum(weight[k] / weight.sum() * shared[k].double() for k in range(len(weight)) if present[k])
-    rows = torch.zeros(len(link.lengths), personal.shape[1], dtype=torch.float64)
-    for k in present.nonzero().flatten().tolist():
-        n = int(link.task_of[k])
-        rows[n] += weight[k] / weight[link.task_of == n].sum() * personal[k].double()
-    return global_mean, rows
+    return exact_means(link, Updates(shared, personal, present))
 
 
 def everyone(link: Uplink) -> Tensor:

@@ -14,8 +14,8 @@ from airpfed.experiment import run
 from airpfed.tasks.metrics import accuracy
 from airpfed.training import evaluate, loop, summary
 from airpfed.training.evaluate import model_of, score
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import has_round_left, play, play_round
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 from support.experiments import experiment_of
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("shared_bases")
 FEW = ("adapters.layers=last-2", "radio.scheme=error_free", "server.rounds=2", "server.lr=0.05", "run.eval_every=0")
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     return experiment_of(settings_file.read_settings(file, [*FEW, *overrides]))
 
 
-def played(made: Experiment, out: Path, resume: bool = False) -> loop.Outcome:
+def played(made: TrainingSetup, out: Path, resume: bool = False) -> loop.Outcome:
     out.mkdir(exist_ok=True)
     return play(made, out, resume, lambda _: None, lambda: False, lambda _: None)
 

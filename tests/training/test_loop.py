@@ -10,8 +10,8 @@ from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import Outcome, play, play_round, task_losses
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State
 from support.experiments import experiment_of
 
@@ -22,11 +22,11 @@ CHEAP = ("radio.design=channel_inversion", "radio.coherence_symbols=1000")
 """Cursors, moments, parameters of the server and of the devices, fading and noise must all come back."""
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     return experiment_of(settings_file.read_settings(file, [*ROUNDS, *CHEAP, *overrides]))
 
 
-def ran(made: Experiment, out: Path, resume: bool = False, until: int = 99) -> Outcome:
+def ran(made: TrainingSetup, out: Path, resume: bool = False, until: int = 99) -> Outcome:
     """Play up to `until` rounds more."""
     out.mkdir(exist_ok=True)
     rows: list[int] = []

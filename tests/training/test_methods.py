@@ -18,9 +18,9 @@ from airpfed.model.methods import METHODS, SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.checkpoint import tensors_of
 from airpfed.training.evaluate import model_of, score, score_task
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.round import round_step
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import ServerState, ServerStep, State, vectors
 from support.experiments import experiment_of
 from support.settings import link_of
@@ -32,25 +32,25 @@ FEW = "adapters.layers=last-3"
 """Adapters near the output alone: less to compute."""
 
 
-def experiment(file: Path, *overrides: str, tasks: int = 2) -> Experiment:
+def experiment(file: Path, *overrides: str, tasks: int = 2) -> TrainingSetup:
     settings = settings_file.read_settings(file, [*EXACT, *overrides])
     settings = settings.model_copy(update={"tasks": settings.tasks[:tasks]})
     return experiment_of(settings)
 
 
-def played(made: Experiment, rounds: int = 2) -> State:
+def played(made: TrainingSetup, rounds: int = 2) -> State:
     state = made.initial
     for _ in range(rounds):
         state, _ = play_round(made, state)
     return state
 
 
-def models(made: Experiment, state: State) -> dict[str, Tensor]:
+def models(made: TrainingSetup, state: State) -> dict[str, Tensor]:
     """Each device's factors."""
     return gather(vectors(state), made.clients.layout, made.clients.task_of, torch.arange(len(made.clients.shards)))
 
 
-def same(one: tuple[Experiment, State], two: tuple[Experiment, State]) -> None:
+def same(one: tuple[TrainingSetup, State], two: tuple[TrainingSetup, State]) -> None:
     a, b = models(*one), models(*two)
     assert a.keys() == b.keys()
     for key in a:
@@ -112,7 +112,7 @@ def test_every_method_has_a_test() -> None:
     assert set(METHODS) == {*AIR, *(name for name, row in METHODS.items() if row.error_free)}
 
 
-def listening(made: Experiment, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Aggregate]:
+def listening(made: TrainingSetup, heard: list[tuple[Tensor, Tensor]]) -> Callable[..., Aggregate]:
     """The link, with an ear on it."""
 
     def aggregate(t: int, updates: Updates, correlation_statistics: Tensor) -> Aggregate:
@@ -178,7 +178,7 @@ def test_ffa_averages_products_exactly_and_fedit_does_not(llama_settings: Path) 
     assert gaps["ffa"] < 1e-5 and gaps["fedit"] > 1e-3, gaps
 
 
-def products(made: Experiment, rows: Vectors, weights: Tensor) -> Tensor:
+def products(made: TrainingSetup, rows: Vectors, weights: Tensor) -> Tensor:
     """The weighted sum of B_k A_k in every layer, flat."""
     one = torch.zeros(1).long()
     models = [gather({s: v[[k]] for s, v in rows.items()}, made.clients.layout, one, one) for k in range(len(weights))]

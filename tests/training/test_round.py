@@ -14,9 +14,9 @@ from airpfed.model.layout import Vectors
 from airpfed.model.methods import SCOPES
 from airpfed.training import round as training_round
 from airpfed.training.checkpoint import tensors_of
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import play_round
 from airpfed.training.round import finite, round_step
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import ServerStep, State, vectors
 from support.experiments import experiment_of
 from support.settings import link_of
@@ -25,11 +25,11 @@ UNEQUAL = ("tasks.*.sizes=lognormal", "tasks.*.sizes_sigma=0.8", "tasks.*.sample
 EXACT = "radio.scheme=error_free"
 
 
-def experiment(file: Path, *overrides: str) -> Experiment:
+def experiment(file: Path, *overrides: str) -> TrainingSetup:
     return experiment_of(settings_file.read_settings(file, [*UNEQUAL, *overrides]))
 
 
-def random_gradients(made: Experiment) -> Vectors:
+def random_gradients(made: TrainingSetup) -> Vectors:
     """A row a device; the tail that a task does not have is zero."""
     rng = torch.Generator().manual_seed(0)
     rows = {s: torch.randn(5, made.clients.layout.size(s), generator=rng) for s in SCOPES}
@@ -38,7 +38,7 @@ def random_gradients(made: Experiment) -> Vectors:
     return rows
 
 
-def weights(made: Experiment, present: Tensor) -> tuple[Tensor, Tensor]:
+def weights(made: TrainingSetup, present: Tensor) -> tuple[Tensor, Tensor]:
     """D_k/D (K) and D_k/D_n (N, K) over the devices present."""
     samples = torch.tensor([float(len(shard)) for shard in made.clients.shards]).double() * present
     own = torch.stack([samples * (made.clients.task_of == n) for n in range(len(made.tasks))])

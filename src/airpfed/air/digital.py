@@ -19,9 +19,8 @@ from airpfed.air.impairments import clipped_statistics
 from airpfed.air.network import csi_variance, estimate_channels
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
-from airpfed.air.schedule import SlotPlan, Uplink, normalizer_groups
-from airpfed.air.slot_errors import ReceivedSums, SlotErrors, sum_scale, zero_estimate_energy
-from airpfed.air.symbols import normalise_group
+from airpfed.air.schedule import SlotPlan, Uplink
+from airpfed.air.slot_errors import ReceivedSums, SlotErrors, slot_scales
 from airpfed.air.transmit import pass_backhaul
 from airpfed.core.rng import stream
 
@@ -70,21 +69,17 @@ def send_quantised(
     sums, backhaul_variance = pass_backhaul(link, slot, values, t, slot.name)
     total_variance = variance if backhaul_variance is None else variance + backhaul_variance
     error = (slot.combining_matrix.square() @ total_variance).sum(1)
-    groups = [
-        normalise_group(slot.vectors, slot.lengths, slot.weights, None, columns)
-        for columns in normalizer_groups(link, slot)
-    ]
-    zero = torch.zeros_like(error)
+    zero_estimate_error, scale = slot_scales(link, slot)
     return ReceivedSums(
         sums=(slot.combining_matrix @ sums).to(slot.vectors.dtype),
         errors=SlotErrors(
             claimed=error,
             claimed_genie=error,
             measured=(slot.combining_matrix @ (sums - exact)).square().sum(1),
-            bias=zero,
+            bias=torch.zeros_like(error),
             variance=error,
-            zero_estimate_error=sum((zero_estimate_energy(slot, group) for group in groups), zero),
-            scale=sum((sum_scale(slot, group) for group in groups), zero),
+            zero_estimate_error=zero_estimate_error,
+            scale=scale,
         ),
         joules=torch.zeros(len(slot.devices), dtype=torch.float64),
     )

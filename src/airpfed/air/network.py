@@ -27,6 +27,11 @@ class Deployment:
     antennas: int
     names: tuple[str | int, ...] = ()
 
+    @property
+    def antenna_gain(self) -> Float[Tensor, "M K"]:
+        """The mean power gain from each device to each antenna, linear; the antennas of a station are neighbours."""
+        return self.gain.repeat_interleave(self.antennas, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSite(Deployment):
@@ -36,6 +41,15 @@ class ChannelSite(Deployment):
     number. subcarrier_groups: G, groups of subcarriers with different channels; coherence block i of a round is group
     i mod G at time i // G. coherence_s: seconds of a coherence time. wrap_m: side of a square with wrap-around, metres,
     None for a plane.
+
+    >>> import torch, airpfed as ap
+    >>> def static(site, t, blocks):  # the same channels in every round and block
+    ...     gain = site.antenna_gain
+    ...     h = torch.randn(gain.shape, dtype=torch.complex128, generator=site.rng("static"))
+    ...     return (gain.sqrt() * h).expand(len(blocks), -1, -1)
+    >>> h = ap.single_cell(devices=[2, 2], antennas=4, channel=static).channels(t=1, blocks=2)
+    >>> h.shape, bool((h[0] == h[1]).all())
+    (torch.Size([2, 4, 4]), True)
     """
 
     seed: int

@@ -167,7 +167,14 @@ def objective(problem: TransceiverProblem, transceiver: Transceiver) -> Float[Te
 
 
 def divide_power(problem: TransceiverProblem) -> TransceiverProblem:
-    """Divide every device's limit evenly among its streams, for designs with one limit per stream."""
+    """Divide every device's limit evenly among its streams, for designs with one limit per stream.
+
+    >>> import torch, airpfed as ap
+    >>> problem = ap.TransceiverProblem.from_channels(torch.ones(1, 2, 3, dtype=torch.complex128), power_limit=0.1)
+    >>> superposed = replace(problem, device_of_stream=torch.tensor([0, 0, 1]))  # the first device sends two streams
+    >>> ap.divide_power(superposed).power_limit
+    tensor([0.0500, 0.0500, 0.1000], dtype=torch.float64)
+    """
     if problem.device_of_stream is None:
         return problem
     return replace(

@@ -14,6 +14,7 @@ from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
+from airpfed.core.rng import stream
 from airpfed.core.run_files import Ledger
 
 DesignFunction = Callable[[TransceiverProblem], Transceiver]
@@ -98,14 +99,17 @@ class Uplink:
     alternating: Groups = ()
     colocated: bool = False
 
+    def rng(self, *names: str | int) -> torch.Generator:
+        """The random generator of a name, such as ("rounding", t, slot.name): a function of seed and name alone."""
+        return stream(self.seed, *names)
+
     def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
         """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
 
         h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage.
         """
         h_est, h = estimate_channels(self.network, self.csi_error, self.seed, t, range(blocks))
-        gain = self.network.gain.repeat_interleave(self.network.antennas, 0)
-        h_est = silence_faint_devices(h_est, gain, self.impairments.truncation)
+        h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
         if self.impairments.phase_rad or self.impairments.outage:
             factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
             h = h * factors[:, None, :]

@@ -14,6 +14,11 @@ from airpfed.air.schedule import SlotPlan, Uplink
 from airpfed.air.slot_errors import ERRORS, ReceivedSums, SlotErrors
 from airpfed.core.rows import RowDict
 
+Mixing = Literal["full", "permutation", "none"]
+"""Which mixing of the entries before sending a scheme bears: rotations, permutations only, or none."""
+Knowledge = Literal["instant", "slow", "none"]
+"""The channel knowledge of a scheme: estimates of every block, mean gains, or neither."""
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -34,8 +39,8 @@ class Scheme:
     unbiased: Unbiased = "no"
     cost: Callable[..., Any] | None = None
     superposes: bool = False
-    mixing: Literal["full", "permutation", "none"] = "none"
-    knowledge: Literal["instant", "slow", "none"] = "instant"
+    mixing: Mixing = "none"
+    knowledge: Knowledge = "instant"
 
 
 def exact_sums(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:

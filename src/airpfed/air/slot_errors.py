@@ -10,21 +10,23 @@ from torch import Tensor
 
 from airpfed.air.correlation import NormalEquations, error_products
 from airpfed.air.problem import Transceiver
-from airpfed.air.schedule import SlotPlan, Uplink
+from airpfed.air.row_chunks import row_chunks
+from airpfed.air.schedule import SlotPlan, Uplink, normalizer_groups
 from airpfed.air.segments import Segment
 from airpfed.air.superposition import ReceivedSignal
-from airpfed.air.symbols import NormalizedGroup, entries_per_use, unpack_symbols, zero_tail
+from airpfed.air.symbols import NormalizedGroup, entries_per_use, normalise_group, unpack_symbols, zero_tail
+from airpfed.core.errors import UserError
 
 
 @dataclass(frozen=True)
 class SlotErrors:
     """Error energies of U sums by cause: squared errors, added up over entries; by coherence block or in total.
 
-    claimed: the error that the receivers can compute before the round. claimed_genie: the same with the Gram matrix of
-    the true symbols, and the assumed noise. measured: the error of the round's sums. bias: the error of the mean over
-    noise and scrambling. variance: the part of the error around that mean; its noise part uses the assumed noise. The
-    assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if nothing were sent. scale: sigma^2
-    times the number of entries. The last two are for a whole segment or slot.
+    claimed: the error that the receivers can compute before the round, NaN where they can compute none. claimed_genie:
+    the same with the Gram matrix of the true symbols, and the assumed noise. measured: the error of the round's sums.
+    bias: the error of the mean over noise and scrambling. variance: the part of the error around that mean; its noise
+    part uses the assumed noise. The assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if
+    nothing were sent. scale: sigma^2 times the number of entries. The last two are for a whole segment or slot.
     """
 
     claimed: Float[Tensor, "*B U"]
@@ -56,6 +58,66 @@ class ReceivedSums:
     errors: SlotErrors
     joules: Float[Tensor, " K"]
     normal_equations: tuple[NormalEquations, ...] = ()
+
+
+def received_sums(
+    link: Uplink,
+    slot: SlotPlan,
+    estimates: Float[Tensor, "T d"],
+    *,
+    variance: Float[Tensor, " T"] | None = None,
+    joules: Float[Tensor, " K"] | None = None,
+) -> ReceivedSums:
+    """Make the sums of a slot from what its receivers estimate, and measure their errors: for a scheme of one's own.
+
+    estimates: of each target, the sum over its streams of weight times gradient, `slot.weights @ slot.vectors[:]`.
+    variance: for unbiased estimates whose receivers know their error: mean square of the error, added up over entries;
+    None for estimates that the gradients determine, and that claim nothing. joules: radiated energy of each stream;
+    none by default. Raises UserError if estimates have another shape.
+
+    >>> import airpfed as ap
+    >>> def half(link, slot, t):
+    ...     return ap.received_sums(link, slot, 0.5 * slot.weights @ slot.vectors[:])
+    >>> ap.SCHEMES.to_row("half", half).unbiased
+    'no'
+    """
+    parts = (slot.weights[:, rows] @ slot.vectors[rows] for rows in row_chunks(*slot.vectors.shape))
+    exact = sum(parts, torch.zeros(len(slot.weights), slot.vectors.shape[1], dtype=torch.float64))
+    if estimates.shape != exact.shape:
+        raise UserError(
+            f"received_sums: estimates have the shape {tuple(estimates.shape)}; should be {tuple(exact.shape)}"
+        )
+    sums = slot.combining_matrix @ estimates.double()
+    measured = (sums - slot.combining_matrix @ exact).square().sum(1)
+    zero = torch.zeros_like(measured)
+    error = None if variance is None else slot.combining_matrix.square() @ variance.double()
+    zero_estimate_error, scale = slot_scales(link, slot)
+    return ReceivedSums(
+        sums=sums.to(slot.vectors.dtype),
+        errors=SlotErrors(
+            claimed=torch.full_like(zero, torch.nan) if error is None else error,
+            claimed_genie=torch.full_like(zero, torch.nan) if error is None else error,
+            measured=measured,
+            bias=measured if error is None else zero,
+            variance=zero if error is None else error,
+            zero_estimate_error=zero_estimate_error,
+            scale=scale,
+        ),
+        joules=torch.zeros(len(slot.devices), dtype=torch.float64) if joules is None else joules,
+    )
+
+
+def slot_scales(link: Uplink, slot: SlotPlan) -> tuple[Float[Tensor, " U"], Float[Tensor, " U"]]:
+    """The fields `zero_estimate_error` and `scale` of `SlotErrors` for a whole slot."""
+    groups = [
+        normalise_group(slot.vectors, slot.lengths, slot.weights, None, columns)
+        for columns in normalizer_groups(link, slot)
+    ]
+    zero = torch.zeros(len(slot.combining_matrix), dtype=torch.float64)
+    return (
+        sum((zero_estimate_energy(slot, group) for group in groups), zero),
+        sum((sum_scale(slot, group) for group in groups), zero),
+    )
 
 
 def join_segments(slot: SlotPlan, segments: Sequence[ReceivedSums]) -> ReceivedSums:

@@ -153,8 +153,8 @@ def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[Re
             # A p-sum keeps its claim where only the s-sum has none, but not in a silent slot of several targets.
             without_claim = unclaimed if task is None else clipping or (unclaimed and silent_superposed)
             records[task] = SlotError(
-                claimed=None if without_claim else float(mse.claimed[row]),
-                claimed_genie=None if clipping else float(mse.claimed_genie[row]),
+                claimed=None if without_claim else claim_of(mse.claimed[row]),
+                claimed_genie=None if clipping else claim_of(mse.claimed_genie[row]),
                 measured=float(mse.measured[row]),
                 bias=float(mse.bias[row]),
                 variance=float(mse.variance[row]),
@@ -163,6 +163,11 @@ def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[Re
             )
     shared = records.pop(None, None)
     return MeanSquaredErrors(s=shared, p={link.task_names[n]: row for n, row in records.items() if n is not None})
+
+
+def claim_of(error: Float[Tensor, ""]) -> float | None:
+    """A claimed error; None for NaN, where a scheme claims none."""
+    return None if bool(error.isnan()) else float(error)
 
 
 def pi_of(link: Uplink, mse: MeanSquaredErrors, d_s: int, present: Bool[Tensor, " K"], key: str) -> float | None:

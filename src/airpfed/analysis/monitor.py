@@ -13,6 +13,7 @@ from torch import Tensor
 
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
+from airpfed.core.errors import UserError
 from airpfed.core.run_files import Bounds, Probe, Theory
 from airpfed.devices.clients import Clients
 from airpfed.devices.full_gradients import FullGradients, full_gradients, full_losses, mean_loss
@@ -32,8 +33,8 @@ from airpfed.theory.inner_product import (
     weights_of,
 )
 from airpfed.theory.verification import error_energy
-from airpfed.training.experiment import RoundTrace
 from airpfed.training.round import Aggregator, LocalTraining, round_step
+from airpfed.training.setup import RoundTrace
 from airpfed.training.state import ServerStep, State, vectors
 
 Draws = Callable[[int, Updates, Tensor], list[Aggregate]]
@@ -232,7 +233,7 @@ def channel_statistics(monitor: BoundMonitor, trace: RoundTrace, eta: float) -> 
         projections.append(dot(weights, exact, estimate))
         energy = error_energy(received.mse, shares, "claimed")
         if energy is None:
-            raise ValueError("the monitor needs a claimed error; a link without claims is refused at build")
+            raise UserError("theory: the bounds need a claimed error of every sum, and radio.scheme claims none")
         claimed.append(energy)
         measured.append(squared_norm(weights, estimate - exact))
     count = len(states)

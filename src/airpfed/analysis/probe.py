@@ -20,9 +20,9 @@ from airpfed.devices.hessian import Curvature, curvature
 from airpfed.theory import bounds
 from airpfed.theory.constants import envelope, secant
 from airpfed.theory.inner_product import Direction, Stack, gradient_correlation, squared_norm, weighted_average
-from airpfed.training.experiment import Log, RoundTrace
 from airpfed.training.loop import time_phase
 from airpfed.training.round import local_gradients, round_step
+from airpfed.training.setup import Log, RoundTrace
 from airpfed.training.state import State, vectors
 
 CURSOR_OFFSET = 1_000_000

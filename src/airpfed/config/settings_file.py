@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -38,21 +39,38 @@ def read_settings(
     run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there. older:
     whether the settings may be those of an older version, such as a finished run's.
     """
-    tree = _read_tree(path)
+    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins, older)
+
+
+def settings_from_tree(
+    tree: Mapping[str, Any],
+    source: str,
+    folder: Path,
+    overrides: Iterable[str] = (),
+    notes: list[str] | None = None,
+    run_plugins: bool = True,
+    older: bool = False,
+) -> Settings:
+    """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
+
+    source: what messages call the tree. folder: the folder that paths of data, models and plug-ins are relative to.
+    notes, run_plugins, older: see `read_settings`.
+    """
+    copy = deepcopy(dict(tree))
     if older:
-        upgrade_tree(tree)
-    dropped = _apply_overrides(tree, list(overrides))
+        upgrade_tree(copy)
+    dropped = _apply_overrides(copy, list(overrides))
     if notes is not None:
         notes += dropped
-    tree.pop("expected", None)
-    tree = _load_plugins_of(tree, path, run_plugins)
-    settings = parse_settings(tree, str(path))
+    copy.pop("expected", None)
+    copy = _load_plugins_of(copy, folder, run_plugins)
+    settings = parse_settings(copy, source)
     tasks = tuple(
-        task.model_copy(update={"source": source_in(task.source or task.name, path.parent)}) for task in settings.tasks
+        task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
-    model = settings.model.model_copy(update={"base": base_in(settings.model.base, path.parent)})
-    settings = settings.model_copy(update={"tasks": tuple(_with_files(task, path.parent) for task in tasks)})
-    sections = {name: _with_files(getattr(settings, name), path.parent) for name in ("adapters", "server", "radio")}
+    model = settings.model.model_copy(update={"base": base_in(settings.model.base, folder)})
+    settings = settings.model_copy(update={"tasks": tuple(_with_files(task, folder) for task in tasks)})
+    sections = {name: _with_files(getattr(settings, name), folder) for name in ("adapters", "server", "radio")}
     return settings.model_copy(update={**sections, "model": model})
 
 
@@ -73,7 +91,7 @@ def _with_files(section: SectionType, folder: Path) -> SectionType:
     return section.model_copy(update=changes) if changes else section
 
 
-def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dict[str, Any]:
+def _load_plugins_of(tree: dict[str, Any], folder: Path, run_plugins: bool) -> dict[str, Any]:
     """Load the plug-ins of a settings tree, and return the tree with their paths resolved.
 
     Nothing is loaded where choices are read unchecked.
@@ -81,7 +99,7 @@ def _load_plugins_of(tree: dict[str, Any], path: Path, run_plugins: bool) -> dic
     names = tree.get("plugins", [])
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         # Nobody writes beside the experiments of the package: with those, a plug-in lies in the working directory.
-        folder = Path() if path.parent == FOLDER else path.parent
+        folder = Path() if folder == FOLDER else folder
         tree = tree | ({"plugins": list(plugin_paths(names, folder))} if names else {})
         if choices_checked():
             load_plugins(tree.get("plugins", []) if run_plugins else [])
@@ -114,10 +132,24 @@ def read_new_settings(
     """
     overrides = list(overrides)
     settings = read_settings(path, overrides, notes)
-    lines = refuse_ineffective(str(path), [settings], training, overridden_keys(overrides))
+    check_new(settings, str(path), overrides, training, notes)
+    return settings
+
+
+def check_new(
+    settings: Settings,
+    source: str,
+    overrides: Iterable[str],
+    training: bool = True,
+    notes: list[str] | None = None,
+) -> None:
+    """Refuse settings of a new run with keys without effect.
+
+    source: what messages call the settings. training, notes: see `read_new_settings`.
+    """
+    lines = refuse_ineffective(source, [settings], training, overridden_keys(overrides))
     if notes is not None:
         notes += lines
-    return settings
 
 
 def overridden_keys(overrides: Iterable[str]) -> set[str]:
@@ -131,14 +163,14 @@ def overridden_keys(overrides: Iterable[str]) -> set[str]:
 
 def read_expected(path: Path) -> dict[str, tuple[float, float]]:
     """Read the expected results of a settings file: field of the summary -> (minimum, maximum)."""
-    table = _read_tree(path).get("expected", {})
+    table = read_tree(path).get("expected", {})
     try:
         return {str(key): (float(low), float(high)) for key, (low, high) in table.items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{path}: expected: should be a table of field = [least, most], two numbers each") from None
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UserError if it is not one."""
     try:
         return tomllib.loads(settings_text(path))
@@ -235,6 +267,34 @@ def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any
 
 
 # Overrides
+
+
+def override_of(key: str, value: Any) -> str:
+    """Write a value of Python as an override, `section.key=value`; None stands for the default.
+
+    >>> from airpfed.config.settings_file import override_of
+    >>> override_of("server.rounds", 3), override_of("tasks.a.labels", {"no": " no"}), override_of("tasks.*.text", "1")
+    ('server.rounds=3', 'tasks.a.labels={no = " no"}', 'tasks.*.text="1"')
+    """
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
+    if value is None:
+        return f"{key}="
+    if isinstance(value, str) and value and _value(value, key) == value == value.strip():
+        return f"{key}={value}"
+    try:
+        return f"{key}={toml_text(value)}"
+    except (ValueError, TypeError):  # tomlkit's error for other types is a ValueError
+        kind = type(value).__name__
+        raise UserError(f"{key}: a settings file holds numbers, texts, lists and tables of them, not {kind}") from None
+
+
+def toml_text(value: Any) -> str:
+    """Write a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:

@@ -221,7 +221,14 @@ class Theory(Gradients):
 
 
 class RoundRecord(Record):
-    """A line of records.jsonl."""
+    """A line of records.jsonl.
+
+    >>> import airpfed as ap
+    >>> numbers = {"mse": {}, "pi": 0.01, "pi_claimed": 0.01, "ledger": {"air_seconds": 0.2}, "seconds": {}}
+    >>> record = ap.RoundRecord(round=1, loss={"trec": 1.5}, **numbers)
+    >>> record.loss["trec"], record.ledger.air_seconds
+    (1.5, 0.2)
+    """
 
     round: Count = Field(description="number of the round, from 1")
     loss: dict[str, Number] = Field(description="task -> training loss of the round's batches before the update, nats")
@@ -293,7 +300,9 @@ class DataReport(Record):
 class TaskSummary(Record):
     """The scores of a task."""
 
-    metric: str = Field(description='"accuracy" (classify) or "exact_match" (generate)')
+    metric: str = Field(
+        description="name of the metric: that of tasks.metric, or accuracy (classify) or exact_match (generate)"
+    )
     base: Number = Field(description="metric of the untouched base model on the test split")
     final: Number | None = Field(
         description="metric of the task's model after the last round; null if the run was interrupted or does not "
@@ -312,7 +321,14 @@ class TaskSummary(Record):
 
 
 class Summary(Record):
-    """summary.json: the outcome of a run."""
+    """summary.json: the outcome of a run.
+
+    >>> import airpfed as ap
+    >>> scores = {"trec": {"metric": "accuracy", "base": 0.2, "final": 0.8, "samples": 250}}
+    >>> numbers = {"average": 0.8, "average_base": 0.2, "pi_mean": 0.01, "ledger": {}, "seconds": {}}
+    >>> ap.Summary(method="airpfed", rounds=9, tasks=scores, exit="completed", **numbers).tasks["trec"].final
+    0.8
+    """
 
     method: str = Field(description="adapters.method")
     rounds: Count = Field(description="completed rounds")

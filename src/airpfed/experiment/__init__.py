@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airpfed.config.schema import Settings
-    from airpfed.training.experiment import Experiment
+    from airpfed.training.setup import TrainingSetup
 
-REOPEN: "dict[str, Callable[[Settings, Path], Experiment]]" = {}
+REOPEN: "dict[str, Callable[[Settings, Path], TrainingSetup]]" = {}
 """How to rebuild the experiment of a run that `airpfed run` did not start, in order to read its checkpoint.
 
 Key: name of a file in the checkpoint folder that only such runs have. Value: function of the run's settings and its

@@ -15,14 +15,15 @@ from airpfed.air.network import Network
 from airpfed.config.plugins import code_hashes, plugin_files
 from airpfed.config.schema import Settings
 from airpfed.config.settings_file import write_settings
+from airpfed.config.user_rows import user_functions
 from airpfed.core import files, run_files, units
 from airpfed.core.errors import UserError
-from airpfed.experiment.build import base_hash
+from airpfed.experiment.build import base_hash, fixed_functions
 from airpfed.experiment.build.uplink import build_network
 from airpfed.model import export
 from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State, vectors
 
 FILES = (
@@ -155,13 +156,17 @@ def check_output_file(path: Path, ending: str) -> None:
 
 def write_start(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     data: dict[str, str],
     command: str,
     out: Path,
     reports: Mapping[str, run_files.DataReport],
 ) -> None:
-    """Write the resolved settings, the positions, and the environment: versions, commit, hashes of data and base."""
+    """Write the resolved settings, the positions, and the environment: versions, commit, hashes of data and base.
+
+    Plug-ins are copied into the run's folder. Other functions that are not the package's are in the environment, each
+    with its name and a hash of its source.
+    """
     settings = copy_plugins(settings, out)
     write_settings(settings, out / "experiment.toml")
     environment: dict[str, object] = {
@@ -180,11 +185,56 @@ def write_start(
         "plugins": code_hashes(settings),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
+    if functions := user_functions(settings):
+        environment["functions"] = functions
     run_files.write_json(out / "environment.json", environment)
     task_of = experiment.clients.task_of
     network = build_network(settings.radio, settings.run.seed, task_of, len(settings.tasks))
     names = [experiment.tasks[int(n)].name for n in task_of]
     run_files.write_json(out / "layout.json", network_layout(network, names))
+
+
+def environment_of(out: Path) -> dict[str, Any]:
+    """Read environment.json of a run. Returns an empty dict if there is none, or none that can be read."""
+    try:
+        environment = run_files.read_json(out / "environment.json", run_files.Environment)
+    except (OSError, UserError):
+        return {}
+    return dict(environment.root) if environment else {}
+
+
+def stored_functions(out: Path) -> dict[str, dict[str, str]]:
+    """Map each setting to the name and hash of the function that a run got from Python."""
+    functions = environment_of(out).get("functions")
+    if not isinstance(functions, dict):
+        return {}
+    return {
+        str(key): {"name": str(item.get("name")), "sha256": str(item.get("sha256"))}
+        for key, item in functions.items()
+        if isinstance(item, dict)
+    }
+
+
+def check_functions(out: Path, settings: Settings) -> None:
+    """Raise UserError unless the functions from Python are those that the run in `out` started with.
+
+    If environment.json cannot be read, the fingerprint of the checkpoint detects other functions.
+    """
+    present = fixed_functions(settings)
+    for key, function in stored_functions(out).items():
+        name, noun = function["name"], key.rpartition(".")[2]
+        given = present.get(key, {})
+        if key == "run.tracker":
+            continue
+        if given.get("name") != name:
+            raise UserError(
+                f"{out}: {key} is the function {name}, which came from Python; resume it there with {noun}={name}"
+            )
+        if given.get("sha256") != function["sha256"]:
+            raise UserError(
+                f"{out}: the function {name} ({key}) has another source than when this run started; pass the old one, "
+                "or run in another folder"
+            )
 
 
 def copy_plugins(settings: Settings, folder: Path) -> Settings:
@@ -236,16 +286,16 @@ def recorded_fingerprint(run: Path, fingerprint: str) -> str:
         return fingerprint
 
 
-def check_unchanged(out: Path, experiment: Experiment, data: dict[str, str]) -> None:
+def check_unchanged(out: Path, experiment: TrainingSetup, data: dict[str, str]) -> None:
     """Raise UserError if the base model or the data of a task changed since the run in `out` started.
 
     data: task -> hash of its source. If environment.json cannot be read, the fingerprint of the checkpoint detects
     changes of both.
     """
+    previous = environment_of(out)
     try:
-        previous: Any = getattr(run_files.read_json(out / "environment.json", run_files.Environment), "root", {})
         base, sources = previous["base_sha256"], dict(previous["data_sha256"])
-    except (OSError, UserError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return
     if base != base_hash(experiment.clients.backbone):
         raise UserError(
@@ -278,7 +328,7 @@ def source_commit() -> str | None:
         return None
 
 
-def export_adapters(settings: Settings, experiment: Experiment, state: State, out: Path, merged: bool) -> list[Path]:
+def export_adapters(settings: Settings, experiment: TrainingSetup, state: State, out: Path, merged: bool) -> list[Path]:
     """Export the models as PEFT adapters, compare them after reloading, and return their folders.
 
     There is a model per task, or per device if anything is of device scope. merged: also write merged weights to
@@ -323,7 +373,7 @@ def reason_without_adapter(settings: Settings) -> str | None:
     )
 
 
-def models_of(experiment: Experiment, task: int) -> list[tuple[int, tuple[str, ...]]]:
+def models_of(experiment: TrainingSetup, task: int) -> list[tuple[int, tuple[str, ...]]]:
     """List the models of a task: (a device with this model, names of its folder and parent folders).
 
     There is a model per device if anything is of device scope.

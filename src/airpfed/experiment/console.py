@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,21 +62,29 @@ class RunConsole:
 
 
 @contextmanager
-def open_console(rounds: int, file: IO[str] | None = None) -> Iterator[RunConsole]:
+def open_console(rounds: int, file: IO[str] | None = None, verbose: bool = True) -> Iterator[RunConsole]:
     """Open the console of a run. Without a terminal there is no bar, and lines are not wrapped.
 
-    file: output of the lines, by default the standard output.
+    file: output of the lines, by default the standard output. verbose: whether anything is printed.
     """
-    console = Console(soft_wrap=True, file=file, width=160 if file else None)
+    console = Console(soft_wrap=True, file=file, width=160 if file else None, quiet=not verbose)
     columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *columns, console=console, disable=console.quiet or not console.is_terminal, transient=True
+    ) as progress:
         yield RunConsole(console, progress, progress.add_task("rounds", total=rounds))
 
 
 @contextmanager
 def interruptible(console: RunConsole) -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C end the run after the current round, and a second Ctrl-C end it at once."""
+    """Let Ctrl-C end the run after the current round, and a second Ctrl-C end it at once.
+
+    Only the main thread receives Ctrl-C; in another thread nothing changes.
+    """
     requests: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
 
     def handle(_number: int, _frame: object) -> None:
         requests.append(True)

@@ -11,13 +11,13 @@ from airpfed.core.run_files import DataReport
 from airpfed.model.tokens import Encoding, prompt_ids
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import TaskView
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 
 MAX_CLASSES = 12
 """Classes in a line."""
 
 
-def report_data(settings: Settings, tasks: Sequence[Task], experiment: Experiment) -> dict[str, DataReport]:
+def report_data(settings: Settings, tasks: Sequence[Task], experiment: TrainingSetup) -> dict[str, DataReport]:
     """Map each task to the report about its data. The server of a federation only has the dev and test splits."""
     clients, max_tokens = experiment.clients, settings.model.max_tokens
     task_of = clients.task_of.tolist()

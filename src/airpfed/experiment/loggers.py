@@ -7,6 +7,7 @@ function here and a row of TRACKERS.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from airpfed.config.choice import Choice
 from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
 from airpfed.core.run_files import RoundRecord, Summary
@@ -14,8 +15,25 @@ from airpfed.core.run_files import RoundRecord, Summary
 Tracker = Callable[[RoundRecord | Summary], None]
 
 
+def open_tracker(choice: Choice, folder: Path) -> Tracker:
+    """Open the tracker of `run.tracker` for a run's folder. Raises UserError if its function returns none."""
+    tracker: Tracker = choice.bind()(folder)
+    if not callable(tracker):
+        raise UserError(
+            f'run.tracker = "{choice.label}": should return a function of a record, not {type(tracker).__name__}'
+        )
+    return tracker
+
+
 def scalars(row: RoundRecord | Summary) -> dict[str, float]:
-    """Map the path of keys, `loss/trec`, to each number of a record or summary, without null, text and lists."""
+    """Map the path of keys, `loss/trec`, to each number of a record or summary, without null, text and lists.
+
+    >>> import airpfed as ap
+    >>> numbers = {"mse": {}, "pi": 0.01, "pi_claimed": None, "ledger": {"air_seconds": 0.2}, "seconds": {}}
+    >>> values = ap.scalars(ap.RoundRecord(round=3, loss={"trec": 1.25}, **numbers))
+    >>> values["loss/trec"], values["pi"], values["ledger/air_seconds"], "pi_claimed" in values
+    (1.25, 0.01, 0.2, False)
+    """
     return dict(_flat("", row.model_dump(exclude={"round", "rounds"})))
 
 

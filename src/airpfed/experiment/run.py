@@ -18,12 +18,12 @@ from airpfed.core.files import exclusive_run
 from airpfed.experiment import REOPEN, artifacts, build
 from airpfed.experiment.console import INTERRUPTED, RunConsole, interruptible, open_console, resume_line
 from airpfed.experiment.data_report import data_lines, report_data
-from airpfed.experiment.loggers import Tracker
+from airpfed.experiment.loggers import Tracker, open_tracker
 from airpfed.report import page
 from airpfed.tasks.sample import Task
 from airpfed.training import checkpoint
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import Outcome, play, read_records
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import State
 
 
@@ -39,26 +39,45 @@ def run_file(file: Path, overrides: list[str], out: Path | None, resume: bool, c
     else:
         settings = settings_file.read_new_settings(file, overrides, notes=notes)
     out = artifacts.claim_folder(out, file.stem, resume)
-    with (
-        exclusive_folder(out, resume),
-        open_console(settings.server.rounds) as console,
-        interruptible(console) as stopping,
-    ):
-        track = settings.run.tracker.bind()(out)
-        for line in [*notes, *settings_notes(settings)]:
-            console.log(line)
-        console.log("loading tasks and base model")
-        tasks = build.load_tasks(settings)
-        experiment = build.build_experiment(settings, tasks)
-        if not resume:
-            build.check_head_scope(settings, experiment.clients.backbone)
-        outcome = run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
+    with open_console(settings.server.rounds) as console:
+        outcome = run_settings(settings, command, out, resume, console, notes)
         if outcome.completed and not overrides:
             console.compare_with_expected(outcome.summary, settings_file.read_expected(file))
     if outcome.completed:
         return 0
     console.log(resume_line("run", file, overrides, out, outcome.state.round))
     return INTERRUPTED
+
+
+def run_settings(
+    settings: Settings,
+    command: str,
+    out: Path,
+    resume: bool,
+    console: RunConsole,
+    notes: Sequence[str] = (),
+    load: Callable[[Settings], tuple[tuple[Task, ...], TrainingSetup]] | None = None,
+) -> Outcome:
+    """Run the experiment of settings in the folder `out`, up to its last round or to Ctrl-C.
+
+    notes: lines about how the settings were read. load: gives the tasks and the objects of the settings; by default
+    they are built. Raises UserError as `run_experiment`.
+    """
+    with exclusive_folder(out, resume), interruptible(console) as stopping:
+        track = open_tracker(settings.run.tracker, out)
+        for line in [*notes, *settings_notes(settings)]:
+            console.log(line)
+        console.log("loading tasks and base model")
+        tasks, experiment = (load or load_experiment)(settings)
+        if not resume:
+            build.check_head_scope(settings, experiment.clients.backbone)
+        return run_experiment(settings, experiment, tasks, command, out, resume, console, track, stopping)
+
+
+def load_experiment(settings: Settings) -> tuple[tuple[Task, ...], TrainingSetup]:
+    """Load the tasks of settings, and build all that their run needs."""
+    tasks = build.load_tasks(settings)
+    return tasks, build.build_experiment(settings, tasks)
 
 
 @contextmanager
@@ -72,7 +91,7 @@ def exclusive_folder(out: Path, resume: bool) -> Iterator[None]:
 
 def run_experiment(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     tasks: tuple[Task, ...],
     command: str,
     out: Path,
@@ -89,8 +108,9 @@ def run_experiment(
     """
     hashes = {task.name: task.source_sha256 for task in tasks}
     if resume:  # compared before the files of the old run are replaced
-        check_same_settings(out / "experiment.toml", settings, console.log)
         artifacts.check_plugins(out, settings)
+        artifacts.check_functions(out, settings)
+        check_same_settings(out / "experiment.toml", settings, console.log)
         artifacts.check_unchanged(out, experiment, hashes)
         for line in artifacts.damaged_files(out):
             console.log(line)
@@ -118,7 +138,7 @@ def run_experiment(
 
 def train_run(
     settings: Settings,
-    experiment: Experiment,
+    experiment: TrainingSetup,
     tasks: tuple[Task, ...],
     command: str,
     out: Path,
@@ -157,7 +177,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
     changed = settings_file.differences(previous, settings, build.CHANGEABLE_ON_RESUME)
     if changed:
         raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
-    for line in settings_file.differences(previous, settings, {}):
+    for line in settings_file.differences(previous, settings, {"plugins": True}):  # the run's folder has copies
         log(f"resumed with {line}")
 
 
@@ -179,28 +199,56 @@ def export_run(
     return folders
 
 
+NOT_FOR_MODELS = {
+    "radio.scheme": "",
+    "radio.design": "",
+    "radio.channel": "",
+    "server.aggregator": "",
+    "server.optimizer": "sgd",
+    "run.tracker": "",
+    "metric": "",
+}
+"""Settings on which the models of a finished run do not depend, each with what may stand for it; "": the default."""
+
+
+def missing_functions(run: Path, stored: Settings) -> dict[str, str]:
+    """Map each setting whose function from Python this process lacks, and a model can do without, to its stand-in.
+
+    stored: the settings of the run, as `settings_file.read_stored` gives them.
+    """
+    functions = artifacts.stored_functions(run)
+    kinds = {key: key.rpartition(".")[2] if key.startswith("tasks.") else key for key in functions}
+    return {
+        key: NOT_FOR_MODELS[kinds[key]]
+        for key, choice in choices_of(stored).items()
+        if key in functions and choice.find_row() is None and kinds[key] in NOT_FOR_MODELS
+    }
+
+
 def reopen_run(
     run: Path, plugins: Sequence[Path] = (), trust: bool = False, log: Callable[[str], None] = print
-) -> tuple[Settings, Experiment, State]:
+) -> tuple[Settings, TrainingSetup, State]:
     """Return the settings, the experiment and the last state of a run, from its folder.
 
-    plugins, trust, log: as in `open_settings`.
+    plugins, trust, log: as in `open_settings`. Functions from Python on which its models do not depend may be missing.
     """
     if not (run / "experiment.toml").is_file():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     settings, folder = open_settings(run, plugins, trust, log), run / "checkpoint"
+    replaced = missing_functions(run, settings_file.read_stored(run / "experiment.toml"))
     hashes: dict[str, str] = {}
     for name, rebuild in REOPEN.items():
         if (folder / name).is_file():
             experiment = rebuild(settings, folder)
             break
     else:
-        tasks = build.load_tasks(settings)
-        experiment = build.build_experiment(settings, tasks)
+        tasks, experiment = load_experiment(settings)
         hashes = {task.name: task.source_sha256 for task in tasks}
     artifacts.check_plugins(run, settings)
     artifacts.check_unchanged(run, experiment, hashes)
     fingerprint = artifacts.recorded_fingerprint(run, experiment.fingerprint)
+    if replaced:  # then the settings' own fingerprint cannot be computed here
+        fingerprint = str(artifacts.environment_of(run).get("fingerprint"))
     return settings, experiment, checkpoint.load_state(folder, experiment.initial, fingerprint)
 
 
@@ -227,7 +275,10 @@ def open_settings(
         if name not in own:
             log(f"{path}: running the code of this plug-in, as --trust says")
     load_plugins(used.values())
+    replaced = missing_functions(run, stored)
     for key, choice in choices_of(stored).items():
+        if key in replaced:
+            continue
         rows = KINDS[choice.kind].rows
         origin = rows.origins.get(choice.name, "")
         if choice.name not in rows or (origin and origin not in load_installed() and Path(origin).name not in used):
@@ -236,7 +287,9 @@ def open_settings(
                 f'{file}: {key} = "{choice.name}" needs the code of {code}; --plugin FILE uses your own copy, --trust '
                 "runs the one of the folder"
             )
-    settings = settings_file.read_settings(file, run_plugins=False, older=True)
+    settings = settings_file.read_settings(
+        file, [f"{key}={name}" for key, name in replaced.items()], run_plugins=False, older=True
+    )
     return settings.model_copy(update={"plugins": tuple(str(used.get(name, path)) for name, path in copies.items())})
 
 

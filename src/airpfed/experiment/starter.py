@@ -59,7 +59,7 @@ lr = 5e-3                             # learning rate
 MORE server
 
 [radio]
-design = "mmse"                       # how devices and receiver are adjusted; "error_free" is a channel without errors
+design = "mmse"                       # how devices and receiver are adjusted; `airpfed list designs` has more
 antennas = 16                         # of the receiver
 snr_db = 10.0                         # median signal-to-noise ratio at an antenna
 MORE radio

@@ -23,8 +23,8 @@ from airpfed.tasks import split
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import load_source
 from airpfed.training.checkpoint import exists as rounds_exist
-from airpfed.training.experiment import Experiment
 from airpfed.training.round import Aggregator
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import DeviceState, OptimizedParameters
 
 IDENTITY = "run.json"
@@ -44,7 +44,7 @@ def server_tasks(settings: Settings, deployed: bool) -> tuple[Task, ...]:
     )
 
 
-def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, list[Agreement]]:
+def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[TrainingSetup, list[Agreement]]:
     """The server's experiment, and for each task the agreement that its devices must match.
 
     The server's state has no entries of device scope.
@@ -58,7 +58,7 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[Experiment, lis
     return replace(experiment, initial=replace(experiment.initial, devices=empty)), agreements
 
 
-def aggregator_of(settings: Settings, experiment: Experiment, samples: Tensor) -> Aggregator:
+def aggregator_of(settings: Settings, experiment: TrainingSetup, samples: Tensor) -> Aggregator:
     """The aggregator, with weights from the sample counts D_k that the devices report."""
     link, aggregator = build.client_uplink(settings, experiment.clients, samples), settings.server.aggregator
     aggregate: Aggregator = aggregator.row.build(partial(uplink, link), link, aggregator.bind())
@@ -103,7 +103,7 @@ def identity(file: Path) -> tuple[str, bool]:
     return name, deployed
 
 
-def reopen(settings: Settings, checkpoint: Path) -> Experiment:
+def reopen(settings: Settings, checkpoint: Path) -> TrainingSetup:
     """The server's experiment of an earlier federation, needed to read its checkpoint."""
     return server(settings, server_tasks(settings, identity(checkpoint / IDENTITY)[1]))[0]
 

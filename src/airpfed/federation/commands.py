@@ -17,7 +17,7 @@ from airpfed.experiment import REOPEN
 
 if TYPE_CHECKING:
     from airpfed.config.schema import Settings
-    from airpfed.training.experiment import Experiment
+    from airpfed.training.setup import TrainingSetup
 
 
 class FileFirst(TyperGroup):
@@ -40,7 +40,7 @@ File = Annotated[
 ]
 
 
-def _reopen(settings: "Settings", checkpoint: Path) -> "Experiment":
+def _reopen(settings: "Settings", checkpoint: Path) -> "TrainingSetup":
     from airpfed.federation import build_federation
 
     return build_federation.reopen(settings, checkpoint)

@@ -26,8 +26,8 @@ from airpfed.federation.message import Packet, refusal, safe_line
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
-from airpfed.training.experiment import Experiment
 from airpfed.training.round import finite
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import OptimizedParameters
 
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -45,7 +45,7 @@ class Device:
     """
 
     number: int
-    experiment: Experiment
+    experiment: TrainingSetup
     clients: Clients
     local_clients: Clients
     task: int
@@ -66,7 +66,7 @@ class Device:
 
 
 def device_of(
-    experiment: Experiment, number: int, agreement: Agreement, alpha: float, max_norm: float, folder: Path
+    experiment: TrainingSetup, number: int, agreement: Agreement, alpha: float, max_norm: float, folder: Path
 ) -> Device:
     """Device `number` of an experiment that holds its data. Its own state is kept in `folder`."""
     clients = experiment.clients

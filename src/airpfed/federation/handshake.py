@@ -11,7 +11,7 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.federation.message import safe_line
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
@@ -20,7 +20,7 @@ DEVICE_CODE = ("adapters.method", "server.optimizer")
 """Choices whose rows a device runs. The other rows of plug-ins are the server's alone."""
 
 
-def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...], number: int) -> Agreement:
+def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, ...], number: int) -> Agreement:
     """Everything that decides which gradient a device of task `number` computes, as text or hash.
 
     The device's data and the wording of its prompts are not part of it.
@@ -28,8 +28,6 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
     layout, task = experiment.clients.layout, tasks[number]
     work = {
         "server.optimizer": settings.server.optimizer.label,
-        "adapters.method": settings.adapters.method.label,
-        "plugins": json.dumps(code_hashes(settings, DEVICE_CODE), sort_keys=True),
         "server.lr": experiment.server_step.lr,
         "devices.batch_size": experiment.local_training.batch_size,
         "devices.local_steps": experiment.local_training.steps,
@@ -39,6 +37,8 @@ def agreement(settings: Settings, experiment: Experiment, tasks: tuple[Task, ...
         "model.max_tokens": settings.model.max_tokens,
         "devices.precision": settings.devices.precision,
     }
+    if code := code_hashes(settings, DEVICE_CODE):
+        work["plugins"] = json.dumps(code, sort_keys=True)
     start = hashlib.sha256()
     for scope, values in vectors(experiment.initial).items():
         start.update(values[:1].contiguous().numpy().tobytes() if scope != "device" else b"")

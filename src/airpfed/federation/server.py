@@ -19,8 +19,8 @@ from airpfed.federation.registry import Registry
 from airpfed.federation.validate import answers_of, gradient_of, packed_integers, refusal_reason, samples_of_device
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, mean_score, score_answers
-from airpfed.training.experiment import Experiment, RoundGradients, simulate_score
 from airpfed.training.round import Aggregator
+from airpfed.training.setup import RoundGradients, TrainingSetup, simulate_score
 from airpfed.training.state import State
 
 Which = Literal["dev", "test"]
@@ -56,7 +56,7 @@ class Federation:
     stopping: Callable[[], bool]
     aggregate: Aggregator | None = field(default=None)
 
-    def experiment(self, experiment: Experiment) -> Experiment:
+    def experiment(self, experiment: TrainingSetup) -> TrainingSetup:
         """The same experiment with this federation's devices."""
         return replace(experiment, collect=self.collect, evaluate_task=self.rate, aggregate=self._link)
 
@@ -64,7 +64,7 @@ class Federation:
         assert self.aggregate is not None
         return self.aggregate(t, updates, statistics)
 
-    def collect(self, experiment: Experiment, state: State) -> RoundGradients:
+    def collect(self, experiment: TrainingSetup, state: State) -> RoundGradients:
         """Collect a round's gradients from all connected devices that are free, until the deadline.
 
         A device that still works on an earlier round gets no request: behind an outdated request its answer would be
@@ -97,7 +97,7 @@ class Federation:
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
         return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
 
-    def gradient_from(self, experiment: Experiment, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:
+    def gradient_from(self, experiment: TrainingSetup, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:
         """A device's gradient and loss. Raises UserError if the answer cannot be used."""
         facts = reply.answer.facts
         if reply.answer.kind != "done":
@@ -162,7 +162,7 @@ class Federation:
             self.registry.log(f"device {self.registry.nodes.get(reply.node)} answered {what} too late; not used")
 
     def request(
-        self, kind: str, experiment: Experiment, state: State, device: int, bodies: Mapping[str, bytes] | None = None
+        self, kind: str, experiment: TrainingSetup, state: State, device: int, bodies: Mapping[str, bytes] | None = None
     ) -> Packet:
         """A request to a device with its parameters: the shared ones and its task's."""
         task = self.registry.task_of[device]
@@ -178,7 +178,7 @@ class Federation:
         sent = {name: value.contiguous().numpy().tobytes() for name, value in values.items() if len(value)}
         return Packet(kind, facts, {**sent, **(bodies or {})})
 
-    def rate(self, experiment: Experiment, state: State, number: int, split_name: Which) -> Score | None:
+    def rate(self, experiment: TrainingSetup, state: State, number: int, split_name: Which) -> Score | None:
         """A task's score, or None if no device answered.
 
         The server computes it unless devices have parameters of their own. In that case devices receive prompts without
@@ -202,7 +202,7 @@ class Federation:
                 self.registry.log(f"device {connected[reply.node]} cannot be scored: {error}")
         return mean_score(scores, weights) if scores else None
 
-    def finish(self, experiment: Experiment, state: State) -> None:
+    def finish(self, experiment: TrainingSetup, state: State) -> None:
         """Ask every connected device to export its model to its own disk."""
         connected = self.free()
         requests = {node: self.request("finish", experiment, state, device) for node, device in connected.items()}

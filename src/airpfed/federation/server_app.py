@@ -16,6 +16,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import acquire_lock
 from airpfed.experiment.console import RunConsole, open_console
+from airpfed.experiment.loggers import open_tracker
 from airpfed.experiment.run import run_experiment
 from airpfed.federation import build_federation
 from airpfed.federation.handshake import Agreement
@@ -23,14 +24,14 @@ from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import Outcome
+from airpfed.training.setup import TrainingSetup
 
 
 def federation_of(
     grid: Grid,
     settings: Settings,
-    sides: tuple[Experiment, list[Agreement]],
+    sides: tuple[TrainingSetup, list[Agreement]],
     run: str,
     device_of_node: Mapping[int, int] | None,
     log: Callable[[str], None],
@@ -66,7 +67,7 @@ def serve(
 
     device_of_node: node -> device by registered key (deployment), or None in Flower's simulation.
     """
-    track = settings.run.tracker.bind()(out)
+    track = open_tracker(settings.run.tracker, out)
     console.log("loading tasks and base model")
     tasks = build_federation.server_tasks(settings, deployed=device_of_node is not None)
     sides = build_federation.server(settings, tasks)

@@ -17,7 +17,7 @@ from airpfed.core import files
 from airpfed.core.errors import UserError, first_line
 from airpfed.model import origin
 from airpfed.model.backbone import Backbone
-from airpfed.model.compatibility import no_cache_option
+from airpfed.model.compatibility import end_tokens, no_cache_option, set_padding
 from airpfed.model.forward import logits, with_adapters
 from airpfed.model.layers import StackedLoRA
 from airpfed.model.layout import Factors
@@ -233,3 +233,37 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     with files.replace_folder(folder, SHARD) as work, quiet_transformers():
         model.save_pretrained(str(work))
         tokenizer.save_pretrained(str(work))
+
+
+def load_adapter(base: str, identity: str, folder: Path, classes: int, trusted: bool = False) -> tuple[Any, Any]:
+    """A base model with an exported adapter, in float32 and ready to answer, and its tokenizer.
+
+    base: the setting `model.base`. identity: hash of its files when the adapter was trained. folder: the adapter's.
+    classes: number of classes of a classifier. trusted: whether the base's own Python code may run. Raises UserError
+    where the base is not there, is another one, or needs code that is not trusted.
+    """
+    from peft import PeftConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+
+    source = origin.origin_of(base, trusted)
+    if source.identity != identity:
+        raise UserError(f'{folder}: model.base = "{base}" has other files than when this adapter was trained')
+    causal = PeftConfig.from_pretrained(str(folder)).task_type == "CAUSAL_LM"
+    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    with quiet_transformers(), torch.random.fork_rng():
+        try:
+            model = auto.from_pretrained(source.folder, dtype=torch.float32, **source.options, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
+        except Exception as error:  # transformers raises many types of exceptions
+            reason = origin.needs_code(error) or f"cannot be loaded: {first_line(error)}"
+            raise UserError(f'model.base = "{base}": {reason}') from None
+    set_padding(tokenizer, model, causal)
+    if causal and hasattr(model, "generation_config"):  # plain greedy decoding, as in a run's scores
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=list(end_tokens(tokenizer, model)) or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return reload_adapter(model, folder), tokenizer

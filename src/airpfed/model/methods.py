@@ -19,6 +19,10 @@ class Block:
     """An adapter block: `rank` columns of B and rows of A, with the scope of each factor.
 
     alternating: whether B is trained and sent in odd rounds only, and A in even rounds only.
+
+    >>> import airpfed as ap
+    >>> ap.Block(4, a="global", b="device")
+    Block(rank=4, a='global', b='device', alternating=False)
     """
 
     rank: int

@@ -12,7 +12,7 @@ from airpfed.experiment import build
 from airpfed.experiment.data_report import data_lines, report_data
 from airpfed.model.methods import SCOPES
 from airpfed.planning.planner import memory_gb, round_seconds
-from airpfed.training.experiment import Experiment
+from airpfed.training.setup import TrainingSetup
 
 
 def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
@@ -35,7 +35,7 @@ def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
     yield from experiment_lines(settings, experiment)
 
 
-def experiment_lines(settings: Settings, experiment: Experiment) -> Iterator[str]:
+def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[str]:
     """Write lines about the sizes of an experiment: adapters, channel, memory and time."""
     layout, clients = experiment.clients.layout, experiment.clients
     sizes = ", ".join(f"{scope} {layout.size(scope):,}" for scope in SCOPES if layout.size(scope))

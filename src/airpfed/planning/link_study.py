@@ -1,6 +1,5 @@
 """`airpfed link` and the API's `link_study`: designs over the same random channels, without a model."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from airpfed.air.designs import DESIGNS
 from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
-from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
-from airpfed.air.schedule import DesignFunction, Uplink, slot_uses
+from airpfed.air.problem import Transceiver
+from airpfed.air.schedule import Uplink, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
@@ -29,6 +28,7 @@ from airpfed.experiment.build.uplink import (
     build_network,
     build_uplink,
     check_channel_memory,
+    checked_design,
     design_fields,
     noise_power,
 )
@@ -192,7 +192,9 @@ def compare_designs(
     for label, value in (designs or dict(zip(DESIGNS, DESIGNS, strict=True))).items():
         is_of_settings = isinstance(value, str) and value == settings.radio.design.name
         choice = settings.radio.design if is_of_settings else parse_design(f"design {label}", value)
-        design_link = replace(link, **design_fields(settings.radio, choice.row, checked_design(label, choice)))
+        design_link = replace(
+            link, **design_fields(settings.radio, choice.row, checked_design(f"design {label}", choice))
+        )
         slots = schedule_full_round(design_link, drops)
         for slot in slots:
             if slot.name not in by_slot:
@@ -203,23 +205,6 @@ def compare_designs(
         errors, transceivers, seconds = study(design_link, segments)
         results[label] = summarise_design(design_link, segments, errors, transceivers, seconds, lower_bounds)
     return results
-
-
-def checked_design(label: str, choice: Choice) -> DesignFunction:
-    """Return a design's function, which raises UserError with the label if its result is no transceiver."""
-    solve = choice.bind()
-    try:
-        inspect.signature(choice.row.solve).bind(object(), **choice.options)
-    except TypeError as error:
-        raise UserError(f"design {label}: should take one argument, the problem, and options ({error})") from None
-
-    def design(problem: TransceiverProblem) -> Transceiver:
-        transceiver: Transceiver = solve(problem)
-        if fault := transceiver_fault(problem, transceiver):
-            raise UserError(f"design {label}: {fault}")
-        return transceiver
-
-    return design
 
 
 def link_of(settings: Settings, samples: Sequence[float] | None = None) -> Uplink:

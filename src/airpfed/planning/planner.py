@@ -24,8 +24,8 @@ from airpfed.core.run_files import Probe
 from airpfed.experiment import build
 from airpfed.planning.channel_study import read_points
 from airpfed.planning.predict import Candidate, predict_candidate
-from airpfed.training.experiment import Experiment
 from airpfed.training.round import local_gradients
+from airpfed.training.setup import TrainingSetup
 
 GRID_SECTION = "radio."
 """Section of the keys that a plan can vary with a single probe; ranks at a fixed total are varied by splits."""
@@ -165,13 +165,13 @@ def keeps_limit(candidate: Candidate, limit: float) -> bool:
     return bool(candidate.shares) and candidate.shares["channel"] <= limit
 
 
-def memory_gb(settings: Settings, experiment: Experiment) -> float:
+def memory_gb(settings: Settings, experiment: TrainingSetup) -> float:
     """GB of the base model and of the devices of one pass."""
     model = sum(p.numel() * p.element_size() for p in experiment.clients.backbone.model.parameters())
     return float(model + experiment.devices_per_pass * build.device_pass_bytes(settings, experiment.clients)) / 1e9
 
 
-def round_seconds(experiment: Experiment) -> float:
+def round_seconds(experiment: TrainingSetup) -> float:
     """Wall-clock seconds of one round on this machine: gradients, and the link of the settings."""
     begin = time.perf_counter()
     gradients, _, _ = local_gradients(

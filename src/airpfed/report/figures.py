@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from airpfed.core.run_files import NetworkLayout, Probe, RoundRecord, Theory
-from airpfed.report.runs import Run
+from airpfed.report.runs import RunData
 from airpfed.report.style import PALETTE
 from airpfed.theory.verification import applicable_bound, average_bounds
 
@@ -38,7 +38,7 @@ class Trace:
     style: Mapping[str, Any]
 
 
-def figures_of(runs: Sequence[Run]) -> dict[str, dict[str, Figure]]:
+def figures_of(runs: Sequence[RunData]) -> dict[str, dict[str, Figure]]:
     """All figures of a page: tab -> name -> figure."""
     single = len(runs) == 1
     figures: dict[str, dict[str, Figure]] = {
@@ -127,12 +127,12 @@ def colour(index: int, dash: str = "") -> dict[str, Any]:
     return {"line": line, "marker": {"color": shade, "size": 6, "symbol": SYMBOLS[index % len(SYMBOLS)]}}
 
 
-def task_names(runs: Sequence[Run]) -> list[str]:
+def task_names(runs: Sequence[RunData]) -> list[str]:
     """All tasks of the runs, in order of appearance."""
     return list(dict.fromkeys(name for run in runs for name in run.summary.tasks))
 
 
-def task_figure(runs: Sequence[Run]) -> Figure:
+def task_figure(runs: Sequence[RunData]) -> Figure:
     """The tasks' metrics on the test split as bars, run beside run.
 
     A rule marks the metrics of the untouched model if they agree in all runs.
@@ -158,7 +158,7 @@ def task_figure(runs: Sequence[Run]) -> Figure:
     return {**chart, "data": traces}
 
 
-def metric_figure(runs: Sequence[Run], task: str | None = None) -> Figure:
+def metric_figure(runs: Sequence[RunData], task: str | None = None) -> Figure:
     """The metric over rounds: a line per task for one run, a line per run for several.
 
     task: for several runs, the task that is shown; None shows the mean over each run's tasks.
@@ -197,7 +197,7 @@ def metric_figure(runs: Sequence[Run], task: str | None = None) -> Figure:
     return line_chart(f"{title} ({SPLITS})", X_AXES["round"], "metric", traces, costs=True, range=[0, 1.02])
 
 
-def loss_figure(runs: Sequence[Run]) -> Figure:
+def loss_figure(runs: Sequence[RunData]) -> Figure:
     """Training loss of the rounds' batches: a line per task for one run, the mean over tasks per run for several."""
     if len(runs) == 1:
         title, rows = "Training loss by task", runs[0].records
@@ -212,7 +212,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     return line_chart(title, X_AXES["round"], "loss, nats", traces, costs=True)
 
 
-def error_figure(run: Run) -> Figure:
+def error_figure(run: RunData) -> Figure:
     """The MSE of the s-slot and of each p-slot: measured (solid) and claimed (dotted)."""
     records, traces = run.records, list[Trace]()
     rows: dict[str, list[Any]] = {"s": [row.mse.s for row in records]}
@@ -226,7 +226,7 @@ def error_figure(run: Run) -> Figure:
     return line_chart("Error of the over-the-air sums", "round", "MSE per normalised entry", traces, type="log")
 
 
-def pi_figure(runs: Sequence[Run]) -> Figure:
+def pi_figure(runs: Sequence[RunData]) -> Figure:
     """Pi of each round: measured (solid) and claimed (dotted)."""
     traces: list[Trace] = []
     for index, run in enumerate(runs):
@@ -237,7 +237,7 @@ def pi_figure(runs: Sequence[Run]) -> Figure:
     return line_chart("\u03a0, the sums' error weighted by the adapters' shares", "round", "\u03a0", traces, type="log")
 
 
-def air_time_figure(runs: Sequence[Run]) -> Figure:
+def air_time_figure(runs: Sequence[RunData]) -> Figure:
     """Seconds on air up to and with each round."""
     traces: list[Trace] = []
     for index, run in enumerate(runs):
@@ -269,7 +269,7 @@ def layout_figure(layout: NetworkLayout) -> Figure:
     return {**chart, "data": traces}
 
 
-def psi_figure(runs: Sequence[Run]) -> Figure:
+def psi_figure(runs: Sequence[RunData]) -> Figure:
     """Psi_T over T of the runs that have a probe."""
     traces: list[Trace] = []
     for i, run in enumerate(runs):

@@ -11,7 +11,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
 from airpfed.report.figures import X_AXES, figures_of, task_names
-from airpfed.report.runs import Run, different_settings, load_runs
+from airpfed.report.runs import RunData, different_settings, load_runs
 from airpfed.report.style import PALETTE
 from airpfed.theory.verification import verify_run
 
@@ -38,7 +38,7 @@ def write_page(run: Path, *other_runs: Path, out: Path | None = None) -> Path:
     return path
 
 
-def page_of(runs: Sequence[Run]) -> str:
+def page_of(runs: Sequence[RunData]) -> str:
     """The page as HTML."""
     figures = figures_of(runs)
     pages = Environment(loader=PackageLoader("airpfed", "report"), autoescape=select_autoescape(["html"]))

@@ -20,7 +20,7 @@ MAX_SETTINGS = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """A run's files. name: a name that no other run of the page has. settings: text of experiment.toml."""
 
     name: str
@@ -32,11 +32,11 @@ class Run:
     probe: Probe | None
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
+def load_runs(folders: Sequence[Path]) -> list[RunData]:
     """Read the runs in these folders. Raises UserError if a folder holds no run or is given twice."""
     if duplicate := next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None):
         raise UserError(f"{duplicate}: named twice")
-    runs = [load_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     names = names_of(folders, [run.settings for run in runs])
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
@@ -57,13 +57,13 @@ def names_of(folders: Sequence[Path], settings: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def load_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunData:
     """Read one run. Raises UserError if the folder holds no run or a file of it cannot be read."""
     settings = load_settings_text(folder / "experiment.toml")
     summary, records = run_files.load_summary(folder / "summary.json"), run_files.load_records(folder / "records.jsonl")
     run_files.check_rounds(folder, summary, records)
     environment = run_files.read_json(folder / "environment.json", run_files.Environment)
-    return Run(
+    return RunData(
         name=folder.absolute().name,
         summary=summary,
         records=records,

@@ -22,9 +22,9 @@ COST_COLUMNS = ("pi_mean", "air_seconds", "joules_mean")
 class SweepConsole:
     """Lines and progress of a sweep on standard error, so that tables and JSON can be piped."""
 
-    def __init__(self) -> None:
-        """Open the console on standard error."""
-        self.console = Console(stderr=True, soft_wrap=True)
+    def __init__(self, verbose: bool = True) -> None:
+        """Open the console on standard error. verbose: whether anything is printed."""
+        self.console = Console(stderr=True, soft_wrap=True, quiet=not verbose)
 
     def log(self, text: str) -> None:
         """Print one line about the progress."""
@@ -42,7 +42,7 @@ class SweepConsole:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
         with Progress(
             *columns, TimeRemainingColumn(), TextColumn("left"), console=self.console, transient=True,
-            disable=not self.console.is_terminal,
+            disable=self.console.quiet or not self.console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task(f"{description} 0/{len(trials)}", total=total)
 

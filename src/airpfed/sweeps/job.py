@@ -58,8 +58,11 @@ class SweepRequest:
 class SweepResult:
     """The outcome of a sweep or a comparison.
 
-    tree: the outcome, ready to be written as JSON. failures: a line for each trial that failed.
+    runs: the runs that were scored. tree: the outcome, ready to be written as JSON. failures: a line for each trial
+    that failed.
     """
+
+    runs: list[ScoredRun]
 
     means: list[Mean]
     axes: Axes
@@ -98,7 +101,7 @@ def run_sweep(request: SweepRequest, console: SweepConsole) -> SweepResult:
     names = files.write_files(runs, averages, axes, request.folder, request.folder)
     run_files.write_json(request.folder / "sweep.json", tree)
     console.log(f"{request.folder}: wrote {', '.join(['sweep.json', *names])}")
-    return SweepResult(means=averages, axes=axes, reference=reference, tree=tree, failures=failures)
+    return SweepResult(runs=runs, means=averages, axes=axes, reference=reference, tree=tree, failures=failures)
 
 
 def with_copied_plugins(trials: Sequence[Trial], folder: Path) -> list[Trial]:
@@ -251,4 +254,4 @@ def compare_runs(
             raise UserError(f"{out}: cannot be made: {error.strerror}") from None
         console.log(f"{out}: wrote {', '.join(files.write_files(runs, averages, axes, out, Path()))}")
     tree = files.as_json(averages, reference)
-    return SweepResult(means=averages, axes=axes, reference=reference, tree=tree, failures=[])
+    return SweepResult(runs=runs, means=averages, axes=axes, reference=reference, tree=tree, failures=[])

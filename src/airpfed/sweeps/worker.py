@@ -22,8 +22,8 @@ from airpfed.experiment.artifacts import clean_up
 from airpfed.experiment.run import train_run
 from airpfed.sweeps.trials import finished_summary
 from airpfed.training import checkpoint
-from airpfed.training.experiment import Experiment
 from airpfed.training.loop import read_records
+from airpfed.training.setup import TrainingSetup
 
 BASE = "base"
 """Folder beside `cells` with the scores of the untouched model."""
@@ -96,7 +96,7 @@ def _train(settings: Settings, folder: Path, command: str, stopping: Callable[[]
     return Result("done" if outcome.completed else "stopped", "; ".join([*reasons, *([reason] if reason else [])]))
 
 
-def can_resume(folder: Path, experiment: Experiment) -> tuple[bool, str]:
+def can_resume(folder: Path, experiment: TrainingSetup) -> tuple[bool, str]:
     """Whether a trial can resume from its checkpoint; if not, the reason, empty for a trial that has not started."""
     try:
         if checkpoint.exists(folder / "checkpoint"):

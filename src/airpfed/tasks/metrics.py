@@ -56,7 +56,12 @@ def auto(predicted: Sequence[Any], correct: Sequence[Any]) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. score: (predicted, correct, *, options) -> value. kind: the tasks that it can score; None for both."""
+    """A metric. score: (predicted, correct, *, options) -> value. kind: the tasks that it can score; None for both.
+
+    >>> import airpfed as ap
+    >>> ap.METRICS["macro_f1"].score([0, 1, 1], [0, 1, 0])
+    0.6666666666666666
+    """
 
     score: Callable[..., float]
     kind: Literal["classify", "generate"] | None = None

@@ -12,6 +12,10 @@ class Sample:
 
     prompt: text that the model reads. answer: the label word (classify) or the completion (generate), with its leading
     space. label: index into Task.labels; -1 for generate. device: value of the device column; "" without such a column.
+
+    >>> import airpfed as ap
+    >>> ap.Sample("What is the capital of France? Label:", " location", label=2).device
+    ''
     """
 
     prompt: str

@@ -20,7 +20,7 @@ from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
 from airpfed.tasks.hub import read_hub
 from airpfed.tasks.sample import Counts, Kind, Sample
-from airpfed.tasks.table_files import NotText, Row, read_file, separator_hint
+from airpfed.tasks.table_files import NotText, Row, read_file, separator_hint, to_rows
 from airpfed.tasks.text import fold_case, is_blank, normalize_name
 
 _COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -174,8 +174,8 @@ def fill_template(template: str, row: Row, max_chars: int | None) -> str:
     return _COLUMN.sub(fill, template)
 
 
-TextRows = Iterable[Mapping[str, str]]
-"""The rows of a data set: column -> text."""
+TextRows = Iterable[Mapping[str, Any]]
+"""The rows of a data set: column -> text, number or truth value; None for an empty cell."""
 
 SOURCES: RowDict[Callable[..., TextRows]] = RowDict(
     "source", {}, wrap=lambda function: function, function=lambda row: row
@@ -196,22 +196,24 @@ def row_source(source: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def read_row_source(name: str, options: Mapping[str, Any]) -> list[Row]:
-    """Read the rows of a source in `SOURCES`. Raises UserError if an option or what the function gives is wrong."""
+    """Read the rows of a source in `SOURCES`; numbers and truth values become texts, as those of a file do.
+
+    Raises UserError if an option or what the function gives is wrong.
+    """
     try:
         function = SOURCES.bind(name, options)
     except UserError as error:
         raise UserError(f"source {name}: {str(error).lstrip('.')}") from None
     try:
-        rows = [dict(row) for row in function()]
+        rows = to_rows(dict(row) for row in function())
     except (TypeError, ValueError, OSError) as error:
         raise UserError(
             f"source {name}: {one_line(error)}; should give rows, each a mapping of column to text"
         ) from None
+    except UserError as error:
+        raise UserError(f"source {name}: {error}") from None
     if not rows:
         raise UserError(f"source {name}: gives no rows")
-    for row in rows:
-        if not all(isinstance(column, str) and isinstance(text, str) for column, text in row.items()):
-            raise UserError(f"source {name}: a row should map columns to texts; one has {str(row)[:80]}")
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, "") for column in columns} for row in rows]
 

@@ -182,6 +182,11 @@ class SampleSplit:
     share: (samples, counts, rng, *, options) -> the indices of each device's samples, no sample twice; counts: wanted
     number of each device, (K). Raises ValueError for samples that it cannot split. by_value: devices are the values of
     a column of the data, in sorted order; then a device may get fewer samples than wanted.
+
+    >>> import numpy, airpfed as ap
+    >>> samples = tuple(ap.Sample(f"text {number}", " yes", label=0) for number in range(6))
+    >>> ap.SPLITS["iid"].share(samples, numpy.array([2, 3]), numpy.random.default_rng(0))
+    [[3, 2], [5, 4, 0]]
     """
 
     share: Callable[..., Indices]

@@ -27,8 +27,16 @@ Sums = tuple[Float[Tensor, " d_s"], Float[Tensor, "N d_p"]]
 class DeviceUpdates:
     """The gradients of the K devices that are present in a round, and what the server knows of them.
 
-    shared: gradients of the s-adapter. personal: gradients of each device's p-adapter. samples: D_k. task_of: task of
-    each device, 0 to num_tasks - 1.
+    shared: gradients of the s-adapter, float32. personal: gradients of each device's p-adapter, zeros beyond the length
+    of its task's. samples: D_k, the training samples of each device, float32. task_of: task of each device, 0 to
+    num_tasks - 1.
+
+    >>> import torch, airpfed as ap
+    >>> samples, task_of = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 0, 1])
+    >>> updates = ap.DeviceUpdates(torch.eye(3), torch.ones(3, 2), samples, task_of, num_tasks=2)
+    >>> shared, personal = updates.by_task(lambda gradients, samples: samples / samples.sum() @ gradients)
+    >>> shared, personal.shape
+    (tensor([0.2500, 0.2500, 0.5000]), torch.Size([2, 2]))
     """
 
     shared: Float[Tensor, "K d_s"]
@@ -40,22 +48,40 @@ class DeviceUpdates:
     def by_task(self, combine: Callable[[Tensor, Tensor], Tensor]) -> Sums:
         """Combine the gradients of all devices, and of each task: combine(gradients, samples) -> one vector.
 
-        A task without a device keeps zeros.
+        gradients: (k, d) of some devices; samples: their D_k, (k). A task without a device keeps zeros. Raises
+        UserError if `combine` gives anything else than a vector of d entries.
         """
+
+        def vector(gradients: Tensor, samples: Tensor) -> Tensor:
+            result = combine(gradients, samples)
+            if not isinstance(result, Tensor) or result.shape != gradients.shape[1:]:
+                shape = f"of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+                raise UserError(
+                    f"server.aggregator: combine should give one vector of shape {tuple(gradients.shape[1:])} for "
+                    f"gradients of shape {tuple(gradients.shape)}, not {shape}"
+                )
+            return result
+
         personal = torch.zeros(self.num_tasks, self.personal.shape[1], dtype=self.personal.dtype)
         for n in range(self.num_tasks):
             members = self.task_of == n
             if bool(members.any()):
-                personal[n] = combine(self.personal[members], self.samples[members])
-        return combine(self.shared, self.samples), personal
+                personal[n] = vector(self.personal[members], self.samples[members])
+        return vector(self.shared, self.samples), personal
 
 
 @dataclass(frozen=True)
 class AggregatorRow:
-    """An aggregator. combine: (t, updates, *, options) -> sums; None is the uplink itself."""
+    """An aggregator.
+
+    combine: (t, updates, *, options) -> sums. is_uplink: whether the row is the uplink itself; then `combine` is not
+    called. across_tasks: whether a task's p-sum depends on other tasks' devices; `airpfed.testing` otherwise checks
+    that it does not.
+    """
 
     combine: Callable[..., Sums]
     is_uplink: bool = False
+    across_tasks: bool = False
 
     def build(
         self, send: Callable[[int, Updates, Tensor], Aggregate], link: Uplink, combine: Callable[..., Sums]
@@ -71,7 +97,7 @@ class AggregatorRow:
             devices = DeviceUpdates(
                 updates.shared[present],
                 updates.personal[present],
-                link.samples[present],
+                link.samples[present].to(updates.shared.dtype),
                 link.task_of[present],
                 len(link.task_names),
             )

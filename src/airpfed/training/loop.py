@@ -13,9 +13,9 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Probe, RoundRecord, Summary
 from airpfed.training import checkpoint
-from airpfed.training.experiment import Experiment, Log, RoundGradients, RoundTrace
 from airpfed.training.factor_averaging import average_factors
 from airpfed.training.round import round_step
+from airpfed.training.setup import Log, RoundGradients, RoundTrace, TrainingSetup
 from airpfed.training.state import State
 from airpfed.training.summary import base_scores, final_scores, summarise
 
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def play(
-    experiment: Experiment,
+    experiment: TrainingSetup,
     out: Path,
     resume: bool,
     on_round: Callable[[RoundRecord], None],
@@ -68,7 +68,7 @@ def play(
     return Outcome(state, summarise(experiment, records, base, final), completed)
 
 
-def play_round(experiment: Experiment, state: State, probe: Probe | None = None) -> tuple[State, RoundRecord]:
+def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = None) -> tuple[State, RoundRecord]:
     """One round: gradients, uplink and update, dev scores and theory if they are due. Returns the next state.
 
     probe: the theory's probe; required if it sets the step size, and for the monitor.
@@ -129,7 +129,7 @@ def read_records(path: Path, rounds: int) -> list[RoundRecord]:
     return records
 
 
-def has_round_left(experiment: Experiment, records: Sequence[RoundRecord]) -> bool:
+def has_round_left(experiment: TrainingSetup, records: Sequence[RoundRecord]) -> bool:
     """Whether fewer than T rounds are done, and one more round fits into the time on air.
 
     The next round counts with the air time of the longest round so far.
@@ -140,7 +140,7 @@ def has_round_left(experiment: Experiment, records: Sequence[RoundRecord]) -> bo
     return sum(seconds) + max(seconds, default=0.0) <= experiment.air_seconds
 
 
-def task_losses(experiment: Experiment, devices: RoundGradients, present: Bool[Tensor, " K"]) -> dict[str, float]:
+def task_losses(experiment: TrainingSetup, devices: RoundGradients, present: Bool[Tensor, " K"]) -> dict[str, float]:
     """F_n of the round's mini-batches: the D_k-weighted mean over a task's devices that were present.
 
     Losses that are not finite are left out, and tasks without a finite loss.

@@ -35,8 +35,13 @@ class ServerStep:
         return self.lr
 
     def rule(self, lr: float) -> tuple[Init, Update]:
-        """The functions (init, update) of the optimizer at a learning rate."""
+        """The functions (init, update) of the optimizer at a learning rate. Raises UserError if it gives others."""
         functions: tuple[Init, Update] = OPTIMIZERS.bind(self.optimizer, self.options)(lr)
+        if not isinstance(functions, (tuple, list)) or len(functions) != 2 or not all(map(callable, functions)):
+            raise UserError(
+                f'server.optimizer = "{self.optimizer}": should return two functions (init, update), not '
+                f"{type(functions).__name__}"
+            )
         return functions
 
     def resolve(self, eta: float | None) -> "ServerStep":

@@ -13,7 +13,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, RoundRecord, Summary, TaskSummary
 from airpfed.training.evaluate import Score, score, score_other_tasks
-from airpfed.training.experiment import Experiment, Log
+from airpfed.training.setup import Log, TrainingSetup
 from airpfed.training.state import State, vectors
 
 Metric = Annotated[float, Field(ge=0, le=1)]
@@ -38,7 +38,7 @@ class FinalScores:
     other_tasks: list[dict[str, float | None]]
 
 
-def base_scores(experiment: Experiment, path: Path, log: Log) -> list[Score]:
+def base_scores(experiment: TrainingSetup, path: Path, log: Log) -> list[Score]:
     """Test scores of the untouched model, computed once and cached in a file for all runs of the same base and splits.
 
     path: the file.
@@ -56,7 +56,7 @@ def base_scores(experiment: Experiment, path: Path, log: Log) -> list[Score]:
     return scores
 
 
-def final_scores(experiment: Experiment, state: State, records: Sequence[RoundRecord], log: Log) -> FinalScores:
+def final_scores(experiment: TrainingSetup, state: State, records: Sequence[RoundRecord], log: Log) -> FinalScores:
     """Scores of the models after the last round on dev and test splits, and on other tasks' test splits.
 
     A dev score in the last record is not computed again. Raises UserError if no device answers with a test score; the
@@ -87,7 +87,7 @@ def final_scores(experiment: Experiment, state: State, records: Sequence[RoundRe
 
 
 def summarise(
-    experiment: Experiment, records: list[RoundRecord], base: list[Score], final: FinalScores | None
+    experiment: TrainingSetup, records: list[RoundRecord], base: list[Score], final: FinalScores | None
 ) -> Summary:
     """The summary of the rounds so far. base: the untouched model's scores. final: None if the run was interrupted."""
     count = len(base)

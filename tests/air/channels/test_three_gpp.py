@@ -1,4 +1,4 @@
-"""3GPP channels through Sionna: their power, their streams, and what happens without Sionna."""
+"""3GPP channels through Sionna: their streams, and what happens without Sionna."""
 
 import sys
 
@@ -26,19 +26,6 @@ def made(channel: str, antennas: int = 4, seed: int = 3, **changes):
         options["speed_mps"] = changes.pop("speed_mps")
     radio = RadioSettings(channel={"name": channel, **options}, antennas=antennas, min_distance_m=40.0, **changes)
     return build_network(radio, seed, TASK_OF, 2)
-
-
-@pytest.mark.parametrize("channel", ["umi", "uma", "rma", "cdl_a", "tdl_c"])
-def test_power_is_the_mean_gain_told(channel):
-    """Over rounds, E||h_k||^2 = M gain_k: large-scale parameters are the drop's, rays a round's own."""
-    place = made(channel, antennas=1 if channel == "cdl_a" else 4)
-    rounds = 60
-    power = torch.stack(
-        [place.channel_model(3, t, range(1))[0][0].abs().square().mean(0) for t in range(1, rounds + 1)]
-    )
-    ratio = power / place.gain[0]
-    z = (ratio.mean(0) - 1) / (ratio.std(0) / rounds**0.5)
-    assert z.abs().max() < 5
 
 
 @pytest.mark.parametrize("channel", ["umi", "cdl_b", "tdl_a"])

@@ -26,11 +26,9 @@ class Channel:
 
     >>> import torch, airpfed as ap
     >>> def two_paths(site, t, blocks, *, second_db: float = -10.0):
-    ...     shape = site.antennas * len(site.gain), site.gain.shape[1]
-    ...     phases = [torch.rand(2, *shape, dtype=torch.float64, generator=site.rng("paths", t, b)) for b in blocks]
-    ...     first, second = torch.polar(torch.ones(()).double(), 2 * torch.pi * torch.stack(phases, 1))
-    ...     power = 10 ** (second_db / 10)
-    ...     gain = site.gain.repeat_interleave(site.antennas, 0)
+    ...     gain, power = site.antenna_gain, 10 ** (second_db / 10)
+    ...     turns = [torch.rand(2, *gain.shape, dtype=torch.float64, generator=site.rng("paths", t, b)) for b in blocks]
+    ...     first, second = torch.polar(torch.ones(()).double(), 2 * torch.pi * torch.stack(turns, 1))
     ...     return (gain / (1 + power)).sqrt() * (first + power**0.5 * second)
     >>> ap.single_cell(devices=[2, 2], antennas=4, channel=two_paths).channels(t=1, blocks=3).shape
     torch.Size([3, 4, 4])

@@ -9,6 +9,7 @@ from typing import Any
 
 from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings, choices_of
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
 from airpfed.model.origin import origin_of
@@ -81,13 +82,15 @@ def all_shares(settings: Settings) -> list[Shares]:
 
 
 def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
-    """Hash everything that the results of a run depend on.
+    """Hash everything that the results of a run depend on, functions given from Python included.
 
     data, base: hashes of the tasks' data and of the base model.
     """
-    parts = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    parts: list[object] = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
     if code := {**code_hashes(settings), **option_files(settings)}:
         parts.append(code)
+    if functions := fixed_functions(settings):
+        parts.append(functions)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()  # unsorted, because the order of labels matters
 
 
@@ -105,6 +108,13 @@ def option_files(settings: Settings, keys: Collection[str] | None = None) -> dic
                 with Path(value).open("rb") as file:
                     hashes[f"{setting}.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def fixed_functions(settings: Settings) -> dict[str, dict[str, str]]:
+    """Map each setting that a resumed run may not change to its function, if it is not the package's."""
+    sections = {section: keys for section, keys in CHANGEABLE_ON_RESUME.items() if isinstance(keys, set)}
+    changeable = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
+    return {key: function for key, function in user_functions(settings).items() if key not in changeable}
 
 
 def base_hash(base: Backbone) -> str:

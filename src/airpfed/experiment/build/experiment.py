@@ -30,9 +30,9 @@ from airpfed.model.backbone import Backbone
 from airpfed.model.layout import Layout
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
-from airpfed.training.experiment import Experiment
 from airpfed.training.factor_averaging import RULES, FactorAveraging
 from airpfed.training.round import Aggregator, LocalTraining
+from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import ServerStep, start
 
 GIVEN_CONSTANTS = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
@@ -41,7 +41,7 @@ GIVEN_CONSTANTS = ("beta", "c", "sigma_sgd2", "lam", "sigma_dif2")
 
 def build_experiment(
     settings: Settings, tasks: tuple[Task, ...], preparation: Preparation | None = None, probing: bool = False
-) -> Experiment:
+) -> TrainingSetup:
     """Build the experiment of a run from its settings and tasks.
 
     preparation: result of `build_preparation` for the same settings, if available. probing: build the monitor of the
@@ -79,7 +79,7 @@ def build_experiment(
     if monitored and (factor_averaging or order.alternating):
         raise UserError(f'adapters.method = "{settings.adapters.method.name}": the theory has no bound for it')
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
-    return Experiment(
+    return TrainingSetup(
         method=settings.adapters.method.name,
         clients=clients,
         tasks=preparation.views,
@@ -209,6 +209,11 @@ def build_aggregator(
             f"{', '.join(RULES)}"
         )
     if method.row.averages:
+        if method.name not in RULES:
+            raise UserError(
+                f'adapters.method = "{method.name}": says that its server averages; only {", ".join(RULES)} have such '
+                "a rule, and server.aggregator takes one of your own"
+            )
         averaging = FactorAveraging(RULES[method.name], clients, side, local_training_of(settings))
     aggregator = settings.server.aggregator
     aggregate = aggregator.row.build(partial(uplink, sending), sending, aggregator.bind())

@@ -12,6 +12,7 @@ import torch
 
 from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
@@ -160,9 +161,10 @@ def _scored_content(view: TaskView) -> dict[str, Any]:
 
 
 def metric_code(settings: Settings) -> list[str]:
-    """Return the hashes of the plug-ins that have the tasks' metrics, and of files that the metrics' options name."""
+    """Return the hashes of the tasks' metrics that are a user's functions or in plug-ins, and of files in options."""
     metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
-    return sorted([*code_hashes(settings, metrics).values(), *option_files(settings, metrics).values()])
+    functions = [item["sha256"] for key, item in user_functions(settings).items() if key in metrics]
+    return sorted([*code_hashes(settings, metrics).values(), *option_files(settings, metrics).values(), *functions])
 
 
 def preparation_key(settings: Settings) -> str:

@@ -1,5 +1,6 @@
 """Settings of the radio to an uplink: positions, channels, transceiver design, impairments, powers and noise."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -13,8 +14,11 @@ from airpfed.air.channels import build_channel, fading
 from airpfed.air.designs import Design
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import ChannelSite, Network
-from airpfed.air.schedule import DesignFunction, Uplink
+from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
+from airpfed.air.schedule import DesignFunction, SlotFunction, SlotPlan, Uplink
 from airpfed.air.schemes import Scheme
+from airpfed.air.slot_errors import ReceivedSums
+from airpfed.config.choice import Choice
 from airpfed.config.schema import RadioSettings, Settings
 from airpfed.core import units
 from airpfed.core.errors import UserError
@@ -148,9 +152,10 @@ def scheme_fields(radio: RadioSettings) -> dict[str, Any]:
     """Return the fields of `Uplink` that depend on the scheme, and on the design if the scheme superposes."""
     scheme: Scheme = radio.scheme.row
     if scheme.superposes:
-        return design_fields(radio, radio.design.row, radio.design.bind())
+        design = radio.design
+        return design_fields(radio, design.row, checked_design(f'radio.design = "{design.label}"', design))
     return {
-        "send": radio.scheme.bind(),
+        "send": partial(checked_send, f'radio.scheme = "{radio.scheme.label}"', radio.scheme.bind()),
         "cost": None if scheme.cost is None else partial(scheme.cost, **radio.scheme.options),
         "design": None,
         "biased": scheme.unbiased != "given the channel",
@@ -171,6 +176,39 @@ def design_fields(radio: RadioSettings, row: Design, solve: DesignFunction) -> d
         "refine": row.share_energy if radio.energy == "per_round" else None,
         "rescale": row.shrinks and radio.correlation != "none",
     }
+
+
+def checked_send(source: str, send: SlotFunction, link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
+    """Call a scheme's function; raise UserError if it returns anything but sums. source: what messages begin with."""
+    sums = send(link, slot, t)
+    if not isinstance(sums, ReceivedSums):
+        raise UserError(f"{source}: should return ap.received_sums(link, slot, estimates), not {type(sums).__name__}")
+    shape = len(slot.combining_matrix), slot.vectors.shape[1]
+    if tuple(sums.sums.shape) != shape or not bool(sums.sums.isfinite().all()):
+        raise UserError(
+            f"{source}: sums should be finite numbers of shape {shape}, not of shape {tuple(sums.sums.shape)}"
+        )
+    return sums
+
+
+def checked_design(source: str, choice: Choice) -> DesignFunction:
+    """Return a design's function with its options set, which raises UserError if its result is no transceiver.
+
+    source: what messages begin with.
+    """
+    solve = choice.bind()
+    try:
+        inspect.signature(choice.row.solve).bind(object(), **choice.options)
+    except TypeError as error:
+        raise UserError(f"{source}: should take one argument, the problem, and options ({error})") from None
+
+    def design(problem: TransceiverProblem) -> Transceiver:
+        transceiver: Transceiver = solve(problem)
+        if fault := transceiver_fault(problem, transceiver):
+            raise UserError(f"{source}: {fault}")
+        return transceiver
+
+    return design
 
 
 def fixed_correlation(radio: RadioSettings) -> float | None:

@@ -65,7 +65,7 @@ ProbeHook = Callable[[State, Path, bool, Log], Probe]
 
 
 @dataclass(frozen=True)
-class Experiment:
+class TrainingSetup:
     """Everything that a run needs, as objects and plain values.
 
     aggregate: the uplink. factor_averaging: takes the place of uplink and server step, if the method needs it.
@@ -102,12 +102,12 @@ class Experiment:
     evaluate_task: "EvaluateTask" = field(default_factory=lambda: simulate_score)
 
 
-Collect = Callable[[Experiment, State], RoundGradients]
-EvaluateTask = Callable[[Experiment, State, int, Literal["dev", "test"]], Score | None]
+Collect = Callable[[TrainingSetup, State], RoundGradients]
+EvaluateTask = Callable[[TrainingSetup, State, int, Literal["dev", "test"]], Score | None]
 """(experiment, state, index of a task, split) -> the task's score; None if no device answers."""
 
 
-def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:
+def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradients:
     """The work of all devices in this process; gradients are those that their payload can carry.
 
     Raises UserError if no device has a finite gradient in round 1: training cannot have diverged yet.
@@ -136,6 +136,6 @@ def simulate_gradients(experiment: Experiment, state: State) -> RoundGradients:
     )
 
 
-def simulate_score(experiment: Experiment, state: State, number: int, split: Literal["dev", "test"]) -> Score:
+def simulate_score(experiment: TrainingSetup, state: State, number: int, split: Literal["dev", "test"]) -> Score:
     """A task's score, computed in this process. number: index of the task."""
     return score_task(experiment.clients, vectors(state), number, experiment.tasks[number], split)

@@ -1,0 +1,415 @@
+"""Experiments and runs in Python: what `airpfed run` does, from a script or a notebook.
+
+exp = Experiment.from_toml("minilm.toml", {"server.rounds": 3}, design=my_design)
+for state, record in exp.rounds():
+    print(record.loss, record.pi)
+run = exp.run("runs/mine")
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
+from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.user_rows import add_row
+from airpfed.core import run_files
+from airpfed.core.errors import UserError, hint
+from airpfed.core.run_files import RoundRecord, Summary
+from airpfed.experiment import artifacts
+from airpfed.experiment.build import source_of
+from airpfed.experiment.console import open_console
+from airpfed.experiment.loggers import scalars
+from airpfed.experiment.run import load_experiment, run_settings
+from airpfed.model import answers, export
+from airpfed.report import page
+from airpfed.tasks.sample import Task
+from airpfed.tasks.sources import fill_template, with_defaults
+from airpfed.tasks.text import normalize_name
+from airpfed.training.loop import has_round_left, play_round
+from airpfed.training.setup import TrainingSetup
+from airpfed.training.state import State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Overrides = Mapping[str, Any] | Iterable[str]
+"""`{"server.rounds": 3}` or `["server.rounds=3"]`, as `--set` on the command line."""
+
+
+class UserRows(TypedDict, total=False):
+    """Functions, or rows of their kind such as `Design(mine, shrinks=True)`, in place of names in the settings.
+
+    Each is added to the public dict of its kind under its own name, and its keyword-only parameters are its options:
+    `{"radio.design.truncation": 0.1}` sets that of `def mine(problem, *, truncation: float = 0.2)`.
+    """
+
+    design: Any
+    """radio.design: (problem, *, options) -> transceiver."""
+    channel: Any
+    """radio.channel: (site, t, blocks, *, options) -> channels."""
+    scheme: Any
+    """radio.scheme: (link, slot, t, *, options) -> sums of a slot."""
+    method: Any
+    """adapters.method: (rank_shared, rank_personal, *, options) -> adapter blocks."""
+    optimizer: Any
+    """server.optimizer: (lr, *, options) -> (init, update)."""
+    aggregator: Any
+    """server.aggregator: (t, updates, *, options) -> sums."""
+    metric: Any
+    """tasks.*.metric, of all tasks: (predicted, correct, *, options) -> number."""
+
+
+ROW_KEYS = {
+    "design": "radio.design",
+    "channel": "radio.channel",
+    "scheme": "radio.scheme",
+    "method": "adapters.method",
+    "optimizer": "server.optimizer",
+    "aggregator": "server.aggregator",
+    "metric": "tasks.metric",
+}
+"""Keyword -> the setting whose row it gives."""
+
+
+class Experiment:
+    """An experiment that can be run round by round, or into a folder.
+
+    >>> import airpfed as ap
+    >>> exp = ap.Experiment.from_toml("tiny.toml", {"server.rounds": 2})
+    >>> for state, record in exp.rounds():
+    ...     print(record.round, sorted(record.loss), record.pi < 1)
+    1 ['colours', 'moods'] True
+    2 ['colours', 'moods'] True
+    >>> sorted(exp.scores(state))
+    ['colours', 'moods']
+    >>> run = exp.run("runs/mine")
+    >>> run.summary.rounds, sorted(run.adapters)
+    (2, ['colours', 'moods'])
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Take complete settings. Nothing is loaded before the first round."""
+        self.settings = settings
+        self._rows: dict[str, Any] = {}
+        self._notes: list[str] = []
+
+    @classmethod
+    def from_toml(cls, file: str | Path, overrides: Overrides = (), **rows: Unpack[UserRows]) -> "Experiment":
+        """Read the settings of a new run from a file, or from an experiment of the package by its name, "minilm".
+
+        overrides: `{"server.rounds": 3}` or `["server.rounds=3"]`; a value None stands for the default. rows: functions
+        in place of names, see `UserRows`. Raises UserError with a line per problem.
+        """
+        path = settings_path(file)
+        tree = settings_file.read_tree(path)
+        return cls._from_tree(tree, str(path), path.parent, overrides, rows)
+
+    @classmethod
+    def from_dict(
+        cls, tree: Mapping[str, Any], overrides: Overrides = (), folder: str | Path = ".", **rows: Unpack[UserRows]
+    ) -> "Experiment":
+        """Take the settings of a new run from a tree of dicts and lists, as a settings file would give it.
+
+        folder: the folder that paths of data and models are relative to. overrides, rows: see `from_toml`. Raises
+        UserError with a line per problem.
+        """
+        return cls._from_tree(tree, "settings", Path(folder), overrides, rows)
+
+    @classmethod
+    def _from_tree(
+        cls, tree: Mapping[str, Any], source: str, folder: Path, overrides: Overrides, rows: UserRows
+    ) -> "Experiment":
+        lines = override_lines(overrides, rows)
+        notes = list[str]()
+        settings = settings_file.settings_from_tree(tree, source, folder, lines, notes)
+        settings_file.check_new(settings, source, lines, notes=notes)
+        experiment = cls(settings)
+        experiment._rows, experiment._notes = dict(rows), notes
+        return experiment
+
+    def __repr__(self) -> str:
+        """Name the tasks, the base model and the rounds."""
+        settings = self.settings
+        tasks = ", ".join(task.name for task in settings.tasks)
+        return f"Experiment({tasks} on {settings.model.base}, {settings.server.rounds} rounds)"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, with their samples split and shared over the devices."""
+        return self._loaded[0]
+
+    @property
+    def setup(self) -> TrainingSetup:
+        """Everything that a round needs: devices with base model and data, the uplink, the server's step."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[tuple[Task, ...], TrainingSetup]:
+        self._add_rows()
+        return load_experiment(self.settings)
+
+    def _add_rows(self) -> None:
+        """Put this experiment's functions in force, in case another one of the same name was given since."""
+        add_rows(self._rows)
+
+    def rounds(self) -> Iterator[tuple[State, RoundRecord]]:
+        """Run the rounds one by one, from the first, and write no files.
+
+        Yields the state after each round, and the round's record. A round is computed when it is asked for: leave the
+        loop to stop. The numbers are those of `run`. Raises UserError as a run does.
+        """
+        setup = self.setup
+        state, records, probe = setup.initial, list[RoundRecord](), None
+        if setup.probe:
+            with tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
+                probe = setup.probe(setup.initial, Path(folder) / "theory.json", False, lambda line: None)
+        while has_round_left(setup, records):
+            state, record = play_round(setup, state, probe)
+            records.append(record)
+            yield state, record
+
+    def scores(self, state: State, split: Literal["dev", "test"] = "test") -> dict[str, float]:
+        """Measure each task's model in a state, by the task's metric on its dev or test split."""
+        setup = self.setup
+        results = {
+            task.name: setup.evaluate_task(setup, state, number, split)
+            for number, task in enumerate(setup.tasks)
+            if getattr(setup.tasks[number], split).prompts
+        }
+        return {name: result.value for name, result in results.items() if result}
+
+    def run(self, folder: str | Path, resume: bool = False, verbose: bool = False) -> "Run":
+        """Run all rounds into a folder, which then holds the files of `airpfed run`, and return the run.
+
+        resume: go on with the run that is in the folder; its functions from Python must be given again, with the same
+        source. verbose: whether lines are printed, as on the command line. Raises UserError if the folder holds a run
+        already, or one of other settings, and KeyboardInterrupt after Ctrl-C; the rounds up to there can be resumed.
+        """
+        self._add_rows()
+        if not resume and (names := artifacts.files_of_run(Path(folder))):
+            raise UserError(f"{folder}: holds a run already ({names[0]}); run(..., resume=True) goes on with it")
+        out = artifacts.claim_folder(Path(folder), "run", resume)
+        with open_console(self.settings.server.rounds, verbose=verbose) as console:
+            outcome = run_settings(
+                self.settings, "airpfed.Experiment.run", out, resume, console, self._notes, lambda _: self._loaded
+            )
+        if not outcome.completed:
+            raise KeyboardInterrupt(f"{out}: stopped after round {outcome.state.round}; run(..., resume=True) goes on")
+        return Run(out)
+
+
+def override_lines(overrides: Overrides, rows: Mapping[str, Any]) -> list[str]:
+    """Write overrides and rows as `section.key=value`, and add the rows to their public dicts.
+
+    Raises UserError if an override and a row set the same key, and TypeError for an unknown kind of row.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"{overrides[:60]}: overrides should be a dict or a list, not one text")
+    names = add_rows(rows)
+    if isinstance(overrides, Mapping):
+        lines = [settings_file.override_of(key, value) for key, value in overrides.items()]
+    else:
+        lines = list(overrides)
+    for line in lines:
+        key = line.partition("=")[0].strip()
+        if (noun := next((noun for noun, (setting, _) in names.items() if setting == key), None)) is not None:
+            raise UserError(
+                f"{key}: is set twice, by {line[:60]} and by {noun}={names[noun][1]}; give only one of them"
+            )
+    return [*(f"{key}={name}" for key, name in names.values()), *lines]
+
+
+def add_rows(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Add rows to their public dicts: kind -> (the setting's key for overrides, the row's name).
+
+    Raises TypeError for an unknown kind, and UserError as `add_row`.
+    """
+    if unknown := [noun for noun in rows if noun not in ROW_KEYS]:
+        raise TypeError(f"unexpected argument {unknown[0]!r}; should be one of {', '.join(ROW_KEYS)}")
+    keys = {noun: ROW_KEYS[noun] for noun in rows}
+    return {noun: (key.replace("tasks.", "tasks.*."), add_row(key, rows[noun])) for noun, key in keys.items()}
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run in a folder. Its files are read when they are asked for; no code from the folder runs.
+
+    >>> import airpfed as ap
+    >>> run = ap.Experiment.from_toml("tiny.toml", {"server.rounds": 1}).run("runs/short")
+    >>> run.summary.exit, run.settings.server.rounds, run.report.name
+    ('completed', 1, 'report.html')
+    >>> [folder.name for folder in run.adapters.values()]
+    ['colours', 'moods']
+    >>> set(run.predict(["ba be bi", "ka ke ki"], "moods")) <= {"good", "bad", "it"}
+    True
+    """
+
+    folder: Path
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the run. Names of rows that this process does not know, such as a design, stay names."""
+        return settings_file.read_stored(self.folder / "experiment.toml")
+
+    @cached_property
+    def records(self) -> "pd.DataFrame":
+        """A row for each round, and a column for each number: `round`, `loss/TASK`, `pi`, `ledger/air_seconds`, ...
+
+        A number that a round does not have is NaN.
+        """
+        import pandas as pd
+
+        records = run_files.load_records(self.folder / "records.jsonl")
+        return pd.DataFrame([{"round": record.round, **scalars(record)} for record in records])
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The outcome: scores of each task before and after, cost, Pi. Raises UserError before the run has ended."""
+        return run_files.load_summary(self.folder / "summary.json")
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """The folder of each task's adapter in PEFT's format, `{task: Path}`.
+
+        `{task: {device: Path}}` where each device has its own model. Tasks without an adapter are left out: those of an
+        unfinished run, and of a method whose models are no LoRA adapters.
+        """
+        folders: dict[str, Any] = {}
+        for task in self.settings.tasks:
+            folder = artifacts.path_below(self.folder, "adapters", task.name)
+            if (folder / "adapter_config.json").is_file():
+                folders[task.name] = folder
+            elif devices := {
+                int(path.parent.name.removeprefix("device-")): path.parent
+                for path in folder.glob("device-*/adapter_config.json")
+                if path.parent.name.removeprefix("device-").isdecimal()
+            }:
+                folders[task.name] = dict(sorted(devices.items()))
+        return folders
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML page. It is written if the run has none yet."""
+        path = self.folder / "report.html"
+        return path if path.exists() else page.write_page(self.folder)
+
+    def model(self, task: str, device: int | None = None, *, trust_remote_code: bool = False) -> Any:
+        """Load the base model with a task's adapter, as a PEFT model in evaluation mode.
+
+        device: number of a device, where each has its own model. trust_remote_code: whether Python code in the base
+        model's folder may run, whatever the stored settings say. Raises UserError if there is no such adapter, or the
+        base model is not the run's.
+        """
+        return self._load(task, device, trust_remote_code)[0]
+
+    def predict(
+        self,
+        texts: Sequence[str | Mapping[str, str]],
+        task: str,
+        device: int | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> list[str]:
+        """Answer texts with a task's model: the name of a class, or the generated text.
+
+        texts: each a text, or a dict with the columns that the task's prompt names. The other arguments are those of
+        `model`, which is loaded at every call.
+        """
+        if isinstance(texts, str):
+            raise UserError(f"predict: texts should be a list of texts, not the text {texts[:40]!r}")
+        settings = self._task(task)
+        source = with_defaults(source_of(settings))
+        rows = [{source.text_column: text} if isinstance(text, str) else dict(text) for text in texts]
+        try:
+            prompts = [fill_template(source.prompt or "", row, source.max_chars) for row in rows]
+        except KeyError as error:
+            raise UserError(f"predict: the prompt of {task} needs the column {error}; give texts as dicts") from None
+        if not prompts:
+            return []
+        model, tokenizer = self._load(task, device, trust_remote_code)
+        limit = self.settings.model.max_tokens
+        if source.kind == "generate":
+            return answers.complete_prompts(model, tokenizer, prompts, limit, settings.max_new_tokens)
+        names = self._classes(task)
+        words = {name: name for name in names} if source.labels is None else dict(source.labels)
+        if source.classes:
+            chosen = {normalize_name(name) for name in source.classes}
+            words = {name: word for name, word in words.items() if normalize_name(name) in chosen}
+        spellings = [f" {word.strip()}" for word in words.values()]
+        numbers = answers.choose_classes(model, tokenizer, prompts, spellings, task, limit)
+        return [names[number] for number in numbers]
+
+    def _task(self, name: str) -> TaskSettings:
+        tasks = {task.name: task for task in self.settings.tasks}
+        if name not in tasks:
+            raise UserError(f"{self.folder}: has no task {name!r}, but {', '.join(tasks)}{hint(name, tasks)}")
+        return tasks[name]
+
+    def _classes(self, task: str) -> list[str]:
+        try:
+            return list(artifacts.environment_of(self.folder)["data"][task]["classes"])
+        except (KeyError, TypeError):
+            raise UserError(f"{self.folder / 'environment.json'}: missing, damaged, or of an old version") from None
+
+    def _load(self, task: str, device: int | None, trusted: bool) -> tuple[Any, Any]:
+        """Load a task's model and its tokenizer."""
+        self._task(task)
+        folder = self.adapters.get(task)
+        if isinstance(folder, dict):
+            if device not in folder:
+                numbers = ", ".join(map(str, folder))
+                raise UserError(
+                    f"{self.folder}: each device of {task} has its own model; device should be of {numbers}"
+                )
+            folder = folder[device]
+        elif device is not None:
+            raise UserError(f"{self.folder}: the devices of {task} share one model; leave device = {device} out")
+        if folder is None:
+            raise UserError(f"{self.folder}: no adapter of {task} here; the run is unfinished, or its method has none")
+        identity = str(artifacts.environment_of(self.folder).get("base_sha256"))
+        classes = len(self._classes(task)) or 1
+        return export.load_adapter(self.settings.model.base, identity, folder, classes, trusted)
+
+    def _repr_html_(self) -> str:
+        """Show the folder, and the scores where the run has ended."""
+        import html
+
+        import pandas as pd
+
+        head = f"<p>run <code>{html.escape(str(self.folder))}</code></p>"
+        try:
+            summary = self.summary
+        except UserError:
+            return head
+        rows = [
+            {"task": name, "metric": task.metric, "untouched": task.base, "fine-tuned": task.final}
+            for name, task in summary.tasks.items()
+        ]
+        table = pd.DataFrame(rows).to_html(index=False, float_format="%.3f", na_rep="-")
+        return f"{head}{table}<p>{summary.rounds} rounds, {summary.ledger.air_seconds:.3g} s on air</p>"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open the run in a folder, whoever made it: no code from there runs.
+
+    Functions that the run got from Python are names in its settings, and are needed only to resume it. Raises UserError
+    if the folder holds no run.
+
+    >>> import airpfed as ap
+    >>> run = ap.Experiment.from_toml("tiny.toml", {"server.rounds": 1}).run("runs/one")
+    >>> ap.load_run("runs/one").records[["round", "loss/moods", "pi"]].shape
+    (1, 3)
+    """
+    run = Run(Path(folder))
+    if not (run.folder / "experiment.toml").is_file():
+        raise UserError(f"{folder}: not a run's directory (no experiment.toml in it)")
+    _ = run.settings  # a damaged file is reported at once
+    return run
