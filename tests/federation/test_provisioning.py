@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from hypothesis import strategies as st
 
 from airpfed import cli
 from airpfed.config import settings_file
+from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.federation import build_federation, certificates, provisioning, server_process, supervisor
 from airpfed.federation.addresses import check_federable, host_of, node_of
+from airpfed.federation.handshake import agreement, difference
 from airpfed.federation.provisioning import FederationPlan, provision
+from support.experiments import experiment_of
+from support.plugins import save_plugins, without_rows
 from support.settings import make_settings, write_rows
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
@@ -427,3 +432,72 @@ def test_an_identity_is_one_that_devices_take(tree: str, tmp_path: Path) -> None
     (tmp_path / "run.json").write_text(tree)
     with pytest.raises(UserError, match=r"run\.json: damaged"):
         build_federation.identity(tmp_path / "run.json")
+
+
+# Plug-ins
+
+
+@pytest.fixture
+def plugin_settings(file: Path, tmp_path: Path) -> Iterator[Settings]:
+    """Settings with a method and an optimizer, which devices run, and a design and a metric, which the server runs."""
+    names = ("design.py", "method.py", "metric.py", "optimizer.py")
+    overrides = save_plugins(tmp_path, *names)
+    copy = tmp_path / "tiny.toml"
+    copy.write_text(file.read_text())
+    with without_rows():
+        yield settings_file.read_settings(copy, overrides)
+
+
+def test_devices_name_the_plug_ins_that_they_run_beside_themselves_and_get_no_code(plugin_settings, tmp_path):
+    site = tmp_path / "site"
+    steps = provision(site, plugin_settings, PLAN)
+    (line,) = [step for step in steps if "own copy" in step]
+    assert "method.py, optimizer.py" in line and "beside its device.toml" in line and "never sent" in line
+    assert (site / "device-0" / "device.toml").read_text().count('plugins = ["method.py", "optimizer.py"]\n') == 1
+    assert not list(site.glob("device-*/**/*.py")), "code does not travel"
+    server = site / "server" / "experiment.toml"
+    assert 'plugins = ["plugins/design.py", "plugins/method.py"' in server.read_text()
+    assert settings_file.read_settings(server).adapters.method.label == "half"
+    assert str(tmp_path) not in server.read_text().replace(str(plugin_settings.model.base), "").split("[[tasks]]")[0]
+    device = site / "device-0" / "device.toml"
+    with pytest.raises(UserError, match=r"device-0/method.py: no such Python file; it should lie beside the settings"):
+        settings_file.read_settings(device)
+    save_plugins(device.parent, "method.py", "optimizer.py")
+    assert settings_file.read_settings(device).server.optimizer.name == "sign"
+
+
+def test_the_handshake_compares_the_code_that_a_device_runs(plugin_settings, tmp_path):
+    site = tmp_path / "site"
+    provision(site, plugin_settings, PLAN)
+    device = site / "device-0" / "device.toml"
+    save_plugins(device.parent, "method.py", "optimizer.py")
+
+    def difference_at(device_file: Path) -> str | None:
+        server = settings_file.read_settings(site / "server" / "experiment.toml")
+        wanted = build_federation.server(server, build_federation.server_tasks(server, deployed=True))[1][0]
+        settings = settings_file.read_settings(device_file)
+        tasks = build_federation.node_tasks(settings, 0)
+        experiment = experiment_of(settings, tasks)
+        return difference(wanted, agreement(settings, experiment, tasks, 0))
+
+    assert difference_at(device) is None
+    copy = device.parent / "method.py"
+    copy.write_text(copy.read_text() + "# another\n")
+    assert (difference_at(device) or "").startswith("plugins differs: ")
+    copy.write_text(copy.read_text().removesuffix("# another\n"))
+    design = site / "server" / "plugins" / "design.py"
+    design.write_text(design.read_text() + "# the server's own concern\n")
+    assert difference_at(device) is None
+
+
+def test_a_federation_with_rows_of_the_server_alone_needs_no_code_on_devices(file, tmp_path):
+    copy = tmp_path / "tiny.toml"
+    copy.write_text(file.read_text())
+    overrides = save_plugins(tmp_path, "aggregator.py", "metric.py")
+    with without_rows():
+        settings = settings_file.read_settings(copy, [*overrides, "radio.scheme=error_free"])
+        steps = provision(tmp_path / "site", settings, PLAN)
+    assert not [step for step in steps if "own copy" in step]
+    with without_rows():
+        device = settings_file.read_settings(tmp_path / "site" / "device-0" / "device.toml")
+    assert device.plugins == () and device.server.aggregator.name == "uplink"

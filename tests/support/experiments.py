@@ -21,6 +21,7 @@ from airpfed.devices.clients import Clients
 from airpfed.experiment import build
 from airpfed.experiment.build import Preparation
 from airpfed.experiment.build import experiment as build_module
+from airpfed.experiment.build.model import metric_code
 from airpfed.model.layout import Vectors
 from airpfed.tasks.sample import Task
 from airpfed.training.setup import TrainingSetup
@@ -90,7 +91,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
         },
     )
     ranks = adapters.rank_shared + adapters.rank_personal, adapters.method.row.averages
-    return repr((files, parts, ranks, tasks))
+    return repr((files, parts, ranks, tasks, metric_code(settings)))
 
 
 def _state(made: Preparation) -> list[tuple[int, int, bool]]:

@@ -141,11 +141,8 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
         check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
     test_views = [_scored_content(view) for view in views]
     parts: list[Any] = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
-    metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
-    if code := {**code_hashes(settings, metrics), **option_files(settings, metrics)}:
-        parts.append(sorted(code.values()))
-    if functions := [item["sha256"] for key, item in user_functions(settings).items() if key.endswith(".metric")]:
-        parts.append(functions)
+    if code := metric_code(settings):
+        parts.append(code)
     return Preparation(
         tasks,
         base,
@@ -163,6 +160,13 @@ def _scored_content(view: TaskView) -> dict[str, Any]:
     return tree if metric["metric"] == "auto" else tree | metric  # keys of older runs had no metric
 
 
+def metric_code(settings: Settings) -> list[str]:
+    """Return the hashes of the tasks' metrics that are a user's functions or in plug-ins, and of files in options."""
+    metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
+    functions = [item["sha256"] for key, item in user_functions(settings).items() if key in metrics]
+    return sorted([*code_hashes(settings, metrics).values(), *option_files(settings, metrics).values(), *functions])
+
+
 def preparation_key(settings: Settings) -> str:
     """Return a key that is equal for settings with equal results of `build_preparation`."""
     adapters = settings.adapters
@@ -173,7 +177,7 @@ def preparation_key(settings: Settings) -> str:
         adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
         settings.devices.cache_precision,
     ]
-    return json.dumps([parts, layers])
+    return json.dumps([parts, layers, metric_code(settings)])
 
 
 @dataclass(frozen=True)

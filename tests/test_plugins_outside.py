@@ -202,6 +202,21 @@ def test_a_sweep_that_was_killed_goes_on_with_its_plug_in(file, tmp_path):
         assert good(command(*words, "--out", out)).out == whole
 
 
+def test_scores_of_the_untouched_model_follow_the_metrics_code(file, tmp_path):
+    """They are kept beside the cells and shared; another text of the same metric, or another option, shares nothing."""
+    overrides, out = save_plugins(file.parent, "metric.py"), tmp_path / "sweep"
+
+    def base() -> set[float]:
+        good(command("sweep", file, *sets((overrides[0], "tasks.*.metric=recall")), "--workers", "1", "--out", out))
+        summaries = [run_files.load_summary(path) for path in (out / "cells").glob("*/summary.json")]
+        return {summary.tasks["colours"].base for summary in summaries}
+
+    first = base()
+    metric = file.parent / "metric.py"
+    metric.write_text(metric.read_text().replace("sum(answers) / len(answers) if answers else 0.0", "0.125"))
+    assert 0.125 not in first and base() == first | {0.125}
+
+
 @pytest.mark.loopback
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ray_workers_and_flowers_actors_load_plug_ins(file, tmp_path):
