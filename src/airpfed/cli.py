@@ -370,11 +370,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        typer.echo(f"airpfed: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        typer.echo(f"airpfed: {error.filename or 'file'}: {error.strerror or error}", err=True)
-        sys.exit(2)
+        line = str(error)
+    except Exception as error:
+        from airpfed.config.plugins import fault_of
+
+        if fault := fault_of(error):
+            line = fault
+        elif isinstance(error, OSError):
+            line = f"{error.filename or 'file'}: {error.strerror or error}"
+        else:
+            raise
+    typer.echo(f"airpfed: {line}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from airpfed import cli
 from airpfed.air.designs import DESIGNS
+from airpfed.config import plugins
 from airpfed.config.plugins import code_hashes, load_plugins, plugin_files, plugin_hash, plugin_paths
 from airpfed.config.settings_file import read_settings, write_settings
 from airpfed.core.errors import UserError
@@ -149,3 +151,23 @@ def test_the_code_of_chosen_rows_is_asked_for_alone(tmp_path):
     assert code_hashes(settings) == {name: plugin_hash(tmp_path / name) for name in ("design.py", "method.py")}
     assert set(code_hashes(settings, {"adapters.method", "server.optimizer"})) == {"method.py"}
     assert code_hashes(settings, {"server.optimizer"}) == {}
+
+
+def test_code_that_fails_later_is_one_line_with_its_place(tmp_path, monkeypatch, capsys):
+    """A design that raises in the middle of a study: no traceback of ours for a fault of theirs."""
+    path = files_of(
+        tmp_path, mine="from airpfed import DESIGNS\ndef mine(problem):\n    return 1 / 0\nDESIGNS['mine'] = mine\n"
+    )
+    (tmp_path / "a.toml").write_text('plugins = ["mine.py"]\n[[tasks]]\nname = "a"\n')
+    monkeypatch.setattr(sys, "argv", ["airpfed", "link", str(tmp_path / "a.toml"), "--draws", "1", "--design", "mine"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"airpfed: plugins: {path}, line 3: ZeroDivisionError: division by zero\n"
+
+
+def test_a_fault_of_other_code_stays_a_traceback():
+    try:
+        raise ValueError("ours")
+    except ValueError as error:
+        assert plugins.fault_of(error) is None

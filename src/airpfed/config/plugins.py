@@ -45,6 +45,8 @@ class LoadedPlugin:
 
 _loaded: dict[str, LoadedPlugin] = {}
 """Hash of a plug-in with its local imports -> what it left."""
+_code_files: set[str] = set()
+"""Files whose code was run."""
 _installed: dict[str, str] | None = None
 """Name of each installed package with rows -> its version and the hash of its files."""
 
@@ -124,6 +126,7 @@ def _run(path: Path) -> LoadedPlugin:
     files = plugin_files(path)
     if path.suffix.lower() != ".py":
         raise UserError(f"plugins: {path}: should be a Python file, with a name that ends in .py")
+    _code_files.update(map(str, files))
     local = {file.relative_to(path.parent).parts[0].removesuffix(".py") for file in files[1:]}
     for name in _modules_of(local):  # of another plug-in, or of an older version of this one
         del sys.modules[name]
@@ -156,6 +159,14 @@ def _run(path: Path) -> LoadedPlugin:
 def _words(error: BaseException) -> str:
     """Write an error of a plug-in's code in a line."""
     return one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)[:300]}"
+
+
+def fault_of(error: BaseException) -> str | None:
+    """Say in a line where the code of a plug-in failed; None if an exception is not of such code."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in _code_files:
+            return f"plugins: {frame.filename}, line {frame.lineno}: {_words(error)}"
+    return None
 
 
 def _modules_of(names: Collection[str]) -> list[str]:

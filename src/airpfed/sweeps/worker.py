@@ -12,6 +12,7 @@ from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from airpfed.config.plugins import fault_of
 from airpfed.config.schema import Settings
 from airpfed.config.settings_file import settings_from_json
 from airpfed.core import run_files
@@ -72,8 +73,12 @@ def run_trial(settings_json: str, folder: Path, command: str, stopping: Callable
             return _train(settings, folder, command, stopping or _stopping)
     except UserError as error:
         return Result("failed", str(error).splitlines()[0])
-    except OSError as error:
-        return Result("failed", f"{error.filename or folder}: {error.strerror or error}")
+    except Exception as error:
+        if fault := fault_of(error):
+            return Result("failed", fault)
+        if isinstance(error, OSError):
+            return Result("failed", f"{error.filename or folder}: {error.strerror or error}")
+        raise
 
 
 def _train(settings: Settings, folder: Path, command: str, stopping: Callable[[], bool]) -> Result:
