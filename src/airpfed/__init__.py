@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.tasks.split import SPLITS as SPLITS
     from airpfed.tasks.split import SampleSplit as SampleSplit
     from airpfed.training.aggregators import AGGREGATORS as AGGREGATORS
+    from airpfed.training.aggregators import AggregatorRow as AggregatorRow
     from airpfed.training.aggregators import DeviceUpdates as DeviceUpdates
     from airpfed.training.optimizers import OPTIMIZERS as OPTIMIZERS
 
@@ -97,6 +98,7 @@ _MODULES = {
     "Metric": "airpfed.tasks.metrics",
     "OPTIMIZERS": "airpfed.training.optimizers",
     "AGGREGATORS": "airpfed.training.aggregators",
+    "AggregatorRow": "airpfed.training.aggregators",
     "DeviceUpdates": "airpfed.training.aggregators",
     "TRACKERS": "airpfed.experiment.loggers",
     "RoundRecord": "airpfed.core.run_files",

@@ -79,6 +79,7 @@ def init() -> None:
 def run(
     file: OptionalFile = None,
     set_: Overrides = None,
+    plugin: Plugins = None,
     out: Annotated[
         OptionalPath, typer.Option(help="directory of the run; default runs/NAME of the file, or NAME-2, ...")
     ] = None,
@@ -92,7 +93,7 @@ def run(
     """
     from airpfed.experiment.run import run_file
 
-    raise typer.Exit(run_file(file or default_path(), set_ or [], out, resume, _command()))
+    raise typer.Exit(run_file(file or default_path(), _overrides(set_, plugin), out, resume, _command()))
 
 
 @app.command()
@@ -101,6 +102,7 @@ def link(
     draws: Annotated[int, typer.Option(help="random drops and channels, at least 1")] = 20,
     grid: Annotated[Texts, typer.Option(metavar="KEY=A,B,C", help="vary one setting")] = None,
     set_: Overrides = None,
+    plugin: Plugins = None,
     design: Annotated[
         Texts, typer.Option(metavar="NAME", help="only this design, or name(option=...); may be given again")
     ] = None,
@@ -117,8 +119,8 @@ def link(
     from airpfed.config.applicability import settings_notes
     from airpfed.planning import link_study
 
-    results = link_study.study_grid(file, set_ or [], grid or [], draws, correlation, design or ())
-    for line in settings_notes(settings_file.read_settings(file, set_ or [])):
+    results = link_study.study_grid(file, _overrides(set_, plugin), grid or [], draws, correlation, design or ())
+    for line in settings_notes(settings_file.read_settings(file, _overrides(set_, plugin))):
         typer.echo(line, err=True)
     if out is not None:
         results = link_study.save_results(results, out, grid or [], partial(typer.echo, err=True))
@@ -134,6 +136,7 @@ def link(
 def plan(
     file: File,
     set_: Overrides = None,
+    plugin: Plugins = None,
     grid: Annotated[
         Texts,
         typer.Option(metavar="KEY=A,B,C", help="radio settings to compare; default: power, antennas, design, access"),
@@ -152,7 +155,7 @@ def plan(
 
     if out is not None:
         check_output_file(out, ".json")
-    result = planner.make_plan(file, set_ or [], grid or [], split or [], limit / 100, draws)
+    result = planner.make_plan(file, _overrides(set_, plugin), grid or [], split or [], limit / 100, draws)
     if out is not None:
         planner.save_plan(result, out)
     if json_:
@@ -204,6 +207,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="seeds per point, from run.seed on")] = 1,
     reference: Reference = None,
     set_: Overrides = None,
+    plugin: Plugins = None,
     out: Annotated[
         OptionalPath, typer.Option(metavar="DIR", help="directory of the sweep; default runs/NAME-sweep")
     ] = None,
@@ -223,7 +227,7 @@ def sweep(
 
     request = SweepRequest(
         file=file,
-        overrides=tuple(set_ or ()),
+        overrides=tuple(_overrides(set_, plugin)),
         grid=tuple(grid or ()),
         tune=tuple(tune or ()),
         tune_seeds=tune_seeds,
@@ -295,11 +299,11 @@ def list_(
 
 
 @app.command()
-def check(file: OptionalFile = None, set_: Overrides = None) -> None:
+def check(file: OptionalFile = None, set_: Overrides = None, plugin: Plugins = None) -> None:
     """Read settings, plug-ins, data and base model, and say what a run would do; nothing is trained or written."""
     from airpfed.planning.check import check_settings
 
-    for line in check_settings(file or default_path(), set_ or []):
+    for line in check_settings(file or default_path(), _overrides(set_, plugin)):
         typer.echo(line)
 
 
@@ -339,6 +343,11 @@ def report(
     if out is not None:
         check_output_file(out, ".html")
     typer.echo(write_page(*run_dirs, out=out))
+
+
+def _overrides(set_: Texts, plugin: list[Path] | None) -> list[str]:
+    """Join `--set` and `--plugin`, which adds files to those that the settings file names."""
+    return [*(set_ or []), *(f"plugins+={path.resolve()}" for path in plugin or [])]
 
 
 def _command() -> str:

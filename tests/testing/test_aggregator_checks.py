@@ -89,7 +89,7 @@ def divides_by_the_spread(t, updates):
         (random_weights, "deterministic", "draw from airpfed.core.rng.stream"),
         (EveryRow(plain_mean), "absent devices", "the sums depend on the gradients of absent devices"),
         (one_task, "combines every round", "of shape (2, 37), not of shape (1, 37)"),
-        (divides_by_the_spread, "combines every round", "should be finite numbers"),
+        (divides_by_the_spread, "combines every round", "should be finite real numbers"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

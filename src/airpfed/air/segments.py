@@ -17,9 +17,17 @@ from airpfed.air.correlation import (
 )
 from airpfed.air.designs.batching import in_batches
 from airpfed.air.network import csi_variance
-from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks
+from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
 from airpfed.air.row_chunks import row_chunks
-from airpfed.air.schedule import SlotPlan, Uplink, device_of_stream, normalizer_groups, slot_uses, statistics_rows
+from airpfed.air.schedule import (
+    DesignFunction,
+    SlotPlan,
+    Uplink,
+    device_of_stream,
+    normalizer_groups,
+    slot_uses,
+    statistics_rows,
+)
 from airpfed.air.symbols import NormalizedGroup, Packing, common_sigma, entries_per_use, normalise_group, uses_of
 
 BlockRanges = tuple[tuple[int, int], ...]
@@ -191,7 +199,16 @@ def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
     if csi.dim() == 3:
         csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
     problem = replace(problems[0], h=torch.cat([problem.h for problem in problems]), csi_variance=csi)
-    return check_power(problem, link.design(problem)).split([len(problem.h) for problem in problems])
+    transceiver = link.design(problem) if link.batched else solve_loud(link.design, problem)
+    return check_power(problem, transceiver).split([len(problem.h) for problem in problems])
+
+
+def solve_loud(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:
+    """Design a problem, or stay silent where no stream has a weight, so that a design never meets an empty sum.
+
+    That is a gradient of zeros: that of A in round 1, because the factors B of LoRA begin at 0.
+    """
+    return design(problem) if bool(problem.weights.any()) else silent(problem)
 
 
 def _design_round(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
@@ -226,7 +243,7 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
     """Design one transceiver a segment, each with the full power limit."""
     assert link.design is not None
     problems = [segment.problem for segment in segments]
-    transceivers = in_batches(link.design, problems) if link.batched else [link.design(p) for p in problems]
+    transceivers = in_batches(link.design, problems) if link.batched else [solve_loud(link.design, p) for p in problems]
     return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
 
 

@@ -297,13 +297,18 @@ def toml_text(value: Any) -> str:
     return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
+ADD_PLUGIN = "plugins+="
+"""Start of an override that adds a plug-in file to those of the settings file."""
+
+
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """Put `section.key=value` overrides into the tree, and return lines on what they drop.
 
     `section.key=` removes the key, so that its default applies. Names of choices are set before their options, so that
     the order does not matter; an option turns the name in the file, or the default, into a table.
     """
-    parsed = [_parse_override(override) for override in overrides]
+    added = [override.removeprefix(ADD_PLUGIN) for override in overrides if override.startswith(ADD_PLUGIN)]
+    parsed = [_parse_override(override) for override in overrides if not override.startswith(ADD_PLUGIN)]
     notes: list[str] = []
     for keys, text, override in sorted(parsed, key=lambda item: len(_option_of(tree, item[0])) > 0):
         option = _option_of(tree, keys)
@@ -319,6 +324,8 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str
             tree_of_old = _tree_of(old) if _choice_key(".".join(keys)) else {}
             if dropped := [name for name in tree_of_old if name != "name"]:
                 notes.append(f"--set {_cut(override)}: drops {', '.join(dropped)} of {tree_of_old.get('name')}")
+    if added and isinstance(tree.get("plugins", []), list):
+        tree["plugins"] = [*tree.get("plugins", []), *added]
     return notes
 
 
@@ -426,6 +433,8 @@ def _error_line(item: Any, tree: Mapping[str, Any]) -> str:
         general = f"tasks.{keys[-1]}" if keys[0] == "tasks" else name
         if present := present_key(general):
             return f"{name}: {present}; `airpfed upgrade FILE` rewrites a settings file"
+        if where := option_place(general):
+            return f"{name}: {where}"
         return f"{name}: unknown key{suggest(str(keys[-1]), model.model_fields)}"
     if item["type"] == "missing":
         return f"{name}: missing; {meaning}"
@@ -440,6 +449,18 @@ def _error_line(item: Any, tree: Mapping[str, Any]) -> str:
     schema = model.model_json_schema()["properties"].get(leaf, {}) if field else {}
     remedy = f"should be {describe_type(schema)} ({meaning})" if schema else "should be a table"
     return f"{name} = {format_value(item['input'])}: {remedy}"
+
+
+def option_place(key: str) -> str:
+    """Say of which row a key is an option, if its section has a choice with such a row; empty if there is none."""
+    section, _, option = key.rpartition(".")
+    for setting, kind in BY_KEY.items():
+        if setting.startswith(f"{section}."):
+            for name in kind.rows:
+                if any(item.name == option for item in kind.rows.options(name)):
+                    table = f'{setting.rpartition(".")[2]} = {{ name = "{name}", {option} = ... }}'
+                    return f"is an option of {setting}: {table}, or --set {setting}.{option}=..."
+    return ""
 
 
 def _locate(location: tuple[Any, ...]) -> tuple[list[Any], type[BaseModel], str]:

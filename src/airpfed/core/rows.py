@@ -147,7 +147,8 @@ class RowDict(UserDict[str, Row], Generic[Row]):
     def find(self, name: str) -> Row:
         """Return a row. Raises UserError with the nearest name, or all of them, if there is none."""
         if name not in self:
-            raise UserError(f"should be one of {', '.join(self)}{hint(name, self)}")
+            known = f"should be one of {', '.join(self)}" if self else f"no {self.noun} has a name here"
+            raise UserError(f'{known}{hint(name, self)}; one of your own needs a plug-in, plugins = ["FILE.py"]')
         return self[name]
 
     def resolve(self, name: str, options: Mapping[str, Any], row: Row | None = None) -> dict[str, Any]:
@@ -372,6 +373,8 @@ def parse_call(text: str) -> dict[str, Any]:
     """
     match = CALL.fullmatch(text)
     if match is None:
+        if re.match(r"\s*[A-Za-z]\w*\s*\([^)]*$", text):
+            raise ValueError(f"{text.strip()}: a bracket is open; should be name(option=value)")
         return {"name": text.strip()}
     options: dict[str, Any] = {"name": match[1]}
     for part in split_outside_brackets(match[2]):

@@ -45,7 +45,8 @@ class UserRows(TypedDict, total=False):
     """Functions, or rows of their kind such as `Design(mine, shrinks=True)`, in place of names in the settings.
 
     Each is added to the public dict of its kind under its own name, and its keyword-only parameters are its options:
-    `{"radio.design.truncation": 0.1}` sets that of `def mine(problem, *, truncation: float = 0.2)`.
+    `{"radio.design.truncation": 0.1}` among the overrides, or the pair `design=(mine, {"truncation": 0.1})`, sets that
+    of `def mine(problem, *, truncation: float = 0.2)`.
     """
 
     design: Any
@@ -221,7 +222,7 @@ def override_lines(overrides: Overrides, rows: Mapping[str, Any]) -> list[str]:
             raise UserError(
                 f"{key}: is set twice, by {line[:60]} and by {noun}={names[noun][1]}; give only one of them"
             )
-    return [*(f"{key}={name}" for key, name in names.values()), *lines]
+    return [*(f"{key}={name}" for key, name in names.values()), *options_of(rows), *lines]
 
 
 def add_rows(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -230,9 +231,30 @@ def add_rows(rows: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     Raises TypeError for an unknown kind, and UserError as `add_row`.
     """
     if unknown := [noun for noun in rows if noun not in ROW_KEYS]:
-        raise TypeError(f"unexpected argument {unknown[0]!r}; should be one of {', '.join(ROW_KEYS)}")
+        raise TypeError(
+            f"unexpected argument {unknown[0]!r}; should be one of {', '.join(ROW_KEYS)}; a row of another kind goes "
+            'into its public dict, airpfed.SOURCES["mine"] = mine, and by its name into the overrides'
+        )
     keys = {noun: ROW_KEYS[noun] for noun in rows}
-    return {noun: (key.replace("tasks.", "tasks.*."), add_row(key, rows[noun])) for noun, key in keys.items()}
+    return {
+        noun: (key.replace("tasks.", "tasks.*."), add_row(key, without_options(rows[noun])))
+        for noun, key in keys.items()
+    }
+
+
+def without_options(row: Any) -> Any:
+    """The function or row of a pair (row, {option: value}), or the row itself."""
+    return row[0] if isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], Mapping) else row
+
+
+def options_of(rows: Mapping[str, Any]) -> list[str]:
+    """Write the options of pairs (row, {option: value}) as `section.key.option=value`."""
+    pairs = {noun: row[1] for noun, row in rows.items() if without_options(row) is not row}
+    return [
+        settings_file.override_of(f"{ROW_KEYS[noun].replace('tasks.', 'tasks.*.')}.{option}", value)
+        for noun, options in pairs.items()
+        for option, value in options.items()
+    ]
 
 
 # Runs

@@ -25,7 +25,10 @@ def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
     yield from [*notes, *settings_notes(settings)]
     for plugin in settings.plugins:
         yield f"plug-in: {plugin}"
+    unused = {"radio.design", "radio.channel"} if settings.radio.scheme.name == "error_free" else set[str]()
     for key, choice in choices_of(settings).items():
+        if key in unused:
+            continue
         yield f"{key} = {choice.label}: {summary_line(choice.function)}"
     tasks = build.load_tasks(settings)
     experiment = build.build_experiment(settings, tasks)
@@ -42,7 +45,7 @@ def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[
     yield f"adapters: entries by scope: {sizes}"
     link = build.client_uplink(settings, clients)
     gains = (link.power_limit * link.network.gain.amax(0) / max(link.noise, 1e-300)).sort().values
-    if link.noise > 0:
+    if link.noise > 0 and settings.radio.scheme.name != "error_free":
         low, middle, high = (to_db(float(gains[k])) for k in (0, (len(gains) - 1) // 2, -1))
         yield f"channel: SNR at one antenna: {low:.1f} to {high:.1f} dB over the devices, median {middle:.1f} dB"
     yield f"memory: about {memory_gb(settings, experiment):.2f} GB for the base model and one pass"

@@ -1,5 +1,6 @@
 """The contract of a transceiver design, checked on a fixed set of random problems."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -142,12 +143,16 @@ class DesignTrial:
 
     def solves(self) -> str:
         """Every problem gets receivers (B, M, T) and transmit factors (B, K), complex128."""
-        names = list(self.failures)
-        if names:
-            raise BrokenContractError(
+        if self.failures:
+            by_cause: dict[str, list[str]] = {}  # the words of a failure without their numbers -> problems
+            for name, failure in self.failures.items():
+                by_cause.setdefault(re.sub(r"\d+", "#", failure), []).append(name)
+            causes = [
                 f'"{names[0]}": {self.failures[names[0]]}'
-                + (f"; and {len(names) - 1} more of {len(all_problems())} problems" if names[1:] else "")
-            )
+                + (f" (and {len(names) - 1} more like it)" if names[1:] else "")
+                for names in by_cause.values()
+            ]
+            raise BrokenContractError(f"{len(self.failures)} of {len(all_problems())} problems: {'; '.join(causes)}")
         return f"{len(all_problems())} problems"
 
     def finite(self) -> str:

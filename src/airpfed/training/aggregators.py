@@ -4,6 +4,7 @@ A row's function `(t, updates, *, options) -> (shared, personal)` takes the plac
 error-free link that carries every device's gradient: shared (d_s), personal (N, d_p), a row a task.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -76,12 +77,14 @@ class AggregatorRow:
 
     combine: (t, updates, *, options) -> sums. is_uplink: whether the row is the uplink itself; then `combine` is not
     called. across_tasks: whether a task's p-sum depends on other tasks' devices; `airpfed.testing` otherwise checks
-    that it does not.
+    that it does not. changes_size: whether devices that all send one vector get another one, as clipping and scaling
+    give; `airpfed.testing` otherwise checks that they get this one.
     """
 
     combine: Callable[..., Sums]
     is_uplink: bool = False
     across_tasks: bool = False
+    changes_size: bool = False
 
     def build(
         self, send: Callable[[int, Updates, Tensor], Aggregate], link: Uplink, combine: Callable[..., Sums]
@@ -153,12 +156,19 @@ def trimmed_mean(
     t: int,
     updates: DeviceUpdates,
     *,
-    trim: Annotated[float, Field(ge=0, lt=0.5, description="share of the devices left out at each end")] = 0.1,
+    trim: Annotated[
+        float,
+        Field(ge=0, lt=0.5, description="share of the devices left out at each end, rounded up; at least one stays"),
+    ] = 0.1,
 ) -> Sums:
-    """The mean of each entry without its largest and smallest values (Yin et al., ICML 2018); weights are not used."""
+    """The mean of each entry without its largest and smallest values (Yin et al., ICML 2018); weights are not used.
+
+    Each sum is trimmed over its own devices: those of a task for a p-sum. With one or two devices nothing can be left
+    out.
+    """
 
     def combine(gradients: Tensor, samples: Tensor) -> Tensor:
-        cut = int(trim * len(gradients))
+        cut = min(math.ceil(round(trim * len(gradients), 9)), (len(gradients) - 1) // 2)
         inner: Tensor = gradients.sort(0).values[cut : len(gradients) - cut]
         return inner.mean(0)
 
