@@ -482,3 +482,16 @@ def test_pi_weighs_tasks_by_the_data_of_the_present():
         for share, length, name in zip((8 / 18, 10 / 18), LENGTHS, link.task_names, strict=True)
     }
     assert got.pi == pytest.approx(sum(w * mse for w, mse in parts) / sum(w for w, _ in parts), rel=1e-12)
+
+
+def test_a_design_never_meets_a_sum_without_a_weight():
+    """A gradient of zeros, as that of A in round 1: the slot stays silent, whatever a user's design would do."""
+
+    def fragile(problem):
+        assert bool(problem.weights.any())
+        return ROWS["channel_inversion"](problem)
+
+    link = replace(make_air("channel_inversion"), design=fragile, batched=False)
+    shared, personal = gradients(link)
+    received = send(link, 1, 0 * shared, 0 * personal, everyone(link))
+    assert not received.shared.any() and received.ledger.joules_max == 0

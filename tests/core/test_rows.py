@@ -114,8 +114,9 @@ def test_an_option_without_a_default_is_needed():
 
 
 def test_the_nearest_name_is_told():
-    assert refused(lambda: dicts(fry=fry).find("boill")) == "should be one of boil, fry; did you mean 'boil'?"
-    assert refused(lambda: dicts(fry=fry).find("x")) == "should be one of boil, fry"
+    own = '; one of your own needs a plug-in, plugins = ["FILE.py"]'
+    assert refused(lambda: dicts(fry=fry).find("boill")) == f"should be one of boil, fry; did you mean 'boil'?{own}"
+    assert refused(lambda: dicts(fry=fry).find("x")) == f"should be one of boil, fry{own}"
 
 
 # What enters
@@ -250,7 +251,6 @@ def test_rows_of_a_plug_in_are_collected_and_never_stand_in_for_the_packages():
         ("a(x=[1, 2], y='b, c', z=true)", {"name": "a", "x": [1, 2], "y": "b, c", "z": True}),
         ("a(x=b c/d.csv)", {"name": "a", "x": "b c/d.csv"}),
         ('a(x="q\\", z=1")', {"name": "a", "x": 'q", z=1'}),
-        ("a(x=4", {"name": "a(x=4"}),
         ("a(x=4 ≤ 5)", {"name": "a", "x": "4 ≤ 5"}),
     ],
 )
@@ -297,3 +297,8 @@ def test_values_of_a_grid_are_split_outside_brackets():
 
 def test_a_schema_in_words():
     assert describe_type({"type": "number", "exclusiveMaximum": 2}) == "a number less than 2"
+
+
+def test_an_open_bracket_is_told():
+    with pytest.raises(ValueError, match=r"^a\(x=4: a bracket is open; should be name\(option=value\)"):
+        parse_call("a(x=4")

@@ -79,6 +79,11 @@ class AggregatorRow:
     called. across_tasks: whether a task's p-sum depends on other tasks' devices; `airpfed.testing` otherwise checks
     that it does not. changes_size: whether devices that all send one vector get another one, as clipping and scaling
     give; `airpfed.testing` otherwise checks that they get this one.
+
+    >>> import airpfed as ap
+    >>> clipped = ap.AggregatorRow(lambda t, updates: updates.by_task(lambda g, d: g.mean(0)), changes_size=True)
+    >>> clipped.is_uplink
+    False
     """
 
     combine: Callable[..., Sums]
