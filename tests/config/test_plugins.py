@@ -171,3 +171,10 @@ def test_a_fault_of_other_code_stays_a_traceback():
         raise ValueError("ours")
     except ValueError as error:
         assert plugins.fault_of(error) is None
+
+
+def test_a_plug_in_of_the_line_joins_those_of_the_file(tmp_path):
+    files_of(tmp_path, mine="y = 2\n", other="x = 1\n")
+    (tmp_path / "a.toml").write_text('plugins = ["other.py"]\n[[tasks]]\nname = "a"\n')
+    settings = read_settings(tmp_path / "a.toml", [f"plugins+={tmp_path / 'mine.py'}"])
+    assert [Path(path).name for path in settings.plugins] == ["other.py", "mine.py"]

@@ -235,3 +235,9 @@ def test_defaults_of_every_section_are_valid():
     assert parse_settings({"tasks": [{"name": "sst2"}]}, "nowhere") == Settings.model_validate(
         {"tasks": [{"name": "sst2"}]}
     )
+
+
+def test_an_option_in_its_section_is_answered_with_its_place(file):
+    line = complaint(file, "server.momentum=0.9")
+    assert 'is an option of server.optimizer: optimizer = { name = "sgd", momentum = ... }' in line
+    assert "tasks.split" in complaint(file, "tasks.sst2.alpha=0.1")

@@ -521,3 +521,11 @@ def test_an_adapter_is_not_put_on_another_base(whole: Path, tmp_path: Path) -> N
 def test_examples_in_docstrings(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
+
+
+def test_a_function_and_its_options_may_be_a_pair(file: Path) -> None:
+    def calm_sgd(lr: float, *, factor: float = 1.0):
+        return ap.OPTIMIZERS["sgd"](lr * factor)
+
+    experiment = ap.Experiment.from_toml(file, optimizer=(calm_sgd, {"factor": 0.5}))
+    assert experiment.settings.server.optimizer.label == "calm_sgd(factor=0.5)"
