@@ -383,3 +383,14 @@ def test_a_key_of_the_file_that_an_override_disables_is_told_and_no_fault(file):
     file.write_text(BASE + '[server]\nlr = 0.1\n[adapters]\nmethod = "fedex"\n[radio]\nscheme = "error_free"\n')
     with pytest.raises(UserError, match=r"server.lr = 0.1: does nothing with"):
         read_new_settings(file)
+
+
+def test_what_an_override_disables_is_not_in_the_written_file(file, tmp_path):
+    """So that the experiment.toml of a run, and of a federation's server, can be run as it is."""
+    file.write_text(BASE + '[radio]\ndesign = "mmse"\ncoherence_symbols = 100\nsnr_db = 3.0\n')
+    settings = read_new_settings(file, ["radio.scheme=error_free"])
+    assert settings == read_settings(file, ["radio.scheme=error_free"]), "resumed with the same words"
+    for defaults in (True, False):
+        write_settings(settings, tmp_path / "experiment.toml", defaults=defaults)
+        assert read_new_settings(tmp_path / "experiment.toml") == settings
+    assert "mmse" not in (tmp_path / "experiment.toml").read_text()

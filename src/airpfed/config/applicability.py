@@ -271,6 +271,19 @@ def _condition(settings: Settings, key: str, task: TaskSettings, name: str) -> s
     return f"{key} = {format_value(getattr(getattr(settings, section), last))}"
 
 
+def disabled_keys(settings: Settings, overridden: Collection[str]) -> list[IneffectiveKey]:
+    """List the keys of a file that have no effect because of the scheme or the method that an override sets.
+
+    overridden: keys that overrides set, `section.key`.
+    """
+    return [
+        key
+        for key in ineffective_keys(settings)
+        if key.condition in {"radio.scheme", "adapters.method"} & set(overridden)
+        and f"{key.path[0]}.{key.path[-1]}" not in overridden
+    ]
+
+
 def refuse_ineffective(
     source: str, points: Sequence[Settings], training: bool = True, overridden: Collection[str] = ()
 ) -> list[str]:

@@ -11,7 +11,13 @@ from typing import Any, TypeVar, get_args
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
-from airpfed.config.applicability import default_keys_without_effect, format_value, refuse_ineffective, remove_keys
+from airpfed.config.applicability import (
+    default_keys_without_effect,
+    disabled_keys,
+    format_value,
+    refuse_ineffective,
+    remove_keys,
+)
 from airpfed.config.choice import BY_KEY, Choice, choices_checked, unchecked_choices
 from airpfed.config.experiment_files import FOLDER, settings_text
 from airpfed.config.plugins import load_plugins, plugin_paths
@@ -59,12 +65,19 @@ def settings_from_tree(
     copy = deepcopy(dict(tree))
     if older:
         upgrade_tree(copy)
-    dropped = _apply_overrides(copy, list(overrides))
+    overrides = list(overrides)
+    dropped = _apply_overrides(copy, overrides)
     if notes is not None:
         notes += dropped
     copy.pop("expected", None)
     copy = _load_plugins_of(copy, folder, run_plugins)
     settings = parse_settings(copy, source)
+    if choices_checked() and (disabled := disabled_keys(settings, overridden_keys(overrides))):
+        # Left out of the settings, so that the file that a run writes of them can be run as it is.
+        remove_keys(copy, (key.path for key in disabled))
+        settings = parse_settings(copy, source)
+        if notes is not None:
+            notes += [key.line for key in disabled]
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
