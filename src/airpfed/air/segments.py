@@ -199,11 +199,11 @@ def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
     if csi.dim() == 3:
         csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
     problem = replace(problems[0], h=torch.cat([problem.h for problem in problems]), csi_variance=csi)
-    transceiver = link.design(problem) if link.batched else solve_loud(link.design, problem)
+    transceiver = link.design(problem) if link.batched else design_or_stay_silent(link.design, problem)
     return check_power(problem, transceiver).split([len(problem.h) for problem in problems])
 
 
-def solve_loud(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:
+def design_or_stay_silent(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:
     """Design a problem, or stay silent where no stream has a weight, so that a design never meets an empty sum.
 
     That is a gradient of zeros: that of A in round 1, because the factors B of LoRA begin at 0.
@@ -243,7 +243,9 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
     """Design one transceiver a segment, each with the full power limit."""
     assert link.design is not None
     problems = [segment.problem for segment in segments]
-    transceivers = in_batches(link.design, problems) if link.batched else [solve_loud(link.design, p) for p in problems]
+    transceivers = (
+        in_batches(link.design, problems) if link.batched else [design_or_stay_silent(link.design, p) for p in problems]
+    )
     return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
 
 

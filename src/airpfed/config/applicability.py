@@ -279,9 +279,13 @@ def disabled_keys(settings: Settings, overridden: Collection[str]) -> list[Ineff
     return [
         key
         for key in ineffective_keys(settings)
-        if key.condition in {"radio.scheme", "adapters.method"} & set(overridden)
-        and f"{key.path[0]}.{key.path[-1]}" not in overridden
+        if key.condition in ("radio.scheme", "adapters.method") and is_overridden(key, overridden)
     ]
+
+
+def is_overridden(key: IneffectiveKey, overridden: Collection[str]) -> bool:
+    """Check whether an override disables a key that only the file sets. overridden: as in `disabled_keys`."""
+    return key.condition in overridden and f"{key.path[0]}.{key.path[-1]}" not in overridden
 
 
 def refuse_ineffective(
@@ -295,11 +299,7 @@ def refuse_ineffective(
     """
     keys = [{key.path: key for key in ineffective_keys(settings, True, training)} for settings in points]
     ineffective = [key for path, key in keys[0].items() if all(path in point for point in keys)] if keys else []
-
-    def is_override(key: IneffectiveKey) -> bool:
-        return key.condition in overridden and f"{key.path[0]}.{key.path[-1]}" not in overridden
-
-    if lines := [key.line for key in ineffective if not is_override(key)]:
+    if lines := [key.line for key in ineffective if not is_overridden(key, overridden)]:
         raise UserError("\n".join(f"{source}: {line}" for line in lines))
     return [key.line for key in ineffective]
 
