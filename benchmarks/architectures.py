@@ -610,7 +610,9 @@ def rounded_anew(model: nn.Module, seed: int) -> nn.Module:
     with torch.no_grad():
         for value in twin.parameters():
             if value.dtype == torch.float32:
-                change = torch.finfo(torch.float32).eps * (torch.rand(value.shape, generator=rng, dtype=torch.double) - 0.5)
+                change = torch.finfo(torch.float32).eps * (
+                    torch.rand(value.shape, generator=rng, dtype=torch.double) - 0.5
+                )
                 value.copy_(value.double() * (1 + change))
     return twin
 

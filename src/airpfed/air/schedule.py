@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.grid import Grid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
 from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
@@ -90,6 +91,7 @@ class Uplink:
     coherence_symbols: int
     bandwidth_hz: float
     subcarriers: int
+    subcarrier_groups: int
     shared_groups: Groups
     personal_groups: Groups
     personal_rows: tuple[int, ...]
@@ -98,6 +100,11 @@ class Uplink:
     biased: bool = False
     alternating: Groups = ()
     colocated: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        """The places of a round's channel uses on the OFDM symbols and subcarriers."""
+        return Grid(self.coherence_symbols, self.subcarrier_groups, self.subcarriers)
 
     def rng(self, *names: str | int) -> torch.Generator:
         """The random generator of a name, such as ("rounding", t, slot.name): a function of seed and name alone."""

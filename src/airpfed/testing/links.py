@@ -83,6 +83,7 @@ def small_uplink(antennas: int = 8, **changes: Any) -> Uplink:
         coherence_symbols=7,
         bandwidth_hz=1e6,
         subcarriers=16,
+        subcarrier_groups=1,
         shared_groups=((0, 20), (20, 41)),
         personal_groups=((0, 16), (16, 37)),
         personal_rows=(0, 1),

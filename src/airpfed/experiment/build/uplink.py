@@ -66,6 +66,7 @@ def build_uplink(
         coherence_symbols=radio.coherence_symbols,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
+        subcarrier_groups=radio.subcarrier_groups,
         shared_groups=tuple(kinds[0].values()),
         personal_groups=tuple(kinds[1].values()),
         personal_rows=personal_rows_of(*kinds),
