@@ -27,7 +27,7 @@ from airpfed.air.correlation import (
     scale_receivers,
 )
 from airpfed.air.designs import DESIGNS
-from airpfed.air.impairments import NONE
+from airpfed.air.impairments import UNDISTORTED
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains, mse, silent
 from airpfed.air.symbols import Packing, pack_symbols, unpack_symbols
 from airpfed.core.rng import stream
@@ -219,7 +219,7 @@ def test_labels_stand_for_the_matrix(seed, scrambled, rho):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
     found = power_terms(problem, made, labels, power)
     level = found.incoherent + rho.within_task * found.within_task + rho.between_tasks * found.between_tasks
-    v = (gains(problem.h, made) * power.sqrt(), incoherent_noise(problem, made, power, NONE))
+    v = (gains(problem.h, made) * power.sqrt(), incoherent_noise(problem, made, power, UNDISTORTED))
     parts = torch.stack([v[0].real, v[0].imag])[: 1 if problem.real else 2]
     torch.testing.assert_close(level, ((parts @ dense) * parts).sum((0, -1)) + v[1], rtol=1e-12, atol=0)
 

@@ -10,18 +10,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from airpfed.air.impairments import (
+    ADC_NOISE,
     NONE,
     Impairments,
-    clip,
+    amplifier_statistics,
+    amplify,
     clipped_statistics,
     impairment_factors,
     silence_faint_devices,
+    steady_distortion,
 )
 from airpfed.air.schedule import Uplink, reason_without_claim
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
 from support.networks import flat
 from support.uplinks import as_scheme, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
+
+
+KEYS = ("measured", "claimed")
 
 
 def quiet_air(design: str = "uniform_forcing", **changes) -> Uplink:
@@ -56,9 +62,10 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
         torch.polar(torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([0.0, 0.8, 2.5]).double()),
     )
     moved = torch.cat([impairment_factors(impairments, seed, 1, range(200), 3) for seed in range(200)]) * v
-    off = moved - impairments.mean * v
+    distortion = steady_distortion(impairments)
+    off = moved - distortion.mean * v
     square = off.real.square() if real else off.abs().square()
-    error = square.mean(0) - impairments.scattered_power(v, real)
+    error = square.mean(0) - distortion.scattered_power(v[None, None], real)[0, 0]
     assert bool((error.abs() < 5 * square.std(0) / len(square) ** 0.5).all())
 
 
@@ -81,17 +88,34 @@ def test_the_own_signal_s_error_is_its_theory(impairments, factor, monkeypatch):
     assert float(ratio.mean(1).std()) / len(ratio) ** 0.5 < 0.15  # a factor of two would be seen
 
 
-def test_a_clipped_signal_s_error_is_bussgang_s(monkeypatch):
-    """(1 - alpha)^2 + the distortion's power, for symbols that fill whole OFDM symbols."""
-    link = quiet_air(impairments=Impairments(clipping=2.0), subcarriers=400)
-    gain, left = clipped_statistics(2.0)
-    ratio = (
-        measured(replace(link, coherence_symbols=400), 20, monkeypatch)
-        / (((1 - gain) ** 2 + left - gain**2) * own_signal(link))
-        - 1
-    )
-    assert abs(z_of(ratio)) < 5
-    assert float(ratio.mean(1).std()) / len(ratio) ** 0.5 < 0.02
+@pytest.mark.parametrize(("level", "smoothness"), [(2.0, math.inf), (0.7, math.inf), (1.5, 2.0)])
+def test_an_amplified_signal_s_error_is_bussgang_s(level, smoothness, monkeypatch):
+    """(1 - alpha)^2 + the distortion's power, alpha and power of a signal of each device's own share of its limit."""
+    harm = Impairments(clipping=level, smoothness=smoothness)
+    link = quiet_air(impairments=harm, subcarriers=50, mixing="full", normalizer="per_device")
+    link = replace(link, coherence_symbols=400)
+    for error in slots(send(link, 1, *drawn(link, 0), everyone(link))):
+        assert error.claimed is not None
+    rows = list(rounds(link, 20, monkeypatch))
+    measured, claimed = (torch.tensor([[getattr(e, key) for e in slots(row)] for row in rows]) for key in KEYS)
+    ratio = measured.sum(1, keepdim=True) / claimed.sum(1, keepdim=True) - 1
+    assert abs(z_of(ratio)) < 5 and float(ratio.std()) / len(ratio) ** 0.5 < 0.05
+
+
+def test_a_forced_signal_s_amplifier_error_by_hand(monkeypatch):
+    """One device, which sends at its limit: E|alpha - 1|^2 + power - alpha^2 of a signal at the level of the limit."""
+    link = quiet_air(impairments=Impairments(clipping=1.2), subcarriers=50, mixing="full", antennas=1)
+    link = replace(link, coherence_symbols=400, normalizer="per_device", noise=0.0)
+    only = torch.tensor([True, False, False, False, False])
+    gain, power = clipped_statistics(1.2)
+    values = []
+    for t in range(1, 30):
+        shared, personal = drawn(link, t)
+        error = send(link, t, shared, personal, only).mse.s
+        assert error is not None and error.claimed == pytest.approx((1 - gain) ** 2 + power - gain**2, rel=1e-9)
+        values.append(error.measured)
+    ratio = torch.tensor(values) / error.claimed - 1
+    assert abs(z_of(ratio[:, None])) < 5 and float(ratio.std()) / len(ratio) ** 0.5 < 0.02
 
 
 def test_truncation_silences_as_many_as_the_gamma_law_says():
@@ -136,11 +160,50 @@ def test_claims_know_the_statistics_of_all_impairments(design, access, packing, 
         assert abs(z_of(excess(rows, expected))) < 5
 
 
+@pytest.mark.parametrize("access", ["tdma", "concurrent"])
+@pytest.mark.parametrize(
+    "impairments",
+    [
+        Impairments(carrier_offset_hz=300.0),
+        Impairments(timing_drift=0.3),
+        Impairments(adc_noise=ADC_NOISE[2]),
+        Impairments(clipping=1.0),
+        Impairments(carrier_offset_hz=300.0, clipping=1.0, phase_rad=0.2),
+        Impairments(timing_drift=0.2, outage=0.05, adc_noise=ADC_NOISE[3]),
+    ],
+    ids=["carrier", "timing", "adc", "amplifier", "carrier, amplifier, phase", "timing, outage, adc"],
+)
+@pytest.mark.parametrize(("design", "packing"), [("uniform_forcing", "iq"), ("naive_ao", "real")])
+def test_claims_know_offsets_converters_and_amplifiers(design, packing, access, impairments, monkeypatch):
+    """Each alone and some together; a block is 40 uses, half of an OFDM symbol of 0.3 ms."""
+    packing = "iq" if impairments.clipping is not None else packing
+    link = large_air(
+        design, access=access, packing=packing, impairments=impairments, d=400, subcarriers=80, mixing="full"
+    )
+    rows = list(rounds(replace(link, coherence_symbols=40, bandwidth_hz=3e5), 10, monkeypatch))
+    for expected in (lambda e: e.claimed, lambda e: e.claimed_genie):
+        assert abs(z_of(excess(rows, expected))) < 5
+    blind = slots(send(replace(link, impairments=NONE), 1, *drawn(link, 0), everyone(link)))
+    harm = slots(rows[0])
+    assert all(one.claimed > other.claimed for one, other in zip(harm, blind, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("access", "mixing", "packing"),
+    [("tdma", "none", "iq"), ("tdma", "permutation", "iq"), ("superposed", "full", "iq"), ("tdma", "full", "real")],
+)
 @pytest.mark.parametrize("design", ["uniform_forcing", "mmse"])
-@pytest.mark.parametrize("access", ["tdma", "superposed"])
-def test_nothing_is_claimed_with_a_clipping_amplifier(design, access):
-    """Bussgang's gain is that of a Gaussian signal of one power: gradients' errors were up to 550 times the claim."""
-    link = large_air(design, access=access, d=400, subcarriers=80, impairments=Impairments(clipping=2.0))
+def test_nothing_is_claimed_of_amplified_signals_without_a_law(design, access, mixing, packing):
+    """Bussgang's gain is that of a Gaussian signal: unmixed gradients' errors were up to 550 times the claim."""
+    link = large_air(
+        design,
+        access=access,
+        mixing=mixing,
+        packing=packing,
+        d=400,
+        subcarriers=80,
+        impairments=Impairments(clipping=2.0),
+    )
     got = send(link, 1, *drawn(link, 0), everyone(link))
     assert reason_without_claim(link) and got.pi is not None and got.pi_claimed is None
     assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
@@ -186,16 +249,30 @@ def test_clipping_statistics_hold_for_a_gaussian_signal(level_db):
         assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 4000**0.5 + 1e-12
 
 
-def test_clipping_keeps_every_device_below_its_level_and_its_phases():
-    x = torch.randn(3, 128, dtype=torch.complex128, generator=stream(6, "signal")) * torch.tensor([[1.0], [2.0], [0.0]])
-    out = clip(x, 1.5, 64)
-    signal = torch.fft.ifft(out.reshape(3, 2, 64), norm="ortho")
-    before = torch.fft.ifft(x.reshape(3, 2, 64), norm="ortho")
-    power = before.abs().square().mean((1, 2), keepdim=True)
-    assert (signal.abs().square() <= 1.5 * power * (1 + 1e-9)).all()
-    low = before.abs().square() < 1.4 * power
-    torch.testing.assert_close(signal[low], before[low])
-    assert (out[2] == 0).all()
+@pytest.mark.parametrize("smoothness", [1.0, 2.0, 3.0])
+def test_rapp_statistics_hold_for_a_gaussian_signal(smoothness):
+    x = torch.randn(40, 1000, dtype=torch.complex128, generator=stream(5, "signal"))
+    for level in (0.3, 1.0, 4.0):
+        y = amplify(x, torch.full((40, 1), level, dtype=torch.float64), smoothness)
+        gain, power = amplifier_statistics(torch.tensor(level, dtype=torch.float64), smoothness)
+        for values, expected in (((y * x.conj()).real, gain), (y.abs().square(), power)):
+            assert abs(float(values.mean() - expected)) < 5 * float(values.std()) / 200
+
+
+def test_a_very_hard_rapp_amplifier_clips():
+    x = torch.randn(3, 500, dtype=torch.complex128, generator=stream(6, "signal"))
+    level = torch.tensor([[0.5], [1.0], [3.0]], dtype=torch.float64)
+    torch.testing.assert_close(amplify(x, level, 400.0), amplify(x, level, math.inf), rtol=2e-3, atol=0)
+    hard, soft = (torch.stack(amplifier_statistics(level, p)) for p in (math.inf, 400.0))
+    torch.testing.assert_close(soft, hard, rtol=1e-3, atol=0)
+
+
+def test_an_amplifier_keeps_every_sample_below_its_level_and_its_phase():
+    x = torch.randn(3, 128, dtype=torch.complex128, generator=stream(6, "signal"))
+    y = amplify(x, torch.tensor([[1.5], [0.2], [9.0]], dtype=torch.float64), math.inf)
+    assert (y.abs().square() <= torch.tensor([[1.5], [0.2], [9.0]], dtype=torch.float64) * (1 + 1e-9)).all()
+    torch.testing.assert_close(y / y.abs(), x / x.abs())
+    torch.testing.assert_close(y[2][x[2].abs() < 3], x[2][x[2].abs() < 3])
 
 
 def test_factors_of_a_block_do_not_depend_on_which_blocks_are_asked_for():

@@ -13,7 +13,7 @@ from airpfed.air.grouping import fixed_grouping
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.schedule import Updates, Uplink, schedule
-from airpfed.air.segments import Segment, design, split_slots
+from airpfed.air.segments import Segment, split_slots
 from airpfed.air.superposition import (
     ReceivedSignal,
     antenna_by_antenna,
@@ -23,6 +23,7 @@ from airpfed.air.superposition import (
     target_streams,
 )
 from airpfed.air.symbols import pack_symbols, unpack_symbols
+from airpfed.air.transceivers import design
 from airpfed.core.rng import stream
 from support.networks import flat
 from support.uplinks import TASKS, everyone, gradients, make_air

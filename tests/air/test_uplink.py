@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import resources, row_chunks, segments, transmit
+from airpfed.air import resources, row_chunks, segments, transceivers, transmit
 from airpfed.air import schedule as schedule_module
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.designs import DESIGNS as ROWS
@@ -159,7 +159,7 @@ class Spy:
     def __init__(self, link: Uplink, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slots: list[tuple[TransceiverProblem, Transceiver, list[Tensor]]] = []
         self.link = link
-        original, checked, sent = transmit.superpose, segments.check_power, iter(range(10**9))
+        original, checked, sent = transmit.superpose, transceivers.check_power, iter(range(10**9))
 
         def kept(problem: TransceiverProblem, made: Transceiver) -> Transceiver:
             self.slots.append((problem, made, []))
@@ -171,7 +171,7 @@ class Spy:
             return original(gain, x, of)
 
         monkeypatch.setattr(transmit, "superpose", superpose)
-        monkeypatch.setattr(segments, "check_power", kept)
+        monkeypatch.setattr(transceivers, "check_power", kept)
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ def test_energy_is_shared_by_the_slots_that_a_device_sends_in(access):
     power, uses = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     peak, claimed = 0.0, []
     for refine in (None, share_energy):
-        [made] = segments.design(replace(link, refine=refine), [flat])
+        [made] = transceivers.design(replace(link, refine=refine), [flat])
         claimed.append(
             sum(float(transmit.transmit(link, *pair, 1).errors.claimed.sum()) for pair in zip(flat, made, strict=True))
         )
     for segment, one in zip(flat, made, strict=True):
         length = torch.tensor([float(b - a) for a, b in segment.block_ranges], dtype=torch.float64)
         square = one.transmit_factors.abs().square() / segment.problem.power_limit
-        power.index_add_(0, segment.slot.devices, length @ (square * segments.block_powers(link, segment)))
+        power.index_add_(0, segment.slot.devices, length @ (square * transceivers.block_powers(link, segment)))
         uses.index_add_(0, segment.slot.devices, length.sum().expand(len(segment.slot.devices)))
         peak = max(peak, float(square.max()))
     assert (power <= uses * (1 + 1e-9)).all()

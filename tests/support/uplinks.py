@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from airpfed.air import impairments, schedule, transmit, uplink
+from airpfed.air import distortion, impairments, schedule, transmit, uplink
 from airpfed.air.designs import DESIGNS
 from airpfed.air.network import Network
 from airpfed.air.problem import Transceiver, TransceiverProblem
@@ -21,7 +21,7 @@ from airpfed.testing.links import TASK_OF, exact_means, small_uplink
 from support import designs
 
 TASKS = torch.tensor(TASK_OF)
-AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul")
+AGAIN = ("noise", "scrambling", "phase", "outage", "backhaul", "carrier offset", "timing", "amplifier")
 
 
 def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: int = 8, **changes) -> Uplink:
@@ -118,7 +118,7 @@ def rounds(
 
     link = replace(link, design=remembered)
     for draw in range(count):
-        for module in (transmit, impairments):
+        for module in (transmit, impairments, distortion):
             monkeypatch.setattr(
                 module, "stream", lambda seed, *names, n=draw: stream(seed, *names, *([n] if names[0] in AGAIN else []))
             )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.impairments import NONE, Impairments
+from airpfed.air.impairments import UNDISTORTED, Distortion
 from airpfed.air.problem import Transceiver, TransceiverProblem, disturbance, gains
 
 MAX_CORRELATION = 0.99
@@ -141,18 +141,18 @@ def claimed_mse(
     transceiver: Transceiver,
     R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments = NONE,
+    distortion: Distortion = UNDISTORTED,
 ) -> Float[Tensor, "B T"]:
     """The MSE per real entry that receivers expect of symbols of correlation R and powers p.
 
     sum_jk e_ij conj(e_ik) R_jk sqrt(p_ij p_ik) + (sigma2 + sum_j csi_j p_ij |b_j|^2) ||m_i||^2 with e_i = gains_i -
     w_i, or Re(e) for real symbols. CSI errors are independent between devices, so that their term is independent of R.
-    Impairments multiply the gains by E xi and scatter some power of every device.
+    A distortion multiplies the gains by E xi and scatters some power of every device.
 
     symbol_power: p_ik, the mean over target i's entries, or p_k.
     """
-    return mismatch_error(problem, transceiver, R, symbol_power, impairments) + incoherent_noise(
-        problem, transceiver, symbol_power, impairments
+    return mismatch_error(problem, transceiver, R, symbol_power, distortion) + incoherent_noise(
+        problem, transceiver, symbol_power, distortion
     )
 
 
@@ -161,24 +161,49 @@ def mismatch_error(
     transceiver: Transceiver,
     R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments,
+    distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
     """The first term of `claimed_mse`: the error of gains that differ from the weights."""
-    mismatch = (impairments.mean * gains(problem.h, transceiver) - problem.weights) * symbol_power.sqrt()
-    return _coherent_power(mismatch, R, problem.real)
+    v = distortion.mean_gains(gains(problem.h, transceiver))
+    error = _coherent_power((v - problem.weights) * symbol_power.sqrt(), R, problem.real)
+    if bool(distortion.spread.any()):
+        error = error + distortion.spread * _coherent_power(v * symbol_power.sqrt(), R, problem.real)
+    if distortion.adc:
+        error = error + converter_noise(problem, transceiver, R, symbol_power, distortion)
+    return error
+
+
+def converter_noise(
+    problem: TransceiverProblem,
+    transceiver: Transceiver,
+    R: SymbolCorrelation,
+    symbol_power: Float[Tensor, "... K"],
+    distortion: Distortion,
+) -> Float[Tensor, "B T"]:
+    """The part of the ADC's noise that is due to correlated symbols, which add up at the antennas.
+
+    adc sum_a |m_ia|^2 (v_a R v_a^H - v_a v_a^H) with v_ak = E xi_k h_ak b_k sqrt(p_ik); the part of independent symbols
+    is one of `problem.csi_variance`. Real symbols meet half of it.
+    """
+    arriving = distortion.mean * transceiver.transmit_factors
+    at_antenna = (problem.h * arriving[:, None, :])[:, None] * symbol_power.sqrt()[..., None, :]  # (B, T, M, K)
+    parts = torch.stack([at_antenna.real, at_antenna.imag])
+    pairs = ((_times(parts, R) - parts) * parts).sum((0, -1)) * (1 + distortion.spread)[:, :, None]
+    half = 0.5 if problem.real else 1.0
+    noise: Tensor = half * distortion.adc * (pairs * transceiver.receiver.abs().square().mT).sum(-1)
+    return noise
 
 
 def incoherent_noise(
     problem: TransceiverProblem,
     transceiver: Transceiver,
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments,
+    distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
-    """The second term of `claimed_mse`, independent of R: receiver noise, CSI error, and scattering of impairments."""
+    """The second term of `claimed_mse`, independent of R: receiver noise, CSI error, and scattering of distortions."""
     v = gains(problem.h, transceiver) * symbol_power.sqrt()
-    return disturbance(problem, transceiver, impairments.mean_power * symbol_power) + impairments.scattered_power(
-        v, problem.real
-    ).sum(-1)
+    arriving = distortion.power[:, None, :] * symbol_power
+    return disturbance(problem, transceiver, arriving) + distortion.scattered_power(v, problem.real).sum(-1)
 
 
 def error_products(
@@ -187,7 +212,7 @@ def error_products(
     correlation: float,
     target_of: Int[Tensor, " K"],
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments,
+    distortion: Distortion,
 ) -> Float[Tensor, "B T T"]:
     """The mean products of two receivers' errors for symbols that correlate between targets; the diagonal is 0.
 
@@ -197,12 +222,16 @@ def error_products(
     """
     root, targets = symbol_power.sqrt(), len(problem.weights)
     membership = (target_of == torch.arange(targets, device=target_of.device)[:, None]).to(problem.h.dtype)
-    v = impairments.mean * gains(problem.h, transceiver) * root
+    v = distortion.mean_gains(gains(problem.h, transceiver)) * root
     by_target = v @ membership.T  # (B, i, j): the gain of target j's streams at receiver i
     ideal = (problem.weights * root).to(v.dtype) @ membership.T
-    desired = (by_target - ideal).diagonal(dim1=1, dim2=2)
-    products = [a[:, :, None] * b[:, None, :] for a, b in ((desired.real, desired.real), (desired.imag, desired.imag))]
-    mutual = [part * part.mT for part in (by_target.real, by_target.imag)]
+    spread, desired = distortion.spread[:, :, None], (by_target - ideal).diagonal(dim1=1, dim2=2)
+    received = by_target.diagonal(dim1=1, dim2=2)
+    products = [
+        error[:, :, None] * error[:, None, :] + spread * (signal[:, :, None] * signal[:, None, :])
+        for error, signal in ((desired.real, received.real), (desired.imag, received.imag))
+    ]
+    mutual = [(1 + spread) * part * part.mT for part in (by_target.real, by_target.imag)]
     parts = slice(0, 1) if problem.real else slice(0, 2)
     total = torch.stack([*products[parts], *mutual[parts]]).sum(0)
     return correlation * total * ~torch.eye(targets, dtype=torch.bool, device=total.device)
@@ -213,7 +242,7 @@ def scale_receivers(
     transceiver: Transceiver,
     R: SymbolCorrelation,
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments = NONE,
+    distortion: Distortion = UNDISTORTED,
 ) -> Transceiver:
     """Multiply each receiver by the real scalar of least `claimed_mse`; arguments as there.
 
@@ -222,8 +251,11 @@ def scale_receivers(
     it would bias an unbiased design.
     """
     root = symbol_power.sqrt()
-    v, w = impairments.mean * gains(problem.h, transceiver) * root, problem.weights * root
-    power = _coherent_power(v, R, problem.real) + incoherent_noise(problem, transceiver, symbol_power, impairments)
+    v, w = distortion.mean_gains(gains(problem.h, transceiver)) * root, problem.weights * root
+    coherent = (1 + distortion.spread) * _coherent_power(v, R, problem.real)
+    if distortion.adc:
+        coherent = coherent + converter_noise(problem, transceiver, R, symbol_power, distortion)
+    power = coherent + incoherent_noise(problem, transceiver, symbol_power, distortion)
     incoherent = _real_parts(v, problem.real).square().sum((0, -1))
     gamma = torch.where(power > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / power, 1.0)
     return Transceiver(transceiver.receiver * gamma[:, None, :], transceiver.transmit_factors, transceiver.iterations)
@@ -234,20 +266,31 @@ def power_terms(
     transceiver: Transceiver,
     pairs: CorrelatedPairs,
     symbol_power: Float[Tensor, "... K"],
-    impairments: Impairments = NONE,
+    distortion: Distortion = UNDISTORTED,
     noise: Float[Tensor, "B T"] | None = None,
 ) -> PowerTerms:
     """The power E_i = v_i R v_i^H + noise_i that each receiver expects, as a linear function of rho_w and rho_x.
 
-    It depends on what receivers know: the estimated gains, noise, the statistics of CSI errors and impairments, and
+    It depends on what receivers know: the estimated gains, noise, the statistics of CSI errors and distortions, and
     the powers of the symbols. noise: the result of `incoherent_noise`, if the caller has it.
     """
-    noise = incoherent_noise(problem, transceiver, symbol_power, impairments) if noise is None else noise
-    v = impairments.mean * gains(problem.h, transceiver) * symbol_power.sqrt()
-    parts = _real_parts(v, problem.real)
-    incoherent = parts.square().sum((0, -1)) + noise
-    within, between = ((times(parts) * parts).sum((0, -1)) for times in (pairs.times_within, pairs.times_between))
+    noise = incoherent_noise(problem, transceiver, symbol_power, distortion) if noise is None else noise
+    v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()
+    parts, spread = _real_parts(v, problem.real), 1 + distortion.spread
+    incoherent = spread * parts.square().sum((0, -1)) + noise
+    within, between = (
+        spread * (times(parts) * parts).sum((0, -1)) for times in (pairs.times_within, pairs.times_between)
+    )
+    if distortion.adc:
+        for rho, term in ((Correlation(1.0, 0.0), within), (Correlation(0.0, 1.0), between)):
+            term += converter_noise(problem, transceiver, CorrelationOperator(rho, pairs), symbol_power, distortion)
     return PowerTerms(incoherent, within, between)
+
+
+def expected_power(terms: PowerTerms, correlation: Correlation) -> Float[Tensor, "B T"]:
+    """The mean square of the real entries that each receiver expects, before denormalising."""
+    level = terms.incoherent + correlation.within_task * terms.within_task
+    return level + correlation.between_tasks * terms.between_tasks
 
 
 def normal_equations(
@@ -263,8 +306,7 @@ def normal_equations(
     `assumed_correlation`, the last estimate: with E from `power` itself, weak realisations would get more weight than
     strong ones and bias the estimate downwards.
     """
-    level = terms.incoherent + assumed_correlation.within_task * terms.within_task
-    level = level + assumed_correlation.between_tasks * terms.between_tasks
+    level = expected_power(terms, assumed_correlation)
     usable = (level > 0) & (entries > 0) & power.isfinite()
     weight = torch.where(usable, (entries / 2).sqrt() / level, 0.0)
     w, x = (weight * term for term in (terms.within_task, terms.between_tasks))

@@ -12,6 +12,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the uses of a segment lie.
+
+    symbol, subcarrier: of each use. time: coherence time of each of the B blocks. first_symbol: OFDM symbol in which
+    each block begins.
+    """
+
+    symbol: Int[Tensor, " uses"]
+    subcarrier: Int[Tensor, " uses"]
+    time: Int[Tensor, " B"]
+    first_symbol: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
 class Grid:
     """The grid of an uplink.
 
@@ -44,6 +58,12 @@ class Grid:
         group = block % self.groups
         in_group = (block // self.groups - block) * self.coherence_symbols + use
         return in_group // self.width, group * self.width + in_group % self.width
+
+    def places(self, first_use: int, uses: int, blocks: range) -> "Places":
+        """The places of uses from `first_use` of a round on, which lie in the coherence blocks `blocks`."""
+        block = torch.tensor(blocks)
+        time = block // self.groups
+        return Places(*self.positions(first_use, uses), time, time * self.coherence_symbols // self.width)
 
     def num_symbols(self, uses: int) -> int:
         """The OFDM symbols that the first `uses` uses of a round touch; one that blocks or slots share counts once."""

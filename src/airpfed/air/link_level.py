@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float
+from scipy.stats import gamma
 from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.error_bound import lower_bound
+from airpfed.air.grid import Grid, Places
 from airpfed.air.problem import Transceiver, mse
-from airpfed.air.schedule import SlotPlan, Uplink
-from airpfed.air.segments import Segment, antennas_of, block_statistics, design_separately, problem_of, rescale
+from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
+from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.air.symbols import NormalizedGroup, uses_of
+from airpfed.air.transceivers import design_separately, rescale
 from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
@@ -36,8 +39,9 @@ class Drops:
 def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: float) -> Segment:
     """Draw `entries` random real entries of a slot for each of B channels, each channel a drop of its own.
 
-    rho: correlation of the devices' symbols. Receivers assume it, unless `link.correlation` is another number. Random:
-    symbols, fixed by seed, slot and drop.
+    rho: correlation of the devices' symbols. Receivers assume it, unless `link.correlation` is another number. A limit
+    on the power of every OFDM symbol costs what it costs in the median for Gaussian symbols (`median_largest_symbol`).
+    Random: symbols, fixed by seed, slot and drop.
     """
     blocks, uses = len(drops.h_est), uses_of(entries, link.packing)
     symbols = [draw_symbols(slot, entries, rho, stream(link.seed, "link", slot.name, block)) for block in range(blocks)]
@@ -53,18 +57,46 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
     block_ranges = tuple((block * uses, (block + 1) * uses) for block in range(blocks))
     entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
     assumed = rho if link.correlation is None else link.correlation
+    largest = None
+    if link.power_over == "symbol":
+        ratio = median_largest_symbol(slot_uses(link, slot), link.subcarriers)
+        largest = torch.full((len(slot.devices),), ratio, dtype=torch.float64)
     return Segment(
         slot=slot,
         group=group,
         block_ranges=block_ranges,
-        problem=problem_of(link, slot, slot.weights, drops.h_est, drops.csi_variance),
+        problem=problem_of(link, slot, slot.weights, drops.h_est, drops.csi_variance, largest),
         h=drops.h[:, antennas_of(link, slot)][:, :, slot.devices],
         entry_share=entry_share,
         symbol_power=symbol_power,
         assumed_correlation=Correlation(assumed, assumed),
         task_of=link.task_of[slot.devices],
         name=slot.name,
+        places=drop_places(link, blocks, uses),
+        largest_symbol=largest,
     )
+
+
+def drop_places(link: Uplink, drops: int, uses: int) -> Places:
+    """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
+    grid = Grid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
+    whole = max(uses, link.coherence_symbols)
+    chosen = torch.arange(uses) * whole // uses if link.impairments.turns else torch.arange(uses)
+    symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))
+    drop = torch.arange(drops)
+    first = drop * (int(symbol.max()) + 1)
+    return Places((first[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, first)
+
+
+def median_largest_symbol(uses: int, subcarriers: int) -> float:
+    """The median over Gaussian signals of the largest OFDM symbol's power over the mean.
+
+    A symbol's power is the mean of `subcarriers` exponential variables; the largest of n has the median at the quantile
+    2^(-1/n) of one.
+    """
+    symbols = -(-uses // subcarriers)
+    filled = min(uses, subcarriers)
+    return max(1.0, float(gamma.ppf(0.5 ** (1 / symbols), filled)) / filled)
 
 
 def draw_symbols(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator) -> Float[Tensor, "K d"]:

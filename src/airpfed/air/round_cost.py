@@ -84,9 +84,12 @@ def digital_ledger(
 def num_side_scalars(link: Uplink, slot: SlotPlan, factors: int) -> int:
     """The scalars that a stream's device reports in a slot: its largest power, or mean and variance of each group.
 
-    Where slots share energy, the device also reports the power of its symbols for each of its transmit factors.
+    Where slots share energy, the device also reports the power of its symbols for each of its transmit factors; where
+    the power limit holds for every OFDM symbol, the power of each group's largest symbol.
     """
-    return (1 if link.normalizer == "common" else 2 * len(slot.groups)) + (factors if link.refine is not None else 0)
+    statistics = 1 if link.normalizer == "common" else 2 * len(slot.groups)
+    largest = len(normalizer_groups(link, slot)) if link.power_over == "symbol" else 0
+    return statistics + largest + (factors if link.refine is not None else 0)
 
 
 def num_transmit_factors(link: Uplink, slot: SlotPlan, first_use: int) -> int:

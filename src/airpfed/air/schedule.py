@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from airpfed.air.grid import Grid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
+from airpfed.air.mixing import Mixing
 from airpfed.air.network import Network, estimate_channels
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
@@ -59,6 +61,9 @@ class Uplink:
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
     csi_error: share of the channels' variance that is left as estimation error. power_limit: P_k, watts. noise: sigma2,
     the true noise power, watts per complex symbol and antenna. samples: D_k.
+    mixing: of the entries before they are sent. power_over: whether the power limit holds for the mean over each OFDM
+    symbol or over a slot. noise_alpha: stability index of the noise, 2 for Gaussian noise. receive_clipping: the server
+    clips received entries at so many times the deviation that it expects of them; infinite for none.
     shared_groups, personal_groups: columns of the normaliser groups of the s- and p-vectors. personal_rows: for each
     p-group the number of the s-group of the same kind of factor, or a number of its own; groups of one number share
     their correlation statistics. lengths: entries of each task's p-vector.
@@ -97,6 +102,10 @@ class Uplink:
     personal_rows: tuple[int, ...]
     lengths: tuple[int, ...]
     seed: int
+    mixing: Mixing = "none"
+    power_over: Literal["symbol", "slot"] = "slot"
+    noise_alpha: float = 2.0
+    receive_clipping: float = inf
     biased: bool = False
     alternating: Groups = ()
     colocated: bool = False
@@ -161,14 +170,22 @@ class SlotPlan:
 def reason_without_claim(link: Uplink) -> str:
     """The reason why the receivers cannot claim the error of every sum, or of the s-sum; empty if they can.
 
-    Bussgang's gain of a clipping amplifier holds for Gaussian signals of one power over a slot; gradients are neither.
-    If s-streams of different tasks share a slot with p-streams, or go to different edges, their correlation cannot be
-    estimated, and the error of a biased sum depends on it.
+    Bussgang's gain of an amplifier holds for Gaussian signals; gradients are Gaussian only after full mixing, and a
+    device's streams in one slot add up in its amplifier. If s-streams of different tasks share a slot with p-streams,
+    or go to different edges, their correlation cannot be estimated, and the error of a biased sum depends on it.
     """
     if link.design is None:
         return ""
-    if link.impairments.clipping is not None:
-        return "the effect of a clipping amplifier on gradients cannot be predicted from their mean power"
+    if link.noise_alpha < 2:
+        return "alpha-stable noise has no variance"
+    if link.receive_clipping < inf:
+        return "the error of clipped sums depends on the distribution of their entries"
+    if link.impairments.clipping is not None and link.mixing != "full":
+        return 'the effect of a clipping amplifier can be predicted of Gaussian signals only, so with mixing = "full"'
+    if link.impairments.clipping is not None and link.packing == "real":
+        return "the spectrum of an amplifier's distortion is not known for real symbols"
+    if link.impairments.clipping is not None and link.access == "superposed":
+        return "the effect of a clipping amplifier on several streams of a device cannot be predicted"
     if link.correlation is not None or len(link.task_names) < 2 or not link.shared_groups:
         return ""
     if link.access == "superposed" and link.personal_groups:

@@ -1,4 +1,4 @@
-"""Segments of a round: one normaliser group of one slot over its coherence blocks, and the design for each of them."""
+"""Segments of a round: one normaliser group of one slot over its coherence blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from airpfed.air.correlation import (
     Correlation,
     CorrelationOperator,
     correlated_pairs,
-    scale_receivers,
 )
-from airpfed.air.designs.batching import in_batches
+from airpfed.air.grid import Places
+from airpfed.air.impairments import adc_share
+from airpfed.air.mixing import GroupMixing
 from airpfed.air.network import csi_variance
-from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
+from airpfed.air.problem import TransceiverProblem
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import (
-    DesignFunction,
     SlotPlan,
     Uplink,
     device_of_stream,
@@ -28,7 +28,17 @@ from airpfed.air.schedule import (
     slot_uses,
     statistics_rows,
 )
-from airpfed.air.symbols import NormalizedGroup, Packing, common_sigma, entries_per_use, normalise_group, uses_of
+from airpfed.air.symbols import (
+    Entries,
+    NormalizedGroup,
+    Packing,
+    common_sigma,
+    entries_per_use,
+    normalise_group,
+    pack_symbols,
+    uses_of,
+)
+from airpfed.core.rng import stream
 
 BlockRanges = tuple[tuple[int, int], ...]
 """Uses [first, last) of a segment in each of its coherence blocks."""
@@ -42,7 +52,8 @@ class Segment:
     estimates. entry_share: share of each target's entries in
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
     assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
-    name of the segment's random generators.
+    name of the segment's random generators. places: of its uses on the grid. mixing: of the entries, undone after the
+    backhaul. largest_symbol: power of each stream's largest OFDM symbol.
     """
 
     slot: SlotPlan
@@ -55,6 +66,9 @@ class Segment:
     assumed_correlation: Correlation
     task_of: Int[Tensor, " K"]
     name: str
+    places: Places
+    mixing: GroupMixing | None = None
+    largest_symbol: Float[Tensor, " K"] | None = None
 
     @cached_property
     def pairs(self) -> CorrelatedPairs:
@@ -84,43 +98,104 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
             uses = uses_of(columns[1] - columns[0], link.packing)
             blocks, block_ranges = block_ranges_of(first_use, uses, link.coherence_symbols)
             group = normalise_group(slot.vectors, slot.lengths, slot.weights, sigma, columns)
+            name = f"{slot.name}/{columns[0]}"
+            group, mixing = mix_group(link, slot, group, columns[0], t)
+            places = link.grid.places(first_use, uses, blocks)
+            largest = largest_symbols(link, slot, group, places)
             entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
             segments.append(
                 Segment(
                     slot=slot,
                     group=group,
                     block_ranges=block_ranges,
-                    problem=problem_of(link, slot, group.weights, h_est[blocks.start : blocks.stop], variance),
+                    problem=problem_of(link, slot, group.weights, h_est[blocks.start : blocks.stop], variance, largest),
                     h=h[blocks.start : blocks.stop, antennas_of(link, slot)][..., slot.devices],
                     entry_share=entry_share,
                     symbol_power=symbol_power,
                     assumed_correlation=assumed[row],
                     task_of=link.task_of[slot.devices],
-                    name=f"{slot.name}/{columns[0]}",
+                    name=name,
+                    places=places,
+                    mixing=mixing,
+                    largest_symbol=largest,
                 )
             )
             first_use += uses
     return segments
 
 
+def mix_group(
+    link: Uplink, slot: SlotPlan, group: NormalizedGroup, first_column: int, t: int
+) -> tuple[NormalizedGroup, GroupMixing | None]:
+    """Mix the entries of a group; returns the group as it is sent, and the maps, None without mixing.
+
+    Random: stream (seed, "mixing", t, slot, first column).
+    """
+    assert isinstance(group.entries, Entries)
+    rng = stream(link.seed, "mixing", t, slot.name, first_column)
+    mixing = GroupMixing.draw(group.entries.lengths, link.mixing, rng)
+    return replace(group, entries=replace(group.entries, mixing=mixing)), mixing
+
+
+def largest_symbols(link: Uplink, slot: SlotPlan, group: NormalizedGroup, places: Places) -> Float[Tensor, " K"] | None:
+    """The power of each stream's largest OFDM symbol, at least 1; None if the power limit is one of a slot's mean.
+
+    The power of a symbol is the mean over the uses that the group has on it. The streams of one device are added in
+    amplitude: the largest power of any sum of them with factors of total power 1 is the largest eigenvalue of their
+    Gram matrix on the symbol. This is data of the device, which reports it.
+    """
+    if link.power_over == "slot":
+        return None
+    index = places.symbol - places.symbol.min()
+    count = torch.bincount(index).clamp(min=1).double()
+    device = device_of_stream(slot.devices)
+    largest, entries = torch.ones(len(slot.devices), dtype=torch.float64), group.entries
+    if device is None:
+        for rows in row_chunks(*entries.shape):
+            power = pack_symbols(entries[rows], link.packing).abs().square()
+            by_symbol = power.new_zeros(len(power), len(count)).index_add_(1, index, power) / count
+            largest[rows] = by_symbol.amax(1).clamp(min=1.0)
+        return largest
+    for number in range(int(device.max()) + 1):
+        streams = (device == number).nonzero().flatten()
+        x = torch.cat([pack_symbols(entries[slice(k, k + 1)], link.packing) for k in streams.tolist()])
+        products = (x[:, None] * x[None].conj()).flatten(0, 1)
+        gram = products.new_zeros(len(products), len(count)).index_add_(1, index, products) / count
+        gram = gram.reshape(len(streams), len(streams), -1).permute(2, 0, 1)
+        largest[streams] = torch.linalg.eigvalsh(gram)[:, -1].max().clamp(min=1.0)
+    return largest
+
+
 def problem_of(
-    link: Uplink, slot: SlotPlan, weights: Float[Tensor, "T K"], h_est: Tensor, csi_variance: Tensor
+    link: Uplink,
+    slot: SlotPlan,
+    weights: Float[Tensor, "T K"],
+    h_est: Tensor,
+    csi_variance: Tensor,
+    largest_symbol: Tensor | None = None,
 ) -> TransceiverProblem:
     """The design problem of a slot's streams.
 
     h_est, csi_variance: channel estimates of all devices at all antennas, and the variances of their errors. Real
-    packing drops the imaginary half of noise and CSI error.
+    packing drops the imaginary half of noise and CSI error. largest_symbol: of each stream, by which its power limit is
+    divided. The noise of the receivers' ADC (AQNM) is rho / (1 - rho) of the power at each antenna: a part of the noise
+    and, stream by stream, a part of the variance of the CSI error.
     """
     half = 0.5 if link.packing == "real" else 1.0
     devices, antennas = slot.devices, antennas_of(link, slot)
     uniform = csi_variance.shape[-2] == 1
+    h = h_est[..., antennas, :][..., devices]
+    variance = (csi_variance if uniform else csi_variance[..., antennas, :])[..., devices]
+    limit, noise = link.power_limit[devices], link.noise
+    if adc := adc_share(link.impairments):
+        variance, noise = variance + adc * (h.abs().square() + variance), noise * (1 + adc)
     return TransceiverProblem(
-        h=h_est[..., antennas, :][..., devices],
+        h=h,
         weights=weights,
         target_weight=slot.target_weight,
-        power_limit=link.power_limit[devices],
-        noise=half * link.noise,
-        csi_variance=half * (csi_variance if uniform else csi_variance[..., antennas, :])[..., devices],
+        power_limit=limit if largest_symbol is None else limit / largest_symbol,
+        noise=half * noise,
+        csi_variance=half * variance,
         device_of_stream=device_of_stream(devices),
         real=link.packing == "real",
         antenna_mask=antenna_mask_of(link, slot),
@@ -171,113 +246,3 @@ def block_ranges_of(first_use: int, uses: int, coherence_symbols: int) -> tuple[
     blocks = range(first_use // coherence_symbols, (first_use + uses - 1) // coherence_symbols + 1)
     starts = [block * coherence_symbols - first_use for block in blocks]
     return blocks, tuple((max(start, 0), min(start + coherence_symbols, uses)) for start in starts)
-
-
-def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Transceiver]]:
-    """Design the transceivers of each round's segments, with one transceiver a coherence block.
-
-    rounds: the segments of one round, or of the same round with several seeds. With several seeds, a segment's channels
-    of all seeds are designed in one call; the design of a coherence block does not depend, but for rounding, on the
-    blocks of the same call. Where slots depend on the channels or share energy, the rounds are designed one by one.
-    Receivers of a design that shrinks are finally scaled to the assumed correlation.
-    """
-    if link.design is None:
-        return [[] for _ in rounds]
-    if len(rounds) > 1 and link.refine is None and link.access != "auto":
-        by_segment = [_design_seeds(link, segments) for segments in zip(*rounds, strict=True)]
-        transceivers = [[seeds[index] for seeds in by_segment] for index in range(len(rounds))]
-    else:
-        transceivers = [_design_round(link, segments) for segments in rounds]
-    return [rescale(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
-
-
-def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design one segment for several seeds: their channels one after another as the blocks of one problem."""
-    assert link.design is not None
-    problems = [segment.problem for segment in segments]
-    csi = problems[0].csi_variance
-    if csi.dim() == 3:
-        csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
-    problem = replace(problems[0], h=torch.cat([problem.h for problem in problems]), csi_variance=csi)
-    transceiver = link.design(problem) if link.batched else design_or_stay_silent(link.design, problem)
-    return check_power(problem, transceiver).split([len(problem.h) for problem in problems])
-
-
-def design_or_stay_silent(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:
-    """Design a problem, or stay silent where no stream has a weight, so that a design never meets an empty sum.
-
-    That is a gradient of zeros: that of A in round 1, because the factors B of LoRA begin at 0.
-    """
-    return design(problem) if bool(problem.weights.any()) else silent(problem)
-
-
-def _design_round(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design each segment by itself; then let the blocks share energy, if slots do.
-
-    Shared energy has a limit over the round, sum_j u_j p_jk |b_jk|^2 <= P_k sum_j u_j for device k over its blocks j of
-    u_j uses. One block may exceed P_k, so that `check_power`, a check of every block, does not apply to the result: the
-    `PowerConstraint` of `designs/power_sharing.py` holds the limit.
-    """
-    transceivers = design_separately(link, segments)
-    if link.refine is None or not segments:
-        return transceivers
-    blocks = [(segment, block) for segment in segments for block in range(len(segment.block_ranges))]
-    uses = [float(segment.block_ranges[block][1] - segment.block_ranges[block][0]) for segment, block in blocks]
-    refined = iter(
-        link.refine(
-            [one_block(segment.problem, block) for segment, block in blocks],
-            [segment.slot.devices for segment, _ in blocks],
-            uses,
-            [power for segment in segments for power in block_powers(link, segment)],
-            [
-                block
-                for transceiver in transceivers
-                for block in transceiver.split([1] * len(transceiver.transmit_factors))
-            ],
-        )
-    )
-    return [join_blocks([next(refined) for _ in segment.block_ranges]) for segment in segments]
-
-
-def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design one transceiver a segment, each with the full power limit."""
-    assert link.design is not None
-    problems = [segment.problem for segment in segments]
-    transceivers = (
-        in_batches(link.design, problems) if link.batched else [design_or_stay_silent(link.design, p) for p in problems]
-    )
-    return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
-
-
-def rescale(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:
-    """If `link.rescale`, multiply each receiver by the best scalar for the assumed correlation (`scale_receivers`)."""
-    if not link.rescale:
-        return list(transceivers)
-    return [
-        scale_receivers(segment.problem, transceiver, segment.R, segment.symbol_power, link.impairments)
-        for segment, transceiver in zip(segments, transceivers, strict=True)
-    ]
-
-
-def one_block(problem: TransceiverProblem, block: int) -> TransceiverProblem:
-    """The problem of one coherence block."""
-    csi = problem.csi_variance if problem.csi_variance.dim() < 3 else problem.csi_variance[block : block + 1]
-    return replace(problem, h=problem.h[block : block + 1], csi_variance=csi)
-
-
-def block_powers(link: Uplink, segment: Segment) -> Float[Tensor, "B K"]:
-    """The mean power of each stream's symbols in each block; it is 1 over a segment, but not over each of its blocks.
-
-    Where slots share energy, the devices report it.
-    """
-    per_use, entries = entries_per_use(link.packing), segment.group.entries
-    squares = [
-        torch.stack(
-            [
-                entries[rows][:, per_use * a : per_use * b].square().sum(1) / (per_use * (b - a))
-                for a, b in segment.block_ranges
-            ]
-        )
-        for rows in row_chunks(*entries.shape)
-    ]
-    return torch.cat(squares, 1)

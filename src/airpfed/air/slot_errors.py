@@ -9,6 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.correlation import NormalEquations, error_products
+from airpfed.air.impairments import Distortion
 from airpfed.air.problem import Transceiver
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink, normalizer_groups
@@ -194,7 +195,9 @@ def mean_signal_error(
     return symbol_error(link, segment, signal.desired - ideal), crosstalk_error(link, segment, signal.crosstalk)
 
 
-def coherent_error(link: Uplink, segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B U"]:
+def coherent_error(
+    link: Uplink, segment: Segment, transceiver: Transceiver, distortion: Distortion
+) -> Float[Tensor, "B U"]:
     """The cross terms that correlated symbols add to the claimed error of a sum of several receivers' estimates.
 
     The receivers' errors are then correlated, so that their energies alone do not add up. 0 for a sum of one estimate.
@@ -209,7 +212,7 @@ def coherent_error(link: Uplink, segment: Segment, transceiver: Transceiver) -> 
         segment.assumed_correlation.between_tasks,
         segment.slot.target_of,
         segment.symbol_power,
-        link.impairments,
+        distortion,
     )
     entries = segment.entry_share * group.num_entries
     return torch.einsum("ui,bij,uj,bi->bu", scaled, products, scaled, entries)

@@ -71,10 +71,15 @@ def receive(
 
 
 def receiver_noise(
-    transceiver: Transceiver, block: int, noise: float, uses: int, rng: torch.Generator
+    transceiver: Transceiver, block: int, noise: float | Float[Tensor, " M"], uses: int, rng: torch.Generator
 ) -> Complex[Tensor, "T {uses}"]:
-    """Draw m_i^H z with z ~ CN(0, noise I_M): jointly Gaussian over the receivers, of covariance noise M^H M."""
+    """Draw m_i^H z with z ~ CN(0, noise I_M): jointly Gaussian over the receivers, of covariance noise M^H M.
+
+    noise: watts, one for all antennas or one each.
+    """
     m = transceiver.receiver[block]
+    if isinstance(noise, Tensor):
+        m, noise = noise.sqrt()[:, None] * m, 1.0
     values, vectors = torch.linalg.eigh(m.mH @ m)
     root = vectors * (noise * values.clamp(min=0)).sqrt()
     combined: Tensor = root @ torch.randn(m.shape[1], uses, dtype=torch.complex128, generator=rng)

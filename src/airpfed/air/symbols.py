@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.mixing import GroupMixing
 from airpfed.air.row_chunks import Rows, all_rows, row_chunks
 
 Packing = Literal["iq", "real"]
@@ -20,7 +22,8 @@ FLOOR = 1e-12
 class Entries:
     """Normalised entries u_k = (g_k - mean_k) / divisor_k of the columns from `first` to `last`.
 
-    They are computed when rows are read. lengths: number of entries of each device in these columns, zeros follow.
+    They are computed when rows are read; mixed entries are kept if all rows fit into one chunk. lengths: number of
+    entries of each device in these columns, zeros follow. mixing: the map of the entries; None without mixing.
     divisor: the normaliser, s_k per device or the common sigma; infinite for a silent device.
     """
 
@@ -30,6 +33,7 @@ class Entries:
     lengths: Int[Tensor, " K"]
     mean: Float[Tensor, " K"]
     divisor: Float[Tensor, " K"]
+    mixing: GroupMixing | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,6 +42,17 @@ class Entries:
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "k d"]:
         """Compute some devices' entries, float64."""
+        if self.mixing is None:
+            return self._normalised(rows)
+        whole = len(list(row_chunks(*self.shape))) == 1
+        return self._all_mixed[rows] if whole else self.mixing.apply(self._normalised(rows), self.lengths[rows])
+
+    @cached_property
+    def _all_mixed(self) -> Float[Tensor, "K d"]:
+        assert self.mixing is not None
+        return self.mixing.apply(self._normalised(slice(0, self.shape[0])), self.lengths)
+
+    def _normalised(self, rows: slice) -> Float[Tensor, "k d"]:
         g = self.vectors.take(rows, self.first, self.last).sub_(self.mean[rows, None])
         return zero_tail(g.div_(self.divisor[rows, None]), self.lengths[rows])
 

@@ -1,12 +1,14 @@
 """A segment on the air: here a gradient becomes a radio signal, and the received signal a sum with its errors.
 
-pack -> clip -> superpose in the channel -> receive -> unpack -> denormalise -> backhaul -> combine the targets.
+pack -> amplify -> superpose in the channel -> receive -> unpack -> denormalise -> backhaul -> combine the targets ->
+undo the mixing.
 
-The entries of a segment are normalised already (`segments.split_slots`). The signals h_k b_k x_k at the antennas are
-never formed: transmit factor b_k, channel h_k and receiver m_i act as one scalar gain m_i^H h_k b_k per device and
-target. `superposition.antenna_by_antenna` is the model with antennas, and the tests hold this file to it.
+The entries of a segment are normalised and mixed already (`segments.split_slots`). The signals h_k b_k x_k at the
+antennas are never formed: transmit factor b_k, channel h_k and receiver m_i act as one scalar gain m_i^H h_k b_k per
+device and target. `superposition.antenna_by_antenna` is the model with antennas, and the tests hold this file to it.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air import resources
-from airpfed.air.correlation import incoherent_noise, mismatch_error, normal_equations, power_terms
-from airpfed.air.impairments import NONE, clip
+from airpfed.air.correlation import expected_power, incoherent_noise, mismatch_error, normal_equations, power_terms
+from airpfed.air.distortion import amplify_segment, distortion_of, mean_turns, turning_factors
+from airpfed.air.impairments import NONE, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
@@ -34,7 +37,7 @@ from airpfed.air.slot_errors import (
     zero_estimate_energy,
 )
 from airpfed.air.superposition import ReceivedSignal, receive, receiver_noise, superpose, target_streams
-from airpfed.air.symbols import pack_symbols, zero_tail
+from airpfed.air.symbols import entries_per_use, pack_symbols, zero_tail
 from airpfed.core.rng import stream
 
 
@@ -43,11 +46,17 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
 
     Random: noise, scrambling, and rounding of the backhaul, with streams named by round and segment.
     """
-    slot, group, problem, impairments = segment.slot, segment.group, segment.problem, link.impairments
-    air = superpose_segment(link, segment, transceiver)
-    signal = receive_segment(link, segment, transceiver, air.parts, t)
+    slot, group, problem = segment.slot, segment.group, segment.problem
+    distortion = distortion_of(link, segment, transceiver)
+    air = superpose_segment(link, segment, transceiver, t)
+    signal = receive_segment(link, segment, transceiver, air, t)
     received, ideal = segment_entries(link, segment, signal.received), segment_entries(link, segment, air.ideal)
+    incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, distortion)
+    terms = power_terms(problem, transceiver, segment.pairs, segment.symbol_power, distortion, incoherent)
+    received = clip_received(link, segment, received, expected_power(terms, segment.assumed_correlation))
     offset = zero_tail(group.offset[:, None].repeat(1, received.shape[1]), group.num_entries)
+    if segment.mixing is not None:
+        offset = segment.mixing.apply(offset, group.num_entries)
     estimate, target = (torch.addcmul(offset, values, group.scale[:, None]) for values in (received, ideal))
     delivered, rounding = pass_backhaul(link, slot, estimate, t, segment.name)
 
@@ -66,14 +75,15 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, air.ideal)
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
-    incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, impairments)
-    mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, impairments)
-    terms = power_terms(problem, transceiver, segment.pairs, segment.symbol_power, impairments, incoherent)
+    mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
     power = square_sums(link, segment, received) / entries
+    unmixed = delivered if segment.mixing is None else segment.mixing.undo(delivered, group.num_entries)
     return ReceivedSums(
-        sums=combine_targets(slot, delivered),
+        sums=combine_targets(slot, unmixed),
         errors=SlotErrors(
-            claimed=energies(mismatch + incoherent) + coherent_error(link, segment, transceiver) + rounding_error,
+            claimed=energies(mismatch + incoherent)
+            + coherent_error(link, segment, transceiver, distortion)
+            + rounding_error,
             claimed_genie=genie + energies(incoherent) + rounding_error,
             measured=square_sums(link, segment, combine_targets(slot, delivered - target)),
             bias=bias,
@@ -93,21 +103,32 @@ class SuperposedSegment:
 
     ideal: the targets, sum_k w_ik x_k. parts: [i, j] the streams of target j at receiver i. assumed_parts: the same
     with the mean gains that receivers assume; None if these are the true gains. energy: energy of each stream's symbols
-    in each block after its amplifier, divided by |b_k|^2.
+    in each block after its amplifier, divided by |b_k|^2. antenna_power: mean power of all streams at each antenna,
+    without noise; None if the receivers' ADC is ideal.
     """
 
     ideal: Complex[Tensor, "T uses"]
     parts: Complex[Tensor, "T T uses"]
     assumed_parts: Complex[Tensor, "T T uses"] | None
     energy: Float[Tensor, "B K"]
+    antenna_power: Float[Tensor, "B M"] | None = None
 
 
-def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver) -> SuperposedSegment:
-    """Superpose the streams of a segment, some at a time, so that memory holds sums and not K x d symbols."""
+def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> SuperposedSegment:
+    """Superpose the streams of a segment, some at a time, so that memory holds sums and not K x d symbols.
+
+    Random: what the devices' offsets and amplifiers draw, in round t.
+    """
+    impairments = link.impairments
     targets, shape = len(segment.slot.weights), segment.group.entries.shape
     gain, assumed_gain = gains(segment.h, transceiver), None
-    if link.csi_error or link.impairments != NONE:
-        assumed_gain = link.impairments.mean * gains(segment.problem.h, transceiver)
+    if link.csi_error or impairments != NONE:
+        assumed_gain = distortion_of(link, segment, transceiver).mean_gains(gains(segment.problem.h, transceiver))
+    turns = turning_factors(link, segment, t) if impairments.turns else None
+    assumed_turns = relative_turns(link, segment) if impairments.turns else 1.0
+    at_antennas = None
+    if impairments.adc_noise:
+        at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
     streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
     assumed_streams = None if assumed_gain is None else torch.zeros_like(streams_of_targets)
@@ -115,16 +136,35 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver) 
     for rows in row_chunks(*shape):
         x = pack_symbols(segment.group.entries[rows], link.packing)
         streams = target_streams(segment.slot.target_of[rows], targets)
-        clipped = clip_amplifiers(link, segment, transceiver.transmit_factors[:, rows], x)
+        sent = x if impairments.clipping is None else amplify_segment(link, segment, transceiver, rows, x, t)
+        arriving = sent if turns is None else sent * turns[rows]
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
         for block, (a, b) in enumerate(segment.block_ranges):
-            streams_of_targets[:, :, a:b] += superpose(gain[block][:, rows], clipped[:, a:b], streams)
+            streams_of_targets[:, :, a:b] += superpose(gain[block][:, rows], arriving[:, a:b], streams)
             if assumed_streams is not None and assumed_gain is not None:
                 assumed_streams[:, :, a:b] += superpose(assumed_gain[block][:, rows], x[:, a:b], streams)
+            if at_antennas is not None:
+                factors = transceiver.transmit_factors[block, rows]
+                at_antennas[:, a:b] += segment.h[block][:, rows] @ (factors[:, None] * arriving[:, a:b])
         norms.append(
-            torch.stack([torch.linalg.vector_norm(real_view(clipped[:, a:b]), dim=1) for a, b in segment.block_ranges])
+            torch.stack([torch.linalg.vector_norm(real_view(sent[:, a:b]), dim=1) for a, b in segment.block_ranges])
         )
-    return SuperposedSegment(ideal, streams_of_targets, assumed_streams, torch.cat(norms, 1).square())
+    return SuperposedSegment(
+        ideal=ideal,
+        parts=streams_of_targets,
+        assumed_parts=None if assumed_streams is None else assumed_streams * assumed_turns,
+        energy=torch.cat(norms, 1).square(),
+        antenna_power=None
+        if at_antennas is None
+        else torch.stack([at_antennas[:, a:b].abs().square().mean(1) for a, b in segment.block_ranges]),
+    )
+
+
+def relative_turns(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
+    """The mean factor of each use's offsets over that of its block, whose mean the assumed gains contain."""
+    turns = mean_turns(link, segment)
+    means = [turns[a:b].mean().expand(b - a) for a, b in segment.block_ranges]
+    return turns / torch.cat(means).clamp_min(1e-300)
 
 
 def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
@@ -132,33 +172,40 @@ def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
     return torch.view_as_real(x).flatten(1)
 
 
-def clip_amplifiers(
-    link: Uplink, segment: Segment, transmit: Complex[Tensor, "B K"], x: Complex[Tensor, "K uses"]
-) -> Complex[Tensor, "K uses"]:
-    """Clip the signals b_k x_k in the devices' amplifiers, if these clip; returns them divided by b_k.
-
-    transmit: b_k in each block. The division undoes b_k, because a stream's gain m_i^H h_k b_k already contains it.
-    """
-    if link.impairments.clipping is None:
-        return x
-    factor = torch.cat([transmit[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(segment.block_ranges)], 1)
-    clipped = clip(factor * x, link.impairments.clipping, link.subcarriers)
-    return torch.where(factor != 0, clipped / torch.where(factor != 0, factor, 1.0), 0.0)
-
-
 def receive_segment(
-    link: Uplink, segment: Segment, transceiver: Transceiver, parts: Complex[Tensor, "T T uses"], t: int
+    link: Uplink, segment: Segment, transceiver: Transceiver, air: SuperposedSegment, t: int
 ) -> ReceivedSignal:
     """Draw noise and scrambling signs, and add them to the superposed streams of a segment.
 
-    parts: as in `SuperposedSegment`.
+    The receivers' ADC adds noise of a share of each antenna's power, noise included (`adc_share`).
     """
     rng = stream(link.seed, "noise", t, segment.name)
-    signs = scrambling_signs(link, len(segment.slot.weights), parts.shape[-1], t, segment.name)
+    signs = scrambling_signs(link, len(segment.slot.weights), air.parts.shape[-1], t, segment.name)
+    noise: float | Float[Tensor, "B M"] = link.noise
+    if air.antenna_power is not None:
+        noise = link.noise + adc_share(link.impairments) * (link.noise + air.antenna_power)
     noise_samples = [
-        receiver_noise(transceiver, block, link.noise, b - a, rng) for block, (a, b) in enumerate(segment.block_ranges)
+        receiver_noise(transceiver, block, noise if isinstance(noise, float) else noise[block], b - a, rng)
+        for block, (a, b) in enumerate(segment.block_ranges)
     ]
-    return receive(parts, torch.cat(noise_samples, 1), signs)
+    samples = torch.cat(noise_samples, 1)
+    if link.noise_alpha < 2:
+        samples = samples * impulses(link.noise_alpha, samples.shape[1], stream(link.seed, "impulses", t, segment.name))
+    return receive(air.parts, samples, signs)
+
+
+def clip_received(
+    link: Uplink, segment: Segment, received: Float[Tensor, "T d"], level: Float[Tensor, "B T"]
+) -> Float[Tensor, "T d"]:
+    """Clip received entries at `receive_clipping` times their expected deviation. level: their expected mean square."""
+    if math.isinf(link.receive_clipping):
+        return received
+    per_use, width = entries_per_use(link.packing), received.shape[1]
+    limit = torch.cat(
+        [level[i, :, None].expand(-1, per_use * (b - a)) for i, (a, b) in enumerate(segment.block_ranges)], 1
+    )
+    limit = link.receive_clipping * limit[:, :width].sqrt()
+    return torch.minimum(torch.maximum(received, -limit), limit)
 
 
 def scrambling_signs(link: Uplink, targets: int, uses: int, t: int, name: str) -> Float[Tensor, "T uses"]:

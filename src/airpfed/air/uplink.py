@@ -21,8 +21,9 @@ from airpfed.air.schedule import (
     schedule,
     statistics_rows,
 )
-from airpfed.air.segments import Segment, design, split_slots
+from airpfed.air.segments import Segment, split_slots
 from airpfed.air.slot_errors import ReceivedSums, join_segments
+from airpfed.air.transceivers import design
 from airpfed.air.transmit import transmit
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, SlotError
 

@@ -63,7 +63,23 @@ def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
     return not settings.radio.has_path_loss
 
 
-LINEAR_ONLY = ("design", "energy", "correlation", "phase_error_deg", "fade_truncation_db", "packing", "personal_slots")
+LINEAR_ONLY = (
+    "design",
+    "energy",
+    "correlation",
+    "phase_error_deg",
+    "carrier_offset_hz",
+    "timing_drift_s",
+    "amplifier_smoothness",
+    "adc_bits",
+    "noise_alpha",
+    "receive_clipping",
+    "fade_truncation_db",
+    "mixing",
+    "power_over",
+    "packing",
+    "personal_slots",
+)
 """Keys of the radio that matter only where gradients are superposed in the channel."""
 OVER_THE_AIR = ("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups")
 """Keys of the radio that matter for every scheme but the error-free one."""
@@ -92,6 +108,19 @@ RULES = (
             training=True,
         )
         for key in OVER_THE_AIR
+    ),
+    Rule(
+        "radio.power_over",
+        "radio.energy",
+        lambda s, _: s.radio.power_over == "slot" or s.radio.energy == "per_slot",
+        'energy = "per_round" limits means over a round',
+        training=True,
+    ),
+    Rule(
+        "radio.amplifier_smoothness",
+        "radio.clipping_db",
+        lambda s, _: s.radio.clipping_db != "off",
+        "an ideal amplifier has none, give clipping_db",
     ),
     Rule(
         "radio.energy",

@@ -304,7 +304,17 @@ class RadioSettings(Section):
     bandwidth_hz: float = Field(20e6, ge=1, le=1e12, description="bandwidth, Hz")
     subcarriers: int = Field(1024, ge=1, le=10_000_000, description="OFDM subcarriers over the bandwidth")
     power_dbm: float = Field(
-        20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, mean over a slot"
+        20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, over what `power_over` says"
+    )
+    power_over: Literal["symbol", "slot"] = Field(
+        "slot",
+        description="the power limit holds for the mean of every OFDM symbol, or for the mean over a slot, which "
+        "single symbols of gradients may exceed by more than 10 dB",
+    )
+    mixing: Literal["full", "permutation", "none"] = Field(
+        "none",
+        description="mixing of the entries before they are sent: full: permutation, signs, Hadamard blocks, "
+        "permutation; permutation; none. Only full mixing makes all OFDM symbols nearly alike and signals Gaussian",
     )
     noise_dbm: float | Literal["thermal", "off"] = Field(
         "thermal",
@@ -338,9 +348,39 @@ class RadioSettings(Section):
     phase_error_deg: float = Field(
         0.0, ge=0, le=180, description="standard deviation of each device's carrier phase in a coherence block, degrees"
     )
+    carrier_offset_hz: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="standard deviation of a device's residual carrier offset, Hz; it turns the phase within a "
+        "coherence block",
+    )
+    timing_drift_s: float = Field(
+        0.0,
+        ge=0,
+        le=1e-3,
+        description="standard deviation of a device's timing since the pilots, s; it turns the phase over subcarriers",
+    )
     clipping_db: float | Literal["off"] = Field(
         "off",
-        description="power at which a device's amplifier clips its OFDM signal, dB above the mean power of the slot",
+        description="power at which a device's amplifier saturates, dB above the power limit",
+    )
+    amplifier_smoothness: float | Literal["clip"] = Field(
+        "clip", description="p of an amplifier of Rapp's model, which saturates gradually; clip: it clips"
+    )
+    adc_bits: int | None = Field(
+        None, ge=1, le=8, description="bits of the receivers' analog-to-digital converters; default: ideal"
+    )
+    noise_alpha: float = Field(
+        2.0,
+        gt=1,
+        le=2,
+        description="stability index of the noise: 2: Gaussian; below 2: alpha-stable, impulsive, of infinite variance "
+        "and the same scale",
+    )
+    receive_clipping: float | Literal["off"] = Field(
+        "off",
+        description="the server clips received entries at so many times the deviation that it expects of them",
     )
     outage: float = Field(
         0.0,
@@ -405,7 +445,13 @@ class RadioSettings(Section):
             raise ValueError(f"noise_dbm = {self.noise_dbm:g}: should be from -300 to 300")
         if isinstance(self.correlation, float) and not 0 <= self.correlation < 1:
             raise ValueError(f'correlation = {self.correlation:g}: should be "estimated", "none", or from 0 to below 1')
-        for key, low, high in (("clipping_db", -20, 60), ("fade_truncation_db", 0, 100), ("path_loss_1m_db", 0, 300)):
+        for key, low, high in (
+            ("clipping_db", -20, 60),
+            ("fade_truncation_db", 0, 100),
+            ("path_loss_1m_db", 0, 300),
+            ("amplifier_smoothness", 0.5, 100),
+            ("receive_clipping", 0.1, 1000),
+        ):
             value = getattr(self, key)
             if isinstance(value, float) and not low <= value <= high:
                 raise ValueError(f"{key} = {value:g}: should be from {low} to {high}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from airpfed.air import link_level, resources
 from airpfed.air.correlation import Correlation, correlation_matrix
+from airpfed.air.distortion import distortion_of
 from airpfed.air.link_level import Drops
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.round_cost import round_ledger
@@ -203,7 +204,8 @@ def theory_parts(
     """The numbers of a segment that the theory needs, for each of its sums."""
     slot, combining_matrix = segment.slot, segment.slot.combining_matrix
     weights = combining_matrix @ slot.weights
-    mean_gains = (link.impairments.mean * gains(segment.problem.h, transceiver)).mean(0)
+    distortion = distortion_of(link, segment, transceiver)
+    mean_gains = distortion.mean_gains(gains(segment.problem.h, transceiver)).mean(0)
     received = combining_matrix.to(torch.complex128) @ mean_gains
     correlation = correlation_matrix(
         segment.assumed_correlation, segment.task_of, slot.target_of, len(slot.weights) > 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from airpfed.air import geometry
 from airpfed.air.channels import build_channel, fading
 from airpfed.air.designs import Design
-from airpfed.air.impairments import Impairments
+from airpfed.air.impairments import ADC_NOISE, Impairments
 from airpfed.air.network import ChannelSite, Network
 from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
 from airpfed.air.schedule import DesignFunction, SlotFunction, SlotPlan, Uplink
@@ -67,6 +67,10 @@ def build_uplink(
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
         subcarrier_groups=radio.subcarrier_groups,
+        mixing=radio.mixing,
+        power_over="slot" if radio.energy == "per_round" else radio.power_over,
+        noise_alpha=radio.noise_alpha,
+        receive_clipping=math.inf if radio.receive_clipping == "off" else radio.receive_clipping,
         shared_groups=tuple(kinds[0].values()),
         personal_groups=tuple(kinds[1].values()),
         personal_rows=personal_rows_of(*kinds),
@@ -144,9 +148,16 @@ def build_positions(
 
 def impairments_of(radio: RadioSettings) -> Impairments:
     """Return the impairments of the devices' signals, which are unknown to designs, and the rule of silent devices."""
-    clipping = None if radio.clipping_db == "off" else units.from_db(radio.clipping_db)
-    truncation = None if radio.fade_truncation_db == "off" else units.from_db(-radio.fade_truncation_db)
-    return Impairments(math.radians(radio.phase_error_deg), clipping, radio.outage, truncation)
+    return Impairments(
+        phase_rad=math.radians(radio.phase_error_deg),
+        clipping=None if radio.clipping_db == "off" else units.from_db(radio.clipping_db),
+        outage=radio.outage,
+        truncation=None if radio.fade_truncation_db == "off" else units.from_db(-radio.fade_truncation_db),
+        smoothness=math.inf if radio.amplifier_smoothness == "clip" else radio.amplifier_smoothness,
+        carrier_offset_hz=radio.carrier_offset_hz,
+        timing_drift=radio.timing_drift_s * radio.bandwidth_hz,
+        adc_noise=ADC_NOISE[radio.adc_bits] if radio.adc_bits else 0.0,
+    )
 
 
 def scheme_fields(radio: RadioSettings) -> dict[str, Any]:

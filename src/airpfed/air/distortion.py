@@ -1,0 +1,189 @@
+"""What a segment's symbols meet on their way: amplifiers, carrier offset and timing; their statistics, and themselves.
+
+An amplifier acts on the time samples of whole OFDM symbols, an offset on each use of a block; the statistics are for
+Gaussian signals, as full mixing makes them.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from airpfed.air import resources
+from airpfed.air.channels.fading import frequencies
+from airpfed.air.impairments import (
+    Distortion,
+    adc_share,
+    amplifier_statistics,
+    amplify,
+    distortion_orders,
+    steady_distortion,
+)
+from airpfed.air.problem import Transceiver
+from airpfed.air.schedule import Uplink
+from airpfed.air.segments import Segment
+from airpfed.core.rng import stream
+
+
+def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> Distortion:
+    """The statistics of the factors by which a segment's streams arrive in each block."""
+    impairments = link.impairments
+    distortion = replace(steady_distortion(impairments), adc=adc_share(impairments))
+    if impairments.turns:
+        first, second, spread = turning_statistics(link, segment)
+        distortion = replace(distortion, mean=distortion.mean * first, pseudo=distortion.pseudo * second, spread=spread)
+    if impairments.clipping is not None:
+        gain, power = segment_amplifiers(link, segment, transceiver)
+        distortion = replace(
+            distortion,
+            mean=distortion.mean * gain,
+            power=distortion.power * power,
+            pseudo=distortion.pseudo * power,
+        )
+    return distortion
+
+
+# Carrier offset and timing: a phase that changes from use to use
+
+
+def offset_angles(link: Uplink, segment: Segment) -> tuple[Float[Tensor, " uses"], Float[Tensor, " uses"]]:
+    """The angle of each use per hertz of carrier offset and per sample of timing error, radians.
+
+    An offset turns the phase from the start of the coherence block, where the pilots are, to the middle of the use's
+    OFDM symbol. Within a symbol it also makes subcarriers interfere; that is less by the factor (2 n)^2 than the phase
+    at the end of a block of n symbols, and left out.
+    """
+    places = segment.places
+    start = torch.cat([places.first_symbol[i].expand(b - a) for i, (a, b) in enumerate(segment.block_ranges)])
+    seconds = (places.symbol - start + 0.5) * (link.subcarriers * resources.use_seconds(link.bandwidth_hz))
+    frequency = frequencies(link.subcarriers, link.subcarriers)[places.subcarrier]
+    return 2 * math.pi * seconds, -2 * math.pi * frequency
+
+
+def mean_turns(link: Uplink, segment: Segment, multiple: int = 1) -> Float[Tensor, " uses"]:
+    """E[e^{j m phi}] of each use for Gaussian offsets, exp(-(m std phi)^2 / 2). multiple: m."""
+    by_hertz, by_sample = offset_angles(link, segment)
+    variance = (by_hertz * link.impairments.carrier_offset_hz).square()
+    variance = variance + (by_sample * link.impairments.timing_drift).square()
+    return torch.exp(-(multiple**2) * variance / 2)
+
+
+def turning_statistics(
+    link: Uplink, segment: Segment
+) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """The means over each block's uses of E e^{j phi} and E e^{2 j phi}, and the relative variance of the former."""
+    first, second = mean_turns(link, segment), mean_turns(link, segment, 2)
+    rows = []
+    for a, b in segment.block_ranges:
+        mean = first[a:b].mean()
+        spread = first[a:b].square().mean() / mean.square().clamp_min(1e-300) - 1
+        rows.append(torch.stack([mean, second[a:b].mean(), spread.clamp_min(0.0)]))
+    mean, pseudo, spread = torch.stack(rows).T
+    return mean[:, None], pseudo[:, None], spread[:, None]
+
+
+def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "K uses"]:
+    """Draw the factor e^{j phi} of each stream and use.
+
+    A device's offsets are new in every coherence time. Random: streams (seed, "carrier offset", t, time) and (seed,
+    "timing", t, time).
+    """
+    devices, impairments = segment.slot.devices, link.impairments
+    by_hertz, by_sample = offset_angles(link, segment)
+    angle = torch.zeros(len(devices), len(by_hertz), dtype=torch.float64)
+    for time, (a, b) in zip(segment.places.time.tolist(), segment.block_ranges, strict=True):
+        for name, deviation, by_unit in (
+            ("carrier offset", impairments.carrier_offset_hz, by_hertz),
+            ("timing", impairments.timing_drift, by_sample),
+        ):
+            if deviation:
+                normal = torch.randn(len(link.samples), dtype=torch.float64, generator=stream(link.seed, name, t, time))
+                angle[:, a:b] += deviation * normal[devices, None] * by_unit[a:b]
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+# Amplifiers: whole OFDM symbols in time
+
+
+def symbol_fractions(segment: Segment) -> tuple[Float[Tensor, "S B"], Float[Tensor, "B S"]]:
+    """Of each OFDM symbol's uses in the segment, the fraction in each block; and of each block's, on each symbol."""
+    index = segment.places.symbol - segment.places.symbol.min()
+    count = torch.zeros(len(segment.block_ranges), int(index.max()) + 1, dtype=torch.float64)
+    for block, (a, b) in enumerate(segment.block_ranges):
+        count[block] = torch.bincount(index[a:b], minlength=count.shape[1])
+    return (count / count.sum(0).clamp(min=1)).T, count / count.sum(1, keepdim=True).clamp(min=1)
+
+
+def symbol_powers(segment: Segment, transceiver: Transceiver) -> Float[Tensor, "S K"]:
+    """The mean power of each stream in each OFDM symbol, before its amplifier."""
+    per_symbol, _ = symbol_fractions(segment)
+    return per_symbol @ (transceiver.transmit_factors.abs().square() * segment.group.symbol_power)
+
+
+def saturation_powers(link: Uplink, segment: Segment) -> Float[Tensor, " K"]:
+    """The power at which each stream's amplifier saturates, watts: fixed, a multiple of the device's power limit."""
+    assert link.impairments.clipping is not None
+    return link.impairments.clipping * link.power_limit[segment.slot.devices]
+
+
+def segment_amplifiers(
+    link: Uplink, segment: Segment, transceiver: Transceiver
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """The amplifiers' mean gain in each block, and the power that is left over that which was sent.
+
+    The gain is that of the OFDM symbol. Its distortion falls on the subcarriers as the spectrum of the signal, which
+    differs between the blocks of a symbol, spreads by the orders of the amplifier (`distortion_orders`).
+    """
+    _, per_block = symbol_fractions(segment)
+    power, smoothness = symbol_powers(segment, transceiver), link.impairments.smoothness
+    level = (saturation_powers(link, segment) / power.clamp_min(1e-300)).clamp(max=1e6)
+    gain, _ = amplifier_statistics(level, smoothness)
+    orders = distortion_orders(level, smoothness)
+    sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power
+    places, index = segment.places, segment.places.symbol - segment.places.symbol.min()
+    blocks = torch.cat([torch.full((b - a,), i) for i, (a, b) in enumerate(segment.block_ranges)])
+    distortion = torch.zeros_like(sent)
+    for k in range(sent.shape[1]):
+        if not bool(sent[:, k].any()):
+            continue
+        spectrum = power[:, k, None].repeat(1, link.subcarriers)
+        spectrum[index, places.subcarrier] = sent[blocks, k]
+        spectrum = spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-300)
+        correlation = torch.fft.ifft(spectrum)
+        square, spread = correlation.abs().square(), torch.zeros_like(spectrum)
+        for n in range(orders.shape[-1]):
+            correlation = correlation * square
+            spread += orders[:, k, n, None] * torch.fft.fft(correlation).real
+        by_use = (power[:, k, None] * spread)[index, places.subcarrier]
+        distortion[:, k] = torch.stack([by_use[a:b].mean() for a, b in segment.block_ranges])
+    relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
+    return per_block @ gain, per_block @ gain.square() + relative
+
+
+def amplify_segment(
+    link: Uplink, segment: Segment, transceiver: Transceiver, rows: slice, x: Complex[Tensor, "k uses"], t: int
+) -> Complex[Tensor, "k uses"]:
+    """Send the signals b_k x_k of some streams through their amplifiers; returns them divided by b_k.
+
+    The division undoes b_k, because a stream's gain m_i^H h_k b_k already contains it. What a segment leaves free of an
+    OFDM symbol is filled with Gaussian symbols of its own power, for other segments of the device. Random: the filling,
+    stream (seed, "amplifier", t, segment, row).
+    """
+    places, factors = segment.places, transceiver.transmit_factors[:, rows]
+    factor = torch.cat([factors[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(segment.block_ranges)], 1)
+    index = places.symbol - places.symbol.min()
+    power = symbol_powers(segment, transceiver)[:, rows].T
+    dtype = torch.float64 if link.packing == "real" else torch.complex128
+    first, last, _ = rows.indices(transceiver.transmit_factors.shape[1])
+    generators = (stream(link.seed, "amplifier", t, segment.name, row) for row in range(first, last))
+    shape = (power.shape[1], link.subcarriers)
+    filling = torch.stack([torch.randn(shape, dtype=dtype, generator=rng) for rng in generators])
+    grid = filling * power.sqrt().to(torch.complex128)[:, :, None]
+    grid[:, index, places.subcarrier] = factor * x
+    saturation = saturation_powers(link, segment)[rows, None, None].expand(-1, power.shape[1], 1)
+    signal = torch.fft.ifft(grid, norm="ortho")
+    sent = torch.fft.fft(amplify(signal, saturation, link.impairments.smoothness), norm="ortho")
+    received: Tensor = sent[:, index, places.subcarrier]
+    return torch.where(factor != 0, received / torch.where(factor != 0, factor, 1.0), 0.0)
