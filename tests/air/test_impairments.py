@@ -26,7 +26,6 @@ from airpfed.core.run_files import SlotError
 from support.networks import flat
 from support.uplinks import as_scheme, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
 
-
 KEYS = ("measured", "claimed")
 
 

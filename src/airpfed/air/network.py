@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.core.rng import stream
+from airpfed.core.rng import complex_normals, stream
 
 ChannelModel = Callable[[int, int, range], tuple[Tensor, Tensor]]
 """(seed, t, blocks) -> channels (B, M, K), and their part that needs no estimation: the line of sight, or 0."""
@@ -110,11 +110,8 @@ def estimate_channels(
     if csi_error == 0:
         return h, h
     spread = (csi_error / (1 - csi_error) * network.scattered).sqrt().repeat_interleave(network.antennas, 0)
-    noise = [
-        torch.randn(spread.shape, dtype=torch.complex128, generator=stream(seed, *network.names, "csi error", t, block))
-        for block in blocks
-    ]
-    return los + (1 - csi_error) * (h - los + torch.stack(noise) * spread), h
+    noise = complex_normals(seed, (*network.names, "csi error", t), blocks, spread.shape)
+    return los + (1 - csi_error) * (h - los + noise * spread), h
 
 
 def serving_gain(network: Network, local_station: bool, station_of: Tensor) -> Float[Tensor, " K"]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.blockwise import BlockRanges
 from airpfed.air.correlation import (
     CorrelatedPairs,
     Correlation,
@@ -39,9 +40,6 @@ from airpfed.air.symbols import (
     uses_of,
 )
 from airpfed.core.rng import stream
-
-BlockRanges = tuple[tuple[int, int], ...]
-"""Uses [first, last) of a segment in each of its coherence blocks."""
 
 
 @dataclass(frozen=True)

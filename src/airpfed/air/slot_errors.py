@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import combinations
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import NormalEquations, error_products
 from airpfed.air.impairments import Distortion
 from airpfed.air.problem import Transceiver
@@ -150,16 +152,13 @@ def combine_targets(slot: SlotPlan, values: Float[Tensor, "T d"]) -> Float[Tenso
 
 def square_sums(link: Uplink, segment: Segment, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
     """The sums of squares over the entries of each coherence block."""
-    per_use = entries_per_use(link.packing)
-    return torch.stack(
-        [torch.linalg.vector_norm(values[:, per_use * a : per_use * b], dim=1) for a, b in segment.block_ranges]
-    ).square()
+    norm = partial(torch.linalg.vector_norm, dim=-1)
+    return by_block(norm, values, segment.block_ranges, entries_per_use(link.packing)).square()
 
 
 def block_sums(link: Uplink, segment: Segment, values: Float[Tensor, "U d"]) -> Float[Tensor, "B U"]:
     """The sums over the entries of each coherence block."""
-    per_use = entries_per_use(link.packing)
-    return torch.stack([values[:, per_use * a : per_use * b].sum(1) for a, b in segment.block_ranges])
+    return by_block(partial(torch.sum, dim=-1), values, segment.block_ranges, entries_per_use(link.packing))
 
 
 def symbol_error(link: Uplink, segment: Segment, errors: Complex[Tensor, "T uses"]) -> Float[Tensor, "B U"]:

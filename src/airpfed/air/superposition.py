@@ -50,7 +50,8 @@ def superpose(
 
     Sums over disjoint sets of devices add up, so that a large slot is superposed some devices at a time.
     """
-    return torch.stack([gain[:, of_target] @ x[of_target] for of_target in streams], dim=1)
+    parts = [gain[:, of_target] @ x[of_target] for of_target in streams]
+    return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, dim=1)
 
 
 def receive(

@@ -9,16 +9,19 @@ device and target. `superposition.antenna_by_antenna` is the model with antennas
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
+from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import expected_power, incoherent_noise, mismatch_error, normal_equations, power_terms
 from airpfed.air.distortion import amplify_segment, distortion_of, mean_turns, turning_factors
-from airpfed.air.impairments import NONE, adc_share, impulses
+from airpfed.air.impairments import NONE, Distortion, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
@@ -48,7 +51,7 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
     """
     slot, group, problem = segment.slot, segment.group, segment.problem
     distortion = distortion_of(link, segment, transceiver)
-    air = superpose_segment(link, segment, transceiver, t)
+    air = superpose_segment(link, segment, transceiver, distortion, t)
     signal = receive_segment(link, segment, transceiver, air, t)
     received, ideal = segment_entries(link, segment, signal.received), segment_entries(link, segment, air.ideal)
     incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, distortion)
@@ -114,7 +117,9 @@ class SuperposedSegment:
     antenna_power: Float[Tensor, "B M"] | None = None
 
 
-def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> SuperposedSegment:
+def superpose_segment(
+    link: Uplink, segment: Segment, transceiver: Transceiver, distortion: Distortion, t: int
+) -> SuperposedSegment:
     """Superpose the streams of a segment, some at a time, so that memory holds sums and not K x d symbols.
 
     Random: what the devices' offsets and amplifiers draw, in round t.
@@ -123,7 +128,7 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver, 
     targets, shape = len(segment.slot.weights), segment.group.entries.shape
     gain, assumed_gain = gains(segment.h, transceiver), None
     if link.csi_error or impairments != NONE:
-        assumed_gain = distortion_of(link, segment, transceiver).mean_gains(gains(segment.problem.h, transceiver))
+        assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     turns = turning_factors(link, segment, t) if impairments.turns else None
     assumed_turns = relative_turns(link, segment) if impairments.turns else 1.0
     at_antennas = None
@@ -139,32 +144,41 @@ def superpose_segment(link: Uplink, segment: Segment, transceiver: Transceiver, 
         sent = x if impairments.clipping is None else amplify_segment(link, segment, transceiver, rows, x, t)
         arriving = sent if turns is None else sent * turns[rows]
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
-        for block, (a, b) in enumerate(segment.block_ranges):
-            streams_of_targets[:, :, a:b] += superpose(gain[block][:, rows], arriving[:, a:b], streams)
-            if assumed_streams is not None and assumed_gain is not None:
-                assumed_streams[:, :, a:b] += superpose(assumed_gain[block][:, rows], x[:, a:b], streams)
-            if at_antennas is not None:
-                factors = transceiver.transmit_factors[block, rows]
-                at_antennas[:, a:b] += segment.h[block][:, rows] @ (factors[:, None] * arriving[:, a:b])
-        norms.append(
-            torch.stack([torch.linalg.vector_norm(real_view(sent[:, a:b]), dim=1) for a, b in segment.block_ranges])
-        )
+        streams_of_targets += superpose_blocks(gain[:, :, rows], arriving, segment.block_ranges, streams)
+        if assumed_streams is not None and assumed_gain is not None:
+            assumed_streams += superpose_blocks(assumed_gain[:, :, rows], x, segment.block_ranges, streams)
+        if at_antennas is not None:
+            arriving_gain = segment.h[:, :, rows] * transceiver.transmit_factors[:, None, rows]
+            everything = [slice(None)]
+            at_antennas += superpose_blocks(arriving_gain, arriving, segment.block_ranges, everything)[:, 0]
+        norm = partial(torch.linalg.vector_norm, dim=-1)
+        norms.append(by_block(norm, real_view(sent), segment.block_ranges, 2))
+    mean = partial(torch.mean, dim=-1)
     return SuperposedSegment(
         ideal=ideal,
         parts=streams_of_targets,
         assumed_parts=None if assumed_streams is None else assumed_streams * assumed_turns,
         energy=torch.cat(norms, 1).square(),
-        antenna_power=None
-        if at_antennas is None
-        else torch.stack([at_antennas[:, a:b].abs().square().mean(1) for a, b in segment.block_ranges]),
+        antenna_power=None if at_antennas is None else by_block(mean, at_antennas.abs().square(), segment.block_ranges),
     )
 
 
 def relative_turns(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
     """The mean factor of each use's offsets over that of its block, whose mean the assumed gains contain."""
     turns = mean_turns(link, segment)
-    means = [turns[a:b].mean().expand(b - a) for a, b in segment.block_ranges]
-    return turns / torch.cat(means).clamp_min(1e-300)
+    means = by_block(partial(torch.mean, dim=-1), turns, segment.block_ranges)
+    return turns / over_uses(means, segment.block_ranges).clamp_min(1e-300)
+
+
+def superpose_blocks(
+    gain: Complex[Tensor, "B T K"],
+    x: Complex[Tensor, "K uses"],
+    block_ranges: BlockRanges,
+    streams: Sequence[slice | Int[Tensor, " _k"]],
+) -> Complex[Tensor, "T T uses"]:
+    """`superpose` in each block, side by side."""
+    symbols = x.split([last - first for first, last in block_ranges], 1)
+    return torch.cat([superpose(*pair, streams) for pair in zip(gain.unbind(0), symbols, strict=True)], -1)
 
 
 def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:

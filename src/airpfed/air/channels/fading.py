@@ -4,7 +4,7 @@ A coherence block is a group of subcarriers during a coherence time. Block i of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from airpfed.air import geometry
 from airpfed.air.network import ChannelSite, Network
-from airpfed.core.rng import stream
+from airpfed.core.rng import complex_normals
 from airpfed.core.units import SPEED_OF_LIGHT, from_db
 
 FORGOTTEN = 1e-12
@@ -85,32 +85,32 @@ def response(taps: Complex[Tensor, "L M K"], frequency: Float[Tensor, " G"]) -> 
     return channel
 
 
-def scattered_taps(parameters: FadingParameters, seed: int, t: int, times: range) -> list[Complex[Tensor, "L M K"]]:
+def scattered_taps(parameters: FadingParameters, seed: int, t: int, times: range) -> Complex[Tensor, "times L M K"]:
     """Draw the scattered taps at some coherence times of round t.
 
     Random: the stream (seed, names, "fading", t, time) of each time.
     """
     amplitude = parameters.gain.sqrt().repeat_interleave(parameters.antennas, 0)
+    shape, correlation = (len(parameters.profile), *amplitude.shape), parameters.time_correlation
 
-    def innovation(t: int, time: int) -> Complex[Tensor, "L M K"]:
-        rng = stream(seed, *parameters.names, "fading", t, time)
-        normal = torch.randn(len(parameters.profile), *amplitude.shape, dtype=torch.complex128, generator=rng)
-        return normal * amplitude * parameters.profile.sqrt()[:, None, None]
+    def innovations(t: int, times: Sequence[int]) -> Complex[Tensor, "_n L M K"]:
+        normal = complex_normals(seed, (*parameters.names, "fading", t), times, shape)
+        return normal.mul_(amplitude).mul_(parameters.profile.sqrt()[:, None, None])
 
-    def first_time(t: int) -> Complex[Tensor, "L M K"]:
-        return gauss_markov(parameters.round_correlation, t, lambda past: innovation(past, 0))
+    def first_time() -> Complex[Tensor, "L M K"]:
+        return gauss_markov(parameters.round_correlation, t, lambda past: innovations(past, [0])[0])
 
-    def taps_at(time: int) -> Complex[Tensor, "L M K"]:
-        return gauss_markov(
-            parameters.time_correlation, time, lambda past: innovation(t, past) if past else first_time(t)
-        )
-
-    if parameters.time_correlation in (0.0, 1.0):
-        return [taps_at(time) for time in times]
-    taps = [first_time(t)]
-    for time in range(1, times.stop):
-        taps.append(gauss_markov_step(parameters.time_correlation, taps[-1], innovation(t, time)))
-    return taps[times.start :]
+    if correlation == 1:
+        return first_time().expand(len(times), *shape)
+    if correlation == 0:
+        taps = innovations(t, times)
+        if 0 in times:
+            taps[times.index(0)] = first_time()
+        return taps
+    chain = [first_time()]
+    for innovation in innovations(t, range(1, times.stop)):
+        chain.append(gauss_markov_step(correlation, chain[-1], innovation))
+    return torch.stack(chain[times.start : times.stop])
 
 
 def gauss_markov_step(correlation: float, previous: Tensor, innovation: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def fading_channels(
     times = range(blocks.start // groups, -(-blocks.stop // groups))
     taps = scattered_taps(parameters, seed, t, times)
     if len(parameters.profile) == 1:
-        scattered = torch.stack([taps[block // groups - times.start][0] for block in blocks])
+        scattered = taps[[block // groups - times.start for block in blocks], 0]
     else:
         by_group = torch.cat([response(tap, parameters.centres) for tap in taps])
         scattered = by_group[blocks.start - times.start * groups :][: len(blocks)]
