@@ -28,6 +28,13 @@ RADIO = {
     "energy": "per_slot",
     "correlation": "0.5",
     "phase_error_deg": "3.0",
+    "carrier_offset_hz": "10.0",
+    "timing_drift_s": "1e-9",
+    "adc_bits": "4",
+    "noise_alpha": "1.5",
+    "receive_clipping": "4.0",
+    "mixing": "full",
+    "power_over": "symbol",
     "fade_truncation_db": "20.0",
     "packing": "real",
     "csi_error": "0.1",
@@ -44,6 +51,18 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ("radio.personal_slots", "radio.scheme"): (
         ["radio.personal_slots=2", "radio.access=auto", "radio.scheme=digital"],
         ["radio.scheme=linear"],
+    ),
+    ("radio.amplifier_smoothness", "radio.scheme"): (
+        ["radio.amplifier_smoothness=2.0", "radio.clipping_db=3.0", "radio.scheme=error_free"],
+        ["radio.scheme=linear"],
+    ),
+    ("radio.amplifier_smoothness", "radio.clipping_db"): (
+        ["radio.amplifier_smoothness=2.0"],
+        ["radio.clipping_db=3.0"],
+    ),
+    ("radio.power_over", "radio.energy"): (
+        ["radio.power_over=symbol", "radio.energy=per_round", "radio.design=mmse"],
+        ["radio.energy=per_slot"],
     ),
     ("radio.energy", "radio.design"): (["radio.energy=per_round"], ["radio.design=mmse"]),
     ("server.optimizer", "adapters.method"): (

@@ -33,3 +33,9 @@ def by_block(
     if len(bounds) > 1:
         parts.append(function(values[..., slice(*bounds[-1])])[None])
     return torch.cat(parts)
+
+
+def over_uses(values: Tensor, block_ranges: BlockRanges, per_use: int = 1) -> Tensor:
+    """Repeat the values of each block, (B, *rest), for its uses: (*rest, uses), `per_use` times for each."""
+    counts = torch.tensor([per_use * (last - first) for first, last in block_ranges])
+    return values.repeat_interleave(counts, 0).movedim(0, -1)

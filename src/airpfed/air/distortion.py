@@ -6,12 +6,14 @@ Gaussian signals, as full mixing makes them.
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air import resources
+from airpfed.air.blockwise import by_block, over_uses
 from airpfed.air.channels.fading import frequencies
 from airpfed.air.impairments import (
     Distortion,
@@ -56,7 +58,7 @@ def offset_angles(link: Uplink, segment: Segment) -> tuple[Float[Tensor, " uses"
     at the end of a block of n symbols, and left out.
     """
     places = segment.places
-    start = torch.cat([places.first_symbol[i].expand(b - a) for i, (a, b) in enumerate(segment.block_ranges)])
+    start = over_uses(places.first_symbol, segment.block_ranges)
     seconds = (places.symbol - start + 0.5) * (link.subcarriers * resources.use_seconds(link.bandwidth_hz))
     frequency = frequencies(link.subcarriers, link.subcarriers)[places.subcarrier]
     return 2 * math.pi * seconds, -2 * math.pi * frequency
@@ -75,13 +77,9 @@ def turning_statistics(
 ) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
     """The means over each block's uses of E e^{j phi} and E e^{2 j phi}, and the relative variance of the former."""
     first, second = mean_turns(link, segment), mean_turns(link, segment, 2)
-    rows = []
-    for a, b in segment.block_ranges:
-        mean = first[a:b].mean()
-        spread = first[a:b].square().mean() / mean.square().clamp_min(1e-300) - 1
-        rows.append(torch.stack([mean, second[a:b].mean(), spread.clamp_min(0.0)]))
-    mean, pseudo, spread = torch.stack(rows).T
-    return mean[:, None], pseudo[:, None], spread[:, None]
+    means = by_block(partial(torch.mean, dim=-1), torch.stack([first, first.square(), second]), segment.block_ranges)
+    mean, square, pseudo = means.T[:, :, None]
+    return mean, pseudo, (square / mean.square().clamp_min(1e-300) - 1).clamp_min(0.0)
 
 
 def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "K uses"]:
@@ -143,21 +141,21 @@ def segment_amplifiers(
     orders = distortion_orders(level, smoothness)
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power
     places, index = segment.places, segment.places.symbol - segment.places.symbol.min()
-    blocks = torch.cat([torch.full((b - a,), i) for i, (a, b) in enumerate(segment.block_ranges)])
+    by_use = over_uses(sent, segment.block_ranges)
     distortion = torch.zeros_like(sent)
     for k in range(sent.shape[1]):
         if not bool(sent[:, k].any()):
             continue
         spectrum = power[:, k, None].repeat(1, link.subcarriers)
-        spectrum[index, places.subcarrier] = sent[blocks, k]
+        spectrum[index, places.subcarrier] = by_use[k]
         spectrum = spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-300)
         correlation = torch.fft.ifft(spectrum)
         square, spread = correlation.abs().square(), torch.zeros_like(spectrum)
         for n in range(orders.shape[-1]):
             correlation = correlation * square
             spread += orders[:, k, n, None] * torch.fft.fft(correlation).real
-        by_use = (power[:, k, None] * spread)[index, places.subcarrier]
-        distortion[:, k] = torch.stack([by_use[a:b].mean() for a, b in segment.block_ranges])
+        powers = (power[:, k, None] * spread)[index, places.subcarrier]
+        distortion[:, k] = by_block(partial(torch.mean, dim=-1), powers, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
     return per_block @ gain, per_block @ gain.square() + relative
 
@@ -172,7 +170,7 @@ def amplify_segment(
     stream (seed, "amplifier", t, segment, row).
     """
     places, factors = segment.places, transceiver.transmit_factors[:, rows]
-    factor = torch.cat([factors[i, :, None].expand(-1, b - a) for i, (a, b) in enumerate(segment.block_ranges)], 1)
+    factor = over_uses(factors, segment.block_ranges)
     index = places.symbol - places.symbol.min()
     power = symbol_powers(segment, transceiver)[:, rows].T
     dtype = torch.float64 if link.packing == "real" else torch.complex128

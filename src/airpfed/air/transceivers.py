@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import scale_receivers
 from airpfed.air.designs.batching import in_batches
 from airpfed.air.distortion import distortion_of
@@ -39,6 +41,8 @@ def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
     """Design one segment for several seeds: their channels one after another as the blocks of one problem."""
     assert link.design is not None
     problems = [segment.problem for segment in segments]
+    if any(not torch.equal(problem.power_limit, problems[0].power_limit) for problem in problems):
+        return design_separately(link, segments)  # mixing, and with it the largest symbol, differs from seed to seed
     csi = problems[0].csi_variance
     if csi.dim() == 3:
         csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
@@ -120,14 +124,9 @@ def block_powers(link: Uplink, segment: Segment) -> Float[Tensor, "B K"]:
 
     Where slots share energy, the devices report it.
     """
-    per_use, entries = entries_per_use(link.packing), segment.group.entries
+    per_use, entries, ranges = entries_per_use(link.packing), segment.group.entries, segment.block_ranges
     squares = [
-        torch.stack(
-            [
-                entries[rows][:, per_use * a : per_use * b].square().sum(1) / (per_use * (b - a))
-                for a, b in segment.block_ranges
-            ]
-        )
+        by_block(partial(torch.sum, dim=-1), entries[rows].square(), ranges, per_use)
         for rows in row_chunks(*entries.shape)
     ]
-    return torch.cat(squares, 1)
+    return torch.cat(squares, 1) / torch.tensor([[per_use * (b - a)] for a, b in ranges])

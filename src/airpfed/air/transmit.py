@@ -215,10 +215,7 @@ def clip_received(
     if math.isinf(link.receive_clipping):
         return received
     per_use, width = entries_per_use(link.packing), received.shape[1]
-    limit = torch.cat(
-        [level[i, :, None].expand(-1, per_use * (b - a)) for i, (a, b) in enumerate(segment.block_ranges)], 1
-    )
-    limit = link.receive_clipping * limit[:, :width].sqrt()
+    limit = link.receive_clipping * over_uses(level, segment.block_ranges, per_use)[:, :width].sqrt()
     return torch.minimum(torch.maximum(received, -limit), limit)
 
 
