@@ -184,7 +184,7 @@ def test_claims_know_offsets_converters_and_amplifiers(design, packing, access, 
         assert abs(z_of(excess(rows, expected))) < 5
     blind = slots(send(replace(link, impairments=NONE), 1, *drawn(link, 0), everyone(link)))
     harm = slots(rows[0])
-    assert all(one.claimed > other.claimed for one, other in zip(harm, blind, strict=True))
+    assert all(one.claimed != other.claimed for one, other in zip(harm, blind, strict=True))
 
 
 @pytest.mark.parametrize(

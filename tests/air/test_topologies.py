@@ -176,8 +176,9 @@ def test_edges_errors_of_correlated_symbols_add_up_as_claimed(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [2, 6])
-def test_the_backhaul_s_rounding_is_part_of_claim_and_variance(bits, monkeypatch):
-    link = edges(large_air("uniform_forcing", d=400, topology="two_hop", backhaul_bits=bits))
+@pytest.mark.parametrize("mixing", ["none", "full"])
+def test_the_backhaul_s_rounding_is_part_of_claim_and_variance(mixing, bits, monkeypatch):
+    link = edges(large_air("uniform_forcing", d=400, topology="two_hop", backhaul_bits=bits, mixing=mixing))
     rows = list(rounds(replace(link, noise=1e-6 * link.noise), 14, monkeypatch))
     for expected in (lambda e: e.claimed, lambda e: e.claimed_genie, lambda e: e.bias + e.variance):
         assert abs(z_of(excess(rows, expected)[:, :1])) < 5

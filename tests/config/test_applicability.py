@@ -52,10 +52,6 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["radio.personal_slots=2", "radio.access=auto", "radio.scheme=digital"],
         ["radio.scheme=linear"],
     ),
-    ("radio.amplifier_smoothness", "radio.scheme"): (
-        ["radio.amplifier_smoothness=2.0", "radio.clipping_db=3.0", "radio.scheme=error_free"],
-        ["radio.scheme=linear"],
-    ),
     ("radio.amplifier_smoothness", "radio.clipping_db"): (
         ["radio.amplifier_smoothness=2.0"],
         ["radio.clipping_db=3.0"],

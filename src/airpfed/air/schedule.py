@@ -167,12 +167,11 @@ class SlotPlan:
     targets: tuple[int | None, ...]
 
 
-def reason_without_claim(link: Uplink) -> str:
-    """The reason why the receivers cannot claim the error of every sum, or of the s-sum; empty if they can.
+def reason_without_any_claim(link: Uplink) -> str:
+    """The reason why the receivers can claim no error at all, not even with the true correlation; empty if they can.
 
     Bussgang's gain of an amplifier holds for Gaussian signals; gradients are Gaussian only after full mixing, and a
-    device's streams in one slot add up in its amplifier. If s-streams of different tasks share a slot with p-streams,
-    or go to different edges, their correlation cannot be estimated, and the error of a biased sum depends on it.
+    device's streams in one slot add up in its amplifier.
     """
     if link.design is None:
         return ""
@@ -180,13 +179,26 @@ def reason_without_claim(link: Uplink) -> str:
         return "alpha-stable noise has no variance"
     if link.receive_clipping < inf:
         return "the error of clipped sums depends on the distribution of their entries"
-    if link.impairments.clipping is not None and link.mixing != "full":
+    if link.impairments.clipping is None:
+        return ""
+    if link.mixing != "full":
         return 'the effect of a clipping amplifier can be predicted of Gaussian signals only, so with mixing = "full"'
-    if link.impairments.clipping is not None and link.packing == "real":
+    if link.packing == "real":
         return "the spectrum of an amplifier's distortion is not known for real symbols"
-    if link.impairments.clipping is not None and link.access == "superposed":
+    if link.access == "superposed":
         return "the effect of a clipping amplifier on several streams of a device cannot be predicted"
-    if link.correlation is not None or len(link.task_names) < 2 or not link.shared_groups:
+    return ""
+
+
+def reason_without_claim(link: Uplink) -> str:
+    """The reason why the receivers cannot claim the error of every sum, or of the s-sum; empty if they can.
+
+    If s-streams of different tasks share a slot with p-streams, or go to different edges, their correlation cannot be
+    estimated, and the error of a biased sum depends on it.
+    """
+    if reason := reason_without_any_claim(link):
+        return reason
+    if link.design is None or link.correlation is not None or len(link.task_names) < 2 or not link.shared_groups:
         return ""
     if link.access == "superposed" and link.personal_groups:
         return "the correlation between tasks cannot be estimated where s and p share a slot"

@@ -17,6 +17,7 @@ from airpfed.air.schedule import (
     Updates,
     Uplink,
     num_statistics_rows,
+    reason_without_any_claim,
     reason_without_claim,
     schedule,
     statistics_rows,
@@ -144,18 +145,17 @@ def error_records(link: Uplink, slots: Sequence[SlotPlan], received: Sequence[Re
     """The errors of the slots as they are recorded; a claim is None where `reason_without_claim` gives a reason."""
     records: dict[int | None, SlotError] = {}
     unclaimed = bool(reason_without_claim(link))  # no claim for the s-sum
-    # Clipping also takes the claims of the p-sums, and the claims with the true Gram matrix.
-    clipping = unclaimed and link.impairments.clipping is not None
+    nothing = bool(reason_without_any_claim(link))  # none for the p-sums either, nor with the true Gram matrix
     for slot, sums in zip(slots, received, strict=True):
         mse = sums.errors / sums.errors.scale
         # Several targets in a slot, and no stream radiates any energy.
         silent_superposed = len(slot.targets) > 1 and not bool(sums.joules.any())
         for row, task in enumerate(slot.targets):
             # A p-sum keeps its claim where only the s-sum has none, but not in a silent slot of several targets.
-            without_claim = unclaimed if task is None else clipping or (unclaimed and silent_superposed)
+            without_claim = unclaimed if task is None else nothing or (unclaimed and silent_superposed)
             records[task] = SlotError(
                 claimed=None if without_claim else claim_of(mse.claimed[row]),
-                claimed_genie=None if clipping else claim_of(mse.claimed_genie[row]),
+                claimed_genie=None if nothing else claim_of(mse.claimed_genie[row]),
                 measured=float(mse.measured[row]),
                 bias=float(mse.bias[row]),
                 variance=float(mse.variance[row]),

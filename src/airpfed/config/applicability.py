@@ -70,7 +70,6 @@ LINEAR_ONLY = (
     "phase_error_deg",
     "carrier_offset_hz",
     "timing_drift_s",
-    "amplifier_smoothness",
     "adc_bits",
     "noise_alpha",
     "receive_clipping",

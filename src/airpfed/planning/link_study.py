@@ -14,7 +14,7 @@ from torch import Tensor
 from airpfed.air.designs import DESIGNS
 from airpfed.air.link_level import Drops, draw_segment, iid_error, mean_db, segment_bound, study
 from airpfed.air.problem import Transceiver
-from airpfed.air.schedule import Uplink, slot_uses
+from airpfed.air.schedule import Uplink, reason_without_any_claim, slot_uses
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.config import settings_file
@@ -282,7 +282,7 @@ def summarise_design(
     pairs = zip(lower_bounds, weights, strict=True)
     scaled = [bound * weight.sum() / total for bound, weight in pairs if bound is not None]
     bound = torch.stack(scaled).sum(0) if len(scaled) == len(slots) else None
-    claims = link.impairments.clipping is None
+    claims = not reason_without_any_claim(link)
     return DesignResult(
         pi_db=mean_db(pi(measured) / pi(nothing_sent)),
         s_db=mean_db(pi(measured, "s") / pi(nothing_sent, "s")),

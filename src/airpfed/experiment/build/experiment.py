@@ -1,12 +1,13 @@
 """Settings to an experiment: layout, clients, uplink, aggregator, monitor, and the memory that they need."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from airpfed.air.impairments import NONE
-from airpfed.air.schedule import Uplink, reason_without_claim
+from airpfed.air.schedule import Uplink, reason_without_any_claim, reason_without_claim
 from airpfed.air.schemes import exact_sums
 from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
 from airpfed.analysis.monitor import BoundMonitor
@@ -172,11 +173,14 @@ def local_training_of(settings: Settings) -> LocalTraining:
 def check_claims(side: Uplink) -> None:
     """Raise UserError if the uplink claims no error of a sum, because the bounds need one."""
     if reason := reason_without_claim(side):
-        remedy = (
-            'clipping_db = "off" would be right'
-            if side.impairments.clipping is not None
-            else "a number for radio.correlation, or another radio.access or topology, would be right"
-        )
+        if side.noise_alpha < 2 or not math.isinf(side.receive_clipping):
+            remedy = 'noise_alpha = 2 and receive_clipping = "off" would be right'
+        elif side.impairments.clipping is not None and reason_without_any_claim(side):
+            remedy = (
+                'clipping_db = "off" would be right, or mixing = "full" where packing is "iq" and s and p have slots'
+            )
+        else:
+            remedy = "a number for radio.correlation, or another radio.access or topology, would be right"
         raise UserError(f"theory: the bounds need a claimed error of every sum, and {reason}; {remedy}")
 
 
