@@ -18,6 +18,7 @@ from harness import Spent, interleaved, quartiles, ratio, spent, summary
 from airpfed.core import run_files
 from airpfed.devices.clients import draw_batches
 from airpfed.devices.parallel import worker_count
+from airpfed.experiment.build.blocks import plan_blocks
 from airpfed.model.backbone import layer_stack
 from airpfed.model.tokens import batched, pack
 from airpfed.training import checkpoint
@@ -217,7 +218,11 @@ def overhead(options: Options) -> dict[str, Any]:
         "antennas": antennas,
         "design": settings.radio.design.label,
     }
-    fields |= {"blocks": -(-uses // settings.radio.coherence_symbols), "base": options.base or "minilm", "goal": 0.10}
+    fields |= {
+        "blocks": -(-uses // plan_blocks(settings.radio, devices).data_uses),
+        "base": options.base or "minilm",
+        "goal": 0.10,
+    }
     return {**fields, "share": share, "phases": phases, "rounds": rows}
 
 

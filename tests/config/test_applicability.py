@@ -42,6 +42,11 @@ RADIO = {
     "outage": "0.1",
     "coherence_symbols": "100",
     "subcarrier_groups": "2",
+    "pilots": "3",
+    "feedback_delay_s": "1e-3",
+    "csi_age_correlation": "0.9",
+    "within_block": "constant",
+    "feedback_bits": "8",
 }
 EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     **{
@@ -96,6 +101,20 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ("radio.power_dbm", "tasks.power_dbm"): (
         ["radio.power_dbm=20.0", "tasks.*.power_dbm=1.0"],
         ["tasks.sst2.power_dbm="],
+    ),
+    ("radio.pilot_contamination_db", "radio.pilots"): (["radio.pilot_contamination_db=0.0"], ["radio.pilots=2"]),
+    ("radio.feedback_delay_s", "radio.csi_age_correlation"): (
+        ["radio.feedback_delay_s=1e-3", "radio.csi_age_correlation=0.9"],
+        ["radio.csi_age_correlation="],
+    ),
+    ("radio.speed_kmh", "radio.feedback_delay_s"): (["radio.speed_kmh=3.0"], ["radio.feedback_delay_s=1e-3"]),
+    ("radio.speed_kmh", "radio.channel"): (
+        ["radio.speed_kmh=3.0", "radio.feedback_delay_s=1e-3", "radio.channel=tdl_a(delay_spread_s=1e-7)"],
+        ["radio.channel=rayleigh"],
+    ),
+    ("radio.coherence_error", "radio.coherence_symbols"): (
+        ["radio.coherence_error=0.01"],
+        ["radio.subcarrier_groups=derived"],
     ),
     ("radio.access_points", "radio.layout"): (["radio.access_points=400"], ["radio.layout=cell_free"]),
     ("radio.square_m", "radio.layout"): (["radio.square_m=50.0"], ["radio.layout=cell_free"]),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from airpfed.air import resources
 from airpfed.air.impairments import clipped_statistics
-from airpfed.air.network import csi_variance, estimate_channels
+from airpfed.air.network import estimate_channels
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink
@@ -108,7 +108,7 @@ def group_airtime(link: Uplink, t: int, bits: Float[Tensor, " K"], groups: list[
     for group in groups:
         group_uses = float(device_uses[group].max())
         group_blocks = math.ceil(group_uses / link.coherence_symbols)
-        uses, pilots = uses + group_uses, pilots + group_blocks * len(group)
+        uses, pilots = uses + group_uses, pilots + group_blocks * len(group) * link.estimation.uses
         blocks[group] = group_blocks
     return Airtime(device_uses, uses, pilots, blocks)
 
@@ -118,8 +118,8 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
 
     In two_hop a device is received by its task's edge, otherwise by all antennas together.
     """
-    h_est, _ = estimate_channels(link.network, link.csi_error, link.seed, t, range(BLOCKS))
-    variance = csi_variance(link.network, link.csi_error).expand(h_est.shape[1], -1)
+    h_est, _ = estimate_channels(link.network, link.csi_share, link.seed, t, range(BLOCKS))
+    variance = link.csi_variance.expand(h_est.shape[1], -1)
     per_station = link.network.antennas
     rates = torch.zeros(len(link.samples), dtype=torch.float64)
     for group in groups:

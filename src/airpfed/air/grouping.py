@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from airpfed.air.network import csi_variance
 from airpfed.air.problem import objective
 from airpfed.air.schedule import Grouping, Updates, Uplink, schedule
 from airpfed.air.segments import problem_of
@@ -30,7 +29,7 @@ def round_grouping(link: Uplink, t: int, present: Bool[Tensor, " K"]) -> Groupin
     if link.access != "auto" or link.design is None:
         return fixed_grouping(link, present)
     h_est, _ = link.channels(t, 1)
-    return best_grouping(link, h_est, csi_variance(link.network, link.csi_error), present)
+    return best_grouping(link, h_est, link.csi_variance, present)
 
 
 def fixed_grouping(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:

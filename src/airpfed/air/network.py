@@ -91,14 +91,66 @@ class Network(Deployment):
     channel_model: ChannelModel
 
 
-def csi_variance(network: Network, csi_error: float) -> Float[Tensor, "m K"]:
+CsiError = float | Float[Tensor, "S K"]
+"""c: the share of the scattered variance that channel estimates lack, for all channels or by station and device."""
+
+
+@dataclass(frozen=True)
+class Estimation:
+    """How receivers come to know the channels of a block: from pilots, some time before the block's symbols.
+
+    pilots: n, channel uses that every device sends pilots on in a block, at its power limit, while the other devices
+    are silent; None for channels that are known but for `Uplink.csi_error`. contamination: power of foreign pilots on
+    the same uses, for instance of a cell that reuses the sequences, relative to the mean power of the device's own
+    pilots at the antenna. age: r, correlation of the channel that the pilots saw with the one that is used.
+    """
+
+    pilots: int | None = None
+    contamination: float = 0.0
+    age: float = 1.0
+
+    @property
+    def uses(self) -> int:
+        """The pilot uses of a device in a block that are charged."""
+        return 1 if self.pilots is None else self.pilots
+
+
+KNOWN = Estimation()
+"""Channels that are known, but for `Uplink.csi_error`."""
+
+
+def pilot_error(
+    gain: Float[Tensor, "S K"], power: Float[Tensor, " K"], noise: float, pilots: int, contamination: float = 0.0
+) -> Float[Tensor, "S K"]:
+    """The share of the variance that the MMSE estimate from n pilots lacks.
+
+    n pilot uses of power P_k give sqrt(n P_k) (h_k + f_k) + z with f_k ~ CN(0, kappa g_k) from foreign pilots of the
+    same sequence, so that c_k = (kappa n P_k g_k + sigma2) / ((1 + kappa) n P_k g_k + sigma2): 1/(1 + n P_k g_k /
+    sigma2) without them, and never below kappa/(1 + kappa) with them. gain: mean power gain of the part that is
+    estimated, linear. power, noise: watts. contamination: kappa. 1 where nothing arrives.
+    """
+    received = pilots * power * gain
+    total = (1 + contamination) * received + noise
+    return torch.where(total > 0, (contamination * received + noise) / total.clamp_min(1e-300), 1.0)
+
+
+def aged_error(csi_error: CsiError, age: float) -> CsiError:
+    """The share that r times an older estimate lacks of the channel that is used, c r^2 + 1 - r^2.
+
+    age: r, the correlation of both channels. The channel is r times the older one plus an independent part of the
+    variance (1 - r^2) g, so that its linear MMSE estimate is r times that of the older one.
+    """
+    return csi_error if age == 1 else csi_error * age**2 + (1 - age**2)
+
+
+def csi_variance(network: Network, csi_error: CsiError) -> Float[Tensor, "m K"]:
     """The variance of the channel estimates' errors: one row per antenna, or one row if all antennas have the same."""
     variance = csi_error * network.scattered
     return variance if len(variance) == 1 else variance.repeat_interleave(network.antennas, 0)
 
 
 def estimate_channels(
-    network: Network, csi_error: float, seed: int, t: int, blocks: range
+    network: Network, csi_error: CsiError, seed: int, t: int, blocks: range
 ) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
     """Draw the channels h of a round's coherence blocks and their estimates; returns (h_est, h).
 
@@ -107,11 +159,17 @@ def estimate_channels(
     independent of h_est. Random: fading and channel estimation, each with its own stream for every block of a round.
     """
     h, los = network.channel_model(seed, t, blocks)
-    if csi_error == 0:
+    if isinstance(csi_error, Tensor):
+        share = csi_error.repeat_interleave(network.antennas, 0)
+        # A channel of which nothing is known, c = 1, has an estimate of 0.
+        ratio = csi_error / (1 - csi_error).clamp_min(1e-30)
+    elif csi_error == 0:
         return h, h
-    spread = (csi_error / (1 - csi_error) * network.scattered).sqrt().repeat_interleave(network.antennas, 0)
+    else:
+        share, ratio = csi_error, csi_error / (1 - csi_error)
+    spread = (ratio * network.scattered).sqrt().repeat_interleave(network.antennas, 0)
     noise = complex_normals(seed, (*network.names, "csi error", t), blocks, spread.shape)
-    return los + (1 - csi_error) * (h - los + noise * spread), h
+    return los + (1 - share) * (h - los + noise * spread), h
 
 
 def serving_gain(network: Network, local_station: bool, station_of: Tensor) -> Float[Tensor, " K"]:

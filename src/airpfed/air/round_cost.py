@@ -34,7 +34,7 @@ def analog_ledger(
     devices = len(link.samples)
     joules, scalars, feedback = (torch.zeros(devices, dtype=torch.float64) for _ in range(3))
     uses = [slot_uses(link, slot) for slot in slots]
-    pilots, first_use, last_estimated = 0, 0, torch.full((devices,), -1)
+    estimated_blocks, first_use, last_estimated = torch.zeros_like(joules), 0, torch.full((devices,), -1)
     for slot, slot_joules, count in zip(slots, joules_of, uses, strict=True):
         joules.index_add_(0, slot.devices, slot_joules)
         factors = num_transmit_factors(link, slot, first_use)
@@ -42,20 +42,27 @@ def analog_ledger(
         feedback.index_add_(0, slot.devices, torch.full_like(slot_joules, factors))
         first, last = first_use // link.coherence_symbols, (first_use + count - 1) // link.coherence_symbols
         senders = torch.unique(slot.devices)
-        pilots += int((last + 1 - (last_estimated[senders] + 1).clamp(min=first)).sum())
+        estimated_blocks[senders] += last + 1 - (last_estimated[senders] + 1).clamp(min=first)
         last_estimated[senders] = last
         first_use += count
     if link.design is None:
-        pilots, scalars, feedback = 0, torch.zeros_like(scalars), torch.zeros_like(feedback)
+        estimated_blocks, scalars, feedback = (torch.zeros_like(scalars) for _ in range(3))
     traffic = resources.Traffic(
         slot_uses=tuple(uses),
-        pilot_uses=pilots,
+        pilot_uses=link.estimation.uses * int(estimated_blocks.sum()),
         side_bits=resources.BITS_PER_SCALAR * scalars,
         feedback_bits=resources.FACTOR_BITS * feedback,
         downlink_bits=downlink_bits(link, d_s),
         backhaul_bits=backhaul_bits(link, slots),
     )
+    joules = joules + pilot_joules(link, estimated_blocks)
     return resources.ledger_of(traffic, joules, rates(link), link.bandwidth_hz, link.subcarriers)
+
+
+def pilot_joules(link: Uplink, blocks: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """The energy of each device's pilots at its power limit; none if channels are known. blocks: their number."""
+    uses = (link.estimation.pilots or 0) * blocks
+    return link.power_limit * uses * resources.use_seconds(link.bandwidth_hz)
 
 
 def digital_ledger(
@@ -78,6 +85,7 @@ def digital_ledger(
         backhaul_bits=backhaul_bits(link, slots),
     )
     joules = link.power_limit * time.device_uses * resources.use_seconds(link.bandwidth_hz)
+    joules = joules + pilot_joules(link, time.blocks)
     return resources.ledger_of(traffic, joules, rates(link), link.bandwidth_hz, link.subcarriers)
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from airpfed.air.grid import Grid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
 from airpfed.air.mixing import Mixing
-from airpfed.air.network import Network, estimate_channels
+from airpfed.air.network import (
+    KNOWN,
+    CsiError,
+    Estimation,
+    Network,
+    aged_error,
+    csi_variance,
+    estimate_channels,
+    pilot_error,
+)
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
@@ -59,7 +68,8 @@ class Uplink:
     correlation: the symbols' correlation that receivers assume; None if they estimate it from round to round.
     topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits per entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
-    csi_error: share of the channels' variance that is left as estimation error. power_limit: P_k, watts. noise: sigma2,
+    csi_error: share of the channels' variance that is left as estimation error; 0 if `estimation` has pilots, which
+    determine it. estimation: pilots, and their age. power_limit: P_k, watts. noise: sigma2,
     the true noise power, watts per complex symbol and antenna. samples: D_k.
     mixing: of the entries before they are sent. power_over: whether the power limit holds for the mean over each OFDM
     symbol or over a slot. noise_alpha: stability index of the noise, 2 for Gaussian noise. receive_clipping: the server
@@ -109,6 +119,7 @@ class Uplink:
     biased: bool = False
     alternating: Groups = ()
     colocated: bool = False
+    estimation: Estimation = KNOWN
 
     @property
     def grid(self) -> Grid:
@@ -119,12 +130,36 @@ class Uplink:
         """The random generator of a name, such as ("rounding", t, slot.name): a function of seed and name alone."""
         return stream(self.seed, *names)
 
+    @property
+    def csi_share(self) -> CsiError:
+        """The share of each channel's scattered variance that estimates lack when they are used."""
+        error: CsiError = self.csi_error
+        if self.estimation.pilots is not None:
+            gain = self.network.scattered
+            error = pilot_error(
+                gain, self.power_limit, self.noise, self.estimation.pilots, self.estimation.contamination
+            )
+        elif self.estimation.age != 1:
+            error = torch.full_like(self.network.scattered, self.csi_error)
+        return aged_error(error, self.estimation.age)
+
+    @property
+    def csi_variance(self) -> Float[Tensor, "m K"]:
+        """The variance of the channel estimates' errors: one row per antenna, or one row if all have the same."""
+        return csi_variance(self.network, self.csi_share)
+
+    @property
+    def is_csi_exact(self) -> bool:
+        """Whether estimates are the channels, but for the impairments."""
+        share = self.csi_share
+        return share == 0 if isinstance(share, float | int) else not bool(share.any())
+
     def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
         """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
 
         h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage.
         """
-        h_est, h = estimate_channels(self.network, self.csi_error, self.seed, t, range(blocks))
+        h_est, h = estimate_channels(self.network, self.csi_share, self.seed, t, range(blocks))
         h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
         if self.impairments.phase_rad or self.impairments.outage:
             factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))

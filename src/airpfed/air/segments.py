@@ -18,7 +18,6 @@ from airpfed.air.correlation import (
 from airpfed.air.grid import Places
 from airpfed.air.impairments import adc_share
 from airpfed.air.mixing import GroupMixing
-from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import (
@@ -90,7 +89,7 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
     vectors, lengths = [slot.vectors for slot in slots], [slot.lengths for slot in slots]
     sigma = common_sigma(vectors, lengths) if link.normalizer == "common" else None
     h_est, h = link.channels(t, -(-sum(slot_uses(link, slot) for slot in slots) // link.coherence_symbols))
-    variance, segments, first_use = csi_variance(link.network, link.csi_error), list[Segment](), 0
+    variance, segments, first_use = link.csi_variance, list[Segment](), 0
     for slot in slots:
         for row, columns in zip(statistics_rows(link, slot), normalizer_groups(link, slot), strict=True):
             uses = uses_of(columns[1] - columns[0], link.packing)

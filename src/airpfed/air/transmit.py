@@ -127,7 +127,7 @@ def superpose_segment(
     impairments = link.impairments
     targets, shape = len(segment.slot.weights), segment.group.entries.shape
     gain, assumed_gain = gains(segment.h, transceiver), None
-    if link.csi_error or impairments != NONE:
+    if not link.is_csi_exact or impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     turns = turning_factors(link, segment, t) if impairments.turns else None
     assumed_turns = relative_turns(link, segment) if impairments.turns else 1.0

@@ -63,6 +63,12 @@ def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
     return not settings.radio.has_path_loss
 
 
+def _is_in_motion(settings: Settings, _: TaskSettings) -> bool:
+    radio = settings.radio
+    derived = "derived" in (radio.coherence_symbols, radio.subcarrier_groups)
+    return derived or radio.within_block == "changing" or radio.feedback_delay_s > 0
+
+
 LINEAR_ONLY = (
     "design",
     "energy",
@@ -78,9 +84,13 @@ LINEAR_ONLY = (
     "power_over",
     "packing",
     "personal_slots",
+    "feedback_bits",
 )
 """Keys of the radio that matter only where gradients are superposed in the channel."""
-OVER_THE_AIR = ("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups")
+OVER_THE_AIR = (
+    *("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups"),
+    *("pilots", "feedback_delay_s", "csi_age_correlation", "within_block"),
+)
 """Keys of the radio that matter for every scheme but the error-free one."""
 
 SIGNAL_KEYS = ("power_dbm", "snr_db", "noise_dbm", "noise_figure_db", "antennas", "channel")
@@ -176,6 +186,36 @@ RULES = (
         "radio.snr_db",
         lambda s, _: s.radio.snr_db is None,
         "each sets the noise, give only one of the two",
+    ),
+    Rule(
+        "radio.pilot_contamination_db",
+        "radio.pilots",
+        lambda s, _: s.radio.pilots != "perfect",
+        "it is for pilots, give their number",
+    ),
+    Rule(
+        "radio.feedback_delay_s",
+        "radio.csi_age_correlation",
+        lambda s, _: s.radio.csi_age_correlation is None,
+        "each sets the age of the estimates, give only one of the two",
+    ),
+    Rule(
+        "radio.speed_kmh",
+        "radio.feedback_delay_s",
+        _is_in_motion,
+        "it is for a delay above 0, for derived blocks and for channels that change within a block",
+    ),
+    Rule(
+        "radio.speed_kmh",
+        "radio.channel",
+        lambda s, _: s.radio.channel.options.get("speed_mps") is None,
+        "the channel has its own, leave it out",
+    ),
+    Rule(
+        "radio.coherence_error",
+        "radio.coherence_symbols",
+        lambda s, _: "derived" in (s.radio.coherence_symbols, s.radio.subcarrier_groups),
+        'it is for coherence_symbols or subcarrier_groups = "derived"',
     ),
     Rule("radio.noise_figure_db", "radio.snr_db", lambda s, _: s.radio.snr_db is None, "it is for thermal noise"),
     Rule(

@@ -292,12 +292,10 @@ class RadioSettings(Section):
         description="small-scale fading; umi, uma, rma have their own path loss and shadowing. Those, cdl_* and tdl_* "
         "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna])",
     )
-    subcarrier_groups: int = Field(
+    subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["derived"] = Field(
         1,
-        ge=1,
-        le=1_000_000,
         description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
-        "time",
+        "time. derived: as many as coherence_error asks for",
     )
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
@@ -329,8 +327,22 @@ class RadioSettings(Section):
         le=200,
         description="median receive SNR per antenna, dB; if given, it sets the noise power instead of noise_dbm",
     )
-    coherence_symbols: int = Field(
-        20_000, ge=1, le=1_000_000_000_000, description="complex channel uses of a coherence block"
+    coherence_symbols: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | Literal["derived"] = Field(
+        20_000,
+        description="complex channel uses of a coherence block, with the pilots if these are given. derived: as many "
+        "as coherence_error allows, from the channel's delay_spread_s and from speed_kmh",
+    )
+    coherence_error: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="largest change of a channel from the centre of a derived block to its uses, in the mean over "
+        "these, as a share of its power",
+    )
+    within_block: Literal["auto", "constant", "changing"] = Field(
+        "auto",
+        description="whether channels change within a coherence block, with the channel's delay_spread_s and "
+        "speed_kmh; auto: where blocks are derived",
     )
     normalizer: Literal["common", "per_device"] = Field(
         "per_device",
@@ -344,6 +356,33 @@ class RadioSettings(Section):
     )
     csi_error: float = Field(
         0.0, ge=0, lt=1, description="share of a channel's variance that the channel estimate lacks"
+    )
+    pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["perfect", "derived"] = Field(
+        "perfect",
+        description="uses of a coherence block on which each device sends pilots; its channel estimate then has the "
+        "error of these. derived: what takes a tenth of a block for all devices together, at least one. perfect: known "
+        "channels (but for csi_error), charged as one",
+    )
+    pilot_contamination_db: float | Literal["off"] = Field(
+        "off",
+        description="power of foreign pilots on the same uses, as of a cell that reuses the sequences, relative to the "
+        "device's own, dB",
+    )
+    feedback_delay_s: float = Field(
+        0.0, ge=0, le=1e3, description="time from a block's pilots to the use of the transmit factors, s"
+    )
+    speed_kmh: float = Field(3.0, ge=0, le=10_000, description="speed of the devices, km/h")
+    csi_age_correlation: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="correlation of the channel that the pilots saw with the one that is used; default: J0(2 pi f_D "
+        "delay) of feedback_delay_s, speed_kmh and carrier_hz",
+    )
+    feedback_bits: Annotated[int, Field(ge=2, le=64)] | Literal["exact"] = Field(
+        "exact",
+        description="bits of a transmit factor in the feedback, half of them for its phase and half for its magnitude; "
+        "exact: not rounded, charged as 32",
     )
     phase_error_deg: float = Field(
         0.0, ge=0, le=180, description="standard deviation of each device's carrier phase in a coherence block, degrees"
@@ -449,6 +488,7 @@ class RadioSettings(Section):
             ("clipping_db", -20, 60),
             ("fade_truncation_db", 0, 100),
             ("path_loss_1m_db", 0, 300),
+            ("pilot_contamination_db", -200, 100),
             ("amplifier_smoothness", 0.5, 100),
             ("receive_clipping", 0.1, 1000),
         ):
@@ -472,8 +512,10 @@ class RadioSettings(Section):
             f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
                 self.backhaul_bits is not None and self.topology != "two_hop"
             ),
+            f"csi_error = {self.csi_error:g}: is for known channels; pilots = {self.pilots} determine the error, leave "
+            "one of the two out": self.csi_error > 0 and self.pilots != "perfect",
             f"subcarrier_groups = {self.subcarrier_groups}: should divide subcarriers = {self.subcarriers}": (
-                self.subcarriers % self.subcarrier_groups != 0
+                isinstance(self.subcarrier_groups, int) and self.subcarriers % self.subcarrier_groups != 0
             ),
         }
         for message, holds in wrong.items():

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.network import csi_variance
 from airpfed.air.problem import TransceiverProblem
 from airpfed.air.schedule import Uplink, schedule
 from airpfed.air.segments import problem_of
@@ -128,7 +127,7 @@ class RadioNetwork:
             rank = "rank_personal" if grouping else "rank_shared"
             raise UserError(f"problem: {rank} = 0 leaves nothing to send for target {target or 's'!r}")
         slot = selected[0]
-        return problem_of(link, slot, slot.weights, h_est, csi_variance(link.network, link.csi_error))
+        return problem_of(link, slot, slot.weights, h_est, link.csi_variance)
 
     def replace(self, **radio: Any) -> "RadioNetwork":
         """Return the network with other keys of the radio's settings; its seed and its devices stay.

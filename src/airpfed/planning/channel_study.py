@@ -8,7 +8,7 @@ import torch
 
 from airpfed.air.grouping import best_grouping, fixed_grouping
 from airpfed.air.link_level import Drops
-from airpfed.air.network import Network, csi_variance
+from airpfed.air.network import Network
 from airpfed.air.schedule import SlotPlan, Updates, Uplink, schedule
 from airpfed.config import settings_file
 from airpfed.config.applicability import refuse_ineffective
@@ -45,10 +45,12 @@ def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], block
     """
     estimates, channels, variances, gains = [], [], [], []
     for network, scale in networks:
-        h_est, h = replace(link, network=network).channels(0, blocks)
+        # Pilots see the scaled gains at the link's noise: these gains at less noise.
+        drop = replace(link, network=network, noise=link.noise / scale)
+        h_est, h = drop.channels(0, blocks)
         estimates.append(scale**0.5 * h_est)
         channels.append(scale**0.5 * h)
-        variances.append((scale * csi_variance(network, link.csi_error)).expand(blocks, -1, -1))
+        variances.append((scale * drop.csi_variance).expand(blocks, -1, -1))
         gains.append((scale * network.gain).expand(blocks, -1, -1))
     return Drops(
         h_est=torch.cat(estimates),

@@ -18,6 +18,7 @@ from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
 from airpfed.devices import fast_paths
 from airpfed.devices.clients import Clients
+from airpfed.experiment.build.blocks import plan_blocks
 from airpfed.experiment.build.data import base_hash, fingerprint
 from airpfed.experiment.build.model import Preparation, build_preparation
 from airpfed.experiment.build.uplink import (
@@ -231,9 +232,8 @@ def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | 
     order = clients.layout
     if settings.radio.scheme.name != "error_free":
         uses = (order.size("global") + sum(order.task_lengths)) // (2 if settings.radio.packing == "iq" else 1)
-        check_channel_memory(
-            settings.radio, len(samples), len(settings.tasks), -(-uses // settings.radio.coherence_symbols)
-        )
+        data_uses = plan_blocks(settings.radio, len(samples)).data_uses
+        check_channel_memory(settings.radio, len(samples), len(settings.tasks), -(-uses // data_uses))
     return build_uplink(
         settings, clients.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths
     )

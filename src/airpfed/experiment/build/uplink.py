@@ -24,6 +24,7 @@ from airpfed.core import units
 from airpfed.core.errors import UserError
 from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
+from airpfed.experiment.build.blocks import block_shape, plan_blocks
 
 FactorColumns = Mapping[str, tuple[int, int]]
 """Kind of factor -> its first column in a vector and the column after its last."""
@@ -44,6 +45,7 @@ def build_uplink(
     radio = settings.radio
     names = tuple(task.name for task in settings.tasks)
     check_channel_memory(radio, len(task_of), len(names), 1)
+    plan = plan_blocks(radio, len(task_of))
     network = build_network(radio, settings.run.seed, task_of, len(names))
     power = power_limits(settings, task_of)
     return Uplink(
@@ -62,11 +64,12 @@ def build_uplink(
         power_limit=power,
         noise=noise_power(radio, network.gain, power),
         csi_error=radio.csi_error,
+        estimation=plan.estimation,
         impairments=impairments_of(radio),
-        coherence_symbols=radio.coherence_symbols,
+        coherence_symbols=plan.data_uses,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
-        subcarrier_groups=radio.subcarrier_groups,
+        subcarrier_groups=plan.groups,
         mixing=radio.mixing,
         power_over="slot" if radio.energy == "per_round" else radio.power_over,
         noise_alpha=radio.noise_alpha,
@@ -113,6 +116,7 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
         apart = geometry.distances(devices, devices, 0.0, wrap)
         shadow = (len(stations), radio.shadowing_db, radio.shadowing_decorrelation_m)
         gain = gain * geometry.shadowing(apart, *shadow, stream(seed, *names, "shadowing"))
+    groups, length = block_shape(radio)
     site = ChannelSite(
         stations=stations,
         devices=devices,
@@ -123,8 +127,8 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
         carrier_hz=radio.carrier_hz,
         bandwidth_hz=radio.bandwidth_hz,
         subcarriers=radio.subcarriers,
-        subcarrier_groups=radio.subcarrier_groups,
-        coherence_s=radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz,
+        subcarrier_groups=groups,
+        coherence_s=groups * length / radio.bandwidth_hz,
         wrap_m=wrap,
     )
     return build_channel(radio.channel.name, radio.channel.row, radio.channel.bind(), site)
