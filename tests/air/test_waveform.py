@@ -1,15 +1,19 @@
 """OFDM against the block model: equal to rounding where each subcarrier is a block, as foretold where a group is."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from airpfed.air.channels.fading import exponential_profile, frequencies, response
 from airpfed.air.designs.forcing import uniform_forcing
+from airpfed.air.impairments import ADC_NOISE, Impairments, adc_share
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.symbols import pack_symbols, unpack_symbols
 from airpfed.air.waveform import demodulate, mismatch, modulate, off_grid, onto_grid, over_the_waveform
 from airpfed.core.rng import stream
+from support.uplinks import z_of
 
 DEVICES, ANTENNAS, N, PREFIX = 5, 4, 64, 16
 
@@ -109,3 +113,67 @@ def test_delays_beyond_the_prefix_would_be_seen():
 
 def replace_last(taps: Tensor, last: Tensor) -> Tensor:
     return torch.cat([taps[:-1], last[None]])
+
+
+def turned(x: Tensor, made: Transceiver, taps: Tensor, hertz: Tensor, delay: Tensor) -> Tensor:
+    """The sum of symbols over the waveform, each device's signal turned by its offset and delayed by part of a sample.
+
+    hertz: offset of each device, cycles a sample. delay: samples.
+    """
+    grid = onto_grid(x * made.transmit_factors.T, 1, N)
+    signal = modulate(grid, PREFIX)
+    spectrum = torch.fft.fft(signal)
+    frequency = torch.fft.fftfreq(signal.shape[1], dtype=torch.float64)
+    signal = torch.fft.ifft(spectrum * torch.exp(-2j * math.pi * frequency * delay[:, None]))
+    samples = torch.arange(signal.shape[1]) - PREFIX
+    signal = signal * torch.exp(2j * math.pi * hertz[:, None] * samples)
+    received = off_grid(demodulate(taps[0] @ signal, PREFIX, N), 1)
+    return (made.receiver[0].mH @ received)[0]
+
+
+def test_a_carrier_offset_s_error_is_its_closed_form() -> None:
+    """2 (1 - g) of each device's share, g = sqrt(pi/2) / (aT) erf(aT / sqrt 2), a = 2 pi std: block of 20 symbols."""
+    taps, count, deviation = taps_of(0.0), 20, 2e-5
+    made, x, errors = designed(taps, 1, 1e-9), symbols(20), []
+    for draw in range(120):
+        hertz = deviation * torch.randn(DEVICES, dtype=torch.float64, generator=stream(draw, "offsets"))
+        error = turned(x, made, taps, hertz, torch.zeros(DEVICES)) - x.mean(0)
+        errors.append(float(error.abs().square().mean()))
+    angle = 2 * math.pi * deviation * count * (N + PREFIX)
+    gain = math.sqrt(math.pi / 2) / angle * math.erf(angle / math.sqrt(2))
+    ratio = torch.tensor(errors) / (2 * (1 - gain) / DEVICES) - 1
+    assert abs(z_of(ratio[:, None])) < 5 and float(ratio.std()) / len(ratio) ** 0.5 < 0.1
+
+
+def test_a_timing_drift_s_error_is_its_closed_form() -> None:
+    """About (pi^2 / 3) std^2 of each share over the band, exactly 2 (1 - mean exp(-(2 pi f std)^2 / 2))."""
+    taps, deviation = taps_of(0.0), 0.1
+    made, x, errors = designed(taps, 1, 1e-9), symbols(4), []
+    for draw in range(120):
+        delay = deviation * torch.randn(DEVICES, dtype=torch.float64, generator=stream(draw, "delays"))
+        error = turned(x, made, taps, torch.zeros(DEVICES), delay) - x.mean(0)
+        errors.append(float(error.abs().square().mean()))
+    mean = torch.exp(-((2 * math.pi * frequencies(N, N) * deviation).square()) / 2).mean()
+    expected = 2 * (1 - float(mean)) / DEVICES
+    assert expected == pytest.approx(math.pi**2 / 3 * deviation**2 / DEVICES, rel=0.05)
+    ratio = torch.tensor(errors) / expected - 1
+    assert abs(z_of(ratio[:, None])) < 5 and float(ratio.std()) / len(ratio) ** 0.5 < 0.1
+
+
+@pytest.mark.parametrize(("bits", "step"), [(2, 0.9957), (3, 0.5860), (4, 0.3352)])
+def test_a_quantised_waveform_has_the_noise_of_aqnm(bits: int, step: float) -> None:
+    """A uniform converter of the best step at every antenna: its noise after the receiver, per antenna's own power."""
+    taps, z = taps_of(0.0), noise(40, 0.05)
+    made, x = designed(taps, 1, 0.05), symbols(40)
+    signal = modulate(onto_grid(x * made.transmit_factors.T, 1, N), PREFIX)
+    samples = taps[0] @ signal + z
+    power = samples.abs().square().mean(1, keepdim=True)
+    parts = torch.view_as_real(samples) / (power / 2).sqrt()[..., None]
+    levels = ((parts / step).floor() + 0.5).clamp(-(2 ** (bits - 1)) + 0.5, 2 ** (bits - 1) - 0.5) * step
+    rho = ADC_NOISE[bits]
+    quantised = torch.view_as_complex(levels * (power / 2).sqrt()[..., None]) / (1 - rho)
+    difference = off_grid(demodulate(quantised - samples, PREFIX, N), 1)
+    measured = (made.receiver[0].mH @ difference).abs().square().mean()
+    share = adc_share(Impairments(adc_noise=rho))
+    claimed = share * (power * made.receiver[0].abs().square()).sum()
+    assert float(measured / claimed) == pytest.approx(1, abs=0.08)

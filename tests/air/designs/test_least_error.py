@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from airpfed.air.designs.alternating import continued_ao, naive_ao
 from airpfed.air.designs.error_bound import lower_bound
 from airpfed.air.designs.forcing import uniform_forcing
 from airpfed.air.designs.inversion import channel_inversion
 from airpfed.air.designs.least_error import debias, mmse
-from airpfed.air.problem import gains, mse, objective, silent
+from airpfed.air.problem import TransceiverProblem, gains, mse, objective, silent
 
 
 @pytest.mark.parametrize("snr_db", [-20.0, 0.0, 20.0, 40.0])
@@ -91,3 +92,29 @@ def test_a_start_with_weights_of_each_block_is_scaled_block_by_block(make_slot):
     ]
     together = mmse(problem, start=receiver)
     torch.testing.assert_close(together.receiver, torch.cat([one.receiver for one in each]), rtol=1e-9, atol=1e-12)
+
+
+def closed_form(q: Tensor, w: Tensor, noise: float) -> Tensor:
+    """The least error at one antenna (Cao et al. 2020): some send at their limit, the others invert the channel.
+
+    q = sqrt(P) |h|. With the j devices of the largest w / q at their limit, mu_j = sum w q / (noise + sum q^2) over
+    them; the error of mu is sum_k (min(w_k, mu q_k) - w_k)^2 + mu^2 noise, and the best of K candidates is the least.
+    """
+    order = (w / q).argsort(dim=-1, descending=True)
+    w, q = w.gather(-1, order), q.gather(-1, order)
+    mu = (w * q).cumsum(-1) / (noise + q.square().cumsum(-1))
+    errors = (torch.minimum(w[:, None], mu[..., None] * q[:, None]) - w[:, None]).square().sum(-1) + mu.square() * noise
+    return errors.amin(-1)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 0.1, 3.0])
+def test_at_one_antenna_it_is_the_closed_form(noise: float) -> None:
+    rng = torch.Generator().manual_seed(8)
+    h = torch.randn(300, 1, 7, dtype=torch.complex128, generator=rng)
+    w = torch.rand(7, dtype=torch.float64, generator=rng) + 0.1
+    power = torch.rand(7, dtype=torch.float64, generator=rng) + 0.2
+    problem = TransceiverProblem.from_channels(h, w, noise=noise, power_limit=power)
+    q = power.sqrt() * h[:, 0].abs()
+    torch.testing.assert_close(
+        mse(problem, mmse(problem))[:, 0], closed_form(q, w.expand_as(q), noise), rtol=1e-6, atol=0
+    )
