@@ -57,6 +57,10 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["radio.personal_slots=2", "radio.access=auto", "radio.scheme=digital"],
         ["radio.scheme=linear"],
     ),
+    ("radio.interference", "radio.interferers"): (
+        ["radio.interference=mean"],
+        ["radio.interferers=[{x_m=300.0}]"],
+    ),
     ("radio.amplifier_smoothness", "radio.clipping_db"): (
         ["radio.amplifier_smoothness=2.0"],
         ["radio.clipping_db=3.0"],

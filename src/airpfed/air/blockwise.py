@@ -28,7 +28,8 @@ def by_block(
         return torch.stack(parts)
     parts = [function(values[..., slice(*bounds[0])])[None]]
     if inner:
-        together = values[..., inner[0][0] : inner[-1][1]].unflatten(-1, (len(inner), size))
+        whole = values[..., inner[0][0] : inner[-1][1]]
+        together = whole.reshape(*whole.shape[:-1], len(inner), size)
         parts.append(function(together).movedim(-1, 0))
     if len(bounds) > 1:
         parts.append(function(values[..., slice(*bounds[-1])])[None])

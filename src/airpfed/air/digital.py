@@ -16,6 +16,7 @@ from torch import Tensor
 
 from airpfed.air import resources
 from airpfed.air.impairments import clipped_statistics
+from airpfed.air.interference import ReceivedChannels, covariance, whiten
 from airpfed.air.network import estimate_channels
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
@@ -118,8 +119,7 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
 
     In two_hop a device is received by its task's edge, otherwise by all antennas together.
     """
-    h_est, _ = estimate_channels(link.network, link.csi_share, link.seed, t, range(BLOCKS))
-    variance = link.csi_variance.expand(h_est.shape[1], -1)
+    h_est, variance = rate_channels(link, t)
     per_station = link.network.antennas
     rates = torch.zeros(len(link.samples), dtype=torch.float64)
     for group in groups:
@@ -127,11 +127,25 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
         for station in stations:
             antennas = slice(None) if station is None else slice(station * per_station, (station + 1) * per_station)
             ratio = sinr(
-                h_est[:, antennas][..., group], variance[antennas][:, group], link.power_limit[group], link.noise
+                h_est[:, antennas][..., group],
+                variance[..., antennas, :][..., group],
+                link.power_limit[group],
+                link.assumed_noise,
             )
             served = torch.ones(len(group), dtype=torch.bool) if station is None else link.task_of[group] == station
             rates[group[served]] = efficiency(link, ratio)[served]
     return rates
+
+
+def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float[Tensor, "*B M K"]]:
+    """Estimates of the channels of BLOCKS blocks, and the variances of their errors, with interference whitened."""
+    h_est, h = estimate_channels(link.network, link.csi_share, link.seed, t, range(BLOCKS))
+    variance = link.csi_variance.expand(h_est.shape[1], -1)
+    if link.interference is None:
+        return h_est, variance
+    R = covariance(link.interference, link.noise, h.shape[1], link.seed, t, range(BLOCKS))
+    received = whiten(link.interference, link.noise, R, ReceivedChannels(h_est, h, variance))
+    return received.h_est, received.csi_variance
 
 
 def efficiency(link: Uplink, ratio: Float[Tensor, "B G"]) -> Float[Tensor, " G"]:
@@ -143,7 +157,7 @@ def efficiency(link: Uplink, ratio: Float[Tensor, "B G"]) -> Float[Tensor, " G"]
 
 
 def sinr(
-    h: Complex[Tensor, "B M G"], variance: Float[Tensor, "M G"], power: Float[Tensor, " G"], noise: float
+    h: Complex[Tensor, "B M G"], variance: Float[Tensor, "*B M G"], power: Float[Tensor, " G"], noise: float
 ) -> Float[Tensor, "B G"]:
     """The SINR of linear MMSE receivers for channel estimates h, whose errors count as noise of the same power.
 

@@ -28,8 +28,8 @@ def round_grouping(link: Uplink, t: int, present: Bool[Tensor, " K"]) -> Groupin
     """The tasks of each p-slot of round t; access `auto` uses the channel estimates of the round's first block."""
     if link.access != "auto" or link.design is None:
         return fixed_grouping(link, present)
-    h_est, _ = link.channels(t, 1)
-    return best_grouping(link, h_est, link.csi_variance, present)
+    channels = link.received_channels(t, 1)
+    return best_grouping(link, channels.h_est, channels.csi_variance, present)
 
 
 def fixed_grouping(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:

@@ -80,8 +80,10 @@ class Distortion:
 
 def constant_distortion(mean: float, power: float, pseudo: float) -> Distortion:
     """The statistics of a factor that is the same for all blocks and streams."""
-    values = (torch.full((1, 1), value, dtype=torch.float64) for value in (mean, power, pseudo, 0.0))
-    return Distortion(*values)
+    first, second, third, spread = (
+        torch.full((1, 1), value, dtype=torch.float64) for value in (mean, power, pseudo, 0.0)
+    )
+    return Distortion(first, second, third, spread)
 
 
 UNDISTORTED = constant_distortion(1.0, 1.0, 1.0)

@@ -34,6 +34,7 @@ class Drops:
     h: Complex[Tensor, "B M K"]
     csi_variance: Float[Tensor, "B m K"]
     gain: Float[Tensor, "B S K"]
+    antenna_noise: Float[Tensor, "B M"] | None = None
 
 
 def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: float) -> Segment:
@@ -74,6 +75,7 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
         name=slot.name,
         places=drop_places(link, blocks, uses),
         largest_symbol=largest,
+        antenna_noise=drops.antenna_noise,
     )
 
 

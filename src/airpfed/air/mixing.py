@@ -104,7 +104,8 @@ def hadamard_matrix(size: int, dtype: torch.dtype) -> Float[Tensor, "{size} {siz
     index = torch.arange(size)
     bits = index[:, None] & index
     parity = sum(((bits >> shift) & 1 for shift in range(size.bit_length())), torch.zeros_like(bits)) % 2
-    return (1.0 - 2.0 * parity.to(dtype)) * size**-0.5
+    matrix: Tensor = (1.0 - 2.0 * parity.to(dtype)) * size**-0.5
+    return matrix
 
 
 @dataclass(frozen=True)

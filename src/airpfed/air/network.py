@@ -159,6 +159,8 @@ def estimate_channels(
     independent of h_est. Random: fading and channel estimation, each with its own stream for every block of a round.
     """
     h, los = network.channel_model(seed, t, blocks)
+    share: float | Tensor
+    ratio: float | Tensor
     if isinstance(csi_error, Tensor):
         share = csi_error.repeat_interleave(network.antennas, 0)
         # A channel of which nothing is known, c = 1, has an estimate of 0.

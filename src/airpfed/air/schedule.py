@@ -12,6 +12,7 @@ from torch import Tensor
 
 from airpfed.air.grid import Grid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
+from airpfed.air.interference import Interference, ReceivedChannels, covariance, whiten
 from airpfed.air.mixing import Mixing
 from airpfed.air.network import (
     KNOWN,
@@ -73,7 +74,8 @@ class Uplink:
     the true noise power, watts per complex symbol and antenna. samples: D_k.
     mixing: of the entries before they are sent. power_over: whether the power limit holds for the mean over each OFDM
     symbol or over a slot. noise_alpha: stability index of the noise, 2 for Gaussian noise. receive_clipping: the server
-    clips received entries at so many times the deviation that it expects of them; infinite for none.
+    clips received entries at so many times the deviation that it expects of them; infinite for none. interference: from
+    outside the cell, beside the noise.
     shared_groups, personal_groups: columns of the normaliser groups of the s- and p-vectors. personal_rows: for each
     p-group the number of the s-group of the same kind of factor, or a number of its own; groups of one number share
     their correlation statistics. lengths: entries of each task's p-vector.
@@ -120,6 +122,7 @@ class Uplink:
     alternating: Groups = ()
     colocated: bool = False
     estimation: Estimation = KNOWN
+    interference: Interference | None = None
 
     @property
     def grid(self) -> Grid:
@@ -157,7 +160,8 @@ class Uplink:
     def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
         """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
 
-        h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage.
+        h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage. Interference is
+        not part of them, see `received_channels`.
         """
         h_est, h = estimate_channels(self.network, self.csi_share, self.seed, t, range(blocks))
         h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
@@ -165,6 +169,22 @@ class Uplink:
             factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
             h = h * factors[:, None, :]
         return h_est, h
+
+    def received_channels(self, t: int, blocks: int) -> ReceivedChannels:
+        """Draw the channels of `channels` as receivers meet them: with interference, at antennas that whiten it."""
+        channels = ReceivedChannels(*self.channels(t, blocks), self.csi_variance)
+        if self.interference is None:
+            return channels
+        antennas = channels.h.shape[1]
+        R = covariance(self.interference, self.noise, antennas, self.seed, t, range(blocks))
+        return whiten(self.interference, self.noise, R, channels)
+
+    @property
+    def assumed_noise(self) -> float:
+        """The noise power that receivers assume at each antenna, or at each combination that whitens interference."""
+        if self.interference is None or self.interference.known:
+            return self.noise
+        return self.noise + self.interference.mean_power
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class Segment:
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
     assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
     name of the segment's random generators. places: of its uses on the grid. mixing: of the entries, undone after the
-    backhaul. largest_symbol: power of each stream's largest OFDM symbol.
+    backhaul. largest_symbol: power of each stream's largest OFDM symbol. antenna_noise: true noise
+    power at each antenna, where it is not the same for all.
     """
 
     slot: SlotPlan
@@ -66,6 +67,7 @@ class Segment:
     places: Places
     mixing: GroupMixing | None = None
     largest_symbol: Float[Tensor, " K"] | None = None
+    antenna_noise: Float[Tensor, "B M"] | None = None
 
     @cached_property
     def pairs(self) -> CorrelatedPairs:
@@ -88,8 +90,8 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
         return []
     vectors, lengths = [slot.vectors for slot in slots], [slot.lengths for slot in slots]
     sigma = common_sigma(vectors, lengths) if link.normalizer == "common" else None
-    h_est, h = link.channels(t, -(-sum(slot_uses(link, slot) for slot in slots) // link.coherence_symbols))
-    variance, segments, first_use = link.csi_variance, list[Segment](), 0
+    channels = link.received_channels(t, -(-sum(slot_uses(link, slot) for slot in slots) // link.coherence_symbols))
+    segments, first_use = list[Segment](), 0
     for slot in slots:
         for row, columns in zip(statistics_rows(link, slot), normalizer_groups(link, slot), strict=True):
             uses = uses_of(columns[1] - columns[0], link.packing)
@@ -98,15 +100,22 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
             name = f"{slot.name}/{columns[0]}"
             group, mixing = mix_group(link, slot, group, columns[0], t)
             places = link.grid.places(first_use, uses, blocks)
-            largest = largest_symbols(link, slot, group, places)
+            largest, inside = largest_symbols(link, slot, group, places), slice(blocks.start, blocks.stop)
             entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
             segments.append(
                 Segment(
                     slot=slot,
                     group=group,
                     block_ranges=block_ranges,
-                    problem=problem_of(link, slot, group.weights, h_est[blocks.start : blocks.stop], variance, largest),
-                    h=h[blocks.start : blocks.stop, antennas_of(link, slot)][..., slot.devices],
+                    problem=problem_of(
+                        link,
+                        slot,
+                        group.weights,
+                        channels.h_est[inside],
+                        of_blocks(channels.csi_variance, inside),
+                        largest,
+                    ),
+                    h=channels.h[inside, antennas_of(link, slot)][..., slot.devices],
                     entry_share=entry_share,
                     symbol_power=symbol_power,
                     assumed_correlation=assumed[row],
@@ -115,10 +124,16 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
                     places=places,
                     mixing=mixing,
                     largest_symbol=largest,
+                    antenna_noise=None if channels.antenna_noise is None else channels.antenna_noise[inside],
                 )
             )
             first_use += uses
     return segments
+
+
+def of_blocks(variance: Float[Tensor, "... K"], blocks: slice) -> Float[Tensor, "... K"]:
+    """The variances of some blocks; all of them if blocks do not differ."""
+    return variance[blocks] if variance.dim() == 3 else variance
 
 
 def mix_group(
@@ -183,7 +198,7 @@ def problem_of(
     uniform = csi_variance.shape[-2] == 1
     h = h_est[..., antennas, :][..., devices]
     variance = (csi_variance if uniform else csi_variance[..., antennas, :])[..., devices]
-    limit, noise = link.power_limit[devices], link.noise
+    limit, noise = link.power_limit[devices], link.assumed_noise
     if adc := adc_share(link.impairments):
         variance, noise = variance + adc * (h.abs().square() + variance), noise * (1 + adc)
     return TransceiverProblem(

@@ -177,7 +177,7 @@ def superpose_blocks(
     streams: Sequence[slice | Int[Tensor, " _k"]],
 ) -> Complex[Tensor, "T T uses"]:
     """`superpose` in each block, side by side."""
-    symbols = x.split([last - first for first, last in block_ranges], 1)
+    symbols = torch.split(x, [last - first for first, last in block_ranges], 1)
     return torch.cat([superpose(*pair, streams) for pair in zip(gain.unbind(0), symbols, strict=True)], -1)
 
 
@@ -195,9 +195,9 @@ def receive_segment(
     """
     rng = stream(link.seed, "noise", t, segment.name)
     signs = scrambling_signs(link, len(segment.slot.weights), air.parts.shape[-1], t, segment.name)
-    noise: float | Float[Tensor, "B M"] = link.noise
+    noise: float | Float[Tensor, "B M"] = link.noise if segment.antenna_noise is None else segment.antenna_noise
     if air.antenna_power is not None:
-        noise = link.noise + adc_share(link.impairments) * (link.noise + air.antenna_power)
+        noise = noise + adc_share(link.impairments) * (noise + air.antenna_power)
     noise_samples = [
         receiver_noise(transceiver, block, noise if isinstance(noise, float) else noise[block], b - a, rng)
         for block, (a, b) in enumerate(segment.block_ranges)

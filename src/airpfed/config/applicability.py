@@ -119,6 +119,12 @@ RULES = (
         for key in OVER_THE_AIR
     ),
     Rule(
+        "radio.interference",
+        "radio.interferers",
+        lambda s, _: bool(s.radio.interferers),
+        "there is no interferer, give interferers",
+    ),
+    Rule(
         "radio.power_over",
         "radio.energy",
         lambda s, _: s.radio.power_over == "slot" or s.radio.energy == "per_slot",

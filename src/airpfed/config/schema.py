@@ -253,6 +253,15 @@ class ServerSettings(Section):
         return self
 
 
+class InterfererSettings(Section):
+    """A sender outside the cell that uses the same band: a device of another cell, or a jammer."""
+
+    x_m: float = Field(ge=-1e7, le=1e7, description="place, m; the station is at (0, 0)")
+    y_m: float = Field(0.0, ge=-1e7, le=1e7, description="place, m")
+    power_dbm: float = Field(20.0, ge=-200, le=200, description="transmit power, dBm")
+    load: float = Field(1.0, ge=0, le=1, description="probability that it sends in a coherence block")
+
+
 class RadioSettings(Section):
     """The uplink between devices and servers."""
 
@@ -410,6 +419,13 @@ class RadioSettings(Section):
     adc_bits: int | None = Field(
         None, ge=1, le=8, description="bits of the receivers' analog-to-digital converters; default: ideal"
     )
+    interferers: Annotated[tuple[InterfererSettings, ...], Field(strict=False)] = Field(
+        (),
+        description="senders outside the cell, with Rayleigh fading: a list of tables with x_m, y_m, power_dbm, load",
+    )
+    interference: Literal["known", "mean"] = Field(
+        "known", description="whether receivers know the covariance of the interference in a block, or its mean power"
+    )
     noise_alpha: float = Field(
         2.0,
         gt=1,
@@ -514,6 +530,13 @@ class RadioSettings(Section):
             ),
             f"csi_error = {self.csi_error:g}: is for known channels; pilots = {self.pilots} determine the error, leave "
             "one of the two out": self.csi_error > 0 and self.pilots != "perfect",
+            'interferers: need topology = "single_cell" and layout = "discs"': bool(self.interferers)
+            and (self.topology != "single_cell" or self.layout != "discs"),
+            'interferers: need noise, so noise_dbm other than "off"': bool(self.interferers)
+            and self.noise_dbm == "off"
+            and self.snr_db is None,
+            "interferers: beside adc_bits they have no model; leave one of the two out": bool(self.interferers)
+            and self.adc_bits is not None,
             f"subcarrier_groups = {self.subcarrier_groups}: should divide subcarriers = {self.subcarriers}": (
                 isinstance(self.subcarrier_groups, int) and self.subcarriers % self.subcarrier_groups != 0
             ),

@@ -43,20 +43,26 @@ def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], block
     networks: (network, factor of its mean power gains). Random: fading and estimation errors, fixed by the link's seed
     and the network's drop.
     """
-    estimates, channels, variances, gains = [], [], [], []
+    estimates, channels, variances, gains, noise = [], [], [], [], []
     for network, scale in networks:
         # Pilots see the scaled gains at the link's noise: these gains at less noise.
         drop = replace(link, network=network, noise=link.noise / scale)
-        h_est, h = drop.channels(0, blocks)
-        estimates.append(scale**0.5 * h_est)
-        channels.append(scale**0.5 * h)
-        variances.append((scale * drop.csi_variance).expand(blocks, -1, -1))
+        if link.interference is not None:
+            scaled = replace(link.interference, power=link.interference.power / scale)
+            drop = replace(drop, interference=scaled)
+        received = drop.received_channels(0, blocks)
+        estimates.append(scale**0.5 * received.h_est)
+        channels.append(scale**0.5 * received.h)
+        variances.append((scale * received.csi_variance).expand(blocks, -1, -1))
+        if received.antenna_noise is not None:
+            noise.append(scale * received.antenna_noise)
         gains.append((scale * network.gain).expand(blocks, -1, -1))
     return Drops(
         h_est=torch.cat(estimates),
         h=torch.cat(channels),
         csi_variance=torch.cat(variances),
         gain=torch.cat(gains),
+        antenna_noise=torch.cat(noise) if noise else None,
     )
 
 

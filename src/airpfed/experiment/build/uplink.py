@@ -13,6 +13,7 @@ from airpfed.air import geometry
 from airpfed.air.channels import build_channel, fading
 from airpfed.air.designs import Design
 from airpfed.air.impairments import ADC_NOISE, Impairments
+from airpfed.air.interference import Interference
 from airpfed.air.network import ChannelSite, Network
 from airpfed.air.problem import Transceiver, TransceiverProblem, transceiver_fault
 from airpfed.air.schedule import DesignFunction, SlotFunction, SlotPlan, Uplink
@@ -73,6 +74,7 @@ def build_uplink(
         mixing=radio.mixing,
         power_over="slot" if radio.energy == "per_round" else radio.power_over,
         noise_alpha=radio.noise_alpha,
+        interference=interference_of(radio, network),
         receive_clipping=math.inf if radio.receive_clipping == "off" else radio.receive_clipping,
         shared_groups=tuple(kinds[0].values()),
         personal_groups=tuple(kinds[1].values()),
@@ -162,6 +164,19 @@ def impairments_of(radio: RadioSettings) -> Impairments:
         timing_drift=radio.timing_drift_s * radio.bandwidth_hz,
         adc_noise=ADC_NOISE[radio.adc_bits] if radio.adc_bits else 0.0,
     )
+
+
+def interference_of(radio: RadioSettings, network: Network) -> Interference | None:
+    """Return the interferers with their mean powers at the station's antennas; None without any."""
+    if not radio.interferers:
+        return None
+    places = torch.tensor([[each.x_m, each.y_m] for each in radio.interferers], dtype=torch.float64)
+    distance = geometry.distances(network.stations[:1], places, radio.height_m, None)
+    loss = None if radio.path_loss_1m_db == "free_space" else float(radio.path_loss_1m_db)
+    gain = geometry.log_distance_gain(distance, radio.carrier_hz, radio.path_loss_exponent, loss)[0]
+    power = torch.tensor([units.dbm_to_watts(each.power_dbm) for each in radio.interferers], dtype=torch.float64)
+    load = torch.tensor([each.load for each in radio.interferers], dtype=torch.float64)
+    return Interference(power * gain, load, radio.interference == "known")
 
 
 def scheme_fields(radio: RadioSettings) -> dict[str, Any]:
