@@ -63,6 +63,10 @@ def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
     return not settings.radio.has_path_loss
 
 
+def _uses_positions(settings: Settings, _: TaskSettings) -> bool:
+    return not settings.radio.has_recorded_channel
+
+
 LINEAR_ONLY = ("design", "energy", "correlation", "phase_error_deg", "fade_truncation_db", "packing", "personal_slots")
 """Keys of the radio that matter only where gradients are superposed in the channel."""
 OVER_THE_AIR = ("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups")
@@ -181,6 +185,10 @@ RULES = (
     Rule("radio.path_loss_exponent", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
     Rule("radio.path_loss_1m_db", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
     Rule("radio.height_m", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
+    *(
+        Rule(f"radio.{key}", "radio.channel", _uses_positions, "the file has its own channels, leave it out")
+        for key in ("cell_radius_m", "min_distance_m", "edge_distance_m", "square_m")
+    ),
     Rule("run.eval_every", "tasks.dev_samples", _has_dev, "a task should have a dev split to evaluate"),
     Rule(
         "run.score",
