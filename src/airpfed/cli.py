@@ -302,6 +302,21 @@ def export_channels(
         typer.echo(line)
 
 
+@app.command(name="export-waveform")
+def export_waveform(
+    file: File,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="new folder for the recordings")],
+    round_: Annotated[int, typer.Option("--round", help="round; those before it are run")] = 1,
+    set_: Overrides = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write the uplink's waveform of a round as SigMF recordings, one for each antenna, and decode them again."""
+    from airpfed.experiment.waveform_export import export_waveform as waveform_lines
+
+    for line in waveform_lines(file, _overrides(set_, plugin), round_, out):
+        typer.echo(line)
+
+
 @app.command(name="list")
 def list_(
     kinds: Annotated[Texts, typer.Argument(metavar="[KIND]...", help="designs, channels, methods, ...")] = None,
