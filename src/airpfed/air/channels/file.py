@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -261,22 +261,20 @@ def padded(array: np.ndarray, dimensions: int, ending: str) -> np.ndarray:
     return array.reshape(array.shape + (1,) * missing) if missing > 0 else array
 
 
-def read_npz(path: Path) -> dict[str, Any]:
-    """Read the arrays of a .npz; h is mapped into memory if it is not compressed."""
-    with np.load(path, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        arrays = {name: archive[name] for name in archive.files if name in (*KEYS[1:], *SITE_NUMBERS)}
-        names = {name: np.zeros(0) for name in archive.files if name not in arrays}
-    if "h" not in names:
-        return {**arrays, **names}
-    with zipfile.ZipFile(path) as archive_file:
-        member = archive_file.getinfo("h.npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        check_memory(f"{path}: h", float(member.file_size), "a file of numpy.savez, without compression")
-        with np.load(path, allow_pickle=False) as archive:
-            return {**arrays, "h": archive["h"]}
-    return {**arrays, "h": map_member(path, member)}
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz; h is mapped into memory if it is not compressed.
+
+    Of arrays that no channel file has, there is only the name.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
+    mapped = "h" in members and members["h"].compress_type == zipfile.ZIP_STORED
+    if "h" in members and not mapped:
+        check_memory(f"{path}: h", float(members["h"].file_size), "a file of numpy.savez, without compression")
+    with np.load(path, allow_pickle=False) as content:
+        names = [name for name in members if name in (*KEYS, *SITE_NUMBERS) and not (mapped and name == "h")]
+        arrays = dict.fromkeys(members, np.zeros(0)) | {name: content[name] for name in names}
+    return arrays | {"h": map_member(path, members["h"])} if mapped else arrays
 
 
 def map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
@@ -295,8 +293,8 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
-def read_mat(path: Path) -> dict[str, Any]:
-    """Read the arrays of a .mat of MATLAB's versions 4 to 7."""
+def read_mat(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a .mat of MATLAB's versions 4 to 7, as `read_npz` does."""
     from scipy.io import loadmat, whosmat
 
     names = {name: shape for name, shape, _ in whosmat(str(path), appendmat=False)}
@@ -306,7 +304,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     arrays = {name: value for name, value in content.items() if not name.startswith("__")}
     if faulty := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{faulty[0]} is no full array")
-    return {**{name: np.zeros(0) for name in names if name not in arrays}, **arrays}
+    return dict.fromkeys(names, np.zeros(0)) | arrays
 
 
 # Writing
