@@ -99,10 +99,10 @@ def test_a_path_is_relative_to_the_settings_file_and_needs_no_model(file, tmp_pa
         assert arrays["h"].shape == (2, 5, 8, 4) and arrays["h"].dtype == np.complex128
         assert int(arrays["seed"]) == 0 and str(arrays["channel"]) == "rayleigh"
         assert float(arrays["carrier_hz"]) == 3.5e9 and str(arrays["shape"]) == "rounds, blocks, antennas, devices"
-    words = ("--draws", "10", "--design", "mmse", "--json", "--set", "radio.channel=file(path=h.npz)")
+    words = ("--draws", "10", "--design", "uniform_forcing", "--json", "--set", "radio.channel=file(path=h.npz)")
     good(command("link", "below/other.toml", *words))
     done = command("link", "below/other.toml", "--draws", "11", *words[2:])
-    assert done.code == 2 and "h has 10 channels (2 rounds x 5 blocks), and draw 11 needs one more" in done.err
+    assert done.code == 2 and "h has 2 rounds of 5 blocks, and draw 11 is beyond these 10" in done.err
 
 
 def test_too_few_rounds_or_blocks_are_refused_before_the_first(file, tmp_path):
@@ -110,13 +110,15 @@ def test_too_few_rounds_or_blocks_are_refused_before_the_first(file, tmp_path):
     good(command("export-channels", file, "--rounds", "2", "--out", out))
     channel = {"channel": f"file(path={out})"}
     done = run(file, tmp_path / "short", channel)
-    assert done.code == 2 and "h has 2 rounds, and round 3 needs one of its own; a longer file, or" in done.err
+    assert (
+        done.code == 2 and "h has 2 rounds of 3 blocks, and round 3 needs one of its own; a longer file, or" in done.err
+    )
     assert not (tmp_path / "short" / "records.jsonl").exists()
     good(run(file, tmp_path / "two", channel, "--set", "server.rounds=2"))
     good(run(file, tmp_path / "repeated", {"channel": f"file(path={out}, repeat=true)"}))
     good(command("export-channels", file, "--blocks", "1", "--out", out))
     done = run(file, tmp_path / "narrow", channel)
-    assert done.code == 2 and "h has 1 blocks in a round, and round 3 needs " in done.err
+    assert done.code == 2 and "h has 3 rounds of 1 block, and round 3 needs " in done.err
     assert not (tmp_path / "narrow" / "records.jsonl").exists()
 
 
@@ -125,7 +127,11 @@ def test_where_the_end_is_not_known_it_is_one_line_in_the_round(file, tmp_path):
     out = tmp_path / "h.npz"
     good(command("export-channels", file, "--rounds", "2", "--out", out))
     done = run(file, tmp_path / "run", {"channel": f"file(path={out})"}, "--set", "server.air_seconds=100")
-    assert done.code == 2 and "h has 2 rounds, and round 3 needs one of its own" in done.err and not done.traceback
+    assert (
+        done.code == 2
+        and "h has 2 rounds of 3 blocks, and round 3 needs one of its own" in done.err
+        and not done.traceback
+    )
     assert len(run_files.load_records(tmp_path / "run" / "records.jsonl")) == 2
 
 

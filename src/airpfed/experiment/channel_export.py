@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from airpfed.air.channels.file import channel_arrays, save_channel_file
+from airpfed.air.channels.file import channel_arrays, count, save_channel_file
 from airpfed.air.digital import BLOCKS
 from airpfed.air.grouping import round_blocks
 from airpfed.air.network import Network
@@ -41,7 +41,8 @@ def export_channels(
             raise UserError(f"{option} {number}: should be at least 1")
     network, blocks = network_of(settings, blocks)
     antennas, devices = len(network.stations) * network.antennas, len(network.devices)
-    size = f"{rounds} rounds, {blocks} blocks, {antennas} antennas, {devices} devices"
+    numbers = {"round": rounds, "block": blocks, "antenna": antennas, "device": devices}
+    size = ", ".join(count(number, noun) for noun, number in numbers.items())
     check_memory(f"--rounds {rounds}: channels of {size}", 64.0 * rounds * blocks * antennas * devices, "fewer rounds")
     arrays = channel_arrays(network, settings.run.seed, rounds, blocks)
     save_channel_file(out, arrays | metadata_of(settings))

@@ -99,15 +99,15 @@ def test_studies_take_rounds_first_for_their_draws(tmp_path):
     draws = network_of(path).channel_model(7, 0, range(7))[0].numpy()
     assert np.array_equal(draws, [h[0, 0], h[1, 0], h[2, 0], h[0, 1], h[1, 1], h[2, 1], h[0, 2]])
     assert np.array_equal(network_of(path, names=("drop", 3)).channel_model(7, 0, range(2))[0].numpy(), draws[2:4])
-    with pytest.raises(UserError, match=r"h has 12 channels \(3 rounds x 4 blocks\), and draw 13 needs one more"):
+    with pytest.raises(UserError, match=r"h has 3 rounds of 4 blocks, and draw 13 is beyond these 12"):
         network_of(path, names=("drop", 13)).channel_model(7, 0, range(1))
 
 
 def test_beyond_the_end_a_file_is_refused_or_repeated(tmp_path):
     path, h = save(tmp_path), channels()
-    with pytest.raises(UserError, match="h has 3 rounds, and round 4 needs one of its own; a longer file, or"):
+    with pytest.raises(UserError, match="h has 3 rounds of 4 blocks, and round 4 needs one of its own; a longer file"):
         network_of(path).channel_model(7, 4, range(1))
-    with pytest.raises(UserError, match="h has 4 blocks in a round, and round 1 needs 6; a longer file, or"):
+    with pytest.raises(UserError, match="h has 3 rounds of 4 blocks, and round 1 needs 6; a longer file"):
         network_of(path).channel_model(7, 1, range(4, 6))
     repeated = network_of(path, repeat=True)
     assert np.array_equal(repeated.channel_model(7, 5, range(3, 6))[0].numpy(), h[1][[3, 0, 1]])

@@ -1,4 +1,4 @@
-"""Channels from a file: of a measurement, of ray tracing, or exported from another model.
+"""Channels from a file: of a measurement, of ray tracing (the extra airpfed[rt]), or exported from another model.
 
 A file ends in .npz or .mat. Its key `h` holds complex amplitudes (rounds, blocks, M, K); |h|^2 is a power gain. Of the
 other keys, which may all be absent, `gain` holds mean power gains (S, K), or (K) for one station.
@@ -107,24 +107,21 @@ def stored_channels(
     Random: the round, for another seed than the site's, from the stream (seed, names, "file", t).
     """
     rounds, stored = file.h.shape[:2]
-    rows = [t - 1] * len(blocks)
-    columns = list(blocks)
+    rows, columns, problem = [t - 1] * len(blocks), list(blocks), ""
     if seed != site_seed:
-        rng = stream(seed, *names, "file", t)
-        rows = [int(torch.randint(rounds, (), generator=rng))] * len(blocks)
+        rows = [int(torch.randint(rounds, (), generator=stream(seed, *names, "file", t)))] * len(blocks)
     elif t == 0:
         draws = [max(drop, 1) - 1 + block for block in blocks]
         rows, columns = [draw % rounds for draw in draws], [draw // rounds for draw in draws]
-        if draws and draws[-1] >= rounds * stored and not repeat:
-            raise UserError(
-                f"{file.source}: h has {rounds * stored} channels ({rounds} rounds x {stored} blocks), and draw "
-                f"{draws[-1] + 1} needs one more; {LONGER}"
-            )
-    elif t > rounds and not repeat:
-        raise UserError(f"{file.source}: h has {rounds} rounds, and round {t} needs one of its own; {LONGER}")
-    if columns and max(columns) >= stored and not repeat:
+        problem = f"draw {draws[-1] + 1} is beyond these {rounds * stored}" if draws[-1] >= rounds * stored else ""
+    elif t > rounds:
+        problem = f"round {t} needs one of its own"
+    if not problem and columns[-1] >= stored:
+        problem = f"round {t} needs {columns[-1] + 1}"
+    if problem and not repeat:
         raise UserError(
-            f"{file.source}: h has {stored} blocks in a round, and round {t} needs {max(columns) + 1}; {LONGER}"
+            f"{file.source}: h has {count(rounds, 'round')} of {count(stored, 'block')}, and {problem}; a longer file, "
+            "or the option repeat = true, would be right"
         )
     index = np.array(rows, dtype=int) % rounds, np.array(columns, dtype=int) % stored
     h = torch.from_numpy(np.asarray(file.h[index], dtype=np.complex128))
@@ -134,7 +131,9 @@ def stored_channels(
     return h, torch.from_numpy(np.array(los, dtype=np.complex128))
 
 
-LONGER = "a longer file, or the option repeat = true, would be right"
+def count(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # What a file should hold
@@ -145,11 +144,11 @@ def check_site(file: ChannelFile, site: ChannelSite) -> None:
     antennas, devices = file.h.shape[2:]
     stations = len(site.stations)
     if devices != len(site.devices):
-        raise UserError(f"{file.source}: h is for {devices} devices, and the tasks have {len(site.devices)}")
+        raise UserError(f"{file.source}: h is for {count(devices, 'device')}, and the tasks have {len(site.devices)}")
     if antennas != stations * site.antennas:
         raise UserError(
-            f"{file.source}: h is for {antennas} antennas, and the settings have {stations * site.antennas} "
-            f"({stations} {'station' if stations == 1 else 'stations'} of radio.antennas = {site.antennas})"
+            f"{file.source}: h is for {count(antennas, 'antenna')}, and the settings have {stations * site.antennas} "
+            f"({count(stations, 'station')} of radio.antennas = {site.antennas})"
         )
     for key in SITE_NUMBERS:
         if key in file.arrays and (value := float(file.arrays[key].reshape(-1)[0])) != float(getattr(site, key)):
