@@ -9,6 +9,7 @@ from torch import Tensor
 
 from airpfed.air import round_waveform as waveforms
 from airpfed.air.correlation import Correlation
+from airpfed.air.grouping import round_blocks
 from airpfed.air.impairments import NONE, Impairments
 from airpfed.air.problem import Transceiver
 from airpfed.air.round_waveform import RoundWaveform, antenna_samples, decode_round, round_waveform
@@ -70,6 +71,7 @@ def test_a_decoded_round_is_the_round_of_the_uplink(name):
     link = link_of(name)
     waveform, received = played(link)
     samples = all_samples(waveform)
+    assert waveform.pilots.shape[1] // 5 == round_blocks(link)
     assert difference(link, received, decoded(waveform, samples)) < 3e-7
     assert difference(link, received, decoded(waveform, samples.to(torch.complex64).to(samples.dtype))) < 1e-5
 

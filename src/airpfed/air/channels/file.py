@@ -73,7 +73,7 @@ def file_channels(
     check_site(file, site)
     stations = len(site.stations)
     measured = file.power.reshape(stations, site.antennas, -1).mean(1)
-    gain = gain_of(file, "gain", measured)
+    gain = mean_gains(file, "gain", measured)
     if gain is None:
         gain = measured
         check_absolute_scale(file, site, measured)
@@ -82,7 +82,7 @@ def file_channels(
     if bool((gain.sum(0) == 0).any()):
         device = int((gain.sum(0) == 0).argmax())
         raise UserError(f"{file.source}: device {device} has no channel but 0; leave it out of file and settings")
-    scattered = gain_of(file, "scattered", measured)
+    scattered = mean_gains(file, "scattered", measured)
     if scattered is None and file.los is not None:
         scattered = (gain - file.los_power.reshape(stations, site.antennas, -1).mean(1)).clip(min=0.0)
     positions = (position_of(file, "stations", stations), position_of(file, "devices", len(site.devices)))
@@ -158,7 +158,7 @@ def check_site(file: ChannelFile, site: ChannelSite) -> None:
             )
 
 
-def gain_of(file: ChannelFile, key: str, measured: Float[np.ndarray, "S K"]) -> Float[np.ndarray, "S K"] | None:
+def mean_gains(file: ChannelFile, key: str, measured: Float[np.ndarray, "S K"]) -> Float[np.ndarray, "S K"] | None:
     """The mean gains of a key, None if the file has none. Raises UserError if they are no power gains."""
     gain = file.arrays.get(key)
     if gain is None:
