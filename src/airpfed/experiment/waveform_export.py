@@ -58,7 +58,7 @@ def export_waveform(file: Path, overrides: Sequence[str], t: int, out: Path) -> 
     waveform = round_waveform(link, t, updates, state.server.correlation_statistics)
     write_waveform(link, waveform, settings.radio.carrier_hz, out)
     received = uplink(replace(link, backhaul_bits=None), t, updates, state.server.correlation_statistics)
-    difference = largest_difference(link, received, read_sums(out, t))
+    difference = decoding_error(link, received, read_sums(out, t))
     if not difference <= MAX_DIFFERENCE:
         raise UserError(
             f"{out}: the sums decoded from the recordings differ by {difference:.2g} from the uplink's; a setting of "
@@ -199,7 +199,7 @@ def read_sums(folder: Path, t: int) -> dict[str, Float[Tensor, " _d"]]:
     return decode_round(samples, *load_receivers(folder / RECEIVERS))
 
 
-def largest_difference(link: Uplink, received: Aggregate, sums: Mapping[str, Float[Tensor, " _d"]]) -> float:
+def decoding_error(link: Uplink, received: Aggregate, sums: Mapping[str, Float[Tensor, " _d"]]) -> float:
     """The norm of the difference of decoded sums from the uplink's, relative to that of the uplink's; the largest."""
     columns = slice(None) if received.active_columns is None else slice(*received.active_columns[1])
     expected = {"s": received.shared[columns]} | {task: received.personal[n] for n, task in enumerate(link.task_names)}
