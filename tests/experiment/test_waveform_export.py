@@ -67,6 +67,7 @@ def test_a_waveform_of_another_round_is_refused(file, tmp_path, monkeypatch):
     monkeypatch.setattr(waveforms, "pack_symbols", lambda u, packing: pack(u.flip(1), packing))
     done = command("export-waveform", file, "--out", tmp_path / "out")
     assert done.code == 2 and "differ by" in done.err and "is not part of the waveform" in done.err
+    assert not list((tmp_path / "out").iterdir())
 
 
 REFUSED = {

@@ -60,9 +60,11 @@ def export_waveform(file: Path, overrides: Sequence[str], t: int, out: Path) -> 
     received = uplink(replace(link, backhaul_bits=None), t, updates, state.server.correlation_statistics)
     difference = decoding_error(link, received, read_sums(out, t))
     if not difference <= MAX_DIFFERENCE:
+        for path in out.iterdir():
+            path.unlink()
         raise UserError(
-            f"{out}: the sums decoded from the recordings differ by {difference:.2g} from the uplink's; a setting of "
-            "[radio] is not part of the waveform"
+            f"--out {out}: left empty, because the sums decoded from the recordings differ by {difference:.2g} from the "
+            "uplink's; a setting of [radio] is not part of the waveform"
         )
     antennas = len(waveform.received)
     yield f"{out}: round {t} at {antennas} antennas, slots {', '.join(waveform.slots)}"
