@@ -63,7 +63,7 @@ def export_waveform(file: Path, overrides: Sequence[str], t: int, out: Path) -> 
         for path in out.iterdir():
             path.unlink()
         raise UserError(
-            f"--out {out}: left empty, because the sums decoded from the recordings differ by {difference:.2g} from the "
+            f"--out {out}: left empty; the sums decoded from the recordings differ by {difference:.2g} from the "
             "uplink's; a setting of [radio] is not part of the waveform"
         )
     antennas = len(waveform.received)
