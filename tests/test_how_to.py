@@ -30,7 +30,9 @@ from support.models import SMALL, WORDS, save_bert
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
-SHARED = ("README", "check-your-row")
+FILES = "channel_file"
+"""The page about channels and waveforms in files, which brings no row of the reader's own."""
+SHARED = ("README", "check-your-row", FILES)
 """Pages that are about no single kind of row."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -253,20 +255,25 @@ class restored_rows:  # noqa: N801
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Page]:
     """A page whose files are written, whose settings are made, and whose commands have run, in its order."""
     page = Page(request.param, tmp_path_factory.mktemp(request.param))
-    start(page.folder, base)
     with pytest.MonkeyPatch.context() as patch, restored_rows():
-        patch.chdir(page.folder)
-        for language, text in blocks_of(page.name):
-            if language == "toml":
-                change_settings(page.folder / "experiment.toml", text)
-            elif language == "python" and file_name(text):
-                Path(file_name(text)).write_text(text)
-            elif language == "python" and not page.outputs:  # what stands before the first command makes data
-                exec(text, {"ap": ap})
-            elif language == "console":
-                for line in [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]:
-                    page.outputs[line] = command(*shlex.split(line)[1:])
+        follow(page, base, patch)
         yield page
+
+
+def follow(page: Page, base: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write a page's files, make its settings, and run its commands, in its order, in the page's folder."""
+    start(page.folder, base)
+    patch.chdir(page.folder)
+    for language, text in blocks_of(page.name):
+        if language == "toml":
+            change_settings(page.folder / "experiment.toml", text)
+        elif language == "python" and file_name(text):
+            Path(file_name(text)).write_text(text)
+        elif language == "python" and not page.outputs:  # what stands before the first command makes data
+            exec(text, {"ap": ap})
+        elif language == "console":
+            for line in [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]:
+                page.outputs[line] = command(*shlex.split(line)[1:])
 
 
 def expected_outputs(name: str) -> dict[str, str]:
@@ -287,7 +294,7 @@ def test_there_is_a_page_for_every_kind_of_row():
     assert pages == set(ROWS)
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     index = (HOW_TO / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\(([a-z-]+)\.md\)", index)) == pages | {"check-your-row"}
+    assert set(re.findall(r"\(([a-z_-]+)\.md\)", index)) == pages | {"check-your-row", FILES}
     for page in pages:
         links = re.findall(r"\]\(([^)]+\.md)\)", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"))
         assert all((HOW_TO / link).is_file() for link in links)
@@ -302,6 +309,11 @@ def test_a_plug_in_has_at_most_15_lines_and_public_names(name):
 
 
 def test_commands_print_what_the_page_shows(page: Page) -> None:
+    compare_outputs(page)
+
+
+def compare_outputs(page: Page) -> None:
+    """Compare what commands printed with what the page shows, and their exit codes with whether it shows an error."""
     checker = doctest.OutputChecker()
     for line, expected in expected_outputs(page.name).items():
         done = page.outputs[line]
@@ -365,3 +377,38 @@ def test_cells_of_a_notebook(name: str, tmp_path: Path, base: Path, rows: None, 
         exec(compile(text, cell, "exec"), space)
         if "report" in space:
             assert space.pop("report").ok
+
+
+# Channels and waveforms in files
+
+
+@pytest.fixture(scope="module")
+def files_page(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Page]:
+    """The page about files, followed."""
+    page = Page(FILES, tmp_path_factory.mktemp(FILES))
+    with pytest.MonkeyPatch.context() as patch, restored_rows():
+        follow(page, base, patch)
+        yield page
+
+
+def test_the_page_about_files_prints_what_it_shows(files_page: Page) -> None:
+    compare_outputs(files_page)
+    records = run_files.load_records(files_page.folder / "runs" / "experiment" / "records.jsonl")
+    assert all(0 < record.pi < 1 for record in records)
+    names = {path.name for path in (files_page.folder / "waveform").iterdir()}
+    assert {"round-1.sigmf-collection", "receivers.npz", "round-1-antenna-15.sigmf-data"} <= names
+
+
+def test_the_page_about_files_makes_files_that_are_channels(files_page: Page, monkeypatch) -> None:
+    """The cells of the page in one notebook. The scene of Sionna RT, which tests do without, is only compiled."""
+    monkeypatch.chdir(files_page.folder)
+    space: dict[str, Any] = {}
+    for text in [text for language, text in blocks_of(FILES) if language == "python"]:
+        code = compile(text, FILES, "exec")
+        if not file_name(text):
+            exec(code, space)
+    assert len(space["table"]) == 2 and float(space["table"]["nmse_db"].max()) < 0
+    changes = {"subcarrier_groups": 4, "channel": ("file", {"path": "deepmimo.npz"})}
+    net = ap.single_cell(devices=[2, 2], antennas=16, snr_db=10, **changes)
+    expected = space["channel"][[3, 14, 15, 92], 0][:, :, [8, 24, 40, 56]]
+    assert (net.channels(1, 4).numpy() == expected.transpose(2, 1, 0)).all()

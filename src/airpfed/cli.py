@@ -284,6 +284,39 @@ def export(
         typer.echo(f"{run_dir / 'merged'}: merged weights")
 
 
+@app.command(name="export-channels")
+def export_channels(
+    file: File,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz|.mat", help="output: numpy's or MATLAB's format")],
+    rounds: Annotated[int | None, typer.Option(help="rounds, from the first on; default: server.rounds")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="coherence blocks of a round; default: as many as a round needs")
+    ] = None,
+    set_: Overrides = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write the channels of an experiment's rounds to a file, which radio.channel = "file" reads."""
+    from airpfed.experiment.channel_export import export_channels as channel_lines
+
+    for line in channel_lines(file, _overrides(set_, plugin), rounds, blocks, out):
+        typer.echo(line)
+
+
+@app.command(name="export-waveform")
+def export_waveform(
+    file: File,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="new folder for the recordings")],
+    round_: Annotated[int, typer.Option("--round", help="round; those before it are run")] = 1,
+    set_: Overrides = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write the uplink's waveform of a round as SigMF recordings, one for each antenna, and decode them again."""
+    from airpfed.experiment.waveform_export import export_waveform as waveform_lines
+
+    for line in waveform_lines(file, _overrides(set_, plugin), round_, out):
+        typer.echo(line)
+
+
 @app.command(name="list")
 def list_(
     kinds: Annotated[Texts, typer.Argument(metavar="[KIND]...", help="designs, channels, methods, ...")] = None,

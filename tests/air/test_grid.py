@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airpfed.air.grid import Grid
+from airpfed.air.grid import ResourceGrid
 
 
 @given(
@@ -14,7 +14,7 @@ from airpfed.air.grid import Grid
     first=st.integers(0, 399),
 )
 def test_places(groups: int, width: int, coherence_symbols: int, uses: int, first: int) -> None:
-    grid, first = Grid(coherence_symbols, groups, groups * width), first % uses
+    grid, first = ResourceGrid(coherence_symbols, groups, groups * width), first % uses
     symbol, subcarrier = grid.positions(0, uses)
     assert len({*zip(symbol.tolist(), subcarrier.tolist(), strict=True)}) == uses
     assert int(symbol.max()) + 1 == grid.num_symbols(uses)
@@ -25,6 +25,6 @@ def test_places(groups: int, width: int, coherence_symbols: int, uses: int, firs
 
 
 def test_one_group_fills_symbol_by_symbol() -> None:
-    symbol, subcarrier = Grid(7, 1, 4).positions(2, 8)
+    symbol, subcarrier = ResourceGrid(7, 1, 4).positions(2, 8)
     assert symbol.tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
     assert subcarrier.tolist() == [2, 3, 0, 1, 2, 3, 0, 1]

@@ -147,6 +147,18 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["radio.height_m=5.0", "radio.channel=rma"],
         ["radio.channel=tdl_a(delay_spread_s=1e-7)"],
     ),
+    **{
+        (key, "radio.channel"): (
+            [f"{key}=50.0", *more, "radio.channel=file(path=h.npz)"],
+            ["radio.channel=rayleigh"],
+        )
+        for key, more in {
+            "radio.cell_radius_m": (),
+            "radio.min_distance_m": (),
+            "radio.edge_distance_m": ("radio.topology=joint",),
+            "radio.square_m": ("radio.layout=cell_free",),
+        }.items()
+    },
     ("run.eval_every", "tasks.dev_samples"): (
         ["run.eval_every=2", "tasks.*.dev_samples=0"],
         ["tasks.sst2.dev_samples=1"],

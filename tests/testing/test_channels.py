@@ -14,7 +14,7 @@ DELAY_SPREAD = {name: {"delay_spread_s": 100e-9} for name in CHANNELS if name.st
 CORRELATED = {"delay_spread_s": 100e-9, "time_correlation": 0.9, "round_correlation": 0.5}
 
 
-@pytest.mark.parametrize("name", CHANNELS)
+@pytest.mark.parametrize("name", [name for name, row in CHANNELS.items() if not row.recorded])
 def test_our_channels_keep_the_contract(name):
     if CHANNELS[name].standard:
         pytest.importorskip("sionna.phy")

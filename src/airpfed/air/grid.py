@@ -26,13 +26,13 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ResourceGrid:
     """The grid of an uplink.
 
     coherence_symbols: channel uses of a coherence block. groups: G, groups of equally many subcarriers. subcarriers:
     N, a multiple of G.
 
-    >>> grid = Grid(coherence_symbols=4, groups=2, subcarriers=4)
+    >>> grid = ResourceGrid(coherence_symbols=4, groups=2, subcarriers=4)
     >>> symbol, subcarrier = grid.positions(0, 10)
     >>> symbol.tolist(), subcarrier.tolist()
     ([0, 0, 1, 1, 0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 2, 3, 2, 3, 0, 1])

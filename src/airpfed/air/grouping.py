@@ -8,14 +8,16 @@ one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from airpfed.air.alternating_factors import alternating_phases
 from airpfed.air.problem import objective
-from airpfed.air.schedule import Grouping, Updates, Uplink, schedule
+from airpfed.air.schedule import Grouping, Updates, Uplink, schedule, slot_uses
 from airpfed.air.segments import problem_of
 
 EXHAUSTIVE = 6
@@ -36,6 +38,21 @@ def fixed_grouping(link: Uplink, present: Bool[Tensor, " K"]) -> Grouping:
     """The grouping for access modes other than `auto`: all present tasks at once, or one after another."""
     tasks = tuple(sorted(set(link.task_of[present].tolist())))
     return tuple((n,) for n in tasks) if link.access == "tdma" else (tasks,) if tasks else ()
+
+
+def round_blocks(link: Uplink) -> int:
+    """The coherence blocks of a round in which every device sends; with access `auto`, the most that it can have.
+
+    With alternating factors it is the longest of the phases' rounds.
+    """
+    if link.alternating:
+        return max(round_blocks(phase.link) for phase in alternating_phases(link))
+    devices, present = len(link.samples), torch.ones(len(link.samples), dtype=torch.bool)
+    shared = torch.zeros(1, sum(b - a for a, b in link.shared_groups)).expand(devices, -1)
+    personal = torch.zeros(1, max(link.lengths)).expand(devices, -1)
+    grouping = fixed_grouping(replace(link, access="tdma") if link.access == "auto" else link, present)
+    uses = sum(slot_uses(link, slot) for slot in schedule(link, Updates(shared, personal, present), grouping))
+    return -(-uses // link.coherence_symbols)
 
 
 def best_grouping(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.error_bound import lower_bound
-from airpfed.air.grid import Grid, Places
+from airpfed.air.grid import Places, ResourceGrid
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
@@ -81,7 +81,7 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
 
 def drop_places(link: Uplink, drops: int, uses: int) -> Places:
     """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
-    grid = Grid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
+    grid = ResourceGrid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
     whole = max(uses, link.coherence_symbols)
     chosen = torch.arange(uses) * whole // uses if link.impairments.turns else torch.arange(uses)
     symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))

@@ -6,7 +6,7 @@ devices of a target use the same map, which therefore commutes with their sum, a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,17 @@ class EntryMixing:
             return cls(first, None, torch.arange(entries))
         signs = 2.0 * torch.randint(2, (entries,), generator=rng).double() - 1.0
         return cls(first, signs, torch.randperm(entries, generator=rng))
+
+    def to_array(self) -> Any:
+        """The map as a NumPy array of three rows: first permutation, signs or zeros, last permutation."""
+        signs = torch.zeros(len(self.first)) if self.signs is None else self.signs
+        return torch.stack([self.first.double(), signs.double(), self.last.double()]).numpy()
+
+    @classmethod
+    def from_array(cls, array: Any) -> "EntryMixing":
+        """Read what `to_array` writes."""
+        first, signs, last = torch.as_tensor(array, dtype=torch.float64)
+        return cls(first.long(), signs if bool(signs.any()) else None, last.long())
 
     def apply(self, x: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
         """Map the entries of each row."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from airpfed.air.grid import Grid
+from airpfed.air.grid import ResourceGrid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
 from airpfed.air.interference import Interference, ReceivedChannels, covariance, whiten
 from airpfed.air.mixing import Mixing
@@ -125,9 +125,9 @@ class Uplink:
     interference: Interference | None = None
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ResourceGrid:
         """The places of a round's channel uses on the OFDM symbols and subcarriers."""
-        return Grid(self.coherence_symbols, self.subcarrier_groups, self.subcarriers)
+        return ResourceGrid(self.coherence_symbols, self.subcarrier_groups, self.subcarriers)
 
     def rng(self, *names: str | int) -> torch.Generator:
         """The random generator of a name, such as ("rounding", t, slot.name): a function of seed and name alone."""

@@ -10,19 +10,36 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from airpfed.air.channels.fading import frequencies, response
+from airpfed.air.grid import ResourceGrid
 from airpfed.air.problem import Transceiver
 
 
+def place_uses(x: Complex[Tensor, "R uses"], grid: ResourceGrid, first_use: int = 0) -> Complex[Tensor, "R symbols N"]:
+    """Place uses of a round, from `first_use` on, on its OFDM symbols from the first on; 0 on free subcarriers."""
+    placed = x.new_zeros(len(x), grid.num_symbols(first_use + x.shape[1]), grid.subcarriers)
+    symbol, subcarrier = grid.positions(first_use, x.shape[1])
+    placed[:, symbol, subcarrier] = x
+    return placed
+
+
+def take_uses(
+    placed: Complex[Tensor, "R symbols N"], grid: ResourceGrid, first_use: int, uses: int
+) -> Complex[Tensor, "R {uses}"]:
+    """Read `uses` uses of a round, from `first_use` on, from its OFDM symbols: the inverse of `place_uses`."""
+    symbol, subcarrier = grid.positions(first_use, uses)
+    return placed[:, symbol, subcarrier]
+
+
 def onto_grid(x: Complex[Tensor, "R uses"], groups: int, subcarriers: int) -> Complex[Tensor, "R symbols N"]:
-    """Place uses on OFDM symbols: those of block g on the g-th group of subcarriers, symbol after symbol."""
-    blocks = x.reshape(len(x), groups, -1, subcarriers // groups)
-    return blocks.transpose(1, 2).reshape(len(x), -1, subcarriers)
+    """Place the uses of one coherence time: those of block g on the g-th group of subcarriers, symbol after symbol."""
+    return place_uses(x, ResourceGrid(x.shape[1] // groups, groups, subcarriers))
 
 
 def off_grid(grid: Complex[Tensor, "R symbols N"], groups: int) -> Complex[Tensor, "R uses"]:
-    """Read the uses from OFDM symbols, the inverse of `onto_grid`."""
-    rows, symbols, subcarriers = grid.shape
-    return grid.reshape(rows, symbols, groups, subcarriers // groups).transpose(1, 2).reshape(rows, -1)
+    """Read the uses of one coherence time from OFDM symbols, the inverse of `onto_grid`."""
+    _, symbols, subcarriers = grid.shape
+    uses = symbols * subcarriers
+    return take_uses(grid, ResourceGrid(uses // groups, groups, subcarriers), 0, uses)
 
 
 def modulate(grid: Complex[Tensor, "K symbols N"], prefix: int) -> Complex[Tensor, "K samples"]:

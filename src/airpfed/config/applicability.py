@@ -63,6 +63,10 @@ def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
     return not settings.radio.has_path_loss
 
 
+def _uses_positions(settings: Settings, _: TaskSettings) -> bool:
+    return not settings.radio.has_recorded_channel
+
+
 def _is_in_motion(settings: Settings, _: TaskSettings) -> bool:
     radio = settings.radio
     derived = "derived" in (radio.coherence_symbols, radio.subcarrier_groups)
@@ -255,6 +259,10 @@ RULES = (
     Rule("radio.path_loss_exponent", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
     Rule("radio.path_loss_1m_db", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
     Rule("radio.height_m", "radio.channel", _uses_log_distance, "the channel has its own, leave it out"),
+    *(
+        Rule(f"radio.{key}", "radio.channel", _uses_positions, "the file has its own channels, leave it out")
+        for key in ("cell_radius_m", "min_distance_m", "edge_distance_m", "square_m")
+    ),
     Rule("run.eval_every", "tasks.dev_samples", _has_dev, "a task should have a dev split to evaluate"),
     Rule(
         "run.score",

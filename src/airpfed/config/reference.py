@@ -60,7 +60,7 @@ FILES = """## Files of a run
 | file | content |
 |---|---|
 | `experiment.toml` | the resolved settings; `airpfed run` takes it as it is |
-| `environment.json` | command, versions, commit, seed, threads, sha256 of data and base model, `data` (below) |
+| `environment.json` | command, versions, commit, seed, threads, sha256 of data, base, options' files, `data` (below) |
 | `layout.json` | positions of stations and devices, below |
 | `records.jsonl` | an object per round, below |
 | `summary.json` | below |

@@ -299,7 +299,7 @@ class RadioSettings(Section):
         "rayleigh",
         validate_default=True,
         description="small-scale fading; umi, uma, rma have their own path loss and shadowing. Those, cdl_* and tdl_* "
-        "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna])",
+        "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna]); file: channels from a file",
     )
     subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["derived"] = Field(
         1,
@@ -488,6 +488,11 @@ class RadioSettings(Section):
         """Whether the channel has its own path loss, shadowing and heights."""
         return bool(getattr(self.channel.find_row(), "has_path_loss", False))
 
+    @property
+    def has_recorded_channel(self) -> bool:
+        """Whether channels come from a file, to which the positions of the settings mean nothing."""
+        return bool(getattr(self.channel.find_row(), "recorded", False))
+
     @model_validator(mode="after")
     def _check_numbers(self) -> "RadioSettings":
         if self.min_distance_m >= self.cell_radius_m:
@@ -521,7 +526,9 @@ class RadioSettings(Section):
             f'topology = "{self.topology}": needs layout = "discs", because cell_free access points are one station': (
                 self.layout == "cell_free" and self.topology != "single_cell"
             ),
-            f'channel = "{channel}": needs layout = "discs"': self.has_path_loss and self.layout == "cell_free",
+            f'channel = "{channel}": needs layout = "discs"': (
+                self.has_path_loss and not self.has_recorded_channel and self.layout == "cell_free"
+            ),
             f'channel = "{channel}": has its own path loss and shadowing; shadowing_db should be 0': (
                 self.has_path_loss and self.shadowing_db > 0
             ),

@@ -18,7 +18,7 @@ from airpfed.config.settings_file import write_settings
 from airpfed.config.user_rows import user_functions
 from airpfed.core import files, run_files, units
 from airpfed.core.errors import UserError
-from airpfed.experiment.build import base_hash, fixed_functions
+from airpfed.experiment.build import base_hash, fixed_functions, option_files
 from airpfed.experiment.build.uplink import build_network
 from airpfed.model import export
 from airpfed.training.checkpoint import LATEST, tensor_file
@@ -183,6 +183,7 @@ def write_start(
         "fingerprint": experiment.fingerprint,
         "settings_format": SETTINGS_FORMAT,
         "plugins": code_hashes(settings),
+        "files": option_files(settings),
         "data": {name: report.model_dump(mode="json") for name, report in reports.items()},
     }
     if functions := user_functions(settings):
@@ -191,7 +192,8 @@ def write_start(
     task_of = experiment.clients.task_of
     network = build_network(settings.radio, settings.run.seed, task_of, len(settings.tasks))
     names = [experiment.tasks[int(n)].name for n in task_of]
-    run_files.write_json(out / "layout.json", network_layout(network, names))
+    if bool(network.stations.isfinite().all() and network.devices.isfinite().all()):  # a channel file may have none
+        run_files.write_json(out / "layout.json", network_layout(network, names))
 
 
 def environment_of(out: Path) -> dict[str, Any]:
@@ -234,6 +236,19 @@ def check_functions(out: Path, settings: Settings) -> None:
             raise UserError(
                 f"{out}: the function {name} ({key}) has another source than when this run started; pass the old one, "
                 "or run in another folder"
+            )
+
+
+def check_files(out: Path, settings: Settings) -> None:
+    """Raise UserError if a file that an option names has changed since the run in `out` started.
+
+    If environment.json cannot be read, the fingerprint of the checkpoint detects other files.
+    """
+    previous, present = environment_of(out).get("files"), option_files(settings)
+    for key, sha256 in previous.items() if isinstance(previous, dict) else ():
+        if not key.startswith("run.tracker.") and present.get(key, sha256) != sha256:
+            raise UserError(
+                f"{out}: the file of {key} has changed since this run started; restore it, or use another --out"
             )
 
 

@@ -110,6 +110,7 @@ def run_experiment(
     if resume:  # compared before the files of the old run are replaced
         artifacts.check_plugins(out, settings)
         artifacts.check_functions(out, settings)
+        artifacts.check_files(out, settings)
         check_same_settings(out / "experiment.toml", settings, console.log)
         artifacts.check_unchanged(out, experiment, hashes)
         for line in artifacts.damaged_files(out):

@@ -126,13 +126,14 @@ def check_plan_settings(settings: Settings) -> None:
 def default_grid(base: Settings) -> list[str]:
     """Power (or SNR, if it is set) 10 dB up and down, one and two times the antennas, designs, two accesses.
 
-    The designs are two of the package, and the settings' own if it is another.
+    The designs are two of the package, and the settings' own if it is another. The channels of a file are those of its
+    antennas.
     """
     radio = base.radio
     key, middle = ("power_dbm", radio.power_dbm) if radio.snr_db is None else ("snr_db", radio.snr_db)
     return [
         f"radio.{key}={middle - 10:g},{middle:g},{middle + 10:g}",
-        f"radio.antennas={radio.antennas},{2 * radio.antennas}",
+        *([] if radio.has_recorded_channel else [f"radio.antennas={radio.antennas},{2 * radio.antennas}"]),
         f"radio.design={','.join(dict.fromkeys(['uniform_forcing', 'mmse', radio.design.label]))}",
         "radio.access=tdma,concurrent",
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from airpfed.air.channels import fading, three_gpp
+from airpfed.air.channels import fading, file, three_gpp
 from airpfed.air.network import ChannelSite, Network
 from airpfed.core.errors import UserError
 from airpfed.core.rows import RowDict
@@ -22,7 +22,8 @@ class Channel:
     complex128, E|h|^2 = the site's mean gain. It takes its randomness from `site.rng(..., t, block)`, so that a block's
     channel depends on no other block. prepare: (site, *, options) -> network, in place of `draw`, for a model that
     computes something once for the drop, or has mean gains of its own. has_path_loss: whether it has its own path loss,
-    shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none.
+    shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none. recorded:
+    whether channels come from a file, whatever the positions and the seed, and end with its last round and block.
 
     >>> import torch, airpfed as ap
     >>> def two_paths(site, t, blocks, *, second_db: float = -10.0):
@@ -38,6 +39,7 @@ class Channel:
     prepare: Callable[..., Network] | None = None
     has_path_loss: bool = False
     standard: str = ""
+    recorded: bool = False
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -91,6 +93,7 @@ CHANNELS: RowDict[Channel] = RowDict(
             name: Channel(prepare=partial(three_gpp.link_level_network, name), standard=STANDARD)
             for name in three_gpp.PROFILES
         },
+        "file": Channel(prepare=file.file_channels, has_path_loss=True, recorded=True),
     },
     wrap=Channel,
     function=lambda row: row.function,

@@ -7,6 +7,7 @@ from airpfed.experiment.build.data import (
     current_fingerprints,
     fixed_functions,
     load_tasks,
+    option_files,
     shares_of,
     source_of,
 )
@@ -16,6 +17,7 @@ from airpfed.experiment.build.experiment import (
     device_pass_bytes,
     experiment_layout,
     is_unbiased,
+    sending_uplink,
 )
 from airpfed.experiment.build.model import (
     Preparation,
@@ -42,7 +44,9 @@ __all__ = [
     "is_unbiased",
     "load_backbone",
     "load_tasks",
+    "option_files",
     "preparation_key",
+    "sending_uplink",
     "shares_of",
     "source_of",
     "torch_device",

@@ -24,6 +24,7 @@ from airpfed.experiment.build.model import Preparation, build_preparation
 from airpfed.experiment.build.uplink import (
     build_uplink,
     check_channel_memory,
+    check_recorded_channels,
     impairments_of,
     scheme_fields,
 )
@@ -204,9 +205,12 @@ def build_aggregator(
     settings: Settings, clients: Clients, side: Uplink
 ) -> tuple[Aggregator, torch.Tensor, FactorAveraging | None]:
     """Return the aggregator, its initial correlation statistics, and the method's rule in place of the sum, if any."""
-    method, layout = settings.adapters.method, clients.layout
-    alternating = layout.phases() if layout.alternating else ()
-    sending = replace(side, alternating=alternating, colocated=method.row.pooled)
+    method = settings.adapters.method
+    sending = sending_uplink(settings, clients, side)
+    # With a limit of time on air, the last round is known only when it has ended.
+    check_recorded_channels(
+        settings.radio, settings.server.rounds if settings.server.air_seconds is None else 1, sending
+    )
     averaging = None
     if method.row.averages and method.name not in RULES:
         raise UserError(
@@ -223,6 +227,15 @@ def build_aggregator(
     aggregator = settings.server.aggregator
     aggregate = aggregator.row.build(partial(uplink, sending), sending, aggregator.bind())
     return aggregate, initial_statistics(sending), averaging
+
+
+def sending_uplink(settings: Settings, clients: Clients, side: Uplink) -> Uplink:
+    """The uplink of the rounds of a run: with the phases of alternating factors, without a cost for pooled devices.
+
+    side: the uplink of `client_uplink`.
+    """
+    alternating = clients.layout.phases() if clients.layout.alternating else ()
+    return replace(side, alternating=alternating, colocated=settings.adapters.method.row.pooled)
 
 
 def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | None = None) -> Uplink:

@@ -12,6 +12,7 @@ from torch import Tensor
 from airpfed.air import geometry
 from airpfed.air.channels import build_channel, fading
 from airpfed.air.designs import Design
+from airpfed.air.grouping import round_blocks
 from airpfed.air.impairments import ADC_NOISE, Impairments
 from airpfed.air.interference import Interference
 from airpfed.air.network import ChannelSite, Network
@@ -133,7 +134,19 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
         coherence_s=groups * length / radio.bandwidth_hz,
         wrap_m=wrap,
     )
+    if radio.has_recorded_channel and radio.scheme.name == "error_free":
+        return fading.rayleigh_fading(site)  # nothing is sent, and by other devices than the file's if they are pooled
     return build_channel(radio.channel.name, radio.channel.row, radio.channel.bind(), site)
+
+
+def check_recorded_channels(radio: RadioSettings, rounds: int, link: Uplink) -> None:
+    """Raise UserError if the channels of a file end before the last of `rounds` rounds does, where that is known.
+
+    It is not known of a scheme's own function, nor of tasks that share slots by their channels.
+    """
+    if radio.has_recorded_channel and link.design is not None:
+        blocks = 1 if link.access == "auto" else round_blocks(link)
+        link.network.channel_model(link.seed, rounds, range(blocks - 1, blocks))
 
 
 def build_positions(
