@@ -584,7 +584,7 @@ def check_layers(case: Case, row: Row, folder: Path, targets: Sequence[str], lay
 
 
 def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, theirs: Sequence[Factors]) -> float:
-    """How far PEFT's gradient is from itself: again (a model may be random), in float64, and with its weights rounded anew.
+    """How far PEFT's gradient is from itself: again (a model may be random), in float64, and with weights rounded anew.
 
     A float32 weight is known to half a unit in its last place; what such a change of all weights does to the gradient
     is rounding, too, and no arithmetic is nearer than that.
@@ -797,7 +797,8 @@ def page(rows: Sequence[Row]) -> str:
         "padding.",
         "",
         "error: ||ours - PEFT's|| / ||PEFT's|| over a device's gradient, for the worst device and setting; wrong above "
-        f"{WRONG:.0e}, or above three times PEFT's own difference from itself (asked again, in float64, with weights rounded anew) where that is more. Fast: all "
+        f"{WRONG:.0e}, or above three times PEFT's own difference from itself (asked again, in float64, with weights "
+        "rounded anew) where that is more. Fast: all "
         "fast paths that are tried on a base before round 1 are used. Slow: the fast paths in the note gave other "
         "numbers and are not used. Refused: before round 1, with one line for the user. Refused by design: the same "
         "for encoder-decoders and models of more than text, because a base is a decoder or an encoder of text alone. "

@@ -32,6 +32,8 @@ LINKS: dict[str, dict[str, Any]] = {
     "grouping": {"access": "auto"},
     "real": {"packing": "real", "normalizer": "common"},
     "impaired": {"csi_error": 0.1, "impairments": Impairments(0.3, 2.0, 0.1, None)},
+    "mixed": {"mixing": "full", "power_over": "symbol", "access": "concurrent"},
+    "turned": {"mixing": "full", "impairments": Impairments(carrier_offset_hz=3e4, timing_drift=0.2, clipping=1.0)},
     "joint": {"topology": "joint", "network": TWO_STATIONS, "access": "concurrent"},
     "two_hop": {"topology": "two_hop", "network": TWO_STATIONS, "subcarrier_groups": 2},
     "alternating": {"alternating": ((0, 20), (20, 41))},
