@@ -131,6 +131,8 @@ def test_a_plan_says_what_the_run_then_did(airpfed: Command, run: Path, plan: Pa
     measured = sum(error_energy(row.mse, probe.tasks, "claimed") for row in rows) / len(rows)
     assert said["channel"] == pytest.approx(measured, rel=0.3)
     assert said["air_seconds"] == pytest.approx(sum(row.ledger.air_seconds for row in rows), rel=0.02)
+    assert said["downlink_seconds"] == pytest.approx(sum(row.ledger.downlink_seconds for row in rows), rel=1e-9)
+    assert said["total_seconds"] == pytest.approx(sum(row.ledger.total_seconds for row in rows), rel=0.1)
     later = [row.ledger.joules_mean for row in rows[1:]]  # A has no gradient in the first round and is not sent
     assert said["joules"] / len(rows) == pytest.approx(sum(later) / len(later), rel=0.05)
     code, out, _ = airpfed("bound", run, "--plan", plan)

@@ -78,6 +78,26 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["server.lr=0.1", "adapters.method=flora", "radio.scheme=error_free"],
         ["adapters.method=fedit"],
     ),
+    **{
+        (key, "adapters.method"): (
+            [f"{key}={value}", "adapters.method=centralised", "radio.scheme=error_free"],
+            ["adapters.method=fedit"],
+        )
+        for key, value in {
+            "devices.hertz": "1e9",
+            "devices.cycles_per_flop": "1.0",
+            "devices.kappa": "1e-27",
+            "devices.amplifier_efficiency": "0.5",
+            "devices.circuit_watts": "0.2",
+            "server.deadline_seconds": "3.0",
+            "server.seconds": "3.0",
+        }.items()
+    },
+    ("server.downlink_bits", "adapters.method"): (
+        ["server.downlink_bits=4", "adapters.method=fedex", "radio.scheme=error_free"],
+        ["adapters.method=fedit"],
+    ),
+    ("server.air_seconds_of", "server.air_seconds"): (["server.air_seconds_of=both"], ["server.air_seconds=1.0"]),
     ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
     ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
     ("tasks.labels", "tasks.kind"): (

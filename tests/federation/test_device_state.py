@@ -117,7 +117,7 @@ def test_nothing_of_device_scope_is_in_any_message(
     answer = handle(devices[0], asked)
     for packet in (asked, answer):
         assert {name: len(body) for name, body in packet.bodies.items()} == {"global": 4 * layout.size("global")}
-    assert set(answer.facts) == {"device", "samples", "run", "round", "loss"}
+    assert set(answer.facts) == {"device", "samples", "run", "round", "loss", "flops"}
 
 
 def test_an_answer_that_was_lost_leaves_the_parameters_where_the_simulator_has_them(

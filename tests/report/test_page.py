@@ -16,7 +16,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, MeanSquaredErrors, RoundRecord, SlotError, Summary, TaskSummary
 from airpfed.report import page, runs
-from airpfed.report.figures import figures_of, metric_figure
+from airpfed.report.figures import X_AXES, figures_of, metric_figure
 from support.theory_records import make_probe, make_theory
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -244,7 +244,7 @@ def test_every_tab_is_drawn_wide_and_narrow_light_and_dark(tmp_path, walked, dar
                 assert drawn["figure"] and 200 < drawn["width"] < drawn["room"] + 1, (name, tab, figure)
                 assert drawn["marks"] or (name == "free" and figure in ("errors", "pi")), (name, tab, figure)
         assert (one["around"], one["back"]) == ("tab-overview", "tab-settings")
-        assert one["across"] == ["round", "seconds on air", "joules radiated, mean of devices"]
+        assert one["across"] == list(X_AXES.values())
         assert one["dark"] is dark
         first, second = one["looks"]
         assert one["kept"] == ("light" if dark else "dark")

@@ -30,6 +30,31 @@ def round_stochastically(
     return rounded.flatten(1)[:, :width], variance.flatten(1)[:, :width]
 
 
+def round_to_nearest(values: Float[Tensor, "R d"], bits: int) -> Float[Tensor, "R d"]:
+    """Round values to the nearest of 2^bits levels from -s to s, with s the largest magnitude of the bucket.
+
+    s is a bfloat16 number, which has `SCALE_BITS`. Nothing is random, and the result is biased: it is for sums with
+    error feedback, whose rounding must contract. In each bucket the largest error is at most `contraction(bits)` times
+    the largest magnitude. Returns float32.
+    """
+    width = values.shape[1]
+    buckets = torch.nn.functional.pad(values.float(), (0, -width % BUCKET)).reshape(len(values), -1, BUCKET)
+    top = buckets.abs().amax(-1, keepdim=True).bfloat16().float()
+    steps = 2**bits - 1
+    level = ((buckets / torch.where(top > 0, top, 1.0) + 1) * (steps / 2)).round().clamp(0, steps)
+    rounded = torch.where(top > 0, (2 * level - steps) * (top / steps), 0.0)
+    return rounded.flatten(1)[:, :width]
+
+
+def contraction(bits: int) -> float:
+    """The largest error of `round_to_nearest` over the largest magnitude of a bucket: q < 1 from 2 bits on.
+
+    Half a spacing is 1 / (2^bits - 1) of the scale, and the scale is a bfloat16 number, off by at most 2^-8. With error
+    feedback, e <- (x + e) - round(x + e), so |e| <= q / (1 - q) max|x| for ever; with 1 bit q = 1 and e may grow.
+    """
+    return max((1 + 2**-8) / float(2**bits - 1), 2**-8)
+
+
 def bits_of(entries: int, bits: int) -> int:
     """The bits of a vector of `entries` entries, with the scales of its buckets."""
     return entries * bits + -(-entries // BUCKET) * SCALE_BITS

@@ -82,6 +82,9 @@ class Uplink:
     alternating: columns of the s-vector sent in rounds 1, 2, ..., and then in the same order; empty if every round
     sends all columns. colocated: whether senders and receivers are the same machine; then nothing is recorded or
     charged.
+    downlink_bits: bits per entry of the broadcast of the adapters; None for 32 bits. station_power: watts of a
+    station's broadcast; None for a downlink like the devices' own links (`round_cost.broadcast_rates`).
+    amplifier_efficiency, circuit_watts: of the devices' radios, see `resources.RadioUse`.
     """
 
     design: DesignFunction | None
@@ -123,6 +126,10 @@ class Uplink:
     colocated: bool = False
     estimation: Estimation = KNOWN
     interference: Interference | None = None
+    downlink_bits: int | None = None
+    station_power: float | None = None
+    amplifier_efficiency: float = 0.35
+    circuit_watts: float = 0.1
 
     @property
     def grid(self) -> ResourceGrid:

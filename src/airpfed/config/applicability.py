@@ -101,6 +101,17 @@ SIGNAL_KEYS = ("power_dbm", "snr_db", "noise_dbm", "noise_figure_db", "antennas"
 """Keys of the radio's signal. An error-free link takes them in silence from grids that compare it with another link;
 the start of a run tells them."""
 
+POOLED_WITHOUT = (
+    "devices.hertz",
+    "devices.cycles_per_flop",
+    "devices.kappa",
+    "devices.amplifier_efficiency",
+    "devices.circuit_watts",
+    "server.deadline_seconds",
+    "server.seconds",
+)
+"""Keys of the devices' costs, which matter only where devices compute and send by themselves."""
+
 RULES = (
     *(
         Rule(
@@ -177,6 +188,30 @@ RULES = (
         "adapters.method",
         lambda s, _: not s.adapters.method.row.pooled,
         "it is for methods that transmit, leave it out",
+    ),
+    *(
+        Rule(
+            key,
+            "adapters.method",
+            lambda s, _: not s.adapters.method.row.pooled,
+            "its workers stand for no devices of their own and nothing is charged, leave it out",
+            training=True,
+        )
+        for key in POOLED_WITHOUT
+    ),
+    Rule(
+        "server.downlink_bits",
+        "adapters.method",
+        lambda s, _: not (s.adapters.method.row.pooled or s.adapters.method.row.averages),
+        "it is for methods whose server broadcasts its steps, leave it out",
+        training=True,
+    ),
+    Rule(
+        "server.air_seconds_of",
+        "server.air_seconds",
+        lambda s, _: s.server.air_seconds is not None,
+        "it is for a budget on air, set air_seconds",
+        training=True,
     ),
     Rule("adapters.head", "model.kind", lambda s, _: s.model.kind != "causal", 'it is for kind = "classifier"'),
     Rule(
@@ -393,7 +428,7 @@ def settings_notes(settings: Settings) -> list[str]:
         verb = "does" if len(keys) == 1 else "do"
         lines.append(
             f'{", ".join(f"radio.{key}" for key in keys)}: {verb} nothing with radio.scheme = "error_free", on which '
-            "no signal is sent"
+            "no signal is sent, but count for the seconds of the downlink"
         )
     if not radio.channel.row.standard:
         return lines

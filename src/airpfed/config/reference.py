@@ -104,9 +104,10 @@ the draws, nats), `psi` (Psi_T of all rounds) and its `shares`: `gap`, `sgd`, `h
 `airpfed plan FILE.toml --json` (and `--out PLAN.json`) prints `candidates`, each with `set` (its differing settings),
 `psi` (Psi_T of (43); null if the design is biased), `psi_ours` (null if no bound is proved), `shares` of `psi` or else
 of `psi_ours`, `eta`, `channel` (mean E||Ghat - G||^2 of a round), `gain`, `deviation`, and over all rounds
-`air_seconds`, `joules` (mean over devices), `channel_uses`; `cheapest` (index of the candidate with the fewest joules,
-then the least air time, among those whose channel share is at most `limit`; null: none), `rounds`, `loss_start`,
-`memory_gb`, `wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan PLAN.json` compares a run with the plan.
+`air_seconds`, `joules` (radiated, mean over devices), `channel_uses`, `downlink_seconds`, and with downlink and
+computing `total_seconds`, `total_joules`; `cheapest` (index of the candidate with the fewest joules, then the least air
+time, among those whose channel share is at most `limit`; null: none), `rounds`, `loss_start`, `memory_gb`,
+`wall_seconds`, `probe`. `airpfed bound RUN_DIR --plan PLAN.json` compares a run with the plan.
 
 `airpfed sweep FILE.toml --grid KEY=A,B,C --seeds N --out DIR` (default `runs/NAME-sweep`) computes the missing cells
 and writes the files below into DIR. A value of `--grid` may be a range `first:last:step`, both ends included. Keys that

@@ -216,6 +216,41 @@ class DeviceSettings(Section):
         "float32",
         description="precision of these cached outputs; bfloat16 halves their size and rounds each value by up to 2^-8",
     )
+    hertz: float | Numbers = Field(
+        2e9,
+        description="clock frequency of the devices' processors in the ledger, one for all or one each in their order, "
+        "Hz",
+    )
+    cycles_per_flop: float = Field(
+        0.125,
+        gt=0,
+        le=1e6,
+        description="clock cycles of a floating-point operation of a step, forward and backward (devices/flops.py)",
+    )
+    kappa: float = Field(
+        1e-28,
+        ge=0,
+        le=1.0,
+        description="effective switched capacitance of the processors: a cycle at f Hz takes kappa f^2 joules",
+    )
+    amplifier_efficiency: float = Field(
+        0.35, gt=0, le=1, description="share of the energy that a device's amplifier takes that it radiates"
+    )
+    circuit_watts: float = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="power of a device's radio circuits, beside the amplifier, while it sends or receives, W",
+    )
+
+    @model_validator(mode="after")
+    def _check_hertz(self) -> "DeviceSettings":
+        frequencies = self.hertz if isinstance(self.hertz, tuple) else (self.hertz,)
+        if not frequencies:
+            raise ValueError("hertz is empty: should be one number, or one a device")
+        if wrong := [value for value in frequencies if not 1 <= value <= 1e15]:
+            raise ValueError(f"hertz = {wrong[0]:g}: should be from 1 to 1e15")
+        return self
 
 
 class ServerSettings(Section):
@@ -242,6 +277,30 @@ class ServerSettings(Section):
         le=1e12,
         description="budget of seconds on air: the run ends before a round that would exceed it; the first round is "
         "always run",
+    )
+    air_seconds_of: Literal["uplink", "both"] = Field(
+        "uplink", description="the links whose seconds count in air_seconds: the uplink, or both with the downlink"
+    )
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        le=1e12,
+        description="budget of seconds of uplink, downlink and computing, as the ledger counts them: ends a run as "
+        "air_seconds does",
+    )
+    deadline_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=1e12,
+        description="seconds of computing, as the ledger counts them, after which the server no longer waits: a "
+        "slower device is absent from the round; default: it waits for all",
+    )
+    downlink_bits: int | None = Field(
+        None,
+        ge=2,
+        le=16,
+        description="bits per entry of the broadcast of the adapters' change, rounded to the nearest level; the "
+        "servers add the rounding error to the next broadcast; default: 32 bits, exact",
     )
 
     @model_validator(mode="after")
@@ -322,6 +381,13 @@ class RadioSettings(Section):
         "none",
         description="mixing of the entries before they are sent: full: permutation, signs, Hadamard blocks, "
         "permutation; permutation; none. Only full mixing makes all OFDM symbols nearly alike and signals Gaussian",
+    )
+    station_power_dbm: float | None = Field(
+        None,
+        ge=-200,
+        le=200,
+        description="power of a station's broadcast of the adapters, dBm, without array gain; default: the downlink is "
+        "as fast as the weakest listener's own digital link, at its power and with all antennas",
     )
     noise_dbm: float | Literal["thermal", "off"] = Field(
         "thermal",
@@ -675,6 +741,15 @@ class Settings(Section):
         address = self.federation.address
         if address and not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
             raise ValueError(f'federation.address = "{address}": the port should be from 1 to 65535')
+        return self
+
+    @model_validator(mode="after")
+    def _check_frequencies(self) -> "Settings":
+        counts, hertz = [task.devices for task in self.tasks], self.devices.hertz
+        if isinstance(hertz, tuple) and all(counts) and len(hertz) != sum(counts):
+            raise ValueError(
+                f"devices.hertz has {len(hertz)} values: should be one, or {sum(counts)}, one a device of the tasks"
+            )
         return self
 
     @model_validator(mode="after")

@@ -77,7 +77,10 @@ class MeanSquaredErrors(Record):
 
 
 class Ledger(Record):
-    """The cost of uplink and downlink."""
+    """The cost of uplink, downlink and computing.
+
+    Energy is that of the devices: radiated and amplifier are spent on the uplink, circuit on both links.
+    """
 
     channel_uses: Count = Field(0, description="complex channel uses that carry gradients")
     pilot_uses: Count = Field(0, description="channel uses of pilots, one per device and coherence block")
@@ -85,15 +88,40 @@ class Ledger(Record):
     air_seconds: Number = Field(
         0.0, description="seconds on air: OFDM symbols with cyclic prefix, side information, feedback"
     )
+    downlink_seconds: Number = Field(
+        0.0, description="seconds of the broadcast of the adapters, at the rate of the weakest device that listens"
+    )
+    compute_seconds: Number = Field(
+        0.0, description="seconds until the slowest present device has its gradient; the deadline if a device is late"
+    )
+    total_seconds: Number = Field(0.0, description="air_seconds + downlink_seconds + compute_seconds")
     joules_mean: Number = Field(0.0, description="energy radiated for gradients, mean over devices, J")
     joules_max: Number = Field(
         0.0, description="energy radiated for gradients, sum over rounds of the largest device's, J"
+    )
+    radiated_joules: Number = Field(
+        0.0, description="energy radiated for gradients, pilots and side information, mean over devices, J"
+    )
+    amplifier_joules: Number = Field(
+        0.0, description="heat of the amplifiers, radiated (1 / devices.amplifier_efficiency - 1), mean over devices, J"
+    )
+    circuit_joules: Number = Field(
+        0.0, description="energy of the radio circuits while a device sends or receives, mean over devices, J"
+    )
+    compute_joules: Number = Field(0.0, description="energy of computing, mean over devices, J")
+    total_joules_mean: Number = Field(0.0, description="radiated + amplifier + circuit + compute, mean over devices, J")
+    total_joules_max: Number = Field(
+        0.0,
+        description="radio of the largest device + computing of the largest device, sum over rounds, J; no device "
+        "spends more",
     )
     side_bits: Count = Field(0, description="side information from the devices (32 bits a scalar), bits")
     feedback_bits: Count = Field(
         0, description="sent to the devices before they transmit: transmit factors, or schemes of a digital link; bits"
     )
-    downlink_bits: Count = Field(0, description="adapters broadcast to the devices (32 bits an entry), bits")
+    downlink_bits: Count = Field(
+        0, description="adapters broadcast to the devices (32 bits an entry, or server.downlink_bits), bits"
+    )
     backhaul_bits: Count = Field(0, description="s-sums from the edges to the global server (two_hop), bits")
     payload_bytes: Count = Field(
         0, description="gradients of all devices in the format of federation.payload, computed, bytes"
@@ -102,7 +130,7 @@ class Ledger(Record):
     downlink_bytes: Count = Field(0, description="messages with parameters that a federation sent, counted, bytes")
 
     def __add__(self, other: "Ledger") -> "Ledger":
-        """Add entry by entry. The sum of `joules_max` is an upper bound of every device's total."""
+        """Add entry by entry. The sums of `joules_max` and `total_joules_max` bound every device's total from above."""
         return Ledger(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
 
 
@@ -247,7 +275,12 @@ class RoundRecord(Record):
         description="estimated correlation of the symbols before the round, [within, across] tasks, per normaliser "
         "group",
     )
-    absent: list[Count] = Field([], description="devices without a finite gradient in this round")
+    absent: list[Count] = Field(
+        [], description="devices without a finite gradient in this round, or later than server.deadline_seconds"
+    )
+    late: list[Count] = Field(
+        [], description="those of the absent devices that computed longer than server.deadline_seconds"
+    )
     theory: Theory | None = Field(None, description="bounds of the round, in rounds that theory.meter_every selects")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, Number] = Field(description="phase -> wall-clock seconds")

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from airpfed.config.experiment_files import display_name
-from airpfed.core.run_files import RoundRecord, Summary, format_metric
+from airpfed.core.run_files import Ledger, RoundRecord, Summary, format_metric
 
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended after a complete round, as shells count signals."""
@@ -46,6 +46,7 @@ class RunConsole:
         cost = summary.ledger
         self.console.print(
             f"on air {cost.air_seconds:.3g} s, {cost.channel_uses:,} channel uses, {cost.joules_mean:.3g} J a device\n"
+            f"{whole_cost(cost)}\n"
             f"{out}: report.html, summary.json, records.jsonl" + (", adapters/" if summary.exit == "completed" else ""),
             highlight=False,
             markup=False,
@@ -119,9 +120,21 @@ def round_line(row: RoundRecord) -> str:
             parts.append(f"mse {name} {claimed}/{error.measured:.2e}")
     parts.append(f"air {row.ledger.air_seconds:.3g} s")
     parts.append(f"{sum(row.seconds.values()):.1f} s")
-    if row.absent:
-        parts.append(f"absent {row.absent} (no finite gradient)")
+    if absent := [device for device in row.absent if device not in row.late]:
+        parts.append(f"absent {absent} (no finite gradient)")
+    if row.late:
+        parts.append(f"late {row.late}")
     return "  ".join(parts)
+
+
+def whole_cost(cost: Ledger) -> str:
+    """Write the line of the whole cost: seconds of both links and of computing, and the mean energy of a device."""
+    return (
+        f"in all {cost.total_seconds:.3g} s: uplink {cost.air_seconds:.3g}, downlink {cost.downlink_seconds:.3g}, "
+        f"computing {cost.compute_seconds:.3g}; {cost.total_joules_mean:.3g} J a device: radiated "
+        f"{cost.radiated_joules:.3g}, amplifier {cost.amplifier_joules:.3g}, circuits {cost.circuit_joules:.3g}, "
+        f"computing {cost.compute_joules:.3g}"
+    )
 
 
 def final_table(summary: Summary) -> Table:

@@ -25,6 +25,7 @@ def check_federable(settings: Settings) -> None:
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,
         'server.lr = "theory"': settings.server.lr == "theory",
         "run.cross_eval = true": settings.run.cross_eval,
+        f"server.downlink_bits = {settings.server.downlink_bits}": settings.server.downlink_bits is not None,
     }
     if wrong := [words for words, yes in asked.items() if yes]:
         raise UserError(f"{wrong[0]}: not possible in a federation; use `airpfed run`")

@@ -127,7 +127,9 @@ def train(device: Device, packet: Packet) -> Packet:
     data = encode_gradient(
         found, clients.layout, device.task, made.payload, rounding_stream(made.seed, device.number, t)
     )
-    facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss)}
+    assert made.compute is not None, "a federation's methods compute on devices"
+    flops = int(made.compute.flops(device.local_clients, [first], [plan]))
+    facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss), "flops": flops}
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
 
 

@@ -16,7 +16,14 @@ from airpfed.devices.compression import total_bytes, vector_lengths
 from airpfed.federation.mailbox import GRACE, POLL, Mailbox, Reply
 from airpfed.federation.message import Packet, safe_line
 from airpfed.federation.registry import Registry
-from airpfed.federation.validate import answers_of, gradient_of, packed_integers, refusal_reason, samples_of_device
+from airpfed.federation.validate import (
+    answers_of,
+    flops_of,
+    gradient_of,
+    packed_integers,
+    refusal_reason,
+    samples_of_device,
+)
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, mean_score, score_answers
 from airpfed.training.round import Aggregator
@@ -70,7 +77,8 @@ class Federation:
         A device that still works on an earlier round gets no request: behind an outdated request its answer would be
         late again. Rows of absent devices are NaN.
         """
-        t, layout = state.round + 1, experiment.clients.layout
+        t, layout, compute = state.round + 1, experiment.clients.layout, experiment.compute
+        assert compute is not None, "a federation's methods compute on devices"
         connected = self.assemble()
         requests = {node: self.request("train", experiment, state, device) for node, device in connected.items()}
         down = self.mailbox.send(requests, self.terms.ttl)
@@ -79,13 +87,22 @@ class Federation:
         # Row "frozen" only marks absence for methods that send nothing else.
         rows |= {"device": torch.zeros(devices, 0), "frozen": torch.full((devices, 1), torch.nan)}
         loss = torch.full((devices,), torch.nan, dtype=torch.float64)
+        flops, late = torch.zeros(devices, dtype=torch.float64), torch.zeros(devices, dtype=torch.bool)
         for reply in self.answers(requests):
             device = connected[reply.node]
             up += reply.size
             try:
                 found, loss[device] = self.gradient_from(experiment, reply, device, t)
+                flops[device] = flops_of(reply.answer)
             except UserError as error:
                 self.registry.log(f"round {t}: device {device} is absent: {error}")
+                continue
+            late = compute.is_late(flops)
+            if bool(late[device]):
+                self.registry.log(
+                    f"round {t}: device {device} is late: it computes {float(compute.seconds(flops)[device]):.3g} s by "
+                    "the ledger, more than server.deadline_seconds"
+                )
                 continue
             for scope, row in found.items():
                 rows[scope][device] = row[0]
@@ -95,7 +112,10 @@ class Federation:
         cursors = t * experiment.local_training.steps * samples.clamp(max=experiment.local_training.batch_size)
         computed = total_bytes(layout, experiment.clients.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
-        return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
+        cost += compute.cost(flops, rows["frozen"][:, 0] == 0)
+        return RoundGradients(
+            rows, loss.float(), cursors, samples.float(), cost, tuple(late.nonzero().flatten().tolist())
+        )
 
     def gradient_from(self, experiment: TrainingSetup, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:
         """A device's gradient and loss. Raises UserError if the answer cannot be used."""

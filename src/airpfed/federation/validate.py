@@ -30,6 +30,9 @@ SAMPLES_LIMIT = 10**9
 ROUNDS_LIMIT = 10**9
 """The largest number of rounds of a run."""
 
+FLOPS_LIMIT = 10**18
+"""The largest number of floating-point operations that a device may report for a round."""
+
 LOSS_LIMIT = 1e6
 """The largest loss in nats that a device may report."""
 
@@ -133,6 +136,11 @@ def loss_of(packet: Packet) -> float:
     if not 0 <= loss <= LOSS_LIMIT:
         raise UserError(f"its loss is {loss:.3g}, should be from 0 to {LOSS_LIMIT:g}")
     return loss
+
+
+def flops_of(packet: Packet) -> int:
+    """The floating-point operations that a device reports for its work in a round."""
+    return integer_of(packet, "flops", 0, FLOPS_LIMIT)
 
 
 def gradient_of(packet: Packet, layout: Layout, task: int, payload: Payload, max_norm: float) -> tuple[Vectors, float]:

@@ -38,7 +38,7 @@ from airpfed.report import charts, plots
 from airpfed.tasks.split import device_sizes
 
 KEYS_READ = {
-    "radio": {*RadioSettings.model_fields} - {"scheme", "design", "drop"},
+    "radio": {*RadioSettings.model_fields} - {"scheme", "design", "drop", "station_power_dbm"},
     "tasks": {"devices", "samples_per_device", "sizes", "sizes_sigma", "power_dbm"},
     "adapters": {"method", "rank_shared", "rank_personal"},
     "run": {"seed"},

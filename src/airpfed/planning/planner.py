@@ -20,7 +20,8 @@ from airpfed.config.schema import Settings
 from airpfed.config.settings_file import flatten_settings
 from airpfed.core.errors import UserError
 from airpfed.core.files import write_atomic
-from airpfed.core.run_files import Probe
+from airpfed.core.run_files import Ledger, Probe
+from airpfed.devices.clients import draw_batches
 from airpfed.experiment import build
 from airpfed.planning.channel_study import read_points
 from airpfed.planning.predict import Candidate, predict_candidate
@@ -68,8 +69,9 @@ def make_plan(
     experiment = build.build_experiment(base, build.load_tasks(base), probing=True)
     assert isinstance(experiment.monitor, BoundMonitor)
     probed = probe(experiment.monitor, experiment.initial)
+    computing = computing_cost(experiment)
     candidates = [
-        predict_candidate(settings, change, experiment.clients, probed, draws, base)
+        predict_candidate(settings, change, experiment.clients, probed, draws, base, computing)
         for change, settings in settings_by_change
     ]
     feasible = [i for i, candidate in enumerate(candidates) if keeps_limit(candidate, limit)]
@@ -172,6 +174,20 @@ def memory_gb(settings: Settings, experiment: TrainingSetup) -> float:
     return float(model + experiment.devices_per_pass * build.device_pass_bytes(settings, experiment.clients)) / 1e9
 
 
+def computing_cost(experiment: TrainingSetup) -> Ledger:
+    """What computing costs the devices in a round, with the layers below the adapters cached.
+
+    The mini-batches are those after the first epoch. A device that is late by `server.deadline_seconds` counts as late.
+    """
+    clients, compute, local = experiment.clients, experiment.compute, experiment.local_training
+    if compute is None:
+        return Ledger()
+    cursors = torch.tensor([len(shard) for shard in clients.shards])
+    plan, _ = draw_batches(clients, cursors, local.batch_size, local.steps)
+    flops = compute.flops(clients, cursors.tolist(), plan)
+    return compute.cost(flops, ~compute.is_late(flops))
+
+
 def round_seconds(experiment: TrainingSetup) -> float:
     """Wall-clock seconds of one round on this machine: gradients, and the link of the settings."""
     begin = time.perf_counter()
@@ -202,7 +218,9 @@ def candidate_table(plan: Plan) -> Table:
     ordered = sorted(plan.candidates, key=lambda c: (not keeps_limit(c, plan.limit), c.joules, c.air_seconds))
     title = f"{len(ordered)} candidates" + (f", the first {MAX_ROWS}" if len(ordered) > MAX_ROWS else "")
     columns = [key.split(".")[-1] for key in keys]
-    table = Table(*columns, "Psi_T (43)", "ours", "channel %", "step", "air s", "J a device", title=title)
+    table = Table(
+        *columns, "Psi_T (43)", "ours", "channel %", "step", "air s", "J a device", "all s", "all J", title=title
+    )
     best = None if plan.cheapest is None else plan.candidates[plan.cheapest]
     for candidate in ordered[:MAX_ROWS]:
         table.add_row(
@@ -210,6 +228,7 @@ def candidate_table(plan: Plan) -> Table:
             *("-" if value is None else f"{value:.4g}" for value in (candidate.psi, candidate.psi_ours)),
             f"{100 * candidate.shares['channel']:.3g}" if candidate.shares else "-",
             *(f"{value:.3g}" for value in (candidate.eta, candidate.air_seconds, candidate.joules)),
+            *(f"{value:.3g}" for value in (candidate.total_seconds, candidate.total_joules)),
             style="bold" if candidate is best else None,
         )
     return table

@@ -32,6 +32,8 @@ ENTRIES = 64
 MIN_VARIANCE = 1e-30
 """Mean square of entries for which the probe measured zero."""
 
+NO_COST = Ledger()
+
 EntryVariance = dict[str, list[tuple[tuple[int, int], Float[Tensor, " K"]]]]
 """Scope -> (columns, mean square of an entry in them by device)."""
 
@@ -42,7 +44,8 @@ class Candidate:
 
     set: key -> value. psi: Psi_T of (43), None if the design is biased or the step exceeds the rule's. psi_ours: Psi_T
     of our bound, None where it proves nothing. Both are None unless SGD is plain. shares: shares of the causes in psi,
-    or else in psi_ours; empty if both are None. channel: mean energy of a round's errors. joules: radiated energy, mean
+    or else in psi_ours; empty if both are None. channel: mean energy of a round's errors. joules: energy radiated for
+    gradients, mean over devices. total_seconds, total_joules: of uplink, downlink and computing, the energy as the mean
     over devices.
     """
 
@@ -57,14 +60,24 @@ class Candidate:
     air_seconds: float
     joules: float
     channel_uses: int
+    downlink_seconds: float
+    total_seconds: float
+    total_joules: float
 
 
 def predict_candidate(
-    settings: Settings, changes: dict[str, Any], clients: Clients, probe: Probe, draws: int, base: Settings
+    settings: Settings,
+    changes: dict[str, Any],
+    clients: Clients,
+    probe: Probe,
+    draws: int,
+    base: Settings,
+    computing: Ledger = NO_COST,
 ) -> Candidate:
     """Predict one candidate.
 
-    base: the settings of the probe. draws: how many channels to draw, for the run's own device positions.
+    base: the settings of the probe. draws: how many channels to draw, for the run's own device positions. computing:
+    what a round's computing costs.
     """
     order = build.experiment_layout(settings, clients.backbone, clients.classes)
     samples = torch.tensor([float(len(shard)) for shard in clients.shards], dtype=torch.float64)
@@ -95,6 +108,9 @@ def predict_candidate(
         air_seconds=rounds * cost.air_seconds,
         joules=rounds * cost.joules_mean,
         channel_uses=rounds * cost.channel_uses,
+        downlink_seconds=rounds * cost.downlink_seconds,
+        total_seconds=rounds * (cost + computing).total_seconds,
+        total_joules=rounds * (cost + computing).total_joules_mean,
     )
 
 

@@ -20,6 +20,8 @@ class PlannedSettings(BaseModel):
     air_seconds: Number
     joules: Number
     shares: dict[str, Number]
+    total_seconds: Number | None = None
+    total_joules: Number | None = None
     psi: Number | None
     psi_ours: Number | None
 
@@ -102,6 +104,8 @@ def plan_lines(run: Path, records: list[RoundRecord], probe: Probe, path: Path) 
     pairs: dict[str, tuple[float | None, float]] = {
         "air seconds": (part * planned.air_seconds, cost.air_seconds),
         "joules a device": (part * planned.joules, cost.joules_mean),
+        "seconds in all": (part * planned.total_seconds if planned.total_seconds else None, cost.total_seconds),
+        "joules in all": (part * planned.total_joules if planned.total_joules else None, cost.total_joules_mean),
         "wall seconds": (part * plan.wall_seconds, seconds),
     }
     if planned.shares and psi is not None and rounds == plan.rounds:

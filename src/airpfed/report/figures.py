@@ -19,7 +19,13 @@ Figure = dict[str, Any]
 Positions = Mapping[str, Sequence[int | float]]
 """A key of X_AXES -> the horizontal positions of a trace's points. "round" is always there."""
 
-X_AXES = {"round": "round", "seconds": "seconds on air", "joules": "joules radiated, mean of devices"}
+X_AXES = {
+    "round": "round",
+    "seconds": "seconds on air",
+    "joules": "joules radiated, mean of devices",
+    "total_seconds": "seconds in all",
+    "total_joules": "joules in all, mean of devices",
+}
 """The horizontal axes that the reader can choose from, and their titles."""
 SYMBOLS = ("circle", "square", "triangle-up", "cross", "triangle-down", "pentagon", "x")
 DIAMOND = {"symbol": "diamond", "size": 10}
@@ -117,6 +123,8 @@ def costs_so_far(
         "round": [row.round for row, _ in pairs],
         "seconds": [cost.air_seconds for _, cost in pairs],
         "joules": [cost.joules_mean for _, cost in pairs],
+        "total_seconds": [cost.total_seconds for _, cost in pairs],
+        "total_joules": [cost.total_joules_mean for _, cost in pairs],
     }
 
 
@@ -189,6 +197,8 @@ def metric_figure(runs: Sequence[RunData], task: str | None = None) -> Figure:
             "round": [0, run.summary.rounds],
             "seconds": [0.0, cost.air_seconds],
             "joules": [0.0, cost.joules_mean],
+            "total_seconds": [0.0, cost.total_seconds],
+            "total_joules": [0.0, cost.total_joules_mean],
         }
         test = [fmean(task.base for task in tasks), fmean(finals) if len(finals) == len(tasks) else None]
         marker = {**DIAMOND, "color": PALETTE[index % len(PALETTE)]}

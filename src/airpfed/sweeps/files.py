@@ -62,12 +62,16 @@ def run_lines(run: ScoredRun) -> list[Line]:
     return lines
 
 
+COSTS = ("channel_uses", "air_seconds", "joules_mean", "total_seconds", "total_joules_mean")
+"""Costs of the ledger that a line for a round has."""
+
+
 def round_lines(run: ScoredRun, records: Sequence[RoundRecord]) -> list[Line]:
     """A line for each round and task: loss, dev metric, error of the sums, and costs up to and with the round."""
     sums = accumulate((row.ledger for row in records), lambda a, b: a + b)
     lines: list[Line] = []
     for row, cost in zip(records, sums, strict=True):
-        costs: Line = {key: getattr(cost, key) for key in ("channel_uses", "air_seconds", "joules_mean")}
+        costs: Line = {key: getattr(cost, key) for key in COSTS}
         errors: Line = {"pi": row.pi, "pi_claimed": row.pi_claimed}
         for name in run.summary.tasks:
             metrics: Line = {"loss": row.loss.get(name), "dev": row.accuracy.get(name)}

@@ -10,6 +10,7 @@ Heads become means: over their task's devices, or over all devices if heads are 
 parameters change by the devices' local steps alone.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
+from airpfed.air.round_cost import listening_seconds, radio_use
 from airpfed.air.schedule import Uplink
 from airpfed.air.symbols import uses_of
 from airpfed.air.uplink import Aggregate
@@ -127,11 +129,16 @@ def products(clients: Clients, rows: Float[Tensor, "K d"], weights: Float[Tensor
 def cost(link: Uplink, present: Bool[Tensor, " K"]) -> Ledger:
     """Every present device sends its factors and its head in a slot of its own; all factors return to every device.
 
-    As for every error-free link: two real entries per channel use, downlink bits, and no energy.
+    As for every error-free link: two real entries per channel use, downlink bits, and no radiated energy.
     """
     d_s = sum(stop - start for start, stop in link.shared_groups)
     slots = [uses_of(d_s + link.lengths[n], link.packing) for n in link.task_of[present].tolist()]
-    zero = torch.zeros(len(link.samples))
+    zero = torch.zeros(len(link.samples), dtype=torch.float64)
     downlink = resources.BITS_PER_SCALAR * (int(present.sum()) * d_s + sum(link.lengths))
-    traffic = resources.Traffic(tuple(slots), 0, zero, zero, downlink, 0)
-    return resources.ledger_of(traffic, zero, torch.ones_like(zero), link.bandwidth_hz, link.subcarriers)
+    listening = listening_seconds(link, int(present.sum()) * d_s)
+    traffic = resources.Traffic(tuple(slots), 0, zero, zero, downlink, 0, sum(listening))
+    symbols = torch.tensor([math.ceil(uses / link.subcarriers) for uses in slots], dtype=torch.float64)
+    sending = zero.clone()
+    sending[present] = symbols * link.subcarriers * resources.use_seconds(link.bandwidth_hz)
+    radio = radio_use(link, zero, sending, listening)
+    return resources.ledger_of(traffic, zero, torch.ones_like(zero), link.bandwidth_hz, link.subcarriers, radio)

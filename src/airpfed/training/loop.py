@@ -11,8 +11,9 @@ from torch import Tensor
 
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
-from airpfed.core.run_files import Probe, RoundRecord, Summary
+from airpfed.core.run_files import Ledger, Probe, RoundRecord, Summary
 from airpfed.training import checkpoint
+from airpfed.training.downlink import broadcast
 from airpfed.training.factor_averaging import average_factors
 from airpfed.training.round import round_step
 from airpfed.training.setup import Log, RoundGradients, RoundTrace, TrainingSetup
@@ -87,6 +88,8 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
             next_state, received, present = round_step(
                 state, devices.gradients, devices.cursors, experiment.aggregate, server_step
             )
+        if experiment.downlink_bits is not None:
+            next_state = broadcast(next_state, experiment.clients.layout, experiment.downlink_bits)
     t = next_state.round
     accuracy: dict[str, float] = {}
     with time_phase(seconds, "evaluate"):
@@ -109,6 +112,7 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
         pi_claimed=received.pi_claimed,
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
+        late=list(devices.late),
         ledger=received.ledger + devices.cost,  # the air + the messages
         theory=theory,
         seconds=seconds,
@@ -130,14 +134,23 @@ def read_records(path: Path, rounds: int) -> list[RoundRecord]:
 
 
 def has_round_left(experiment: TrainingSetup, records: Sequence[RoundRecord]) -> bool:
-    """Whether fewer than T rounds are done, and one more round fits into the time on air.
+    """Whether fewer than T rounds are done, and one more round fits into the budgets of time.
 
-    The next round counts with the air time of the longest round so far.
+    The next round counts as the longest round so far does.
     """
-    if len(records) >= experiment.rounds or experiment.air_seconds is None:
-        return len(records) < experiment.rounds
-    seconds = [record.ledger.air_seconds for record in records]
-    return sum(seconds) + max(seconds, default=0.0) <= experiment.air_seconds
+
+    def air_seconds(ledger: Ledger) -> float:
+        both = experiment.air_seconds_of == "both"
+        return ledger.air_seconds + ledger.downlink_seconds if both else ledger.air_seconds
+
+    budgets = (air_seconds, experiment.air_seconds), (lambda ledger: ledger.total_seconds, experiment.seconds)
+    if len(records) >= experiment.rounds:
+        return False
+    for seconds_of, budget in budgets:
+        seconds = [seconds_of(record.ledger) for record in records]
+        if budget is not None and sum(seconds) + max(seconds, default=0.0) > budget:
+            return False
+    return True
 
 
 def task_losses(experiment: TrainingSetup, devices: RoundGradients, present: Bool[Tensor, " K"]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, Probe, Theory
-from airpfed.devices.clients import Clients
+from airpfed.devices.clients import Clients, draw_batches
 from airpfed.devices.compression import Payload, compress_gradients, total_bytes
+from airpfed.devices.compute import ComputeModel
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, TaskView, score_task
 from airpfed.training.factor_averaging import FactorAveraging
@@ -28,7 +29,8 @@ class RoundGradients:
     """What the devices deliver in a round, one row per device, NaN for a device that delivers nothing.
 
     gradients: scope -> (K, d_scope). loss: nats. cursors: samples that each device has drawn since round 1, this round
-    included. samples: D_k. cost: of the messages.
+    included. samples: D_k. cost: of the messages and of computing. late: devices that deliver nothing because they
+    compute longer than the deadline.
     """
 
     gradients: Vectors
@@ -36,6 +38,7 @@ class RoundGradients:
     cursors: Int[Tensor, " K"]
     samples: Float[Tensor, " K"]
     cost: Ledger
+    late: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class TrainingSetup:
 
     aggregate: the uplink. factor_averaging: takes the place of uplink and server step, if the method needs it.
     server_step: its lr is None if the probe sets it. devices_per_pass: devices computed together. eval_every: rounds
-    between dev scores (0: none). air_seconds: the run's budget. score: splits that the final models are scored on.
+    between dev scores (0: none). air_seconds, seconds: the run's budgets, on air and with computing. air_seconds_of:
+    the links that count on air. compute: what computing costs the devices; None if it is not charged. downlink_bits:
+    bits per entry of a rounded downlink, None for an exact one. score: splits that the final models are scored on.
     payload: format of the gradients in messages. notes: lines for the user about how this base is computed.
     fingerprint: of settings, data and base model. base_key: of everything that the untouched model's scores depend on.
     probe, monitor: hooks before round 1 and beside a round. collect: a function for the devices' work in a round.
@@ -93,6 +98,10 @@ class TrainingSetup:
     monitor: RoundMonitor | None = None
     factor_averaging: FactorAveraging | None = None
     air_seconds: float | None = None
+    air_seconds_of: Literal["uplink", "both"] = "uplink"
+    seconds: float | None = None
+    compute: ComputeModel | None = None
+    downlink_bits: int | None = None
     score: Literal["test", "dev", "both"] = "test"
     cross_eval: bool = False
     base_key: str = ""
@@ -112,8 +121,17 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
 
     Raises UserError if no device has a finite gradient in round 1: training cannot have diverged yet.
     """
-    clients = experiment.clients
-    gradients, loss, cursors = local_gradients(clients, state, experiment.local_training, experiment.devices_per_pass)
+    clients, local_training = experiment.clients, experiment.local_training
+    gradients, loss, cursors = local_gradients(clients, state, local_training, experiment.devices_per_pass)
+    flops = late = None
+    if experiment.compute is not None:
+        plan, _ = draw_batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
+        flops = experiment.compute.flops(clients, state.devices.cursors.tolist(), plan)
+        late = experiment.compute.is_late(flops)
+        if state.round == 0 and bool(late.all()):
+            raise UserError(experiment.compute.reason_all_late(flops))
+        for rows in gradients.values() if bool(late.any()) else ():
+            rows[late] = torch.nan
     present = finite(gradients)
     if state.round == 0 and not present.any():
         cause = "" if experiment.local_training.steps == 1 else ", or devices.local_lr is too large"
@@ -124,6 +142,7 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
     messages = compress_gradients(
         gradients, present, clients.layout, clients.task_of, experiment.payload, clients.seed, state.round + 1
     )
+    computing = Ledger() if experiment.compute is None or flops is None else experiment.compute.cost(flops, present)
     payload_bytes = 0
     if not clients.batch_multiplier:  # workers that stand for many devices send nothing
         payload_bytes = total_bytes(clients.layout, clients.task_of, experiment.payload)
@@ -132,7 +151,8 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
         loss=loss,
         cursors=cursors,
         samples=torch.tensor([float(len(shard)) for shard in clients.shards]),
-        cost=Ledger(payload_bytes=payload_bytes),
+        cost=Ledger(payload_bytes=payload_bytes) + computing,
+        late=() if late is None else tuple(late.nonzero().flatten().tolist()),
     )
 
 

@@ -63,18 +63,32 @@ class OptimizedParameters:
 
 
 @dataclass(frozen=True)
+class DeviceCopies:
+    """The servers' parameters as the devices hold them after a rounded downlink, see `training.downlink`.
+
+    shared: s-adapter. personal: p-adapters, one row per task. What the servers have beyond these copies is the
+    rounding error that error feedback adds to the next broadcast.
+    """
+
+    shared: Float[Tensor, "1 d_s"]
+    personal: Float[Tensor, "N d_p"]
+
+
+@dataclass(frozen=True)
 class ServerState:
     """The servers' state; no field holds what must not leave a device.
 
     shared: s-adapter. personal: p-adapters, one row per task. correlation_statistics: the receivers' normal equations
     of the correlation of symbols, see `air.uplink.initial_statistics`. added: added to the frozen weights of all
-    adapted layers (`factor_averaging`), empty for every other method.
+    adapted layers (`factor_averaging`), empty for every other method. copies: the parameters at the devices; None where
+    the downlink carries the servers' own.
     """
 
     shared: OptimizedParameters
     personal: OptimizedParameters
     correlation_statistics: Float[Tensor, "G 7"]
     added: Float[Tensor, "1 d_W"] = NOTHING
+    copies: DeviceCopies | None = None
 
 
 @dataclass(frozen=True)
@@ -144,11 +158,12 @@ def start(
 
 
 def vectors(state: State) -> Vectors:
-    """The current parameters of every scope."""
+    """The current parameters of every scope, as the devices hold them."""
     server = state.server
+    copies = server.copies or DeviceCopies(server.shared.value, server.personal.value)
     values: Vectors = {
-        "global": server.shared.value,
-        "task": server.personal.value,
+        "global": copies.shared,
+        "task": copies.personal,
         "device": state.devices.own.value,
         "frozen": state.frozen,
     }

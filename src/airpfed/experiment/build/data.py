@@ -21,7 +21,7 @@ CHANGEABLE_ON_RESUME: dict[str, Any] = {
     "plugins": True,  # the fingerprint covers their contents, wherever they lie
     "model": {"base", "trust_remote_code"},  # the fingerprint covers the base's files, wherever they lie
     "devices": {"cache_gb", "gradients_gb"},
-    "server": {"rounds", "air_seconds"},
+    "server": {"rounds", "air_seconds", "air_seconds_of", "seconds"},
     "run": {"eval_every", "threads", "score", "cross_eval", "tracker"},
     "theory": {"meter_every"},
     "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},

@@ -18,6 +18,7 @@ from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
 from airpfed.devices import fast_paths
 from airpfed.devices.clients import Clients
+from airpfed.devices.compute import ComputeModel
 from airpfed.experiment.build.blocks import plan_blocks
 from airpfed.experiment.build.data import base_hash, fingerprint
 from airpfed.experiment.build.model import Preparation, build_preparation
@@ -33,6 +34,7 @@ from airpfed.model.backbone import Backbone
 from airpfed.model.layout import Layout
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
+from airpfed.training.downlink import with_copies
 from airpfed.training.factor_averaging import RULES, FactorAveraging
 from airpfed.training.round import Aggregator, LocalTraining
 from airpfed.training.setup import TrainingSetup
@@ -82,14 +84,23 @@ def build_experiment(
     if monitored and (factor_averaging or order.alternating):
         raise UserError(f'adapters.method = "{settings.adapters.method.name}": the theory has no bound for it')
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
+    row, downlink_bits = settings.adapters.method.row, settings.server.downlink_bits
+    if monitored and downlink_bits is not None and not probing:
+        raise UserError(
+            f"server.downlink_bits = {downlink_bits}: the theory has no bound for devices that compute at other "
+            "parameters than the server's; leave it out"
+        )
+    if row.pooled or row.averages or probing:  # a probe's pilot rounds have an exact downlink
+        downlink_bits = None
+    initial = start(
+        initial_vectors, order, len(tasks), len(devices), correlation_statistics, server_step_of(settings), added
+    )
     return TrainingSetup(
         method=settings.adapters.method.name,
         clients=clients,
         tasks=preparation.views,
         aggregate=aggregate,
-        initial=start(
-            initial_vectors, order, len(tasks), len(devices), correlation_statistics, server_step_of(settings), added
-        ),
+        initial=initial if downlink_bits is None else with_copies(initial),
         server_step=server_step_of(settings),
         local_training=local_training_of(settings),
         rounds=settings.server.rounds,
@@ -102,6 +113,10 @@ def build_experiment(
         factor_averaging=factor_averaging,
         base_key=preparation.base_key,
         air_seconds=settings.server.air_seconds,
+        air_seconds_of=settings.server.air_seconds_of,
+        seconds=settings.server.seconds,
+        compute=None if row.pooled else compute_model(settings, len(devices)),
+        downlink_bits=downlink_bits,
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
@@ -170,6 +185,20 @@ def local_training_of(settings: Settings) -> LocalTraining:
     """Return a device's work in a round."""
     devices = settings.devices
     return LocalTraining(devices.batch_size, devices.local_steps, devices.local_lr)
+
+
+def compute_model(settings: Settings, num_devices: int) -> ComputeModel:
+    """Return the devices' processors. Raises UserError unless there is one clock frequency, or one for each device."""
+    devices = settings.devices
+    hertz = devices.hertz if isinstance(devices.hertz, tuple) else (devices.hertz,) * num_devices
+    if len(hertz) != num_devices:
+        raise UserError(f"devices.hertz has {len(hertz)} values: should be one, or {num_devices}, one a device")
+    return ComputeModel(
+        torch.tensor(hertz, dtype=torch.float64),
+        devices.cycles_per_flop,
+        devices.kappa,
+        settings.server.deadline_seconds,
+    )
 
 
 def check_claims(side: Uplink) -> None:

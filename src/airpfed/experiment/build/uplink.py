@@ -82,6 +82,10 @@ def build_uplink(
         personal_rows=personal_rows_of(*kinds),
         lengths=lengths,
         seed=settings.run.seed,
+        downlink_bits=None if settings.adapters.method.row.averages else settings.server.downlink_bits,
+        station_power=None if radio.station_power_dbm is None else units.dbm_to_watts(radio.station_power_dbm),
+        amplifier_efficiency=settings.devices.amplifier_efficiency,
+        circuit_watts=settings.devices.circuit_watts,
     )
 
 
