@@ -21,6 +21,16 @@ SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
 CASES = {
     "both scopes, over the air": (),
     "ideal link, rounded at random to 8 bits": ("radio.scheme=error_free", "federation.payload=int8"),
+    "a schedule, decay, FedProx and clipping": (
+        "adapters.method=feddpa",
+        "radio.scheme=error_free",
+        "devices.local_steps=2",
+        "adapters.layers=last-2",
+        "server.optimizer=adamw",
+        "server.schedule=cosine(warmup=1)",
+        "devices.proximal_mu=0.5",
+        "devices.max_grad_norm=1e-3",
+    ),
     "device scope, local steps": (
         "adapters.method=feddpa",
         "radio.scheme=error_free",

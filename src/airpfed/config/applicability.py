@@ -160,7 +160,7 @@ RULES = (
             "the method has its own rule, whose step size is devices.local_lr",
             training=True,
         )
-        for key in ("optimizer", "lr")
+        for key in ("optimizer", "lr", "schedule")
     ),
     Rule("tasks.sizes_sigma", "tasks.sizes", lambda _, t: t.sizes == "lognormal", 'it is for sizes = "lognormal"'),
     Rule(
@@ -184,6 +184,12 @@ RULES = (
         "devices.local_steps",
         lambda s, _: s.devices.local_steps > 1 or s.adapters.method.row.averages,
         "it is for local_steps above 1, and server.lr sets the step",
+    ),
+    Rule(
+        "devices.proximal_mu",
+        "devices.local_steps",
+        lambda s, _: s.devices.local_steps > 1,
+        "it is for local_steps above 1, because the first step starts where the term is 0",
     ),
     Rule(
         "devices.memory_gb",

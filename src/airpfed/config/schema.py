@@ -186,6 +186,20 @@ class DeviceSettings(Section):
         1, ge=1, le=1_000_000, description="E, local steps of a round; with E > 1 the pseudo-gradient is sent"
     )
     local_lr: float = Field(1e-3, gt=0, le=1e38, description="learning rate of local steps (E > 1 only)")
+    proximal_mu: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="mu of FedProx (Li et al., MLSys 2020): local steps also follow the gradient of mu/2 ||W - "
+        "W_start||^2 (E > 1 only)",
+    )
+    max_grad_norm: float = Field(
+        0.0,
+        ge=0,
+        le=1e30,
+        description="largest L2 norm of what a device trains in a round: a larger gradient, or pseudo-gradient, is "
+        "scaled down to it before it is sent; 0: no clipping",
+    )
     memory_gb: float = Field(
         4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
     )
@@ -235,6 +249,11 @@ class ServerSettings(Section):
         "measures "
         'before round 1 (optimizer = "sgd")',
     )
+    schedule: Annotated[Choice, ChoiceOf("schedules")] = Field(
+        "constant",
+        validate_default=True,
+        description="learning rate of each round, from lr and the number of rounds; every row has a warm-up",
+    )
     rounds: int = Field(35, ge=1, le=10_000_000, description="T, number of rounds")
     air_seconds: float | None = Field(
         None,
@@ -249,6 +268,11 @@ class ServerSettings(Section):
         if self.lr == "theory" and self.optimizer.label != "sgd":
             raise ValueError(
                 f'lr = "theory": needs optimizer = "sgd", not "{self.optimizer.label}"; give a number, or choose sgd'
+            )
+        if self.lr == "theory" and self.schedule.label != "constant":
+            raise ValueError(
+                f'lr = "theory": is one rate for all rounds and needs schedule = "constant", not '
+                f'"{self.schedule.label}"; give a number, or leave the schedule out'
             )
         return self
 
@@ -726,6 +750,11 @@ class Settings(Section):
             raise ValueError(
                 f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
                 f'adapters.method = "{method}", whose one worker has no local steps'
+            )
+        if self.server.lr == "theory" and self.devices.max_grad_norm:
+            raise ValueError(
+                f'devices.max_grad_norm = {self.devices.max_grad_norm:g}: should be 0 with server.lr = "theory", whose '
+                "bounds are those of gradients that are not clipped"
             )
         if self.server.aggregator.name != "uplink" and self.radio.scheme.name != "error_free":
             raise ValueError(

@@ -248,6 +248,14 @@ class RoundRecord(Record):
         "group",
     )
     absent: list[Count] = Field([], description="devices without a finite gradient in this round")
+    lr: Number | None = Field(
+        None, description="learning rate of the round's update; null where server.schedule does not change it"
+    )
+    clipped: Number | None = Field(
+        None,
+        description="share of the present devices whose gradient was scaled down to devices.max_grad_norm; null "
+        "without it",
+    )
     theory: Theory | None = Field(None, description="bounds of the round, in rounds that theory.meter_every selects")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, Number] = Field(description="phase -> wall-clock seconds")

@@ -74,7 +74,7 @@ class Federation:
         connected = self.assemble()
         requests = {node: self.request("train", experiment, state, device) for node, device in connected.items()}
         down = self.mailbox.send(requests, self.terms.ttl)
-        up, devices = 0, len(self.registry.task_of)
+        up, devices, clipped = 0, len(self.registry.task_of), list[bool]()
         rows: Vectors = {s: torch.full((devices, layout.size(s)), torch.nan) for s in ("global", "task")}
         # Row "frozen" only marks absence for methods that send nothing else.
         rows |= {"device": torch.zeros(devices, 0), "frozen": torch.full((devices, 1), torch.nan)}
@@ -87,6 +87,7 @@ class Federation:
             except UserError as error:
                 self.registry.log(f"round {t}: device {device} is absent: {error}")
                 continue
+            clipped.append(reply.answer.facts.get("clipped") is True)
             for scope, row in found.items():
                 rows[scope][device] = row[0]
             rows["frozen"][device] = 0.0
@@ -95,7 +96,8 @@ class Federation:
         cursors = t * experiment.local_training.steps * samples.clamp(max=experiment.local_training.batch_size)
         computed = total_bytes(layout, experiment.clients.task_of, experiment.payload)
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
-        return RoundGradients(rows, loss.float(), cursors, samples.float(), cost)
+        share = sum(clipped) / max(1, len(clipped)) if experiment.local_training.max_norm else None
+        return RoundGradients(rows, loss.float(), cursors, samples.float(), cost, share)
 
     def gradient_from(self, experiment: TrainingSetup, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:
         """A device's gradient and loss. Raises UserError if the answer cannot be used."""

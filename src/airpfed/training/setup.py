@@ -12,6 +12,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, Probe, Theory
 from airpfed.devices.clients import Clients
+from airpfed.devices.clipping import clip_gradients
 from airpfed.devices.compression import Payload, compress_gradients, total_bytes
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, TaskView, score_task
@@ -28,7 +29,8 @@ class RoundGradients:
     """What the devices deliver in a round, one row per device, NaN for a device that delivers nothing.
 
     gradients: scope -> (K, d_scope). loss: nats. cursors: samples that each device has drawn since round 1, this round
-    included. samples: D_k. cost: of the messages.
+    included. samples: D_k. cost: of the messages. clipped: share of the devices with a finite gradient whose gradient
+    was scaled down to the largest norm; None if no norm is set.
     """
 
     gradients: Vectors
@@ -36,6 +38,7 @@ class RoundGradients:
     cursors: Int[Tensor, " K"]
     samples: Float[Tensor, " K"]
     cost: Ledger
+    clipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,12 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
     """
     clients = experiment.clients
     gradients, loss, cursors = local_gradients(clients, state, experiment.local_training, experiment.devices_per_pass)
-    present = finite(gradients)
+    present, clipped = finite(gradients), None
+    if experiment.local_training.max_norm:
+        long = clip_gradients(
+            gradients, experiment.local_training.max_norm, clients.layout.active_columns(state.round + 1)
+        )
+        clipped = share_of(long & present, present)
     if state.round == 0 and not present.any():
         cause = "" if experiment.local_training.steps == 1 else ", or devices.local_lr is too large"
         raise UserError(
@@ -133,7 +141,13 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
         cursors=cursors,
         samples=torch.tensor([float(len(shard)) for shard in clients.shards]),
         cost=Ledger(payload_bytes=payload_bytes),
+        clipped=clipped,
     )
+
+
+def share_of(selected: Bool[Tensor, " K"], present: Bool[Tensor, " K"]) -> float:
+    """Share of the present devices that are selected; 0 if none is present."""
+    return int(selected.sum()) / max(1, int(present.sum()))
 
 
 def simulate_score(experiment: TrainingSetup, state: State, number: int, split: Literal["dev", "test"]) -> Score:

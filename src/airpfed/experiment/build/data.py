@@ -29,6 +29,13 @@ CHANGEABLE_ON_RESUME: dict[str, Any] = {
 """Settings that a resumed run may change. The results of earlier rounds do not depend on them."""
 
 
+def changeable_on_resume(settings: Settings) -> dict[str, Any]:
+    """Return `CHANGEABLE_ON_RESUME`, without the number of rounds if the learning rate of each round depends on it."""
+    if settings.server.schedule.name == "constant" or settings.adapters.method.row.averages:
+        return CHANGEABLE_ON_RESUME
+    return CHANGEABLE_ON_RESUME | {"server": CHANGEABLE_ON_RESUME["server"] - {"rounds"}}
+
+
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
     """Load all tasks, split them and distribute their samples over the devices."""
     sources = [source_of(task) for task in settings.tasks]
@@ -86,7 +93,7 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
 
     data, base: hashes of the tasks' data and of the base model.
     """
-    parts: list[object] = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    parts: list[object] = [settings.model_dump(mode="json", exclude=changeable_on_resume(settings)), list(data), base]
     if code := {**code_hashes(settings), **option_files(settings)}:
         parts.append(code)
     if functions := fixed_functions(settings):
