@@ -360,15 +360,11 @@ def _condition(settings: Settings, key: str, task: TaskSettings, name: str) -> s
 
 
 def disabled_keys(settings: Settings, overridden: Collection[str]) -> list[IneffectiveKey]:
-    """List the keys of a file that have no effect because of the scheme or the method that an override sets.
+    """List the keys of a run's file that have no effect because of a key that an override sets.
 
     overridden: keys that overrides set, `section.key`.
     """
-    return [
-        key
-        for key in ineffective_keys(settings)
-        if key.condition in ("radio.scheme", "adapters.method") and is_overridden(key, overridden)
-    ]
+    return [key for key in ineffective_keys(settings) if is_overridden(key, overridden)]
 
 
 def is_overridden(key: IneffectiveKey, overridden: Collection[str]) -> bool:

@@ -33,10 +33,10 @@ def gradients(
     """Each device's gradient of its own loss at its own parameters, and its loss in the first local step (nats).
 
     plan: sample indices by device and local step (E steps). With E > 1 the result is the pseudo-gradient
-    (W_start - W_end) / (E local_lr) of steps on the loss + proximal_mu/2 ||W - W_start||^2. devices_per_pass: devices computed together (`group_devices`). active_columns:
-    first and last column of the `global` vector that local steps may change; None for all columns. Methods with
-    alternating factors need it when E > 1. Returns scope -> (K, d_scope) and losses (K,); the matrices may lie in a
-    temporary file (`core.memory`).
+    (W_start - W_end) / (E local_lr) of steps on the loss + proximal_mu/2 ||W - W_start||^2. devices_per_pass: devices
+    computed together (`group_devices`). active_columns: first and last column of the `global` vector that local steps
+    may change; None for all columns. Methods with alternating factors need it when E > 1. Returns scope ->
+    (K, d_scope) and losses (K,); the matrices may lie in a temporary file (`core.memory`).
     """
     results, losses = zero_gradients(clients), torch.zeros(len(clients.shards))
     for k, steps in enumerate(plan):
