@@ -11,6 +11,7 @@ from typing import Any
 from airpfed.config.choice import Choice
 from airpfed.config.schema import Settings, TaskSettings, TheorySettings
 from airpfed.core.errors import UserError, printable
+from airpfed.core.paths import HUB
 
 Condition = Callable[[Settings, TaskSettings], bool]
 
@@ -49,6 +50,12 @@ def _has_dev(settings: Settings, _: TaskSettings) -> bool:
 
 def _is_classified(_: Settings, task: TaskSettings) -> bool:
     return task_kind(task) == "classify"
+
+
+def _ends_with(task: TaskSettings, *endings: str) -> bool:
+    """Check whether a task's source is a file with one of the endings, or a data set, whose files may have any."""
+    source = task.source or task.name
+    return source.startswith(HUB) or source.lower().endswith(endings)
 
 
 def _is_cell_free(settings: Settings, _: TaskSettings) -> bool:
@@ -169,6 +176,25 @@ RULES = (
         lambda _, t: not t.prompt,
         "it is for the default prompt, give only one of the two",
     ),
+    Rule(
+        "tasks.delimiter",
+        "tasks.source",
+        lambda _, t: _ends_with(t, ".csv", ".tsv"),
+        "it is for .csv and .tsv files",
+    ),
+    Rule(
+        "tasks.encoding",
+        "tasks.source",
+        lambda _, t: _ends_with(t, ".csv", ".tsv", ".json", ".jsonl"),
+        "it is for text files",
+    ),
+    Rule(
+        "tasks.streaming",
+        "tasks.source",
+        lambda _, t: (t.source or t.name).startswith(HUB),
+        "it is for data sets, hf:OWNER/NAME",
+    ),
+    Rule("tasks.stratify", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.labels", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.classes", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.max_new_tokens", "tasks.kind", lambda _, t: task_kind(t) == "generate", 'it is for kind = "generate"'),

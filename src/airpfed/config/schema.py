@@ -92,7 +92,8 @@ class TaskSettings(Section):
     )
     source: Annotated[str, BeforeValidator(_row_label)] = Field(
         "",
-        description="catalogue name, row of `airpfed list sources`, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or "
+        description="catalogue name, row of `airpfed list sources`, .csv/.tsv/.jsonl/.json/.parquet file, "
+        "hf:OWNER/NAME or "
         "hf:./folder; default: the name",
     )
     kind: Literal["auto", "classify", "generate"] = Field(
@@ -133,6 +134,25 @@ class TaskSettings(Section):
         description="name of a task of the same source: both share one shuffle into test, dev and train, so that "
         "neither trains on the other's test texts; default: a separate shuffle",
     )
+    group: str = Field(
+        "",
+        description="column of what may not be in two of train, dev and test, such as a person or a document; default: "
+        "every row by itself",
+    )
+    stratify: bool = Field(False, description="whether each class has the same share of train, dev and test (classify)")
+    delimiter: Annotated[str, Field(pattern=r"^[^\"\r\n]?$")] = Field(
+        "",
+        description="character between the fields of a .csv or .tsv file; default: found, comma, semicolon, tab or |",
+    )
+    encoding: str = Field(
+        "",
+        description="encoding of a text file, such as windows-1252; default: UTF-8, or UTF-16 or UTF-32 if its bytes "
+        "say so",
+    )
+    streaming: bool = Field(
+        False,
+        description="whether a data set of hf:... is read in its order only until devices, dev and test are full",
+    )
     sizes: Literal["equal", "lognormal"] = Field(
         "equal", description="distribution of the number of samples over the devices"
     )
@@ -157,6 +177,25 @@ class TaskSettings(Section):
     max_new_tokens: int = Field(
         32, ge=1, le=100_000, description="largest number of tokens that greedy decoding generates (generate)"
     )
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> "TaskSettings":
+        try:
+            if self.encoding:
+                "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"encoding = {self.encoding!r}: no such encoding of text; one is, for example, windows-1252"
+            ) from None
+        if self.stratify and self.group:
+            raise ValueError(
+                f'stratify = true: should be false with group = "{self.group}", because whole groups are assigned'
+            )
+        if self.streaming and self.devices == 0:
+            raise ValueError(
+                "devices = 0: should be a number with streaming = true, which reads until devices are full"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_devices(self) -> "TaskSettings":
@@ -729,7 +768,15 @@ class Settings(Section):
                 raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
             if other is None:
                 continue
-            keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
+            keys: tuple[str, ...] = (
+                "classes",
+                "prompt",
+                "max_chars",
+                "test_samples",
+                "dev_samples",
+                "group",
+                "stratify",
+            )
             keys += () if task.prompt else ("text", "kind")  # the default prompt consists of them
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
             differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []

@@ -16,6 +16,7 @@ from airpfed.model.origin import origin_of
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import Source
 from airpfed.tasks.split import Shares, build_tasks
+from airpfed.tasks.table_files import TextForm
 
 CHANGEABLE_ON_RESUME: dict[str, Any] = {
     "plugins": True,  # the fingerprint covers their contents, wherever they lie
@@ -56,6 +57,9 @@ def source_of(task: TaskSettings) -> Source:
         max_chars=task.max_chars or None,
         classes=task.classes,
         max_empty_share=task.max_empty_share,
+        group_column=task.group or None,
+        form=TextForm(task.delimiter, task.encoding),
+        streaming=task.streaming,
     )
 
 
@@ -71,6 +75,7 @@ def shares_of(task: TaskSettings) -> Shares:
         sizes=task.sizes,
         sizes_sigma=task.sizes_sigma,
         split_as=task.split_as,
+        stratify=task.stratify,
     )
 
 
