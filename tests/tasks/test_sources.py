@@ -21,7 +21,7 @@ from airpfed.tasks import table_files
 from airpfed.tasks.hub import hub_parts, read_hub
 from airpfed.tasks.sample import Sample
 from airpfed.tasks.sources import SOURCES, Source, fill_template, load_source, read_row_source
-from airpfed.tasks.table_files import READERS, TextForm, read_file
+from airpfed.tasks.table_files import READERS, TextForm, arrow_rows, read_file
 
 ROWS = [
     {"text": "good film, café", "label": "pos", "who": "ann"},
@@ -209,6 +209,45 @@ def test_class_numbers_become_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["label"] for row in read_hub("hf:owner/name:config@train[:5]")] == ["pos", "neg", ""]
     read_hub("hf:owner/name")
     assert asked == [("owner/name", "config", "train[:5]"), ("owner/name", None, "train")]
+
+
+def streamed(hub: Path, count: int, **options: object) -> Any:
+    """A task that reads `count` distinct prompts of a folder."""
+    return load_source(Source("mine", f"hf:{hub}", streaming=True, **options), count)
+
+
+def test_a_stream_is_read_until_there_are_enough_prompts(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the source's order, past duplicates, empty rows and other classes; what is behind is not converted."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    texts = [f"Text {i // 2}" if i % 10 else " " for i in range(5000)]
+    data = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 % 2 for i in range(5000)]}, features=features)
+    data.to_parquet(hub / "train.parquet", batch_size=500)
+    converted: list[int] = []
+    monkeypatch.setattr(
+        "airpfed.tasks.hub.arrow_rows",
+        lambda batches, names: (converted.append(1) or row for row in arrow_rows(batches, names)),
+    )
+    part = streamed(hub, 40, max_empty_share=0.2)
+    assert [sample.prompt for sample in part.samples] == [f"Text {i}\nLabel:" for i in range(40)]
+    assert part.names == ("neg", "pos") and len(converted) < 1000
+    assert part.counts.rows == 79 and part.counts.skipped == 8 and part.counts.duplicates == 31
+    assert part.counts.notes[0].startswith("streamed: the first 79 rows, in the source's order; ")
+    whole = load_source(Source("mine", f"hf:{hub}", max_empty_share=0.2), 40)
+    assert whole.counts.rows == 5000 and whole.samples[:40] == part.samples
+    everything = streamed(hub, 10**6, max_empty_share=0.2)
+    assert everything.samples == whole.samples and "the first 5,000 rows" in everything.counts.notes[0]
+    assert [s.label for s in streamed(hub, 30, max_empty_share=0.2, classes=("pos", "neg")).samples].count(1) > 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves its file open
+def test_a_stream_of_csv_is_text_and_a_wrong_column_ends_it(hub: Path) -> None:
+    write(hub / "train.csv", [{"text": f"{i:02}", "label": ("None", "01")[i % 2]} for i in range(60)])
+    assert [s.prompt for s in streamed(hub, 5).samples] == [f"{i:02}\nLabel:" for i in range(5)]
+    assert streamed(hub, 5).names == ("01", "None")
+    with pytest.raises(UserError, match=r"label names 'labl', but .* has the columns text, label"):
+        streamed(hub, 5, label_column="labl")
+    with pytest.raises(UserError, match=r"could not be streamed: .*trian"):
+        load_source(Source("mine", f"hf:{hub}@trian", streaming=True), 5)
 
 
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:

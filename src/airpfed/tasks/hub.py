@@ -77,7 +77,10 @@ def stream_hub(source: str, form: TextForm = UNKNOWN_FORM) -> Iterator[Row]:
         options: dict[str, Any] = {}
         if datasets.load_dataset_builder(path, config).info.builder_name == "csv":
             given = {"sep": form.delimiter, "encoding": form.encoding}
-            options = {"dtype": "str", "keep_default_na": False} | {key: text for key, text in given.items() if text}
+            options = {"keep_default_na": False} | {key: text for key, text in given.items() if text}
+            head = datasets.load_dataset(path, config, split=split, streaming=True, **options)
+            columns = next(iter(head), {})  # the first row: with a type for each column, none is guessed
+            options["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
         data = datasets.load_dataset(path, config, split=split, streaming=True, **options)
         names = _class_names(data) if data.features else {}
         for table in data.with_format("arrow").iter(STREAM_ROWS):

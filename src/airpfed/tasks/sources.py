@@ -19,6 +19,7 @@ from airpfed.core.rows import RowDict, parse_call
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
 from airpfed.tasks.hub import read_hub, stream_hub
+from airpfed.tasks.packages import package
 from airpfed.tasks.sample import Counts, Kind, Sample
 from airpfed.tasks.table_files import UNKNOWN_FORM, NotText, Row, TextForm, read_file, separator_hint, to_rows
 from airpfed.tasks.text import fold_case, is_blank, normalize_name
@@ -151,8 +152,8 @@ def _read(source: Source, num_rows: int) -> SourceData:
             prompt,
             words.get(class_of(row)) or _add_space(prompt, row[source.label_column]),
             index.get(class_of(row), -1),
-            normalize_name(row.get(source.device_column or "", "")),
-            normalize_name(row.get(source.group_column or "", "")),
+            normalize_name(row[source.device_column]) if source.device_column is not None else "",
+            normalize_name(row[source.group_column]) if source.group_column is not None else "",
         )
         for prompt, row in remaining
     )
@@ -186,10 +187,10 @@ TextRows = Iterable[Mapping[str, Any]]
 """The rows of a data set: column -> text, number or truth value; None for an empty cell."""
 
 SOURCES: RowDict[Callable[..., TextRows]] = RowDict(
-    "source", {}, wrap=lambda function: function, function=lambda row: row
+    "source", {"package": package}, wrap=lambda function: function, function=lambda row: row
 )
-"""Data sources of the user's own: a function `(*, options) -> rows`. `tasks.source` names it: `source = "mine"`, or
-`source = "mine(year=2024)"` with options.
+"""Data sources by name, and those of the user's own: a function `(*, options) -> rows`. `tasks.source` names it:
+`source = "mine"`, or `source = "mine(year=2024)"` with options.
 """
 
 

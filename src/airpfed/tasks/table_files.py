@@ -79,11 +79,8 @@ def read_as(path: Path, ending: str, form: TextForm = UNKNOWN_FORM, notes: list[
     found: list[str] = []
     try:
         check_file(path, ending)
-        if ending == ".parquet":
-            rows = to_rows(_parquet(path))
-        else:
-            text = decode_text(path.read_bytes(), form.encoding, found)
-            rows = to_rows(TEXT_READERS[ending](text, form.delimiter, found))
+        text_file = ending in TEXT_READERS
+        rows = parse_text(path.read_bytes(), ending, form, found) if text_file else to_rows(_parquet(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}{path_hint(path)}") from error
     except RecursionError as error:
@@ -101,6 +98,14 @@ def read_as(path: Path, ending: str, form: TextForm = UNKNOWN_FORM, notes: list[
     if notes is not None:
         notes += [f"{path.name}: {line}" for line in found]
     return rows
+
+
+def parse_text(data: bytes, ending: str, form: TextForm, notes: list[str]) -> list[Row]:
+    """Rows of the bytes of a text file. ending: a key of `TEXT_READERS`. notes: as in `read_file`.
+
+    Raises UserError or ValueError where the bytes are no such text.
+    """
+    return to_rows(TEXT_READERS[ending](decode_text(data, form.encoding, notes), form.delimiter, notes))
 
 
 def check_file(path: Path, ending: str) -> None:
