@@ -119,6 +119,8 @@ def round_line(row: RoundRecord) -> str:
             parts.append(f"mse {name} {claimed}/{error.measured:.2e}")
     parts.append(f"air {row.ledger.air_seconds:.3g} s")
     parts.append(f"{sum(row.seconds.values()):.1f} s")
+    if row.clipped is not None:
+        parts.append(f"clipped {row.clipped:.0%}")
     if row.absent:
         parts.append(f"absent {row.absent} (no finite gradient)")
     return "  ".join(parts)
