@@ -81,6 +81,19 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ),
     ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
     ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
+    ("tasks.delimiter", "tasks.source"): (["tasks.sst2.delimiter=;"], ["tasks.sst2.source=a.csv"]),
+    ("tasks.encoding", "tasks.source"): (
+        ["tasks.sst2.encoding=windows-1252", "tasks.sst2.source=a.parquet"],
+        ["tasks.sst2.source=a.JSONL"],
+    ),
+    ("tasks.streaming", "tasks.source"): (
+        ["tasks.sst2.streaming=true", "tasks.sst2.source=a.csv"],
+        ["tasks.sst2.source=hf:owner/name"],
+    ),
+    ("tasks.stratify", "tasks.kind"): (
+        ["tasks.sst2.stratify=true", "tasks.sst2.kind=generate"],
+        ["tasks.sst2.kind=classify"],
+    ),
     ("tasks.labels", "tasks.kind"): (
         ["tasks.sst2.labels={a='b'}", "tasks.sst2.kind=generate"],
         ["tasks.sst2.kind=classify"],
@@ -519,3 +532,10 @@ def test_what_an_override_disables_is_not_in_the_written_file(file, tmp_path):
         write_settings(settings, tmp_path / "experiment.toml", defaults=defaults)
         assert read_new_settings(tmp_path / "experiment.toml") == settings
     assert "mmse" not in (tmp_path / "experiment.toml").read_text()
+
+
+def test_sgd_with_adams_default_rate_is_told(file):
+    (line,) = settings_notes(read_new_settings(file, ["server.optimizer=sgd"]))
+    assert line.startswith("server.lr = 0.002: is the default for adam")
+    for overrides in (["server.optimizer=sgd", "server.lr=0.002"], ["server.optimizer=adamw"], []):
+        assert settings_notes(read_new_settings(file, overrides)) == []

@@ -84,8 +84,6 @@ def test_a_command_without_a_file_takes_experiment_toml(empty_folder: Path):
 @pytest.mark.parametrize("text", ["link", "federation", "experiments/link.toml"])
 def test_a_former_name_is_answered_with_todays(text, empty_folder):
     name = RENAMED[Path(text).stem]
-    with pytest.raises(
-        UserError, match=f"^{text}: no such file; the package's experiment of this name is called {name}"
-    ):
+    with pytest.raises(UserError, match=f"^{text}: no such file; the experiment of this name is called {name} now"):
         settings_path(text)
     assert settings_path(name).is_file()

@@ -423,15 +423,11 @@ def settings_notes(settings: Settings) -> list[str]:
             f'{", ".join(f"radio.{key}" for key in keys)}: {verb} nothing with radio.scheme = "error_free", on which '
             "no signal is sent"
         )
-    server = settings.server
-    if (
-        server.optimizer.name == "sgd"
-        and "lr" not in server.model_fields_set
-        and not settings.adapters.method.row.averages
-    ):
+    server, has_step = settings.server, not settings.adapters.method.row.averages
+    if has_step and server.optimizer.name == "sgd" and "lr" not in server.model_fields_set:
         lines.append(
-            f"server.lr = {server.lr}: is the default for adam, whose steps do not depend on the size of gradients; sgd "
-            "usually needs a rate some hundred times as large"
+            f"server.lr = {server.lr}: is the default for adam, whose steps do not depend on the size of gradients; "
+            "sgd usually needs a rate some hundred times as large"
         )
     if not radio.channel.row.standard:
         return lines

@@ -42,9 +42,7 @@ def settings_path(text: str | Path) -> Path:
     if is_name and path.name in names:
         return FOLDER / f"{path.name}.toml"
     if (is_name or path.suffix == ".toml") and path.stem in RENAMED and not path.exists():
-        raise UserError(
-            f"{text}: no such file; the package's experiment of this name is called {RENAMED[path.stem]} now"
-        )
+        raise UserError(f"{text}: no such file; the experiment of this name is called {RENAMED[path.stem]} now")
     if is_name and not path.exists():
         raise UserError(f"{text}: no such file, and none of the experiments {', '.join(names)}{hint(path.name, names)}")
     if path.stem in names and not path.exists():
