@@ -73,15 +73,17 @@ def test_a_fall_ends_with_the_run(name: str) -> None:
 
 def test_without_a_schedule_nothing_changes() -> None:
     step = ServerStep("adam", 2e-3, rounds=7)
-    assert not step.scheduled and step.at(5) is step
-    assert ServerStep("adam", 2e-3, {}, "constant", {"warmup": 2}, 7).at(2).step_size == pytest.approx(2e-3 * 2 / 3)
+    assert not step.has_schedule and step.of_round(5) is step
+    assert ServerStep("adam", 2e-3, {}, "constant", {"warmup": 2}, 7).of_round(2).step_size == pytest.approx(
+        2e-3 * 2 / 3
+    )
 
 
 @pytest.mark.parametrize("rate", [float("nan"), -1e-3, float("inf"), "1e-3", None, True])
 def test_a_schedule_gives_a_rate(rate: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEDULES.data, "mine", lambda lr, t, rounds: rate)
     with pytest.raises(UserError, match=r'^server.schedule = "mine": gives .* in round 3; should be a finite number'):
-        ServerStep("sgd", 0.1, {}, "mine", {}, 9).at(3)
+        ServerStep("sgd", 0.1, {}, "mine", {}, 9).of_round(3)
 
 
 RUN = ["server.rounds=3", "server.schedule=linear(warmup=1)", "server.lr=0.04", "run.eval_every=0"]

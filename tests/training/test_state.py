@@ -51,7 +51,7 @@ def test_adam_is_torchs(scale: float) -> None:
 @pytest.mark.parametrize("decay", [0.01, 0.5])
 def test_adamw_is_torchs(decay: float) -> None:
     """With its default decay, and one that a step cannot hide; decay 0 is Adam to the bit."""
-    start, lr, options = moving(1, 200, "adamw"), 0.01, {"weight_decay": decay}
+    start, lr, options = moving(1, 200, "adamw"), 0.03, {"weight_decay": decay}
     twin = torch.nn.Parameter(start.value.clone())
     optimizer = torch.optim.AdamW([twin], lr=lr, eps=1e-12, weight_decay=decay)
     now = bare = adam = start

@@ -98,7 +98,7 @@ class BoundMonitor:
     def plain(self) -> bool:
         """Whether the update is that of (39) to (43): SGD at one rate, without momentum, on mini-batch gradients."""
         step, local = self.server_step, self.local_training
-        plain = step.optimizer == "sgd" and not any(step.options.values()) and not step.scheduled
+        plain = step.optimizer == "sgd" and not any(step.options.values()) and not step.has_schedule
         return plain and local.steps == 1 and not local.max_norm
 
     def is_due(self, t: int) -> bool:

@@ -133,7 +133,7 @@ def train(device: Device, packet: Packet) -> Packet:
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
-    after = device_state.outcomes(personal, found["device"], t, made.server_step.at(t))
+    after = device_state.outcomes(personal, found["device"], t, made.server_step.of_round(t))
     device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     data = encode_gradient(
         found, clients.layout, device.task, made.payload, rounding_stream(made.seed, device.number, t)

@@ -38,7 +38,7 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         "devices.precision": settings.devices.precision,
     }
     # Values that change nothing at their defaults are left out, so that devices of a version without them agree.
-    if experiment.server_step.scheduled:
+    if experiment.server_step.has_schedule:
         work["server.schedule"] = f"{settings.server.schedule.label}, server.rounds = {experiment.server_step.rounds}"
     for key, value in (
         ("devices.proximal_mu", experiment.local_training.proximal_mu),

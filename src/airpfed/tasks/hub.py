@@ -79,7 +79,7 @@ def stream_hub(source: str, form: TextForm = UNKNOWN_FORM) -> Iterator[Row]:
             given = {"sep": form.delimiter, "encoding": form.encoding}
             options = {"keep_default_na": False} | {key: text for key, text in given.items() if text}
             head = datasets.load_dataset(path, config, split=split, streaming=True, **options)
-            columns = next(iter(head), {})  # the first row: with a type for each column, none is guessed
+            columns: dict[str, Any] = next(iter(head), {})  # the first row: with types for its columns, none is guessed
             options["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
         data = datasets.load_dataset(path, config, split=split, streaming=True, **options)
         names = _class_names(data) if data.features else {}

@@ -74,7 +74,7 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
     probe: the theory's probe; required if it sets the step size, and for the monitor.
     """
     seconds: dict[str, float] = {}
-    server_step = experiment.server_step.resolve(probe.eta if probe else None).at(state.round + 1)
+    server_step = experiment.server_step.resolve(probe.eta if probe else None).of_round(state.round + 1)
     eta = server_step.step_size
     with time_phase(seconds, "gradients"):
         devices = experiment.collect(experiment, state)
@@ -109,7 +109,7 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
         pi_claimed=received.pi_claimed,
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
-        lr=eta if experiment.server_step.scheduled else None,
+        lr=eta if experiment.server_step.has_schedule else None,
         clipped=devices.clipped,
         ledger=received.ledger + devices.cost,  # the air + the messages
         theory=theory,

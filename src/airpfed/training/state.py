@@ -54,16 +54,16 @@ class ServerStep:
         return self if self.lr is not None else replace(self, lr=eta)
 
     @property
-    def scheduled(self) -> bool:
+    def has_schedule(self) -> bool:
         """Whether the learning rate changes from round to round."""
         return self.schedule != "constant" or any(self.schedule_options.values())
 
-    def at(self, t: int) -> "ServerStep":
+    def of_round(self, t: int) -> "ServerStep":
         """The step of round t, with the learning rate that the schedule gives.
 
         Raises UserError if a schedule of the user's gives no rate.
         """
-        if not self.scheduled:
+        if not self.has_schedule:
             return self
         rate = SCHEDULES.bind(self.schedule, self.schedule_options)(self.step_size, t, self.rounds)
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < float("inf"):
