@@ -133,7 +133,7 @@ def test_every_document_of_use_has_commands() -> None:
         ("airpfed run minilm --set radio.design=error_free", "radio.scheme"),
         ("airpfed run experiments/minilm.toml", "is called minilm"),
         ("airpfed sweep conflict --grid tasks.*.dirichlet_alpha=0.1", "split"),
-        ("airpfed link link --grid radio.snr=0,10", "snr_db"),
+        ("airpfed link four_tasks --grid radio.snr=0,10", "snr_db"),
         ("airpfed federate init site --deal", "settings"),
         ("airpfed sweeps conflict", "sweeps"),
     ],

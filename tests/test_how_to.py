@@ -159,6 +159,13 @@ def optimizer_acts(page: Page) -> None:
     assert tensors["server.shared.mean"].norm() > 0 and "server.shared.first" not in tensors
 
 
+def schedule_acts(page: Page) -> None:
+    words = ("--set", "server.schedule=step(step_size=1)", "--set", "server.rounds=2")
+    good(command("run", *words, "--out", "two-rounds"))
+    records = run_files.load_records(page.folder / "two-rounds" / "records.jsonl")
+    assert [record.lr for record in records] == pytest.approx([5e-3, 5e-4])
+
+
 def split_acts(page: Page) -> None:
     settings = read_settings(page.folder / "experiment.toml", ["tasks.*.split=by_length"])
     first, last = ([len(sample.prompt) for sample in device] for device in build.load_tasks(settings)[0].train)
@@ -179,6 +186,7 @@ ROWS = {
     "method": Row("methods", "shared_a(personal=device)", method_acts),
     "aggregator": Row("aggregators", "capped(factor=1)", aggregator_acts),
     "optimizer": Row("optimizers", "lion(beta2=0.95)", optimizer_acts),
+    "schedule": Row("schedules", "step(step_size=1)", schedule_acts),
     "metric": Row("metrics", "f_beta(beta=0.5)", metric_acts),
     "source": Row("sources", "folders(path=messages, ending=.txt)", source_acts),
     "split": Row("splits", "by_length(noise=0.5)", split_acts),

@@ -516,7 +516,7 @@ def test_plugins_that_are_none_are_one_line(override, words, file):
 def test_with_an_experiment_of_the_package_a_plug_in_lies_in_the_working_directory(tmp_path, monkeypatch):
     plugins, _ = save_plugins(tmp_path, "design.py")
     monkeypatch.chdir(tmp_path)
-    done = good(command("link", "link", "--set", plugins, "--draws", "1", "--design", "mine", "--json"))
+    done = good(command("link", "four_tasks", "--set", plugins, "--draws", "1", "--design", "mine", "--json"))
     assert list(json.loads(done.out)) == ["mine"]
 
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.training.aggregators import AggregatorRow as AggregatorRow
     from airpfed.training.aggregators import DeviceUpdates as DeviceUpdates
     from airpfed.training.optimizers import OPTIMIZERS as OPTIMIZERS
+    from airpfed.training.schedules import SCHEDULES as SCHEDULES
 
 _MODULES = {
     # The radio
@@ -97,6 +98,7 @@ _MODULES = {
     "METRICS": "airpfed.tasks.metrics",
     "Metric": "airpfed.tasks.metrics",
     "OPTIMIZERS": "airpfed.training.optimizers",
+    "SCHEDULES": "airpfed.training.schedules",
     "AGGREGATORS": "airpfed.training.aggregators",
     "AggregatorRow": "airpfed.training.aggregators",
     "DeviceUpdates": "airpfed.training.aggregators",

@@ -120,7 +120,7 @@ def link(
     from airpfed.planning import link_study
 
     results = link_study.study_grid(file, _overrides(set_, plugin), grid or [], draws, correlation, design or ())
-    for line in settings_notes(settings_file.read_settings(file, _overrides(set_, plugin))):
+    for line in settings_notes(settings_file.read_settings(file, _overrides(set_, plugin), training=False)):
         typer.echo(line, err=True)
     if out is not None:
         results = link_study.save_results(results, out, grid or [], partial(typer.echo, err=True))

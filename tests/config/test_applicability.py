@@ -1,5 +1,6 @@
 """Settings that do nothing beside others: refused where the user wrote them, left out where they are defaults."""
 
+import random
 import tomllib
 from pathlib import Path
 
@@ -100,6 +101,19 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ("server.air_seconds_of", "server.air_seconds"): (["server.air_seconds_of=both"], ["server.air_seconds=1.0"]),
     ("tasks.sizes_sigma", "tasks.sizes"): (["tasks.sst2.sizes_sigma=0.5"], ["tasks.sst2.sizes=lognormal"]),
     ("tasks.text", "tasks.prompt"): (["tasks.sst2.text=body", "tasks.sst2.prompt={body}"], ["tasks.sst2.prompt="]),
+    ("tasks.delimiter", "tasks.source"): (["tasks.sst2.delimiter=;"], ["tasks.sst2.source=a.csv"]),
+    ("tasks.encoding", "tasks.source"): (
+        ["tasks.sst2.encoding=windows-1252", "tasks.sst2.source=a.parquet"],
+        ["tasks.sst2.source=a.JSONL"],
+    ),
+    ("tasks.streaming", "tasks.source"): (
+        ["tasks.sst2.streaming=true", "tasks.sst2.source=a.csv"],
+        ["tasks.sst2.source=hf:owner/name"],
+    ),
+    ("tasks.stratify", "tasks.kind"): (
+        ["tasks.sst2.stratify=true", "tasks.sst2.kind=generate"],
+        ["tasks.sst2.kind=classify"],
+    ),
     ("tasks.labels", "tasks.kind"): (
         ["tasks.sst2.labels={a='b'}", "tasks.sst2.kind=generate"],
         ["tasks.sst2.kind=classify"],
@@ -115,6 +129,11 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     ),
     ("adapters.head", "model.kind"): (["adapters.head=global", "model.kind=causal"], ["model.kind=auto"]),
     ("devices.local_lr", "devices.local_steps"): (["devices.local_lr=1e-3"], ["devices.local_steps=2"]),
+    ("server.schedule", "adapters.method"): (
+        ["server.schedule=cosine", "adapters.method=fedex", "radio.scheme=error_free"],
+        ["adapters.method=fedit"],
+    ),
+    ("devices.proximal_mu", "devices.local_steps"): (["devices.proximal_mu=0.1"], ["devices.local_steps=2"]),
     ("devices.memory_gb", "devices.chunk"): (["devices.memory_gb=4.0", "devices.chunk=1"], ["devices.chunk=0"]),
     ("radio.noise_dbm", "radio.snr_db"): (["radio.noise_dbm=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
     ("radio.noise_figure_db", "radio.snr_db"): (["radio.noise_figure_db=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
@@ -455,6 +474,75 @@ def test_a_key_of_the_file_that_an_override_disables_is_told_and_no_fault(file):
         read_new_settings(file)
 
 
+def written_is_accepted(settings, folder):
+    """What a run writes of its settings, with and without the keys at their defaults, is accepted, and is the same."""
+    for defaults in (True, False):
+        write_settings(settings, folder / "experiment.toml", defaults=defaults)
+        assert read_new_settings(folder / "experiment.toml") == settings
+
+
+def key_of(setting):
+    """`section.key` of a setting, whatever the task."""
+    path = setting.partition("=")[0].split(".")
+    return f"{path[0]}.{path[-1]}"
+
+
+def disabling(example):
+    """Settings of a file in which a key acts, and overrides after which it does nothing."""
+    wrong, right = EXAMPLES[example]
+    changed = {key_of(line) for line in right} - {example[0]}
+    acting = [line for line in right if key_of(line) in changed and not line.endswith("=")]
+    inside = [line for line in wrong if line is wrong[0] or (changed and key_of(line) not in changed)] + acting
+    return inside, [line for line in wrong[1:] if line not in inside] or [
+        f"{line.partition('=')[0]}=" for line in right
+    ]
+
+
+NOT_ALONE = {
+    ("run.cross_eval", "tasks"): "no override takes a task away",
+    **{(key, "theory.meter_every"): "an explicit 0 says that the keys are meant" for key in METERED},
+}
+"""Examples that no override disables: why."""
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if example not in NOT_ALONE])
+def test_whatever_an_override_disables_is_told_and_not_written(example, file, tmp_path):
+    """For every rule: the key acts in the file, an override disables it, and the run's own file can be run again."""
+    inside, overrides = disabling(example)
+    in_file(file, *inside)
+    read_new_settings(file)
+    notes: list[str] = []
+    settings = read_new_settings(file, overrides, notes=notes)
+    assert [line for line in notes if example[0].rpartition(".")[2] in line], notes
+    assert not [key for key in ineffective_keys(settings) if key.path[-1] == example[0].rpartition(".")[2]]
+    assert settings == read_settings(file, overrides), "resumed with the same words"
+    written_is_accepted(settings, tmp_path)
+
+
+def test_what_a_run_writes_is_accepted_again(file, tmp_path):
+    """Random files of two rules' keys, with random overrides: an accepted run writes a file that is accepted again."""
+    rng, accepted = random.Random(0), 0
+    for _ in range(120):
+        pairs = [disabling(example) for example in rng.sample(sorted(EXAMPLES), 2)]
+        lines = [line for inside, disabled in pairs for line in (*inside, *disabled)]
+        try:
+            in_file(file, *(line for line in lines if not line.endswith("=") and rng.random() < 0.6))
+            settings = read_new_settings(file, [line for line in lines if rng.random() < 0.4])
+        except UserError:
+            continue
+        accepted += 1
+        written_is_accepted(settings, tmp_path)
+    assert accepted > 30
+
+
+def test_a_study_keeps_what_a_run_would_drop(file):
+    """All designs are compared under the energy of the file, whichever design an override names."""
+    in_file(file, "radio.energy=per_round", "radio.design=mmse")
+    overrides = ["radio.design=uniform_forcing"]
+    assert read_new_settings(file, overrides).radio.energy == "per_slot"
+    assert read_new_settings(file, overrides, training=False).radio.energy == "per_round"
+
+
 def test_what_an_override_disables_is_not_in_the_written_file(file, tmp_path):
     """So that the experiment.toml of a run, and of a federation's server, can be run as it is."""
     file.write_text(BASE + '[radio]\ndesign = "mmse"\ncoherence_symbols = 100\nsnr_db = 3.0\n')
@@ -464,3 +552,10 @@ def test_what_an_override_disables_is_not_in_the_written_file(file, tmp_path):
         write_settings(settings, tmp_path / "experiment.toml", defaults=defaults)
         assert read_new_settings(tmp_path / "experiment.toml") == settings
     assert "mmse" not in (tmp_path / "experiment.toml").read_text()
+
+
+def test_sgd_with_adams_default_rate_is_told(file):
+    (line,) = settings_notes(read_new_settings(file, ["server.optimizer=sgd"]))
+    assert line.startswith("server.lr = 0.002: is the default for adam")
+    for overrides in (["server.optimizer=sgd", "server.lr=0.002"], ["server.optimizer=adamw"], []):
+        assert settings_notes(read_new_settings(file, overrides)) == []

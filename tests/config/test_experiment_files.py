@@ -6,6 +6,7 @@ import pytest
 
 from airpfed.config.experiment_files import (
     FOLDER,
+    RENAMED,
     default_path,
     display_name,
     experiment_names,
@@ -22,7 +23,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_experiment_goes_by_its_name():
-    assert {"quickstart", "minilm", "theory", "federation", "link"} <= set(experiment_names())
+    assert {"quickstart", "minilm", "theory", "three_devices", "four_tasks"} <= set(experiment_names())
     for name in experiment_names():
         path = settings_path(name)
         assert path.is_file() and path.parent == FOLDER and path.stem == name
@@ -78,3 +79,11 @@ def test_a_command_without_a_file_takes_experiment_toml(empty_folder: Path):
         default_path()
     (empty_folder / "experiment.toml").write_text("")
     assert default_path() == Path("experiment.toml")
+
+
+@pytest.mark.parametrize("text", ["link", "federation", "experiments/link.toml"])
+def test_a_former_name_is_answered_with_todays(text, empty_folder):
+    name = RENAMED[Path(text).stem]
+    with pytest.raises(UserError, match=f"^{text}: no such file; the experiment of this name is called {name} now"):
+        settings_path(text)
+    assert settings_path(name).is_file()

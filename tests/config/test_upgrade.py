@@ -10,7 +10,7 @@ import pytest
 import tomlkit
 
 from airpfed.config.choice import KINDS
-from airpfed.config.experiment_files import FOLDER
+from airpfed.config.experiment_files import FOLDER, RENAMED
 from airpfed.config.settings_file import differences, read_new_settings, read_settings, read_stored
 from airpfed.config.upgrade import DEFAULTS, MOVED_OPTIONS, upgrade_file, upgrade_tree
 from airpfed.core.errors import UserError
@@ -34,7 +34,7 @@ def old_text(name: str) -> str:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.name)
 def test_an_experiment_of_the_old_commit_becomes_todays(path, tmp_path):
     old = tmp_path / path.name
-    old.write_text(old_text(path.name))
+    old.write_text(old_text(next((f"{was}.toml" for was, name in RENAMED.items() if name == path.stem), path.name)))
     upgrade_file(old)
     upgraded, today = read_new_settings(old), read_new_settings(path)
     moved = {"tasks": {"__all__": {"source"}}, "model": {"base"}}  # paths lie beside their own file

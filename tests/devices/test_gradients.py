@@ -82,35 +82,48 @@ def test_stacked_gradients_are_each_devices_own(case: str, request: pytest.Fixtu
                 assert relative(found[scope][k], row[scope]) < 1e-5, (chunk, scope, k)
 
 
-@pytest.mark.parametrize("method", ["airpfed", "feddpa", "ffa"])
-def test_local_steps_send_the_mean_slope_of_the_way_walked(method: str, llama_settings: Path, tiny_llama: Path) -> None:
-    """(W_start - W_end) / (E local_lr) of a plain loop; what is frozen stays where it is on the way."""
+@pytest.mark.parametrize(("method", "mu"), [("airpfed", 0.0), ("feddpa", 0.0), ("ffa", 0.0), ("feddpa", 0.7)])
+def test_local_steps_send_the_mean_slope_of_the_way_walked(
+    method: str, mu: float, llama_settings: Path, tiny_llama: Path
+) -> None:
+    """(W_start - W_end) / (E local_lr) of a plain loop; what is frozen stays where it is on the way.
+
+    mu: of FedProx, whose term pulls every step after the first back to the start.
+    """
     made = experiment(llama_settings, f"adapters.method={method}", *UNEQUAL)
     clients, values, rate, steps = made.clients, random_vectors(made), 0.5, 3
     plan, _ = draw_batches(clients, torch.tensor([0, 3, 1, 2, 0]), BATCH, steps)
     alone = one_device(tiny_llama, clients, blocks_of(method, 2, 2))
-    found, loss = gradients(clients, values, plan, rate, 3)
+    found, loss = gradients(clients, values, plan, rate, 3, proximal_mu=mu)
+    free, _ = gradients(clients, values, plan, rate, 3)
     at_start, _ = gradients(clients, values, [one[:1] for one in plan], rate, 3)
     scopes = [scope for scope in SCOPES if scope != "frozen"]
     for k in range(len(plan)):
         rows = own_rows(values, clients, k)
-        end, first = walked(alone, rows, [picked(clients, k, rows) for rows in plan[k]], rate)
+        end, first = walked(alone, rows, [picked(clients, k, rows) for rows in plan[k]], rate, mu)
         torch.testing.assert_close(loss[k], first, rtol=1e-5, atol=0)
         for scope in scopes:
             way = (rows[scope] - end[scope]) / (steps * rate)
             assert relative(found[scope][k], way) < 1e-4, (scope, k)  # the difference of near values costs a digit
             assert not way.numel() or relative(at_start[scope][k], way) > 1e-2, "the steps are long enough to tell"
+            assert not way.numel() or (relative(free[scope][k], way) > 1e-2) == (mu > 0), "mu is large enough to tell"
 
 
-def walked(alone: OneDevice, rows: dict[str, Tensor], steps: list, rate: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Where plain gradient descent ends, and the loss it starts from."""
+def walked(
+    alone: OneDevice, rows: dict[str, Tensor], steps: list, rate: float, mu: float = 0.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Where plain gradient descent on the loss + mu/2 ||W - W_start||^2 ends, and the loss it starts from."""
+    start = {key: tensor.detach() for key, tensor in alone.cut(rows).items()}
     now, losses = alone.cut(rows), []
     frozen = {key for scope, key, _ in alone.order() if scope == "frozen"}
     for samples in steps:
         loss, gradient = alone.gradient(now, samples, 0)
         losses.append(loss)
         now = {
-            key: (tensor.detach() - (0.0 if key in frozen else rate) * gradient[key]).requires_grad_()
+            key: (
+                tensor.detach()
+                - (0.0 if key in frozen else rate) * (gradient[key] + mu * (tensor.detach() - start[key]))
+            ).requires_grad_()
             for key, tensor in now.items()
         }
     return {scope: row.detach() for scope, row in alone.paste(now).items()}, losses[0]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -83,6 +84,69 @@ def test_without_tensorboard_it_is_one_line_before_the_run(
     ):
         run.run_file(small_settings, ["run.tracker=tensorboard"], tmp_path / "run", False, "x")
     assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+def record(t: int) -> RoundRecord:
+    """A record of a task whose name has a colon, with one number that is none."""
+    numbers = {"mse": {}, "pi": 0.1 * t, "pi_claimed": None, "ledger": {"air_seconds": 0.2}, "seconds": {"air": 1.0}}
+    return RoundRecord(round=t, loss={"gym:sums": 1.0 / t, "b": float("nan")}, **numbers)
+
+
+SUMMARY = Summary(
+    method="airpfed",
+    rounds=2,
+    tasks={"gym:sums": {"metric": "accuracy", "base": 0.2, "final": 0.8, "samples": 250}},
+    average=0.8,
+    average_base=0.2,
+    pi_mean=0.01,
+    ledger={},
+    seconds={},
+    exit="completed",
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_mlflow_holds_every_number_without_a_network(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    out = tmp_path / "a run"
+    for _ in range(2):  # the second as after --resume
+        track = loggers.mlflow(out, experiment="mine")
+        for row in (record(1), record(2), SUMMARY):
+            track(row)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert [run.info.run_name for run in runs] == ["a run"] * 2
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    history = client.get_metric_history(runs[0].info.run_id, "loss/gym_sums")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
+    metrics = runs[0].data.metrics
+    assert metrics["summary/average"] == 0.8 and metrics["ledger/air_seconds"] == 0.2
+    assert len(metrics) == len(loggers.scalars(record(1))) + len(loggers.scalars(SUMMARY))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_holds_every_number_without_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    track = loggers.wandb(tmp_path, project="mine")
+    for row in (record(1), record(2), SUMMARY):
+        track(row)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    end = time.monotonic() + 60
+    while b"summary/average" not in file.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)  # another process of the library writes it
+    content = file.read_bytes()
+    names = [*loggers.scalars(record(1)), *(f"summary/{name}" for name in loggers.scalars(SUMMARY))]
+    assert all(name.encode() in content for name in names)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("mlflow", "mlflow"), ("wandb", "wandb")])
+def test_a_missing_tracker_names_its_extra(
+    name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf'^run.tracker = "{name}": .* is not installed; .*"airpfed\[{extra}\]"'):
+        loggers.TRACKERS.bind(name, {})(tmp_path)
 
 
 def test_event_files_read_back(tmp_path: Path) -> None:

@@ -22,6 +22,16 @@ CASES = {
     "both scopes, over the air": (),
     "ideal link, rounded at random to 8 bits": ("radio.scheme=error_free", "federation.payload=int8"),
     "a late device": ("devices.hertz=[2e9,2e9,2e9,1e5,2e9]", "server.deadline_seconds=0.5"),
+    "a schedule, decay, FedProx and clipping": (
+        "adapters.method=feddpa",
+        "radio.scheme=error_free",
+        "devices.local_steps=2",
+        "adapters.layers=last-2",
+        "server.optimizer=adamw",
+        "server.schedule=cosine(warmup=1)",
+        "devices.proximal_mu=0.5",
+        "devices.max_grad_norm=1e-3",
+    ),
     "device scope, local steps": (
         "adapters.method=feddpa",
         "radio.scheme=error_free",

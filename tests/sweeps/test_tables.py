@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from airpfed.sweeps.tables import ScoredRun, choose_tuned, means, measures, t_interval, t_quantile
+from airpfed.sweeps.console import interval_text
+from airpfed.sweeps.tables import Interval, ScoredRun, choose_tuned, means, measures, t_interval, t_quantile
 from support.sweeps import summary
 
 
@@ -96,3 +97,11 @@ def test_the_best_on_dev_is_chosen_whatever_test_says() -> None:
     assert choice.best == (("lr", "2"),), "means over seeds are 0.5, 0.6, 0.6: the first of equals"
     assert [(v[0][1], pytest.approx(d), n) for v, d, n in choice.tried] == [("1", 0.5, 2), ("2", 0.6, 2), ("3", 0.6, 2)]
     assert set(choose_tuned(rows, ["lr"])) == {(("method", "m"),)}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "+0.500"), (2, "+0.500"), (3, "+0.500 [+0.400, +0.600]"), (9, "+0.500 [+0.400, +0.600]")]
+)
+def test_an_interval_is_printed_from_three_seeds_on(count: int, text: str) -> None:
+    low, high = (None, None) if count == 1 else (0.4, 0.6)
+    assert interval_text(Interval(0.5, low, high, count), "+") == text

@@ -58,6 +58,32 @@ def test_too_few_samples_counts_the_distinct_ones(source: Source) -> None:
         build(source, replace(SHARES, test_samples=90), 1)
 
 
+def test_groups_are_in_one_part_and_told(source: Source) -> None:
+    """Also across tasks of one shuffle, whose own groups could fall otherwise."""
+    source = replace(source, group_column="who")
+    task = build(source, replace(SHARES, dev_samples=5, test_samples=15), 1)
+    who = [{s.group for s in part} for part in ([s for d in task.train for s in d], task.dev, task.test)]
+    assert [len(part) for part in who] == [3, 1, 1] and len(set().union(*who)) == 5
+    (note,) = task.counts.notes
+    assert note == (
+        "groups in train, dev and test: 3, 1 and 1, none in two of them; 20 samples are in none, because the other "
+        "samples of their group fill dev or test"
+    )
+    with pytest.raises(UserError, match=r"tasks.mine.group names 'whom', but .* did you mean 'who'"):
+        build(replace(source, group_column="whom"), SHARES, 1)
+    other = replace(source, name="other", classes=("a", "b"), label_column="label")
+    tasks = build_tasks([(source, replace(SHARES, test_samples=15, dev_samples=5)),
+                         (other, replace(SHARES, test_samples=25, dev_samples=5, split_as="mine"))], 1)  # fmt: skip
+    held_out = {s.group for task in tasks for s in (*task.dev, *task.test)}
+    assert not held_out & {s.group for task in tasks for device in task.train for s in device}
+
+
+def test_strata(source: Source) -> None:
+    task = build(source, replace(SHARES, stratify=True), 1)
+    assert [sum(s.label for s in part) for part in (task.dev, task.test)] in ([7, 12], [7, 13], [8, 12], [8, 13])
+    assert build_test_task(source, replace(SHARES, stratify=True), 1).test == task.test != build(source, SHARES, 1).test
+
+
 def test_column(source: Source) -> None:
     source, shares = (
         replace(source, device_column="who"),

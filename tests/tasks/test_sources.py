@@ -21,7 +21,7 @@ from airpfed.tasks import table_files
 from airpfed.tasks.hub import hub_parts, read_hub
 from airpfed.tasks.sample import Sample
 from airpfed.tasks.sources import SOURCES, Source, fill_template, load_source, read_row_source
-from airpfed.tasks.table_files import READERS, read_file
+from airpfed.tasks.table_files import READERS, TextForm, arrow_rows, read_file
 
 ROWS = [
     {"text": "good film, café", "label": "pos", "who": "ann"},
@@ -33,9 +33,9 @@ ROWS = [
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
     match path.suffix:
-        case ".csv":
+        case ".csv" | ".tsv":
             with path.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
                 writer.writeheader()
                 writer.writerows(rows)
         case ".jsonl":
@@ -158,7 +158,9 @@ def test_settings_errors(source: Source, change: dict[str, object], named: str) 
         ),
         ("a.csv", b"text,label\na,x\nb, x\n", "the one class 'x'"),
         ("a.csv", b"text,label,text\na,x,b\n", "column 'text' occurs twice in the header"),
-        ("a.csv", b"text;label\na;x\n", "has the columns text;label; fields should be separated by commas"),
+        ("a.csv", b"text:label\na:x\n", "has the columns text:label"),
+        ("a.csv", b"text;label,b\na;x,c\n", "has the columns text;label, b; did you mean 'text;label'?"),
+        ("a.csv", b'text,b;c;label\n"a" x,y;z\n', "if fields are separated by ';', delimiter should say so"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": "b"}\n', "row 1 of"),
         ("a.jsonl", b'{"text": "a", "label": NaN}\n', "has no text in column 'label'"),
         ("a.jsonl", b'{"text": "a", "label": "b"}\n{"text"\n', "line 2: "),
@@ -207,6 +209,45 @@ def test_class_numbers_become_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["label"] for row in read_hub("hf:owner/name:config@train[:5]")] == ["pos", "neg", ""]
     read_hub("hf:owner/name")
     assert asked == [("owner/name", "config", "train[:5]"), ("owner/name", None, "train")]
+
+
+def streamed(hub: Path, count: int, **options: object) -> Any:
+    """A task that reads `count` distinct prompts of a folder."""
+    return load_source(Source("mine", f"hf:{hub}", streaming=True, **options), count)
+
+
+def test_a_stream_is_read_until_there_are_enough_prompts(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the source's order, past duplicates, empty rows and other classes; what is behind is not converted."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    texts = [f"Text {i // 2}" if i % 10 else " " for i in range(5000)]
+    data = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 % 2 for i in range(5000)]}, features=features)
+    data.to_parquet(hub / "train.parquet", batch_size=500)
+    converted: list[int] = []
+    monkeypatch.setattr(
+        "airpfed.tasks.hub.arrow_rows",
+        lambda batches, names: (converted.append(1) or row for row in arrow_rows(batches, names)),
+    )
+    part = streamed(hub, 40, max_empty_share=0.2)
+    assert [sample.prompt for sample in part.samples] == [f"Text {i}\nLabel:" for i in range(40)]
+    assert part.names == ("neg", "pos") and len(converted) < 1000
+    assert part.counts.rows == 79 and part.counts.skipped == 8 and part.counts.duplicates == 31
+    assert part.counts.notes[0].startswith("streamed: the first 79 rows, in the source's order; ")
+    whole = load_source(Source("mine", f"hf:{hub}", max_empty_share=0.2), 40)
+    assert whole.counts.rows == 5000 and whole.samples[:40] == part.samples
+    everything = streamed(hub, 10**6, max_empty_share=0.2)
+    assert everything.samples == whole.samples and "the first 5,000 rows" in everything.counts.notes[0]
+    assert [s.label for s in streamed(hub, 30, max_empty_share=0.2, classes=("pos", "neg")).samples].count(1) > 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves its file open
+def test_a_stream_of_csv_is_text_and_a_wrong_column_ends_it(hub: Path) -> None:
+    write(hub / "train.csv", [{"text": f"{i:02}", "label": ("None", "01")[i % 2]} for i in range(60)])
+    assert [s.prompt for s in streamed(hub, 5).samples] == [f"{i:02}\nLabel:" for i in range(5)]
+    assert streamed(hub, 5).names == ("01", "None")
+    with pytest.raises(UserError, match=r"label names 'labl', but .* has the columns text, label"):
+        streamed(hub, 5, label_column="labl")
+    with pytest.raises(UserError, match=r"could not be streamed: .*trian"):
+        load_source(Source("mine", f"hf:{hub}@trian", streaming=True), 5)
 
 
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
@@ -447,12 +488,14 @@ def test_cells_of_json_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("a.csv", '"text";"label"\n"a";"x"\n', "fields should be separated by commas"),
-        ("a.csv", "text\tlabel\na\tx\n", "fields should be separated by commas"),
-        ("a.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16 text"),
-        ("a.csv", "text,label\na,b\n".encode("utf-16-be"), "a zero byte at byte 0 (it may be UTF-16)"),
-        ("a.jsonl", "{}".encode("utf-32"), "UTF-32 text"),
-        ("a.tsv", "text\tlabel\n", "(UTF-8, commas), .jsonl, .json (a list of objects), .parquet (.tsv is not read)"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16") + b"x", "not UTF-16 text at byte"),
+        ("a.csv", "text,label\na,b\n".encode("utf-32-be"), "a zero byte at byte 0; if it is text, encoding should"),
+        ("a.csv", b"text,label\na,\0b\n", "a zero byte at byte 13"),
+        ("a.csv", "text,label\nна,b\n".encode("cp1251"), "windows-1252 'íà,b', windows-1251 'на,b', mac-roman"),
+        ("a.txt", "text\tlabel\n", "known are .csv, .tsv, .jsonl, .json (a list of objects), .parquet (.txt is not"),
+        ("a.tsv", "text\tlabel\n", "holds no rows"),
+        ("a.tsv", "text\ttext\na\tb\n", "column 'text' occurs twice"),
+        ("a.tsv", 'text\tlabel\na\tb\tc\n', "line 2 has more fields than the header"),
         ("a.csv.gz", b"\x1f\x8b", "(.gz is not read): save or unpack it as one of these"),
         ("a.XLSX", b"PK", "(.xlsx is not read)"),
         ("a", "x", "the name has no ending"),
@@ -470,6 +513,55 @@ def test_cells_of_json_that_are_no_text(tmp_path: Path) -> None:
 def test_files_that_are_something_else(tmp_path: Path, name: str, content: str | bytes, named: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert named in message(Source("mine", str(tmp_path / name)))
+
+
+PAIRS = [("Straße; ein Café", "pos"), ("“so”, na ja", "neg"), ('ein "Wort"', "pos"), ("a\tb|c", "neg")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiters_and_encodings_are_found_and_told(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    path, notes = tmp_path / "a.csv", list[str]()
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([("text", "label"), *PAIRS])
+    rows = read_file(path, notes=notes)
+    assert rows == [{"text": text, "label": label} for text, label in PAIRS]
+    told = {",": [], "\t": ["a.csv: fields are separated by tabs"]}.get(
+        delimiter, [f"a.csv: fields are separated by {delimiter!r}"]
+    )
+    assert [line for line in notes if "fields" in line] == told
+    assert [line for line in notes if "text, as" in line] == (
+        [] if encoding.startswith("utf-8") else [f"a.csv: {encoding.upper()} text, as its bytes say"]
+    )
+    data = load_source(Source("mine", str(path)), 0)
+    assert data.counts.notes == tuple(notes) and len(data.samples) == 4
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter"), [("windows-1252", ":"), ("shift_jis", "~"), ("utf-7", ","), ("mac-roman", "")]
+)
+def test_what_cannot_be_found_is_given(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    pairs = [(text.replace("ß", "ss").replace("é", "e").replace("“", "'").replace("”", "'"), x) for text, x in PAIRS]
+    pairs += [("昨日は店に", "pos")] if encoding == "shift_jis" else [("straße où", "pos")]
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter or ",").writerows([("text", "label"), *pairs])
+    form = TextForm(delimiter, encoding)
+    assert read_file(path, form) == [{"text": text, "label": label} for text, label in pairs]
+    assert load_source(Source("mine", str(path), form=form), 0).counts.notes == ()
+    with pytest.raises(UserError, match=r"not utf-8 text at byte|no such column|should|does not"):
+        read_file(path, TextForm(delimiter, "utf-16" if encoding == "utf-7" else "utf-8"))
+
+
+def test_a_tab_file_with_stray_quotation_marks_keeps_its_lines(tmp_path: Path) -> None:
+    """Read as CSV, the mark would swallow two rows. Quoted fields are unquoted all the same."""
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"so it begins\ta\nand goes on\tb\nuntil "here"\ta\n"""quoted"" in full"\tb\n""\tc\n')
+    assert [row["text"] for row in read_file(path)] == [
+        '"so it begins', "and goes on", 'until "here"', '"quoted" in full', "",
+    ]  # fmt: skip
+    path.write_text('text\tlabel\n"two\nlines"\ta\nb\tc\n')
+    assert [row["text"] for row in read_file(path)] == ["two\nlines", "b"]
 
 
 def test_only_regular_files_of_a_size_that_fits_are_read(tmp_path: Path) -> None:

@@ -54,6 +54,51 @@ def test_split_needs_a_training_sample() -> None:
         split_samples(pool(30), 10, 20, 1, "a")
 
 
+def people(sizes: list[int], classes: int = 3) -> Samples:
+    """Samples of people with so many rows each."""
+    return tuple(
+        Sample(f"text {p} {i}", " x", (p + i) % classes, group=f"person {p}")
+        for p, n in enumerate(sizes)
+        for i in range(n)
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sizes", [[5] * 20, [1] * 100, [1, 40, 2, 30, 5, 9, 3, 10, 4, 6]])
+def test_nobody_is_on_two_sides_of_a_split(sizes: list[int], seed: int) -> None:
+    """Dev and test have their sizes exactly; only rows of a person who would exceed them are in none."""
+    samples = people(sizes)
+    train, dev, test = split_samples(samples, 10, 20, seed, "a")
+    who = [{sample.group for sample in part} for part in (train, dev, test)]
+    assert not (who[0] & who[1] or who[0] & who[2] or who[1] & who[2])
+    assert (len(dev), len(test)) == (10, 20) and len(set(train) | set(dev) | set(test)) == len(train) + 30
+    lost = set(samples) - set(train) - set(dev) - set(test)
+    assert len({sample.group for sample in lost}) <= 2 and {sample.group for sample in lost} <= who[1] | who[2]
+    assert sizes != [1] * 100 or not lost
+    assert split_samples(samples, 10, 20, seed, "a") == (train, dev, test)
+    assert split_samples(samples, 10, 20, seed + 9, "a")[2] != test
+
+
+def test_too_few_people_are_counted() -> None:
+    with pytest.raises(UserError, match=r"leave nothing to train on; there are 100 distinct samples of 2 groups$"):
+        split_samples(people([50, 50]), 10, 20, 0, "a")
+
+
+@pytest.mark.parametrize("counts", [[50, 30, 20], [90, 7, 3], [97, 2, 1], [34, 33, 33]])
+def test_a_stratified_split_has_the_shares_of_all(counts: list[int]) -> None:
+    """To the nearest sample, in every part; the parts are still random, disjoint and complete."""
+    samples = tuple(Sample(f"text {c} {i}", " x", c) for c, n in enumerate(counts) for i in range(n))
+    parts = split_samples(samples, 10, 20, 0, "a", stratify=True)
+    assert [len(part) for part in parts] == [70, 10, 20] and set().union(*parts) == set(samples)
+    for part in parts:
+        shares = Counter(sample.label for sample in part)
+        assert all(abs(shares[c] - n * len(part) / 100) < 2 for c, n in enumerate(counts))
+    assert all(abs(Counter(s.label for s in parts[2])[c] - n / 5) < 1 for c, n in enumerate(counts))
+    assert split_samples(samples, 10, 20, 1, "a", stratify=True)[2] != parts[2]
+    labels = [sample.label for sample in parts[0]]
+    assert labels != sorted(labels), "in random order"
+
+
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "column"])
 @pytest.mark.parametrize("spread", ["equal", "lognormal"])
 def test_shares_are_disjoint_and_fixed(how: str, spread: str) -> None:

@@ -12,7 +12,7 @@ from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate, initial_statistics, uplink
 from airpfed.config.settings_file import read_new_settings
 from airpfed.core.errors import UserError
-from airpfed.training.aggregators import AGGREGATORS, AggregatorRow, DeviceUpdates, Sums
+from airpfed.training.aggregators import AGGREGATORS, AggregatorRow, DeviceUpdates, Sums, trimmed_count
 from support.commands import command, good
 from support.experiments import experiment
 from support.uplinks import everyone, gradients, make_air, means
@@ -128,3 +128,10 @@ def test_a_run_with_a_rule_trains(rule, small_settings: Path, tmp_path: Path, sh
 def test_the_uplink_is_the_default(small_settings: Path, shared_bases: None):
     made = experiment(small_settings, "radio.scheme=error_free")
     assert isinstance(made.aggregate, partial) and made.aggregate.func is uplink
+
+
+@pytest.mark.parametrize(
+    ("trim", "devices", "cut"), [(0.1, 4, 1), (0.1, 2, 0), (0.1, 20, 2), (0.3, 10, 3), (0.0, 9, 0)]
+)
+def test_trimmed_count_is_what_trimmed_mean_leaves_out(trim, devices, cut):
+    assert trimmed_count(trim, devices) == cut

@@ -48,6 +48,24 @@ def test_adam_is_torchs(scale: float) -> None:
     assert (now.value - start.value).abs().mean() > lr
 
 
+@pytest.mark.parametrize("decay", [0.01, 0.5])
+def test_adamw_is_torchs(decay: float) -> None:
+    """With its default decay, and one that a step cannot hide; decay 0 is Adam to the bit."""
+    start, lr, options = moving(1, 200, "adamw"), 0.03, {"weight_decay": decay}
+    twin = torch.nn.Parameter(start.value.clone())
+    optimizer = torch.optim.AdamW([twin], lr=lr, eps=1e-12, weight_decay=decay)
+    now = bare = adam = start
+    for slope in slopes(8, 1, 200):
+        now = update(now, slope, torch.tensor([True]), ServerStep("adamw", lr, options))
+        bare = update(bare, slope, torch.tensor([True]), ServerStep("adamw", lr, {"weight_decay": 0.0}))
+        adam = update(adam, slope, torch.tensor([True]), ServerStep("adam", lr))
+        twin.grad = slope.clone()
+        optimizer.step()
+        torch.testing.assert_close(now.value, twin.detach(), rtol=0, atol=1e-4 * lr)
+    assert torch.equal(bare.value, adam.value)
+    assert (now.value - adam.value).abs().max() > 1e-2 * lr, "the decay is long enough to tell"
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_copies_that_do_not_move_stay_bit_identical(optimizer: str) -> None:
     """Also where their row of the gradient is not a number; the others do not notice."""

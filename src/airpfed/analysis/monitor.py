@@ -96,8 +96,10 @@ class BoundMonitor:
 
     @property
     def plain(self) -> bool:
-        """Whether the update is that of (39) to (43): SGD on mini-batch gradients."""
-        return self.server_step.optimizer == "sgd" and self.local_training.steps == 1
+        """Whether the update is that of (39) to (43): SGD at one rate, without momentum, on mini-batch gradients."""
+        step, local = self.server_step, self.local_training
+        plain = step.optimizer == "sgd" and not any(step.options.values()) and not step.has_schedule
+        return plain and local.steps == 1 and not local.max_norm
 
     def is_due(self, t: int) -> bool:
         """Whether round t is to be checked."""

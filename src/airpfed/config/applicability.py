@@ -11,6 +11,7 @@ from typing import Any
 from airpfed.config.choice import Choice
 from airpfed.config.schema import Settings, TaskSettings, TheorySettings
 from airpfed.core.errors import UserError, printable
+from airpfed.core.paths import HUB
 
 Condition = Callable[[Settings, TaskSettings], bool]
 
@@ -49,6 +50,12 @@ def _has_dev(settings: Settings, _: TaskSettings) -> bool:
 
 def _is_classified(_: Settings, task: TaskSettings) -> bool:
     return task_kind(task) == "classify"
+
+
+def _ends_with(task: TaskSettings, *endings: str) -> bool:
+    """Check whether a task's source is a file with one of the endings, or a data set, whose files may have any."""
+    source = task.source or task.name
+    return source.startswith(HUB) or source.lower().endswith(endings)
 
 
 def _is_cell_free(settings: Settings, _: TaskSettings) -> bool:
@@ -171,7 +178,7 @@ RULES = (
             "the method has its own rule, whose step size is devices.local_lr",
             training=True,
         )
-        for key in ("optimizer", "lr")
+        for key in ("optimizer", "lr", "schedule")
     ),
     Rule("tasks.sizes_sigma", "tasks.sizes", lambda _, t: t.sizes == "lognormal", 'it is for sizes = "lognormal"'),
     Rule(
@@ -180,6 +187,25 @@ RULES = (
         lambda _, t: not t.prompt,
         "it is for the default prompt, give only one of the two",
     ),
+    Rule(
+        "tasks.delimiter",
+        "tasks.source",
+        lambda _, t: _ends_with(t, ".csv", ".tsv"),
+        "it is for .csv and .tsv files",
+    ),
+    Rule(
+        "tasks.encoding",
+        "tasks.source",
+        lambda _, t: _ends_with(t, ".csv", ".tsv", ".json", ".jsonl"),
+        "it is for text files",
+    ),
+    Rule(
+        "tasks.streaming",
+        "tasks.source",
+        lambda _, t: (t.source or t.name).startswith(HUB),
+        "it is for data sets, hf:OWNER/NAME",
+    ),
+    Rule("tasks.stratify", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.labels", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.classes", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.max_new_tokens", "tasks.kind", lambda _, t: task_kind(t) == "generate", 'it is for kind = "generate"'),
@@ -219,6 +245,12 @@ RULES = (
         "devices.local_steps",
         lambda s, _: s.devices.local_steps > 1 or s.adapters.method.row.averages,
         "it is for local_steps above 1, and server.lr sets the step",
+    ),
+    Rule(
+        "devices.proximal_mu",
+        "devices.local_steps",
+        lambda s, _: s.devices.local_steps > 1,
+        "it is for local_steps above 1, because the first step starts where the term is 0",
     ),
     Rule(
         "devices.memory_gb",
@@ -389,15 +421,11 @@ def _condition(settings: Settings, key: str, task: TaskSettings, name: str) -> s
 
 
 def disabled_keys(settings: Settings, overridden: Collection[str]) -> list[IneffectiveKey]:
-    """List the keys of a file that have no effect because of the scheme or the method that an override sets.
+    """List the keys of a run's file that have no effect because of a key that an override sets.
 
     overridden: keys that overrides set, `section.key`.
     """
-    return [
-        key
-        for key in ineffective_keys(settings)
-        if key.condition in ("radio.scheme", "adapters.method") and is_overridden(key, overridden)
-    ]
+    return [key for key in ineffective_keys(settings) if is_overridden(key, overridden)]
 
 
 def is_overridden(key: IneffectiveKey, overridden: Collection[str]) -> bool:
@@ -429,6 +457,12 @@ def settings_notes(settings: Settings) -> list[str]:
         lines.append(
             f'{", ".join(f"radio.{key}" for key in keys)}: {verb} nothing with radio.scheme = "error_free", on which '
             "no signal is sent, but count for the seconds of the downlink"
+        )
+    server, has_step = settings.server, not settings.adapters.method.row.averages
+    if has_step and server.optimizer.name == "sgd" and "lr" not in server.model_fields_set:
+        lines.append(
+            f"server.lr = {server.lr}: is the default for adam, whose steps do not depend on the size of gradients; "
+            "sgd usually needs a rate some hundred times as large"
         )
     if not radio.channel.row.standard:
         return lines

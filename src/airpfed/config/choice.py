@@ -54,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "sources": Kind("sources", "source", "tasks.source", "airpfed.tasks.sources:SOURCES"),
     "metrics": Kind("metrics", "metric", "tasks.metric", "airpfed.tasks.metrics:METRICS"),
     "optimizers": Kind("optimizers", "optimizer", "server.optimizer", "airpfed.training.optimizers:OPTIMIZERS"),
+    "schedules": Kind("schedules", "schedule", "server.schedule", "airpfed.training.schedules:SCHEDULES"),
     "aggregators": Kind("aggregators", "aggregator", "server.aggregator", "airpfed.training.aggregators:AGGREGATORS"),
     "trackers": Kind("trackers", "tracker", "run.tracker", "airpfed.experiment.loggers:TRACKERS"),
 }

@@ -9,6 +9,9 @@ from airpfed.core.errors import UserError, hint
 FOLDER = Path(__file__).parents[1] / "experiments"
 """Folder of the settings files that ship with the package."""
 
+RENAMED = {"link": "four_tasks", "federation": "three_devices"}
+"""Former names of experiments that ship with the package, and their names today."""
+
 MAX_BYTES = 4 << 20
 """Size of the largest settings file. A larger file must be something else."""
 
@@ -38,6 +41,8 @@ def settings_path(text: str | Path) -> Path:
     is_name = not any(mark in str(text) for mark in "/\\") and path.suffix != ".toml" and not path.is_file()
     if is_name and path.name in names:
         return FOLDER / f"{path.name}.toml"
+    if (is_name or path.suffix == ".toml") and path.stem in RENAMED and not path.exists():
+        raise UserError(f"{text}: no such file; the experiment of this name is called {RENAMED[path.stem]} now")
     if is_name and not path.exists():
         raise UserError(f"{text}: no such file, and none of the experiments {', '.join(names)}{hint(path.name, names)}")
     if path.stem in names and not path.exists():

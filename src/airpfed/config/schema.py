@@ -92,7 +92,8 @@ class TaskSettings(Section):
     )
     source: Annotated[str, BeforeValidator(_row_label)] = Field(
         "",
-        description="catalogue name, row of `airpfed list sources`, .csv/.jsonl/.json/.parquet file, hf:OWNER/NAME or "
+        description="catalogue name, row of `airpfed list sources`, .csv/.tsv/.jsonl/.json/.parquet file, "
+        "hf:OWNER/NAME or "
         "hf:./folder; default: the name",
     )
     kind: Literal["auto", "classify", "generate"] = Field(
@@ -133,6 +134,25 @@ class TaskSettings(Section):
         description="name of a task of the same source: both share one shuffle into test, dev and train, so that "
         "neither trains on the other's test texts; default: a separate shuffle",
     )
+    group: str = Field(
+        "",
+        description="column of what may not be in two of train, dev and test, such as a person or a document; default: "
+        "every row by itself",
+    )
+    stratify: bool = Field(False, description="whether each class has the same share of train, dev and test (classify)")
+    delimiter: Annotated[str, Field(pattern=r"^[^\"\r\n]?$")] = Field(
+        "",
+        description="character between the fields of a .csv or .tsv file; default: found, comma, semicolon, tab or |",
+    )
+    encoding: str = Field(
+        "",
+        description="encoding of a text file, such as windows-1252; default: UTF-8, or UTF-16 or UTF-32 if its bytes "
+        "say so",
+    )
+    streaming: bool = Field(
+        False,
+        description="whether a data set of hf:... is read in its order only until devices, dev and test are full",
+    )
     sizes: Literal["equal", "lognormal"] = Field(
         "equal", description="distribution of the number of samples over the devices"
     )
@@ -157,6 +177,25 @@ class TaskSettings(Section):
     max_new_tokens: int = Field(
         32, ge=1, le=100_000, description="largest number of tokens that greedy decoding generates (generate)"
     )
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> "TaskSettings":
+        try:
+            if self.encoding:
+                "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"encoding = {self.encoding!r}: no such encoding of text; one is, for example, windows-1252"
+            ) from None
+        if self.stratify and self.group:
+            raise ValueError(
+                f'stratify = true: should be false with group = "{self.group}", because whole groups are assigned'
+            )
+        if self.streaming and self.devices == 0:
+            raise ValueError(
+                "devices = 0: should be a number with streaming = true, which reads until devices are full"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_devices(self) -> "TaskSettings":
@@ -186,6 +225,20 @@ class DeviceSettings(Section):
         1, ge=1, le=1_000_000, description="E, local steps of a round; with E > 1 the pseudo-gradient is sent"
     )
     local_lr: float = Field(1e-3, gt=0, le=1e38, description="learning rate of local steps (E > 1 only)")
+    proximal_mu: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="mu of FedProx (Li et al., MLSys 2020): local steps also follow the gradient of mu/2 ||W - "
+        "W_start||^2 (E > 1 only)",
+    )
+    max_grad_norm: float = Field(
+        0.0,
+        ge=0,
+        le=1e30,
+        description="largest L2 norm of what a device trains in a round: a larger gradient, or pseudo-gradient, is "
+        "scaled down to it before it is sent; 0: no clipping",
+    )
     memory_gb: float = Field(
         4.0, gt=0, le=1e6, description="memory for the activations of devices computed at once, GB"
     )
@@ -270,6 +323,11 @@ class ServerSettings(Section):
         "measures "
         'before round 1 (optimizer = "sgd")',
     )
+    schedule: Annotated[Choice, ChoiceOf("schedules")] = Field(
+        "constant",
+        validate_default=True,
+        description="learning rate of each round, from lr and the number of rounds; every row has a warm-up",
+    )
     rounds: int = Field(35, ge=1, le=10_000_000, description="T, number of rounds")
     air_seconds: float | None = Field(
         None,
@@ -308,6 +366,11 @@ class ServerSettings(Section):
         if self.lr == "theory" and self.optimizer.label != "sgd":
             raise ValueError(
                 f'lr = "theory": needs optimizer = "sgd", not "{self.optimizer.label}"; give a number, or choose sgd'
+            )
+        if self.lr == "theory" and self.schedule.label != "constant":
+            raise ValueError(
+                f'lr = "theory": is one rate for all rounds and needs schedule = "constant", not '
+                f'"{self.schedule.label}"; give a number, or leave the schedule out'
             )
         return self
 
@@ -780,7 +843,15 @@ class Settings(Section):
                 raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
             if other is None:
                 continue
-            keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
+            keys: tuple[str, ...] = (
+                "classes",
+                "prompt",
+                "max_chars",
+                "test_samples",
+                "dev_samples",
+                "group",
+                "stratify",
+            )
             keys += () if task.prompt else ("text", "kind")  # the default prompt consists of them
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
             differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []
@@ -801,6 +872,11 @@ class Settings(Section):
             raise ValueError(
                 f"devices.local_steps = {self.devices.local_steps}: should be 1 with "
                 f'adapters.method = "{method}", whose one worker has no local steps'
+            )
+        if self.server.lr == "theory" and self.devices.max_grad_norm:
+            raise ValueError(
+                f'devices.max_grad_norm = {self.devices.max_grad_norm:g}: should be 0 with server.lr = "theory", whose '
+                "bounds are those of gradients that are not clipped"
             )
         if self.server.aggregator.name != "uplink" and self.radio.scheme.name != "error_free":
             raise ValueError(

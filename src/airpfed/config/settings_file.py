@@ -37,15 +37,18 @@ def read_settings(
     notes: list[str] | None = None,
     run_plugins: bool = True,
     older: bool = False,
+    training: bool = True,
 ) -> Settings:
     """Read the settings of a file and apply `section.key=value` overrides. Raises UserError with a line per problem.
 
     The key of a task is `tasks.NAME.key`, or `tasks.*.key` for all tasks. Data and model paths are relative to the
     file, including those of overrides. notes: a list that receives lines for the user on what overrides drop.
     run_plugins: whether the plug-ins that the file names are loaded; without them, their rows should be there. older:
-    whether the settings may be those of an older version, such as a finished run's.
+    whether the settings may be those of an older version, such as a finished run's. training: whether they are for a
+    run; then keys of the file that overrides disable are left out, so that the file that the run writes can be run. A
+    study keeps them: it may compare designs or schemes that use them.
     """
-    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins, older)
+    return settings_from_tree(read_tree(path), str(path), path.parent, overrides, notes, run_plugins, older, training)
 
 
 def settings_from_tree(
@@ -56,11 +59,12 @@ def settings_from_tree(
     notes: list[str] | None = None,
     run_plugins: bool = True,
     older: bool = False,
+    training: bool = True,
 ) -> Settings:
     """Make settings of the tree of a settings file, with `section.key=value` overrides, as `read_settings` does.
 
     source: what messages call the tree. folder: the folder that paths of data, models and plug-ins are relative to.
-    notes, run_plugins, older: see `read_settings`.
+    notes, run_plugins, older, training: see `read_settings`.
     """
     copy = deepcopy(dict(tree))
     if older:
@@ -72,12 +76,16 @@ def settings_from_tree(
     copy.pop("expected", None)
     copy = _load_plugins_of(copy, folder, run_plugins)
     settings = parse_settings(copy, source)
-    if choices_checked() and (disabled := disabled_keys(settings, overridden_keys(overrides))):
-        # Left out of the settings, so that the file that a run writes of them can be run as it is.
-        remove_keys(copy, (key.path for key in disabled))
-        settings = parse_settings(copy, source)
-        if notes is not None:
-            notes += [key.line for key in disabled]
+    if training and choices_checked():
+        overridden = overridden_keys(overrides)
+        while disabled := disabled_keys(settings, overridden):
+            remove_keys(copy, (key.path for key in disabled))
+            settings = parse_settings(copy, source)
+            overridden |= {
+                f"{key.path[0]}.{key.path[-1]}" for key in disabled
+            }  # back at a default that may disable more
+            if notes is not None:
+                notes += [key.line for key in disabled]
     tasks = tuple(
         task.model_copy(update={"source": source_in(task.source or task.name, folder)}) for task in settings.tasks
     )
@@ -144,7 +152,7 @@ def read_new_settings(
     run, which trains. notes: a list that receives lines for the user on what the overrides make ineffective.
     """
     overrides = list(overrides)
-    settings = read_settings(path, overrides, notes)
+    settings = read_settings(path, overrides, notes, training=training)
     check_new(settings, str(path), overrides, training, notes)
     return settings
 
@@ -220,6 +228,8 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
             for file in plugins
         ]
         tree = {"plugins": names} | tree
+    if "meter_every" in settings.theory.model_fields_set:  # an explicit 0 says that the section's other keys are meant
+        tree.setdefault("theory", {})["meter_every"] = settings.theory.meter_every
     remove_keys(tree, default_keys_without_effect(settings))
     write_atomic(path, heading + tomlkit.dumps(tree))
 

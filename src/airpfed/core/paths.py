@@ -6,7 +6,7 @@ from pathlib import Path
 from airpfed.core.errors import UserError
 from airpfed.core.rows import CALL
 
-TABLES = (".csv", ".json", ".jsonl", ".parquet")
+TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 """Endings, in any case, of the files that hold a task's data."""
 MAX_BYTES = 1 << 29
 """Size of the largest data file that is read, and letters of all its cells."""

@@ -281,6 +281,14 @@ class RoundRecord(Record):
     late: list[Count] = Field(
         [], description="those of the absent devices that computed longer than server.deadline_seconds"
     )
+    lr: Number | None = Field(
+        None, description="learning rate of the round's update; null where server.schedule does not change it"
+    )
+    clipped: Number | None = Field(
+        None,
+        description="share of the present devices whose gradient was scaled down to devices.max_grad_norm; null "
+        "without it",
+    )
     theory: Theory | None = Field(None, description="bounds of the round, in rounds that theory.meter_every selects")
     ledger: Ledger = Field(description="cost of this round")
     seconds: dict[str, Number] = Field(description="phase -> wall-clock seconds")

@@ -28,14 +28,15 @@ def gradients(
     local_lr: float,
     devices_per_pass: int,
     active_columns: tuple[int, int] | None = None,
+    proximal_mu: float = 0.0,
 ) -> tuple[Vectors, Float[Tensor, " K"]]:
     """Each device's gradient of its own loss at its own parameters, and its loss in the first local step (nats).
 
     plan: sample indices by device and local step (E steps). With E > 1 the result is the pseudo-gradient
-    (W_start - W_end) / (E local_lr). devices_per_pass: devices computed together (`group_devices`). active_columns:
-    first and last column of the `global` vector that local steps may change; None for all columns. Methods with
-    alternating factors need it when E > 1. Returns scope -> (K, d_scope) and losses (K,); the matrices may lie in a
-    temporary file (`core.memory`).
+    (W_start - W_end) / (E local_lr) of steps on the loss + proximal_mu/2 ||W - W_start||^2. devices_per_pass: devices
+    computed together (`group_devices`). active_columns: first and last column of the `global` vector that local steps
+    may change; None for all columns. Methods with alternating factors need it when E > 1. Returns scope ->
+    (K, d_scope) and losses (K,); the matrices may lie in a temporary file (`core.memory`).
     """
     results, losses = zero_gradients(clients), torch.zeros(len(clients.shards))
     for k, steps in enumerate(plan):
@@ -43,7 +44,7 @@ def gradients(
 
     def work(backbone: Backbone, devices: list[int]) -> None:
         local = replace(clients, backbone=backbone)
-        group, loss = _local_steps(local, vectors, plan, devices, local_lr, active_columns)
+        group, loss = _local_steps(local, vectors, plan, devices, local_lr, active_columns, proximal_mu)
         index = torch.tensor(devices)
         losses[index] = loss.to(losses)
         for scope, matrix in results.items():
@@ -69,21 +70,27 @@ def _local_steps(
     devices: list[int],
     local_lr: float,
     active_columns: tuple[int, int] | None,
+    proximal_mu: float,
 ) -> tuple[Vectors, Float[Tensor, " k"]]:
-    """All local steps of some devices, computed together: mean gradients over the steps, losses of the first step."""
+    """All local steps of some devices, computed together: mean gradients over the steps, losses of the first step.
+
+    The proximal term of FedProx adds proximal_mu (W - W_start) to the gradient of each step after the first.
+    """
     index = torch.tensor(devices)
     start = gather(vectors, clients.layout, clients.task_of[index], index)
     factors = {key: tensor.to(clients.backbone.device) for key, tensor in start.items()}
-    steps = len(plan[devices[0]])
+    origin, steps = factors, len(plan[devices[0]])
     masks = trainable_masks(clients, factors, active_columns) if steps > 1 else {}
     total: Factors = {}
     losses = []
     for step in range(steps):
         loss, gradient = loss_gradient(clients, factors, devices, [plan[k][step] for k in devices])
         losses.append(loss)
+        if proximal_mu and step:
+            gradient = {key: gradient[key] + proximal_mu * (factors[key] - origin[key]) for key in gradient}
         total = {key: total[key] + gradient[key] for key in total} if total else gradient
         if step + 1 < steps:
-            factors |= {key: factors[key] - local_lr * masks[key] * gradient[key] for key in total}
+            factors = factors | {key: factors[key] - local_lr * masks[key] * gradient[key] for key in total}
     mean = {key: tensor.cpu() if steps == 1 else (tensor / steps).cpu() for key, tensor in total.items()}
     return flatten(mean, clients.layout), losses[0].cpu()
 

@@ -120,6 +120,8 @@ def round_line(row: RoundRecord) -> str:
             parts.append(f"mse {name} {claimed}/{error.measured:.2e}")
     parts.append(f"air {row.ledger.air_seconds:.3g} s")
     parts.append(f"{sum(row.seconds.values()):.1f} s")
+    if row.clipped is not None:
+        parts.append(f"clipped {row.clipped:.0%}")
     if absent := [device for device in row.absent if device not in row.late]:
         parts.append(f"absent {absent} (no finite gradient)")
     if row.late:

@@ -175,7 +175,7 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
         if os.path.lexists(file):
             log(f"{' '.join(str(error).split())[:300]}; written again, if the checkpoint is of these settings")
         return
-    changed = settings_file.differences(previous, settings, build.CHANGEABLE_ON_RESUME)
+    changed = settings_file.differences(previous, settings, build.changeable_on_resume(settings))
     if changed:
         raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
     for line in settings_file.differences(previous, settings, {"plugins": True}):  # the run's folder has copies

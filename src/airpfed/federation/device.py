@@ -15,6 +15,7 @@ from torch import Tensor
 from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients, draw_samples
+from airpfed.devices.clipping import clip_gradients
 from airpfed.devices.compression import UPLINK_SCOPES, encode_gradient, rounding_stream, vector_lengths
 from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.gradients import gradients
@@ -116,13 +117,23 @@ def train(device: Device, packet: Packet) -> Packet:
     count = min(local.batch_size, device.samples)
     first = (t - 1) * local.steps * count  # counts all rounds, so an absence shifts no data
     plan = [draw_samples(clients, device.number, first + step * count, count) for step in range(local.steps)]
-    found, loss = gradients(device.local_clients, parameters_of(device, packet, personal), [plan], local.lr, 1)
+    active_columns = clients.layout.active_columns(t)
+    found, loss = gradients(
+        device.local_clients,
+        parameters_of(device, packet, personal),
+        [plan],
+        local.lr,
+        1,
+        active_columns,
+        local.proximal_mu,
+    )
+    clipped = bool(local.max_norm and clip_gradients(found, local.max_norm, active_columns))
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in UPLINK_SCOPES))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
-    after = device_state.outcomes(personal, found["device"], t, made.server_step)
+    after = device_state.outcomes(personal, found["device"], t, made.server_step.of_round(t))
     device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     data = encode_gradient(
         found, clients.layout, device.task, made.payload, rounding_stream(made.seed, device.number, t)
@@ -130,6 +141,7 @@ def train(device: Device, packet: Packet) -> Packet:
     assert made.compute is not None, "a federation's methods compute on devices"
     flops = int(made.compute.flops(device.local_clients, [first], [plan]))
     facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss), "flops": flops}
+    facts |= {"clipped": clipped} if local.max_norm else {}
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
 
 

@@ -16,7 +16,7 @@ from airpfed.training.state import vectors
 
 Agreement = dict[str, str]
 """Name -> value, as text or hash."""
-DEVICE_CODE = ("adapters.method", "server.optimizer")
+DEVICE_CODE = ("adapters.method", "server.optimizer", "server.schedule")
 """Choices whose rows a device runs. The other rows of plug-ins are the server's alone."""
 
 
@@ -37,6 +37,14 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         "model.max_tokens": settings.model.max_tokens,
         "devices.precision": settings.devices.precision,
     }
+    # Values that change nothing at their defaults are left out, so that devices of a version without them agree.
+    if experiment.server_step.has_schedule:
+        work["server.schedule"] = f"{settings.server.schedule.label}, server.rounds = {experiment.server_step.rounds}"
+    for key, value in (
+        ("devices.proximal_mu", experiment.local_training.proximal_mu),
+        ("devices.max_grad_norm", experiment.local_training.max_norm),
+    ):
+        work |= {key: value} if value else {}
     if code := code_hashes(settings, DEVICE_CODE):
         work["plugins"] = json.dumps(code, sort_keys=True)
     start = hashlib.sha256()

@@ -82,7 +82,7 @@ class Federation:
         connected = self.assemble()
         requests = {node: self.request("train", experiment, state, device) for node, device in connected.items()}
         down = self.mailbox.send(requests, self.terms.ttl)
-        up, devices = 0, len(self.registry.task_of)
+        up, devices, clipped = 0, len(self.registry.task_of), list[bool]()
         rows: Vectors = {s: torch.full((devices, layout.size(s)), torch.nan) for s in ("global", "task")}
         # Row "frozen" only marks absence for methods that send nothing else.
         rows |= {"device": torch.zeros(devices, 0), "frozen": torch.full((devices, 1), torch.nan)}
@@ -104,6 +104,7 @@ class Federation:
                     "the ledger, more than server.deadline_seconds"
                 )
                 continue
+            clipped.append(reply.answer.facts.get("clipped") is True)
             for scope, row in found.items():
                 rows[scope][device] = row[0]
             rows["frozen"][device] = 0.0
@@ -114,7 +115,13 @@ class Federation:
         cost = Ledger(payload_bytes=computed, uplink_bytes=up, downlink_bytes=down)
         cost += compute.cost(flops, rows["frozen"][:, 0] == 0)
         return RoundGradients(
-            rows, loss.float(), cursors, samples.float(), cost, tuple(late.nonzero().flatten().tolist())
+            gradients=rows,
+            loss=loss.float(),
+            cursors=cursors,
+            samples=samples.float(),
+            cost=cost,
+            late=tuple(late.nonzero().flatten().tolist()),
+            clipped=sum(clipped) / max(1, len(clipped)) if experiment.local_training.max_norm else None,
         )
 
     def gradient_from(self, experiment: TrainingSetup, reply: Reply, device: int, t: int) -> tuple[Vectors, float]:

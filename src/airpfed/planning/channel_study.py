@@ -30,7 +30,7 @@ def read_points(
     every_settings = []
     for point, more in points:
         with name_grid_point(point):
-            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), *more])
+            settings = settings_file.read_settings(file, [*overrides, *overrides_of(point), *more], training=False)
             check(settings)
         every_settings.append(settings)
     refuse_ineffective(str(file), every_settings, training=False)

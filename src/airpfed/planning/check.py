@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from airpfed.config.applicability import settings_notes
 from airpfed.config.schema import Settings, choices_of
 from airpfed.config.settings_file import read_new_settings
@@ -12,6 +14,7 @@ from airpfed.experiment import build
 from airpfed.experiment.data_report import data_lines, report_data
 from airpfed.model.methods import SCOPES
 from airpfed.planning.planner import memory_gb, round_seconds
+from airpfed.training.aggregators import trimmed_count
 from airpfed.training.setup import TrainingSetup
 
 
@@ -43,6 +46,12 @@ def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[
     layout, clients = experiment.clients.layout, experiment.clients
     sizes = ", ".join(f"{scope} {layout.size(scope):,}" for scope in SCOPES if layout.size(scope))
     yield f"adapters: entries by scope: {sizes}"
+    if settings.server.aggregator.name == "trimmed_mean":
+        trim, devices = settings.server.aggregator.options["trim"], torch.bincount(clients.task_of).tolist()
+        sums = [("all", len(clients.task_of))] if layout.size("global") else []
+        sums += zip((task.name for task in settings.tasks), devices, strict=True) if layout.size("task") else []
+        counts = ", ".join(f"{trimmed_count(trim, count)} of {count} ({name})" for name, count in sums)
+        yield f"trimmed_mean: devices left out of an entry's mean at each end: {counts}"
     link = build.client_uplink(settings, clients)
     gains = (link.power_limit * link.network.gain.amax(0) / max(link.noise, 1e-300)).sort().values
     if link.noise > 0 and settings.radio.scheme.name != "error_free":

@@ -88,7 +88,7 @@ def means_table(means: Sequence[Mean], reference: Mapping[str, str]) -> Table:
     axes = [axis for axis, _ in next(iter(points), ())]
     metrics = [key for key in METRIC_COLUMNS if any(key in by_measure for by_measure in points.values())]
     heads = [*axis_names(axes), "seeds", *(METRIC_COLUMNS[key] for key in metrics), "minus reference"]
-    title = "mean and 95 % interval over seeds"
+    title = "mean and, from 3 seeds on, 95 % interval over seeds"
     if reference:
         title += "; reference " + " ".join(f"{axis}={value}" for axis, value in reference.items())
     table = Table(*heads, "Pi", "s on air", "J a device", title=title)
@@ -106,7 +106,7 @@ def means_table(means: Sequence[Mean], reference: Mapping[str, str]) -> Table:
 
 
 def interval_text(value: Interval, sign: str = "") -> str:
-    """`0.832 [0.815, 0.849]`, or the mean alone if there is no interval."""
-    if value.low is None:
+    """`0.832 [0.815, 0.849]`, or the mean alone of fewer than 3 seeds, whose interval says next to nothing."""
+    if value.low is None or value.count < 3:
         return f"{value.mean:{sign}.3f}"
     return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"

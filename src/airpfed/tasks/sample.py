@@ -11,7 +11,8 @@ class Sample:
     """One example.
 
     prompt: text that the model reads. answer: the label word (classify) or the completion (generate), with its leading
-    space. label: index into Task.labels; -1 for generate. device: value of the device column; "" without such a column.
+    space. label: index into Task.labels; -1 for generate. device, group: values of the device column and of the group
+    column; "" without such a column.
 
     >>> import airpfed as ap
     >>> ap.Sample("What is the capital of France? Label:", " location", label=2).device
@@ -22,6 +23,7 @@ class Sample:
     answer: str
     label: int = -1
     device: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)

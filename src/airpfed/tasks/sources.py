@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,9 +18,10 @@ from airpfed.core.paths import HUB, TABLES
 from airpfed.core.rows import RowDict, parse_call
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
-from airpfed.tasks.hub import read_hub
+from airpfed.tasks.hub import read_hub, stream_hub
+from airpfed.tasks.packages import package
 from airpfed.tasks.sample import Counts, Kind, Sample
-from airpfed.tasks.table_files import NotText, Row, read_file, separator_hint, to_rows
+from airpfed.tasks.table_files import UNKNOWN_FORM, NotText, Row, TextForm, read_file, separator_hint, to_rows
 from airpfed.tasks.text import fold_case, is_blank, normalize_name
 
 _COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -38,7 +39,8 @@ class Source:
     label. labels: class -> word, in the order of the label indices; by default the class names, sorted. A space is put
     before each word. max_chars: length at which columns are cut in a prompt; by default they are not cut. classes: use
     only rows of these classes; by default all rows. max_empty_share: largest share of rows without text or label, which
-    are skipped.
+    are skipped. group_column: column of what may not be on two sides of a split, such as a person. form: how a text
+    file is written. streaming: whether a hub data set is read only as far as it is needed.
     """
 
     name: str
@@ -52,6 +54,9 @@ class Source:
     max_chars: int | None = None
     classes: tuple[str, ...] = ()
     max_empty_share: float = 0.05
+    group_column: str | None = None
+    form: TextForm = UNKNOWN_FORM
+    streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def load_source(source: Source, num_rows: int) -> SourceData:
     """Read a source, skip rows without text or label, and remove duplicates: the first of equal prompts stays.
 
     Prompts are equal if they differ only in case, white space, invisible characters or Unicode form (`text.fold_case`).
-    num_rows: rows to generate for a generated task; other sources are read completely. Nothing is random. Data inside a
+    num_rows: rows to generate for a generated task, and distinct prompts to read of a streamed data set; other sources
+    are read completely. Nothing is random. Data inside a
     package never changes, so its samples stay in the cache. Raises UserError with one line that names the task and the
     wrong file or setting.
     """
@@ -79,7 +85,8 @@ def load_source(source: Source, num_rows: int) -> SourceData:
         wheel = None if is_external(source.source) else catalog.find_task(source.source).wheel
         if wheel is None:
             return _read(source, num_rows)
-        key = [wheel.sha256, _code(), {**vars(source), "name": "", "labels": list((source.labels or {}).items())}]
+        settings = {**vars(source), "form": vars(source.form), "name": "", "labels": [*(source.labels or {}).items()]}
+        key = [wheel.sha256, _code(), settings]
         text = cached_text("loaded", key, lambda: json.dumps(asdict(_read(source, num_rows))))
         with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged file in the cache
             tree = json.loads(text)
@@ -102,7 +109,8 @@ def _code() -> str:
 def _read(source: Source, num_rows: int) -> SourceData:
     """`load_source` for a source with all defaults, without the cache."""
     template, kind = source.prompt or "", source.kind or "classify"
-    rows, skipped = _drop_empty(source, template, _read_rows(source, num_rows))
+    notes: list[str] = []
+    rows, skipped = _drop_empty(source, template, _read_rows(source, num_rows, notes))
 
     def class_of(row: Row) -> str:
         return normalize_name(row[source.label_column])
@@ -144,7 +152,8 @@ def _read(source: Source, num_rows: int) -> SourceData:
             prompt,
             words.get(class_of(row)) or _add_space(prompt, row[source.label_column]),
             index.get(class_of(row), -1),
-            normalize_name(row.get(source.device_column or "", "")),
+            normalize_name(row[source.device_column]) if source.device_column is not None else "",
+            normalize_name(row[source.group_column]) if source.group_column is not None else "",
         )
         for prompt, row in remaining
     )
@@ -153,7 +162,7 @@ def _read(source: Source, num_rows: int) -> SourceData:
         skipped=skipped,
         duplicates=len(duplicates),
         contradictions=sum(class_of(row) != class_of(first) for row, first in duplicates),
-        notes=_similar_classes(spelling),
+        notes=(*notes, *_similar_classes(spelling)),
     )
     lines = (json.dumps(row, sort_keys=True) for _, row in remaining)
     sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -178,10 +187,10 @@ TextRows = Iterable[Mapping[str, Any]]
 """The rows of a data set: column -> text, number or truth value; None for an empty cell."""
 
 SOURCES: RowDict[Callable[..., TextRows]] = RowDict(
-    "source", {}, wrap=lambda function: function, function=lambda row: row
+    "source", {"package": package}, wrap=lambda function: function, function=lambda row: row
 )
-"""Data sources of the user's own: a function `(*, options) -> rows`. `tasks.source` names it: `source = "mine"`, or
-`source = "mine(year=2024)"` with options.
+"""Data sources by name, and those of the user's own: a function `(*, options) -> rows`. `tasks.source` names it:
+`source = "mine"`, or `source = "mine(year=2024)"` with options.
 """
 
 
@@ -228,17 +237,56 @@ def is_external(source: str) -> bool:
     )
 
 
-def _read_rows(source: Source, num_rows: int) -> list[Row]:
+def _read_rows(source: Source, num_rows: int, notes: list[str]) -> list[Row]:
+    """The rows of a source. notes: a list that receives lines for the user on how they were read."""
     try:
         if (row := row_source(source.source)) is not None:
             return read_row_source(*row)
+        if source.source.startswith(HUB) and source.streaming:
+            rows = to_rows(_first_rows(source, stream_hub(source.source, source.form), num_rows))
+            notes.append(
+                f"streamed: the first {len(rows):,} rows, in the source's order; classes and duplicates are those among"
+                " them"
+            )
+            return rows
         if source.source.startswith(HUB):
-            return read_hub(source.source)
+            return read_hub(source.source, source.form)
         if is_external(source.source):
-            return read_file(Path(source.source))
+            return read_file(Path(source.source), source.form, notes)
     except UserError as error:
         raise UserError(f"tasks.{source.name}.source: {error}") from None
     return [{"text": text, "label": label} for text, label in catalog.read_rows(source.source, num_rows)]
+
+
+def _first_rows(source: Source, rows: Iterable[Row], count: int) -> Iterator[Row]:
+    """Yield rows until `count` of them are usable and have distinct prompts.
+
+    A row without the columns that the settings name ends the stream, because `_drop_empty` will say so.
+    """
+    template, classes = source.prompt or "", {normalize_name(name) for name in source.classes}
+    columns = {name for _, name in _required_columns(source, template)}
+    prompts: set[str] = set()
+    for row in rows:
+        yield row
+        if not columns <= row.keys():
+            return
+        if all(not is_blank(row[name]) for name in columns) and (
+            not classes or normalize_name(row[source.label_column]) in classes
+        ):
+            prompts.add(fold_case(fill_template(template, row, source.max_chars)))
+        if len(prompts) >= count:
+            return
+
+
+def _required_columns(source: Source, template: str) -> list[tuple[str, str]]:
+    """(setting, column) of every column in which a row needs a text. Raises UserError if the prompt names none."""
+    template_columns = [match[1] for match in _COLUMN.finditer(template) if match[1] is not None]
+    if not template_columns:
+        raise UserError(f"tasks.{source.name}.prompt {template!r} names no column; write for example {{text}}")
+    columns = [("label", source.label_column), *(("prompt", normalize("NFC", name)) for name in template_columns)]
+    for setting, name in (("device_column", source.device_column), ("group", source.group_column)):
+        columns += [(setting, name)] if name is not None else []
+    return columns
 
 
 def with_defaults(source: Source) -> Source:
@@ -251,6 +299,7 @@ def with_defaults(source: Source) -> Source:
         text_column=normalize("NFC", source.text_column),
         label_column=normalize("NFC", source.label_column),
         device_column=None if source.device_column is None else normalize("NFC", source.device_column),
+        group_column=None if source.group_column is None else normalize("NFC", source.group_column),
     )
     if is_external(source.source):
         kind = source.kind or "classify"
@@ -280,12 +329,7 @@ def _drop_empty(source: Source, template: str, rows: Sequence[Row]) -> tuple[lis
     Raises UserError where a column does not exist or holds a value that is no text, and where more rows are empty than
     `max_empty_share` allows.
     """
-    template_columns = [match[1] for match in _COLUMN.finditer(template) if match[1] is not None]
-    if not template_columns:
-        raise UserError(f"tasks.{source.name}.prompt {template!r} names no column; write for example {{text}}")
-    columns = [("label", source.label_column), *(("prompt", normalize("NFC", name)) for name in template_columns)]
-    if source.device_column is not None:
-        columns.append(("device_column", source.device_column))
+    columns = _required_columns(source, template)
     existing = dict.fromkeys(name for row in rows for name in row)
     for setting, name in columns:
         if name not in existing:

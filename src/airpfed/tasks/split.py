@@ -3,6 +3,7 @@
 The results depend only on the source, the seed and the task's name.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, assert_never
@@ -28,7 +29,8 @@ class Shares:
     devices: number of devices; 0 takes one device per value of the device column (split "column" only).
     samples_per_device: the size of every device (sizes "equal"), or the mean of a log-normal distribution whose
     logarithm has the standard deviation sizes_sigma. split, split_options: name of a row of `SPLITS`, and its options.
-    split_as: the name that takes the place of the task's name when samples are split.
+    split_as: the name that takes the place of the task's name when samples are split. stratify: whether dev and test
+    have the class shares of all samples.
     """
 
     devices: int
@@ -40,14 +42,16 @@ class Shares:
     sizes: Literal["equal", "lognormal"] = "equal"
     sizes_sigma: float = 0.0
     split_as: str = ""
+    stratify: bool = False
 
 
 def build_tasks(sources: Sequence[tuple[Source, Shares]], seed: int) -> tuple[Task, ...]:
     """Load tasks, split their samples, and share the training samples over devices.
 
     Tasks with the same `shares.split_as` (by default the task's own name) are shuffled alike, and none of them trains
-    on a sample that another of them holds out for dev or test. Random: the split (seed and `split_as`) and the shares
-    (seed and task name). Raises UserError as `load_source`, `split_samples` and `share_samples` do.
+    on a sample, or on a group of samples, that another of them holds out for dev or test. Random: the split (seed and
+    `split_as`) and the shares (seed and task name). Raises UserError as `load_source`, `split_samples` and
+    `share_samples` do.
     """
     parts: list[tuple[SourceData, Shares, Samples, Samples, Samples]] = []
     for source, shares in sources:
@@ -56,21 +60,29 @@ def build_tasks(sources: Sequence[tuple[Source, Shares]], seed: int) -> tuple[Ta
             # Counted before the split: a value that occurs in dev and test only is then an error and not ignored.
             shares = replace(shares, devices=len({sample.device for sample in data.samples}))
         order = shares.split_as or source.name
-        train, dev, test = split_samples(data.samples, shares.dev_samples, shares.test_samples, seed, order)
+        train, dev, test = split_samples(
+            data.samples, shares.dev_samples, shares.test_samples, seed, order, stratify=shares.stratify
+        )
         parts.append((data, shares, train, dev, test))
     tasks: list[Task] = []
     for (source, _), (data, shares, train, dev, test) in zip(sources, parts, strict=True):
         order = shares.split_as or source.name
-        held_out = {
-            fold_case(sample.prompt)
+        held_out = [
+            sample
             for (other, _), (_, other_shares, _, *other_samples) in zip(sources, parts, strict=True)
             if other.name != source.name and (other_shares.split_as or other.name) == order
             for samples in other_samples
             for sample in samples
-        }
-        allowed = tuple(s for s in train if fold_case(s.prompt) not in held_out) if held_out else train
+        ]
+        prompts, groups = (
+            {fold_case(sample.prompt) for sample in held_out},
+            {sample.group for sample in held_out} - {""},
+        )
+        allowed = train
+        if held_out:
+            allowed = tuple(s for s in train if fold_case(s.prompt) not in prompts and s.group not in groups)
         devices = share_samples(allowed, shares, seed, source.name)
-        counts = replace(data.counts, barred=len(train) - len(allowed))
+        counts = replace(data.counts, barred=len(train) - len(allowed), notes=group_notes(data, train, dev, test))
         tasks.append(Task(source.name, data.kind, data.labels, devices, dev, test, data.sha256, data.names, counts))
     return tuple(tasks)
 
@@ -82,33 +94,90 @@ def build_test_task(source: Source, shares: Shares, seed: int) -> Task:
     """
     data = load_source(source, required_rows(shares, seed, source.name))
     order = shares.split_as or source.name
-    _, dev, test = split_samples(data.samples, shares.dev_samples, shares.test_samples, seed, order, train=False)
+    _, dev, test = split_samples(
+        data.samples, shares.dev_samples, shares.test_samples, seed, order, train=False, stratify=shares.stratify
+    )
     train = ((),) * shares.devices
     return Task(source.name, data.kind, data.labels, train, dev, test, data.sha256, data.names, data.counts)
 
 
 def required_rows(shares: Shares, seed: int, name: str) -> int:
-    """RowDict to generate for a generated task: enough for all splits and devices."""
+    """Rows to generate for a generated task, or to read of a stream: enough for all splits and devices."""
     return shares.dev_samples + shares.test_samples + int(device_sizes(shares, shares.devices, seed, name).sum())
 
 
 def split_samples(
-    samples: Samples, dev: int, test: int, seed: int, name: str, train: bool = True
+    samples: Samples, dev: int, test: int, seed: int, name: str, train: bool = True, stratify: bool = False
 ) -> tuple[Samples, Samples, Samples]:
     """Train, dev and test samples, in this order. Test and dev are taken first; train is the remainder.
 
-    train: whether at least one training sample must remain. Random: the order of the samples, stream (seed, "split",
-    name). Raises UserError where there are too few samples.
+    Samples with a group are split group by group: no group is in two of the parts, and the samples by which a group
+    would exceed test or dev are in none. train: whether at least one training sample must remain. stratify: whether
+    each class has the same share of test, dev and train, to the nearest sample. Random: the order of the samples,
+    stream (seed, "split", name), and of the groups, (seed, "split groups", name). Raises UserError where there are too
+    few samples.
     """
-    if len(samples) < dev + test + train:
-        left = "leave nothing to train on" if train else "are too many"
-        raise UserError(
-            f"tasks.{name}: test_samples = {test} and dev_samples = {dev} {left}; "
-            f"there are {len(samples)} distinct samples"
-        )
     order = numpy_stream(seed, "split", name).permutation(len(samples))
     shuffled = tuple(samples[index] for index in order)
-    return shuffled[test + dev :], shuffled[test : test + dev], shuffled[:test]
+    if any(sample.group for sample in samples):
+        parts = _split_groups(shuffled, dev, test, numpy_stream(seed, "split groups", name))
+    elif stratify and len(samples) >= dev + test:
+        (chosen_test, rest) = _take_stratified(shuffled, test)
+        (chosen_dev, rest) = _take_stratified(rest, dev)
+        parts = rest, chosen_dev, chosen_test
+    else:
+        parts = shuffled[test + dev :], shuffled[test : test + dev], shuffled[:test]
+    if len(parts[0]) < train or len(parts[1]) < dev or len(parts[2]) < test:
+        left = "leave nothing to train on" if train else "are too many"
+        groups = len({sample.group for sample in samples} - {""})
+        raise UserError(
+            f"tasks.{name}: test_samples = {test} and dev_samples = {dev} {left}; "
+            f"there are {len(samples)} distinct samples" + (f" of {groups} groups" if groups else "")
+        )
+    return parts
+
+
+def _split_groups(shuffled: Samples, dev: int, test: int, rng: np.random.Generator) -> tuple[Samples, Samples, Samples]:
+    """Train, dev and test samples of disjoint groups: test and dev take group after group until they are full."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in shuffled:
+        groups.setdefault(sample.group, []).append(sample)
+    names = sorted(groups)
+    order = [groups[names[index]] for index in rng.permutation(len(names))]
+    held_out: list[list[Sample]] = []
+    for size in (test, dev):
+        part: list[Sample] = []
+        while len(part) < size and order:
+            part += order.pop(0)
+        held_out.append(part[:size])
+    remaining = {sample.group for group in order for sample in group}
+    return tuple(s for s in shuffled if s.group in remaining), tuple(held_out[1]), tuple(held_out[0])
+
+
+def _take_stratified(samples: Samples, size: int) -> tuple[Samples, Samples]:
+    """The first `size` samples with the class shares of all (largest remainders), and the others; order is retained."""
+    counts = Counter(sample.label for sample in samples)
+    exact = {label: size * count / max(1, len(samples)) for label, count in counts.items()}
+    quota = {label: int(share) for label, share in exact.items()}
+    ranked = sorted(exact, key=lambda label: (int(exact[label]) - exact[label], label))
+    for label in ranked[: size - sum(quota.values())]:
+        quota[label] += 1
+    chosen, others = list[Sample](), list[Sample]()
+    for sample in samples:
+        (chosen if quota[sample.label] > 0 else others).append(sample)
+        quota[sample.label] -= 1
+    return tuple(chosen), tuple(others)
+
+
+def group_notes(data: SourceData, *parts: Samples) -> tuple[str, ...]:
+    """The notes about a source, with a line on the groups of its samples if it has groups. parts: train, dev, test."""
+    groups = [len({sample.group for sample in part} - {""}) for part in parts]
+    if not sum(groups):
+        return data.counts.notes
+    line = f"groups in train, dev and test: {groups[0]}, {groups[1]} and {groups[2]}, none in two of them"
+    surplus = len(data.samples) - sum(map(len, parts))
+    more = f"; {surplus:,} samples are in none, because the other samples of their group fill dev or test"
+    return (*data.counts.notes, line + (more if surplus else ""))
 
 
 def share_samples(train: Samples, shares: Shares, seed: int, name: str) -> tuple[Samples, ...]:

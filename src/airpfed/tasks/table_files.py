@@ -6,7 +6,8 @@ import json
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,27 @@ _BYTE_ORDER_MARKS = {
 }
 """First bytes of texts in other encodings than UTF-8."""
 
+DELIMITERS = (",", ";", "\t", "|")
+"""Delimiters of CSV fields that are found; any other is given."""
+COMMON_ENCODINGS = ("windows-1252", "windows-1251", "mac-roman")
+"""Encodings in which a message shows how a text would read. None of them can be told from the bytes alone."""
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How the text of a data file is written.
+
+    delimiter: between the fields of a CSV file; empty to find it. encoding: a name that Python knows; empty to find it:
+    UTF-8, or UTF-16 or UTF-32 if its first bytes say so. Other encodings cannot be told apart safely, and are given.
+    """
+
+    delimiter: str = ""
+    encoding: str = ""
+
+
+UNKNOWN_FORM = TextForm()
+"""Delimiter and encoding are found."""
+
 
 class NotText(str):
     """An empty text in place of a value that is no text, with a description of that value."""
@@ -42,22 +64,23 @@ class NotText(str):
         return text
 
 
-def read_file(path: Path) -> list[Row]:
-    """Rows of a .csv, .jsonl, .json (a list of objects) or .parquet file, in UTF-8, with all values as text.
+def read_file(path: Path, form: TextForm = UNKNOWN_FORM, notes: list[str] | None = None) -> list[Row]:
+    """Rows of a .csv, .tsv, .jsonl, .json (a list of objects) or .parquet file, with all values as text.
 
-    Raises UserError that names the file where it is missing, not a regular file, of another kind, damaged, not UTF-8,
-    too large, or empty.
+    notes: a list that receives a line on each delimiter and encoding that was found and is not the usual one. Raises
+    UserError that names the file where it is missing, not a regular file, of another kind, damaged, of an unknown
+    encoding, too large, or empty.
     """
-    return read_as(path, path.suffix.lower())
+    return read_as(path, path.suffix.lower(), form, notes)
 
 
-def read_as(path: Path, ending: str, delimiter: str = ",") -> list[Row]:
-    """`read_file` with the reader of another ending, and with another delimiter of CSV fields."""
+def read_as(path: Path, ending: str, form: TextForm = UNKNOWN_FORM, notes: list[str] | None = None) -> list[Row]:
+    """`read_file` with the reader of another ending."""
+    found: list[str] = []
     try:
         check_file(path, ending)
-        rows = to_rows(_csv(path, delimiter) if ending == ".csv" else READERS[ending](path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
+        text_file = ending in TEXT_READERS
+        rows = parse_text(path.read_bytes(), ending, form, found) if text_file else to_rows(_parquet(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}{path_hint(path)}") from error
     except RecursionError as error:
@@ -72,7 +95,17 @@ def read_as(path: Path, ending: str, delimiter: str = ",") -> list[Row]:
         raise UserError(f"{path}: not a well-formed {ending} file: {one_line(error)}") from error
     if not rows:
         raise UserError(f"{path}: the file holds no rows; it needs at least one")
+    if notes is not None:
+        notes += [f"{path.name}: {line}" for line in found]
     return rows
+
+
+def parse_text(data: bytes, ending: str, form: TextForm, notes: list[str]) -> list[Row]:
+    """Rows of the bytes of a text file. ending: a key of `TEXT_READERS`. notes: as in `read_file`.
+
+    Raises UserError or ValueError where the bytes are no such text.
+    """
+    return to_rows(TEXT_READERS[ending](decode_text(data, form.encoding, notes), form.delimiter, notes))
 
 
 def check_file(path: Path, ending: str) -> None:
@@ -91,41 +124,135 @@ def check_file(path: Path, ending: str) -> None:
         )
 
 
-def _csv(path: Path, delimiter: str = ",") -> Iterator[Mapping[str, Any]]:
-    text = _text(path)
+def decode_text(data: bytes, encoding: str = "", notes: list[str] | None = None) -> str:
+    """The text of a file's bytes, without a byte-order mark.
+
+    encoding, notes: as in `TextForm` and `read_file`. Raises UserError where the bytes are no text of the encoding, or
+    where their encoding cannot be found.
+    """
+    notes = [] if notes is None else notes
+    if encoding:
+        try:
+            return data.decode(encoding).removeprefix("\ufeff")
+        except LookupError:
+            raise UserError(f"encoding = {encoding!r}: no such encoding; one is, for example, windows-1252") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"not {encoding} text at byte {error.start}; encoding should be another, or left out"
+            ) from None
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    name = _BYTE_ORDER_MARKS[mark] if mark else ""
+    if not name and (zeros := data.count(b"\0")):
+        # In UTF-16, every second byte of Western letters is 0; binary files and UTF-32 have other patterns.
+        even = data[::2].count(b"\0")
+        name = (
+            {0: "UTF-16-LE", zeros: "UTF-16-BE"}.get(even, "") if 4 * zeros > len(data) and len(data) % 2 == 0 else ""
+        )
+        if not name:
+            raise UserError(
+                f"not UTF-8 text: a zero byte at byte {data.find(0)}; if it is text, encoding should name its encoding"
+            )
+    try:
+        text = data.decode(name or "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if name:
+            raise UserError(f"not {name} text at byte {error.start}, though its other bytes say so") from None
+        raise UserError(f"not UTF-8 text at byte {error.start}: {_readings(data, error.start)}") from None
+    if name:
+        notes.append(f"{name} text, as its bytes say")
+    return text
+
+
+def _readings(data: bytes, index: int) -> str:
+    """How the text around a byte reads in other encodings, for a message."""
+    start, end = data.rfind(b"\n", 0, index) + 1, len(data)
+    start, end = max(start, index - 12), min((data.find(b"\n", index) + 1 or end) - 1, index + 12)
+    readings = {name: data[start:end].decode(name, "replace").strip() for name in COMMON_ENCODINGS}
+    shown = ", ".join(f"{name} {text!r}" for name, text in readings.items())
+    return f"give its encoding, or save it as UTF-8; it would read as {shown}"
+
+
+def _csv(text: str, delimiter: str, notes: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows of a text with delimited fields; the first row is the header.
+
+    An empty delimiter is found: commas if they divide the header, else what divides it into the most fields.
+    """
+    if not delimiter:
+        fields = {sign: len(_header(text, sign)) for sign in DELIMITERS}
+        delimiter = "," if fields[","] > 1 else max(DELIMITERS, key=fields.__getitem__)
+        if delimiter != ",":
+            notes.append(f"fields are separated by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
+    return _tabbed(text) if delimiter == "\t" else _delimited(text, delimiter)
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _delimited(text: str, delimiter: str) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # the limit is the file's size
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-        names = list(reader.fieldnames or ())
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"column {twice[0]!r} occurs twice in the header")
+        check_names(reader.fieldnames or ())
         for row in reader:
             if None in row:
                 raise ValueError(f"line {reader.line_num} has more fields than the header")
             yield row
     except csv.Error as error:
-        raise ValueError(f"{error}{separator_hint(text.partition(chr(10))[0])}") from error
+        raise ValueError(f"{error}{separator_hint(text.partition(chr(10))[0], delimiter)}") from error
 
 
-def separator_hint(header: str) -> str:
-    """A hint for a header line whose fields seem to be separated by another character than commas; else empty."""
-    other = max(";\t|", key=header.count)
-    return "; fields should be separated by commas" if header.count(other) > header.count(",") else ""
+def _tsv(text: str, delimiter: str, notes: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows of a .tsv file, whose fields are separated by tabs unless a delimiter is given."""
+    return _csv(text, delimiter or "\t", notes)
 
 
-def _text(path: Path) -> str:
-    """A file's text without a byte-order mark. Raises UserError where it is not UTF-8."""
-    data = path.read_bytes()
-    for mark, name in _BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            raise UserError(f"{name} text, as its first bytes say; save the file as UTF-8")
-    if (index := data.find(b"\0")) >= 0:
-        raise UserError(f"not UTF-8 text: a zero byte at byte {index} (it may be UTF-16); save the file as UTF-8")
-    return data.decode("utf-8-sig")
+def _tabbed(text: str) -> Iterator[Mapping[str, Any]]:
+    """Rows of fields that tabs separate.
+
+    Most such files quote nothing, and a stray quotation mark would swallow the lines that follow it. So where every
+    line has as many tabs as the header, a line is a row, and a field is unquoted only if it is quoted from end to end.
+    Other texts, whose fields may have line ends, are read as CSV.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line for line in lines if line.strip()]
+    if len({line.count("\t") for line in lines}) > 1:
+        yield from _delimited(text, "\t")
+        return
+    table = [[_unquoted(field) for field in line.split("\t")] for line in lines]
+    names = table[0] if table else []
+    check_names(names)
+    for row in table[1:]:
+        yield dict(zip(names, row, strict=True))
 
 
-def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
-    lines = _text(path).split("\n")  # not splitlines(): a JSON string may contain other line ends
+def _unquoted(field: str) -> str:
+    """A field without the quotation marks around it, if those within it are doubled."""
+    if len(field) < 2 or field[0] != '"' or field[-1] != '"':
+        return field
+    inner = field[1:-1].replace('""', "")
+    return field if '"' in inner else field[1:-1].replace('""', '"')
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two columns have the same name."""
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ValueError(f"column {twice[0]!r} occurs twice in the header")
+
+
+def separator_hint(header: str, delimiter: str = ",") -> str:
+    """A hint for a header line whose fields seem to be separated by another character; else empty."""
+    other = max(DELIMITERS, key=header.count)
+    if header.count(other) <= header.count(delimiter):
+        return ""
+    return f"; if fields are separated by {'tabs' if other == chr(9) else repr(other)}, delimiter should say so"
+
+
+def _jsonl(text: str, _delimiter: str, _notes: list[str]) -> Iterator[Mapping[str, Any]]:
+    lines = text.split("\n")  # not splitlines(): a JSON string may contain other line ends
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -140,9 +267,8 @@ def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _json(path: Path) -> Iterator[Mapping[str, Any]]:
+def _json(text: str, _delimiter: str, _notes: list[str]) -> Iterator[Mapping[str, Any]]:
     """The objects of a list one by one, so that too many rows are refused before all are parsed."""
-    text = _text(path)
     index = _skip_space(text, 0)
     if text[index : index + 1] != "[":
         raise ValueError("expected a list of objects")
@@ -215,16 +341,19 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
             yield {**row, **nested}
 
 
-READERS: dict[str, Callable[[Path], Iterable[Mapping[str, Any]]]] = {
+TEXT_READERS: dict[str, Callable[[str, str, list[str]], Iterable[Mapping[str, Any]]]] = {
     ".csv": _csv,
+    ".tsv": _tsv,
     ".jsonl": _jsonl,
     ".json": _json,
-    ".parquet": _parquet,
 }
-"""Readers by the ending of the file's name."""
+"""Readers of (text, delimiter, notes) by the ending of the file's name. A .parquet file is read without them."""
 
-KINDS = ".csv (UTF-8, commas), .jsonl, .json (a list of objects), .parquet"
-"""The kinds of `READERS` in words."""
+READERS = (*TEXT_READERS, ".parquet")
+"""Endings of the files that are read."""
+
+KINDS = ".csv, .tsv, .jsonl, .json (a list of objects), .parquet"
+"""The kinds of files in words."""
 
 
 def arrow_rows(batches: Iterable[Any], names: Mapping[str, list[str]]) -> Iterator[Row]:

@@ -157,6 +157,11 @@ def median(t: int, updates: DeviceUpdates) -> Sums:
     return updates.by_task(combine)
 
 
+def trimmed_count(trim: float, devices: int) -> int:
+    """How many of so many devices `trimmed_mean` leaves out at each end of every entry."""
+    return min(math.ceil(round(trim * devices, 9)), (devices - 1) // 2)
+
+
 def trimmed_mean(
     t: int,
     updates: DeviceUpdates,
@@ -173,7 +178,7 @@ def trimmed_mean(
     """
 
     def combine(gradients: Tensor, samples: Tensor) -> Tensor:
-        cut = min(math.ceil(round(trim * len(gradients), 9)), (len(gradients) - 1) // 2)
+        cut = trimmed_count(trim, len(gradients))
         inner: Tensor = gradients.sort(0).values[cut : len(gradients) - cut]
         return inner.mean(0)
 

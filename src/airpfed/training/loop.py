@@ -75,7 +75,7 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
     probe: the theory's probe; required if it sets the step size, and for the monitor.
     """
     seconds: dict[str, float] = {}
-    server_step = experiment.server_step.resolve(probe.eta if probe else None)
+    server_step = experiment.server_step.resolve(probe.eta if probe else None).of_round(state.round + 1)
     eta = server_step.step_size
     with time_phase(seconds, "gradients"):
         devices = experiment.collect(experiment, state)
@@ -113,6 +113,8 @@ def play_round(experiment: TrainingSetup, state: State, probe: Probe | None = No
         correlation=list(received.correlation),
         absent=(~present).nonzero().flatten().tolist(),
         late=list(devices.late),
+        lr=eta if experiment.server_step.has_schedule else None,
+        clipped=devices.clipped,
         ledger=received.ledger + devices.cost,  # the air + the messages
         theory=theory,
         seconds=seconds,

@@ -52,12 +52,37 @@ def adam(
     return init, update
 
 
+def adamw(
+    lr: float,
+    *,
+    beta1: Annotated[Decay, Field(description="decay of the mean of the gradients")] = 0.9,
+    beta2: Annotated[Decay, Field(description="decay of the mean of their squares")] = 0.999,
+    epsilon: Annotated[
+        float,
+        Field(gt=0, le=1, description="added to the root mean square; LoRA gradients can be smaller than 1e-8"),
+    ] = 1e-12,
+    weight_decay: Annotated[
+        float, Field(ge=0, le=1, description="every update also takes lr weight_decay of each parameter away")
+    ] = 0.01,
+) -> tuple[Init, Update]:
+    """Adam with decoupled weight decay, as torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019)."""
+    init, step = adam(lr, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def update(gradient: Tensor, state: OptimizerState, value: Tensor, count: Tensor) -> tuple[Tensor, OptimizerState]:
+        return step(gradient, state, value * (1 - lr * weight_decay), count)
+
+    return init, update
+
+
 def sgd(
     lr: float,
     *,
     momentum: Annotated[Decay, Field(description="decay of the velocity; 0: the plain SGD of the theory")] = 0.0,
 ) -> tuple[Init, Update]:
-    """SGD, with momentum as in torch.optim.SGD: velocity = momentum velocity + gradient; value -= lr velocity."""
+    """SGD, with momentum as in torch.optim.SGD: velocity = momentum velocity + gradient; value -= lr velocity.
+
+    On the pseudo-gradients of several local steps, momentum is that of FedAvgM (Hsu, Qi and Brown, 2019).
+    """
 
     def init(value: Tensor) -> OptimizerState:
         return {"velocity": torch.zeros_like(value)} if momentum else {}
@@ -72,6 +97,6 @@ def sgd(
 
 
 OPTIMIZERS: RowDict[Callable[..., tuple[Init, Update]]] = RowDict(
-    "optimizer", {"adam": adam, "sgd": sgd}, wrap=lambda function: function, function=lambda row: row
+    "optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd}, wrap=lambda function: function, function=lambda row: row
 )
 """The optimizers that `server.optimizer` knows."""

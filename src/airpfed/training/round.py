@@ -24,12 +24,14 @@ Aggregator = Callable[[int, Updates, Tensor], Aggregate]
 class LocalTraining:
     """A device's work in a round: `steps` steps of SGD at learning rate `lr`, each on a mini-batch.
 
-    batch_size: samples of a mini-batch.
+    batch_size: samples of a mini-batch. proximal_mu: mu of FedProx. max_norm: largest norm of what is sent (0: any).
     """
 
     batch_size: int
     steps: int
     lr: float
+    proximal_mu: float = 0.0
+    max_norm: float = 0.0
 
 
 def local_gradients(
@@ -37,11 +39,20 @@ def local_gradients(
 ) -> tuple[Vectors, Float[Tensor, " K"], Int[Tensor, " K"]]:
     """The devices' gradients in the next round: scope -> (K, d_scope), losses in nats, and cursors after the round.
 
-    After several local steps the pseudo-gradient (W_start - W_end) / (steps lr) takes the gradient's place.
+    After several local steps the pseudo-gradient (W_start - W_end) / (steps lr) takes the gradient's place. Nothing is
+    clipped yet.
     """
     plan, cursors = draw_batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
     active_columns = clients.layout.active_columns(state.round + 1)
-    rows, loss = gradients(clients, vectors(state), plan, local_training.lr, devices_per_pass, active_columns)
+    rows, loss = gradients(
+        clients,
+        vectors(state),
+        plan,
+        local_training.lr,
+        devices_per_pass,
+        active_columns,
+        local_training.proximal_mu,
+    )
     return rows, loss, cursors
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, Probe, Theory
 from airpfed.devices.clients import Clients, draw_batches
+from airpfed.devices.clipping import clip_gradients
 from airpfed.devices.compression import Payload, compress_gradients, total_bytes
 from airpfed.devices.compute import ComputeModel
 from airpfed.model.layout import Vectors
@@ -30,7 +31,8 @@ class RoundGradients:
 
     gradients: scope -> (K, d_scope). loss: nats. cursors: samples that each device has drawn since round 1, this round
     included. samples: D_k. cost: of the messages and of computing. late: devices that deliver nothing because they
-    compute longer than the deadline.
+    compute longer than the deadline. clipped: share of the devices with a finite gradient whose gradient was scaled
+    down to the largest norm; None if no norm is set.
     """
 
     gradients: Vectors
@@ -39,6 +41,7 @@ class RoundGradients:
     samples: Float[Tensor, " K"]
     cost: Ledger
     late: tuple[int, ...] = ()
+    clipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,12 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
             raise UserError(experiment.compute.reason_all_late(flops))
         for rows in gradients.values() if bool(late.any()) else ():
             rows[late] = torch.nan
-    present = finite(gradients)
+    present, clipped = finite(gradients), None
+    if experiment.local_training.max_norm:
+        long = clip_gradients(
+            gradients, experiment.local_training.max_norm, clients.layout.active_columns(state.round + 1)
+        )
+        clipped = share_of(long & present, present)
     if state.round == 0 and not present.any():
         cause = "" if experiment.local_training.steps == 1 else ", or devices.local_lr is too large"
         raise UserError(
@@ -153,7 +161,13 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
         samples=torch.tensor([float(len(shard)) for shard in clients.shards]),
         cost=Ledger(payload_bytes=payload_bytes) + computing,
         late=() if late is None else tuple(late.nonzero().flatten().tolist()),
+        clipped=clipped,
     )
+
+
+def share_of(selected: Bool[Tensor, " K"], present: Bool[Tensor, " K"]) -> float:
+    """Share of the present devices that are selected; 0 if none is present."""
+    return int(selected.sum()) / max(1, int(present.sum()))
 
 
 def simulate_score(experiment: TrainingSetup, state: State, number: int, split: Literal["dev", "test"]) -> Score:

@@ -12,6 +12,7 @@ from airpfed.core.errors import UserError
 from airpfed.model.layout import Layout, Vectors, num_copies
 from airpfed.model.methods import Scope
 from airpfed.training.optimizers import OPTIMIZERS, Init, OptimizerState, Update
+from airpfed.training.schedules import SCHEDULES
 
 NOTHING = torch.zeros(1, 0)
 
@@ -20,12 +21,16 @@ NOTHING = torch.zeros(1, 0)
 class ServerStep:
     """The optimizer of the servers, its learning rate and its options.
 
-    optimizer: name of a row of `OPTIMIZERS`. lr: learning rate, None until the theory's probe sets it.
+    optimizer: name of a row of `OPTIMIZERS`. lr: learning rate, None until the theory's probe sets it. schedule: name
+    of a row of `SCHEDULES`, with its options, which gives the rate of each of the run's `rounds`.
     """
 
     optimizer: str
     lr: float | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str = "constant"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 0
 
     @property
     def step_size(self) -> float:
@@ -47,6 +52,26 @@ class ServerStep:
     def resolve(self, eta: float | None) -> "ServerStep":
         """The same step, with the probe's step size `eta` if the settings leave the rate to the probe."""
         return self if self.lr is not None else replace(self, lr=eta)
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the learning rate changes from round to round."""
+        return self.schedule != "constant" or any(self.schedule_options.values())
+
+    def of_round(self, t: int) -> "ServerStep":
+        """The step of round t, with the learning rate that the schedule gives.
+
+        Raises UserError if a schedule of the user's gives no rate.
+        """
+        if not self.has_schedule:
+            return self
+        rate = SCHEDULES.bind(self.schedule, self.schedule_options)(self.step_size, t, self.rounds)
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < float("inf"):
+            raise UserError(
+                f'server.schedule = "{self.schedule}": gives {rate!r} in round {t}; should be a finite number of at '
+                "least 0"
+            )
+        return replace(self, lr=float(rate), schedule="constant", schedule_options={})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from airpfed.model.origin import origin_of
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import Source
 from airpfed.tasks.split import Shares, build_tasks
+from airpfed.tasks.table_files import TextForm
 
 CHANGEABLE_ON_RESUME: dict[str, Any] = {
     "plugins": True,  # the fingerprint covers their contents, wherever they lie
@@ -27,6 +28,13 @@ CHANGEABLE_ON_RESUME: dict[str, Any] = {
     "federation": {"min_devices", "wait_seconds", "deadline_seconds", "address", "listen", "folder"},
 }
 """Settings that a resumed run may change. The results of earlier rounds do not depend on them."""
+
+
+def changeable_on_resume(settings: Settings) -> dict[str, Any]:
+    """Return `CHANGEABLE_ON_RESUME`, without the number of rounds if the learning rate of each round depends on it."""
+    if settings.server.schedule.name == "constant" or settings.adapters.method.row.averages:
+        return CHANGEABLE_ON_RESUME
+    return CHANGEABLE_ON_RESUME | {"server": CHANGEABLE_ON_RESUME["server"] - {"rounds"}}
 
 
 def load_tasks(settings: Settings) -> tuple[Task, ...]:
@@ -49,6 +57,9 @@ def source_of(task: TaskSettings) -> Source:
         max_chars=task.max_chars or None,
         classes=task.classes,
         max_empty_share=task.max_empty_share,
+        group_column=task.group or None,
+        form=TextForm(task.delimiter, task.encoding),
+        streaming=task.streaming,
     )
 
 
@@ -64,6 +75,7 @@ def shares_of(task: TaskSettings) -> Shares:
         sizes=task.sizes,
         sizes_sigma=task.sizes_sigma,
         split_as=task.split_as,
+        stratify=task.stratify,
     )
 
 
@@ -86,7 +98,7 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
 
     data, base: hashes of the tasks' data and of the base model.
     """
-    parts: list[object] = [settings.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME), list(data), base]
+    parts: list[object] = [settings.model_dump(mode="json", exclude=changeable_on_resume(settings)), list(data), base]
     if code := {**code_hashes(settings), **option_files(settings)}:
         parts.append(code)
     if functions := fixed_functions(settings):

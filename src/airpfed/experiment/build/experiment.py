@@ -177,14 +177,23 @@ def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int
 def server_step_of(settings: Settings) -> ServerStep:
     """Return the server's optimizer. Its learning rate is None if the theory's probe determines it."""
     lr = settings.server.lr
-    optimizer = settings.server.optimizer
-    return ServerStep(optimizer.name, None if isinstance(lr, str) else lr, optimizer.options)
+    optimizer, schedule = settings.server.optimizer, settings.server.schedule
+    return ServerStep(
+        optimizer.name,
+        None if isinstance(lr, str) else lr,
+        optimizer.options,
+        schedule.name,
+        schedule.options,
+        settings.server.rounds,
+    )
 
 
 def local_training_of(settings: Settings) -> LocalTraining:
     """Return a device's work in a round."""
     devices = settings.devices
-    return LocalTraining(devices.batch_size, devices.local_steps, devices.local_lr)
+    return LocalTraining(
+        devices.batch_size, devices.local_steps, devices.local_lr, devices.proximal_mu, devices.max_grad_norm
+    )
 
 
 def compute_model(settings: Settings, num_devices: int) -> ComputeModel:
