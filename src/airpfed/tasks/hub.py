@@ -1,6 +1,7 @@
 """Tables of text from Hugging Face data sets, on the hub or in a local folder."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ _DATA_SET_ENDINGS = {
 """Ending of a data set's file -> ending of its reader."""
 
 
-def read_hub(source: str) -> list[Row]:
+def read_hub(source: str, nested: Collection[str] = ()) -> list[Row]:
     """Rows of `hf:owner/name[:config][@split]`. A local folder may replace owner/name; the default split is train.
 
-    Class numbers become class names where the data set has them; CSV and JSON files are read as by `read_file`. Raises
-    UserError where the data set cannot be loaded.
+    Class numbers become class names where the data set has them; CSV and JSON files are read as by `read_file`.
+    nested: columns whose lists and objects become JSON texts. Raises UserError where the data set cannot be loaded.
     """
     path, config, split = hub_parts(source)
     local = path.startswith(("/", "./", "../")) or path in (".", "..")
@@ -40,15 +41,16 @@ def read_hub(source: str) -> list[Row]:
     try:
         import datasets
 
-        rows = _read_unconverted(datasets.load_dataset_builder(path, config), split) if local else None
+        rows = _read_unconverted(datasets.load_dataset_builder(path, config), split, nested) if local else None
         if rows is None:
             data = datasets.load_dataset(path, config, split=split)
             if data.info.builder_name in ("csv", "json"):
-                rows = _read_unconverted(datasets.load_dataset_builder(path, config), split)
+                rows = _read_unconverted(datasets.load_dataset_builder(path, config), split, nested)
         if rows is None:
             names = {key: feature.names for key, feature in data.features.items() if hasattr(feature, "names")}
             tables = data.with_format("arrow").iter(BATCH_ROWS)
-            rows = to_rows(arrow_rows((batch for table in tables for batch in table.to_batches()), names))
+            batches = (batch for table in tables for batch in table.to_batches())
+            rows = to_rows(arrow_rows(batches, names, nested))
     except UserError as error:
         raise UserError(f"source {source!r}: {error}") from error
     except Exception as error:  # the library raises its own types, and those of the network and the file system
@@ -72,7 +74,7 @@ def hub_parts(source: str) -> tuple[str, str | None, str]:
     return match["path"], match["config"], match["split"] or "train"
 
 
-def _read_unconverted(builder: Any, split: str) -> list[Row] | None:
+def _read_unconverted(builder: Any, split: str, nested: Collection[str] = ()) -> list[Row] | None:
     """Rows of a data set as written in its CSV, JSON or Parquet files; None where `datasets` has to interpret them.
 
     `datasets` guesses types: it turns 01 into 1, the word None into a missing value, and a text that looks like a date
@@ -99,7 +101,7 @@ def _read_unconverted(builder: Any, split: str) -> list[Row] | None:
                 ending = ".json" if is_list else ".jsonl"
             if ending == ".parquet" and _has_features(path):
                 return None
-            parts[name] += read_as(path, ending, getattr(config, "sep", ","))
+            parts[name] += read_as(path, ending, getattr(config, "sep", ","), nested)
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in parts.items()})
     return [row for part in ranges for row in parts[part.splitname][part.from_ : part.to]]
 

@@ -6,7 +6,7 @@ import json
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,23 @@ class NotText(str):
         return text
 
 
-def read_file(path: Path) -> list[Row]:
+def read_file(path: Path, nested: Collection[str] = ()) -> list[Row]:
     """Rows of a .csv, .jsonl, .json (a list of objects) or .parquet file, in UTF-8, with all values as text.
 
-    Raises UserError that names the file where it is missing, not a regular file, of another kind, damaged, not UTF-8,
-    too large, or empty.
+    nested: columns whose lists and objects become JSON texts; in other columns they are no text. Raises UserError that
+    names the file where it is missing, not a regular file, of another kind, damaged, not UTF-8, too large, or empty.
     """
-    return read_as(path, path.suffix.lower())
+    return read_as(path, path.suffix.lower(), nested=nested)
 
 
-def read_as(path: Path, ending: str, delimiter: str = ",") -> list[Row]:
+def read_as(path: Path, ending: str, delimiter: str = ",", nested: Collection[str] = ()) -> list[Row]:
     """`read_file` with the reader of another ending, and with another delimiter of CSV fields."""
     try:
         check_file(path, ending)
-        rows = to_rows(_csv(path, delimiter) if ending == ".csv" else READERS[ending](path))
+        if ending == ".csv":
+            rows = to_rows(_csv(path, delimiter))
+        else:
+            rows = to_rows(_parquet(path, nested) if ending == ".parquet" else READERS[ending](path), nested)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
     except FileNotFoundError as error:
@@ -188,13 +191,18 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_parse_integer)
 
 
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows, batch by batch; a repeated value is stored once. Raises UserError where the file is too large."""
+def _parquet(path: Path, nested_columns: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
+    """Rows, batch by batch; a repeated value is stored once. Raises UserError where the file is too large.
+
+    nested_columns: columns of lists or objects that are read; others are described in place of their values.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
-    plain = [field.name for field in pyarrow.parquet.read_schema(path) if not pa.types.is_nested(field.type)]
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=plain) as file:
+    schema = pyarrow.parquet.read_schema(path)
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    plain = [field.name for field in schema if field.name in flat or field.name in nested_columns]
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=flat) as file:
         metadata, names = file.metadata, file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"column {twice[0]!r} occurs twice")
@@ -211,7 +219,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         if not plain:
             yield from ({**nested} for _ in range(rows))
             return
-        for row in arrow_rows(file.iter_batches(BATCH_ROWS, columns=plain), {}):
+        for row in arrow_rows(file.iter_batches(BATCH_ROWS, columns=plain), {}, nested_columns):
             yield {**row, **nested}
 
 
@@ -227,12 +235,17 @@ KINDS = ".csv (UTF-8, commas), .jsonl, .json (a list of objects), .parquet"
 """The kinds of `READERS` in words."""
 
 
-def arrow_rows(batches: Iterable[Any], names: Mapping[str, list[str]]) -> Iterator[Row]:
-    """Rows of Arrow record batches. names: column of class numbers -> class names; negative numbers are no class."""
+def arrow_rows(batches: Iterable[Any], names: Mapping[str, list[str]], nested: Collection[str] = ()) -> Iterator[Row]:
+    """Rows of Arrow record batches. names: column of class numbers -> class names; negative numbers are no class.
+
+    nested: columns whose lists and objects become JSON texts.
+    """
     for batch in batches:
         columns = {
             name: [_class_name(value, names[name]) for value in column.to_pylist()]
             if name in names
+            else [_json_text(value) for value in column.to_pylist()]
+            if name in nested
             else _arrow_texts(column)
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
@@ -277,12 +290,18 @@ def _describe(kind: Any) -> str:
     return f"a {str(kind).partition('<')[0]}"
 
 
-def to_rows(raw_rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows of texts. Raises UserError where they exceed `MAX_CELLS` or `MAX_BYTES`."""
+def to_rows(raw_rows: Iterable[Mapping[str, Any]], nested: Collection[str] = ()) -> list[Row]:
+    """Rows of texts. Raises UserError where they exceed `MAX_CELLS` or `MAX_BYTES`.
+
+    nested: columns whose lists and objects become JSON texts.
+    """
     rows: list[Row] = []
     cells = letters = 0
     for raw_row in raw_rows:
-        row = {_column_name(key): _to_text(value) for key, value in raw_row.items()}
+        row = {
+            name: _json_text(value) if name in nested else _to_text(value)
+            for name, value in ((_column_name(key), value) for key, value in raw_row.items())
+        }
         if len(row) < len(raw_row):
             raise UserError("two columns have names that look the same; rename one")
         rows.append(row)
@@ -317,6 +336,16 @@ def _has_half_pair(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _json_text(value: Any) -> str:
+    """A list or an object as JSON text; any other value as `_to_text` gives it."""
+    if not isinstance(value, (list, tuple, dict)):
+        return _to_text(value)
+    try:
+        return _to_text(json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return NotText(f"a {type(value).__name__} that JSON cannot hold")
 
 
 def _to_text(value: Any) -> str:

@@ -49,6 +49,8 @@ def source_of(task: TaskSettings) -> Source:
         max_chars=task.max_chars or None,
         classes=task.classes,
         max_empty_share=task.max_empty_share,
+        messages_column=task.messages or None,
+        system=task.system,
     )
 
 
