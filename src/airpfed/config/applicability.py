@@ -351,7 +351,7 @@ def settings_notes(settings: Settings) -> list[str]:
             task.name for task in settings.tasks if not getattr(task.metric.find_row(), "larger_is_better", True)
         ]
         lines.append(
-            f"tasks.{smaller[0]}.metric: smaller is better, unlike in other tasks, so the average over tasks says nothing"
+            f"tasks.{smaller[0]}.metric: smaller is better, unlike in other tasks, so the average says nothing"
         )
     if radio.scheme.name == "error_free" and (keys := [key for key in SIGNAL_KEYS if key in radio.model_fields_set]):
         verb = "does" if len(keys) == 1 else "do"
