@@ -151,7 +151,7 @@ RULES = (
         Rule(
             f"tasks.{key}",
             "tasks.messages",
-            lambda _, t: not t.messages,
+            lambda _, t: not t.messages or task_kind(t) != "chat",
             "it is for pairs of a message and a reply, give only one of the two",
         )
         for key in ("text", "label", "prompt")

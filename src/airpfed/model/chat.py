@@ -168,8 +168,9 @@ def break_up(text: str, tokens: Sequence[str]) -> str:
 def reply_spans(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[str, list[tuple[int, int]]]:
     """A conversation as text, and the first and last character (exclusive) of each reply with the end of its turn.
 
-    White space that the template writes after the end of a turn does not belong to the reply. Raises UserError where a
-    template without marks writes an earlier part of a conversation otherwise than alone.
+    White space that the template writes after the end of a turn does not belong to the reply; spaces before a reply do,
+    because they belong to its first token. Raises UserError where a template without marks writes an earlier part of a
+    conversation otherwise than alone.
     """
     if chat.marked:
         return _marked_spans(chat, messages)
@@ -185,7 +186,8 @@ def reply_spans(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[str,
                 "otherwise when it goes on, so the assistant's tokens cannot be found; another template, or "
                 'turns = "last" may do'
             )
-        spans.append((len(before), len(before) + _reply_length(after[len(before) :], break_up(content, chat.controls))))
+        length = _reply_length(after[len(before) :], break_up(content, chat.controls))
+        spans.append((_begin(text, len(before)), len(before) + length))
     return text, spans
 
 
@@ -201,7 +203,12 @@ def last_reply_span(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[
             "for a reply with the reply, so the assistant's tokens cannot be found; another template may do"
         )
     content = break_up(messages[-1][1], chat.controls)
-    return text, [(len(before), len(before) + _reply_length(text[len(before) :], content))]
+    return text, [(_begin(text, len(before)), len(before) + _reply_length(text[len(before) :], content))]
+
+
+def _begin(text: str, start: int) -> int:
+    """The first character of a reply at `start`, with the spaces before it."""
+    return len(text[:start].rstrip(" "))
 
 
 def _reply_length(region: str, content: str) -> int:
@@ -223,7 +230,7 @@ def _marked_spans(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[st
         )
     except Exception as error:  # a template may raise anything
         raise _refusal(chat, messages, error) from None
-    spans = [(int(start), int(end)) for start, end in indices[0] if end > start]
+    spans = [(_begin(str(texts[0]), int(start)), int(end)) for start, end in indices[0] if end > start]
     if not spans:
         raise UserError(f"tasks.{chat.task}.template: the chat template marks no text as the assistant's")
     return str(texts[0]), spans
@@ -302,7 +309,7 @@ def conversation_prompt(chat: ChatFormat, messages: Sequence[ChatMessage], limit
 
     def fits(dropped: int) -> bool:
         text = render(chat, without_exchanges(messages, exchanges, dropped), ask=True)
-        ids = chat.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = chat.tokenizer(text.rstrip(" "), add_special_tokens=False, verbose=False).input_ids
         encoded[dropped] = (*chat.begin, *ids)
         return len(encoded[dropped]) <= limit
 
