@@ -336,7 +336,7 @@ class Run:
 
     def predict(
         self,
-        texts: Sequence[str | Mapping[str, str]],
+        texts: Sequence[str | Mapping[str, Any]],
         task: str,
         device: int | None = None,
         *,

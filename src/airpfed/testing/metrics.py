@@ -197,9 +197,8 @@ class MetricTrial:
             for answer in sorted(set(case.correct)):
                 same = (answer,) * len(case.correct)
                 self.call(case.predicted, same, f"{case.name}, one right answer for all")
-            self.call(
-                same, case.correct, f"{case.name}, one prediction for all"
-            ) if case.name != "likelihoods" else None
+                if case.name != "likelihoods":
+                    self.call(same, case.correct, f"{case.name}, one prediction for all")
         return ""
 
     def unequal_lengths(self) -> str:
