@@ -86,7 +86,7 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
             [f"tasks.sst2.{key}={value}", "tasks.sst2.kind=generate"],
             ["tasks.sst2.kind=chat"],
         )
-        for key, value in {"messages": "log", "system": "be kind", "template": "chatml", "turns": "last"}.items()
+        for key, value in {"messages": "log", "system": "be kind", "template": "chatml", "replies": "last"}.items()
     },
     **{
         (f"tasks.{key}", "tasks.messages"): (

@@ -16,7 +16,7 @@ from airpfed.model.chat import (
     conversation_prompt,
     encode_conversation,
     last_reply_span,
-    render,
+    render_chat,
     reply_spans,
 )
 from airpfed.model.tokens import IGNORED
@@ -52,9 +52,9 @@ def chatml() -> Any:
     return result
 
 
-def read_text(chat: ChatFormat, turns: Any = "all", messages: Any = CHAT) -> tuple[str, str]:
+def read_text(chat: ChatFormat, replies: Any = "all", messages: Any = CHAT) -> tuple[str, str]:
     """What a conversation's targets say, a zero between the runs of targets; and the text before the first of them."""
-    encoding = encode_conversation(chat, messages, turns, 1000).encoding
+    encoding = encode_conversation(chat, messages, replies, 1000).encoding
     assert encoding.ids[len(encoding.ids) - len(encoding.targets) + 1 :] == tuple(
         token if token != IGNORED else encoding.ids[len(encoding.ids) - len(encoding.targets) + 1 + n]
         for n, token in enumerate(encoding.targets[:-1])
@@ -145,7 +145,7 @@ def test_the_last_turn_alone() -> None:
 
 def test_a_template_that_rewrites_the_past_is_refused_for_all_turns_only() -> None:
     chat = chat_format(made("bytes", FORGETS), "", "x", (2,))
-    with pytest.raises(UserError, match=r'^tasks\.x\.template: .* writes a conversation otherwise .* turns = "last"'):
+    with pytest.raises(UserError, match=r'^tasks\.x\.template: .* writes a conversation otherwise .* replies = "last"'):
         encode_conversation(chat, CHAT, "all", 1000)
     assert read_text(chat, "last")[0] == " three\n</s>"
 
@@ -177,6 +177,13 @@ def test_a_message_cannot_end_its_own_turn() -> None:
     control = chat.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert [token for token in (*ids, targets[-1]) if token in control] == [control[0], control[1]] * 2
     assert break_up("a<|im_end|>b", ("<|im_end|>",)) == "a< |im_end|>b"
+
+
+def test_a_message_cannot_spell_the_marks_of_a_named_template() -> None:
+    """They are no control tokens of this base, but words that the model learns to end a turn with."""
+    chat = chat_format(made("bytes"), "chatml", "x", (2,))
+    text = render_chat(chat, (("user", "hi<|im_end|>"), ("assistant", "no")))
+    assert text.count("<|im_end|>") == 2 and "hi< |im_end|>" in text
 
 
 def test_long_conversations_lose_their_first_exchanges_and_keep_the_system_message() -> None:
@@ -224,7 +231,7 @@ def test_spans_of_all_turns_end_with_that_of_the_last() -> None:
     for jinja in (MARKED, LLAMA2, TEMPLATES["chatml"], TEMPLATES["zephyr"], TEMPLATES["alpaca"]):
         chat = chat_format(made("bytes", jinja), "", "x", (2,))
         text, spans = reply_spans(chat, CHAT)
-        assert last_reply_span(chat, CHAT) == (text, spans[-1:]) and text == render(chat, CHAT)
+        assert last_reply_span(chat, CHAT) == (text, spans[-1:]) and text == render_chat(chat, CHAT)
         said = [text[first:last] for first, last in spans]
         assert [reply.replace(chat.turn_end.text, "").strip() for reply in said] == ["sad story\n\nbad", "three"]
 

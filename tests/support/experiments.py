@@ -31,7 +31,7 @@ MOST = 40
 """Bases that are kept, the last used."""
 
 TASK_KEYS = {"prompt", "max_new_tokens", "kind", "metric", "further_metrics", "label_score", "label_normalised"}
-TASK_KEYS |= {"template", "turns"}
+TASK_KEYS |= {"template", "replies"}
 """Keys of a task that its tokens and its view depend on, besides its samples."""
 
 load = build.build_preparation

@@ -145,7 +145,7 @@ RULES = (
     ),
     *(
         Rule(f"tasks.{key}", "tasks.kind", _is_chat, 'it is for kind = "chat"')
-        for key in ("messages", "system", "template", "turns")
+        for key in ("messages", "system", "template", "replies")
     ),
     *(
         Rule(

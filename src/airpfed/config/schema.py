@@ -129,7 +129,7 @@ class TaskSettings(Section):
     template: Literal["", "chatml", "zephyr", "alpaca", "plain"] = Field(
         "", description="form in which conversations are written for the base (chat); default: its tokenizer's own"
     )
-    turns: Literal["all", "last"] = Field(
+    replies: Literal["all", "last"] = Field(
         "all", description="replies of a conversation that the loss reads: all of them, or the last (chat)"
     )
     devices: int = Field(

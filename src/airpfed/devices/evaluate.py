@@ -85,7 +85,7 @@ def word_scores(
     """
     contexts = word_contexts(words)
     rows = [Encoding((*sample.ids, *context), (0,) * (len(context) + 1)) for sample in samples for context in contexts]
-    readers = [_WordReader.of(words, context, contexts) for context in contexts]
+    readers = [_WordReader.of_context(words, context, contexts) for context in contexts]
     scores = torch.empty(len(samples), len(words))
 
     def work(backbone: Backbone, indices: list[int]) -> None:
@@ -113,7 +113,7 @@ class _WordReader:
     mask: Bool[Tensor, "m L"]
 
     @classmethod
-    def of(
+    def of_context(
         cls, words: Sequence[tuple[int, ...]], context: tuple[int, ...], contexts: Sequence[tuple[int, ...]]
     ) -> "_WordReader":
         """The words that are read after a context: those whose tokens without the last begin this context first."""

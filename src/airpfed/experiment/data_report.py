@@ -48,7 +48,7 @@ def report_cuts(
 
     def encode(samples: Sequence[Sample]) -> list[ChatEncoding]:
         return [
-            chat.encode_conversation(conversations, sample.messages, settings.turns, max_tokens) for sample in samples
+            chat.encode_conversation(conversations, sample.messages, settings.replies, max_tokens) for sample in samples
         ]
 
     shards = [sample for shard in task.train for sample in shard]

@@ -53,7 +53,7 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
         f"tasks.{task.name}.labels, as tokens": json.dumps(view.words or view.choices),
         **({f"tasks.{task.name}.label_normalised": "true"} if view.words and view.normalised else {}),
-        **({f"tasks.{task.name}.{key}": getattr(chat, key) for key in ("template", "turns")} if chat else {}),
+        **({f"tasks.{task.name}.{key}": getattr(chat, key) for key in ("template", "replies")} if chat else {}),
         f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
         **{key: str(value) for key, value in work.items()},
     }

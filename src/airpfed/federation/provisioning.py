@@ -192,7 +192,7 @@ def local_task_settings(
     source = with_defaults(build.source_of(task_settings))
     common = {"name": task_settings.name, "source": DATA, "kind": task.kind, "devices": task_settings.devices}
     limits: dict[str, Any] = {"max_new_tokens": task_settings.max_new_tokens}
-    for key in ("label_score", "label_normalised", "template", "turns"):
+    for key in ("label_score", "label_normalised", "template", "replies"):
         if getattr(task_settings, key) != TaskSettings.model_fields[key].default:
             limits[key] = getattr(task_settings, key)
     if task.kind == "chat" and (with_shares or task_settings.messages):

@@ -14,7 +14,7 @@ from airpfed.model.tokens import IGNORED, Encoding, affix_ids, control_ids, cut_
 
 ChatMessage = tuple[str, str]
 """Role and content."""
-Turns = Literal["all", "last"]
+Replies = Literal["all", "last"]
 
 TEMPLATES: Mapping[str, str] = {
     "chatml": (
@@ -39,7 +39,10 @@ TEMPLATES: Mapping[str, str] = {
 }
 """Name -> chat template for bases without one, in Jinja as transformers reads it."""
 
-PROBE = (("user", "a"), ("assistant", "b"))
+PROBE = (("user", "Zq1"), ("assistant", "Zq2"))
+"""A conversation of texts that no template writes."""
+MARKER = re.compile(r"<\|\w+\|>")
+"""A mark of a role or of the end of a turn, which a template writes and no message may."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class ChatFormat:
     """How conversations become tokens. jinja: the template. begin: tokens before a named template's text.
 
     end: token that the last reply ends with where the template writes nothing after a reply. controls: control tokens
-    as texts, which no message may spell. task: for errors.
+    and marks of the template as texts, which no message may spell. task: for errors.
     """
 
     tokenizer: Any
@@ -114,17 +117,18 @@ def chat_format(tokenizer: Any, template: str, task: str, end_tokens: Sequence[i
     except ValueError as error:
         raise UserError(f"tasks.{task}.template: {one_line(error)}") from None
     begin = affix_ids(tokenizer)[0] if template else ()
-    bare = ChatFormat(tokenizer, jinja, begin, (), TurnEnd(), control_texts(tokenizer), task)
+    controls = dict.fromkeys((*control_texts(tokenizer), *MARKER.findall(jinja)))
+    bare = ChatFormat(tokenizer, jinja, begin, (), TurnEnd(), tuple(controls), task)
     text, spans = reply_spans(bare, PROBE)
     reply = text[spans[-1][0] : spans[-1][1]]
-    tail = reply.rpartition(PROBE[1][1])[2].strip()
+    tail = reply.rpartition(PROBE[1][1])[2].strip() if PROBE[1][1] in reply else ""
     ids = tokenizer(tail, add_special_tokens=False).input_ids if tail else []
     stops = tuple(ids) if len(ids) == 1 and ids[0] in control_ids(tokenizer) else ()
     return replace(bare, end=() if tail else tuple(end_tokens[:1]), turn_end=TurnEnd(tail, stops))
 
 
-def render(chat: ChatFormat, messages: Sequence[ChatMessage], ask: bool = False) -> str:
-    """A conversation as the template writes it. ask: with the prompt for the assistant's next reply.
+def render_chat(chat: ChatFormat, messages: Sequence[ChatMessage], with_cue: bool = False) -> str:
+    """A conversation as the template writes it. with_cue: with the prompt for the assistant's next reply.
 
     Texts that spell a control token are broken up by a space. Raises UserError where the template refuses.
     """
@@ -132,7 +136,7 @@ def render(chat: ChatFormat, messages: Sequence[ChatMessage], ask: bool = False)
     try:
         return str(
             chat.tokenizer.apply_chat_template(
-                tree, chat_template=chat.jinja, tokenize=False, add_generation_prompt=ask
+                tree, chat_template=chat.jinja, tokenize=False, add_generation_prompt=with_cue
             )
         )
     except Exception as error:  # a template may raise anything
@@ -174,17 +178,17 @@ def reply_spans(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[str,
     """
     if chat.marked:
         return _marked_spans(chat, messages)
-    text = render(chat, messages)
+    text = render_chat(chat, messages)
     spans = []
     for number, (role, content) in enumerate(messages):
         if role != "assistant":
             continue
-        before, after = render(chat, messages[:number], ask=True), render(chat, messages[: number + 1])
+        before, after = render_chat(chat, messages[:number], with_cue=True), render_chat(chat, messages[: number + 1])
         if not after.startswith(before) or not text.startswith(after):
             raise UserError(
                 f"tasks.{chat.task}.template: the chat template has no generation marks, and writes a conversation "
                 "otherwise when it goes on, so the assistant's tokens cannot be found; another template, or "
-                'turns = "last" may do'
+                'replies = "last" may do'
             )
         length = _reply_length(after[len(before) :], break_up(content, chat.controls))
         spans.append((_begin(text, len(before)), len(before) + length))
@@ -196,7 +200,7 @@ def last_reply_span(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[
     if chat.marked:
         text, spans = _marked_spans(chat, messages)
         return text, spans[-1:]
-    text, before = render(chat, messages), render(chat, messages[:-1], ask=True)
+    text, before = render_chat(chat, messages), render_chat(chat, messages[:-1], with_cue=True)
     if not text.startswith(before):
         raise UserError(
             f"tasks.{chat.task}.template: the chat template has no generation marks, and does not continue its prompt "
@@ -251,7 +255,9 @@ def token_mask(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> t
     return tuple(result.input_ids), tuple(inside)
 
 
-def encode_conversation(chat: ChatFormat, messages: Sequence[ChatMessage], turns: Turns, limit: int) -> ChatEncoding:
+def encode_conversation(
+    chat: ChatFormat, messages: Sequence[ChatMessage], replies: Replies, limit: int
+) -> ChatEncoding:
     """A conversation that ends with a reply as input and targets, of at most `limit` tokens.
 
     The targets are the tokens of the replies and of the ends of their turns; all between them is IGNORED. Where a
@@ -264,7 +270,7 @@ def encode_conversation(chat: ChatFormat, messages: Sequence[ChatMessage], turns
 
     def tokens_without(dropped: int) -> int:
         remaining = without_exchanges(messages, exchanges, dropped)
-        spans_of = reply_spans if turns == "all" else last_reply_span
+        spans_of = reply_spans if replies == "all" else last_reply_span
         text, spans = spans_of(chat, remaining)
         ids, inside = token_mask(chat.tokenizer, text, spans)
         last = max((n for n, flag in enumerate(inside) if flag), default=-1) + 1
@@ -277,7 +283,7 @@ def encode_conversation(chat: ChatFormat, messages: Sequence[ChatMessage], turns
 
     dropped = _fewest(len(exchanges) - 1, lambda count: tokens_without(count) <= limit)
     ids, inside = encoded[dropped]
-    lost = dropped if turns == "all" else 0
+    lost = dropped if replies == "all" else 0
     first = max(1, inside.index(True))
     targets = tuple(token if flag else IGNORED for token, flag in zip(ids[first:], inside[first:], strict=True))
     if not targets or all(target == IGNORED for target in targets):
@@ -308,7 +314,7 @@ def conversation_prompt(chat: ChatFormat, messages: Sequence[ChatMessage], limit
     encoded: dict[int, tuple[int, ...]] = {}
 
     def fits(dropped: int) -> bool:
-        text = render(chat, without_exchanges(messages, exchanges, dropped), ask=True)
+        text = render_chat(chat, without_exchanges(messages, exchanges, dropped), with_cue=True)
         ids = chat.tokenizer(text.rstrip(" "), add_special_tokens=False, verbose=False).input_ids
         encoded[dropped] = (*chat.begin, *ids)
         return len(encoded[dropped]) <= limit
@@ -326,11 +332,14 @@ def without_exchanges(messages: Sequence[ChatMessage], exchanges: Sequence[int],
     return [*messages[: exchanges[0]], *messages[exchanges[count] :]]
 
 
-def _fewest(most: int, fits: Callable[[int], bool]) -> int:
-    """The smallest count from 0 to `most` that fits, or `most`; fits: must hold from some count on. Calls it there."""
+def _fewest(maximum: int, fits: Callable[[int], bool]) -> int:
+    """The smallest count from 0 to `maximum` that fits, or `maximum`; `fits` holds from some count on.
+
+    `fits` is called with the result.
+    """
     if fits(0):
         return 0
-    low, high = 0, max(0, most)  # low does not fit
+    low, high = 0, max(0, maximum)  # low does not fit
     if not high or not fits(high):
         return high
     while high - low > 1:

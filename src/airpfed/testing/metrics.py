@@ -35,7 +35,7 @@ def check_metric(metric: Metric | Callable[..., float] | str, **options: Any) ->
     True
     """
     subject = subject_of("metrics", metric, options)
-    trial = MetricTrial.of(subject)
+    trial = MetricTrial.from_subject(subject)
     return run_checks(
         subject,
         [
@@ -95,7 +95,7 @@ class MetricTrial:
     cases: tuple[MetricCase, ...]
 
     @classmethod
-    def of(cls, subject: Subject) -> "MetricTrial":
+    def from_subject(cls, subject: Subject) -> "MetricTrial":
         """The trial of a row."""
         return cls(subject.row, subject.function, tuple(metric_cases(subject.row)))
 

@@ -34,7 +34,7 @@ def check_split(split: SampleSplit | Callable[..., Any] | str, **options: Any) -
     True
     """
     subject = subject_of("splits", split, options)
-    trial = SplitTrial.of(subject)
+    trial = SplitTrial.from_subject(subject)
     return run_checks(
         subject,
         [
@@ -68,7 +68,7 @@ class SplitTrial:
     share: Callable[..., Any]
 
     @classmethod
-    def of(cls, subject: Subject) -> "SplitTrial":
+    def from_subject(cls, subject: Subject) -> "SplitTrial":
         """The trial of a row."""
         return cls(subject.row, subject.function)
 

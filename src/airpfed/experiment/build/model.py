@@ -20,7 +20,7 @@ from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.experiment.build.data import base_hash, option_files
 from airpfed.model import backbone, chat, compatibility, export, tokens, zoo
 from airpfed.model.backbone import Backbone
-from airpfed.model.chat import ChatFormat, TurnEnd, Turns
+from airpfed.model.chat import ChatFormat, Replies, TurnEnd
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.metrics import Metric, import_package
 from airpfed.tasks.sample import Kind, Sample, Task
@@ -142,7 +142,7 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     ]
     shards = tuple(
         tuple(
-            tuple(encode_sample(base, s, task, task_tokens, max_tokens, task_settings.turns) for s in shard)
+            tuple(encode_sample(base, s, task, task_tokens, max_tokens, task_settings.replies) for s in shard)
             for shard in task.train
         )
         for task, task_tokens, task_settings in zip(tasks, tokenized, settings.tasks, strict=True)
@@ -269,11 +269,11 @@ def word_room(task: Task, words: Sequence[tuple[int, ...]], max_tokens: int) -> 
 
 
 def encode_sample(
-    base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int, turns: Turns = "all"
+    base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int, replies: Replies = "all"
 ) -> Encoding:
-    """Encode a sample as input and targets of the loss. turns: replies that a chat's loss reads."""
+    """Encode a sample as input and targets of the loss. replies: replies that a chat's loss reads."""
     if task_tokens.chat is not None:
-        return chat.encode_conversation(task_tokens.chat, sample.messages, turns, max_tokens).encoding
+        return chat.encode_conversation(task_tokens.chat, sample.messages, replies, max_tokens).encoding
     if task.kind == "generate":
         return tokens.encode_completion(base.tokenizer, sample.prompt, sample.answer, max_tokens, base.end_tokens[0])
     prompt = task_tokens.prompts[sample.prompt]
@@ -293,7 +293,7 @@ def task_view(base: Backbone, task: Task, task_tokens: TaskTokens, settings: Tas
     def split(samples: tuple[Sample, ...]) -> Split:
         prompts = tuple(Encoding(task_tokens.prompts[s.prompt], (0,)) for s in samples)
         references = tuple(
-            encode_sample(base, s, task, task_tokens, max_tokens, settings.turns)
+            encode_sample(base, s, task, task_tokens, max_tokens, settings.replies)
             for s in (samples if likelihoods else ())
         )
         return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples), references)
