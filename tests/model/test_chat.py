@@ -155,6 +155,17 @@ def test_a_template_without_an_end_of_the_turn_gets_the_bases_end_token() -> Non
     assert chat.end == (2,) and chat.turn_end.text == ""
 
 
+def test_positions_that_leave_out_spaces_lose_no_token() -> None:
+    """As GPT-2's tokenizer gives them: a space alone, also that before the reply, has no length."""
+    from tokenizers import processors
+
+    trimmed = made("bytes", MARKED)
+    trimmed.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert trimmed(" 7  bad", return_offsets_mapping=True).offset_mapping == [(0, 0), (1, 2), (3, 3), (4, 7)]
+    messages = (("user", "one"), ("assistant", "7   film  two"))
+    assert read_text(chat_format(trimmed, "", "x"), messages=messages)[0] == " 7   film  two</s>"
+
+
 @pytest.mark.parametrize(
     ("jinja", "template", "words"),
     [

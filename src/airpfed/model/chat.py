@@ -243,15 +243,12 @@ def _marked_spans(chat: ChatFormat, messages: Sequence[ChatMessage]) -> tuple[st
 def token_mask(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Token ids of a text, control tokens as such, and which of them hold a character of a span.
 
-    A token's characters begin where the token before it ends: offsets leave out white space. Tokens of one character,
-    which is written in several bytes, belong together.
+    Offsets may leave out spaces: a token that is a space alone then has no length, and stands after the space, or
+    before it where the text begins.
     """
     result = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    inside, position = [], 0
-    for _, end in result.offset_mapping:
-        first = min(position, end - 1)
-        inside.append(any(first < stop and start < end for start, stop in spans))
-        position = max(position, end)
+    offsets = [(max(0, end - 1), max(1, end)) if first == end else (first, end) for first, end in result.offset_mapping]
+    inside = [any(first < stop and start < end for start, stop in spans) for first, end in offsets]
     return tuple(result.input_ids), tuple(inside)
 
 
