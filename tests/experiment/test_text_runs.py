@@ -15,6 +15,7 @@ from airpfed.core.errors import UserError
 from airpfed.experiment import build
 from airpfed.experiment.data_report import data_lines, report_data
 from airpfed.federation import build_federation, provisioning
+from airpfed.federation.addresses import check_federable
 from airpfed.federation.provisioning import FederationPlan, provision
 from airpfed.model.tokens import IGNORED
 from airpfed.training.evaluate import model_of, predict_answers
@@ -137,6 +138,20 @@ def test_a_device_reads_its_share_of_a_chat_back(chat_tree: dict[str, Any], smal
     assert settings_file.read_settings(site / "device-3" / "device.toml").tasks[1].template == "plain"
 
 
+def test_devices_with_models_of_their_own_cannot_be_scored_by_likelihoods(
+    chat_tree: dict[str, Any], small_settings: Path
+) -> None:
+    """In a federation, they are asked for answers, and do not see the right ones."""
+    chat_tree["adapters"]["method"] = "fedsa"
+    settings = settings_file.settings_from_tree(chat_tree, "x", small_settings.parent, [], [])
+    with pytest.raises(
+        UserError, match=r'^tasks\.moods\.metric = "perplexity" with parameters of devices: not possible'
+    ):
+        check_federable(settings)
+    chat_tree["adapters"]["method"] = "airpfed"
+    check_federable(settings_file.settings_from_tree(chat_tree, "x", small_settings.parent, [], []))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -167,6 +182,8 @@ def test_whole_words_run_and_predict_as_they_were_scored(small_llama: Path, tmp_
     setup, task = experiment.setup, experiment.tasks[1]
     view, factors = setup.tasks[1], model_of(setup.clients, vectors(state), 1, 2)
     assert view.words and not view.choices
+    notes = report_data(experiment.settings, experiment.tasks, setup)["moods"].notes
+    assert "a class is scored by all 2 to 3 tokens of its label word, not by the first alone" in notes
     numbers = predict_answers(setup.clients, factors, "test", view.test.prompts, view)
     texts = [sample.prompt.removesuffix(" Label :") for sample in task.test]
     assert run.predict(texts, "moods") == [task.names[number] for number in numbers]

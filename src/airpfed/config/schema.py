@@ -616,7 +616,15 @@ class Settings(Section):
                 raise ValueError(f'tasks.{task.name}.split_as = "{task.split_as}": should be the name of another task')
             if other is None:
                 continue
-            keys: tuple[str, ...] = ("classes", "prompt", "max_chars", "test_samples", "dev_samples")
+            keys: tuple[str, ...] = (
+                "classes",
+                "prompt",
+                "max_chars",
+                "test_samples",
+                "dev_samples",
+                "messages",
+                "system",
+            )
             keys += () if task.prompt else ("text", "kind")  # the default prompt consists of them
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
             differs += ["source"] if (task.source or task.name) != (other.source or other.name) else []

@@ -30,6 +30,11 @@ def report_data(settings: Settings, tasks: Sequence[Task], experiment: TrainingS
             sample for index, shard in zip(task_of, clients.shards, strict=True) if index == number for sample in shard
         ]
         report = report_task(task, train, view, clients.backbone.tokenizer, max_tokens)
+        if view.words:
+            lengths = sorted(map(len, view.words))
+            tokens = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+            line = f"a class is scored by all {tokens} tokens of its label word, not by the first alone"
+            report = report.model_copy(update={"notes": [*report.notes, line]})
         if task.kind == "chat":
             report = report_cuts(report, task, settings.tasks[number], clients.backbone, max_tokens)
         min_samples = settings.tasks[number].samples_per_device
