@@ -11,6 +11,7 @@ from airpfed.config.applicability import RULES, Rule, effective_tree, ineffectiv
 from airpfed.config.experiment_files import FOLDER
 from airpfed.config.settings_file import read_new_settings, read_settings, write_settings
 from airpfed.core.errors import UserError
+from airpfed.core.paths import CHAT_TASKS
 from airpfed.tasks.catalog import CATALOG
 
 BASE = """
@@ -122,6 +123,36 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["tasks.sst2.classes=['a']", "tasks.sst2.kind=generate"],
         ["tasks.sst2.kind=auto"],
     ),
+    ("tasks.label_score", "tasks.kind"): (
+        ["tasks.sst2.label_score=words", "tasks.sst2.kind=generate"],
+        ["tasks.sst2.kind=classify"],
+    ),
+    ("tasks.label_normalised", "tasks.kind"): (
+        ["tasks.sst2.label_normalised=true", "tasks.sst2.kind=chat"],
+        ["tasks.sst2.kind=auto"],
+    ),
+    ("tasks.label_score", "model.kind"): (
+        ["tasks.sst2.label_score=words", "model.kind=classifier"],
+        ["model.kind=causal"],
+    ),
+    ("tasks.label_normalised", "model.kind"): (
+        ["tasks.sst2.label_normalised=true", "model.kind=classifier"],
+        ["model.kind=auto"],
+    ),
+    **{
+        (f"tasks.{key}", "tasks.kind"): (
+            [f"tasks.sst2.{key}={value}", "tasks.sst2.kind=generate"],
+            ["tasks.sst2.kind=chat"],
+        )
+        for key, value in {"messages": "log", "system": "be kind", "template": "chatml", "replies": "last"}.items()
+    },
+    **{
+        (f"tasks.{key}", "tasks.messages"): (
+            [f"tasks.sst2.{key}={value}", "tasks.sst2.messages=log", "tasks.sst2.kind=chat"],
+            ["tasks.sst2.messages="],
+        )
+        for key, value in {"text": "body", "label": "reply", "prompt": "{body}"}.items()
+    },
     ("tasks.max_new_tokens", "tasks.kind"): (["tasks.sst2.max_new_tokens=4"], ["tasks.sst2.kind=generate"]),
     ("tasks.power_dbm", "adapters.method"): (
         ["tasks.sst2.power_dbm=3.0", "adapters.method=centralised", "radio.scheme=error_free"],
@@ -432,7 +463,8 @@ def test_settings_that_differ_in_what_has_no_effect_are_the_same_run(file):
 
 def test_what_is_generated_is_told_by_the_name():
     """`kind_of` needs no catalogue as long as this holds."""
-    assert all(entry.kind == "classify" for entry in CATALOG.values())
+    names = {name for name, entry in CATALOG.items() if entry.kind != "classify"}
+    assert names == set(CHAT_TASKS) and all(CATALOG[name].kind == "chat" for name in names)
 
 
 def test_the_kind_is_that_of_the_task(file):

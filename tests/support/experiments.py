@@ -30,6 +30,10 @@ from airpfed.training.state import vectors
 MOST = 40
 """Bases that are kept, the last used."""
 
+TASK_KEYS = {"prompt", "max_new_tokens", "kind", "metric", "further_metrics", "label_score", "label_normalised"}
+TASK_KEYS |= {"template", "replies"}
+"""Keys of a task that its tokens and its view depend on, besides its samples."""
+
 load = build.build_preparation
 """What loads a base and tokenises its tasks."""
 
@@ -85,7 +89,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
         mode="json",
         include={
             "model": True,
-            "tasks": {"__all__": {"prompt", "max_new_tokens", "kind", "metric"}},
+            "tasks": {"__all__": TASK_KEYS},
             "adapters": {"target_modules", "layers", "alpha"},
             "run": {"seed", "device"},
         },

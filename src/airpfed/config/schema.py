@@ -96,20 +96,43 @@ class TaskSettings(Section):
         "hf:OWNER/NAME or "
         "hf:./folder; default: the name",
     )
-    kind: Literal["auto", "classify", "generate"] = Field(
-        "auto", description="classify or generate; auto: the catalogue's kind, classify for the user's own data"
+    kind: Literal["auto", "classify", "generate", "chat"] = Field(
+        "auto", description="classify, generate or chat; auto: the catalogue's kind, classify for the user's own data"
     )
     prompt: str = Field(
         "", description='template such as "{text}\\nLabel:"; default: the catalogue\'s, or the text and "Label:"'
     )
     text: str = Field("text", description="column with the text, for the default prompt")
-    label: str = Field("label", description="column with the class (classify) or the completion (generate)")
+    label: str = Field(
+        "label", description="column with the class (classify), the completion (generate) or the reply (chat)"
+    )
     labels: dict[str, str] = Field(
         {},
         description='class -> label word for a causal LM; default: " " + the class name. A classifier numbers the '
         "classes in this order",
     )
+    label_score: Literal["auto", "words"] = Field(
+        "auto",
+        description="score of a label word by a causal LM; auto: the logit of its first token if the words of all "
+        "classes differ there, else as words; words: the log-probability of all its tokens after the prompt, and of "
+        "the end token if another word begins with it",
+    )
+    label_normalised: bool = Field(
+        False, description="divide the score of a whole label word by the number of its tokens"
+    )
     classes: Words = Field((), description="only samples of these classes (classify); default: all")
+    messages: str = Field(
+        "",
+        description="column with a list of messages as JSON: role and content, from and value, or texts by turns "
+        "(chat); default: a message of the user from prompt, and the reply in label",
+    )
+    system: str = Field("", description="system message before conversations that have none (chat)")
+    template: Literal["", "chatml", "zephyr", "alpaca", "plain"] = Field(
+        "", description="form in which conversations are written for the base (chat); default: its tokenizer's own"
+    )
+    replies: Literal["all", "last"] = Field(
+        "all", description="replies of a conversation that the loss reads: all of them, or the last (chat)"
+    )
     devices: int = Field(
         4,
         ge=0,
@@ -128,6 +151,9 @@ class TaskSettings(Section):
     )
     metric: Annotated[Choice, ChoiceOf("metrics")] = Field(
         "auto", validate_default=True, description="score of the predictions; auto: accuracy, or exact match (generate)"
+    )
+    further_metrics: Annotated[tuple[Annotated[Choice, ChoiceOf("metrics")], ...], Field(strict=False)] = Field(
+        (), description='further metrics of the test split, reported beside that of `metric`, such as ["macro_f1"]'
     )
     split_as: str = Field(
         "",
@@ -175,7 +201,7 @@ class TaskSettings(Section):
         "radio.power_dbm",
     )
     max_new_tokens: int = Field(
-        32, ge=1, le=100_000, description="largest number of tokens that greedy decoding generates (generate)"
+        32, ge=1, le=100_000, description="largest number of tokens that greedy decoding generates (generate, chat)"
     )
 
     @model_validator(mode="after")
@@ -210,6 +236,9 @@ class TaskSettings(Section):
         limits = self.power_dbm if isinstance(self.power_dbm, tuple) else (self.power_dbm or 0.0,)
         if wrong := [limit for limit in limits if abs(limit) > 200]:
             raise ValueError(f"power_dbm = {wrong[0]:g}: should be from -200 to 200")
+        labels = [choice.label for choice in self.further_metrics]
+        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f'further_metrics: "{repeated[0]}" stands twice; once would be right')
         if isinstance(self.power_dbm, tuple) and len(self.power_dbm) != self.devices > 0:
             raise ValueError(
                 f"power_dbm has {len(self.power_dbm)} values: should be one, or {self.devices}, one a device"
@@ -851,6 +880,8 @@ class Settings(Section):
                 "dev_samples",
                 "group",
                 "stratify",
+                "messages",
+                "system",
             )
             keys += () if task.prompt else ("text", "kind")  # the default prompt consists of them
             differs = [key for key in keys if getattr(task, key) != getattr(other, key)]
@@ -893,4 +924,6 @@ def choices_of(settings: Settings) -> dict[str, Choice]:
         choices |= {f"{section}.{key}": value for key, value in getattr(settings, section) if isinstance(value, Choice)}
     for task in settings.tasks:
         choices |= {f"tasks.{task.name}.{key}": value for key, value in task if isinstance(value, Choice)}
+        further = {f"{choice.label}": choice for choice in task.further_metrics}
+        choices |= {f"tasks.{task.name}.further_metrics.{label}": choice for label, choice in further.items()}
     return choices

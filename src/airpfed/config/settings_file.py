@@ -103,12 +103,18 @@ def _with_files(section: SectionType, folder: Path) -> SectionType:
 
     They then mean the same file from every working directory, and its content is part of a run's fingerprint.
     """
-    changes = {}
-    for key, choice in section:
-        if isinstance(choice, Choice):
-            files = {name: option_in(value, folder) for name, value in choice.options.items() if type(value) is str}
-            if any(choice.options[name] != value for name, value in files.items()):
-                changes[key] = replace(choice, options={**choice.options, **files})
+
+    def resolve(choice: Choice) -> Choice:
+        files = {name: option_in(value, folder) for name, value in choice.options.items() if type(value) is str}
+        changed = any(choice.options[name] != value for name, value in files.items())
+        return replace(choice, options={**choice.options, **files}) if changed else choice
+
+    changes: dict[str, Any] = {}
+    for key, value in section:
+        if isinstance(value, Choice) and resolve(value) is not value:
+            changes[key] = resolve(value)
+        elif isinstance(value, tuple) and any(isinstance(item, Choice) for item in value):
+            changes[key] = tuple(resolve(item) for item in value)
     return section.model_copy(update=changes) if changes else section
 
 

@@ -13,6 +13,9 @@ MAX_BYTES = 1 << 29
 MAX_CELLS = 20_000_000
 """Rows times columns of the largest data file that is read."""
 
+CHAT_TASKS = ("dialogue",)
+"""Tasks of the catalogue whose kind is chat, known without loading the catalogue."""
+
 HUB = "hf:"
 """Prefix of data sets of the hub, and of folders in the hub's form."""
 

@@ -359,6 +359,13 @@ class TaskSummary(Record):
         "if "
         "this task's head has other classes",
     )
+    larger_is_better: bool = Field(True, description="direction of the metric; false for perplexity")
+    base_metrics: dict[str, Number] = Field(
+        {}, description="name -> further metric (tasks.further_metrics) of the base model on the test split"
+    )
+    final_metrics: dict[str, Number] = Field(
+        {}, description="name -> further metric of the task's model after the last round"
+    )
 
 
 class Summary(Record):

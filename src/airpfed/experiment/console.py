@@ -144,5 +144,7 @@ def final_table(summary: Summary) -> Table:
     table = Table("task", "metric", "untouched", "fine-tuned", "samples", title=f"test split, {summary.rounds} rounds")
     for name, task in summary.tasks.items():
         table.add_row(name, task.metric, format_metric(task.base), format_metric(task.final), str(task.samples))
+        for label, value in task.base_metrics.items():
+            table.add_row("", label, format_metric(value), format_metric(task.final_metrics.get(label)), "")
     table.add_row("average", "", format_metric(summary.average_base), format_metric(summary.average), "", style="bold")
     return table

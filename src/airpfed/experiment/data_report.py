@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from airpfed.config.schema import Settings
+from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core.run_files import DataReport
+from airpfed.model import chat
+from airpfed.model.backbone import Backbone
+from airpfed.model.chat import ChatEncoding
 from airpfed.model.tokens import Encoding, prompt_ids
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.evaluate import TaskView
@@ -27,12 +30,62 @@ def report_data(settings: Settings, tasks: Sequence[Task], experiment: TrainingS
             sample for index, shard in zip(task_of, clients.shards, strict=True) if index == number for sample in shard
         ]
         report = report_task(task, train, view, clients.backbone.tokenizer, max_tokens)
+        if view.words:
+            lengths = sorted(map(len, view.words))
+            tokens = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+            line = f"a class is scored by all {tokens} tokens of its label word, not by the first alone"
+            report = report.model_copy(update={"notes": [*report.notes, line]})
+        if task.kind == "chat":
+            report = report_cuts(report, task, settings.tasks[number], clients.backbone, max_tokens)
         min_samples = settings.tasks[number].samples_per_device
         if train and settings.tasks[number].sizes == "equal" and report.samples_least < min_samples:
             line = f"samples_per_device = {min_samples}, and there are fewer"
             report = report.model_copy(update={"notes": [*report.notes, line]})
         reports[task.name] = report
     return reports
+
+
+def report_cuts(
+    report: DataReport, task: Task, settings: TaskSettings, backbone: Backbone, max_tokens: int
+) -> DataReport:
+    """A chat task's report with what `max_tokens` leaves out of its conversations, all counted."""
+    conversations = chat.chat_format(backbone.tokenizer, settings.template, task.name, backbone.end_tokens)
+
+    def encode(samples: Sequence[Sample]) -> list[ChatEncoding]:
+        return [
+            chat.encode_conversation(conversations, sample.messages, settings.replies, max_tokens) for sample in samples
+        ]
+
+    shards = [sample for shard in task.train for sample in shard]
+    train, held_out = encode(shards), encode((*task.dev, *task.test))
+    both = [*train, *held_out]
+    prompts = [item.tokens for item in both if item.prompt_cut]
+    answers = [item.reply_tokens for item in train if item.reply_cut]
+    notes = list(report.notes)
+    if shortened := [item for item in train if item.exchanges_dropped]:
+        replies = sum(item.replies_dropped for item in shortened)
+        reason = f", {replies:,} replies that the loss would read among them" if replies else ""
+        notes.append(
+            f"model.max_tokens leaves {sum(item.exchanges_dropped for item in shortened):,} exchanges out at the "
+            f"beginning of {len(shortened):,} of {len(train):,} conversations{reason}"
+        )
+    if count := sum(item.reply_cut for item in held_out):
+        notes.append(
+            f"model.max_tokens cuts {count:,} of {len(held_out):,} replies of dev and test: their perplexity is that "
+            "of their beginning"
+        )
+    contents = [content for sample in (*shards, *task.dev, *task.test) for _, content in sample.messages]
+    if count := sum(chat.break_up(content, conversations.controls) != content for content in contents):
+        notes.append(f"{count:,} messages spell a control token of the base, which is broken up by a space")
+    return report.model_copy(
+        update={
+            "prompts_cut": len(prompts) / len(both) if both else 0.0,
+            "prompts_cut_tokens": median(prompts) if prompts else None,
+            "answers_cut": len(answers) / len(train) if train else 0.0,
+            "answers_cut_tokens": median(answers) if answers else None,
+            "notes": notes,
+        }
+    )
 
 
 def report_task(task: Task, train: Sequence[Encoding], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
@@ -43,10 +96,12 @@ def report_task(task: Task, train: Sequence[Encoding], view: TaskView, tokenizer
         *zip(task.dev, view.dev.prompts, strict=True),
         *zip(task.test, view.test.prompts, strict=True),
     ]
-    lengths = [_prompt_length(sample, encoded, tokenizer, max_tokens) for sample, encoded in pairs]
-    prompts = [length for length in lengths if length > max_tokens]
-    lengths = [_answer_length(sample, encoded, tokenizer) for sample, encoded in zip(shards, train, strict=True)]
-    answers = [length for length in lengths if length]
+    prompts, answers = list[int](), list[int]()
+    if task.kind != "chat":
+        lengths = [_prompt_length(sample, encoded, tokenizer, max_tokens) for sample, encoded in pairs]
+        prompts = [length for length in lengths if length > max_tokens]
+        lengths = [_answer_length(sample, encoded, tokenizer) for sample, encoded in zip(shards, train, strict=True)]
+        answers = [length for length in lengths if length]
     train_prompts = {encoded.ids[: len(encoded.ids) - len(encoded.targets) + 1] for encoded in train}
     sizes = [len(shard) for shard in task.train]
     splits = [Counter(sample.label for sample in samples) for samples in (shards, task.dev, task.test)]

@@ -26,9 +26,11 @@ from airpfed.experiment.console import open_console
 from airpfed.experiment.loggers import scalars
 from airpfed.experiment.run import load_experiment, run_settings
 from airpfed.model import answers, export
+from airpfed.model.chat import chat_format
+from airpfed.model.compatibility import end_tokens
 from airpfed.report import page
 from airpfed.tasks.sample import Task
-from airpfed.tasks.sources import fill_template, with_defaults
+from airpfed.tasks.sources import Source, fill_template, messages_of, with_defaults
 from airpfed.tasks.text import normalize_name
 from airpfed.training.loop import has_round_left, play_round
 from airpfed.training.setup import TrainingSetup
@@ -334,7 +336,7 @@ class Run:
 
     def predict(
         self,
-        texts: Sequence[str | Mapping[str, str]],
+        texts: Sequence[str | Mapping[str, Any]],
         task: str,
         device: int | None = None,
         *,
@@ -342,13 +344,16 @@ class Run:
     ) -> list[str]:
         """Answer texts with a task's model: the name of a class, or the generated text.
 
-        texts: each a text, or a dict with the columns that the task's prompt names. The other arguments are those of
+        texts: each a text, or a dict with the columns that the task's prompt names; of a chat task also a dict with
+        the column of its messages, as JSON or as a list, up to the user's last. The other arguments are those of
         `model`, which is loaded at every call.
         """
         if isinstance(texts, str):
             raise UserError(f"predict: texts should be a list of texts, not the text {texts[:40]!r}")
         settings = self._task(task)
         source = with_defaults(source_of(settings))
+        if source.kind == "chat":
+            return self._reply(texts, task, settings, source, device, trust_remote_code)
         rows = [{source.text_column: text} if isinstance(text, str) else dict(text) for text in texts]
         try:
             prompts = [fill_template(source.prompt or "", row, source.max_chars) for row in rows]
@@ -366,8 +371,30 @@ class Run:
             chosen = {normalize_name(name) for name in source.classes}
             words = {name: word for name, word in words.items() if normalize_name(name) in chosen}
         spellings = [f" {word.strip()}" for word in words.values()]
-        numbers = answers.choose_classes(model, tokenizer, prompts, spellings, task, limit)
+        numbers = answers.choose_classes(
+            model, tokenizer, prompts, spellings, task, limit, settings.label_score, settings.label_normalised
+        )
         return [names[number] for number in numbers]
+
+    def _reply(
+        self,
+        texts: Sequence[str | Mapping[str, Any]],
+        task: str,
+        settings: TaskSettings,
+        source: Source,
+        device: int | None,
+        trusted: bool,
+    ) -> list[str]:
+        """Reply to texts or conversations with a chat task's model."""
+        try:
+            conversations = [messages_of(text, source) for text in texts]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"predict: a conversation of {task} {error}") from None
+        if not conversations:
+            return []
+        model, tokenizer = self._load(task, device, trusted)
+        chat = chat_format(tokenizer, settings.template, task, end_tokens(tokenizer, model.get_base_model()))
+        return answers.reply(model, chat, conversations, self.settings.model.max_tokens, settings.max_new_tokens)
 
     def _task(self, name: str) -> TaskSettings:
         tasks = {task.name: task for task in self.settings.tasks}

@@ -27,6 +27,13 @@ def check_federable(settings: Settings) -> None:
         "run.cross_eval = true": settings.run.cross_eval,
         f"server.downlink_bits = {settings.server.downlink_bits}": settings.server.downlink_bits is not None,
     }
+    if any("device" in (block.a, block.b) for block in blocks) or adapters.head == "device":
+        # A device with a model of its own is asked for answers and does not get to see the right ones.
+        asked |= {
+            f'tasks.{task.name}.metric = "{choice.name}" with parameters of devices': choice.row.reads == "likelihoods"
+            for task in settings.tasks
+            for choice in (task.metric, *task.further_metrics)
+        }
     if wrong := [words for words, yes in asked.items() if yes]:
         raise UserError(f"{wrong[0]}: not possible in a federation; use `airpfed run`")
     least, there = settings.federation.min_devices, len(task_of_devices(settings))

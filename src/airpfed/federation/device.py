@@ -17,7 +17,6 @@ from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients, draw_samples
 from airpfed.devices.clipping import clip_gradients
 from airpfed.devices.compression import UPLINK_SCOPES, encode_gradient, rounding_stream, vector_lengths
-from airpfed.devices.evaluate import classify, complete
 from airpfed.devices.gradients import gradients
 from airpfed.federation import device_state
 from airpfed.federation.addresses import private_folder
@@ -27,6 +26,7 @@ from airpfed.federation.message import Packet, refusal, safe_line
 from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, vector_of
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
+from airpfed.training.evaluate import predict_answers
 from airpfed.training.round import finite
 from airpfed.training.setup import TrainingSetup
 from airpfed.training.state import OptimizedParameters
@@ -150,11 +150,8 @@ def answer(device: Device, packet: Packet) -> Packet:
     factors = factors_of(device, packet)
     samples = samples_of(packet, len(device.clients.backbone.tokenizer), int(device.agreement["model.max_tokens"]))
     view = device.experiment.tasks[device.task]
-    if view.kind == "generate":
-        said: list[Any] = list(complete(device.local_clients, factors, [s.ids for s in samples], view.max_new_tokens))
-    else:
-        shelf = sha256_of([sample.ids for sample in samples])
-        said = list(classify(device.local_clients, factors, shelf, samples, view.choices))
+    cache_key = sha256_of([sample.ids for sample in samples])
+    said = predict_answers(device.local_clients, factors, cache_key, samples, view)
     return Packet("done", {**identity_of(device), "said": said})
 
 

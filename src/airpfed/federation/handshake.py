@@ -25,7 +25,8 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
 
     The device's data and the wording of its prompts are not part of it.
     """
-    layout, task = experiment.clients.layout, tasks[number]
+    layout, task, view = experiment.clients.layout, tasks[number], experiment.tasks[number]
+    chat = settings.tasks[number] if task.kind == "chat" else None
     work = {
         "server.optimizer": settings.server.optimizer.label,
         "server.lr": experiment.server_step.lr,
@@ -58,7 +59,9 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         "initial adapters": start.hexdigest(),
         "tasks": sha256_of([one.name for one in settings.tasks]),
         f"tasks.{task.name}.max_new_tokens": str(settings.tasks[number].max_new_tokens),
-        f"tasks.{task.name}.labels, as tokens": json.dumps(experiment.tasks[number].choices),
+        f"tasks.{task.name}.labels, as tokens": json.dumps(view.words or view.choices),
+        **({f"tasks.{task.name}.label_normalised": "true"} if view.words and view.normalised else {}),
+        **({f"tasks.{task.name}.{key}": getattr(chat, key) for key in ("template", "replies")} if chat else {}),
         f"tasks.{task.name}.labels": json.dumps([task.kind, *task.labels]),
         **{key: str(value) for key, value in work.items()},
     }

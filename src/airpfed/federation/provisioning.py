@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from airpfed.config import settings_file
 from airpfed.config.plugins import code_hashes
@@ -133,7 +134,12 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
 
 def write_share(samples: Sequence[Sample], target: Path) -> None:
     """Write a device's share of the samples: the prompt as the model reads it, and the answer."""
-    rows = [{"prompt": sample.prompt, "answer": sample.answer.strip()} for sample in samples]
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": role, "content": content} for role, content in sample.messages]}
+        if sample.messages
+        else {"prompt": sample.prompt, "answer": sample.answer.strip()}
+        for sample in samples
+    ]
     write_atomic(target / DATA, "".join(json.dumps(row) + "\n" for row in rows))
     (target / DATA).chmod(0o600)
 
@@ -185,13 +191,22 @@ def local_task_settings(
     """The settings of the device's own task: the server's prompt for the device's file."""
     source = with_defaults(build.source_of(task_settings))
     common = {"name": task_settings.name, "source": DATA, "kind": task.kind, "devices": task_settings.devices}
-    limits = {"max_new_tokens": task_settings.max_new_tokens}
+    limits: dict[str, Any] = {"max_new_tokens": task_settings.max_new_tokens}
+    for key in ("label_score", "label_normalised", "template", "replies"):
+        if getattr(task_settings, key) != TaskSettings.model_fields[key].default:
+            limits[key] = getattr(task_settings, key)
+    if task.kind == "chat" and (with_shares or task_settings.messages):
+        column = "messages" if with_shares else task_settings.messages
+        local = {} if with_shares else {"system": task_settings.system, "max_chars": source.max_chars or 0}
+        return TaskSettings.model_validate({**common, **limits, **local, "messages": column})
     if with_shares:
         words = {word.strip(): word.strip() for word in task.labels}
         return TaskSettings.model_validate(
             {**common, **limits, "prompt": "{prompt}", "label": "answer", "labels": words}
         )
+    system = {"system": task_settings.system} if task.kind == "chat" else {}
     columns = {
+        **system,
         "prompt": source.prompt,
         "text": task_settings.text,
         "label": task_settings.label,
@@ -202,7 +217,7 @@ def local_task_settings(
 
 def labels_of(task_settings: TaskSettings, task: Task) -> Mapping[str, str]:
     """Class name -> label word, in the order of the class indices; empty for text generation."""
-    if task.kind == "generate":
+    if task.kind != "classify":
         return {}
     return with_defaults(build.source_of(task_settings)).labels or {word.strip(): word.strip() for word in task.labels}
 

@@ -119,7 +119,7 @@ def answers_of(packet: Packet, count: int, task: TaskView) -> list[Any]:
     if not isinstance(answers, list) or len(answers) != count:
         found = f"{len(answers)} answers" if isinstance(answers, list) else "no answers"
         raise UserError(f"it gives {found} to {count} prompts")
-    if task.kind == "generate":
+    if task.kind != "classify":
         longest = TOKEN_CHARACTERS * task.max_new_tokens
         if not all(isinstance(one, str) and len(one) <= longest for one in answers):
             raise UserError(f"some of its answers are not texts of at most {longest} characters")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -143,15 +143,80 @@ def encode_completion(tokenizer: Any, prompt: str, answer: str, limit: int, end:
     return Encoding(ids + targets[:-1], targets)
 
 
+@dataclass(frozen=True)
+class LabelTokens:
+    """Prompts of a classification as token ids, and the tokens of each label word that follow them.
+
+    words: of each label, the tokens whose log-probabilities make its score; one token each where `first_tokens`.
+    """
+
+    prompts: list[tuple[int, ...]]
+    words: tuple[tuple[int, ...], ...]
+
+    @property
+    def first_tokens(self) -> bool:
+        """Whether one position distinguishes all labels, so that logits are scores."""
+        return all(len(word) == 1 for word in self.words)
+
+
+LabelScore = Literal["auto", "words"]
+
+
+def encode_labels(
+    tokenizer: Any, prompts: Sequence[str], words: Sequence[str], task: str, score: LabelScore, end: int | None
+) -> LabelTokens:
+    """Token ids of prompts for a causal LM, and the tokens of each label word that its score reads.
+
+    score: `auto` takes the first token where the tokens of all labels differ there, as `encode_choices` does, and else
+    whole words; `words` always takes whole words. end: the base's end token, which follows a word that another word
+    begins with. Raises UserError as `encode_choices` and `encode_words` do, except where whole words can stand in for
+    first tokens.
+    """
+    continuations = label_continuations(tokenizer, prompts, words, task)
+    if score == "auto" and len(set(continuations.firsts)) == len(words):
+        return LabelTokens(continuations.prompts, tuple(continuations.firsts))
+    return LabelTokens(continuations.prompts, whole_words(continuations, words, task, end))
+
+
 def encode_choices(
     tokenizer: Any, prompts: Sequence[str], words: Sequence[str], task: str
 ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """Token ids of prompts for a causal LM, and the token of each label word that follows them.
+    """Token ids of prompts for a causal LM, and the first token of each label word that follows them.
+
+    Raises UserError as `label_continuations` does, and where two words begin with the same token, because one position
+    can only distinguish tokens.
+    """
+    continuations = label_continuations(tokenizer, prompts, words, task)
+    word_of: dict[tuple[int, ...], str] = {}
+    for word, first in zip(words, continuations.firsts, strict=True):
+        if first in word_of:
+            raise UserError(
+                f"tasks.{task}.labels: label word {word!r} and {word_of[first]!r} start with the same token; set words "
+                "here that differ in their first token, such as A, B, C"
+            )
+        word_of[first] = word
+    return continuations.prompts, tuple(first[0] for first in continuations.firsts)
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Prompts as token ids, and what follows them for each label word.
+
+    firsts: the first token of each word, in a tuple. tails: all tokens of each word, by the ending of the prompts;
+    usually the same for all endings.
+    """
+
+    prompts: list[tuple[int, ...]]
+    firsts: list[tuple[int, ...]]
+    tails: dict[tuple[tuple[int, ...], ...], str]
+
+
+def label_continuations(tokenizer: Any, prompts: Sequence[str], words: Sequence[str], task: str) -> Continuations:
+    """Token ids of prompts for a causal LM, and the tokens of the label words that follow them.
 
     A prompt ends where the words begin to differ. A token that prompt and word would share (a space at the end of the
     prompt) belongs to the word. Tokens that all words begin with (SentencePiece's space before digits) belong to the
-    prompt. Raises UserError where two words begin with the same token, because one position can only distinguish
-    tokens, and where the words' tokens depend on the prompt.
+    prompt. Raises UserError where the words' first tokens depend on the prompt, and where a word has none.
     """
     prompt_tokens = tokenize(tokenizer, prompts)
     # The tokens of words depend on a prompt's last line only, so one prompt per ending is tokenised with every word.
@@ -172,29 +237,56 @@ def encode_choices(
         if all(cuts[ending] == len(prompt_tokens[n]) for ending, n in examples.items()):
             break
     starts = {ending: common_start([text[cuts[ending] :] for text in texts[ending]]) for ending in examples}
-    continuations = {
-        (start, *(text[cuts[ending] + len(start) :][:1] for text in texts[ending])): ending
-        for ending, start in starts.items()
+    tails = {
+        ending: tuple(text[cuts[ending] + len(start) :] for text in texts[ending]) for ending, start in starts.items()
     }
+    continuations = {(start, *(tail[:1] for tail in tails[ending])): ending for ending, start in starts.items()}
     if len(continuations) > 1 or 0 in cuts.values():
         raise UserError(
             f"tasks.{task}.prompt: the tokens of label words depend on how a prompt ends (as in "
             f"{list(continuations.values())[-1][0][-20:]!r}); end it with a cue such as '\\nLabel:'"
         )
     ((start, *firsts),) = continuations
-    word_of: dict[tuple[int, ...], str] = {}
     for word, first in zip(words, firsts, strict=True):
         if not first:
             raise UserError(f"tasks.{task}.labels: label word {word!r} has no token; another word should stand for it")
-        if first in word_of:
-            raise UserError(
-                f"tasks.{task}.labels: label word {word!r} and {word_of[first]!r} start with the same token; set words "
-                "here that differ in their first token, such as A, B, C"
-            )
-        word_of[first] = word
     excess = {ending: len(prompt_tokens[n]) - cuts[ending] for ending, n in examples.items()}
     prompts_ids = [ids[: len(ids) - excess[ending]] + start for ids, ending in zip(prompt_tokens, endings, strict=True)]
-    return prompts_ids, tuple(first[0] for first in firsts)
+    return Continuations(prompts_ids, firsts, {tails[ending]: ending[0] for ending in examples})
+
+
+def whole_words(
+    continuations: Continuations, words: Sequence[str], task: str, end: int | None
+) -> tuple[tuple[int, ...], ...]:
+    """All tokens of each label word after a prompt; the end token follows a word that another word begins with.
+
+    Without it, the longer word could never have the higher probability: that of the shorter word is a factor of its
+    own. Raises UserError where the tokens depend on the prompt, where two words have the same tokens, and where an end
+    token is needed and the base has none.
+    """
+    if len(continuations.tails) > 1:
+        raise UserError(
+            f"tasks.{task}.prompt: the tokens of label words depend on how a prompt ends (as in "
+            f"{list(continuations.tails.values())[-1][-20:]!r}); end it with a cue such as '\\nLabel:'"
+        )
+    (tails,) = continuations.tails
+    complete = list(tails)
+    for number, tail in enumerate(tails):
+        longer = [n for n, other in enumerate(tails) if n != number and other[: len(tail)] == tail]
+        if not longer:
+            continue
+        if same := [n for n in longer if tails[n] == tail]:
+            raise UserError(
+                f"tasks.{task}.labels: label words {words[number]!r} and {words[same[0]]!r} have the same tokens in "
+                "this base; set words here that its tokenizer can tell apart, such as A, B, C"
+            )
+        if end is None:
+            raise UserError(
+                f"tasks.{task}.labels: label word {words[longer[0]]!r} begins with {words[number]!r}, and the base has "
+                "no end token to tell them apart; set words here of which none begins with another"
+            )
+        complete[number] = (*tail, end)
+    return tuple(complete)
 
 
 def common_start(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

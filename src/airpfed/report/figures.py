@@ -140,6 +140,12 @@ def task_names(runs: Sequence[RunData]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.summary.tasks))
 
 
+def metric_axis(runs: Sequence[RunData]) -> dict[str, Any]:
+    """The range of an axis of metrics: from 0 to 1, unless one is a perplexity."""
+    bounded = all(task.larger_is_better for run in runs for task in run.summary.tasks.values())
+    return {"range": [0, 1.02]} if bounded else {}
+
+
 def task_figure(runs: Sequence[RunData]) -> Figure:
     """The tasks' metrics on the test split as bars, run beside run.
 
@@ -162,7 +168,7 @@ def task_figure(runs: Sequence[RunData]) -> Figure:
         marker = {"symbol": "line-ew-open", "size": 28, "color": PALETTE[6], "line": {"width": 2}}
         rule = {"type": "scatter", "mode": "markers", "name": "untouched model", "marker": marker}
         traces.append({**rule, "x": names, "y": bases[0]})
-    chart = line_chart("Metric by task, test split", "", "metric", [], range=[0, 1.02])
+    chart = line_chart("Metric by task, test split", "", "metric", [], **metric_axis(runs))
     return {**chart, "data": traces}
 
 
@@ -204,7 +210,7 @@ def metric_figure(runs: Sequence[RunData], task: str | None = None) -> Figure:
         marker = {**DIAMOND, "color": PALETTE[index % len(PALETTE)]}
         style = {"mode": "markers", "marker": marker, "showlegend": not dev}  # one entry of the legend for both
         traces.append(Trace(f"{label} (test)", ends, test, style))
-    return line_chart(f"{title} ({SPLITS})", X_AXES["round"], "metric", traces, costs=True, range=[0, 1.02])
+    return line_chart(f"{title} ({SPLITS})", X_AXES["round"], "metric", traces, costs=True, **metric_axis(runs))
 
 
 def loss_figure(runs: Sequence[RunData]) -> Figure:

@@ -100,6 +100,8 @@ def set_vertical_scale(panel: Any, lines: Sequence[Mapping[str, Any]], logarithm
 
     The interval of two seeds can be wider than the metric's range. The figure cuts it; the CSV holds it in full.
     """
+    if not logarithmic and any((line["mean"] or 0) > 1.02 for line in lines):  # a perplexity
+        return
     if not logarithmic:
         low, high = panel.get_ylim()
         panel.set_ylim(max(low, -0.02), min(high, 1.02))

@@ -56,7 +56,10 @@ def run_lines(run: ScoredRun) -> list[Line]:
     common |= run.summary.ledger.model_dump()
     lines: list[Line] = []
     for name, task in run.summary.tasks.items():
-        metrics: Line = {key: value for key, value in task.model_dump().items() if key != "others"}
+        others = ("others", "base_metrics", "final_metrics", "larger_is_better")
+        metrics: Line = {key: value for key, value in task.model_dump().items() if key not in others}
+        metrics |= {f"base {label}": value for label, value in task.base_metrics.items()}
+        metrics |= {f"final {label}": value for label, value in task.final_metrics.items()}
         metrics |= {f"on {other}": value for other, value in task.others.items()}
         lines.append(coordinates_of(run) | {"task": name} | metrics | common | {"run": run.folder})
     return lines

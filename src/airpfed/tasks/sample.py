@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["classify", "generate"]
+Kind = Literal["classify", "generate", "chat"]
+Message = tuple[str, str]
+"""Role (system, user or assistant) and content."""
 
 
 @dataclass(frozen=True)
@@ -11,8 +13,9 @@ class Sample:
     """One example.
 
     prompt: text that the model reads. answer: the label word (classify) or the completion (generate), with its leading
-    space. label: index into Task.labels; -1 for generate. device, group: values of the device column and of the group
-    column; "" without such a column.
+    space. label: index into Task.labels; -1 for texts. device, group: values of the device column and of the group
+    column; "" without such a column. messages: the conversation (chat), whose last message is the reply `answer`;
+    `prompt` then holds those before it as text.
 
     >>> import airpfed as ap
     >>> ap.Sample("What is the capital of France? Label:", " location", label=2).device
@@ -24,6 +27,7 @@ class Sample:
     label: int = -1
     device: str = ""
     group: str = ""
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Counts:
 class Task:
     """One task of one run.
 
-    labels: label words as a causal LM writes them; () for generate. train: samples of each device, at least one. dev,
+    labels: label words as a causal LM writes them; () for texts. train: samples of each device, at least one. dev,
     test: samples that the task's devices share. No prompt is in two of train, dev and test, not even in another
     spelling (`text.fold_case`). source_sha256: hash of the raw rows without duplicates. names: the source's class
     names, in the order of the labels.

@@ -18,9 +18,10 @@ from airpfed.core.paths import HUB, TABLES
 from airpfed.core.rows import RowDict, parse_call
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
+from airpfed.tasks.conversations import Conversation, dialogue_text, list_messages, read_conversation
 from airpfed.tasks.hub import read_hub, stream_hub
 from airpfed.tasks.packages import package
-from airpfed.tasks.sample import Counts, Kind, Sample
+from airpfed.tasks.sample import Counts, Kind, Message, Sample
 from airpfed.tasks.table_files import UNKNOWN_FORM, NotText, Row, TextForm, read_file, separator_hint, to_rows
 from airpfed.tasks.text import fold_case, is_blank, normalize_name
 
@@ -33,14 +34,17 @@ class Source:
     """The source of a task's samples; None stands for the catalogue's value, or for the default named here.
 
     source: a catalogue name, `gym:<name>`, a .csv/.jsonl/.json/.parquet file, or `hf:owner/name[:config][@split]`.
-    kind: `classify` (the default) or `generate`. prompt: template with {column} for any column, and {{ }} for braces;
-    by default the text column and "Label:" or "Answer:". text_column: the text's column, for the default prompt only.
-    label_column: the column of the class, or of the answer to generate. A catalogue task has the columns text and
-    label. labels: class -> word, in the order of the label indices; by default the class names, sorted. A space is put
-    before each word. max_chars: length at which columns are cut in a prompt; by default they are not cut. classes: use
-    only rows of these classes; by default all rows. max_empty_share: largest share of rows without text or label, which
-    are skipped. group_column: column of what may not be on two sides of a split, such as a person. form: how a text
-    file is written. streaming: whether a hub data set is read only as far as it is needed.
+    kind: `classify` (the default), `generate` or `chat`. prompt: template with {column} for any column, and {{ }} for
+    braces; by default the text column, and "Label:" (classify) or "Answer:" (generate). text_column: the text's column,
+    for the default prompt only. label_column: the column of the class, of the answer to generate, or of the reply. A
+    catalogue task has the columns text and label. labels: class -> word, in the order of the label indices; by default
+    the class names, sorted. A space is put before each word. max_chars: length at which columns are cut in a prompt; by
+    default they are not cut. classes: use only rows of these classes; by default all rows. max_empty_share: largest
+    share of rows without text or label, which are skipped. messages_column: column of the conversations (chat); None
+    for pairs, a message of the user from the prompt and the reply in the label column. system: message before
+    conversations without one. group_column: column of what may not be on two sides of a split,
+    such as a person. form: how a text file is written. streaming: whether a hub data set is read only as far as it is
+    needed.
     """
 
     name: str
@@ -57,6 +61,8 @@ class Source:
     group_column: str | None = None
     form: TextForm = UNKNOWN_FORM
     streaming: bool = False
+    messages_column: str | None = None
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,19 @@ def load_source(source: Source, num_rows: int) -> SourceData:
         text = cached_text("loaded", key, lambda: json.dumps(asdict(_read(source, num_rows))))
         with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged file in the cache
             tree = json.loads(text)
-            samples = tuple(Sample(**sample) for sample in tree.pop("samples"))
+            samples = tuple(_sample_of(sample) for sample in tree.pop("samples"))
             counts = Counts(**tree.pop("counts") | {"notes": ()})
             words = {key: tuple(tree[key]) for key in ("labels", "names")}
             return SourceData(**tree | words, samples=samples, counts=counts)
         return _read(source, num_rows)
     except UserError as error:
         raise UserError(_shorten(str(error), 1000)) from error
+
+
+def _sample_of(tree: dict[str, Any]) -> Sample:
+    """A sample from JSON, which has lists in place of tuples."""
+    messages = tuple((str(role), str(content)) for role, content in tree.pop("messages"))
+    return Sample(**tree, messages=messages)
 
 
 @cache
@@ -109,6 +121,8 @@ def _code() -> str:
 def _read(source: Source, num_rows: int) -> SourceData:
     """`load_source` for a source with all defaults, without the cache."""
     template, kind = source.prompt or "", source.kind or "classify"
+    if kind == "chat":
+        return _read_chat(source, num_rows)
     notes: list[str] = []
     rows, skipped = _drop_empty(source, template, _read_rows(source, num_rows, notes))
 
@@ -170,6 +184,102 @@ def _read(source: Source, num_rows: int) -> SourceData:
     return SourceData(kind, tuple(words.values()), samples, sha256, names, counts)
 
 
+def _read_chat(source: Source, num_rows: int) -> SourceData:
+    """`_read` for conversations: the first of those that are equal up to the last reply stays."""
+    template, column = source.prompt or "", source.messages_column
+    reading: list[str] = []
+    raw_rows = _read_rows(source, num_rows, reading)
+    rows, skipped = _drop_empty(source, template, raw_rows)
+    distinct: dict[str, tuple[Conversation, Row]] = {}
+    duplicates = contradictions = unanswered = 0
+    for row in rows:
+        conversation = _conversation(source, template, row)
+        if conversation is None:
+            unanswered += 1
+            continue
+        prompt = fold_case(dialogue_text(conversation.messages[:-1]))
+        first, _ = distinct.setdefault(prompt, (conversation, row))
+        if first is not conversation:
+            duplicates += 1
+            contradictions += fold_case(first.messages[-1][1]) != fold_case(conversation.messages[-1][1])
+    skipped += unanswered
+    if not distinct or skipped > source.max_empty_share * len(raw_rows):
+        raise UserError(
+            f"tasks.{source.name}.source: {skipped:,} of the {len(raw_rows):,} rows of {source.source!r} hold no "
+            f"message of a user with a reply, and tasks.{source.name}.max_empty_share = {source.max_empty_share:g} of "
+            "them may be skipped; raise it, or name other columns"
+        )
+    samples = tuple(
+        Sample(
+            dialogue_text(conversation.messages[:-1]),
+            conversation.messages[-1][1],
+            device=normalize_name(row.get(source.device_column or "", "")),
+            group=normalize_name(row.get(source.group_column or "", "")),
+            messages=conversation.messages,
+        )
+        for conversation, row in distinct.values()
+    )
+    joined = sum(conversation.joined for conversation, _ in distinct.values())
+    dropped = sum(conversation.dropped for conversation, _ in distinct.values())
+    notes = [
+        f"{joined:,} messages follow one of the same role and are joined to it" if joined else "",
+        f"{dropped:,} messages left out: empty, before the user's first, or after the last reply" if dropped else "",
+    ]
+    counts = Counts(
+        rows=len(raw_rows),
+        skipped=skipped,
+        duplicates=duplicates,
+        contradictions=contradictions,
+        notes=(*reading, *(note for note in notes if note)),
+    )
+    named = [column] if column else [source.label_column, *_template_columns(template)]
+    lines = (json.dumps({key: row.get(key, "") for key in named}) for _, row in distinct.values())
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return SourceData("chat", (), samples, sha256, (), counts)
+
+
+def _conversation(source: Source, template: str, row: Row) -> Conversation | None:
+    """The conversation of a row; None where it has no reply to a user. Raises UserError for other forms."""
+    column = source.messages_column
+    if column is None:
+        prompt = fill_template(template, row, source.max_chars).strip()
+        value: Any = [[prompt, row[source.label_column]]]
+    else:
+        value = row[column]
+    try:
+        conversation = read_conversation(value, source.system)
+    except ValueError as error:
+        raise UserError(
+            f"tasks.{source.name}.messages: a row of column {source.messages_column!r} of {source.source!r} {error}"
+        ) from None
+    if conversation is None or source.max_chars is None:
+        return conversation
+    cut = [(role, text if role == "assistant" else text[: source.max_chars]) for role, text in conversation.messages]
+    return replace(conversation, messages=tuple(cut))
+
+
+def messages_of(text: str | Mapping[str, Any], source: Source) -> list[Message]:
+    """The messages that a chat task's model replies to: those of a text, of columns, or of the column of messages.
+
+    source: with all defaults. Raises KeyError where a column is missing, ValueError where the messages have another
+    form or do not end with the user's.
+    """
+    row = {source.text_column: text} if isinstance(text, str) else dict(text)
+    if source.messages_column is not None and source.messages_column in row:
+        messages = list_messages(row[source.messages_column])
+    else:
+        messages = [("user", fill_template(source.prompt or "", row, source.max_chars).strip())]
+    if messages[-1][0] != "user":
+        raise ValueError(f"ends with a message of {messages[-1][0]}; the user's should be the last")
+    heads = [("system", source.system)] if source.system and messages[0][0] != "system" else []
+    return [*heads, *messages]
+
+
+def _template_columns(template: str) -> list[str]:
+    """The columns that a template names."""
+    return [normalize("NFC", match[1]) for match in _COLUMN.finditer(template) if match[1] is not None]
+
+
 def fill_template(template: str, row: Row, max_chars: int | None) -> str:
     """The template with every {column} replaced by the column's text, stripped and then cut; {{ and }} give braces.
 
@@ -204,17 +314,18 @@ def row_source(source: str) -> tuple[str, dict[str, Any]] | None:
     return (name, options) if name in SOURCES else None
 
 
-def read_row_source(name: str, options: Mapping[str, Any]) -> list[Row]:
+def read_row_source(name: str, options: Mapping[str, Any], nested: Collection[str] = ()) -> list[Row]:
     """Read the rows of a source in `SOURCES`; numbers and truth values become texts, as those of a file do.
 
-    Raises UserError if an option or what the function gives is wrong.
+    nested: columns whose lists and objects become JSON texts. Raises UserError if an option or what the function gives
+    is wrong.
     """
     try:
         function = SOURCES.bind(name, options)
     except UserError as error:
         raise UserError(f"source {name}: {str(error).lstrip('.')}") from None
     try:
-        rows = to_rows(dict(row) for row in function())
+        rows = to_rows((dict(row) for row in function()), nested)
     except (TypeError, ValueError, OSError) as error:
         raise UserError(
             f"source {name}: {one_line(error)}; should give rows, each a mapping of column to text"
@@ -241,7 +352,7 @@ def _read_rows(source: Source, num_rows: int, notes: list[str]) -> list[Row]:
     """The rows of a source. notes: a list that receives lines for the user on how they were read."""
     try:
         if (row := row_source(source.source)) is not None:
-            return read_row_source(*row)
+            return read_row_source(*row, source.form.nested)
         if source.source.startswith(HUB) and source.streaming:
             rows = to_rows(_first_rows(source, stream_hub(source.source, source.form), num_rows))
             notes.append(
@@ -271,19 +382,25 @@ def _first_rows(source: Source, rows: Iterable[Row], count: int) -> Iterator[Row
         if not columns <= row.keys():
             return
         if all(not is_blank(row[name]) for name in columns) and (
-            not classes or normalize_name(row[source.label_column]) in classes
+            not classes or normalize_name(row.get(source.label_column, "")) in classes
         ):
-            prompts.add(fold_case(fill_template(template, row, source.max_chars)))
+            conversation = source.messages_column if source.kind == "chat" else None
+            text = fill_template(template, row, source.max_chars) if conversation is None else row[conversation]
+            prompts.add(fold_case(text))
         if len(prompts) >= count:
             return
 
 
 def _required_columns(source: Source, template: str) -> list[tuple[str, str]]:
     """(setting, column) of every column in which a row needs a text. Raises UserError if the prompt names none."""
-    template_columns = [match[1] for match in _COLUMN.finditer(template) if match[1] is not None]
+    template_columns = _template_columns(template)
+    if source.kind == "chat" and source.messages_column is not None:
+        columns = [("messages", source.messages_column)]
+        others = (("device_column", source.device_column), ("group", source.group_column))
+        return columns + [(setting, name) for setting, name in others if name is not None]
     if not template_columns:
         raise UserError(f"tasks.{source.name}.prompt {template!r} names no column; write for example {{text}}")
-    columns = [("label", source.label_column), *(("prompt", normalize("NFC", name)) for name in template_columns)]
+    columns = [("label", source.label_column), *(("prompt", name) for name in template_columns)]
     for setting, name in (("device_column", source.device_column), ("group", source.group_column)):
         columns += [(setting, name)] if name is not None else []
     return columns
@@ -300,10 +417,12 @@ def with_defaults(source: Source) -> Source:
         label_column=normalize("NFC", source.label_column),
         device_column=None if source.device_column is None else normalize("NFC", source.device_column),
         group_column=None if source.group_column is None else normalize("NFC", source.group_column),
+        messages_column=None if source.messages_column is None else normalize("NFC", source.messages_column),
     )
     if is_external(source.source):
         kind = source.kind or "classify"
-        default = f"{{{source.text_column}}}\n{'Label' if kind == 'classify' else 'Answer'}:"
+        cue = {"classify": "\nLabel:", "generate": "\nAnswer:", "chat": ""}[kind]
+        default = f"{{{source.text_column}}}{cue}"
         result = replace(source, kind=kind, prompt=source.prompt or default)
     else:
         task = catalog.find_task(source.source)
@@ -311,15 +430,17 @@ def with_defaults(source: Source) -> Source:
             source,
             kind=source.kind or task.kind,
             prompt=source.prompt or task.prompt,
-            labels=source.labels if source.labels is not None or task.kind == "generate" else task.labels,
+            labels=source.labels if source.labels is not None or task.kind != "classify" else task.labels,
             max_chars=task.max_chars if source.max_chars is None else source.max_chars,
         )
         if result.kind != task.kind:
             raise UserError(f"tasks.{source.name}.kind is {source.kind!r}, but {source.source!r} is {task.kind!r}")
-    if result.kind == "generate" and result.labels is not None:
-        raise UserError(f"tasks.{source.name}.labels belong to kind 'classify'; leave them out for 'generate'")
-    if result.kind == "generate" and result.classes:
-        raise UserError(f"tasks.{source.name}.classes belong to kind 'classify'; leave them out for 'generate'")
+    if result.kind != "classify" and result.labels is not None:
+        raise UserError(f"tasks.{source.name}.labels belong to kind 'classify'; leave them out for {result.kind!r}")
+    if result.kind != "classify" and result.classes:
+        raise UserError(f"tasks.{source.name}.classes belong to kind 'classify'; leave them out for {result.kind!r}")
+    if result.messages_column is not None and result.kind == "chat" and not is_external(source.source):
+        raise UserError(f"tasks.{source.name}.messages: {source.source!r} has pairs in the columns text and label")
     return result
 
 

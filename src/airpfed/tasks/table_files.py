@@ -6,7 +6,7 @@ import json
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,10 +42,12 @@ class TextForm:
 
     delimiter: between the fields of a CSV file; empty to find it. encoding: a name that Python knows; empty to find it:
     UTF-8, or UTF-16 or UTF-32 if its first bytes say so. Other encodings cannot be told apart safely, and are given.
+    nested: columns whose lists and objects become JSON texts; in other columns they are no text.
     """
 
     delimiter: str = ""
     encoding: str = ""
+    nested: tuple[str, ...] = ()
 
 
 UNKNOWN_FORM = TextForm()
@@ -80,7 +82,11 @@ def read_as(path: Path, ending: str, form: TextForm = UNKNOWN_FORM, notes: list[
     try:
         check_file(path, ending)
         text_file = ending in TEXT_READERS
-        rows = parse_text(path.read_bytes(), ending, form, found) if text_file else to_rows(_parquet(path))
+        rows = (
+            parse_text(path.read_bytes(), ending, form, found)
+            if text_file
+            else to_rows(_parquet(path, form.nested), form.nested)
+        )
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}{path_hint(path)}") from error
     except RecursionError as error:
@@ -105,7 +111,7 @@ def parse_text(data: bytes, ending: str, form: TextForm, notes: list[str]) -> li
 
     Raises UserError or ValueError where the bytes are no such text.
     """
-    return to_rows(TEXT_READERS[ending](decode_text(data, form.encoding, notes), form.delimiter, notes))
+    return to_rows(TEXT_READERS[ending](decode_text(data, form.encoding, notes), form.delimiter, notes), form.nested)
 
 
 def check_file(path: Path, ending: str) -> None:
@@ -314,13 +320,18 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_parse_integer)
 
 
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows, batch by batch; a repeated value is stored once. Raises UserError where the file is too large."""
+def _parquet(path: Path, nested_columns: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
+    """Rows, batch by batch; a repeated value is stored once. Raises UserError where the file is too large.
+
+    nested_columns: columns of lists or objects that are read; others are described in place of their values.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
-    plain = [field.name for field in pyarrow.parquet.read_schema(path) if not pa.types.is_nested(field.type)]
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=plain) as file:
+    schema = pyarrow.parquet.read_schema(path)
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    plain = [field.name for field in schema if field.name in flat or field.name in nested_columns]
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=flat) as file:
         metadata, names = file.metadata, file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"column {twice[0]!r} occurs twice")
@@ -337,7 +348,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         if not plain:
             yield from ({**nested} for _ in range(rows))
             return
-        for row in arrow_rows(file.iter_batches(BATCH_ROWS, columns=plain), {}):
+        for row in arrow_rows(file.iter_batches(BATCH_ROWS, columns=plain), {}, nested_columns):
             yield {**row, **nested}
 
 
@@ -356,12 +367,17 @@ KINDS = ".csv, .tsv, .jsonl, .json (a list of objects), .parquet"
 """The kinds of files in words."""
 
 
-def arrow_rows(batches: Iterable[Any], names: Mapping[str, list[str]]) -> Iterator[Row]:
-    """Rows of Arrow record batches. names: column of class numbers -> class names; negative numbers are no class."""
+def arrow_rows(batches: Iterable[Any], names: Mapping[str, list[str]], nested: Collection[str] = ()) -> Iterator[Row]:
+    """Rows of Arrow record batches. names: column of class numbers -> class names; negative numbers are no class.
+
+    nested: columns whose lists and objects become JSON texts.
+    """
     for batch in batches:
         columns = {
             name: [_class_name(value, names[name]) for value in column.to_pylist()]
             if name in names
+            else [_json_text(value) for value in column.to_pylist()]
+            if name in nested
             else _arrow_texts(column)
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
@@ -406,12 +422,18 @@ def _describe(kind: Any) -> str:
     return f"a {str(kind).partition('<')[0]}"
 
 
-def to_rows(raw_rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows of texts. Raises UserError where they exceed `MAX_CELLS` or `MAX_BYTES`."""
+def to_rows(raw_rows: Iterable[Mapping[str, Any]], nested: Collection[str] = ()) -> list[Row]:
+    """Rows of texts. Raises UserError where they exceed `MAX_CELLS` or `MAX_BYTES`.
+
+    nested: columns whose lists and objects become JSON texts.
+    """
     rows: list[Row] = []
     cells = letters = 0
     for raw_row in raw_rows:
-        row = {_column_name(key): _to_text(value) for key, value in raw_row.items()}
+        row = {
+            name: _json_text(value) if name in nested else _to_text(value)
+            for name, value in ((_column_name(key), value) for key, value in raw_row.items())
+        }
         if len(row) < len(raw_row):
             raise UserError("two columns have names that look the same; rename one")
         rows.append(row)
@@ -446,6 +468,16 @@ def _has_half_pair(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _json_text(value: Any) -> str:
+    """A list or an object as JSON text; any other value as `_to_text` gives it."""
+    if not isinstance(value, (list, tuple, dict)):
+        return _to_text(value)
+    try:
+        return _to_text(json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return NotText(f"a {type(value).__name__} that JSON cannot hold")
 
 
 def _to_text(value: Any) -> str:

@@ -12,20 +12,39 @@ import torch
 
 from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients
-from airpfed.devices.evaluate import classify, complete
+from airpfed.devices.evaluate import answer_log_likelihoods, classify, classify_words, complete
+from airpfed.model.chat import TurnEnd
 from airpfed.model.layout import Factors, Vectors, gather
 from airpfed.model.tokens import Encoding
-from airpfed.tasks.metrics import METRICS, balanced_accuracy
+from airpfed.tasks.metrics import METRICS, MetricInput, balanced_accuracy
 from airpfed.tasks.sample import Kind
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples to be answered: prompts as token ids, and the right answers (class indices, or texts)."""
+    """Samples to be answered: prompts as token ids, and the right answers (class indices, or texts).
+
+    references: prompts with the right answers as targets, where a metric reads their likelihood; else empty.
+    """
 
     prompts: tuple[Encoding, ...]
     classes: tuple[int, ...]
     texts: tuple[str, ...]
+    references: tuple[Encoding, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """A row of `METRICS` with its options. label: its name in results."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def reads(self) -> MetricInput:
+        """What the metric reads of a model."""
+        return METRICS.find(self.name).reads
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,9 @@ class TaskView:
     """A task as evaluation reads it.
 
     labels: label words. choices: their tokens (causal LM) or class indices. Both are in the order of the classes.
-    metric, metric_options: name of a row of `METRICS`, and its options.
+    metric, metric_options: name of a row of `METRICS`, and its options. further_metrics: reported beside it. words:
+    all tokens of each label word where these are scored as a whole; else empty. normalised: whether a word's score is
+    the mean over its tokens. turn_end: text and tokens that end an answer (chat).
     """
 
     name: str
@@ -45,6 +66,10 @@ class TaskView:
     test: Split
     metric: str = "auto"
     metric_options: Mapping[str, Any] = field(default_factory=dict)
+    further_metrics: tuple[MetricChoice, ...] = ()
+    words: tuple[tuple[int, ...], ...] = ()
+    normalised: bool = False
+    turn_end: TurnEnd = field(default_factory=TurnEnd)
 
     @property
     def metric_name(self) -> str:
@@ -53,37 +78,86 @@ class TaskView:
             return self.metric
         return "accuracy" if self.kind == "classify" else "exact_match"
 
-    def measure(self, predicted: Sequence[Any], correct: Sequence[Any]) -> float:
-        """The metric of predictions: class indices (classify) or texts (generate)."""
-        value = METRICS.bind(self.metric_name, self.metric_options)(predicted, correct)
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f'tasks.{self.name}.metric = "{self.metric_name}": should give a number, not {value!r}')
+    @property
+    def metrics(self) -> tuple[MetricChoice, ...]:
+        """The metric and the further metrics."""
+        return (MetricChoice(self.metric_name, self.metric_options), *self.further_metrics)
+
+    def reads(self, quantity: MetricInput) -> bool:
+        """Whether one of the metrics reads a quantity."""
+        return any(metric.reads == quantity for metric in self.metrics)
+
+    def measure(self, metric: MetricChoice, predicted: Sequence[Any], correct: Sequence[Any]) -> float:
+        """A metric of predictions: class indices (classify), texts, or log-likelihoods with numbers of tokens."""
+        key = f'tasks.{self.name}.metric = "{metric.label or metric.name}"'
+        try:
+            value = METRICS.bind(metric.name, metric.options)(predicted, correct)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{key}: should give a number, not {value!r}")
         return float(value)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric in 0..1. balanced: mean recall over classes (classify only)."""
+    """A metric. balanced: mean recall over classes (classify only). further: label -> value of further metrics."""
 
     value: float
     balanced: float | None
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 def score(clients: Clients, factors: Factors | None, task: TaskView, split: Literal["dev", "test"]) -> Score:
     """One model's score on a split. factors: None for the untouched base model."""
     samples = task.dev if split == "dev" else task.test
-    if task.kind == "generate":
-        texts = complete(clients, factors, [sample.ids for sample in samples.prompts], task.max_new_tokens)
-        return score_answers(texts, samples, task)
-    classes = classify(clients, factors, f"{split} {task.name}", samples.prompts, task.choices)
-    return score_answers(classes, samples, task)
+    answers = None
+    if task.kind == "classify" or task.reads("answers"):
+        answers = predict_answers(clients, factors, f"{split} {task.name}", samples.prompts, task)
+    likelihoods = None
+    if task.reads("likelihoods"):
+        key = f"{split} {task.name} references"
+        likelihoods = answer_log_likelihoods(clients, factors, key, samples.references)
+    return score_answers(answers, samples, task, likelihoods)
 
 
-def score_answers(answers: Sequence[Any], split: Split, task: TaskView) -> Score:
-    """The score of a model's answers to a split of a task. answers: texts (generate) or class indices (classify)."""
-    if task.kind == "generate":
-        return Score(task.measure(answers, split.texts), None)
-    return Score(task.measure(answers, split.classes), balanced_accuracy(answers, split.classes))
+def predict_answers(
+    clients: Clients, factors: Factors | None, cache_key: str, prompts: Sequence[Encoding], task: TaskView
+) -> list[Any]:
+    """One model's answers to prompts: class indices (classify) or texts."""
+    if task.kind != "classify":
+        ids = [sample.ids for sample in prompts]
+        texts = complete(clients, factors, ids, task.max_new_tokens, task.turn_end.tokens)
+        return [task.turn_end.cut(text) for text in texts]
+    if task.words:
+        return classify_words(clients, factors, cache_key, prompts, task.words, task.normalised)
+    return classify(clients, factors, cache_key, prompts, task.choices)
+
+
+def score_answers(
+    answers: Sequence[Any] | None,
+    split: Split,
+    task: TaskView,
+    likelihoods: tuple[Sequence[float], Sequence[int]] | None = None,
+) -> Score:
+    """The score of a model's answers to a split of a task.
+
+    answers: class indices (classify) or texts; None if no metric reads them. likelihoods: log-likelihoods of the right
+    answers, and their numbers of tokens; None if no metric reads them.
+    """
+    correct = split.classes if task.kind == "classify" else split.texts
+    values: list[float] = []
+    for metric in task.metrics:
+        pair = likelihoods if metric.reads == "likelihoods" else None if answers is None else (answers, correct)
+        if pair is None:
+            raise UserError(
+                f'tasks.{task.name}.metric = "{metric.name}": reads the likelihood of right answers, which a device '
+                "with a model of its own does not get to see; take a metric of answers"
+            )
+        values.append(task.measure(metric, *pair))
+    further = {metric.label: value for metric, value in zip(task.further_metrics, values[1:], strict=True)}
+    balanced = balanced_accuracy(answers or [], split.classes) if task.kind == "classify" else None
+    return Score(values[0], balanced, further)
 
 
 def score_task(clients: Clients, vectors: Vectors, number: int, task: TaskView, split: Literal["dev", "test"]) -> Score:
@@ -105,7 +179,8 @@ def mean_score(scores: Sequence[Score], weights: Sequence[int]) -> Score:
         return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
     balanced = None if scores[0].balanced is None else mean([s.balanced or 0.0 for s in scores])
-    return Score(mean([s.value for s in scores]), balanced)
+    further = {label: mean([s.further[label] for s in scores]) for label in scores[0].further}
+    return Score(mean([s.value for s in scores]), balanced, further)
 
 
 def score_other_tasks(

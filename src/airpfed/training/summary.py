@@ -12,18 +12,24 @@ from pydantic import Field
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger, RoundRecord, Summary, TaskSummary
+from airpfed.tasks.metrics import METRICS
 from airpfed.training.evaluate import Score, score, score_other_tasks
 from airpfed.training.setup import Log, TrainingSetup
 from airpfed.training.state import State, vectors
 
-Metric = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class BaseScores(run_files.Record):
-    """base.json: a key of everything that the scores depend on, and (metric, balanced) of each task."""
+    """base.json: a key of everything that the scores depend on, and (metric, balanced) of each task.
+
+    further: label -> value of the further metrics of each task; empty where no task has any.
+    """
 
     key: str
-    scores: list[tuple[Metric, Metric | None]]
+    scores: list[tuple[Finite, Share | None]]
+    further: list[dict[str, Finite]] = Field([])
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,18 @@ def base_scores(experiment: TrainingSetup, path: Path, log: Log) -> list[Score]:
     try:
         cached = run_files.read_json(path, BaseScores)
         if cached and cached.key == experiment.base_key and len(cached.scores) == len(experiment.tasks):
-            return [Score(*pair) for pair in cached.scores]
+            further = cached.further or [{}] * len(cached.scores)
+            return [Score(*pair, values) for pair, values in zip(cached.scores, further, strict=True)]
     except UserError as error:
         log(f"{error}; made again")
     log("scoring the untouched model on the test splits")
     scores = [score(experiment.clients, None, task, "test") for task in experiment.tasks]
     pairs = [[item.value, item.balanced] for item in scores]
-    run_files.write_json(path, {"key": experiment.base_key, "scores": pairs})
+    further = [dict(item.further) for item in scores]
+    tree: dict[str, object] = {"key": experiment.base_key, "scores": pairs} | (
+        {"further": further} if any(further) else {}
+    )
+    run_files.write_json(path, tree)
     return scores
 
 
@@ -103,6 +114,9 @@ def summarise(
             samples=len(task.test.prompts),
             dev=dev,
             others=other_tasks,
+            larger_is_better=METRICS.find(task.metric_name).larger_is_better,
+            base_metrics=dict(first.further),
+            final_metrics=dict(last.further) if last else {},
         )
         for task, first, last, dev, other_tasks in zip(
             experiment.tasks, base, scores.test, scores.dev, scores.other_tasks, strict=True

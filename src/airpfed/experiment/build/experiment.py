@@ -129,7 +129,7 @@ def choose_fast_paths(
 ) -> tuple[Clients, tuple[str, ...]]:
     """Return the clients with the fast paths that are exact on their base model, and lines about the others."""
     prompts = [sample for task in preparation.views for sample in (*task.test.prompts, *task.dev.prompts)]
-    generate = any(task.kind == "generate" for task in preparation.views)
+    generate = any(task.kind != "classify" for task in preparation.views)
     stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
     measurement = fast_paths.cached_measurement(clients, prompts, base_hash(preparation.base), stacking, generate)
     backbone = clients.cache.use_paths(measurement.paths)

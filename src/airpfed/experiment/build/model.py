@@ -11,18 +11,20 @@ from typing import Any
 import torch
 
 from airpfed.config.plugins import code_hashes
-from airpfed.config.schema import Settings, TaskSettings
+from airpfed.config.schema import Settings, TaskSettings, choices_of
 from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.core.memory import keep_freed_memory, without_garbage_collection
 from airpfed.core.rng import stream
 from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.experiment.build.data import base_hash, option_files
-from airpfed.model import backbone, compatibility, export, tokens, zoo
+from airpfed.model import backbone, chat, compatibility, export, tokens, zoo
 from airpfed.model.backbone import Backbone
+from airpfed.model.chat import ChatFormat, Replies, TurnEnd
 from airpfed.model.tokens import Encoding
-from airpfed.tasks.sample import Sample, Task
-from airpfed.training.evaluate import Split, TaskView
+from airpfed.tasks.metrics import Metric, import_package
+from airpfed.tasks.sample import Kind, Sample, Task
+from airpfed.training.evaluate import MetricChoice, Split, TaskView
 
 MAX_UNKNOWN_SHARE = 0.9
 """Share of unknown words in a task's texts above which the tokenizer does not fit them."""
@@ -51,13 +53,13 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
             (
                 task_settings.max_new_tokens
                 for task, task_settings in zip(tasks, settings.tasks, strict=True)
-                if task.kind == "generate"
+                if task.kind != "classify"
             ),
             default=0,
         ),
         settings.model.trust_remote_code,
     )
-    if any(task.kind == "generate" for task in tasks):
+    if any(task.kind != "classify" for task in tasks):
         check_generation(base, settings.model.base)
     if not adapters.method.row.averages:
         export.check_adapter(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
@@ -65,7 +67,10 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
 
 
 def control_token_notes(base: Backbone, tasks: Sequence[TaskSettings]) -> list[str]:
-    """Write a line per control token in a prompt, because settings and data are always read as text."""
+    """Write a line per control token in a prompt, because settings and data are always read as text.
+
+    A chat's control tokens are those of its template alone.
+    """
     control = [base.tokenizer.convert_ids_to_tokens(number) for number in sorted(tokens.control_ids(base.tokenizer))]
     return [
         f"tasks.{task.name}.prompt: {token!r} is read as text, not as the tokenizer's control token"
@@ -131,12 +136,20 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     with without_garbage_collection():
         base = load_backbone(settings, tasks)
     max_tokens = settings.model.max_tokens
-    tokenized = [tokenize_task(base, task, max_tokens) for task in tasks]
+    tokenized = [
+        tokenize_task(base, task, max_tokens, task_settings)
+        for task, task_settings in zip(tasks, settings.tasks, strict=True)
+    ]
     shards = tuple(
-        tuple(tuple(encode_sample(base, s, task, task_tokens, max_tokens) for s in shard) for shard in task.train)
-        for task, task_tokens in zip(tasks, tokenized, strict=True)
+        tuple(
+            tuple(encode_sample(base, s, task, task_tokens, max_tokens, task_settings.replies) for s in shard)
+            for shard in task.train
+        )
+        for task, task_tokens, task_settings in zip(tasks, tokenized, settings.tasks, strict=True)
     )
-    views = tuple(task_view(t, w, s) for t, w, s in zip(tasks, tokenized, settings.tasks, strict=True))
+    views = tuple(
+        task_view(base, t, w, s, max_tokens) for t, w, s in zip(tasks, tokenized, settings.tasks, strict=True)
+    )
     for task, task_shards in zip(tasks, shards, strict=True):
         check_tokens(base, task.name, [sample for shard in task_shards for sample in shard])
     test_views = [_scored_content(view) for view in views]
@@ -157,12 +170,18 @@ def _scored_content(view: TaskView) -> dict[str, Any]:
     """Return what the score of a task's untouched model depends on, besides the model."""
     tree = asdict(view) | {"name": "", "dev": ""}
     metric = {key: tree.pop(key) for key in ("metric", "metric_options")}
-    return tree if metric["metric"] == "auto" else tree | metric  # keys of older runs had no metric
+    for key, default in (("further_metrics", ()), ("words", ()), ("normalised", False), ("turn_end", TurnEnd())):
+        if getattr(view, key) == default:  # keys of older runs have none of these
+            tree.pop(key)
+    if not view.test.references:
+        tree["test"].pop("references")
+    return tree if metric["metric"] == "auto" else tree | metric
 
 
 def metric_code(settings: Settings) -> list[str]:
     """Return the hashes of the tasks' metrics that are a user's functions or in plug-ins, and of files in options."""
-    metrics = {f"tasks.{task.name}.metric" for task in settings.tasks}
+    names = tuple(f"tasks.{task.name}.{key}" for task in settings.tasks for key in ("metric", "further_metrics."))
+    metrics = {key for key in choices_of(settings) if key in names or key.startswith(names[1::2])}
     functions = [item["sha256"] for key, item in user_functions(settings).items() if key in metrics]
     return sorted([*code_hashes(settings, metrics).values(), *option_files(settings, metrics).values(), *functions])
 
@@ -185,49 +204,99 @@ class TaskTokens:
     """The tokens of a task.
 
     choices: the output of the model for each class, a token (causal LM) or the class index (classifier). prompts:
-    prompt -> token ids.
+    prompt -> token ids. words: all tokens of each label word where these are scored as a whole. chat: how conversations
+    become tokens.
     """
 
     choices: tuple[int, ...]
     prompts: dict[str, tuple[int, ...]]
+    words: tuple[tuple[int, ...], ...] = ()
+    chat: ChatFormat | None = None
 
 
-def tokenize_task(base: Backbone, task: Task, max_tokens: int) -> TaskTokens:
-    """Tokenise the prompts and label words of a task, for all its splits. Longer prompts are cut to `max_tokens`."""
+def tokenize_task(base: Backbone, task: Task, max_tokens: int, settings: TaskSettings) -> TaskTokens:
+    """Tokenise the prompts and label words of a task, for all its splits. Longer prompts are cut to `max_tokens`.
+
+    Where whole label words are scored, prompt and word have `max_tokens` together.
+    """
+    if task.kind == "chat":  # training reads no prompts alone
+        conversations = chat.chat_format(base.tokenizer, settings.template, task.name, base.end_tokens)
+        samples = {sample.prompt: sample for sample in (*task.dev, *task.test)}
+        ids_of = {
+            text: chat.conversation_prompt(conversations, sample.messages[:-1], max_tokens)
+            for text, sample in samples.items()
+        }
+        return TaskTokens((), ids_of, chat=conversations)
     shards = (*task.train, task.dev, task.test)
     texts = list(dict.fromkeys(sample.prompt for shard in shards for sample in shard))
-    choices = tuple(range(len(task.labels)))
+    choices, words, room = tuple(range(len(task.labels))), tuple[tuple[int, ...], ...](), max_tokens
     if task.kind == "generate":
         ids = tokens.tokenize(base.tokenizer, [tokens.strip_prompt(text) for text in texts])
     elif base.causal:
-        ids, choices = tokens.encode_choices(base.tokenizer, texts or ["Label:"], task.labels, task.name)
+        end = next(iter(base.end_tokens), None)
+        labels = tokens.encode_labels(
+            base.tokenizer, texts or ["Label:"], task.labels, task.name, settings.label_score, end
+        )
+        ids, choices = labels.prompts, tuple(word[0] for word in labels.words)
+        if not labels.first_tokens or settings.label_score == "words":
+            words, choices = labels.words, ()
+            room = word_room(task, words, max_tokens)
     else:
+        if settings.label_score == "words":
+            raise UserError(
+                f'tasks.{task.name}.label_score = "words": the base is a classifier, whose head has a row for each '
+                "class; leave it out"
+            )
         ids = tokens.tokenize(base.tokenizer, texts, causal=False)
     if () in ids[: len(texts)]:
         raise UserError(
             f"tasks.{task.name}.prompt: the base's tokenizer makes no token of {texts[ids.index(())][:40]!r}"
         )
-    return TaskTokens(
-        choices, {text: tokens.cut_middle(prompt, max_tokens) for text, prompt in zip(texts, ids, strict=False)}
-    )
+    prompts = {text: tokens.cut_middle(prompt, room) for text, prompt in zip(texts, ids, strict=False)}
+    return TaskTokens(choices, prompts, words)
 
 
-def encode_sample(base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int) -> Encoding:
-    """Encode a training sample as input and targets of the loss."""
+def word_room(task: Task, words: Sequence[tuple[int, ...]], max_tokens: int) -> int:
+    """Number of tokens that the longest label word leaves for a prompt. Raises UserError if it is less than half."""
+    number = max(range(len(words)), key=lambda n: len(words[n]))
+    room = max_tokens + 1 - len(words[number])
+    if 2 * room < max_tokens:
+        raise UserError(
+            f"tasks.{task.name}.labels: label word {task.labels[number][:40]!r} has {len(words[number])} tokens, more "
+            f"than half of model.max_tokens = {max_tokens}; a shorter word, or more tokens would be right"
+        )
+    return room
+
+
+def encode_sample(
+    base: Backbone, sample: Sample, task: Task, task_tokens: TaskTokens, max_tokens: int, replies: Replies = "all"
+) -> Encoding:
+    """Encode a sample as input and targets of the loss. replies: replies that a chat's loss reads."""
+    if task_tokens.chat is not None:
+        return chat.encode_conversation(task_tokens.chat, sample.messages, replies, max_tokens).encoding
     if task.kind == "generate":
         return tokens.encode_completion(base.tokenizer, sample.prompt, sample.answer, max_tokens, base.end_tokens[0])
-    return Encoding(task_tokens.prompts[sample.prompt], (task_tokens.choices[sample.label],))
+    prompt = task_tokens.prompts[sample.prompt]
+    if task_tokens.words:
+        word = task_tokens.words[sample.label]
+        return Encoding(prompt + word[:-1], word)
+    return Encoding(prompt, (task_tokens.choices[sample.label],))
 
 
-def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> TaskView:
-    """Return the dev and test splits of a task for evaluation. Raises UserError if its metric is for another kind."""
-    kind = settings.metric.row.kind
-    if kind not in (None, task.kind):
-        raise UserError(f'tasks.{task.name}.metric = "{settings.metric.name}": is for {kind} tasks, not {task.kind}')
+def task_view(base: Backbone, task: Task, task_tokens: TaskTokens, settings: TaskSettings, max_tokens: int) -> TaskView:
+    """Return the dev and test splits of a task for evaluation. Raises UserError if a metric does not fit."""
+    further = tuple(MetricChoice(c.name, c.options, c.label) for c in settings.further_metrics)
+    for key, choice in (("metric", settings.metric), *(("further_metrics", c) for c in settings.further_metrics)):
+        check_metric_fits(f'tasks.{task.name}.{key} = "{choice.name}"', choice.row, task.kind)
+    likelihoods = any(c.row.reads == "likelihoods" for c in (settings.metric, *settings.further_metrics))
 
     def split(samples: tuple[Sample, ...]) -> Split:
         prompts = tuple(Encoding(task_tokens.prompts[s.prompt], (0,)) for s in samples)
-        return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples))
+        references = tuple(
+            encode_sample(base, s, task, task_tokens, max_tokens, settings.replies)
+            for s in (samples if likelihoods else ())
+        )
+        return Split(prompts, tuple(s.label for s in samples), tuple(s.answer for s in samples), references)
 
     return TaskView(
         name=task.name,
@@ -237,9 +306,24 @@ def task_view(task: Task, task_tokens: TaskTokens, settings: TaskSettings) -> Ta
         max_new_tokens=settings.max_new_tokens,
         metric=settings.metric.name,
         metric_options=settings.metric.options,
+        further_metrics=further,
+        words=task_tokens.words,
+        normalised=settings.label_normalised,
+        turn_end=TurnEnd() if task_tokens.chat is None else task_tokens.chat.turn_end,
         dev=split(task.dev),
         test=split(task.test),
     )
+
+
+def check_metric_fits(key: str, metric: Metric, kind: Kind) -> None:
+    """Raise UserError if a metric is for other tasks, or if a package that it needs is not installed."""
+    if metric.kind is not None and (metric.kind == "classify") != (kind == "classify"):
+        raise UserError(f"{key}: is for {metric.kind} tasks, not {kind}")
+    if metric.module:
+        try:
+            import_package(metric.module)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
 
 def check_tokens(base: Backbone, name: str, samples: Sequence[Encoding]) -> None:
