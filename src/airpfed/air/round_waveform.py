@@ -1,8 +1,8 @@
 """The waveform of a round: what every antenna samples while the slots of `uplink` are on the air.
 
 Uses lie on OFDM symbols and subcarriers as `ResourceGrid.positions` says. As in the block model, the channel of a
-coherence block acts on each of the block's subcarriers. Noise is that of `transmit`: its part that the receivers combine is
-theirs, and the remaining directions are drawn here, so that the noise of an antenna is white.
+coherence block acts on each of the block's subcarriers. Noise is that of `transmit`: its part that the receivers
+combine is theirs, and the remaining directions are drawn here, so that the noise of an antenna is white.
 """
 
 from collections.abc import Mapping, Sequence
