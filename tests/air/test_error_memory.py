@@ -57,6 +57,7 @@ def exact(link: Uplink) -> Tensor:
 LINKS: dict[str, Callable[[], Uplink]] = {
     "truncated inversion": lambda: inverting(packing="real", normalizer="common"),
     "fades": lambda: inverting(truncation=0.0, impairments=FADES),
+    "fades, mixed": lambda: inverting(truncation=0.0, impairments=FADES, mixing="full", coherence_symbols=5),
     "top_k": lambda: digital(bits=4, quantizer="top_k", share=0.2),
     "sign": lambda: digital(bits=1, quantizer="sign"),
 }
