@@ -24,6 +24,7 @@ from airpfed.air.uplink import initial_statistics, uplink
 from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
+from airpfed.core.run_files import Ledger
 from airpfed.experiment import build
 from airpfed.training.loop import play_round
 from airpfed.training.setup import TrainingSetup
@@ -76,15 +77,22 @@ def air_only(options: argparse.Namespace) -> None:
 def curve(experiment: TrainingSetup, settings: Settings, name: str, snr_db: float) -> dict[str, Any]:
     """Dev accuracy every EVAL_EVERY rounds, and seconds on air a round."""
     link = link_of(settings, experiment.clients, name, snr_db=snr_db)
-    experiment = replace(experiment, aggregate=partial(uplink, link), eval_every=EVAL_EVERY)
-    state, accuracy, seconds = experiment.initial, [], []
+    accuracy, ledgers = course(replace(experiment, aggregate=partial(uplink, link)))
+    seconds = statistics.mean(ledger.air_seconds for ledger in ledgers)
+    grouped = grouped_seconds(settings, experiment, name, snr_db) if name.startswith("digital") else None
+    return {"accuracy": accuracy, "seconds": seconds, "grouped": grouped}
+
+
+def course(experiment: TrainingSetup) -> tuple[list[float], list[Ledger]]:
+    """Dev accuracy every EVAL_EVERY rounds, the mean over tasks, and the ledger of every round."""
+    experiment = replace(experiment, eval_every=EVAL_EVERY)
+    state, accuracy, ledgers = experiment.initial, [], []
     while state.round < experiment.rounds:
         state, row = play_round(experiment, state)
-        seconds.append(row.ledger.air_seconds)
+        ledgers.append(row.ledger)
         if row.accuracy:
             accuracy.append(statistics.mean(row.accuracy.values()))
-    grouped = grouped_seconds(settings, experiment, name, snr_db) if name.startswith("digital") else None
-    return {"accuracy": accuracy, "seconds": statistics.mean(seconds), "grouped": grouped}
+    return accuracy, ledgers
 
 
 def rounds_to(accuracy: list[float], target: float) -> int | None:

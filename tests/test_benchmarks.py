@@ -20,6 +20,7 @@ from cases import Options
 from children import answer
 from fleets import random_tokens
 from harness import Spent, interleaved, quartiles, ratio, spent, summary
+from rival import AIR, RIVAL, Trial, choose, crossing, parse
 
 
 def test_variants_take_turns_and_warm_up_does_not_count() -> None:
@@ -174,6 +175,22 @@ def test_peers_do_the_same_work(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
         ("claims", "--rounds 1 --snr 10", ["| 10 | mmse | estimated |"]),
         ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --air-only", ["| 1 | 10 | digital:4 |"]),
         ("digital", "--devices 1 --seeds 1 --links mmse digital:4 --out {out}", ["| 1, 10 dB | digital:4 |"]),
+        (
+            "rival",
+            "--devices 1 2 --snr 10 --seeds 2 --dev-seeds 1 --entries 300 --nmse 0.5 --air radio.design=mmse "
+            "--rival radio.scheme=digital(bits=2,quantizer=eden) --out {out}",
+            [
+                "| 1 | 10 | over the air | radio.design=mmse | ",
+                "| 2 | 10 | 0.5 | radio.design=mmse | ",
+                "Crossing at 10",
+            ],
+        ),
+        (
+            "rival",
+            "--devices 1 --snr 10 --seeds 1 --dev-seeds 1 --learning --air radio.design=mmse --rival "
+            "radio.scheme=digital(bits=2,quantizer=eden) --set server.rounds=9 --out {out}",
+            ["| 1 | 10 | rival | radio.scheme=digital(bits=2,quantizer=eden) | ", "| 1 | 10 | dev accuracy | "],
+        ),
     ],
 )
 def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeypatch, capsys) -> None:
@@ -185,3 +202,38 @@ def test_links_are_compared(name, words, rows, small_settings, tmp_path, monkeyp
     if "--air-only" in words:
         cells = lines[0].split("|")
         assert 0 < float(cells[7]) < float(cells[5])
+
+
+def test_both_sides_of_the_rivalry_try_as_many_settings() -> None:
+    assert len(set(AIR)) == len(set(RIVAL)) == len(AIR) == len(RIVAL)
+
+
+def test_a_candidate_is_overrides_and_how_often_it_sends() -> None:
+    assert parse("radio.design=mmse radio.access=concurrent x4") == (
+        ["radio.design=mmse", "radio.access=concurrent"],
+        4,
+    )
+    assert parse("radio.scheme=digital(bits=2, access=ofdma)") == (["radio.scheme=digital(bits=2, access=ofdma)"], 1)
+
+
+def test_the_fastest_of_those_that_reach_the_target_is_chosen() -> None:
+    """In the mean over dev seeds for an error; on every dev seed for an accuracy."""
+    tried = {
+        "fast": [Trial(1.0, 1.0, 0.2), Trial(1.0, 1.0, 0.4)],
+        "middle": [Trial(2.0, 1.0, 0.05), Trial(2.0, 1.0, 0.15)],
+        "slow": [Trial(3.0, 1.0, 0.01), Trial(3.0, 1.0, 0.01)],
+    }
+    assert [choose(tried, target) for target in (0.31, 0.11, 0.05, 0.001)] == ["fast", "middle", "slow", None]
+    learned = {"fast": [Trial(1.0, 1.0, rounds=3), Trial(1.0, 1.0)], "slow": [Trial(3.0, 1.0, rounds=9)] * 2}
+    assert choose(learned, None) == "slow"
+
+
+def test_the_crossing_is_interpolated_and_has_an_interval() -> None:
+    """Ratios of devices / 8 cross 1 at 8; seeds that scatter by a fifth move it by about as much."""
+    exact = crossing([1, 4, 16, 64], [[n / 8] * 5 for n in (1, 4, 16, 64)])
+    assert [float(text) for text in exact] == pytest.approx([8, 8, 8], rel=1e-3)
+    factors = np.exp(0.2 * np.random.default_rng(0).standard_normal(9))
+    middle, low, high = (float(t) for t in crossing([1, 4, 16, 64], [list(n / 8 * factors) for n in (1, 4, 16, 64)]))
+    assert 5 < low < middle < high < 12
+    assert crossing([1, 4], [[2.0, 3.0], [4.0, 5.0]])[0] == "under 1"
+    assert crossing([1, 4], [[0.2, 0.3], [0.4, 0.5]])[0] == "over 4"

@@ -165,6 +165,10 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["adapters.method=fedit"],
     ),
     ("devices.proximal_mu", "devices.local_steps"): (["devices.proximal_mu=0.1"], ["devices.local_steps=2"]),
+    ("devices.memory", "radio.scheme"): (
+        ["devices.memory=true", "radio.scheme=error_free"],
+        ["radio.scheme=digital(quantizer=top_k)"],
+    ),
     ("devices.memory_gb", "devices.chunk"): (["devices.memory_gb=4.0", "devices.chunk=1"], ["devices.chunk=0"]),
     ("radio.noise_dbm", "radio.snr_db"): (["radio.noise_dbm=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
     ("radio.noise_figure_db", "radio.snr_db"): (["radio.noise_figure_db=0.0", "radio.snr_db=10"], ["radio.snr_db="]),
@@ -378,6 +382,15 @@ def test_the_signals_keys_are_told_on_an_error_free_link(key, file):
     (line,) = settings_notes(read_new_settings(file, ["radio.scheme=error_free", f"radio.{key}"]))
     assert line.startswith(f"radio.{key.partition('=')[0]}: does nothing with radio.scheme")
     assert settings_notes(read_new_settings(file, [f"radio.{key}"])) == []
+
+
+def test_a_memory_that_silences_its_device_is_told(file):
+    """A threshold on strength over weight, where the weight grows with what a device remembers."""
+    truncated = ["devices.memory=true", "radio.design=channel_inversion(truncation=0.5)"]
+    (line,) = settings_notes(read_new_settings(file, truncated))
+    assert line.startswith("devices.memory, radio.design") and "per_device" in line
+    assert settings_notes(read_new_settings(file, [*truncated, "radio.normalizer=common"])) == []
+    assert settings_notes(read_new_settings(file, [*truncated[:1], "radio.design=channel_inversion"])) == []
 
 
 @pytest.fixture

@@ -40,8 +40,14 @@ def make_air(design: str = "uniform_forcing", debias: bool = False, antennas: in
 def as_scheme(name: str, **options) -> dict[str, object]:
     """The fields of an uplink whose slots are sent by a scheme in place of a design."""
     scheme = SCHEMES[name]
-    cost = partial(scheme.cost, **options) if scheme.cost else None
-    return {"send": SCHEMES.bind(name, options), "cost": cost, "design": None, "rescale": False}
+    cost, unsent = (partial(function, **options) if function else None for function in (scheme.cost, scheme.unsent))
+    return {
+        "send": SCHEMES.bind(name, options),
+        "cost": cost,
+        "unsent": unsent,
+        "design": None,
+        "rescale": False,
+    }
 
 
 def send(

@@ -127,7 +127,7 @@ def in_place(link, slot, t):
         (one_sum_too_few, "sends every slot", "sums has shape (1, 37); should be (2, 37)"),
         (shouts, "power limit", "times what the largest power limit allows"),
         (in_place, "gradients are not changed", "in place"),
-        (Scheme(send_quantised, "given the channel", lambda *args, bits, access: Ledger()), "ledger", "is 0 although"),
+        (Scheme(send_quantised, "given the channel", lambda *args, **options: Ledger()), "ledger", "is 0 although"),
         (Scheme(exact_sums, "yes"), "declarations", "unbiased is 'yes'; should be one of 'given the channel'"),  # type: ignore[arg-type]
         (Scheme(exact_sums, knowledge="all"), "declarations", "knowledge is 'all'"),  # type: ignore[arg-type]
     ],

@@ -17,6 +17,14 @@ def round_stochastically(
 
     Returns the rounded values and the variance of each over the rounding. Random: one draw per entry.
     """
+    _, rounded, variance = stochastic_codes(values, bits, rng)
+    return rounded, variance
+
+
+def stochastic_codes(
+    values: Float[Tensor, "R d"], bits: int, rng: torch.Generator
+) -> tuple[Float[Tensor, "R d"], Float[Tensor, "R d"], Float[Tensor, "R d"]]:
+    """As `round_stochastically`, with the number of each entry's level, 0 to 2^bits - 1, in front."""
     width = values.shape[1]
     buckets = torch.nn.functional.pad(values, (0, -width % BUCKET)).reshape(len(values), -1, BUCKET)
     top = buckets.abs().amax(-1, keepdim=True)
@@ -25,9 +33,10 @@ def round_stochastically(
     low = level.floor().clamp(0, 2**bits - 2)
     share = (level - low).clamp(0.0, 1.0)
     up = torch.rand(share.shape, dtype=values.dtype, generator=rng) < share
-    rounded = torch.where(spacing > 0, (low + up) * spacing - top, 0.0)
+    code = low + up
+    rounded = torch.where(spacing > 0, code * spacing - top, 0.0)
     variance = share * (1 - share) * spacing.square()
-    return rounded.flatten(1)[:, :width], variance.flatten(1)[:, :width]
+    return code.flatten(1)[:, :width], rounded.flatten(1)[:, :width], variance.flatten(1)[:, :width]
 
 
 def round_to_nearest(values: Float[Tensor, "R d"], bits: int) -> Float[Tensor, "R d"]:

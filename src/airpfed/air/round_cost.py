@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.air import resources
-from airpfed.air.digital import Bits, DigitalAccess, airtime
+from airpfed.air.digital import Bits, DigitalAccess, Entropy, QuantizerName, TopShare, airtime, slot_bits
 from airpfed.air.network import serving_gain
 from airpfed.air.quantization import bits_of
+from airpfed.air.quantizers import QUANTIZERS
 from airpfed.air.resources import use_seconds
 from airpfed.air.schedule import SlotPlan, Uplink, normalizer_groups, over_backhaul, slot_uses
 from airpfed.air.segments import block_ranges_of
@@ -94,15 +95,24 @@ def pilot_joules(link: Uplink, blocks: Float[Tensor, " K"]) -> Float[Tensor, " K
 
 
 def digital_ledger(
-    link: Uplink, slots: Sequence[SlotPlan], t: int, d_s: int, *, bits: Bits = 4, access: DigitalAccess = "orthogonal"
+    link: Uplink,
+    slots: Sequence[SlotPlan],
+    t: int,
+    d_s: int,
+    *,
+    bits: Bits = 4,
+    access: DigitalAccess = "orthogonal",
+    quantizer: QuantizerName = "uniform",
+    share: TopShare = None,
+    entropy: Entropy = False,
 ) -> Ledger:
-    """The ledger of a round of bits, in the best of the compared groups of devices. bits, access: the scheme's."""
+    """The ledger of a round of bits, in the best of the compared groups of devices. Options: the scheme's."""
     device_bits = torch.zeros(len(link.samples), dtype=torch.float64)
     scalars = torch.zeros_like(device_bits)
     for slot in slots:
-        slot_bits = [float(bits_of(int(length), bits)) for length in slot.lengths]
-        device_bits.index_add_(0, slot.devices, torch.tensor(slot_bits, dtype=torch.float64))
-        scalars.index_add_(0, slot.devices, torch.ones(len(slot.devices), dtype=torch.float64))
+        device_bits.index_add_(0, slot.devices, slot_bits(link, slot, t, bits, quantizer, share, entropy))
+        if QUANTIZERS[quantizer].unbiased:  # the variance of rounding, of which the others claim none
+            scalars.index_add_(0, slot.devices, torch.ones(len(slot.devices), dtype=torch.float64))
     time, listening = airtime(link, t, device_bits, access), listening_seconds(link, d_s)
     traffic = resources.Traffic(
         slot_uses=(math.ceil(time.uses),),

@@ -46,6 +46,8 @@ itself) -> transceivers that share energy.
 """
 SlotFunction = Callable[["Uplink", "SlotPlan", int], Any]
 """(link, slot, round) -> `slot_errors.ReceivedSums`: how a scheme makes a slot's gradients into sums."""
+UnsentFunction = Callable[[Float[Tensor, "k d"], Int[Tensor, " k"]], Float[Tensor, "k d"]]
+"""(vectors, their lengths) -> what a scheme leaves out of each vector, as a device knows it from its vector alone."""
 CostFunction = Callable[["Uplink", Sequence["SlotPlan"], int, int], Ledger]
 """(link, slots of the round, round, length of the s-vector) -> the ledger of a round."""
 Groups = tuple[tuple[int, int], ...]
@@ -81,7 +83,9 @@ class Uplink:
     their correlation statistics. lengths: entries of each task's p-vector.
     alternating: columns of the s-vector sent in rounds 1, 2, ..., and then in the same order; empty if every round
     sends all columns. colocated: whether senders and receivers are the same machine; then nothing is recorded or
-    charged.
+    charged. unsent: the scheme's function for what it leaves out of the gradients; None if it leaves out nothing that
+    devices know of. memory_bytes: None if devices forget what was not sent; otherwise each round gives it, in memory up
+    to this size and in a temporary file beyond (`air.error_memory`).
     downlink_bits: bits per entry of the broadcast of the adapters; None for 32 bits. station_power: watts of a
     station's broadcast; None for a downlink like the devices' own links (`round_cost.broadcast_rates`).
     amplifier_efficiency, circuit_watts: of the devices' radios, see `resources.RadioUse`.
@@ -130,6 +134,8 @@ class Uplink:
     station_power: float | None = None
     amplifier_efficiency: float = 0.35
     circuit_watts: float = 0.1
+    unsent: "UnsentFunction | None" = None
+    memory_bytes: float | None = None
 
     @property
     def grid(self) -> ResourceGrid:

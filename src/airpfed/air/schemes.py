@@ -1,13 +1,13 @@
 """Schemes by name: how a slot's gradients become sums at the servers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from airpfed.air.designs import Unbiased
-from airpfed.air.digital import send_quantised
+from airpfed.air.digital import send_quantised, unsent_entries
 from airpfed.air.round_cost import digital_ledger
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink
@@ -28,7 +28,10 @@ class Scheme:
     for devices without impairments; a scheme that superposes leaves this to its design. cost: (link, slots, t, d_s, *,
     the same options) -> the ledger of a round; None charges the slots as symbols over the air. superposes: whether a
     design (`radio.design`) superposes the gradients in the channel; then `send` is not called. mixing: which mixing of
-    the entries before sending the scheme bears. knowledge: the channel knowledge that `send` may use.
+    the entries before sending the scheme bears. knowledge: the channel knowledge that `send` may use. unsent: (vectors
+    (k, d), lengths (k), *, the same options) -> what `send` leaves out of each device's vector, (k, d), a function of
+    the vector alone, so that the device can keep it (`devices.memory`). biased_options: option -> values with which the
+    scheme claims no mean, whatever `unbiased` says.
 
     >>> import airpfed as ap
     >>> [name for name, scheme in ap.SCHEMES.items() if scheme.unbiased == "given the channel"]
@@ -41,6 +44,19 @@ class Scheme:
     superposes: bool = False
     mixing: Mixing = "none"
     knowledge: Knowledge = "instant"
+    unsent: Callable[..., Any] | None = None
+    biased_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def claimed_mean(self, options: Mapping[str, Any]) -> Unbiased:
+        """What the scheme claims of the mean of the received sum with these options."""
+        is_biased = any(options.get(name) in values for name, values in self.biased_options.items())
+        return "no" if is_biased else self.unbiased
+
+    def leaves_unsent(self, options: Mapping[str, Any]) -> bool:
+        """Whether devices can know of entries that were not sent, so that an error memory has something to keep."""
+        if self.superposes:
+            return True
+        return self.unsent is not None and (not self.biased_options or self.claimed_mean(options) == "no")
 
 
 def exact_sums(link: Uplink, slot: SlotPlan, t: int) -> ReceivedSums:
@@ -65,7 +81,14 @@ SCHEMES: RowDict[Scheme] = RowDict(
     "scheme",
     {
         "linear": Scheme(superpose_slot, superposes=True, mixing="full"),
-        "digital": Scheme(send_quantised, "given the channel", digital_ledger, mixing="full"),
+        "digital": Scheme(
+            send_quantised,
+            "given the channel",
+            digital_ledger,
+            mixing="full",
+            unsent=unsent_entries,
+            biased_options={"quantizer": ("top_k", "sign")},
+        ),
         "error_free": Scheme(exact_sums, "given the channel", mixing="full", knowledge="none"),
     },
     wrap=Scheme,

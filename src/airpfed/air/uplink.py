@@ -1,7 +1,7 @@
 """One round's uplink: from the devices' gradients to the sums at the servers, their errors and their cost."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from airpfed.air.alternating_factors import alternating_phases
 from airpfed.air.correlation import Correlation, NormalEquations, discounted_sum, estimate_correlation
+from airpfed.air.error_memory import UnsentScope, unsent_updates
 from airpfed.air.grouping import round_grouping
 from airpfed.air.problem import Transceiver
 from airpfed.air.round_cost import round_ledger
@@ -39,7 +40,8 @@ class Aggregate:
     round, for each kind of normaliser group.
     correlation_statistics: normal equations of the correlation after the round, see `initial_statistics`.
     active_columns: with alternating factors (number, (first, last + 1)): the number of the phase and its columns of
-    `shared`; otherwise None.
+    `shared`; otherwise None. unsent: scope -> (K, d_scope), float32, what every device knows that it did not send of
+    its gradient, in the active columns; empty unless `Uplink.memory_bytes` asks for it.
     """
 
     shared: Float[Tensor, " d_s"]
@@ -52,6 +54,7 @@ class Aggregate:
     correlation: tuple[tuple[float, float], ...]
     correlation_statistics: Float[Tensor, "G 7"]
     active_columns: tuple[int, tuple[int, int]] | None = None
+    unsent: Mapping[UnsentScope, Float[Tensor, "K d"]] = field(default_factory=dict)
 
 
 def uplink(link: Uplink, t: int, updates: Updates, statistics: Float[Tensor, "G 7"]) -> Aggregate:
@@ -86,7 +89,11 @@ def uplink_over_seeds(
         links, slots_by_seed, segments_by_seed, transceivers_by_seed, strict=True
     ):
         sums = transmit_slots(each, slots, segments, transceivers, t)
-        aggregates.append(assemble(each, t, updates, slots, sums, assumed, statistics))
+        aggregate = assemble(each, t, updates, slots, sums, assumed, statistics)
+        if each.memory_bytes is not None:
+            unsent = unsent_updates(each, each.memory_bytes, updates, slots, segments, transceivers)
+            aggregate = replace(aggregate, unsent=unsent)
+        aggregates.append(aggregate)
     return aggregates
 
 

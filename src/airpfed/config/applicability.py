@@ -290,6 +290,13 @@ RULES = (
         "it is for local_steps above 1, because the first step starts where the term is 0",
     ),
     Rule(
+        "devices.memory",
+        "radio.scheme",
+        lambda s, _: s.radio.scheme.row.leaves_unsent(s.radio.scheme.options),
+        'it is for schemes whose devices know what they leave out, such as "linear" and digital(quantizer=top_k)',
+        training=True,
+    ),
+    Rule(
         "devices.memory_gb",
         "devices.chunk",
         lambda s, _: s.devices.chunk == 0,
@@ -508,6 +515,14 @@ def settings_notes(settings: Settings) -> list[str]:
         lines.append(
             f"server.lr = {server.lr}: is the default for adam, whose steps do not depend on the size of gradients; "
             "sgd usually needs a rate some hundred times as large"
+        )
+    threshold = radio.design.options.get("truncation") if radio.design.name == "channel_inversion" else None
+    is_relative = radio.normalizer == "per_device" and isinstance(threshold, float) and threshold > 0
+    if settings.devices.memory and radio.scheme.row.superposes and is_relative:
+        lines.append(
+            f'devices.memory, radio.design = "{radio.design.label}": with normalizer = "per_device" the threshold '
+            "falls on devices with much to send, and the more one remembers, the longer it is silent; "
+            'normalizer = "common" or fade_truncation_db does without'
         )
     if not radio.channel.row.standard:
         return lines

@@ -285,7 +285,17 @@ class DeviceSettings(Section):
         "evaluation and theory always use float32",
     )
     gradients_gb: float = Field(
-        2.0, ge=0, le=1e6, description="memory for a round's gradients, GB; larger gradients lie in a temporary file"
+        2.0,
+        ge=0,
+        le=1e6,
+        description="memory for a round's gradients, GB; larger gradients lie in a temporary file, and so do those "
+        "that an error memory holds",
+    )
+    memory: bool = Field(
+        False,
+        description="error memory: what a device knows that it did not send stays on it and is added to its next "
+        "gradient: blocks in which it was silent, entries that top_k or sign left out, all that an absent device has; "
+        "not what noise or an outage took",
     )
     cache_gb: float = Field(
         2.0,
@@ -680,6 +690,7 @@ class RadioSettings(Section):
     def _check_combinations(self) -> "RadioSettings":
         """Refuse combinations of settings that contradict each other."""
         channel = self.channel.name
+        options = self.scheme.options if self.scheme.name == "digital" else {}
         wrong = {
             f'topology = "{self.topology}": needs layout = "discs", because cell_free access points are one station': (
                 self.layout == "cell_free" and self.topology != "single_cell"
@@ -704,6 +715,12 @@ class RadioSettings(Section):
             and self.adc_bits is not None,
             f"subcarrier_groups = {self.subcarrier_groups}: should divide subcarriers = {self.subcarriers}": (
                 isinstance(self.subcarrier_groups, int) and self.subcarriers % self.subcarrier_groups != 0
+            ),
+            f"scheme.bits = {options.get('bits')}: sign sends one bit an entry; should be 1": (
+                options.get("quantizer") == "sign" and options.get("bits") != 1
+            ),
+            f'scheme.share = {options.get("share")}: is for quantizer = "top_k", not "{options.get("quantizer")}"': (
+                options.get("share") is not None and options.get("quantizer") != "top_k"
             ),
         }
         for message, holds in wrong.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from airpfed.air.schedule import UnsentFunction
 from airpfed.air.uplink import uplink
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
@@ -50,12 +51,35 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[TrainingSetup, 
     The server's state has no entries of device scope.
     """
     experiment = build.build_experiment(settings, tasks)
+    device_unsent(settings, experiment)  # refuses what devices cannot do
     agreements = [agreement(settings, experiment, tasks, number) for number in range(len(tasks))]
     own = experiment.initial.devices.own
     nothing = torch.zeros(len(own.updates), 0)
     parameters = OptimizedParameters(nothing, dict.fromkeys(own.optimizer_state, nothing), own.updates)
     empty = DeviceState(parameters, experiment.initial.devices.cursors)
     return replace(experiment, initial=replace(experiment.initial, devices=empty)), agreements
+
+
+def device_unsent(settings: Settings, experiment: TrainingSetup) -> UnsentFunction | None:
+    """What the scheme leaves out of a device's vectors, if devices keep an error memory; None without one.
+
+    Raises UserError where devices cannot know it from their vectors alone: no message tells them of their silence.
+    """
+    if not settings.devices.memory:
+        return None
+    scheme, method = settings.radio.scheme, settings.adapters.method
+    if scheme.row.superposes or not scheme.row.leaves_unsent(scheme.options):
+        raise UserError(
+            f'devices.memory = true: devices of a federation are not told where radio.scheme = "{scheme}" silenced '
+            'them; should be false here, or radio.scheme = "digital(quantizer=top_k)"'
+        )
+    if experiment.clients.layout.alternating:
+        raise UserError(
+            f'devices.memory = true: for adapters.method = "{method}", which sends some factors a round, it is only in '
+            "`airpfed run`"
+        )
+    unsent: UnsentFunction = partial(scheme.row.unsent, **scheme.options)
+    return unsent
 
 
 def aggregator_of(settings: Settings, experiment: TrainingSetup, samples: Tensor) -> Aggregator:
@@ -140,9 +164,12 @@ def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int
     folders: device -> the folder of the device's state.
     """
     experiment = build.build_experiment(settings, tasks)
+    unsent = device_unsent(settings, experiment)
     device_of_node = experiment.clients.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm
     return {
-        k: device_of(experiment, k, agreement(settings, experiment, tasks, device_of_node[k]), alpha, norm, folder)
+        k: device_of(
+            experiment, k, agreement(settings, experiment, tasks, device_of_node[k]), alpha, norm, folder, unsent
+        )
         for k, folder in folders.items()
     }

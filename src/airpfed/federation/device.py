@@ -6,17 +6,26 @@ Only what these functions put into a packet leaves the device: no parameters of 
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from airpfed.air.schedule import UnsentFunction
 from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients, draw_samples
 from airpfed.devices.clipping import clip_gradients
-from airpfed.devices.compression import UPLINK_SCOPES, encode_gradient, rounding_stream, vector_lengths
+from airpfed.devices.compression import (
+    UPLINK_SCOPES,
+    UplinkScope,
+    decode_gradient,
+    encode_gradient,
+    rounding_stream,
+    vector_lengths,
+)
 from airpfed.devices.gradients import gradients
 from airpfed.federation import device_state
 from airpfed.federation.addresses import private_folder
@@ -27,9 +36,9 @@ from airpfed.federation.validate import ROUNDS_LIMIT, integer_of, samples_of, ve
 from airpfed.model import export
 from airpfed.model.layout import Factors, Vectors, gather
 from airpfed.training.evaluate import predict_answers
-from airpfed.training.round import finite
+from airpfed.training.round import carry_over, finite
 from airpfed.training.setup import TrainingSetup
-from airpfed.training.state import OptimizedParameters
+from airpfed.training.state import ErrorMemory, OptimizedParameters
 
 RUN = re.compile(r"[0-9a-f]{32}")
 """A run's identifier, which is also the name of the folder with the device's state."""
@@ -43,6 +52,7 @@ class Device:
     """One device.
 
     clients: all devices, with at least this device's data. local_clients: this device as a client set of size one.
+    unsent: (vectors, lengths) -> what the scheme leaves out of them, for an error memory; None without one.
     """
 
     number: int
@@ -54,6 +64,7 @@ class Device:
     agreement: Agreement
     max_norm: float
     folder: Path
+    unsent: UnsentFunction | None = None
 
     @property
     def samples(self) -> int:
@@ -67,7 +78,13 @@ class Device:
 
 
 def device_of(
-    experiment: TrainingSetup, number: int, agreement: Agreement, alpha: float, max_norm: float, folder: Path
+    experiment: TrainingSetup,
+    number: int,
+    agreement: Agreement,
+    alpha: float,
+    max_norm: float,
+    folder: Path,
+    unsent: UnsentFunction | None = None,
 ) -> Device:
     """Device `number` of an experiment that holds its data. Its own state is kept in `folder`."""
     clients = experiment.clients
@@ -76,7 +93,7 @@ def device_of(
         clients, cache=clients.cache.fresh(), shards=(clients.shards[number],), task_of=torch.zeros(1).long(),
         classes=(clients.classes[task],), batch_multiplier=(),
     )  # fmt: skip
-    return Device(number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder)
+    return Device(number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder, unsent)
 
 
 def handle(device: Device, packet: Packet) -> Packet:
@@ -128,21 +145,42 @@ def train(device: Device, packet: Packet) -> Packet:
         local.proximal_mu,
     )
     clipped = bool(local.max_norm and clip_gradients(found, local.max_norm, active_columns))
+    memory = device_state.memory_at_start(state, t, counted, partial(unsent_vectors, device))
+    carry_over(found, memory)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in UPLINK_SCOPES))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
     if not good:
         why = f"has norm {norm:.3g}, at most {device.max_norm:g} is sent" if math.isfinite(norm) else "is not finite"
         raise UserError(f"the gradient of round {t} {why}")
-    after = device_state.outcomes(personal, found["device"], t, made.server_step.of_round(t))
-    device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     data = encode_gradient(
         found, clients.layout, device.task, made.payload, rounding_stream(made.seed, device.number, t)
     )
+    arriving = decode_gradient(data, clients.layout, device.task, made.payload) if memory else {}
+    after = device_state.outcomes(
+        personal,
+        found["device"],
+        t,
+        made.server_step.of_round(t),
+        memory,
+        {scope: arriving[scope] for scope in memory},
+    )
+    device_state.save(device.folder / run, after, made.seed, sha256_of(sorted(device.agreement.items())))
     assert made.compute is not None, "a federation's methods compute on devices"
     flops = int(made.compute.flops(device.local_clients, [first], [plan]))
     facts = {**identity_of(device), "run": run, "round": t, "loss": float(loss), "flops": flops}
     facts |= {"clipped": clipped} if local.max_norm else {}
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
+
+
+def unsent_vectors(device: Device, transmitted: ErrorMemory) -> ErrorMemory:
+    """What the scheme leaves out of the vectors that arrive at the server, of each scope."""
+    assert device.unsent is not None
+    left: dict[UplinkScope, Tensor] = {}
+    for scope, length in vector_lengths(device.clients.layout, device.task).items():
+        left[scope] = torch.zeros_like(transmitted[scope])
+        if length:
+            left[scope] += device.unsent(transmitted[scope].double(), torch.tensor([length])).float()
+    return left
 
 
 def answer(device: Device, packet: Packet) -> Packet:
@@ -197,7 +235,9 @@ def factors_of(device: Device, packet: Packet) -> Factors:
 def stored_state(device: Device, run: str) -> Personal:
     """The state that the device keeps for a run."""
     like = device_state.fresh(
-        device.experiment.initial.devices.own.value[device.number : device.number + 1], device.experiment.server_step
+        device.experiment.initial.devices.own.value[device.number : device.number + 1],
+        device.experiment.server_step,
+        {scope: matrix[:1] for scope, matrix in device.experiment.initial.devices.memory.items()},
     )
     return device_state.load(device.folder / run, like, sha256_of(sorted(device.agreement.items())))
 

@@ -46,7 +46,9 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         ("devices.max_grad_norm", experiment.local_training.max_norm),
     ):
         work |= {key: value} if value else {}
-    if code := code_hashes(settings, DEVICE_CODE):
+    if settings.devices.memory:
+        work["devices.memory, radio.scheme"] = settings.radio.scheme.label
+    if code := code_hashes(settings, (*DEVICE_CODE, *(["radio.scheme"] if settings.devices.memory else []))):
         work["plugins"] = json.dumps(code, sort_keys=True)
     start = hashlib.sha256()
     for scope, values in vectors(experiment.initial).items():

@@ -93,10 +93,17 @@ class SchemeTrial:
         """Take the row and its function."""
         self.row: Scheme = subject.row
         cost = None if self.row.cost is None else partial(self.row.cost, **subject.options)
+        unsent = None if self.row.unsent is None else partial(self.row.unsent, **subject.options)
+        self.claim = self.row.claimed_mean(subject.options)
         self.fields: dict[str, Any] = (
             {"send": None, "cost": None, "design": uniform_forcing, "batched": True}
             if self.row.superposes
-            else {"send": subject.function, "cost": cost, "biased": self.row.unbiased != "given the channel"}
+            else {
+                "send": subject.function,
+                "cost": cost,
+                "unsent": unsent,
+                "biased": self.claim != "given the channel",
+            }
         )
 
     def link(self, **changes: Any) -> Uplink:
@@ -213,7 +220,7 @@ class SchemeTrial:
 
     def unbiased(self) -> str:
         """The mean of the sums is the exact sum: with the channels fixed, or over fading."""
-        claim = self.row.unbiased
+        claim = self.claim
         if claim == "no":
             reason = "its design decides" if self.row.superposes else 'the row claims unbiased = "no"'
             raise CheckSkipped(reason)

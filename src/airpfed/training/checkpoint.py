@@ -24,10 +24,15 @@ from airpfed.core.run_files import Count, Record, read_json, write_json
 
 LATEST = "latest.json"
 TENSORS = re.compile(r"round-[0-9]+\.safetensors")
-KEYS = {"correlation_statistics": "memory", "optimizer_state": ""}
+KEYS = {
+    "correlation_statistics": "memory",
+    "optimizer_state": "",
+    "memory": "error_memory.",
+    "transmitted": "transmitted.",
+}
 """Field -> its name in the keys of tensors, if it differs: keys are a format, fields may get better names.
 
-The tensors of a field without a name go by their own.
+The tensors of a field without a name go by their own; the names of tensors of a mapping follow that of the field.
 """
 
 

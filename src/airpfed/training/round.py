@@ -7,14 +7,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from airpfed.air.error_memory import UnsentScope
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import Aggregate
-from airpfed.core import memory
+from airpfed.core.memory import release_pages
 from airpfed.devices.clients import Clients, draw_batches
 from airpfed.devices.gradients import gradients
 from airpfed.model.layout import Vectors
-from airpfed.training.state import DeviceState, ServerStep, State, update, update_active, vectors
+from airpfed.training.state import (
+    DeviceState,
+    ErrorMemory,
+    ServerStep,
+    State,
+    update,
+    update_active,
+    vectors,
+)
 
 Aggregator = Callable[[int, Updates, Tensor], Aggregate]
 """(t, the devices' updates, correlation statistics) -> the sums."""
@@ -66,7 +75,7 @@ def _finite_rows(gradient: Float[Tensor, "K d"]) -> Bool[Tensor, " K"]:
     result = torch.ones(len(gradient), dtype=torch.bool)
     for rows in row_chunks(*gradient.shape):
         result[rows] = gradient[rows].sum(1).isfinite()
-        memory.release_pages(gradient)
+        release_pages(gradient)
     for row in (~result).nonzero().flatten().tolist():
         result[row] = gradient[row].isfinite().all()
     return result
@@ -77,9 +86,9 @@ def round_step(
 ) -> tuple[State, Aggregate, Bool[Tensor, " K"]]:
     """Send the gradients of round `state.round + 1` and update all parameters; pure but for `aggregate`'s streams.
 
-    gradients: scope -> (K, d_scope), one row per device. cursors: the devices' positions in their data after the
-    round. A device without a finite gradient neither sends nor updates its own parameters. Returns the next state, the
-    received sums, and the devices that were present.
+    gradients: scope -> (K, d_scope), one row per device, with what its error memory held (`carry_over`). cursors: the
+    devices' positions in their data after the round. A device without a finite gradient neither sends nor updates its
+    own parameters. Returns the next state, the received sums, and the devices that were present.
     """
     present = finite(gradients)
     t = state.round + 1
@@ -96,5 +105,39 @@ def round_step(
         correlation_statistics=received.correlation_statistics,
     )
     local = torch.where(present[:, None], gradients["device"], 0.0)
-    devices = DeviceState(update(state.devices.own, local, present, server_step), cursors)
+    memory = next_memory(state.devices.memory, gradients, present, received)
+    devices = DeviceState(update(state.devices.own, local, present, server_step), cursors, memory)
     return replace(state, round=t, server=server, devices=devices), received, present
+
+
+def carry_over(gradients: Vectors, memory: ErrorMemory) -> Vectors:
+    """Add what the devices have not sent yet to their gradients, which are changed in place."""
+    for scope, unsent in memory.items():
+        for rows in row_chunks(*unsent.shape):
+            gradients[scope][rows] += unsent[rows]
+            release_pages(gradients[scope])
+            release_pages(unsent)
+    return gradients
+
+
+def next_memory(
+    memory: ErrorMemory, gradients: Vectors, present: Bool[Tensor, " K"], received: Aggregate
+) -> ErrorMemory:
+    """The devices' error memory after a round; empty without one. Changes `received.unsent`.
+
+    A device that sent keeps what the uplink says was not sent. An absent device keeps all that it wanted to send, or
+    what it had before if its gradient is not finite. Columns that alternating factors did not send stay as they were.
+    """
+    if not memory:
+        return memory
+    after: dict[UnsentScope, Tensor] = {}
+    for scope, before in memory.items():
+        columns = slice(*received.active_columns[1]) if scope == "global" and received.active_columns else slice(None)
+        unsent, wanted, old = received.unsent[scope], gradients[scope][:, columns], before[:, columns]
+        for row in (~present).nonzero().flatten().tolist():
+            unsent[row] = wanted[row] if bool(wanted[row].isfinite().all()) else old[row]
+        after[scope] = unsent
+        if unsent.shape != before.shape:
+            after[scope] = before.clone()
+            after[scope][:, columns] = unsent
+    return after

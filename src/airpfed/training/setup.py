@@ -18,7 +18,7 @@ from airpfed.devices.compute import ComputeModel
 from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, TaskView, score_task
 from airpfed.training.factor_averaging import FactorAveraging
-from airpfed.training.round import Aggregator, LocalTraining, finite, local_gradients
+from airpfed.training.round import Aggregator, LocalTraining, carry_over, finite, local_gradients
 from airpfed.training.state import ServerStep, State, vectors
 
 Log = Callable[[str], None]
@@ -122,6 +122,7 @@ EvaluateTask = Callable[[TrainingSetup, State, int, Literal["dev", "test"]], Sco
 def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradients:
     """The work of all devices in this process; gradients are those that their payload can carry.
 
+    What the devices' error memory holds is part of the gradients. A payload's rounding error is noise and is not kept.
     Raises UserError if no device has a finite gradient in round 1: training cannot have diverged yet.
     """
     clients, local_training = experiment.clients, experiment.local_training
@@ -133,14 +134,18 @@ def simulate_gradients(experiment: TrainingSetup, state: State) -> RoundGradient
         late = experiment.compute.is_late(flops)
         if state.round == 0 and bool(late.all()):
             raise UserError(experiment.compute.reason_all_late(flops))
-        for rows in gradients.values() if bool(late.any()) else ():
-            rows[late] = torch.nan
+        if bool(late.any()) and state.devices.memory:  # absent, but it keeps its gradient
+            gradients["frozen"] = torch.where(late[:, None], torch.nan, 0.0)
+        elif bool(late.any()):
+            for rows in gradients.values():
+                rows[late] = torch.nan
     present, clipped = finite(gradients), None
     if experiment.local_training.max_norm:
         long = clip_gradients(
             gradients, experiment.local_training.max_norm, clients.layout.active_columns(state.round + 1)
         )
         clipped = share_of(long & present, present)
+    carry_over(gradients, state.devices.memory)
     if state.round == 0 and not present.any():
         cause = "" if experiment.local_training.steps == 1 else ", or devices.local_lr is too large"
         raise UserError(

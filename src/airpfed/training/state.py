@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from airpfed.air.error_memory import UnsentScope
 from airpfed.core.errors import UserError
 from airpfed.model.layout import Layout, Vectors, num_copies
 from airpfed.model.methods import Scope
@@ -15,6 +16,9 @@ from airpfed.training.optimizers import OPTIMIZERS, Init, OptimizerState, Update
 from airpfed.training.schedules import SCHEDULES
 
 NOTHING = torch.zeros(1, 0)
+
+ErrorMemory = Mapping[UnsentScope, Float[Tensor, "K d"]]
+"""Scope -> what each device still has to send."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,13 @@ class ServerState:
 class DeviceState:
     """The devices' state, one row per device.
 
-    own: parameters that are never sent. cursors: number of samples that each device has drawn so far.
+    own: parameters that are never sent. cursors: number of samples that each device has drawn so far. memory: scope ->
+    (K, d_scope), float32, what of its gradients a device knows that it has not sent yet; empty without an error memory.
     """
 
     own: OptimizedParameters
     cursors: Int[Tensor, " K"]
+    memory: ErrorMemory = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,11 +169,12 @@ def start(
     correlation_statistics: Float[Tensor, "G 7"],
     server_step: ServerStep,
     added: Float[Tensor, "1 d_W"] = NOTHING,
+    memory: ErrorMemory | None = None,
 ) -> State:
     """The state before round 1: every copy of a scope starts from the same values.
 
-    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics. Raises
-    UserError as `initial_parameters`.
+    tasks, devices: numbers of tasks and devices. correlation_statistics: the uplink's initial statistics. memory: the
+    devices' empty error memory, None without one. Raises UserError as `initial_parameters`.
     """
 
     def parameters(scope: Scope, phases: tuple[int, ...] = ()) -> OptimizedParameters:
@@ -177,7 +184,7 @@ def start(
     return State(
         round=0,
         server=ServerState(shared, parameters("task"), correlation_statistics, added),
-        devices=DeviceState(parameters("device"), torch.zeros(devices, dtype=torch.long)),
+        devices=DeviceState(parameters("device"), torch.zeros(devices, dtype=torch.long), memory or {}),
         frozen=initial["frozen"],
     )
 

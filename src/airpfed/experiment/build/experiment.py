@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from airpfed.air.error_memory import UnsentScope
 from airpfed.air.impairments import NONE
 from airpfed.air.schedule import Uplink, reason_without_any_claim, reason_without_claim
 from airpfed.air.schemes import exact_sums
@@ -14,7 +15,7 @@ from airpfed.analysis.monitor import BoundMonitor
 from airpfed.analysis.probe import load_or_probe
 from airpfed.config.schema import Settings
 from airpfed.core.errors import UserError
-from airpfed.core.memory import check_memory
+from airpfed.core.memory import allocate_matrix, check_memory
 from airpfed.core.rng import stream
 from airpfed.devices import fast_paths
 from airpfed.devices.clients import Clients
@@ -77,10 +78,16 @@ def build_experiment(
     clients, notes = choose_fast_paths(settings, clients, preparation)
     initial_vectors = layout.initial_vectors(order, base.heads, stream(settings.run.seed, "adapters"))
     side = client_uplink(settings, clients)
+    scheme = settings.radio.scheme
+    if settings.devices.memory and scheme.row.leaves_unsent(scheme.options):
+        side = replace(side, memory_bytes=clients.gradient_bytes)
     aggregate, correlation_statistics, factor_averaging = build_aggregator(settings, clients, side)
     added = torch.zeros(1, sum(out * width for out, width in base.target_layers.values()) if factor_averaging else 0)
+    memory = None if side.memory_bytes is None else empty_memory(clients)
     chunk = chunk_size(settings, clients)
     monitored = probing or settings.theory.meter_every > 0 or settings.server.lr == "theory"
+    if monitored and settings.devices.memory:
+        raise UserError("devices.memory = true: the theory has no bound for gradients of several rounds in one")
     if monitored and (factor_averaging or order.alternating):
         raise UserError(f'adapters.method = "{settings.adapters.method.name}": the theory has no bound for it')
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
@@ -93,7 +100,14 @@ def build_experiment(
     if row.pooled or row.averages or probing:  # a probe's pilot rounds have an exact downlink
         downlink_bits = None
     initial = start(
-        initial_vectors, order, len(tasks), len(devices), correlation_statistics, server_step_of(settings), added
+        initial_vectors,
+        order,
+        len(tasks),
+        len(devices),
+        correlation_statistics,
+        server_step_of(settings),
+        added,
+        memory,
     )
     return TrainingSetup(
         method=settings.adapters.method.name,
@@ -150,8 +164,10 @@ def experiment_layout(settings: Settings, base: Backbone, classes: tuple[int, ..
 
 def build_monitor(settings: Settings, clients: Clients, side: Uplink, chunk: int) -> BoundMonitor:
     """Build the monitor of the bounds. Its channel draws have separate random streams and the run's drop of devices."""
-    theory = settings.theory
+    theory, scheme = settings.theory, settings.radio.scheme
     check_claims(side)
+    if scheme.row.claimed_mean(scheme.options) != scheme.row.unbiased:
+        raise UserError(f'theory: the bounds need a claimed error of every sum; radio.scheme = "{scheme}" claims none')
     random = stream(settings.run.seed, "theory")
     seeds = torch.randint(2**62, (theory.draws,), generator=random).tolist()
     given = {key: getattr(theory, key) for key in GIVEN_CONSTANTS}
@@ -288,6 +304,19 @@ def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | 
     return build_uplink(
         settings, clients.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths
     )
+
+
+def empty_memory(clients: Clients) -> dict[UnsentScope, torch.Tensor]:
+    """The devices' error memory before round 1: zeros, in a temporary file if larger than a round's gradients may be.
+
+    Raises UserError if a checkpoint, which is made in memory, could not hold it.
+    """
+    sizes: dict[UnsentScope, int] = {"global": clients.layout.size("global"), "task": clients.layout.size("task")}
+    devices, total = len(clients.shards), max(1, sum(sizes.values()))
+    description = f"devices.memory = true: checkpoints of what {devices} devices have not sent"
+    check_memory(description, 8.0 * devices * total, "fewer devices, or a lower rank")
+    share = clients.gradient_bytes / total
+    return {scope: allocate_matrix(devices, size, share * size) for scope, size in sizes.items()}
 
 
 def check_device_memory(settings: Settings, clients: Clients) -> None:

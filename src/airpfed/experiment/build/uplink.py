@@ -205,8 +205,9 @@ def scheme_fields(radio: RadioSettings) -> dict[str, Any]:
     return {
         "send": partial(checked_send, f'radio.scheme = "{radio.scheme.label}"', radio.scheme.bind()),
         "cost": None if scheme.cost is None else partial(scheme.cost, **radio.scheme.options),
+        "unsent": None if scheme.unsent is None else partial(scheme.unsent, **radio.scheme.options),
         "design": None,
-        "biased": scheme.unbiased != "given the channel",
+        "biased": scheme.claimed_mean(radio.scheme.options) != "given the channel",
         "batched": False,
         "refine": None,
         "rescale": False,
