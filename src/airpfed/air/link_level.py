@@ -17,7 +17,7 @@ from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.air.symbols import NormalizedGroup, uses_of
-from airpfed.air.transceivers import design_separately, rescale
+from airpfed.air.transceivers import design_separately, finish
 from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
@@ -143,7 +143,7 @@ def design_slots(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]
         devices = [segment.slot.devices for segment in segments]
         powers = [torch.ones(len(streams), dtype=torch.float64) for streams in devices]
         transceivers = link.refine([segment.problem for segment in segments], devices, uses, powers, transceivers)
-    return rescale(link, segments, transceivers)
+    return finish(link, segments, transceivers)
 
 
 def measure(link: Uplink, segment: Segment, transceiver: Transceiver) -> SlotErrors:

@@ -70,7 +70,8 @@ class Uplink:
     topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits per entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
     csi_error: share of the channels' variance that is left as estimation error; 0 if `estimation` has pilots, which
-    determine it. estimation: pilots, and their age. power_limit: P_k, watts. noise: sigma2,
+    determine it. estimation: pilots, and their age. feedback_bits: bits to which transmit factors are rounded; None for
+    exact factors, which are charged as `resources.FACTOR_BITS`. power_limit: P_k, watts. noise: sigma2,
     the true noise power, watts per complex symbol and antenna. samples: D_k.
     mixing: of the entries before they are sent. power_over: whether the power limit holds for the mean over each OFDM
     symbol or over a slot. noise_alpha: stability index of the noise, 2 for Gaussian noise. receive_clipping: the server
@@ -123,6 +124,7 @@ class Uplink:
     colocated: bool = False
     estimation: Estimation = KNOWN
     interference: Interference | None = None
+    feedback_bits: int | None = None
 
     @property
     def grid(self) -> Grid:
