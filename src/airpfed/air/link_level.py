@@ -83,7 +83,7 @@ def drop_places(link: Uplink, drops: int, uses: int) -> Places:
     """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
     grid = Grid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
     whole = max(uses, link.coherence_symbols)
-    chosen = torch.arange(uses) * whole // uses if link.impairments.turns else torch.arange(uses)
+    chosen = torch.arange(uses) * whole // uses if link.turns else torch.arange(uses)
     symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))
     drop = torch.arange(drops)
     first = drop * (int(symbol.max()) + 1)
