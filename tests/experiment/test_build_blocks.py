@@ -5,7 +5,7 @@ import torch
 
 import airpfed as ap
 from airpfed.air.coherence import time_correlation
-from airpfed.air.network import KNOWN, Estimation
+from airpfed.air.network import KNOWN
 from airpfed.config.schema import RadioSettings
 from airpfed.core.errors import UserError
 from airpfed.experiment.build.blocks import block_shape, estimate_age, plan_blocks
@@ -115,9 +115,10 @@ def test_a_network_is_built_with_all_of_it():
         speed_kmh=10.0,
     )
     link = network.link
-    assert link.estimation == Estimation(4, pytest.approx(0.01), pytest.approx(link.estimation.age))
+    assert link.estimation.pilots == 4 and link.estimation.contamination == pytest.approx(0.01)
     assert link.feedback_bits == 16 and link.change is not None
     problem = network.problem(blocks=3)
     assert problem.csi_variance.std() > 0 and not torch.allclose(network.estimates(1, 2), network.channels(1, 2))
-    study = ap.link_study(network, designs=["uniform_forcing"], draws=4)
-    assert study is not None
+    study = ap.link_study("uniform_forcing", network, draws=20, gap=False)
+    known = ap.link_study("uniform_forcing", network.replace(pilots="perfect", pilot_contamination_db=None), draws=20)
+    assert study.select_dtypes("number").notna().any().any() and len(study) == len(known) == 1
