@@ -140,12 +140,19 @@ class Uplink:
 
     @property
     def csi_share(self) -> CsiError:
-        """The share of each channel's scattered variance that estimates lack when they are used."""
+        """The share of each channel's scattered variance that estimates lack when they are used.
+
+        Pilots meet the mean power of interference.
+        """
         error: CsiError = self.csi_error
         if self.estimation.pilots is not None:
-            gain = self.network.scattered
+            foreign = 0.0 if self.interference is None else self.interference.mean_power
             error = pilot_error(
-                gain, self.power_limit, self.noise, self.estimation.pilots, self.estimation.contamination
+                self.network.scattered,
+                self.power_limit,
+                self.noise + foreign,
+                self.estimation.pilots,
+                self.estimation.contamination,
             )
         elif self.estimation.age != 1:
             error = torch.full_like(self.network.scattered, self.csi_error)
