@@ -11,7 +11,7 @@ from airpfed.air import resources
 from airpfed.air.network import Estimation, aged_error, estimate_channels, pilot_error
 from airpfed.core.rng import stream
 from support.networks import flat
-from support.uplinks import drawn, everyone, excess, gradients, large_air, make_air, send, z_of
+from support.uplinks import as_scheme, drawn, everyone, excess, gradients, large_air, make_air, send, z_of
 
 GAIN = torch.tensor([[2e-10, 1e-10, 4e-11, 1e-11, 3e-10]], dtype=torch.float64)
 EDGES = torch.cat([GAIN, GAIN.flip(1)])
@@ -128,15 +128,24 @@ def test_pilots_cost_what_an_independent_computation_found(snr_db, design):
 
 
 def test_pilots_are_charged_in_uses_and_joules():
-    """n uses of each sender in each block at its limit; five devices in two blocks, then three in a further one."""
-    known = make_air()
-    link = make_air(estimation=Estimation(6))
-    before, after = (send(each, 1, *gradients(each), everyone(each)).ledger for each in (known, link))
+    """n uses of each sender in each block, at its power limit, in symbols of their own."""
+    known = make_air(power_limit=torch.full((5,), 0.1, dtype=torch.float64))
+    link = replace(known, estimation=Estimation(6))
+    design = known.design
+    assert design is not None
+    # Without energy for data, what is radiated is the pilots'.
+    silence = replace(link, design=lambda problem: replace(design(problem), transmit_factors=0 * problem.h[:, 0]))
+    before, after, pilots = (send(each, 1, *gradients(each), everyone(each)).ledger for each in (known, link, silence))
     assert after.pilot_uses == 6 * before.pilot_uses > 0
-    extra = resources.use_seconds(link.bandwidth_hz) * 6
-    blocks = -(-after.channel_uses // link.coherence_symbols)
-    # A device sends pilots in the blocks in which it sends, and each block at most once.
-    assert 5 * (after.joules_mean - before.joules_mean) > 0
-    assert after.joules_max - before.joules_max <= float(link.power_limit.max()) * extra * blocks * (1 + 0.2)
+    second = resources.use_seconds(link.bandwidth_hz)
+    assert 5 * pilots.joules_mean == pytest.approx(0.1 * second * after.pilot_uses)
+    assert 5 * (after.joules_mean - before.joules_mean) < 1.0001 * 5 * pilots.joules_mean
     symbols = before.ofdm_symbols - -(-before.pilot_uses // link.subcarriers) + -(-after.pilot_uses // link.subcarriers)
     assert after.ofdm_symbols == symbols
+    digital = [
+        send(replace(each, **as_scheme("digital")), 1, *gradients(each), everyone(each)).ledger
+        for each in (replace(known, csi_error=0.0), replace(known, estimation=Estimation(10**6)))
+    ]
+    assert digital[1].pilot_uses == 10**6 * digital[0].pilot_uses > 0, "the rival pays for what it knows"
+    extra = digital[1].joules_mean - digital[0].joules_mean
+    assert 5 * extra == pytest.approx(0.1 * second * digital[1].pilot_uses, rel=1e-3)

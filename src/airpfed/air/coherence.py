@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from airpfed.air.channels.fading import exponential_profile
@@ -117,8 +117,8 @@ def largest_block(scattered: Scattering, error: float) -> tuple[int, int]:
 class BlockChange:
     """The change of channels within the coherence blocks of an uplink.
 
-    width, length: subcarriers of a group, and all uses of a block with its pilots, which lie evenly between the data.
-    data_uses: uses of a block that carry data.
+    width: subcarriers of a group. length, data_uses: uses of a block, and those that carry data; the others carry
+    pilots, which lie evenly between them.
     """
 
     scattered: Scattering
@@ -126,30 +126,34 @@ class BlockChange:
     length: int
     data_uses: int
 
-    def correlation(self, first_use: int, uses: int) -> Float[Tensor, " uses"]:
-        """r(u) of each use of a round from `first_use` on: the correlation with the centre of its block."""
-        place = (first_use + torch.arange(uses)) % self.data_uses
-        place = (2 * place + 1) * self.length // (2 * self.data_uses)
-        symbol, subcarrier = place // self.width, place % self.width
-        centre = (-(-self.length // self.width) - 1) / 2
-        in_time = self.scattered.over_symbols(symbol - centre)
-        return self.scattered.over_subcarriers(self.width)[subcarrier] * in_time
+    def correlation(
+        self, symbol: Float[Tensor, " uses"] | Int[Tensor, " uses"], subcarrier: Int[Tensor, " uses"], span: int = 0
+    ) -> Float[Tensor, " uses"]:
+        """r(u) of uses: the correlation with the centre of their block.
+
+        symbol: OFDM symbol of each use, counted over the data of its block from 0. subcarrier: of each use. span: the
+        symbols of the block's data, if these uses stand for a block on a longer grid.
+        """
+        symbols = self.length / self.width
+        position = (symbol + 0.5) / max(self.data_uses / self.width, span) * symbols
+        in_time = self.scattered.over_symbols(position - symbols / 2)
+        return self.scattered.over_subcarriers(self.width)[subcarrier % self.width] * in_time
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        r = self.correlation(0, min(self.data_uses, 1 << 22))
-        return float(r.mean()), float(r.square().mean())
+        """E r(u) and E r(u)^2 over a block's data."""
+        symbols = -(-self.data_uses // self.width)
+        in_frequency = self.scattered.over_subcarriers(self.width)
+        in_time = self.correlation(torch.arange(symbols), torch.zeros(symbols, dtype=torch.long)) / in_frequency[0]
+        mean, square = (float(in_frequency.pow(n).mean()) * float(in_time.pow(n).mean()) for n in (1, 2))
+        return mean, square
 
     @property
     def mean(self) -> float:
-        """E r(u), the mean over a block's uses."""
+        """E r(u), the mean over a block's uses: the share of a block's channel that reaches its mean use."""
         return self._moments[0]
 
     @property
     def innovation(self) -> float:
-        """The power of e(u) / r(u), relative to g, in the mean over a block's uses: (1 - E r^2) / E r^2."""
+        """The power of e(u) / r(u), relative to g: (1 - E r^2) / E r^2, with means over a block's uses."""
         return (1 - self._moments[1]) / self._moments[1]
-
-    def factors(self, first_use: int, uses: int) -> Float[Tensor, " uses"]:
-        """The factor r(u) / E r(u) on the gains of all devices at each use of a round from `first_use` on."""
-        return self.correlation(first_use, uses) / self.mean

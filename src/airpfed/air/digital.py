@@ -18,7 +18,6 @@ from torch import Tensor
 from airpfed.air import resources
 from airpfed.air.impairments import clipped_statistics
 from airpfed.air.interference import ReceivedChannels, covariance, whiten
-from airpfed.air.network import estimate_channels
 from airpfed.air.quantizers import DEFAULT_SHARE, QUANTIZERS, QuantizedVectors, coded_bits
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink
@@ -339,7 +338,7 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
 
 def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float[Tensor, "*B M K"]]:
     """Estimates of the channels of BLOCKS blocks, and the variances of their errors, with interference whitened."""
-    h_est, h = estimate_channels(link.network, link.csi_share, link.seed, t, range(BLOCKS))
+    h_est, h = link.estimates(t, range(BLOCKS))
     variance = link.csi_variance.expand(h_est.shape[1], -1)
     if link.interference is None:
         return h_est, variance

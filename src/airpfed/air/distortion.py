@@ -33,9 +33,15 @@ def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> D
     """The statistics of the factors by which a segment's streams arrive in each block."""
     impairments = link.impairments
     distortion = replace(steady_distortion(impairments), adc=adc_share(impairments))
-    if impairments.turns:
-        first, second, spread = turning_statistics(link, segment)
-        distortion = replace(distortion, mean=distortion.mean * first, pseudo=distortion.pseudo * second, spread=spread)
+    if link.turns:
+        first, power, second, spread = turning_statistics(link, segment)
+        distortion = replace(
+            distortion,
+            mean=distortion.mean * first,
+            power=distortion.power * power,
+            pseudo=distortion.pseudo * second,
+            spread=spread,
+        )
     if impairments.clipping is not None:
         gain, power = segment_amplifiers(link, segment, transceiver)
         distortion = replace(
@@ -64,22 +70,39 @@ def offset_angles(link: Uplink, segment: Segment) -> tuple[Float[Tensor, " uses"
     return 2 * math.pi * seconds, -2 * math.pi * frequency
 
 
+def change_factors(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
+    """The factor r(u) / E r(u) on all gains at each use, by the channels' change within a block; 1 if there is none."""
+    places = segment.places
+    if link.change is None:
+        return torch.ones(len(places.symbol), dtype=torch.float64)
+    symbol = places.symbol - over_uses(places.first_symbol, segment.block_ranges)
+    span = int(symbol.max()) + 1 if len(symbol) else 0
+    return link.change.correlation(symbol, places.subcarrier, span) / link.change.mean
+
+
 def mean_turns(link: Uplink, segment: Segment, multiple: int = 1) -> Float[Tensor, " uses"]:
-    """E[e^{j m phi}] of each use for Gaussian offsets, exp(-(m std phi)^2 / 2). multiple: m."""
+    """E[c^m e^{j m phi}] of each use for Gaussian offsets, c^m exp(-(m std phi)^2 / 2), with c of `change_factors`.
+
+    multiple: m.
+    """
     by_hertz, by_sample = offset_angles(link, segment)
     variance = (by_hertz * link.impairments.carrier_offset_hz).square()
     variance = variance + (by_sample * link.impairments.timing_drift).square()
-    return torch.exp(-(multiple**2) * variance / 2)
+    return change_factors(link, segment).pow(multiple) * torch.exp(-(multiple**2) * variance / 2)
 
 
 def turning_statistics(
     link: Uplink, segment: Segment
-) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
-    """The means over each block's uses of E e^{j phi} and E e^{2 j phi}, and the relative variance of the former."""
-    first, second = mean_turns(link, segment), mean_turns(link, segment, 2)
-    means = by_block(partial(torch.mean, dim=-1), torch.stack([first, first.square(), second]), segment.block_ranges)
-    mean, square, pseudo = means.T[:, :, None]
-    return mean, pseudo, (square / mean.square().clamp_min(1e-300) - 1).clamp_min(0.0)
+) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """The means over each block's uses of E xi, E|xi|^2 and E xi^2, and the relative variance of E xi.
+
+    xi = c e^{j phi}, with c of `change_factors`.
+    """
+    first, second, change = mean_turns(link, segment), mean_turns(link, segment, 2), change_factors(link, segment)
+    values = torch.stack([first, first.square(), second, change.square()])
+    means = by_block(partial(torch.mean, dim=-1), values, segment.block_ranges)
+    mean, square, pseudo, power = means.T[:, :, None]
+    return mean, power, pseudo, (square / mean.square().clamp_min(1e-300) - 1).clamp_min(0.0)
 
 
 def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "K uses"]:

@@ -78,7 +78,7 @@ def analog_ledger(
         slot_uses=tuple(uses),
         pilot_uses=link.estimation.uses * int(estimated_blocks.sum()),
         side_bits=resources.BITS_PER_SCALAR * scalars,
-        feedback_bits=resources.FACTOR_BITS * feedback,
+        feedback_bits=(link.feedback_bits or resources.FACTOR_BITS) * feedback,
         downlink_bits=downlink_bits(link, d_s),
         backhaul_bits=backhaul_bits(link, slots),
         downlink_seconds=sum(listening),

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.coherence import BlockChange
 from airpfed.air.grid import ResourceGrid
 from airpfed.air.impairments import NONE, Impairments, impairment_factors, silence_faint_devices
 from airpfed.air.interference import Interference, ReceivedChannels, covariance, whiten
@@ -27,7 +28,7 @@ from airpfed.air.network import (
 from airpfed.air.problem import Transceiver, TransceiverProblem
 from airpfed.air.row_chunks import Rows
 from airpfed.air.symbols import Packing, uses_of
-from airpfed.core.rng import stream
+from airpfed.core.rng import complex_normals, stream
 from airpfed.core.run_files import Ledger
 
 DesignFunction = Callable[[TransceiverProblem], Transceiver]
@@ -72,7 +73,9 @@ class Uplink:
     topology: `joint` and `two_hop` have one station per task, station n for task n. backhaul_bits: bits per entry of an
     edge's s-sum; None for an error-free backhaul. personal_slots: maximum number of p-slots of access `auto`.
     csi_error: share of the channels' variance that is left as estimation error; 0 if `estimation` has pilots, which
-    determine it. estimation: pilots, and their age. power_limit: P_k, watts. noise: sigma2,
+    determine it. estimation: pilots, and their age. feedback_bits: bits to which transmit factors are rounded; None for
+    exact factors, which are charged as `resources.FACTOR_BITS`. change: how channels change within a block; None if
+    they are constant. power_limit: P_k, watts. noise: sigma2,
     the true noise power, watts per complex symbol and antenna. samples: D_k.
     mixing: of the entries before they are sent. power_over: whether the power limit holds for the mean over each OFDM
     symbol or over a slot. noise_alpha: stability index of the noise, 2 for Gaussian noise. receive_clipping: the server
@@ -136,6 +139,8 @@ class Uplink:
     circuit_watts: float = 0.1
     unsent: "UnsentFunction | None" = None
     memory_bytes: float | None = None
+    feedback_bits: int | None = None
+    change: BlockChange | None = None
 
     @property
     def grid(self) -> ResourceGrid:
@@ -148,12 +153,19 @@ class Uplink:
 
     @property
     def csi_share(self) -> CsiError:
-        """The share of each channel's scattered variance that estimates lack when they are used."""
+        """The share of each channel's scattered variance that estimates lack when they are used.
+
+        Pilots meet the mean power of interference.
+        """
         error: CsiError = self.csi_error
         if self.estimation.pilots is not None:
-            gain = self.network.scattered
+            foreign = 0.0 if self.interference is None else self.interference.mean_power
             error = pilot_error(
-                gain, self.power_limit, self.noise, self.estimation.pilots, self.estimation.contamination
+                self.network.scattered,
+                self.power_limit,
+                self.noise + foreign,
+                self.estimation.pilots,
+                self.estimation.contamination,
             )
         elif self.estimation.age != 1:
             error = torch.full_like(self.network.scattered, self.csi_error)
@@ -162,13 +174,37 @@ class Uplink:
     @property
     def csi_variance(self) -> Float[Tensor, "m K"]:
         """The variance of the channel estimates' errors: one row per antenna, or one row if all have the same."""
-        return csi_variance(self.network, self.csi_share)
+        variance = csi_variance(self.network, self.csi_share)
+        if self.change is None:
+            return variance
+        return self.change.mean**2 * (variance + csi_variance(self.network, self.change.innovation))
+
+    @property
+    def turns(self) -> bool:
+        """Whether a stream's gain changes from use to use of a block."""
+        return self.impairments.turns or self.change is not None
 
     @property
     def is_csi_exact(self) -> bool:
         """Whether estimates are the channels, but for the impairments."""
+        if self.change is not None:
+            return False
         share = self.csi_share
         return share == 0 if isinstance(share, float | int) else not bool(share.any())
+
+    def estimates(self, t: int, blocks: range) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
+        """Draw (h_est, h) of all devices and antennas in coherence blocks of round t, before the devices' impairments.
+
+        Where channels change within a block, both are for its mean use: E r(u) times the channel at the block's centre,
+        and in h an independent part of the power of e(u), drawn once for the block.
+        """
+        h_est, h = estimate_channels(self.network, self.csi_share, self.seed, t, blocks)
+        if self.change is None:
+            return h_est, h
+        names = (*self.network.names, "block change", t)
+        deviation = csi_variance(self.network, self.change.innovation).sqrt()
+        innovation = deviation * complex_normals(self.seed, names, blocks, h.shape[1:])
+        return self.change.mean * h_est, self.change.mean * (h + innovation)
 
     def channels(self, t: int, blocks: int) -> tuple[Complex[Tensor, "B M K"], Complex[Tensor, "B M K"]]:
         """Draw (h_est, h) of all devices and antennas in the first coherence blocks of round t.
@@ -176,7 +212,7 @@ class Uplink:
         h_est is 0 for a device that is silent in a fade; h holds the impairments of phase and outage. Interference is
         not part of them, see `received_channels`.
         """
-        h_est, h = estimate_channels(self.network, self.csi_share, self.seed, t, range(blocks))
+        h_est, h = self.estimates(t, range(blocks))
         h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
         if self.impairments.phase_rad or self.impairments.outage:
             factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
@@ -270,7 +306,9 @@ def reason_without_claim(link: Uplink) -> str:
         return ""
     if link.access == "superposed" and link.personal_groups:
         return "the correlation between tasks cannot be estimated where s and p share a slot"
-    if link.topology == "two_hop" and (link.biased or link.impairments != NONE):
+    # Feedback of 32 bits and more leaves gains that miss their weights by less than -80 dB.
+    forced = link.impairments == NONE and link.change is None and (link.feedback_bits or 32) >= 32
+    if link.topology == "two_hop" and (link.biased or not forced):
         return "the correlation between tasks cannot be estimated where every edge receives its own devices"
     return ""
 

@@ -12,6 +12,7 @@ from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import scale_receivers
 from airpfed.air.designs.batching import in_batches
 from airpfed.air.distortion import distortion_of
+from airpfed.air.feedback import HEADROOM_DB, round_factors
 from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import DesignFunction, Uplink
@@ -25,7 +26,8 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
     rounds: the segments of one round, or of the same round with several seeds. With several seeds, a segment's channels
     of all seeds are designed in one call; the design of a coherence block does not depend, but for rounding, on the
     blocks of the same call. Where slots depend on the channels or share energy, the rounds are designed one by one.
-    Receivers of a design that shrinks are finally scaled to the assumed correlation.
+    Transmit factors are then rounded for the feedback, and receivers of a design that shrinks are finally scaled to the
+    assumed correlation.
     """
     if link.design is None:
         return [[] for _ in rounds]
@@ -34,7 +36,7 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
         transceivers = [[seeds[index] for seeds in by_segment] for index in range(len(rounds))]
     else:
         transceivers = [_design_round(link, segments) for segments in rounds]
-    return [rescale(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
+    return [finish(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
 
 
 def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
@@ -95,6 +97,23 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
         in_batches(link.design, problems) if link.batched else [design_or_stay_silent(link.design, p) for p in problems]
     )
     return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
+
+
+def finish(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:
+    """Round the transmit factors if feedback has few bits, then scale the receivers, which know the rounded factors."""
+    if link.feedback_bits is None:
+        return rescale(link, segments, transceivers)
+    headroom_db = 0.0 if link.refine is None else HEADROOM_DB
+    rounded = [
+        replace(
+            transceiver,
+            transmit_factors=round_factors(
+                transceiver.transmit_factors, segment.problem.power_limit, link.feedback_bits, headroom_db
+            ),
+        )
+        for segment, transceiver in zip(segments, transceivers, strict=True)
+    ]
+    return rescale(link, segments, rounded)
 
 
 def rescale(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from airpfed.air import resources
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import expected_power, incoherent_noise, mismatch_error, normal_equations, power_terms
-from airpfed.air.distortion import amplify_segment, distortion_of, mean_turns, turning_factors
+from airpfed.air.distortion import amplify_segment, change_factors, distortion_of, mean_turns, turning_factors
 from airpfed.air.impairments import NONE, Distortion, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.quantization import round_stochastically
@@ -130,7 +130,7 @@ def superpose_segment(
     if not link.is_csi_exact or impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     turns = turning_factors(link, segment, t) if impairments.turns else None
-    assumed_turns = relative_turns(link, segment) if impairments.turns else 1.0
+    assumed_turns = relative_turns(link, segment) if link.turns else 1.0
     at_antennas = None
     if impairments.adc_noise:
         at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
@@ -153,6 +153,10 @@ def superpose_segment(
             at_antennas += superpose_blocks(arriving_gain, arriving, segment.block_ranges, everything)[:, 0]
         norm = partial(torch.linalg.vector_norm, dim=-1)
         norms.append(by_block(norm, real_view(sent), segment.block_ranges, 2))
+    if link.change is not None:
+        change = change_factors(link, segment)
+        streams_of_targets = streams_of_targets * change
+        at_antennas = None if at_antennas is None else at_antennas * change
     mean = partial(torch.mean, dim=-1)
     return SuperposedSegment(
         ideal=ideal,

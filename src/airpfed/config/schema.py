@@ -556,9 +556,9 @@ class RadioSettings(Section):
         description="correlation of the channel that the pilots saw with the one that is used; default: J0(2 pi f_D "
         "delay) of feedback_delay_s, speed_kmh and carrier_hz",
     )
-    feedback_bits: Annotated[int, Field(ge=2, le=64)] | Literal["exact"] = Field(
+    feedback_bits: Annotated[int, Field(ge=8, le=64)] | Literal["exact"] = Field(
         "exact",
-        description="bits of a transmit factor in the feedback, half of them for its phase and half for its magnitude; "
+        description="bits of a transmit factor in the feedback, half of them for its magnitude, which is rounded down; "
         "exact: not rounded, charged as 32",
     )
     phase_error_deg: float = Field(

@@ -95,7 +95,8 @@ def scattering_of(radio: RadioSettings) -> Scattering:
     """
     options = radio.channel.options
     if "delay_spread_s" not in options:
-        key = "within_block" if radio.within_block == "changing" else "coherence_symbols"
+        derived = [key for key in ("coherence_symbols", "subcarrier_groups") if getattr(radio, key) == "derived"]
+        key = next(iter(derived), "within_block")
         raise UserError(
             f'radio.{key} = "{getattr(radio, key)}": channel = "{radio.channel.name}" has no option delay_spread_s '
             'to derive it from; give numbers, and within_block = "constant"'

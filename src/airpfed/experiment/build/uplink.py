@@ -67,6 +67,8 @@ def build_uplink(
         noise=noise_power(radio, network.gain, power),
         csi_error=radio.csi_error,
         estimation=plan.estimation,
+        change=plan.change,
+        feedback_bits=None if radio.feedback_bits == "exact" else radio.feedback_bits,
         impairments=impairments_of(radio),
         coherence_symbols=plan.data_uses,
         bandwidth_hz=radio.bandwidth_hz,

@@ -1,0 +1,124 @@
+"""Coherence blocks from settings: given or derived, with pilots that fit, and what is refused."""
+
+import pytest
+import torch
+
+import airpfed as ap
+from airpfed.air.coherence import time_correlation
+from airpfed.air.network import KNOWN
+from airpfed.config.schema import RadioSettings
+from airpfed.core.errors import UserError
+from airpfed.experiment.build.blocks import block_shape, estimate_age, plan_blocks
+from airpfed.experiment.build.uplink import build_network
+
+SELECTIVE = {"channel": {"name": "rayleigh", "delay_spread_s": 50e-9}}
+DERIVED = {**SELECTIVE, "coherence_symbols": "derived", "subcarrier_groups": "derived"}
+
+
+def radio(**changes) -> RadioSettings:
+    return RadioSettings(**changes)
+
+
+def test_by_default_blocks_are_as_given_and_channels_known_and_constant():
+    plan = plan_blocks(radio(), 16)
+    assert (plan.groups, plan.length, plan.data_uses) == (1, 20_000, 20_000)
+    assert plan.estimation == KNOWN and plan.change is None
+
+
+def test_the_honest_default():
+    """32 groups of 32 subcarriers, 123 symbols; a tenth of 3,936 uses for 16 devices are 24 each."""
+    plan = plan_blocks(radio(**DERIVED, pilots="derived", feedback_delay_s=1e-3), 16)
+    assert (plan.groups, plan.length) == (32, 32 * 123)
+    assert plan.estimation.pilots == 24 and plan.data_uses == 3936 - 16 * 24
+    age = float(time_correlation(3 / 3.6 * 3.5e9 / 299_792_458, torch.tensor(1e-3)))
+    assert plan.estimation.age == pytest.approx(age) and 0.99 < age < 1
+    assert plan.change is not None and plan.change.data_uses == plan.data_uses
+    site = build_network(radio(**DERIVED), 0, torch.zeros(4, dtype=torch.long), 1)
+    h, _ = site.channel_model(0, 1, range(64))
+    assert not torch.allclose(h[0], h[1]) and not torch.allclose(h[0], h[32])
+
+
+@pytest.mark.parametrize(
+    ("within", "derived", "changes"),
+    [("auto", True, True), ("auto", False, False), ("changing", False, True), ("constant", True, False)],
+)
+def test_whether_channels_change_within_a_block(within, derived, changes):
+    plan = plan_blocks(radio(**(DERIVED if derived else SELECTIVE), within_block=within), 4)
+    assert (plan.change is not None) == changes
+
+
+def test_one_given_number_leaves_the_other_to_be_derived():
+    given = radio(**{**DERIVED, "subcarrier_groups": 64})
+    groups, length = block_shape(given)
+    assert groups == 64 and length % 16 == 0 and length < 3936
+    assert block_shape(radio(**{**DERIVED, "coherence_symbols": 200}))[1] == 200
+    assert 16 <= block_shape(radio(**{**DERIVED, "coherence_symbols": 200}))[0] <= 1024
+
+
+def test_the_speed_is_the_channel_s_own_if_it_has_one():
+    def of(**changes):
+        return radio(channel={"name": "tdl_a", "delay_spread_s": 1e-7, **changes}, feedback_delay_s=1e-3)
+
+    assert estimate_age(of()) == 1.0  # the channel's default is a speed of 0
+    assert estimate_age(of(speed_mps=20.0)) < 0.9
+    assert estimate_age(radio(csi_age_correlation=0.7)) == 0.7
+
+
+REFUSED = {
+    "pilots that do not fit": ({"coherence_symbols": 200, "pilots": 16}, 16, ["256", "200", "at most 12"]),
+    "no room for one pilot": ({"coherence_symbols": 10, "pilots": "derived"}, 16, ["10 uses", "at least 17"]),
+    "a group that is too wide": ({**DERIVED, "subcarrier_groups": 1}, 4, ["subcarrier_groups = 1", "at least 32"]),
+    "a block that is too long": (
+        {**DERIVED, "coherence_symbols": 20_000},
+        4,
+        ["coherence_symbols = 20000", "at most 3936"],
+    ),
+    "a channel without a delay spread": (
+        {"coherence_symbols": "derived", "channel": "umi"},
+        4,
+        ['coherence_symbols = "derived"', "umi", "delay_spread_s"],
+    ),
+    "change of such a channel": (
+        {"within_block": "changing", "channel": "umi"},
+        4,
+        ['within_block = "changing"', "umi", "delay_spread_s"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_a_line_that_says_what_could(case):
+    changes, devices, parts = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        plan_blocks(radio(**changes), devices)
+    line = str(error.value)
+    assert "\n" not in line and all(part in line for part in parts), line
+
+
+def test_pilots_and_csi_error_are_alternatives():
+    with pytest.raises(ValueError, match="csi_error"):
+        radio(csi_error=0.1, pilots=3)
+
+
+def test_a_network_is_built_with_all_of_it():
+    network = ap.single_cell(
+        devices=[4, 4],
+        antennas=8,
+        snr_db=10,
+        channel=("rayleigh", {"delay_spread_s": 50e-9}),
+        coherence_symbols="derived",
+        subcarrier_groups="derived",
+        pilots=4,
+        pilot_contamination_db=-20.0,
+        feedback_delay_s=1e-3,
+        feedback_bits=16,
+        speed_kmh=10.0,
+    )
+    link = network.link
+    assert link.estimation.pilots == 4 and link.estimation.contamination == pytest.approx(0.01)
+    assert link.feedback_bits == 16 and link.change is not None
+    problem = network.problem(blocks=3)
+    assert problem.csi_variance.std() > 0 and not torch.allclose(network.estimates(1, 2), network.channels(1, 2))
+    study = ap.link_study("uniform_forcing", network, draws=20, gap=False)
+    known = ap.link_study("uniform_forcing", network.replace(pilots="perfect", pilot_contamination_db=None), draws=20)
+    assert study.select_dtypes("number").notna().any().any() and len(study) == len(known) == 1
