@@ -9,6 +9,7 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.memory import is_spilled
+from airpfed.devices.clients import draw_batches
 from airpfed.training.checkpoint import tensors_of
 from airpfed.training.loop import Outcome, play
 from airpfed.training.round import carry_over, round_step
@@ -78,6 +79,23 @@ def test_an_absent_device_keeps_all_that_it_had(small_settings: Path) -> None:
     assert torch.equal(after.devices.memory["task"][2], carried), "its finite p-gradient waits, with the old memory"
     assert not torch.equal(after.devices.memory["global"][0], before["global"][0])
     assert all(torch.equal(before[scope], state.devices.memory[scope]) for scope in before), "a round changes no state"
+
+
+def test_a_late_device_keeps_its_gradient(small_settings: Path) -> None:
+    """It computed it, but too slowly; with the next round's it is sent."""
+    made = experiment(small_settings, *TOP)
+    local, start = made.local_training, made.initial
+    plan, _ = draw_batches(made.clients, start.devices.cursors, local.batch_size, local.steps)
+    assert made.compute is not None
+    seconds = made.compute.seconds(made.compute.flops(made.clients, start.devices.cursors.tolist(), plan))
+    late = int(seconds.argmax())
+    hurried = replace(made, compute=replace(made.compute, deadline=float(seconds.sort().values[-2])))
+    found, whole = (each.collect(each, start) for each in (hurried, made))
+    assert found.late == (late,)
+    after, _, present = round_step(start, found.gradients, found.cursors, made.aggregate, ServerStep("adam", 0.01))
+    assert (~present).nonzero().flatten().tolist() == [late]
+    for scope in ("global", "task"):
+        assert torch.equal(after.devices.memory[scope][late], whole.gradients[scope][late])
 
 
 def test_alternating_factors_leave_the_memory_of_resting_columns_alone(small_settings: Path) -> None:
