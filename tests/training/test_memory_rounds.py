@@ -9,7 +9,6 @@ import torch
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.memory import is_spilled
-from airpfed.devices.clients import draw_batches
 from airpfed.training.checkpoint import tensors_of
 from airpfed.training.loop import Outcome, play
 from airpfed.training.round import carry_over, round_step
@@ -84,12 +83,11 @@ def test_an_absent_device_keeps_all_that_it_had(small_settings: Path) -> None:
 def test_a_late_device_keeps_its_gradient(small_settings: Path) -> None:
     """It computed it, but too slowly; with the next round's it is sent."""
     made = experiment(small_settings, *TOP)
-    local, start = made.local_training, made.initial
-    plan, _ = draw_batches(made.clients, start.devices.cursors, local.batch_size, local.steps)
+    start, late = made.initial, 3
     assert made.compute is not None
-    seconds = made.compute.seconds(made.compute.flops(made.clients, start.devices.cursors.tolist(), plan))
-    late = int(seconds.argmax())
-    hurried = replace(made, compute=replace(made.compute, deadline=float(seconds.sort().values[-2])))
+    hertz = made.compute.hertz.clone()
+    hertz[late] = 1.0
+    hurried = replace(made, compute=replace(made.compute, hertz=hertz, deadline=1e4))
     found, whole = (each.collect(each, start) for each in (hurried, made))
     assert found.late == (late,)
     after, _, present = round_step(start, found.gradients, found.cursors, made.aggregate, ServerStep("adam", 0.01))
