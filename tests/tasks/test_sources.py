@@ -226,7 +226,7 @@ def test_a_stream_is_read_until_there_are_enough_prompts(hub: Path, monkeypatch:
     converted: list[int] = []
     monkeypatch.setattr(
         "airpfed.tasks.hub.arrow_rows",
-        lambda batches, names: (converted.append(1) or row for row in arrow_rows(batches, names)),
+        lambda *parts: (converted.append(1) or row for row in arrow_rows(*parts)),
     )
     part = streamed(hub, 40, max_empty_share=0.2)
     assert [sample.prompt for sample in part.samples] == [f"Text {i}\nLabel:" for i in range(40)]
