@@ -580,6 +580,14 @@ def test_what_a_run_writes_is_accepted_again(file, tmp_path):
     assert accepted > 30
 
 
+def test_a_key_with_two_conditions_is_told_whichever_disables_it(file, tmp_path):
+    in_file(file, "theory.draws=30", "server.lr=theory", "server.optimizer=sgd")
+    notes: list[str] = []
+    settings = read_new_settings(file, ["server.lr=0.1"], notes=notes)
+    assert settings.theory.draws == 20 and [line for line in notes if "theory.draws" in line]
+    written_is_accepted(settings, tmp_path)
+
+
 def test_a_study_keeps_what_a_run_would_drop(file):
     """All designs are compared under the energy of the file, whichever design an override names."""
     in_file(file, "radio.energy=per_round", "radio.design=mmse")

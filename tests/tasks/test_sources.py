@@ -1,6 +1,7 @@
 """The user's own files and folders become samples; every way to get them wrong is one line that names it."""
 
 import csv
+import gc
 import json
 import os
 import uuid
@@ -225,7 +226,7 @@ def test_a_stream_is_read_until_there_are_enough_prompts(hub: Path, monkeypatch:
     converted: list[int] = []
     monkeypatch.setattr(
         "airpfed.tasks.hub.arrow_rows",
-        lambda batches, names: (converted.append(1) or row for row in arrow_rows(batches, names)),
+        lambda *parts: (converted.append(1) or row for row in arrow_rows(*parts)),
     )
     part = streamed(hub, 40, max_empty_share=0.2)
     assert [sample.prompt for sample in part.samples] == [f"Text {i}\nLabel:" for i in range(40)]
@@ -248,6 +249,7 @@ def test_a_stream_of_csv_is_text_and_a_wrong_column_ends_it(hub: Path) -> None:
         streamed(hub, 5, label_column="labl")
     with pytest.raises(UserError, match=r"could not be streamed: .*trian"):
         load_source(Source("mine", f"hf:{hub}@trian", streaming=True), 5)
+    gc.collect()  # so that the files that the library leaves open are warned about here
 
 
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:

@@ -22,7 +22,7 @@ class Rule:
 
     condition: the key that disables it. remedy: the end of the message, which says how to mend the settings. Keys are
     written `section.key`, those of tasks `tasks.key`. training: the rule matters only for a run; a plan or a study may
-    use the key.
+    use the key. also: further keys that can disable it.
     """
 
     key: str
@@ -30,6 +30,7 @@ class Rule:
     applies: Condition
     remedy: str
     training: bool = False
+    also: tuple[str, ...] = ()
 
 
 def task_kind(task: TaskSettings) -> str:
@@ -337,6 +338,7 @@ RULES = (
         "radio.coherence_symbols",
         lambda s, _: "derived" in (s.radio.coherence_symbols, s.radio.subcarrier_groups),
         'it is for coherence_symbols or subcarrier_groups = "derived"',
+        also=("radio.subcarrier_groups",),
     ),
     Rule("radio.noise_figure_db", "radio.snr_db", lambda s, _: s.radio.snr_db is None, "it is for thermal noise"),
     Rule(
@@ -390,6 +392,7 @@ RULES = (
             _is_monitored,
             'it is for a monitored run, set meter_every or server.lr = "theory"',
             training=True,
+            also=("server.lr",),
         )
         for key in TheorySettings.model_fields
         if key != "meter_every"
@@ -402,13 +405,13 @@ RULES = (
 class IneffectiveKey:
     """A key without effect.
 
-    path: its position in the tree; a task is given by its index. line: the message. condition: the key that disables
-    it.
+    path: its position in the tree; a task is given by its index. line: the message. conditions: the keys that can
+    disable it.
     """
 
     path: tuple[str, ...]
     line: str
-    condition: str = ""
+    conditions: tuple[str, ...] = ()
 
 
 def ineffective_keys(settings: Settings, written: bool = True, training: bool = True) -> Iterator[IneffectiveKey]:
@@ -427,7 +430,7 @@ def ineffective_keys(settings: Settings, written: bool = True, training: bool = 
                 continue
             reason = _condition(settings, rule.condition, task, name)
             line = f"{name}.{key} = {format_value(value)}: does nothing with {reason}; {rule.remedy}"
-            yield IneffectiveKey((*path, key), line, rule.condition)
+            yield IneffectiveKey((*path, key), line, (rule.condition, *rule.also))
     # If a column decides how many devices a task has, the number is not known yet.
     devices, min_devices = sum(task.devices for task in settings.tasks), settings.federation.min_devices
     if min_devices > devices and all(task.devices for task in settings.tasks):
@@ -474,7 +477,10 @@ def disabled_keys(settings: Settings, overridden: Collection[str]) -> list[Ineff
 
 def is_overridden(key: IneffectiveKey, overridden: Collection[str]) -> bool:
     """Check whether an override disables a key that only the file sets. overridden: as in `disabled_keys`."""
-    return key.condition in overridden and f"{key.path[0]}.{key.path[-1]}" not in overridden
+    return (
+        any(condition in overridden for condition in key.conditions)
+        and f"{key.path[0]}.{key.path[-1]}" not in overridden
+    )
 
 
 def refuse_ineffective(
