@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import airpfed as ap
 from airpfed.config import settings_file
@@ -22,7 +21,6 @@ from airpfed.training.evaluate import model_of, predict_answers
 from airpfed.training.state import vectors
 from support.models import WORDS
 from support.settings import make_settings
-from support.tokenizers import real
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
@@ -71,7 +69,7 @@ def chat_tree(small_settings: Path) -> dict[str, Any]:
 
 
 def test_a_chat_runs_from_the_file_to_the_prediction(chat_tree: dict[str, Any], tmp_path: Path) -> None:
-    experiment = ap.Experiment.from_dict(chat_tree, {**FAST, "server.rounds": 4, "server.lr": 0.05})
+    experiment = ap.Experiment.from_dict(chat_tree, {**FAST, "server.rounds": 3, "server.lr": 0.05})
     run = experiment.run(tmp_path / "run")
     task = run.summary.tasks["moods"]
     assert task.metric == "perplexity" and not task.larger_is_better and task.final is not None
@@ -88,9 +86,7 @@ def test_a_chat_runs_from_the_file_to_the_prediction(chat_tree: dict[str, Any], 
     assert isinstance(run.predict([f"{SYLLABLES[0]} {SYLLABLES[1]}"], "moods")[0], str)
     with pytest.raises(UserError, match="ends with a message of assistant"):
         run.predict([{"talk": [*talks[0], {"role": "assistant", "content": "a"}]}], "moods")
-    again = ap.Experiment.from_dict(chat_tree, FAST).run(tmp_path / "again")  # the untouched scores out of a new file
-    assert again.summary.tasks["moods"].base_metrics == task.base_metrics
-    assert "token_f1(normalise=false)" in again.report.read_text(encoding="utf-8")
+    assert "token_f1(normalise=false)" in run.report.read_text(encoding="utf-8")
 
 
 def test_perplexity_is_that_of_the_model_run_alone(chat_tree: dict[str, Any]) -> None:
@@ -189,35 +185,3 @@ def test_whole_words_run_and_predict_as_they_were_scored(small_llama: Path, tmp_
     assert run.predict(texts, "moods") == [task.names[number] for number in numbers]
     right = [number == sample.label for number, sample in zip(numbers, task.test, strict=True)]
     assert sum(right) / len(right) == pytest.approx(run.summary.tasks["moods"].final)
-
-
-PHRASES = {
-    "New York": ["brooklyn bridge", "the yankees", "broadway shows", "central park"],
-    "New Delhi": ["india gate", "the rupee", "red fort", "lodhi gardens"],
-    "0": ["five minus five", "nothing left", "an empty set", "no apples"],
-    "1": ["two minus one", "a single apple", "the only child", "half of two"],
-    "good": ["a fine film", "great work", "lovely meal", "well done"],
-    "good enough": ["it will do", "passable I guess", "meets the minimum", "could be worse"],
-}
-
-
-def test_classes_that_begin_alike_are_learnt_over_the_air(tmp_path: Path) -> None:
-    """A Llama with a SentencePiece tokenizer of its family, to which the words of these classes are two tokens each."""
-    made = real("tokenizer.model.v1", tmp_path / "base")
-    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(made), eos_token_id=2, bos_token_id=1, pad_token_id=0, **size))
-    model.lm_head.weight.data *= 20  # as drawn it could not say anything with conviction
-    model.save_pretrained(tmp_path / "base")
-    rng = random.Random(0)
-    rows = {", ".join(rng.sample(PHRASES[name], 3)): name for _ in range(40) for name in PHRASES}
-    items = rng.sample(sorted(rows.items()), len(rows))
-    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": text, "label": name}) for text, name in items))
-    task = {"name": "cities", "source": str(tmp_path / "x.jsonl"), "devices": 2, "samples_per_device": 32}
-    task |= {"dev_samples": 0, "test_samples": 36}
-    tree = {"model": {"base": str(tmp_path / "base")}, "tasks": [task], "devices": {"batch_size": 16}}
-    tree |= {"server": {"rounds": 60, "lr": 0.03}, "radio": {"snr_db": 15.0}, "run": {"threads": 1}}
-    experiment = ap.Experiment.from_dict(tree)
-    assert sorted(map(len, experiment.setup.tasks[0].words)) == [2, 2, 2, 2, 2, 2]
-    result = experiment.run(tmp_path / "run").summary.tasks["cities"]
-    assert result.base < 0.5 and result.final is not None and result.final > 0.8
