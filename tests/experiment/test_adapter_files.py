@@ -16,12 +16,12 @@ from huggingface_hub import metadata_load
 import airpfed as ap
 from airpfed.config import settings_file
 from airpfed.core import run_files
-from airpfed.devices.evaluate import classify, complete
 from airpfed.experiment import adapter_files, artifacts
 from airpfed.experiment import run as run_module
 from airpfed.model import origin, zoo
-from airpfed.training.evaluate import model_of
+from airpfed.training.evaluate import model_of, predict_answers
 from airpfed.training.state import vectors
+from support.commands import command, good
 from support.models import SMALL, save_bert
 from support.settings import make_settings, save_settings
 
@@ -32,6 +32,8 @@ KINDS = {
     "spaced": {"prompt": "{text} it: \n"},
     "odd": {"prompt": "} {text} {{it}} Label :"},
     "columns": {"prompt": "{text} {label} Label :"},
+    "whole": {"labels": {"good": "good bad", "bad": "good", "it": "it is red"}},
+    "mean": {"labels": {"good": "good bad", "bad": "good", "it": "it is red"}, "label_normalised": True},
     "head": {},
     "generate": {"kind": "generate", "max_new_tokens": 3},
 }
@@ -54,11 +56,9 @@ def export_random(run: ap.Run) -> list[Any]:
         value = torch.randn(personal.value.shape, generator=torch.Generator().manual_seed(seed))
         state = replace(state, server=replace(state.server, personal=replace(personal, value=value)))
         factors = model_of(clients, vectors(state), 1, device)
-        if view.kind == "generate":
-            answers = complete(clients, factors, [sample.ids for sample in view.test.prompts], view.max_new_tokens)
-        else:
-            numbers = classify(clients, factors, "random answers", view.test.prompts, view.choices)
-            answers = [view.names[index] for index in numbers]
+        answers = predict_answers(clients, factors, "random answers", view.test.prompts, view)
+        if view.kind == "classify":
+            answers = [view.names[index] for index in answers]
     artifacts.export_adapters(settings, setup, state, run.folder, merged=False)
     return answers
 
@@ -90,7 +90,7 @@ def test_the_cards_code_gives_the_runs_test_predictions(
         shutil.copy(path, empty)
     code = card_code(empty)
     assert "airpfed" not in code
-    assert len(code.partition("folder =")[2].strip().splitlines()) <= 18
+    assert len(code.partition("folder =")[2].strip().splitlines()) <= 24
     monkeypatch.chdir(empty)
     space: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), space)
@@ -203,3 +203,20 @@ def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path) -> None:
     with pytest.raises(ap.UserError, match=r"notes\.txt: was not written by airpfed"):
         run_module.export_run(run.folder, merged=False)
     assert artifacts.environment_of(run.folder)["command"] == "airpfed.Experiment.run"
+
+
+def test_a_chat_answers_from_its_folder_as_in_its_run(tmp_path: Path) -> None:
+    """By texts, and by conversations of a file."""
+    file = save_settings(tmp_path, False)
+    tree = settings_file.read_tree(file)
+    tree["tasks"][1] |= {"kind": "chat", "max_new_tokens": 3, "template": "plain", "prompt": "{text}"}
+    del tree["tasks"][1]["labels"]
+    run = ap.Experiment.from_dict(tree, {"server.rounds": 1, "server.lr": 0.3}).run(tmp_path / "run")
+    folder = Path(shutil.copytree(run.adapters["moods"], tmp_path / "alone"))
+    texts = ["ba be bi", "ka ke ki ko", "ba be bi"]
+    replies = run.predict(texts, "moods")
+    assert ap.predict(folder, texts) == replies and replies[0] == replies[2]
+    assert "AutoPeftModelForCausalLM" in card_code(folder) and "def predict" not in card_code(folder)
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    out = good(command("predict", folder, tmp_path / "in.txt", "--json")).out.splitlines()
+    assert [json.loads(line)["prediction"] for line in out] == replies

@@ -53,7 +53,7 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
         max_chars=source.max_chars,
         max_tokens=settings.model.max_tokens,
         labels=dict(zip(names, words, strict=True)),
-        label_score=score,  # type: ignore[arg-type]
+        label_score=score,
         label_tokens=[list(word) for word in view.words],
         label_normalised=view.normalised,
         id2label={str(index): name for index, name in enumerate(names)},
@@ -209,7 +209,7 @@ def score_lines(task: AdapterTask, facts: RunFacts, seed: int) -> list[str]:
     scores = summary.tasks.get(task.name) if summary else None
     if summary is None or scores is None or scores.final is None:
         return ["None: the run has not ended, or does not score this task."]
-    rows = [(scores.metric, scores.base, scores.final)]
+    rows: list[tuple[str, float | None, float | None]] = [(scores.metric, scores.base, scores.final)]
     if scores.final_balanced is not None and scores.metric != "balanced_accuracy":
         rows.append(("balanced_accuracy", scores.base_balanced, scores.final_balanced))
     return [

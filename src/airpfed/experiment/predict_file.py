@@ -11,11 +11,12 @@ from pathlib import Path
 
 from airpfed.core import files
 from airpfed.core.errors import UserError, hint
+from airpfed.core.paths import MAX_BYTES
 from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.experiment.library import load_run
 from airpfed.experiment.predictor import Predictor, load_predictor
 from airpfed.tasks.sources import template_columns
-from airpfed.tasks.table_files import MAX_BYTES, READERS, NotText, Row, TextForm, read_as
+from airpfed.tasks.table_files import READERS, NotText, Row, TextForm, read_as
 from airpfed.tasks.text import is_blank
 
 LINES = "lines"

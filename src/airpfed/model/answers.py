@@ -94,7 +94,8 @@ def last_logits(model: Any, ids: Tensor, count: int) -> Float[Tensor, "rows {cou
     option: dict[str, Any] = dict(no_cache_option(plain))
     if "logits_to_keep" in signature(plain.forward).parameters:
         option["logits_to_keep"] = count
-    return model(input_ids=ids, **option).logits[:, -count:]
+    logits: Tensor = model(input_ids=ids, **option).logits
+    return logits[:, -count:]
 
 
 def equal_lengths(texts: Sequence[Ids], size: int) -> Iterator[tuple[int, ...]]:
