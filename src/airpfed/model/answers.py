@@ -35,12 +35,12 @@ def label_scores(
     """
     if all(len(word) == 1 for word in words):
         tokens = [word[0] for word in words]
-        return _in_batches(model, prompts, lambda ids: last_logits(model, ids, 1)[:, 0, tokens])
+        return _in_batches(model, prompts, lambda ids: causal_logits(model, ids, 1)[:, 0, tokens])
 
     def score(word: Ids) -> Tensor:
         def continued(ids: Tensor) -> Tensor:
             rows = torch.cat([ids, torch.tensor([word[:-1]] * len(ids), dtype=torch.long, device=ids.device)], 1)
-            logs = last_logits(model, rows, len(word)).log_softmax(-1)
+            logs = causal_logits(model, rows, len(word)).log_softmax(-1)
             values = logs[:, range(len(word)), list(word)]
             return (values.mean if normalised else values.sum)(1, keepdim=True)
 
@@ -88,7 +88,7 @@ def reply(
     return [chat.turn_end.cut(text) for text in texts]
 
 
-def last_logits(model: Any, ids: Tensor, count: int) -> Float[Tensor, "rows {count} vocabulary"]:
+def causal_logits(model: Any, ids: Tensor, count: int) -> Float[Tensor, "rows {count} vocabulary"]:
     """A causal LM's logits at the last `count` tokens of texts of equal length."""
     plain = plain_model(model)
     option: dict[str, Any] = dict(no_cache_option(plain))
