@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("shared_bases")
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 FILES = "channel_file"
 """The page about channels and waveforms in files, which brings no row of the reader's own."""
-SHARED = ("README", "check-your-row", FILES)
+SHARED = ("README", "check-your-row", "serve", FILES)
 """Pages that are about no single kind of row."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds it to the table
     from airpfed.experiment.library import load_run as load_run
     from airpfed.experiment.loggers import TRACKERS as TRACKERS
     from airpfed.experiment.loggers import scalars as scalars
+    from airpfed.experiment.predictor import Predictor as Predictor
+    from airpfed.experiment.predictor import load_predictor as load_predictor
+    from airpfed.experiment.predictor import predict as predict
     from airpfed.model.methods import METHODS as METHODS
     from airpfed.model.methods import Block as Block
     from airpfed.model.methods import Method as Method
@@ -78,6 +81,9 @@ _MODULES = {
     "Experiment": "airpfed.experiment.library",
     "Run": "airpfed.experiment.library",
     "load_run": "airpfed.experiment.library",
+    "Predictor": "airpfed.experiment.predictor",
+    "load_predictor": "airpfed.experiment.predictor",
+    "predict": "airpfed.experiment.predictor",
     "sweep": "airpfed.sweeps.library",
     # What varies: public dicts, their rows, and what the rows' functions receive
     "DESIGNS": "airpfed.air.designs",

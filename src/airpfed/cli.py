@@ -1,4 +1,4 @@
-"""The command line: `airpfed init | run | link | plan | bound | sweep | compare | federate | export | tasks ...`."""
+"""The command line: `airpfed init | run | predict | link | plan | bound | sweep | compare | federate | export ...`."""
 
 import json
 import os
@@ -269,6 +269,7 @@ def compare(
 def export(
     run_dir: RunFolder,
     merged: Annotated[bool, typer.Option("--merged", help="also write merged weights to RUN_DIR/merged")] = False,
+    gguf: Annotated[bool, typer.Option("--gguf", help="also write adapters for llama.cpp to RUN_DIR/gguf")] = False,
     plugin: Plugins = None,
     trust: Annotated[bool, typer.Option("--trust", help="run the plug-ins that lie in the run's folder")] = False,
 ) -> None:
@@ -277,11 +278,47 @@ def export(
 
     from airpfed.experiment.run import export_run
 
-    for folder in export_run(run_dir, merged, plugin or (), trust, partial(typer.echo, err=True)):
+    for folder in export_run(run_dir, merged, plugin or (), trust, partial(typer.echo, err=True), gguf):
         if folder.is_relative_to(run_dir / "adapters"):
             typer.echo(f"{folder}: reloaded with PEFT, same logits")
     if merged:
-        typer.echo(f"{run_dir / 'merged'}: merged weights")
+        typer.echo(f"{run_dir / 'merged'}: merged weights, reloaded, same logits")
+    if gguf:
+        typer.echo(f"{run_dir / 'gguf'}: adapters for llama.cpp")
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR|ADAPTER_DIR", help="a run, or an exported folder of it")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="[FILE]", help=".csv, .tsv, .jsonl, .json, .parquet, or .txt: a text a line; -: stdin"),
+    ] = "-",
+    task: Annotated[str, typer.Option(help="task of the run; not needed where it has one")] = "",
+    device: Annotated[int | None, typer.Option(help="device, where each has its own model")] = None,
+    column: Annotated[str, typer.Option(help="the file's column with the text; default: that of the prompt")] = "",
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="of the input: csv, tsv, jsonl, json, parquet, lines; default: by the ending"),
+    ] = "",
+    out: Annotated[OptionalPath, typer.Option(metavar="FILE", help="write to this .csv or .jsonl file")] = None,
+    base: Annotated[str, typer.Option(help="folder or name of the base model, if it has moved since the run")] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run Python code in the base model's folder")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="print JSON lines instead of CSV")] = False,
+) -> None:
+    """Answer texts with a task's model: labels with probabilities, or generated text, a row each row of the input."""
+    from airpfed.experiment import predict_file
+
+    request = predict_file.PredictRequest(
+        folder=folder, task=task, device=device, file=file, column=column, format=format_, base=base or None,
+        trusted=trust_remote_code,
+    )  # fmt: skip
+    output = predict_file.answer_file(request, out, json_)
+    for line in output.notes:
+        typer.echo(line, err=True)
+    typer.echo(output.text, nl=False)
 
 
 @app.command(name="export-channels")

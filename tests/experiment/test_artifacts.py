@@ -23,11 +23,12 @@ from airpfed.experiment.artifacts import (
 
 NOTHING_DONE = {"experiment.toml", "environment.json", "layout.json", "first", "run.json", "base.json"}
 """What a run leaves that is killed before its first checkpoint is whole."""
-PARTS = (*FILES, "first", "run.json", "base.json", "third", "adapters", "merged")
+PARTS = (*FILES, "first", "run.json", "base.json", "third", "adapters", "merged", "gguf")
 PLACES = {
     "first": "checkpoint/round-000000.safetensors", "third": "checkpoint/round-000003.safetensors",
     "run.json": "checkpoint/run.json", "base.json": "checkpoint/base.json",
-    "adapters": "adapters/a/adapter_config.json", "merged": "merged/a/config.json", "latest": "checkpoint/latest.json",
+    "adapters": "adapters/a/adapter_config.json", "merged": "merged/a/config.json", "gguf": "gguf/a.gguf",
+    "latest": "checkpoint/latest.json",
 }  # fmt: skip
 
 
@@ -135,10 +136,10 @@ def test_a_fresh_folder_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-S", "-c", ""])
     done.wait()
-    made(tmp_path, (*FILES, "latest", "adapters", "merged"))
+    made(tmp_path, (*FILES, "latest", "adapters", "merged", "gguf"))
     (tmp_path / f".notes.{done.pid}").write_text("the user's own")
     before = tree(tmp_path)
-    for place in ("", "checkpoint", "adapters", "merged", "adapters/a"):
+    for place in ("", "checkpoint", "adapters", "merged", "gguf", "adapters/a"):
         (tmp_path / place / f".latest.json.{files.machine_id()}.{done.pid}").write_text("")
         (tmp_path / place / f".a.{files.machine_id()}.{done.pid}").mkdir()
     clean_up(tmp_path)

@@ -70,7 +70,13 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     names = ["experiment.toml", "layout.json", "checkpoint", "adapters"]
     paths = [path for name in names for path in sorted((folder / name).rglob("*"))]
     paths += [folder / name for name in names if (folder / name).is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+    return {str(path.relative_to(folder)): without_command(path) for path in paths if path.is_file()}
+
+
+def without_command(path: Path) -> bytes:
+    """A file's content; that of a model card without the run's command."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if path.name != "README.md" or not line.startswith(b"- command: "))
 
 
 def without_times(tree: Any) -> Any:

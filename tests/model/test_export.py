@@ -210,3 +210,24 @@ def test_merged_weights_are_put_in_place_whole(llama_settings: Path, tmp_path: P
     (tmp_path / "merged" / "moods" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt: was not written by airpfed"):
         artifacts.export_adapters(settings, made, made.initial, tmp_path, merged=True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_weights_that_were_merged_wrongly_take_no_place(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared is read back from the files."""
+    settings, made = experiment(request.getfixturevalue(f"{kind}_settings"))
+    state = random_state(made)
+    merge = export.merge_adapter
+
+    def slip(reloaded: Any) -> Any:
+        plain = merge(reloaded)
+        with torch.no_grad():
+            next(weight for name, weight in plain.named_parameters() if "value" in name or "v_proj" in name).mul_(1.02)
+        return plain
+
+    monkeypatch.setattr(export, "merge_adapter", slip)
+    with pytest.raises(UserError, match="the merged weights' logits differ by"):
+        artifacts.export_adapters(settings, made, state, tmp_path, merged=True)
+    assert not list((tmp_path / "merged").iterdir())

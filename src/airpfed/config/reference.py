@@ -52,6 +52,7 @@ ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "tasks.TASK": ("in the summary", run_files.TaskSummary),
     "layout.json": ("positions of stations and devices", run_files.NetworkLayout),
     "devices": ("in the layout", run_files.DevicePosition),
+    "task.json": ("in a folder of an adapter, or of merged weights", run_files.AdapterTask),
     "data.TASK": ("in environment.json: counts and warnings about a task's data", run_files.DataReport),
 }
 
@@ -64,8 +65,11 @@ FILES = """## Files of a run
 | `layout.json` | positions of stations and devices, below |
 | `records.jsonl` | an object per round, below |
 | `summary.json` | below |
-| `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`) |
-| `merged/TASK/` | merged weights, after `airpfed export --merged`; `fedex` and `flora` have these and no adapters |
+| `adapters/TASK/` | a PEFT LoRA directory of rank R_s + R_p (methods with device scope: `adapters/TASK/device-K/`), \
+with the tokenizer, `task.json` (below) and a model card |
+| `merged/TASK/` | merged weights, after `airpfed export --merged`, with tokenizer, `task.json` and card; `fedex` and \
+`flora` have these and no adapters |
+| `gguf/TASK.gguf` | the adapter for llama.cpp, after `airpfed export --gguf` |
 | `tensorboard/` | event files, with `run.tracker = "tensorboard"` |
 | `checkpoint/` | `latest.json`, and the safetensors file with the name in it |
 | `theory.json` | the probe before round 1, if settings use the theory |

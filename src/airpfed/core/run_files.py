@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite, nan
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, RootModel, ValidationError
 
@@ -389,6 +389,44 @@ class Summary(Record):
     ledger: Ledger = Field(description="cost of the whole run")
     seconds: dict[str, Number] = Field(description="phase -> wall-clock seconds of the whole run")
     exit: str = Field(description='"completed", or "interrupted" (resume with --resume)')
+
+
+class AdapterTask(Record):
+    """task.json beside an adapter or merged weights: all that is needed to answer a text as the run did."""
+
+    format: Literal[1] = Field(1, description="version of this file")
+    name: str = Field(description="name of the task")
+    kind: Literal["classify", "generate", "chat"] = Field(description="classify, generate text, or reply in a chat")
+    prompt: str = Field(
+        description="template; {column} stands for a column's text without white space at its ends, {{ and }} for "
+        "braces"
+    )
+    text_column: str = Field(description="the template's column that a bare text is for")
+    max_chars: int | None = Field(description="characters at which a column's text is cut; null: it is not cut")
+    max_tokens: int = Field(
+        ge=1, description="longer prompts lose their middle: the last max_tokens // 3 tokens and the first ones stay"
+    )
+    labels: dict[str, str] = Field(
+        description="class -> word after the prompt, in the order of a classifier's outputs; else empty"
+    )
+    label_score: Literal["first_token", "words", "head", ""] = Field(
+        description="what the scores of the classes are: logits of the first tokens in which the words differ, "
+        "log-probabilities of whole words, or a classifier's outputs; else empty"
+    )
+    label_tokens: list[list[int]] = Field(
+        [], description="tokens of each word, with the end token that tells it from a longer word (words)"
+    )
+    label_normalised: bool = Field(False, description="whether a word's score is divided by its number of tokens")
+    id2label: dict[str, str] = Field(description="number of a class -> class, as transformers' config has it")
+    label2id: dict[str, int] = Field(description="class -> its number")
+    max_new_tokens: int | None = Field(description="largest number of tokens of an answer; null for classify")
+    end_tokens: list[int] = Field(description="tokens that end an answer; empty for a classifier")
+    messages: str | None = Field(None, description="column of a conversation (chat)")
+    system: str = Field("", description="system message before conversations that have none (chat)")
+    template: str = Field("", description="form of conversations (chat); empty: the tokenizer's own")
+    base: str = Field(description="model.base")
+    base_revision: str | None = Field(description="commit of a base from the hub")
+    base_sha256: str = Field(description="hash of the base's files, as in environment.json")
 
 
 def append_record(path: Path, record: RoundRecord) -> None:

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from airpfed.config.settings_file import write_settings
 from airpfed.config.user_rows import user_functions
 from airpfed.core import files, run_files, units
 from airpfed.core.errors import UserError
+from airpfed.experiment.adapter_files import RunFacts, adapter_documents, adapter_task
 from airpfed.experiment.build import base_hash, fixed_functions, option_files
 from airpfed.experiment.build.uplink import build_network
-from airpfed.model import export
+from airpfed.model import export, gguf_adapter
 from airpfed.training.checkpoint import LATEST, tensor_file
 from airpfed.training.evaluate import model_of
 from airpfed.training.setup import TrainingSetup
@@ -29,7 +31,7 @@ from airpfed.training.state import State, vectors
 FILES = (
     "experiment.toml", "environment.json", "layout.json", "records.jsonl", "summary.json", "theory.json", "report.html",
 )  # fmt: skip
-FOLDERS = ("checkpoint", "adapters", "merged")
+FOLDERS = ("checkpoint", "adapters", "merged", "gguf")
 """Files and folders that a run writes into its folder."""
 EXTRA_FILES = ("plugins", "tensorboard", "flower", "devices", "federation.log")
 """Files and folders that trackers and the processes of a federation write there."""
@@ -107,7 +109,7 @@ def check_checkpoint_exists(out: Path) -> None:
     checkpoint = out / "checkpoint"
     if os.path.lexists(checkpoint / LATEST):
         return
-    done = [out / name for name in ("summary.json", "adapters", "merged", "report.html", "theory.json")]
+    done = [out / name for name in ("summary.json", "adapters", "merged", "gguf", "report.html", "theory.json")]
     done += [
         path
         for path in checkpoint.glob("*")
@@ -142,7 +144,8 @@ def damaged_files(out: Path) -> Iterator[str]:
 
 def clean_up(out: Path) -> None:
     """Remove temporary files of interrupted writes from a run's folder. This process must hold the lock."""
-    for folder in (out, *(out / name for name in FOLDERS), *(out / "adapters").glob("*"), *(out / "merged").glob("*")):
+    below = [path for name in ("adapters", "merged", "gguf") for path in (out / name).glob("*")]
+    for folder in (out, *(out / name for name in FOLDERS), *below):
         if folder.is_dir() and not folder.is_symlink():
             for left in files.leftovers(folder):
                 files.discard(left)
@@ -343,38 +346,65 @@ def source_commit() -> str | None:
         return None
 
 
-def export_adapters(settings: Settings, experiment: TrainingSetup, state: State, out: Path, merged: bool) -> list[Path]:
+def export_adapters(
+    settings: Settings, experiment: TrainingSetup, state: State, out: Path, merged: bool, gguf: bool = False
+) -> list[Path]:
     """Export the models as PEFT adapters, compare them after reloading, and return their folders.
 
-    There is a model per task, or per device if anything is of device scope. merged: also write merged weights to
-    `out/merged`. A method that changes the frozen weights has no adapters: merged weights are written instead, and
+    There is a model per task, or per device if anything is of device scope. The tokenizer, task.json and a model card
+    lie beside each. merged: also write merged weights to `out/merged`. gguf: also write adapters for llama.cpp to
+    `out/gguf`. A method that changes the frozen weights has no adapters: merged weights are written instead, and
     without `merged` UserError is raised. The server of a federation has no parts of device scope: then nothing is
     written here, and the devices export their own models.
     """
     folders: list[Path] = []
     clients, values = experiment.clients, vectors(state)
-    if (reason := reason_without_adapter(settings)) and not merged:
+    backbone = clients.backbone
+    if (reason := reason_without_adapter(settings)) and (gguf or not merged):
         raise UserError(f"{out}: {reason}")
+    if gguf:
+        gguf_adapter.check_base(backbone)
     if values["device"].shape[1] < clients.layout.size("device"):
         return folders
+    facts = replace(run_facts(out), per_device=bool(values["device"].shape[1]))
     for number, task in enumerate(experiment.tasks):
         classes = clients.classes[number]
         samples = task.test.prompts[:8]
+        documents, merged_documents = (
+            adapter_documents(settings, number, task, backbone, facts, merged=value) for value in (False, True)
+        )
+        names = list(adapter_task(settings, number, task, backbone).labels)[:classes]
         for device, parts in models_of(experiment, number):
             factors = model_of(clients, values, number, device)
-            base = export.fresh_base(clients.backbone, classes)
+            base = export.fresh_base(backbone, classes)
             if reason:
                 folder = path_below(out, "merged", *parts)
-                export.merge_weights(clients.backbone, factors, classes, base, samples, folder)
+                plain = export.merge_weights(backbone, factors, classes, base)
+                export.export_merged(backbone, factors, plain, names, samples, folder, merged_documents)
                 folders.append(folder)
                 continue
             folder = path_below(out, "adapters", *parts)
             alpha = settings.adapters.alpha
-            loaded = export.export_adapter(clients.backbone, factors, classes, alpha, folder, base, samples)
+            loaded = export.export_adapter(backbone, factors, classes, alpha, folder, base, samples, documents)
+            if gguf:
+                gguf_adapter.write_gguf_adapter(
+                    backbone, factors, path_below(out, "gguf", *parts[:-1], f"{parts[-1]}.gguf")
+                )
             if merged:
-                export.merge_adapter(loaded, clients.backbone.tokenizer, path_below(out, "merged", *parts))
+                plain = export.merge_adapter(loaded)
+                target = path_below(out, "merged", *parts)
+                export.export_merged(backbone, factors, plain, names, samples, target, merged_documents)
             folders.append(folder)
     return folders
+
+
+def run_facts(out: Path) -> RunFacts:
+    """What model cards tell about the run in a folder."""
+    try:
+        summary = run_files.read_json(out / "summary.json", run_files.Summary)
+    except UserError:  # damaged; a resumed run writes it again
+        summary = None
+    return RunFacts(str(environment_of(out).get("command") or ""), summary)
 
 
 def reason_without_adapter(settings: Settings) -> str | None:

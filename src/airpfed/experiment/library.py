@@ -7,7 +7,7 @@ run = exp.run("runs/mine")
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +19,17 @@ from airpfed.config.schema import Settings, TaskSettings
 from airpfed.config.user_rows import add_row
 from airpfed.core import run_files
 from airpfed.core.errors import UserError, hint
-from airpfed.core.run_files import RoundRecord, Summary
+from airpfed.core.run_files import AdapterTask, RoundRecord, Summary
 from airpfed.experiment import artifacts
 from airpfed.experiment.build import source_of
 from airpfed.experiment.console import open_console
 from airpfed.experiment.loggers import scalars
+from airpfed.experiment.predictor import Predictor, Texts, open_predictor, read_task
 from airpfed.experiment.run import load_experiment, run_settings
-from airpfed.model import answers, export
-from airpfed.model.chat import chat_format
-from airpfed.model.compatibility import end_tokens
+from airpfed.model import export
 from airpfed.report import page
 from airpfed.tasks.sample import Task
-from airpfed.tasks.sources import Source, fill_template, messages_of, with_defaults
+from airpfed.tasks.sources import with_defaults
 from airpfed.tasks.text import normalize_name
 from airpfed.training.loop import has_round_left, play_round
 from airpfed.training.setup import TrainingSetup
@@ -332,69 +331,42 @@ class Run:
         model's folder may run, whatever the stored settings say. Raises UserError if there is no such adapter, or the
         base model is not the run's.
         """
-        return self._load(task, device, trust_remote_code)[0]
+        folder = self._adapter(task, device)
+        names = self._classes(task)
+        return export.load_adapter(self.settings.model.base, self._base_identity, folder, names, trust_remote_code)[0]
 
     def predict(
-        self,
-        texts: Sequence[str | Mapping[str, Any]],
-        task: str,
-        device: int | None = None,
-        *,
-        trust_remote_code: bool = False,
+        self, texts: Texts, task: str, device: int | None = None, *, trust_remote_code: bool = False
     ) -> list[str]:
         """Answer texts with a task's model: the name of a class, or the generated text.
 
-        texts: each a text, or a dict with the columns that the task's prompt names; of a chat task also a dict with
-        the column of its messages, as JSON or as a list, up to the user's last. The other arguments are those of
-        `model`, which is loaded at every call.
+        texts: each a text, or a dict with the columns that the task's prompt names. The other arguments are those of
+        `predictor`, which is loaded at every call.
         """
         if isinstance(texts, str):
             raise UserError(f"predict: texts should be a list of texts, not the text {texts[:40]!r}")
-        settings = self._task(task)
-        source = with_defaults(source_of(settings))
-        if source.kind == "chat":
-            return self._reply(texts, task, settings, source, device, trust_remote_code)
-        rows = [{source.text_column: text} if isinstance(text, str) else dict(text) for text in texts]
-        try:
-            prompts = [fill_template(source.prompt or "", row, source.max_chars) for row in rows]
-        except KeyError as error:
-            raise UserError(f"predict: the prompt of {task} needs the column {error}; give texts as dicts") from None
-        if not prompts:
+        if not texts:
             return []
-        model, tokenizer = self._load(task, device, trust_remote_code)
-        limit = self.settings.model.max_tokens
-        if source.kind == "generate":
-            return answers.complete_prompts(model, tokenizer, prompts, limit, settings.max_new_tokens)
-        names = self._classes(task)
-        words = {name: name for name in names} if source.labels is None else dict(source.labels)
-        if source.classes:
-            chosen = {normalize_name(name) for name in source.classes}
-            words = {name: word for name, word in words.items() if normalize_name(name) in chosen}
-        spellings = [f" {word.strip()}" for word in words.values()]
-        numbers = answers.choose_classes(
-            model, tokenizer, prompts, spellings, task, limit, settings.label_score, settings.label_normalised
-        )
-        return [names[number] for number in numbers]
+        return self.predictor(task, device, trust_remote_code=trust_remote_code).predict(texts)
 
-    def _reply(
-        self,
-        texts: Sequence[str | Mapping[str, Any]],
-        task: str,
-        settings: TaskSettings,
-        source: Source,
-        device: int | None,
-        trusted: bool,
-    ) -> list[str]:
-        """Reply to texts or conversations with a chat task's model."""
-        try:
-            conversations = [messages_of(text, source) for text in texts]
-        except (KeyError, ValueError) as error:
-            raise UserError(f"predict: a conversation of {task} {error}") from None
-        if not conversations:
-            return []
-        model, tokenizer = self._load(task, device, trusted)
-        chat = chat_format(tokenizer, settings.template, task, end_tokens(tokenizer, model.get_base_model()))
-        return answers.reply(model, chat, conversations, self.settings.model.max_tokens, settings.max_new_tokens)
+    def predict_proba(
+        self, texts: Texts, task: str, device: int | None = None, *, trust_remote_code: bool = False
+    ) -> "pd.DataFrame":
+        """Probabilities of the classes, a row each text and a column each class; arguments as for `predict`."""
+        return self.predictor(task, device, trust_remote_code=trust_remote_code).predict_proba(texts)
+
+    def predictor(
+        self, task: str, device: int | None = None, *, base: str | None = None, trust_remote_code: bool = False
+    ) -> Predictor:
+        """Load a task's model once, to answer texts again and again.
+
+        base: folder or name of the base model, if it has moved since the run. The other arguments are those of `model`.
+        """
+        folder = self._adapter(task, device)
+        content = read_task(folder) or self._task_file(task)
+        # Base and hash are those of the run's folder, as the rest of the run.
+        content = content.model_copy(update={"base_sha256": self._base_identity})
+        return open_predictor(content, folder, base or self.settings.model.base, trust_remote_code)
 
     def _task(self, name: str) -> TaskSettings:
         tasks = {task.name: task for task in self.settings.tasks}
@@ -402,14 +374,47 @@ class Run:
             raise UserError(f"{self.folder}: has no task {name!r}, but {', '.join(tasks)}{hint(name, tasks)}")
         return tasks[name]
 
+    @property
+    def _base_identity(self) -> str:
+        return str(artifacts.environment_of(self.folder).get("base_sha256"))
+
+    def _task_file(self, name: str) -> AdapterTask:
+        """The content of task.json, from the settings, for adapters of older versions that lack the file."""
+        settings = self._task(name)
+        source = with_defaults(source_of(settings))
+        generates, names = source.kind != "classify", self._classes(name)
+        causal = generates or export.check_adapter_config(self._folders(name)[0]) == "CAUSAL_LM"
+        words = {normalize_name(key): word for key, word in (source.labels or {}).items()}
+        return AdapterTask(
+            name=name,
+            kind=source.kind or "classify",
+            prompt=source.prompt or "",
+            text_column=source.text_column,
+            max_chars=source.max_chars,
+            max_tokens=self.settings.model.max_tokens,
+            labels={key: f" {words.get(normalize_name(key), key).strip()}" for key in names},
+            label_score="" if generates else "first_token" if causal else "head",
+            id2label={str(index): key for index, key in enumerate(names)},
+            label2id={key: index for index, key in enumerate(names)},
+            max_new_tokens=settings.max_new_tokens if generates else None,
+            end_tokens=[],
+            base=self.settings.model.base,
+            base_revision=None,
+            base_sha256=self._base_identity,
+        )
+
     def _classes(self, task: str) -> list[str]:
         try:
             return list(artifacts.environment_of(self.folder)["data"][task]["classes"])
         except (KeyError, TypeError):
             raise UserError(f"{self.folder / 'environment.json'}: missing, damaged, or of an old version") from None
 
-    def _load(self, task: str, device: int | None, trusted: bool) -> tuple[Any, Any]:
-        """Load a task's model and its tokenizer."""
+    def _folders(self, task: str) -> list[Path]:
+        folders = self.adapters.get(task)
+        return list(folders.values()) if isinstance(folders, dict) else [] if folders is None else [folders]
+
+    def _adapter(self, task: str, device: int | None) -> Path:
+        """The folder of a task's adapter. Raises UserError if there is none, or `device` does not fit."""
         self._task(task)
         folder = self.adapters.get(task)
         if isinstance(folder, dict):
@@ -423,9 +428,7 @@ class Run:
             raise UserError(f"{self.folder}: the devices of {task} share one model; leave device = {device} out")
         if folder is None:
             raise UserError(f"{self.folder}: no adapter of {task} here; the run is unfinished, or its method has none")
-        identity = str(artifacts.environment_of(self.folder).get("base_sha256"))
-        classes = len(self._classes(task)) or 1
-        return export.load_adapter(self.settings.model.base, identity, folder, classes, trusted)
+        return Path(folder)
 
     def _repr_html_(self) -> str:
         """Show the folder, and the scores where the run has ended."""

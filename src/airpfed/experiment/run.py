@@ -183,18 +183,24 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
 
 
 def export_run(
-    run: Path, merged: bool, plugins: Sequence[Path] = (), trust: bool = False, log: Callable[[str], None] = print
+    run: Path,
+    merged: bool,
+    plugins: Sequence[Path] = (),
+    trust: bool = False,
+    log: Callable[[str], None] = print,
+    gguf: bool = False,
 ) -> list[Path]:
     """Export the adapters of a run from its checkpoint, and return their folders.
 
-    merged: also write merged weights. plugins, trust, log: as in `open_settings`.
+    merged: also write merged weights. gguf: also write adapters for llama.cpp. plugins, trust, log: as in
+    `open_settings`.
     """
     if not run.is_dir():
         raise UserError(f"{run}: not a run's directory (no experiment.toml in it)")
     with exclusive_run(run):
         settings, experiment, state = reopen_run(run, plugins, trust, log)
         artifacts.clean_up(run)
-        folders = artifacts.export_adapters(settings, experiment, state, run, merged)
+        folders = artifacts.export_adapters(settings, experiment, state, run, merged, gguf)
     if not folders:
         raise UserError(f"{run}: each device of this run has its own model, and exported it to its own state folder")
     return folders

@@ -16,6 +16,7 @@ from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
 from airpfed.experiment import build
+from airpfed.experiment.adapter_files import RunFacts, adapter_documents
 from airpfed.federation.addresses import task_of_devices
 from airpfed.federation.device import RUN, Device, device_of
 from airpfed.federation.handshake import Agreement, agreement
@@ -167,9 +168,13 @@ def devices_of(settings: Settings, tasks: tuple[Task, ...], folders: Mapping[int
     unsent = device_unsent(settings, experiment)
     device_of_node = experiment.clients.task_of.tolist()
     alpha, norm = settings.adapters.alpha, settings.federation.max_norm
+    documents = {
+        number: adapter_documents(settings, number, experiment.tasks[number], experiment.clients.backbone, RunFacts())
+        for number in {device_of_node[k] for k in folders}
+    }
+    agreements = {number: agreement(settings, experiment, tasks, number) for number in documents}
     return {
-        k: device_of(
-            experiment, k, agreement(settings, experiment, tasks, device_of_node[k]), alpha, norm, folder, unsent
-        )
+        k: device_of(experiment, k, agreements[number], alpha, norm, folder, unsent, documents[number])
         for k, folder in folders.items()
+        for number in [device_of_node[k]]
     }

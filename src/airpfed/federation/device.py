@@ -5,7 +5,8 @@ Only what these functions put into a packet leaves the device: no parameters of 
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Device:
 
     clients: all devices, with at least this device's data. local_clients: this device as a client set of size one.
     unsent: (vectors, lengths) -> what the scheme leaves out of them, for an error memory; None without one.
+    documents: texts that are written beside its adapter, by file name.
     """
 
     number: int
@@ -65,6 +67,7 @@ class Device:
     max_norm: float
     folder: Path
     unsent: UnsentFunction | None = None
+    documents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -84,7 +87,8 @@ def device_of(
     alpha: float,
     max_norm: float,
     folder: Path,
-    unsent: UnsentFunction | None = None,
+    unsent: UnsentFunction | None,
+    documents: Mapping[str, str],
 ) -> Device:
     """Device `number` of an experiment that holds its data. Its own state is kept in `folder`."""
     clients = experiment.clients
@@ -202,8 +206,9 @@ def finish(device: Device, packet: Packet) -> Packet:
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = export.fresh_base(clients.backbone, classes)
     export.export_adapter(
-        clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8]
-    )
+        clients.backbone, factors, classes, device.alpha, folder, base, device.local_clients.shards[0][:8],
+        device.documents,
+    )  # fmt: skip
     return Packet("done", identity_of(device))
 
 

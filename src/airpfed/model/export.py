@@ -1,12 +1,14 @@
 """Export of a task's model as a plain PEFT adapter or as merged weights, checked by loading it again."""
 
+import json
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import accumulate
 from math import inf, isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +28,11 @@ from airpfed.model.zoo import quiet_transformers
 
 SHARD = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """Names of files of merged weights, whose number may change from export to export."""
+
+TOKENIZER = (
+    r"(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|source|target|chat_template)[\w.-]*"
+)
+"""Names of files of tokenizers, whose number changes with the version of transformers."""
 
 PREFIX = "base_model.model."
 """PEFT's prefix of layer names."""
@@ -176,18 +183,36 @@ def logit_difference(
     return difference if isfinite(difference) else inf
 
 
-def export_adapter(backbone: Backbone, factors: Factors, classes: int, alpha: float, folder: Path, base: Any,
-                   samples: Sequence[Encoding]) -> Any:  # fmt: skip
+def export_adapter(
+    backbone: Backbone,
+    factors: Factors,
+    classes: int,
+    alpha: float,
+    folder: Path,
+    base: Any,
+    samples: Sequence[Encoding],
+    documents: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     """Write an adapter, reload it on `base`, and compare the logits on `samples`; returns the reloaded model.
 
-    Raises UserError where the logits differ; `folder` then stays as it was.
+    The tokenizer and `documents`, texts by file name, are written beside it. Raises UserError where the logits differ;
+    `folder` then stays as it was.
     """
-    with files.replace_folder(folder) as work:
+    with files.replace_folder(folder, TOKENIZER) as work:
         write_adapter(backbone, factors, classes, alpha, work)
         reloaded = reload_adapter(base, work)
         difference = logit_difference(backbone, factors, classes, reloaded, samples)
         check_difference(folder, "the reloaded adapter's", difference)
+        write_documents(backbone.tokenizer, documents, work)
     return reloaded
+
+
+def write_documents(tokenizer: Any, documents: Mapping[str, str], folder: Path) -> None:
+    """Write a tokenizer and texts by file name into a folder."""
+    with quiet_transformers():
+        tokenizer.save_pretrained(str(folder))
+    for name, text in documents.items():
+        files.write_atomic(folder / name, text)
 
 
 def check_difference(folder: Path, label: str, difference: float) -> None:
@@ -198,13 +223,8 @@ def check_difference(folder: Path, label: str, difference: float) -> None:
         raise UserError(f"{folder}: {label} logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})")
 
 
-def merge_weights(
-    backbone: Backbone, factors: Factors, classes: int, base: Any, samples: Sequence[Encoding], folder: Path
-) -> None:
-    """Add all changes to the weights of `base`, compare the logits, and write the model with its tokenizer.
-
-    For models that no adapter can hold. Raises UserError where the logits differ.
-    """
+def merge_weights(backbone: Backbone, factors: Factors, classes: int, base: Any) -> Any:
+    """Add all changes to the weights of `base`, and return it. For models that no adapter can hold."""
     weights = dict(base.named_parameters())
     with torch.no_grad():
         for name in backbone.target_layers:
@@ -216,49 +236,94 @@ def merge_weights(
             plain = key.removeprefix(PREFIX)
             if plain in weights:  # heads
                 weights[plain].copy_(tensor)
-    difference = logit_difference(backbone, factors, classes, base.eval(), samples)
-    check_difference(folder, "the merged weights'", difference)
-    _save_model(base, backbone.tokenizer, folder)
+    return base
 
 
-def merge_adapter(reloaded: Any, tokenizer: Any, folder: Path) -> None:
-    """Write base and adapter merged into plain weights, with the tokenizer."""
+def merge_adapter(reloaded: Any) -> Any:
+    """The base model of a model that PEFT loaded, with the adapter in its weights."""
     with quiet_transformers():
-        plain = reloaded.merge_and_unload()
-    _save_model(plain, tokenizer, folder)
+        return reloaded.merge_and_unload()
 
 
-def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its tokenizer; the folder appears complete or not at all."""
-    with files.replace_folder(folder, SHARD) as work, quiet_transformers():
-        model.save_pretrained(str(work))
-        tokenizer.save_pretrained(str(work))
+def export_merged(
+    backbone: Backbone,
+    factors: Factors,
+    model: Any,
+    names: Sequence[str],
+    samples: Sequence[Encoding],
+    folder: Path,
+    documents: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write merged weights, load them from the files, and compare the logits on `samples` with those of our model.
+
+    names: the classes of a classifier, which go into its config. The tokenizer and `documents`, texts by file name, are
+    written beside them. Raises UserError where the logits differ; `folder` then stays as it was.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForCausalLM if backbone.causal else AutoModelForSequenceClassification
+    if not backbone.causal and names:
+        set_classes(model.config, names)
+    with files.replace_folder(folder, f"{SHARD}|{TOKENIZER}") as work:
+        with quiet_transformers():
+            model.save_pretrained(str(work))
+            write_documents(backbone.tokenizer, documents, work)
+            options = {"trust_remote_code": backbone.origin.trusted}
+            reloaded = auto.from_pretrained(str(work), dtype=torch.float32, **options).eval()
+        difference = logit_difference(backbone, factors, len(names), reloaded, samples)
+        check_difference(folder, "the merged weights'", difference)
 
 
-def load_adapter(base: str, identity: str, folder: Path, classes: int, trusted: bool = False) -> tuple[Any, Any]:
+def set_classes(config: Any, names: Sequence[str]) -> None:
+    """Give a classifier's config the names of its classes, which transformers shows."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def load_adapter(
+    base: str, identity: str, folder: Path, names: Sequence[str] = (), trusted: bool = False
+) -> tuple[Any, Any]:
     """A base model with an exported adapter, in float32 and ready to answer, and its tokenizer.
 
     base: the setting `model.base`. identity: hash of its files when the adapter was trained. folder: the adapter's.
-    classes: number of classes of a classifier. trusted: whether the base's own Python code may run. Raises UserError
-    where the base is not there, is another one, or needs code that is not trusted.
+    names: the classes of a classifier. trusted: whether the base's own Python code may run. Raises UserError where the
+    base is not there, is another one, or needs code that is not trusted.
     """
-    from peft import PeftConfig
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
-
     source = origin.origin_of(base, trusted)
     if source.identity != identity:
         raise UserError(f'{folder}: model.base = "{base}" has other files than when this adapter was trained')
-    causal = PeftConfig.from_pretrained(str(folder)).task_type == "CAUSAL_LM"
+    causal = check_adapter_config(folder) == "CAUSAL_LM"
+    model, tokenizer = _load(source.folder, source.options, f'model.base = "{base}"', causal, names)
+    return reload_adapter(model, folder), tokenizer
+
+
+def load_merged(folder: Path, causal: bool, names: Sequence[str] = (), trusted: bool = False) -> tuple[Any, Any]:
+    """Merged weights, in float32 and ready to answer, and their tokenizer; arguments as in `load_adapter`."""
+    model, tokenizer = _load(str(folder), {"trust_remote_code": trusted}, str(folder), causal, names)
+    return model.eval(), tokenizer
+
+
+def _load(folder: str, options: Mapping[str, Any], label: str, causal: bool, names: Sequence[str]) -> tuple[Any, Any]:
+    """A model ready to answer, and its tokenizer. label: what messages call it."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        GenerationConfig,
+    )
+
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    extra: dict[str, Any] = {} if causal else {"num_labels": len(names) or 1, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():
         try:
-            model = auto.from_pretrained(source.folder, dtype=torch.float32, **source.options, **extra)
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
+            model = auto.from_pretrained(folder, dtype=torch.float32, **options, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:  # transformers raises many types of exceptions
             reason = origin.needs_code(error) or f"cannot be loaded: {first_line(error)}"
-            raise UserError(f'model.base = "{base}": {reason}') from None
+            raise UserError(f"{label}: {reason}") from None
     set_padding(tokenizer, model, causal)
+    if names and not causal:
+        set_classes(model.config, names)
     if causal and hasattr(model, "generation_config"):  # plain greedy decoding, as in a run's scores
         model.generation_config = GenerationConfig(
             do_sample=False,
@@ -266,4 +331,23 @@ def load_adapter(base: str, identity: str, folder: Path, classes: int, trusted: 
             eos_token_id=list(end_tokens(tokenizer, model)) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
-    return reload_adapter(model, folder), tokenizer
+    return model, tokenizer
+
+
+def check_adapter_config(folder: Path) -> str:
+    """PEFT's task type of an adapter that may be a stranger's.
+
+    Raises UserError unless it is a LoRA adapter in safetensors that makes PEFT import and compute nothing else.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads((files.read_bytes(file) or b"").decode())
+        kind, task_type = config["peft_type"], str(config["task_type"])
+        others = [key for key in ("megatron_config", "auto_mapping", "eva_config", "corda_config") if config.get(key)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file}: missing or damaged; should be the config of an adapter") from None
+    if kind != "LORA" or others:
+        raise UserError(f"{file}: should be a plain LoRA adapter, not {others[0] if others else kind}")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder / 'adapter_model.safetensors'}: missing; adapters are read from safetensors only")
+    return task_type

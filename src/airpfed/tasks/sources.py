@@ -232,7 +232,7 @@ def _read_chat(source: Source, num_rows: int) -> SourceData:
         contradictions=contradictions,
         notes=(*reading, *(note for note in notes if note)),
     )
-    named = [column] if column else [source.label_column, *_template_columns(template)]
+    named = [column] if column else [source.label_column, *template_columns(template)]
     lines = (json.dumps({key: row.get(key, "") for key in named}) for _, row in distinct.values())
     sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return SourceData("chat", (), samples, sha256, (), counts)
@@ -275,11 +275,6 @@ def messages_of(text: str | Mapping[str, Any], source: Source) -> list[Message]:
     return [*heads, *messages]
 
 
-def _template_columns(template: str) -> list[str]:
-    """The columns that a template names."""
-    return [normalize("NFC", match[1]) for match in _COLUMN.finditer(template) if match[1] is not None]
-
-
 def fill_template(template: str, row: Row, max_chars: int | None) -> str:
     """The template with every {column} replaced by the column's text, stripped and then cut; {{ and }} give braces.
 
@@ -291,6 +286,12 @@ def fill_template(template: str, row: Row, max_chars: int | None) -> str:
         return match[0][0] if match[1] is None else row[normalize("NFC", match[1])].strip()[:max_chars]
 
     return _COLUMN.sub(fill, template)
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template names, each once, in their order."""
+    names = (match[1] for match in _COLUMN.finditer(template))
+    return list(dict.fromkeys(normalize("NFC", name) for name in names if name is not None))
 
 
 TextRows = Iterable[Mapping[str, Any]]
@@ -393,14 +394,14 @@ def _first_rows(source: Source, rows: Iterable[Row], count: int) -> Iterator[Row
 
 def _required_columns(source: Source, template: str) -> list[tuple[str, str]]:
     """(setting, column) of every column in which a row needs a text. Raises UserError if the prompt names none."""
-    template_columns = _template_columns(template)
+    prompt_columns = template_columns(template)
     if source.kind == "chat" and source.messages_column is not None:
         columns = [("messages", source.messages_column)]
         others = (("device_column", source.device_column), ("group", source.group_column))
         return columns + [(setting, name) for setting, name in others if name is not None]
-    if not template_columns:
+    if not prompt_columns:
         raise UserError(f"tasks.{source.name}.prompt {template!r} names no column; write for example {{text}}")
-    columns = [("label", source.label_column), *(("prompt", name) for name in template_columns)]
+    columns = [("label", source.label_column), *(("prompt", name) for name in prompt_columns)]
     for setting, name in (("device_column", source.device_column), ("group", source.group_column)):
         columns += [(setting, name)] if name is not None else []
     return columns

@@ -51,7 +51,8 @@ class MetricChoice:
 class TaskView:
     """A task as evaluation reads it.
 
-    labels: label words. choices: their tokens (causal LM) or class indices. Both are in the order of the classes.
+    labels: label words. choices: their tokens (causal LM) or class indices. names: the source's class names. All are in
+    the order of the classes.
     metric, metric_options: name of a row of `METRICS`, and its options. further_metrics: reported beside it. words:
     all tokens of each label word where these are scored as a whole; else empty. normalised: whether a word's score is
     the mean over its tokens. turn_end: text and tokens that end an answer (chat).
@@ -70,6 +71,7 @@ class TaskView:
     words: tuple[tuple[int, ...], ...] = ()
     normalised: bool = False
     turn_end: TurnEnd = field(default_factory=TurnEnd)
+    names: tuple[str, ...] = ()
 
     @property
     def metric_name(self) -> str:

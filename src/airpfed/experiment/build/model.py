@@ -169,6 +169,7 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
 def _scored_content(view: TaskView) -> dict[str, Any]:
     """Return what the score of a task's untouched model depends on, besides the model."""
     tree = asdict(view) | {"name": "", "dev": ""}
+    del tree["names"]
     metric = {key: tree.pop(key) for key in ("metric", "metric_options")}
     for key, default in (("further_metrics", ()), ("words", ()), ("normalised", False), ("turn_end", TurnEnd())):
         if getattr(view, key) == default:  # keys of older runs have none of these
@@ -312,6 +313,7 @@ def task_view(base: Backbone, task: Task, task_tokens: TaskTokens, settings: Tas
         turn_end=TurnEnd() if task_tokens.chat is None else task_tokens.chat.turn_end,
         dev=split(task.dev),
         test=split(task.test),
+        names=task.names,
     )
 
 
