@@ -1,0 +1,235 @@
+"""Claimed over measured error of real gradients under each impairment: `python benchmarks/honest.py minilm`.
+
+Runs the file's experiment over the error-free link with adapters on the last layer, and sends the gradients of some of
+its rounds over the air `--draws` times, each time with new channels, mixing, noise and impairments. Prints the ratio of
+the means of claimed and measured Pi with its standard error: of the receivers' claim, and of the claim that knows the
+symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors.
+
+    python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols of these gradients, before and after mixing
+    python benchmarks/honest.py minilm --price      # what each assumption hides: decibels, and seconds of a round
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+
+import torch
+from links import link_of
+
+from airpfed.air.correlation import INDEPENDENT
+from airpfed.air.grouping import round_grouping
+from airpfed.air.schedule import Updates, Uplink, schedule
+from airpfed.air.segments import split_slots
+from airpfed.air.symbols import pack_symbols
+from airpfed.air.uplink import initial_statistics, pi_of, uplink, uplink_over_seeds
+from airpfed.config import settings_file
+from airpfed.config.experiment_files import settings_path
+from airpfed.config.schema import Settings
+from airpfed.experiment import build
+from airpfed.training.round import local_gradients, round_step
+from airpfed.training.setup import TrainingSetup
+
+COMMON = {"mixing": "full", "power_over": "symbol", "coherence_symbols": 500}
+JAMMERS = [{"x_m": 400.0, "y_m": 0.0}, {"x_m": -300.0, "y_m": 300.0, "load": 0.5}]
+CASES = {
+    "none": {},
+    "pilots": {"pilots": 4},
+    "ageing": {"csi_age_correlation": 0.95},
+    "phase": {"phase_error_deg": 15.0},
+    "carrier": {"carrier_offset_hz": 2000.0},
+    "timing": {"timing_drift_s": 8e-9},
+    "ADC": {"adc_bits": 3},
+    "clipping": {"clipping_db": 2.0},
+    "interference": {"interferers": JAMMERS},
+    "pilots, carrier, clipping": {"pilots": 4, "carrier_offset_hz": 1000.0, "clipping_db": 3.0},
+    "ageing, timing, interference": {"csi_age_correlation": 0.97, "timing_drift_s": 5e-9, "interferers": JAMMERS},
+}
+"""Impairment -> its keys of the radio."""
+DESIGNS = ("uniform_forcing", "mmse")
+
+
+def gradients_of_rounds(settings: Settings, experiment: TrainingSetup, rounds: int) -> Iterator[tuple[int, Updates]]:
+    """The gradients of each round of a run over the error-free link."""
+    exact, state = link_of(settings, experiment.clients, "error_free"), experiment.initial
+    for t in range(1, rounds + 1):
+        gradients, _, cursors = local_gradients(
+            experiment.clients, state, experiment.local_training, experiment.devices_per_pass
+        )
+        state, _, present = round_step(
+            state, gradients, cursors, lambda *given: uplink(exact, *given), experiment.server_step
+        )
+        yield t, Updates(gradients["global"], gradients["task"], present)
+
+
+def ratio(claimed: torch.Tensor, measured: torch.Tensor) -> tuple[float, float]:
+    """The ratio of two means over the same draws, and its standard error."""
+    value = float(claimed.mean() / measured.mean())
+    deviation = (claimed - value * measured).std() / len(claimed) ** 0.5 / measured.mean()
+    return value, float(deviation)
+
+
+def cell(link: Uplink, t: int, updates: Updates, statistics: torch.Tensor, draws: int) -> str:
+    """Both ratios of a round of a link, as text."""
+    received = uplink_over_seeds(link, range(1000, 1000 + draws), t, updates, statistics)
+    d_s, texts = updates.shared.shape[1], []
+    measured = torch.tensor([pi_of(link, each.mse, d_s, updates.present, "measured") for each in received])
+    for key in ("claimed", "claimed_genie"):
+        values = [pi_of(link, each.mse, d_s, updates.present, key) for each in received]
+        if any(value is None for value in values):
+            texts.append("none")
+            continue
+        value, deviation = ratio(torch.tensor(values), measured)
+        mark = "" if abs(value - 1) <= 0.03 + 3 * deviation else " (!)"
+        texts.append(f"{value:.3f} +- {deviation:.3f}{mark}")
+    return " / ".join(texts)
+
+
+def print_claims(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
+    """The table of claims."""
+    links = {
+        (snr, case, design): link_of(settings, experiment.clients, design, snr_db=snr, **COMMON | changes)
+        for snr in options.snr
+        for case, changes in CASES.items()
+        for design in DESIGNS
+        if not options.cases or case in options.cases
+    }
+    statistics = {key: initial_statistics(link) for key, link in links.items()}
+    print(f"{options.draws} draws. claimed / measured, then the claim with the true correlation / measured.\n")
+    print("| round | SNR dB | impairment | design | claimed / true correlation, over measured |")
+    print("|---|---|---|---|---|")
+    for t, updates in gradients_of_rounds(settings, experiment, max(options.rounds)):
+        for (snr, case, design), link in links.items():
+            if t in options.rounds:
+                text = cell(link, t, updates, statistics[snr, case, design], options.draws)
+                print(f"| {t} | {snr:g} | {case} | {design} | {text} |", flush=True)
+            received = uplink(link, t, updates, statistics[snr, case, design])
+            statistics[snr, case, design] = received.correlation_statistics
+
+
+def print_peaks(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
+    """The largest OFDM symbol over the mean, the share of samples above 8 dB, and the error at equal peak power."""
+    print(
+        "| subcarriers | mixing | largest symbol dB | samples above 8 dB | Pi dB, limit on a slot / on every symbol |"
+    )
+    print("|---|---|---|---|---|")
+    *_, (t, updates) = gradients_of_rounds(settings, experiment, max(options.rounds))
+    for subcarriers in (64, 256, 1024):
+        for mixing in ("none", "permutation", "full"):
+            changes = {"subcarriers": subcarriers, "mixing": mixing, "snr_db": 10.0}
+            limits = {
+                over: link_of(settings, experiment.clients, "uniform_forcing", power_over=over, **changes)
+                for over in ("slot", "symbol")
+            }
+            link = limits["slot"]
+            slots = schedule(link, updates, round_grouping(link, t, updates.present))
+            largest, above, count = 0.0, 0, 0
+            for segment in split_slots(link, slots, t, [INDEPENDENT] * len(initial_statistics(link))):
+                x = pack_symbols(segment.group.entries[:], link.packing)
+                whole = x[:, : x.shape[1] // subcarriers * subcarriers].reshape(len(x), -1, subcarriers)
+                largest = max(largest, float(whole.abs().square().mean(2).max()))
+                power = torch.fft.ifft(whole, norm="ortho").abs().square()
+                above, count = above + int((power > 10**0.8).sum()), count + power.numel()
+            errors = []
+            for each in limits.values():
+                received = uplink_over_seeds(each, range(20), t, updates, initial_statistics(each))
+                values = [
+                    pi_of(each, one.mse, updates.shared.shape[1], updates.present, "measured") for one in received
+                ]
+                errors.append(f"{10 * math.log10(sum(v or 0.0 for v in values) / len(values)):.2f}")
+            decibel = 10 * math.log10(largest)
+            print(
+                f"| {subcarriers} | {mixing} | {decibel:.1f} | {above / count:.4f} | {' / '.join(errors)} |", flush=True
+            )
+
+
+IDEAL = {"mixing": "none", "power_over": "slot", "coherence_symbols": 20_000, "pilots": "perfect"}
+"""The assumptions of the literature: known channels, flat for a millisecond, exact timing, a limit on mean power."""
+PRICES = {
+    "as assumed": {},
+    "power limit on every OFDM symbol, not mixed": {"power_over": "symbol"},
+    "power limit on every OFDM symbol, mixed": {"power_over": "symbol", "mixing": "full"},
+    "amplifiers that clip 3 dB above the limit, mixed": {"clipping_db": 3.0, "power_over": "symbol", "mixing": "full"},
+    "channels from one pilot use, as charged": {"pilots": 1},
+    "channels from 16 pilot uses": {"pilots": 16},
+    "transmit factors 1 ms old at 3 km/h": {"feedback_delay_s": 1e-3},
+    "transmit factors 1 ms old at 30 km/h": {"feedback_delay_s": 1e-3, "speed_kmh": 30.0},
+    "feedback of 8 bits a factor": {"feedback_bits": 8},
+    "blocks from physics, 3 km/h and 50 ns": {
+        "channel": {"name": "rayleigh", "delay_spread_s": 50e-9},
+        "coherence_symbols": "derived",
+        "subcarrier_groups": "derived",
+    },
+    "the same with pilots of a tenth": {
+        "channel": {"name": "rayleigh", "delay_spread_s": 50e-9},
+        "coherence_symbols": "derived",
+        "subcarrier_groups": "derived",
+        "pilots": "derived",
+    },
+    "carrier offset 19 Hz": {"carrier_offset_hz": 19.0},
+    "carrier offset 350 Hz": {"carrier_offset_hz": 350.0},
+    "timing drift 2 ns": {"timing_drift_s": 2e-9},
+    "timing drift 10 ns": {"timing_drift_s": 1e-8},
+    "ADC of 4 bits": {"adc_bits": 4},
+    "two interferers, covariance known": {"interferers": JAMMERS},
+    "two interferers, mean known": {"interferers": JAMMERS, "interference": "mean"},
+    "all of it": {
+        "power_over": "symbol",
+        "mixing": "full",
+        "channel": {"name": "rayleigh", "delay_spread_s": 50e-9},
+        "coherence_symbols": "derived",
+        "subcarrier_groups": "derived",
+        "pilots": "derived",
+        "feedback_bits": 16,
+        "carrier_offset_hz": 19.0,
+        "timing_drift_s": 2e-9,
+    },
+}
+"""Assumption given up -> its keys of the radio, beside `IDEAL`."""
+
+
+def print_prices(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
+    """Pi and the seconds of a round for every assumption that is given up."""
+    *_, (t, updates) = gradients_of_rounds(settings, experiment, max(options.rounds))
+    print(
+        f"Round {t}, {options.draws} draws, 10 dB. Pi in dB, uniform_forcing and mmse; the ledger is uniform_forcing's.\n"
+    )
+    print("| given up | uniform_forcing | mmse | uplink s | of it pilots, uses | downlink s | radiated J a device |")
+    print("|---|---|---|---|---|---|---|")
+    for name, changes in PRICES.items():
+        texts, ledger = [], None
+        for design in DESIGNS:
+            link = link_of(settings, experiment.clients, design, **{"snr_db": 10.0} | IDEAL | changes)
+            received = uplink_over_seeds(link, range(options.draws), t, updates, initial_statistics(link))
+            values = [pi_of(link, each.mse, updates.shared.shape[1], updates.present, "measured") for each in received]
+            pi = torch.tensor(values, dtype=torch.float64)
+            error = float(pi.std() / len(pi) ** 0.5 / pi.mean()) * 10 / math.log(10)
+            texts.append(f"{10 * math.log10(float(pi.mean())):.2f} +- {error:.2f}")
+            ledger = ledger or received[0].ledger
+        assert ledger is not None
+        print(
+            f"| {name} | {' | '.join(texts)} | {ledger.air_seconds:.4f} | {ledger.pilot_uses} "
+            f"| {ledger.downlink_seconds:.4f} | {ledger.radiated_joules:.2e} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=settings_path)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 5, 8])
+    parser.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0, 30.0], help="median SNR, dB")
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--cases", nargs="+", default=[])
+    parser.add_argument("--peaks", action="store_true")
+    parser.add_argument("--price", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    small = [] if options.peaks or options.price else ["adapters.layers=last-1"]
+    settings = settings_file.read_settings(options.file, [*small, *options.set])
+    experiment = build.build_experiment(settings, build.load_tasks(settings))
+    table = print_peaks if options.peaks else print_prices if options.price else print_claims
+    table(settings, experiment, options)
+
+
+if __name__ == "__main__":
+    main()
