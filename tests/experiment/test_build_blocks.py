@@ -47,6 +47,12 @@ def test_whether_channels_change_within_a_block(within, derived, changes):
     assert (plan.change is not None) == changes
 
 
+def test_a_still_channel_has_blocks_without_an_end_and_pilots_that_are_enough():
+    plan = plan_blocks(radio(**DERIVED, speed_kmh=0.0, pilots="derived"), 16)
+    assert plan.length > 10**6 and plan.estimation.pilots == 1000
+    assert plan.change is not None and plan.change.mean > 0.99
+
+
 def test_one_given_number_leaves_the_other_to_be_derived():
     given = radio(**{**DERIVED, "subcarrier_groups": 64})
     groups, length = block_shape(given)
