@@ -5,7 +5,7 @@ import torch
 
 import airpfed as ap
 from airpfed.air.coherence import time_correlation
-from airpfed.air.network import KNOWN
+from airpfed.air.network import NO_PILOTS
 from airpfed.config.schema import RadioSettings
 from airpfed.core.errors import UserError
 from airpfed.experiment.build.blocks import block_shape, estimate_age, plan_blocks
@@ -22,7 +22,7 @@ def radio(**changes) -> RadioSettings:
 def test_by_default_blocks_are_as_given_and_channels_known_and_constant():
     plan = plan_blocks(radio(), 16)
     assert (plan.groups, plan.length, plan.data_uses) == (1, 20_000, 20_000)
-    assert plan.estimation == KNOWN and plan.change is None
+    assert plan.estimation == NO_PILOTS and plan.change is None
 
 
 def test_the_honest_default():
@@ -45,6 +45,12 @@ def test_the_honest_default():
 def test_whether_channels_change_within_a_block(within, derived, changes):
     plan = plan_blocks(radio(**(DERIVED if derived else SELECTIVE), within_block=within), 4)
     assert (plan.change is not None) == changes
+
+
+def test_a_still_channel_has_blocks_without_an_end_and_pilots_that_are_enough():
+    plan = plan_blocks(radio(**DERIVED, speed_kmh=0.0, pilots="derived"), 16)
+    assert plan.length > 10**6 and plan.estimation.pilots == 1000
+    assert plan.change is not None and plan.change.mean > 0.99
 
 
 def test_one_given_number_leaves_the_other_to_be_derived():

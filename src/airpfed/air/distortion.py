@@ -33,7 +33,7 @@ def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> D
     """The statistics of the factors by which a segment's streams arrive in each block."""
     impairments = link.impairments
     distortion = replace(steady_distortion(impairments), adc=adc_share(impairments))
-    if link.turns:
+    if link.is_varying:
         first, power, second, spread = turning_statistics(link, segment)
         distortion = replace(
             distortion,

@@ -17,7 +17,7 @@ from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
 from airpfed.air.slot_errors import SlotErrors
 from airpfed.air.symbols import NormalizedGroup, uses_of
-from airpfed.air.transceivers import design_separately, finish
+from airpfed.air.transceivers import design_separately, round_and_rescale
 from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
@@ -83,7 +83,7 @@ def drop_places(link: Uplink, drops: int, uses: int) -> Places:
     """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
     grid = ResourceGrid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
     whole = max(uses, link.coherence_symbols)
-    chosen = torch.arange(uses) * whole // uses if link.turns else torch.arange(uses)
+    chosen = torch.arange(uses) * whole // uses if link.is_varying else torch.arange(uses)
     symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))
     drop = torch.arange(drops)
     first = drop * (int(symbol.max()) + 1)
@@ -143,7 +143,7 @@ def design_slots(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]
         devices = [segment.slot.devices for segment in segments]
         powers = [torch.ones(len(streams), dtype=torch.float64) for streams in devices]
         transceivers = link.refine([segment.problem for segment in segments], devices, uses, powers, transceivers)
-    return finish(link, segments, transceivers)
+    return round_and_rescale(link, segments, transceivers)
 
 
 def measure(link: Uplink, segment: Segment, transceiver: Transceiver) -> SlotErrors:

@@ -115,7 +115,7 @@ class Estimation:
         return 1 if self.pilots is None else self.pilots
 
 
-KNOWN = Estimation()
+NO_PILOTS = Estimation()
 """Channels that are known, but for `Uplink.csi_error`."""
 
 

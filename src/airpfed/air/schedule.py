@@ -16,7 +16,7 @@ from airpfed.air.impairments import NONE, Impairments, impairment_factors, silen
 from airpfed.air.interference import Interference, ReceivedChannels, covariance, whiten
 from airpfed.air.mixing import Mixing
 from airpfed.air.network import (
-    KNOWN,
+    NO_PILOTS,
     CsiError,
     Estimation,
     Network,
@@ -131,7 +131,7 @@ class Uplink:
     biased: bool = False
     alternating: Groups = ()
     colocated: bool = False
-    estimation: Estimation = KNOWN
+    estimation: Estimation = NO_PILOTS
     interference: Interference | None = None
     downlink_bits: int | None = None
     station_power: float | None = None
@@ -180,7 +180,7 @@ class Uplink:
         return self.change.mean**2 * (variance + csi_variance(self.network, self.change.innovation))
 
     @property
-    def turns(self) -> bool:
+    def is_varying(self) -> bool:
         """Whether a stream's gain changes from use to use of a block."""
         return self.impairments.turns or self.change is not None
 

@@ -36,7 +36,7 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
         transceivers = [[seeds[index] for seeds in by_segment] for index in range(len(rounds))]
     else:
         transceivers = [_design_round(link, segments) for segments in rounds]
-    return [finish(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
+    return [round_and_rescale(link, *pair) for pair in zip(rounds, transceivers, strict=True)]
 
 
 def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
@@ -99,7 +99,9 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
     return [check_power(*pair) for pair in zip(problems, transceivers, strict=True)]
 
 
-def finish(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:
+def round_and_rescale(
+    link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]
+) -> list[Transceiver]:
     """Round the transmit factors if feedback has few bits, then scale the receivers, which know the rounded factors."""
     if link.feedback_bits is None:
         return rescale(link, segments, transceivers)

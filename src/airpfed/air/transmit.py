@@ -130,7 +130,7 @@ def superpose_segment(
     if not link.is_csi_exact or impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     turns = turning_factors(link, segment, t) if impairments.turns else None
-    assumed_turns = relative_turns(link, segment) if link.turns else 1.0
+    assumed_turns = relative_turns(link, segment) if link.is_varying else 1.0
     at_antennas = None
     if impairments.adc_noise:
         at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)

@@ -537,8 +537,8 @@ class RadioSettings(Section):
     pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["perfect", "derived"] = Field(
         "perfect",
         description="uses of a coherence block on which each device sends pilots; its channel estimate then has the "
-        "error of these. derived: what takes a tenth of a block for all devices together, at least one. perfect: known "
-        "channels (but for csi_error), charged as one",
+        "error of these. derived: what takes a tenth of a block for all devices together, from 1 to 1000. perfect: "
+        "known channels (but for csi_error), charged as one",
     )
     pilot_contamination_db: float | Literal["off"] = Field(
         "off",

@@ -14,6 +14,8 @@ from airpfed.core.errors import UserError
 
 PILOT_SHARE = 0.1
 """The share of a block that pilots = "derived" takes for all devices together."""
+MOST_PILOTS = 1000
+"""The most pilots of a device that are derived: a block of a still channel may be longer than a round."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
             f"pilot of each of {devices} devices; needs fewer devices, or blocks of at least {devices + 1} uses"
         )
     if radio.pilots == "derived":
-        return max(1, int(PILOT_SHARE * length) // devices)
+        return min(max(1, int(PILOT_SHARE * length) // devices), MOST_PILOTS)
     if radio.pilots > most:
         raise UserError(
             f"radio.pilots = {radio.pilots}: pilots of {devices} devices take {radio.pilots * devices} uses of a "
