@@ -21,7 +21,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError, hint
 from airpfed.core.run_files import RoundRecord, Summary
 from airpfed.experiment import artifacts
-from airpfed.experiment.build import source_of
+from airpfed.experiment.build import precision_of, source_of
 from airpfed.experiment.console import open_console
 from airpfed.experiment.loggers import scalars
 from airpfed.experiment.run import load_experiment, run_settings
@@ -425,7 +425,8 @@ class Run:
             raise UserError(f"{self.folder}: no adapter of {task} here; the run is unfinished, or its method has none")
         identity = str(artifacts.environment_of(self.folder).get("base_sha256"))
         classes = len(self._classes(task)) or 1
-        return export.load_adapter(self.settings.model.base, identity, folder, classes, trusted)
+        precision = precision_of(self.settings)
+        return export.load_adapter(self.settings.model.base, identity, folder, classes, trusted, precision)
 
     def _repr_html_(self) -> str:
         """Show the folder, and the scores where the run has ended."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from airpfed.core import files
 from airpfed.core.errors import UserError, first_line
 from airpfed.model import origin
-from airpfed.model.backbone import Backbone
-from airpfed.model.compatibility import end_tokens, no_cache_option, set_padding
+from airpfed.model.backbone import Backbone, empty_model, whole_modules
+from airpfed.model.compatibility import auto_class, end_tokens, no_cache_option, set_padding
 from airpfed.model.forward import logits, with_adapters
-from airpfed.model.layers import StackedLoRA
+from airpfed.model.layers import StackedLoRA, is_transposed, linear_shape
 from airpfed.model.layout import Factors
+from airpfed.model.precision import FLOAT32, Precision, is_quantised, set_for_training
 from airpfed.model.tokens import Encoding, collate
 from airpfed.model.zoo import quiet_transformers
 
@@ -45,7 +46,7 @@ def peft_tensors(backbone: Backbone, factors: Factors, classes: int) -> dict[str
         last = list(heads)[-1]  # the layer whose rows are classes
         heads[last] = heads[last][:classes]
     for name, weight in heads.items():
-        width = backbone.layers[name].base.in_features
+        width = linear_shape(backbone.layers[name].base)[1]
         tensors[f"{PREFIX}{name}.weight"] = weight[:, :width]
         if weight.shape[1] > width:
             tensors[f"{PREFIX}{name}.bias"] = weight[:, -1]
@@ -68,6 +69,8 @@ def lora_config(backbone: Backbone, rank: int, alpha: float) -> Any:
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
+        use_rslora=backbone.rslora,
+        fan_in_fan_out=any(is_transposed(backbone.layers[name].base) for name in backbone.target_layers),
         target_modules=sorted(backbone.target_layers),
         modules_to_save=saved_modules(backbone) or None,
         task_type=TaskType.CAUSAL_LM if backbone.causal else TaskType.SEQ_CLS,
@@ -132,15 +135,16 @@ def write_adapter(backbone: Backbone, factors: Factors, classes: int, alpha: flo
 
 def fresh_base(backbone: Backbone, classes: int) -> Any:
     """The base model loaded again, as a user of PEFT would load it. Raises UserError where its files have changed."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     if backbone.origin.identity:
         origin.check_base_unchanged(backbone.origin)
-    auto = AutoModelForCausalLM if backbone.causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if backbone.causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():
-        base = auto.from_pretrained(backbone.folder, dtype=torch.float32, **backbone.origin.options, **extra)
-    base.config.pad_token_id = backbone.tokenizer.pad_token_id  # a classifier finds the last token by it
+        config = origin.read_config(backbone.origin, backbone.folder)
+        auto = auto_class(config, backbone.causal)
+        options = backbone.precision.options(config, str(backbone.device), whole_modules(backbone.meta_model))
+        base = auto.from_pretrained(backbone.folder, **options, **backbone.origin.options, **extra)
+    for part in (base.config, base.config.get_text_config()):  # a classifier finds the last token by it
+        part.pad_token_id = backbone.tokenizer.pad_token_id
     return base
 
 
@@ -149,7 +153,9 @@ def reload_adapter(base: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     with quiet_transformers():
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+    set_for_training(model)  # quantised layers: as they were in the run
+    return model
 
 
 def logit_difference(
@@ -169,8 +175,9 @@ def logit_difference(
                 parts.append(logits(backbone, batch.ids, batch.mask, 1)[:, -1].cpu())
         ours = torch.cat(parts)
         option = no_cache_option(backbone.model)
-        rows = [reloaded(input_ids=torch.tensor([sample.ids]), **option).logits for sample in samples]
-        theirs = torch.cat([row[:, -1] if backbone.causal else row for row in rows])
+        device = next(reloaded.parameters()).device
+        rows = [reloaded(input_ids=torch.tensor([sample.ids], device=device), **option).logits for sample in samples]
+        theirs = torch.cat([row[:, -1] if backbone.causal else row for row in rows]).cpu()
     ours = ours if backbone.causal else ours[:, :classes]
     difference = float((ours - theirs).abs().max() / ours.abs().max())
     return difference if isfinite(difference) else inf
@@ -186,16 +193,16 @@ def export_adapter(backbone: Backbone, factors: Factors, classes: int, alpha: fl
         write_adapter(backbone, factors, classes, alpha, work)
         reloaded = reload_adapter(base, work)
         difference = logit_difference(backbone, factors, classes, reloaded, samples)
-        check_difference(folder, "the reloaded adapter's", difference)
+        check_difference(folder, "the reloaded adapter's", difference, backbone.tolerance)
     return reloaded
 
 
-def check_difference(folder: Path, label: str, difference: float) -> None:
-    """Raise UserError where a difference of logits exceeds `TOLERANCE`. label: the model, in the possessive form."""
+def check_difference(folder: Path, label: str, difference: float, tolerance: float = TOLERANCE) -> None:
+    """Raise UserError where a difference of logits exceeds the tolerance. label: the model, in the possessive form."""
     if not isfinite(difference):
         raise UserError(f"{folder}: {label} logits are no numbers, training has diverged; try a smaller server.lr")
-    if not difference < TOLERANCE:
-        raise UserError(f"{folder}: {label} logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})")
+    if not difference < tolerance:
+        raise UserError(f"{folder}: {label} logits differ by {difference:.1e} (allowed {tolerance:.0e})")
 
 
 def merge_weights(
@@ -211,18 +218,26 @@ def merge_weights(
             layer = backbone.layers[name]
             assert isinstance(layer, StackedLoRA)
             change = layer.scale * factors[f"{name}.B"][0] @ factors[f"{name}.A"][0] + factors[f"{name}.W"]
-            weights[f"{name}.weight"] += change.cpu()
+            weights[f"{name}.weight"] += (change.T if is_transposed(layer.base) else change).cpu()
         for key, tensor in peft_tensors(backbone, factors, classes).items():
             plain = key.removeprefix(PREFIX)
             if plain in weights:  # heads
                 weights[plain].copy_(tensor)
     difference = logit_difference(backbone, factors, classes, base.eval(), samples)
-    check_difference(folder, "the merged weights'", difference)
+    check_difference(folder, "the merged weights'", difference, backbone.tolerance)
     _save_model(base, backbone.tokenizer, folder)
 
 
 def merge_adapter(reloaded: Any, tokenizer: Any, folder: Path) -> None:
-    """Write base and adapter merged into plain weights, with the tokenizer."""
+    """Write base and adapter merged into plain weights, with the tokenizer.
+
+    Raises UserError for a quantised base: merged weights would be rounded anew, so the model would be another one.
+    """
+    if is_quantised(reloaded.get_base_model()):
+        raise UserError(
+            f"{folder}: the base is quantised, and merged weights rounded to so few bits would be another model; serve "
+            "base and adapter, or merge the adapter into the base's plain weights and score it again"
+        )
     with quiet_transformers():
         plain = reloaded.merge_and_unload()
     _save_model(plain, tokenizer, folder)
@@ -235,25 +250,37 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(work))
 
 
-def load_adapter(base: str, identity: str, folder: Path, classes: int, trusted: bool = False) -> tuple[Any, Any]:
-    """A base model with an exported adapter, in float32 and ready to answer, and its tokenizer.
+def load_adapter(
+    base: str,
+    identity: str,
+    folder: Path,
+    classes: int,
+    trusted: bool = False,
+    precision: Precision = FLOAT32,
+) -> tuple[Any, Any]:
+    """A base model with an exported adapter, ready to answer on the CPU, and its tokenizer.
 
     base: the setting `model.base`. identity: hash of its files when the adapter was trained. folder: the adapter's.
-    classes: number of classes of a classifier. trusted: whether the base's own Python code may run. Raises UserError
-    where the base is not there, is another one, or needs code that is not trusted.
+    classes: number of classes of a classifier. trusted: whether the base's own Python code may run. precision: how the
+    base's weights are held. Raises UserError where the base is not there, is another one, or needs code that is not
+    trusted.
     """
     from peft import PeftConfig
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
 
     source = origin.origin_of(base, trusted)
     if source.identity != identity:
         raise UserError(f'{folder}: model.base = "{base}" has other files than when this adapter was trained')
     causal = PeftConfig.from_pretrained(str(folder)).task_type == "CAUSAL_LM"
-    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():
         try:
-            model = auto.from_pretrained(source.folder, dtype=torch.float32, **source.options, **extra)
+            config = origin.read_config(source, base)
+            auto = auto_class(config, causal)
+            precision.check(base, config)
+            empty = None if precision.quantisation == "none" else empty_model(auto, config, source, extra)
+            options = precision.options(config, "cpu", whole_modules(empty))
+            model = auto.from_pretrained(source.folder, **options, **source.options, **extra)
             tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
         except Exception as error:  # transformers raises many types of exceptions
             reason = origin.needs_code(error) or f"cannot be loaded: {first_line(error)}"
