@@ -3,6 +3,7 @@
     python benchmarks/architectures.py                  # all, and docs/models.md
     python benchmarks/architectures.py --part 3/10      # a tenth, by turns
     python benchmarks/architectures.py --only llama xlnet --out /dev/stdout
+    python benchmarks/architectures.py --only llama gpt2 --held nf4 bfloat16
 
 PEFT is asked as plainly as can be: one sample at a time, no padding, no cache. Exit code 1 if a number is wrong or
 anything but a line for the user comes out.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,10 @@ from airpfed.devices.gradients import gradients
 from airpfed.experiment import build
 from airpfed.model import export
 from airpfed.model.backbone import layer_stack
+from airpfed.model.compatibility import auto_class
+from airpfed.model.layers import is_linear
 from airpfed.model.layout import Factors, Vectors, gather, unflatten
+from airpfed.model.precision import QUANTISATIONS, set_for_training
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Sample, Task
 from airpfed.training.setup import TrainingSetup
@@ -64,6 +69,18 @@ RANK = 2
 LAYERS = ("all", "last-1")
 PASSES = {"together": (0, 1), "alone": (1, 1), "side by side": (0, 2)}
 """`devices.chunk` and threads: one stack of all devices, each device by itself, two stacks in modules of their own."""
+
+HELD: dict[str, dict[str, Any]] = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "nf4": {"quantization": "nf4"},
+    "int8": {"quantization": "int8"},
+    "torchao int8": {"quantization": "torchao_int8"},
+    "nf4, bfloat16, recomputed": {"quantization": "nf4", "dtype": "bfloat16", "checkpointing": True},
+    "recomputed": {"checkpointing": True},
+}
+"""Ways of holding the weights and the values of the backward pass, by the settings of `model` that ask for them."""
+
+PLAIN: dict[str, Any] = {}
 
 OTHER = "refused by design"
 RESULTS = ("right and fast", "right and slow", "refused", OTHER, "WRONG", "TRACEBACK", "not built")
@@ -87,7 +104,9 @@ class Case:
 
 @dataclass
 class Row:
-    """What came of a case; modes: of each setting of layers and passes, its result, error and note."""
+    """What came of a case; modes: of each setting of layers and passes, its result, error and note. held: of each way
+    in which the base was held otherwise than in float32.
+    """
 
     name: str
     kind: str
@@ -96,6 +115,7 @@ class Row:
     error: float = 0.0
     note: str = ""
     modes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+    held: dict[str, tuple[str, float, str]] = field(default_factory=dict)
 
 
 @cache
@@ -111,14 +131,15 @@ def cases() -> tuple[Case, ...]:
     ):
         for name, model in mapping.items():
             by_model.setdefault((kind, model), Case(name, kind, model))
-    for name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    for name, model in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        by_model.setdefault(("causal", model), Case(name, "causal", model))
         try:
             text_type = CONFIG_MAPPING[name]().get_text_config(decoder=True).model_type
         except Exception:
             continue  # its class, if it is in a mapping above, says why
-        model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text_type)
-        if model is not None and text_type != name:
-            by_model.setdefault(("causal", model), Case(text_type, "causal", model, inside=name))
+        text_model = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text_type)
+        if text_model is not None and text_type != name:
+            by_model.setdefault(("causal", text_model), Case(text_type, "causal", text_model, inside=name))
     return tuple(sorted(by_model.values(), key=lambda case: (case.kind, case.model.lower())))
 
 
@@ -236,12 +257,14 @@ def tasks_of(causal: bool, shortest: int = SHORT) -> tuple[Task, ...]:
     return first, Task("pairs", "classify", pair_words, (other,), (), (), "")
 
 
-def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -> Settings:
+def settings_of(
+    case: Case, folder: Path, targets: Sequence[str], layers: str, held: dict[str, Any] = PLAIN
+) -> Settings:
     """As a user would write them; every device trains all its factors by itself, so that they can be unlike."""
     names = [task.name for task in tasks_of(case.kind == "causal")]
     return Settings.model_validate(
         {
-            "model": {"base": str(folder), "kind": case.kind, "max_tokens": MAX_TOKENS},
+            "model": {"base": str(folder), "kind": case.kind, "max_tokens": MAX_TOKENS, **held},
             "adapters": {
                 "method": "local",
                 "head": "device",
@@ -265,19 +288,18 @@ def settings_of(case: Case, folder: Path, targets: Sequence[str], layers: str) -
 def targets_of(folder: Path, kind: str) -> tuple[list[str], list[str], int]:
     """Short names of all linear layers in the model's list of layers; the ones that PEFT can adapt; the shortest text.
 
-    Where the model has no linear layer, some name: what we say to that is the result.
+    Where the model has no linear layer at all, some name: what we say to that is the result.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
-    auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     try:
-        model = auto.from_pretrained(folder).eval()
+        model = auto_class(AutoConfig.from_pretrained(folder), kind == "causal").from_pretrained(folder).eval()
         stack_name, stack = layer_stack(model)
     except Exception:
         return ["q_proj"], ["q_proj"], SHORT
     linear: dict[str, list[str]] = {}
     for name, module in stack.named_modules():
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             linear.setdefault(name.rpartition(".")[2], []).append(f"{stack_name}.{name}")
     names, shortest = (
         sorted(linear),
@@ -418,7 +440,9 @@ def peft_model(experiment: TrainingSetup, settings: Settings) -> Plain:
         modules_to_save=list(backbone.heads) or None,
     )
     copy_new_values(base, backbone)
-    return Plain(peft.get_peft_model(base, config).eval(), backbone.causal, tuple(backbone.heads))
+    model = peft.get_peft_model(base, config).eval()
+    set_for_training(model)
+    return Plain(model, backbone.causal, tuple(backbone.heads))
 
 
 def copy_new_values(base: nn.Module, backbone: Any) -> None:
@@ -429,7 +453,7 @@ def copy_new_values(base: nn.Module, backbone: Any) -> None:
     }
     with torch.no_grad():
         for name, value in base.named_parameters():
-            if name in ours and ours[name].shape == value.shape:
+            if name in ours and ours[name].shape == value.shape and type(value) is nn.Parameter:
                 value.copy_(ours[name])
 
 
@@ -483,8 +507,8 @@ def unused_paths(experiment: TrainingSetup) -> str:
     return "without " + ", ".join(unused) if unused else ""
 
 
-def check_case(case: Case, row: Row) -> None:
-    """Everything of one case; results go into the row."""
+def check_case(case: Case, row: Row, held: Sequence[str]) -> None:
+    """Everything of one case; results go into the row. held: keys of `HELD`."""
     with tempfile.TemporaryDirectory(prefix="airpfed-architectures-") as work:
         folder = Path(work) / "base"
         folder.mkdir()
@@ -496,7 +520,11 @@ def check_case(case: Case, row: Row) -> None:
         other = is_other_kind(folder)
         all_targets, targets, shortest = targets_of(folder, case.kind)
         for layers in LAYERS if targets else ():
-            check_layers(case, row, folder, targets, layers, shortest)
+            check_layers(case, row.modes, folder, targets, layers, shortest)
+        for name in held if targets and any(result.startswith("right") for result, _, _ in row.modes.values()) else ():
+            modes: dict[str, tuple[str, float, str]] = {}
+            check_layers(case, modes, folder, targets, "all", shortest, HELD[name])
+            row.held[name] = max(modes.values(), key=lambda mode: (RESULTS.index(mode[0]), mode[1]))
         if all_targets != targets:
             excluded = ", ".join(sorted(set(all_targets) - set(targets)))
             check_refusal(
@@ -534,15 +562,23 @@ def summary(notes: dict[str, str]) -> str:
     return "; ".join(parts)
 
 
-def check_layers(case: Case, row: Row, folder: Path, targets: Sequence[str], layers: str, shortest: int) -> None:
+def check_layers(
+    case: Case,
+    modes: dict[str, tuple[str, float, str]],
+    folder: Path,
+    targets: Sequence[str],
+    layers: str,
+    shortest: int,
+    held: dict[str, Any] = PLAIN,
+) -> None:
     """All passes at one setting of layers."""
     step = "load"
 
     def put(mode: str, result: str, error: float = 0.0, note: str = "") -> None:
-        row.modes[f"{layers}, {mode}"] = (result, error, note)
+        modes[f"{layers}, {mode}"] = (result, error, note)
 
     try:
-        settings = settings_of(case, folder, targets, layers)
+        settings = settings_of(case, folder, targets, layers, held)
         experiment = build.build_experiment(settings, tasks_of(case.kind == "causal", shortest))
         vectors = random_vectors(experiment)
         step = "PEFT"
@@ -575,7 +611,7 @@ def check_layers(case: Case, row: Row, folder: Path, targets: Sequence[str], lay
         )
         step = "export"
         error = export_error(experiment, settings, vectors, plain, folder.parent / layers)
-        put("export", "right and fast" if error <= WRONG else "WRONG", error)
+        put("export", "right and fast" if error <= experiment.clients.backbone.tolerance else "WRONG", error)
     except UserError as refusal:
         late = step == "export"
         put(step, "WRONG" if late else "refused", 0.0, "too late: " * late + plain_line(refusal, folder))
@@ -591,11 +627,11 @@ def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, the
     """
     twins: list[Callable[[], nn.Module]] = [lambda: plain.model, lambda: deepcopy(plain.model).double()]
     twins += [partial(rounded_anew, plain.model, seed) for seed in range(3)]
-    errors = []
+    errors = [0.0]
     for twin in twins:
         try:
             repeated = peft_gradients(replace(plain, model=twin()), experiment, vectors)
-        except RuntimeError:  # a model that has float32 in its code
+        except (RuntimeError, ValueError, AttributeError):  # a model that has a type in its code
             continue
         errors.append(
             relative_error({key: torch.stack([factors[key] for factors in theirs]) for key in theirs[0]}, repeated)
@@ -604,13 +640,13 @@ def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, the
 
 
 def rounded_anew(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose float32 weights are changed at random by about half a unit in the last place."""
+    """A copy whose weights are changed at random by about half a unit in the last place of their type."""
     twin = deepcopy(model)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in twin.parameters():
-            if value.dtype == torch.float32:
-                change = torch.finfo(torch.float32).eps * (
+            if value.dtype in (torch.float32, torch.bfloat16) and type(value) is nn.Parameter:
+                change = torch.finfo(value.dtype).eps * (
                     torch.rand(value.shape, generator=rng, dtype=torch.double) - 0.5
                 )
                 value.copy_(value.double() * (1 + change))
@@ -662,9 +698,10 @@ def count_wrong_answers(experiment: TrainingSetup, vectors: Vectors, plain: Plai
     wrong = 0
     with torch.no_grad():
         for sample, answer in zip(samples, our_answers, strict=True):
-            scores = plain.scores(sample)[-1, choices]
+            scores = plain.scores(sample)[-1, choices].float()
             best, second = scores.topk(2).values.tolist()
-            wrong += int(best - second > 1e-3 * abs(best) and int(scores.argmax()) != answer)
+            margin = max(1e-3, 10 * clients.backbone.tolerance)
+            wrong += int(best - second > margin * abs(best) and int(scores.argmax()) != answer)
     return wrong, len(samples)
 
 
@@ -714,7 +751,7 @@ class Child:
     data: bytes = b""
 
 
-def fork(case: Case, seconds: int, gigabytes: float) -> Child:
+def fork(case: Case, seconds: int, gigabytes: float, held: Sequence[str]) -> Child:
     """Start a case; its row comes through the pipe as JSON."""
     out, into = os.pipe()
     pid = os.fork()
@@ -733,7 +770,7 @@ def fork(case: Case, seconds: int, gigabytes: float) -> Child:
         resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
         row = Row(case.name, case.kind, case.model)
         try:
-            check_case(case, row)
+            check_case(case, row, held)
         except BaseException as failure:
             row.result, row.note = "TRACEBACK", describe(failure)
         with os.fdopen(into, "wb") as file:
@@ -753,13 +790,15 @@ def collect_row(child: Child, reason: str = "") -> Row:
     return Row(child.case.name, child.case.kind, child.case.model, "TRACEBACK", 0.0, f"ended by {reason}")
 
 
-def run_cases(todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float) -> Iterator[Row]:
+def run_cases(
+    todo: Sequence[Case], jobs: int, seconds: int, gigabytes: float, held: Sequence[str] = ()
+) -> Iterator[Row]:
     """Rows of all cases, in the order in which they are done."""
     waiting, running = list(todo)[::-1], dict[int, Child]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                child = fork(waiting.pop(), seconds, gigabytes)
+                child = fork(waiting.pop(), seconds, gigabytes, held)
                 running[child.pipe] = child
             ready, _, _ = select.select(list(running), [], [], 1.0)
             for pipe in ready:
@@ -789,7 +828,8 @@ def page(rows: Sequence[Row]) -> str:
         "Made by `python benchmarks/architectures.py` (CPU, float32; "
         f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}): every class in "
         "transformers' mappings of causal LMs and of sequence classifiers, and the text stacks of its image-text "
-        "models. Each class is shrunk by one rule over the names and types of its config's attributes and gets random "
+        "models, alone and inside of these. Each class is shrunk by one rule over the names and types of its config's "
+        "attributes and gets random "
         "weights. Four devices have different random factors, different numbers of samples, and texts of "
         f"{SHORT} to {MAX_TOKENS} tokens. Adapters are on all linear layers of the transformer layers that PEFT can "
         'adapt, with `layers = "all"` and `"last-1"`, `devices.chunk` 0 and 1, one thread and two. Gradients, answers '
@@ -801,7 +841,8 @@ def page(rows: Sequence[Row]) -> str:
         "rounded anew) where that is more. Fast: all "
         "fast paths that are tried on a base before round 1 are used. Slow: the fast paths in the note gave other "
         "numbers and are not used. Refused: before round 1, with one line for the user. Refused by design: the same "
-        "for encoder-decoders and models of more than text, because a base is a decoder or an encoder of text alone. "
+        "for encoder-decoders and models of sound or other things, because a base is a decoder or an encoder of text, "
+        "or a decoder of images and text, of which the text layers get adapters. "
         "Not built: the class has no model of this rule's sizes, or needs a package that is not installed.",
         "",
         share(rows),
@@ -812,10 +853,41 @@ def page(rows: Sequence[Row]) -> str:
     for result in RESULTS:
         kinds = [sum(row.result == result and row.kind == kind for row in rows) for kind in ("causal", "classifier")]
         lines.append(f"| {result} | {kinds[0]} | {kinds[1]} | {counts[result]} |")
+    lines += held_section(rows)
     for kind, title in (("causal", "Causal LMs"), ("classifier", "Classifiers")):
         lines += ["", f"## {title}", *table([row for row in rows if row.kind == kind and row.result != OTHER])]
     lines += ["", "## Other kinds, refused by design", *table([row for row in rows if row.result == OTHER])]
     return "\n".join(lines) + "\n"
+
+
+def held_section(rows: Sequence[Row]) -> list[str]:
+    """The part of the page on bases that are held otherwise, and each row where one of them is not right."""
+    names = [name for name in HELD if any(name in row.held for row in rows)]
+    if not names:
+        return []
+    lines = [
+        "",
+        "## Other weights",
+        "",
+        'The same comparison (all layers) on the same base, held otherwise by both sides: `model.dtype = "bfloat16"`, '
+        "`model.quantization`, `model.checkpointing` (recomputed). nf4 and both int8 are float32 outside of the "
+        "quantised layers, unless named otherwise. In bfloat16 and int8 PEFT's own difference from itself is larger "
+        "than 1e-4, and a number is wrong above three times that. error: the largest of the classes that are right.",
+        "",
+        "| weights | right and fast | right and slow | refused | WRONG | TRACEBACK | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        results = [row.held[name] for row in rows if name in row.held]
+        count = Counter(result for result, _, _ in results)
+        right = [error for result, error, _ in results if result.startswith("right")]
+        columns = [str(count[key]) for key in ("right and fast", "right and slow", "refused", "WRONG", "TRACEBACK")]
+        lines.append(f"| {name} | {' | '.join(columns)} | {max(right, default=0.0):.0e} |")
+    for row in rows:
+        for name, (result, error, note) in row.held.items():
+            if result not in ("right and fast", "right and slow"):
+                lines += [f"- `{row.model}`, {name}: {result} {error:.0e} {note}"]
+    return lines
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -849,6 +921,12 @@ def select_cases(part: str, selection: Sequence[str]) -> list[Case]:
     return [case for case in todo if not selection or {case.name, case.model} & set(selection)]
 
 
+def can_hold(name: str) -> bool:
+    """Whether the package that a way of holding the weights needs is installed."""
+    row = QUANTISATIONS.get(HELD[name].get("quantization", ""))
+    return row is None or find_spec(row.package) is not None
+
+
 def main(words: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -857,16 +935,20 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="default: docs/models.md, if all are asked for")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--modes", action="store_true", help="print what came of every setting")
-    parser.add_argument("--seconds", type=int, default=60, help="CPU time of one architecture")
+    parser.add_argument(
+        "--held", nargs="*", default=None, choices=list(HELD), help="other weights to try (default: all that can be)"
+    )
+    parser.add_argument("--seconds", type=int, default=180, help="CPU time of one architecture")
     parser.add_argument("--gigabytes", type=float, default=16.0, help="address space of one architecture")
     args = parser.parse_args(words)
     preload()
     todo = select_cases(args.part, args.only)
     rows = []
-    for row in run_cases(todo, args.jobs, args.seconds, args.gigabytes):
+    held = args.held if args.held is not None else [name for name in HELD if can_hold(name)]
+    for row in run_cases(todo, args.jobs, args.seconds, args.gigabytes, held):
         rows.append(row)
         print(f"{len(rows)}/{len(todo)} {row.kind} {row.model}: {row.result} {row.error:.1e} {row.note}", flush=True)
-        for mode, (result, error, note) in row.modes.items() if args.modes else ():
+        for mode, (result, error, note) in [*row.modes.items(), *row.held.items()] if args.modes else ():
             print(f"    {mode}: {result} {error:.1e} {note}")
     rows.sort(key=lambda row: (row.kind, row.model.lower()))
     complete = len(todo) == len(cases())
@@ -876,6 +958,7 @@ def main(words: Sequence[str]) -> int:
     counts = Counter(row.result for row in rows)
     print(", ".join(f"{result} {counts[result]}" for result in RESULTS))
     print(share(rows))
+    counts.update(result for row in rows for result, _, _ in row.held.values())
     return int(bool(counts["WRONG"] or counts["TRACEBACK"]))
 
 

@@ -5,7 +5,7 @@ its rounds over the air `--draws` times, each time with new channels, mixing, no
 the means of claimed and measured Pi with its standard error: of the receivers' claim, and of the claim that knows the
 symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors.
 
-    python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols of these gradients, before and after mixing
+    python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols, before and after mixing
     python benchmarks/honest.py minilm --price      # what each assumption hides: decibels, and seconds of a round
 """
 
@@ -190,9 +190,7 @@ PRICES = {
 def print_prices(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
     """Pi and the seconds of a round for every assumption that is given up."""
     *_, (t, updates) = gradients_of_rounds(settings, experiment, max(options.rounds))
-    print(
-        f"Round {t}, {options.draws} draws, 10 dB. Pi in dB, uniform_forcing and mmse; the ledger is uniform_forcing's.\n"
-    )
+    print(f"Round {t}, {options.draws} draws, 10 dB. Pi in dB; the ledger is uniform_forcing's.\n")
     print("| given up | uniform_forcing | mmse | uplink s | of it pilots, uses | downlink s | radiated J a device |")
     print("|---|---|---|---|---|---|---|")
     for name, changes in PRICES.items():

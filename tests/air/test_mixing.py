@@ -134,7 +134,7 @@ def test_no_ofdm_symbol_exceeds_the_limit(access: str, packing: str, groups: int
                 ],
                 1,
             )
-            device, symbol = segment.slot.devices, segment.places.symbol
+            device, symbol = segment.slot.devices, segment.positions.symbol
             for k in torch.unique(device).tolist():
                 power = (factor * x)[device == k].sum(0).abs().square()
                 by_symbol = [power[symbol == s].mean() for s in torch.unique(symbol).tolist()]

@@ -221,3 +221,18 @@ def test_a_base_that_is_no_numbers_is_named_before_round_1(llama_settings: Path,
     save_tokenizer(folder)
     with pytest.raises(UserError, match="holds NaN or infinite values"):
         made_of(llama_settings, f"model.base={folder}")
+
+
+def test_in_bfloat16_rounding_is_told_from_faults(tmp_path: Path) -> None:
+    """Rounding of a percent hides no fault: what the slow paths compute otherwise is off by more."""
+    paths = {}
+    for name in ("all fast", "a tensor without a batch", "positions from the longest"):
+        (tmp_path / name).mkdir()
+        made = made_of(base(tmp_path / name, name), "model.dtype=bfloat16")
+        backbone = made.clients.backbone
+        paths[name] = backbone.paths
+        assert backbone.coarse and fast_paths.TOLERANCE < backbone.tolerance < 0.5
+    fast = paths["all fast"]
+    assert fast.stacking and fast.batching and fast.packing and fast.last_layer and not fast.fused
+    assert not paths["a tensor without a batch"].stacking
+    assert not paths["positions from the longest"].batching

@@ -505,7 +505,7 @@ def test_code_of_a_folder_runs_only_on_request(whole: Path, tmp_path: Path, monk
     trusted: list[bool] = []
     load_adapter = library.export.load_adapter
     monkeypatch.setattr(
-        library.export, "load_adapter", lambda *args: (trusted.append(args[-1]), load_adapter(*args))[1]
+        library.export, "load_adapter", lambda *args: (trusted.append(args[-2]), load_adapter(*args))[1]
     )
     run.model("moods")
     run.model("moods", trust_remote_code=True)

@@ -1,29 +1,34 @@
 """The frozen base: fresh adapters change nothing, each row has its own device's factors, wrong names are named."""
 
 import re
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
-from airpfed.model import backbone, layout
+from airpfed.model import backbone, export, layout
 from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.forward import logits, model_inputs, with_adapters
 from airpfed.model.layout import Factors
 from airpfed.model.methods import blocks_of
 from airpfed.model.tokens import Batch, Encoding, collate
+from support.models import WORDS, save_tokenizer
 
 MODULES = {"llama": ("q_proj", "down_proj"), "bert": ("query", "value")}
 SAMPLES = [Encoding(ids, (0,)) for ids in ((20, 21, 22, 23, 24), (30,), (40, 41, 42), (50, 51))]
 
 
-def made(folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules: tuple[str, ...] = ()) -> Backbone:
+def made(
+    folder: Path, kind: str, layers: str | tuple[int, ...] = "all", modules: tuple[str, ...] | str = ()
+) -> Backbone:
     return backbone.build_backbone(
         str(folder), "auto", 3, modules or MODULES[kind], layers, 4.0, "cpu", stream(0, "head")
     )
@@ -139,3 +144,62 @@ def test_layers_out_of_range_are_refused(tiny_llama: Path, layers: tuple[int, ..
 def test_more_last_layers_than_there_are_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match='"last-99": the model has 12 layers'):
         made(tiny_llama, "llama", "last-99")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [("llama", "all-linear"), ("bert", "all-linear"), ("bert", "All-Linear"),
+     ("llama", r".*\.[0-4]\.(mlp|self_attn)\.\w*[vn]_proj"),
+     ("bert", r".*(pooler\.dense|layer\.1[01]\..*value)")],
+)  # fmt: skip
+def test_a_text_chooses_what_peft_chooses(kind: str, pattern: str, request: pytest.FixtureRequest) -> None:
+    import peft
+
+    base = made(request.getfixturevalue(f"tiny_{kind}"), kind, modules=pattern)
+    task = peft.TaskType.CAUSAL_LM if kind == "llama" else peft.TaskType.SEQ_CLS
+    config = peft.LoraConfig(target_modules=pattern, task_type=task)
+    theirs = peft.get_peft_model(deepcopy(base.meta_model), config, low_cpu_mem_usage=True)
+    names = {n for n, m in theirs.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+    assert set(base.target_layers) == names and len(names) >= 3
+    assert base.prefix == (), "a layer before the first one, or outside of the list, is adapted"
+    export.check_adapter(base, 4, 8.0)
+
+
+def test_a_text_keeps_to_the_chosen_layers(tiny_bert: Path) -> None:
+    base = made(tiny_bert, "bert", "last-2", "all-linear")
+    assert {name.split(".")[3] for name in base.target_layers} == {"10", "11"} and len(base.target_layers) == 12
+    assert len(base.prefix) == 10 and list(base.heads) == ["classifier"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [("q_proj", 'names go into a list, ["q_proj"]; names are like model.layers.11.mlp.down_proj'),
+     ("*.q_proj", "no regular expression: nothing to repeat"), ("lm_head", "no linear layer's whole name matches")],
+)  # fmt: skip
+def test_a_text_that_matches_nothing_is_one_line(pattern: str, words: str, tiny_llama: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        made(tiny_llama, "llama", modules=pattern)
+    assert words in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_base_of_images_and_text_has_adapters_on_its_text_layers(tmp_path: Path) -> None:
+    size = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 4}  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    vision = {"depth": 3, "embed_dim": 16, "num_heads": 2, "hidden_size": 16}
+    torch.manual_seed(0)
+    config = hf.Qwen2VLConfig(text_config={**size, "rope_parameters": rope}, vision_config=vision)
+    hf.Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    base = made(tmp_path, "llama", modules="all-linear")
+    assert {".".join(name.split(".")[:4]) for name in base.target_layers} == {
+        "model.language_model.layers.0", "model.language_model.layers.1"
+    } and len(base.target_layers) == 14  # fmt: skip
+    assert base.causal and "its text layers get the adapters" in base.notes[0]
+    export.check_adapter(base, 4, 8.0)
+    plain = hf.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        right = plain(input_ids=torch.tensor([SAMPLES[0].ids])).logits[:, -2:]
+    batch = collate([SAMPLES[0]], 0, True)
+    with torch.no_grad(), with_adapters(base, start(base, 1)):
+        torch.testing.assert_close(logits(base, batch.ids, batch.mask, 2), right, rtol=1e-5, atol=1e-6)

@@ -162,11 +162,12 @@ def test_one_label_more_than_the_base_has_positions_for_is_no_limit_of_labels(sa
          "an encoder-decoder (bart)"),
         (lambda: hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(
             text_config={k: v for k, v in DECODER.items() if k != "max_position_embeddings"},
-            vision_config={"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16})), ("q_proj",), "auto",
-         "a model of more than text (qwen2_vl)"),
+            vision_config={"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16})), ("q_proj",),
+         "classifier", 'a decoder of images and text; model.kind = "causal" fits'),
         (lambda: hf.XLNetLMHeadModel(hf.XLNetConfig(**XLNET)), ("layer_1",), "auto", 'model.kind = "classifier" fits'),
         (lambda: hf.BertLMHeadModel(hf.BertConfig(**SIZES)), ("query",), "causal", "read what comes later"),
-        (lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)), ("c_attn",), "auto", "it has none, but Conv1D"),
+        (lambda: hf.SqueezeBertModel(hf.SqueezeBertConfig(**SIZES, embedding_size=16)), ("query",), "classifier",
+         "it has none, but Conv1d"),
         (lambda: hf.MambaForCausalLM(hf.MambaConfig(**MAMBA)), ("out_proj",), "auto", "PEFT refuses them"),
         (lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**DECODER, num_local_experts=4)),
          ("q_proj", "v_proj", "up_proj"), "auto",
@@ -242,7 +243,9 @@ def test_many_tokens_are_checked_by_the_last_position_alone(tiny_llama: Path, sa
 
 def test_routed_experts_stay_frozen_and_it_is_told(saved: Saved) -> None:
     (line,) = built(saved(hf.MixtralForCausalLM(hf.MixtralConfig(**DECODER, num_local_experts=4))), "q_proj").notes
-    assert line.startswith("4 stacked weights of the layers (mlp.experts.gate_up_proj and alike) are no nn.Linear")
+    assert line.startswith(
+        "4 stacked weights of the layers (mlp.experts.gate_up_proj, mlp.experts.down_proj) are no nn"
+    )
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

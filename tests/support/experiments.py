@@ -90,7 +90,7 @@ def _key(settings: Settings, tasks: Sequence[Task]) -> str:
         include={
             "model": True,
             "tasks": {"__all__": TASK_KEYS},
-            "adapters": {"target_modules", "layers", "alpha"},
+            "adapters": {"target_modules", "layers", "alpha", "rslora", "dropout"},
             "run": {"seed", "device"},
         },
     )

@@ -63,21 +63,21 @@ def offset_angles(link: Uplink, segment: Segment) -> tuple[Float[Tensor, " uses"
     OFDM symbol. Within a symbol it also makes subcarriers interfere; that is less by the factor (2 n)^2 than the phase
     at the end of a block of n symbols, and left out.
     """
-    places = segment.places
-    start = over_uses(places.first_symbol, segment.block_ranges)
-    seconds = (places.symbol - start + 0.5) * (link.subcarriers * resources.use_seconds(link.bandwidth_hz))
-    frequency = frequencies(link.subcarriers, link.subcarriers)[places.subcarrier]
+    positions = segment.positions
+    start = over_uses(positions.first_symbol, segment.block_ranges)
+    seconds = (positions.symbol - start + 0.5) * (link.subcarriers * resources.use_seconds(link.bandwidth_hz))
+    frequency = frequencies(link.subcarriers, link.subcarriers)[positions.subcarrier]
     return 2 * math.pi * seconds, -2 * math.pi * frequency
 
 
 def change_factors(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
     """The factor r(u) / E r(u) on all gains at each use, by the channels' change within a block; 1 if there is none."""
-    places = segment.places
+    positions = segment.positions
     if link.change is None:
-        return torch.ones(len(places.symbol), dtype=torch.float64)
-    symbol = places.symbol - over_uses(places.first_symbol, segment.block_ranges)
+        return torch.ones(len(positions.symbol), dtype=torch.float64)
+    symbol = positions.symbol - over_uses(positions.first_symbol, segment.block_ranges)
     span = int(symbol.max()) + 1 if len(symbol) else 0
-    return link.change.correlation(symbol, places.subcarrier, span) / link.change.mean
+    return link.change.correlation(symbol, positions.subcarrier, span) / link.change.mean
 
 
 def mean_turns(link: Uplink, segment: Segment, multiple: int = 1) -> Float[Tensor, " uses"]:
@@ -114,7 +114,7 @@ def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "
     devices, impairments = segment.slot.devices, link.impairments
     by_hertz, by_sample = offset_angles(link, segment)
     angle = torch.zeros(len(devices), len(by_hertz), dtype=torch.float64)
-    for time, (a, b) in zip(segment.places.time.tolist(), segment.block_ranges, strict=True):
+    for time, (a, b) in zip(segment.positions.time.tolist(), segment.block_ranges, strict=True):
         for name, deviation, by_unit in (
             ("carrier offset", impairments.carrier_offset_hz, by_hertz),
             ("timing", impairments.timing_drift, by_sample),
@@ -130,7 +130,7 @@ def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "
 
 def symbol_fractions(segment: Segment) -> tuple[Float[Tensor, "S B"], Float[Tensor, "B S"]]:
     """Of each OFDM symbol's uses in the segment, the fraction in each block; and of each block's, on each symbol."""
-    index = segment.places.symbol - segment.places.symbol.min()
+    index = segment.positions.symbol - segment.positions.symbol.min()
     count = torch.zeros(len(segment.block_ranges), int(index.max()) + 1, dtype=torch.float64)
     for block, (a, b) in enumerate(segment.block_ranges):
         count[block] = torch.bincount(index[a:b], minlength=count.shape[1])
@@ -163,21 +163,21 @@ def segment_amplifiers(
     gain, _ = amplifier_statistics(level, smoothness)
     orders = distortion_orders(level, smoothness)
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power
-    places, index = segment.places, segment.places.symbol - segment.places.symbol.min()
+    positions, index = segment.positions, segment.positions.symbol - segment.positions.symbol.min()
     by_use = over_uses(sent, segment.block_ranges)
     distortion = torch.zeros_like(sent)
     for k in range(sent.shape[1]):
         if not bool(sent[:, k].any()):
             continue
         spectrum = power[:, k, None].repeat(1, link.subcarriers)
-        spectrum[index, places.subcarrier] = by_use[k]
+        spectrum[index, positions.subcarrier] = by_use[k]
         spectrum = spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-300)
         correlation = torch.fft.ifft(spectrum)
         square, spread = correlation.abs().square(), torch.zeros_like(spectrum)
         for n in range(orders.shape[-1]):
             correlation = correlation * square
             spread += orders[:, k, n, None] * torch.fft.fft(correlation).real
-        powers = (power[:, k, None] * spread)[index, places.subcarrier]
+        powers = (power[:, k, None] * spread)[index, positions.subcarrier]
         distortion[:, k] = by_block(partial(torch.mean, dim=-1), powers, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
     return per_block @ gain, per_block @ gain.square() + relative
@@ -192,9 +192,9 @@ def amplify_segment(
     OFDM symbol is filled with Gaussian symbols of its own power, for other segments of the device. Random: the filling,
     stream (seed, "amplifier", t, segment, row).
     """
-    places, factors = segment.places, transceiver.transmit_factors[:, rows]
+    positions, factors = segment.positions, transceiver.transmit_factors[:, rows]
     factor = over_uses(factors, segment.block_ranges)
-    index = places.symbol - places.symbol.min()
+    index = positions.symbol - positions.symbol.min()
     power = symbol_powers(segment, transceiver)[:, rows].T
     dtype = torch.float64 if link.packing == "real" else torch.complex128
     first, last, _ = rows.indices(transceiver.transmit_factors.shape[1])
@@ -202,9 +202,9 @@ def amplify_segment(
     shape = (power.shape[1], link.subcarriers)
     filling = torch.stack([torch.randn(shape, dtype=dtype, generator=rng) for rng in generators])
     grid = filling * power.sqrt().to(torch.complex128)[:, :, None]
-    grid[:, index, places.subcarrier] = factor * x
+    grid[:, index, positions.subcarrier] = factor * x
     saturation = saturation_powers(link, segment)[rows, None, None].expand(-1, power.shape[1], 1)
     signal = torch.fft.ifft(grid, norm="ortho")
     sent = torch.fft.fft(amplify(signal, saturation, link.impairments.smoothness), norm="ortho")
-    received: Tensor = sent[:, index, places.subcarrier]
+    received: Tensor = sent[:, index, positions.subcarrier]
     return torch.where(factor != 0, received / torch.where(factor != 0, factor, 1.0), 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Places:
+class GridPositions:
     """Where the uses of a segment lie.
 
     symbol, subcarrier: of each use. time: coherence time of each of the B blocks. first_symbol: OFDM symbol in which
@@ -59,11 +59,11 @@ class ResourceGrid:
         in_group = (block // self.groups - block) * self.coherence_symbols + use
         return in_group // self.width, group * self.width + in_group % self.width
 
-    def places(self, first_use: int, uses: int, blocks: range) -> "Places":
+    def grid_positions(self, first_use: int, uses: int, blocks: range) -> "GridPositions":
         """The places of uses from `first_use` of a round on, which lie in the coherence blocks `blocks`."""
         block = torch.tensor(blocks)
         time = block // self.groups
-        return Places(*self.positions(first_use, uses), time, time * self.coherence_symbols // self.width)
+        return GridPositions(*self.positions(first_use, uses), time, time * self.coherence_symbols // self.width)
 
     def num_symbols(self, uses: int) -> int:
         """The OFDM symbols that the first `uses` uses of a round touch; one that blocks or slots share counts once."""

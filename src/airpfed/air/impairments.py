@@ -40,7 +40,7 @@ class Impairments:
     adc_noise: float = 0.0
 
     @property
-    def turns(self) -> bool:
+    def rotates(self) -> bool:
         """Whether the factor changes from use to use of a block."""
         return self.carrier_offset_hz > 0 or self.timing_drift > 0
 

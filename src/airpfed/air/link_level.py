@@ -11,7 +11,7 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.error_bound import lower_bound
-from airpfed.air.grid import Places, ResourceGrid
+from airpfed.air.grid import GridPositions, ResourceGrid
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
@@ -73,13 +73,13 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
         assumed_correlation=Correlation(assumed, assumed),
         task_of=link.task_of[slot.devices],
         name=slot.name,
-        places=drop_places(link, blocks, uses),
+        positions=drop_positions(link, blocks, uses),
         largest_symbol=largest,
         antenna_noise=drops.antenna_noise,
     )
 
 
-def drop_places(link: Uplink, drops: int, uses: int) -> Places:
+def drop_positions(link: Uplink, drops: int, uses: int) -> GridPositions:
     """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
     grid = ResourceGrid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
     whole = max(uses, link.coherence_symbols)
@@ -87,7 +87,7 @@ def drop_places(link: Uplink, drops: int, uses: int) -> Places:
     symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))
     drop = torch.arange(drops)
     first = drop * (int(symbol.max()) + 1)
-    return Places((first[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, first)
+    return GridPositions((first[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, first)
 
 
 def median_largest_symbol(uses: int, subcarriers: int) -> float:

@@ -166,7 +166,7 @@ def antenna_signals(
 ) -> Complex[Tensor, "M uses"]:
     """The sum of a segment's streams at the antennas, sum_k h_k b_k s_k x_k. h: of the segment's blocks and later."""
     impairments = link.impairments
-    turns = turning_factors(link, segment, t) if impairments.turns else None
+    turns = turning_factors(link, segment, t) if impairments.rotates else None
     slot, shape = segment.slot, segment.group.entries.shape
     received = torch.zeros(h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
     for rows in row_chunks(*shape):

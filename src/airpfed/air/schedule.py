@@ -182,7 +182,7 @@ class Uplink:
     @property
     def is_varying(self) -> bool:
         """Whether a stream's gain changes from use to use of a block."""
-        return self.impairments.turns or self.change is not None
+        return self.impairments.rotates or self.change is not None
 
     @property
     def is_csi_exact(self) -> bool:
@@ -231,7 +231,7 @@ class Uplink:
     @property
     def assumed_noise(self) -> float:
         """The noise power that receivers assume at each antenna, or at each combination that whitens interference."""
-        if self.interference is None or self.interference.known:
+        if self.interference is None or self.interference.is_covariance_known:
             return self.noise
         return self.noise + self.interference.mean_power
 

@@ -15,7 +15,7 @@ from airpfed.air.correlation import (
     CorrelationOperator,
     correlated_pairs,
 )
-from airpfed.air.grid import Places
+from airpfed.air.grid import GridPositions
 from airpfed.air.impairments import adc_share
 from airpfed.air.mixing import GroupMixing
 from airpfed.air.problem import TransceiverProblem
@@ -49,7 +49,7 @@ class Segment:
     estimates. entry_share: share of each target's entries in
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
     assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
-    name of the segment's random generators. places: of its uses on the grid. mixing: of the entries, undone after the
+    name of the segment's random generators. positions: of its uses on the grid. mixing: of the entries, undone after the
     backhaul. largest_symbol: power of each stream's largest OFDM symbol. antenna_noise: true noise
     power at each antenna, where it is not the same for all.
     """
@@ -64,7 +64,7 @@ class Segment:
     assumed_correlation: Correlation
     task_of: Int[Tensor, " K"]
     name: str
-    places: Places
+    positions: GridPositions
     mixing: GroupMixing | None = None
     largest_symbol: Float[Tensor, " K"] | None = None
     antenna_noise: Float[Tensor, "B M"] | None = None
@@ -99,8 +99,8 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
             group = normalise_group(slot.vectors, slot.lengths, slot.weights, sigma, columns)
             name = f"{slot.name}/{columns[0]}"
             group, mixing = mix_group(link, slot, group, columns[0], t)
-            places = link.grid.places(first_use, uses, blocks)
-            largest, inside = largest_symbols(link, slot, group, places), slice(blocks.start, blocks.stop)
+            positions = link.grid.grid_positions(first_use, uses, blocks)
+            largest, inside = largest_symbols(link, slot, group, positions), slice(blocks.start, blocks.stop)
             entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
             segments.append(
                 Segment(
@@ -121,7 +121,7 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
                     assumed_correlation=assumed[row],
                     task_of=link.task_of[slot.devices],
                     name=name,
-                    places=places,
+                    positions=positions,
                     mixing=mixing,
                     largest_symbol=largest,
                     antenna_noise=None if channels.antenna_noise is None else channels.antenna_noise[inside],
@@ -149,7 +149,9 @@ def mix_group(
     return replace(group, entries=replace(group.entries, mixing=mixing)), mixing
 
 
-def largest_symbols(link: Uplink, slot: SlotPlan, group: NormalizedGroup, places: Places) -> Float[Tensor, " K"] | None:
+def largest_symbols(
+    link: Uplink, slot: SlotPlan, group: NormalizedGroup, positions: GridPositions
+) -> Float[Tensor, " K"] | None:
     """The power of each stream's largest OFDM symbol, at least 1; None if the power limit is one of a slot's mean.
 
     The power of a symbol is the mean over the uses that the group has on it. The streams of one device are added in
@@ -158,7 +160,7 @@ def largest_symbols(link: Uplink, slot: SlotPlan, group: NormalizedGroup, places
     """
     if link.power_over == "slot":
         return None
-    index = places.symbol - places.symbol.min()
+    index = positions.symbol - positions.symbol.min()
     count = torch.bincount(index).clamp(min=1).double()
     device = device_of_stream(slot.devices)
     largest, entries = torch.ones(len(slot.devices), dtype=torch.float64), group.entries

@@ -51,9 +51,9 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
     """
     slot, group, problem = segment.slot, segment.group, segment.problem
     distortion = distortion_of(link, segment, transceiver)
-    air = superpose_segment(link, segment, transceiver, distortion, t)
-    signal = receive_segment(link, segment, transceiver, air, t)
-    received, ideal = segment_entries(link, segment, signal.received), segment_entries(link, segment, air.ideal)
+    superposed = superpose_segment(link, segment, transceiver, distortion, t)
+    signal = receive_segment(link, segment, transceiver, superposed, t)
+    received, ideal = segment_entries(link, segment, signal.received), segment_entries(link, segment, superposed.ideal)
     incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, distortion)
     terms = power_terms(problem, transceiver, segment.pairs, segment.symbol_power, distortion, incoherent)
     received = clip_received(link, segment, received, expected_power(terms, segment.assumed_correlation))
@@ -70,12 +70,12 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         """Error energies of the sums for independent errors of the receivers, given per normalised entry."""
         return (entries * mse * group.scale.square()) @ combining_matrix.square().T
 
-    bias, crosstalk = mean_signal_error(link, segment, signal, air.ideal)
+    bias, crosstalk = mean_signal_error(link, segment, signal, superposed.ideal)
     genie = bias + crosstalk
-    if air.assumed_parts is not None:
-        silence = torch.zeros_like(air.ideal)
-        assumed_signal = receive(air.assumed_parts, silence, torch.ones_like(silence.real))
-        assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, air.ideal)
+    if superposed.assumed_parts is not None:
+        silence = torch.zeros_like(superposed.ideal)
+        assumed_signal = receive(superposed.assumed_parts, silence, torch.ones_like(silence.real))
+        assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, superposed.ideal)
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
     mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
@@ -94,7 +94,7 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
             zero_estimate_error=zero_estimate_energy(slot, group)[None],
             scale=sum_scale(slot, group)[None],
         ),
-        joules=(transceiver.transmit_factors.abs().square() * air.energy).sum(0)
+        joules=(transceiver.transmit_factors.abs().square() * superposed.energy).sum(0)
         * resources.use_seconds(link.bandwidth_hz),
         normal_equations=(normal_equations(terms, power, entries, segment.assumed_correlation),),
     )
@@ -129,7 +129,7 @@ def superpose_segment(
     gain, assumed_gain = gains(segment.h, transceiver), None
     if not link.is_csi_exact or impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
-    turns = turning_factors(link, segment, t) if impairments.turns else None
+    turns = turning_factors(link, segment, t) if impairments.rotates else None
     assumed_turns = relative_turns(link, segment) if link.is_varying else 1.0
     at_antennas = None
     if impairments.adc_noise:
@@ -191,17 +191,17 @@ def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
 
 
 def receive_segment(
-    link: Uplink, segment: Segment, transceiver: Transceiver, air: SuperposedSegment, t: int
+    link: Uplink, segment: Segment, transceiver: Transceiver, superposed: SuperposedSegment, t: int
 ) -> ReceivedSignal:
     """Draw noise and scrambling signs, and add them to the superposed streams of a segment.
 
     The receivers' ADC adds noise of a share of each antenna's power, noise included (`adc_share`).
     """
     rng = stream(link.seed, "noise", t, segment.name)
-    signs = scrambling_signs(link, len(segment.slot.weights), air.parts.shape[-1], t, segment.name)
+    signs = scrambling_signs(link, len(segment.slot.weights), superposed.parts.shape[-1], t, segment.name)
     noise: float | Float[Tensor, "B M"] = link.noise if segment.antenna_noise is None else segment.antenna_noise
-    if air.antenna_power is not None:
-        noise = noise + adc_share(link.impairments) * (noise + air.antenna_power)
+    if superposed.antenna_power is not None:
+        noise = noise + adc_share(link.impairments) * (noise + superposed.antenna_power)
     noise_samples = [
         receiver_noise(transceiver, block, noise if isinstance(noise, float) else noise[block], b - a, rng)
         for block, (a, b) in enumerate(segment.block_ranges)
@@ -209,7 +209,7 @@ def receive_segment(
     samples = torch.cat(noise_samples, 1)
     if link.noise_alpha < 2:
         samples = samples * impulses(link.noise_alpha, samples.shape[1], stream(link.seed, "impulses", t, segment.name))
-    return receive(air.parts, samples, signs)
+    return receive(superposed.parts, samples, signs)
 
 
 def clip_received(

@@ -22,7 +22,7 @@ class Rule:
 
     condition: the key that disables it. remedy: the end of the message, which says how to mend the settings. Keys are
     written `section.key`, those of tasks `tasks.key`. training: the rule matters only for a run; a plan or a study may
-    use the key. also: further keys that can disable it.
+    use the key. additional: further keys that can disable it.
     """
 
     key: str
@@ -30,7 +30,7 @@ class Rule:
     applies: Condition
     remedy: str
     training: bool = False
-    also: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
 
 
 def task_kind(task: TaskSettings) -> str:
@@ -338,7 +338,7 @@ RULES = (
         "radio.coherence_symbols",
         lambda s, _: "derived" in (s.radio.coherence_symbols, s.radio.subcarrier_groups),
         'it is for coherence_symbols or subcarrier_groups = "derived"',
-        also=("radio.subcarrier_groups",),
+        additional=("radio.subcarrier_groups",),
     ),
     Rule("radio.noise_figure_db", "radio.snr_db", lambda s, _: s.radio.snr_db is None, "it is for thermal noise"),
     Rule(
@@ -392,7 +392,7 @@ RULES = (
             _is_monitored,
             'it is for a monitored run, set meter_every or server.lr = "theory"',
             training=True,
-            also=("server.lr",),
+            additional=("server.lr",),
         )
         for key in TheorySettings.model_fields
         if key != "meter_every"
@@ -430,7 +430,7 @@ def ineffective_keys(settings: Settings, written: bool = True, training: bool = 
                 continue
             reason = _condition(settings, rule.condition, task, name)
             line = f"{name}.{key} = {format_value(value)}: does nothing with {reason}; {rule.remedy}"
-            yield IneffectiveKey((*path, key), line, (rule.condition, *rule.also))
+            yield IneffectiveKey((*path, key), line, (rule.condition, *rule.additional))
     # If a column decides how many devices a task has, the number is not known yet.
     devices, min_devices = sum(task.devices for task in settings.tasks), settings.federation.min_devices
     if min_devices > devices and all(task.devices for task in settings.tasks):

@@ -44,6 +44,21 @@ class ModelSettings(Section):
     trust_remote_code: bool = Field(
         False, description="whether Python code in a model's folder or hub repository may run on this machine"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of the base's weights and activations; bfloat16 halves their memory and rounds each value by "
+        "up to 2^-9; adapters, losses and sums stay float32",
+    )
+    quantization: Literal["none", "nf4", "fp4", "int8", "torchao_int8"] = Field(
+        "none",
+        description="quantisation of the base's linear layers when it is loaded: 4 bits (nf4, fp4) or LLM.int8() "
+        "(int8) of bitsandbytes, 8-bit weights of torchao; a base whose files are quantised stays as it is stored",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="whether layers with adapters keep only their inputs for the backward pass, which computes them "
+        "again: less memory, the same numbers, about a third more time",
+    )
 
 
 class AdapterSettings(Section):
@@ -60,10 +75,20 @@ class AdapterSettings(Section):
         "as initialised",
     )
     alpha: float = Field(16.0, gt=0, le=1e6, description="LoRA alpha; both blocks are scaled by alpha / (R_s + R_p)")
-    target_modules: Words = Field(
+    rslora: bool = Field(
+        False, description="scale by alpha over the square root of R_s + R_p instead (rsLoRA; Kalajdzievski, 2023)"
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="LoRA dropout: share of a layer's inputs that its adapters do not see in training; samples are "
+        "then computed one at a time, each with a random stream of its own",
+    )
+    target_modules: Annotated[str, Field(min_length=1)] | Annotated[Words, Field(min_length=1)] = Field(
         ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
-        min_length=1,
-        description="names of the nn.Linear modules with adapters",
+        description='names of the linear layers with adapters; or a text: "all-linear", or a regular expression that '
+        "whole names match, as PEFT takes it",
     )
     layers: Annotated[str, Field(pattern=r"^(all|last-[1-9][0-9]*)$")] | Indices = Field(
         "all", description='"all", "last-10" (the ten nearest the output), or a list of layer indices'
@@ -74,6 +99,12 @@ class AdapterSettings(Section):
         if self.rank_shared + self.rank_personal == 0:
             raise ValueError("rank_shared + rank_personal = 0: the total rank should be at least 1")
         return self
+
+    @property
+    def scale(self) -> float:
+        """The factor c of B A."""
+        rank = self.rank_shared + self.rank_personal
+        return self.alpha / (float(rank) ** 0.5 if self.rslora else rank)
 
 
 def _row_label(source: Any) -> Any:

@@ -425,6 +425,8 @@ class AdapterTask(Record):
     system: str = Field("", description="system message before conversations that have none (chat)")
     template: str = Field("", description="form of conversations (chat); empty: the tokenizer's own")
     base: str = Field(description="model.base")
+    base_dtype: str = Field("float32", description="model.dtype")
+    base_quantization: str = Field("none", description="model.quantization")
     base_revision: str | None = Field(description="commit of a base from the hub")
     base_sha256: str = Field(description="hash of the base's files, as in environment.json")
 

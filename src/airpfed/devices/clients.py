@@ -25,7 +25,8 @@ class Clients:
     causal LM. batch_multiplier: mini-batches that a device takes at once where it stands for several; default 1 each.
     gradient_bytes: largest size of a round's gradients in memory, bytes; gradients beyond this limit lie in a temporary
     file (`core.memory`). autocast: whether training passes multiply matrices in bfloat16, which changes gradients by
-    about one percent.
+    about one percent. dropout: rate of the adapters' dropout in training. numbers: each device's number in the names of
+    random streams; default 0 to K - 1.
     """
 
     backbone: Backbone
@@ -38,6 +39,8 @@ class Clients:
     batch_multiplier: tuple[int, ...] = ()
     gradient_bytes: float = float("inf")
     autocast: bool = False
+    dropout: float = 0.0
+    numbers: tuple[int, ...] = ()
 
 
 def draw_samples(clients: Clients, device: int, cursor: int, count: int) -> list[int]:

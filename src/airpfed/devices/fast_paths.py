@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,24 @@ from airpfed.core.rng import stream
 from airpfed.core.wheels import cached_text
 from airpfed.devices.clients import Clients
 from airpfed.devices.evaluate import complete, last_scores
-from airpfed.devices.gradients import loss_gradient
+from airpfed.devices.gradients import loss_gradient, row_losses
 from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.model.backbone import Backbone, FastPaths
-from airpfed.model.layers import StackedLoRA
+from airpfed.model.layers import StackedLoRA, plain_matrix, weight_norm
 from airpfed.model.layout import Factors, gather, initial_vectors, trained_factors
+from airpfed.model.precision import DTYPES, QUANTISATIONS
 from airpfed.model.tokens import Encoding
 
 TOLERANCE = 1e-4
 """Largest relative difference of gradients, and of logits, between a fast path and the slow path (float32)."""
+
+COARSE_FACTOR = 10
+"""Where products are rounded to fewer digits than float32's, a fast path may differ from the slow path by this multiple
+of what the slow path differs from itself when another text of the same length is in the pass, and when adapters change
+in digits that bfloat16 does not have. (On some CPUs the company alone changes no bit.)"""
+
+COARSE_EPS = 2.0**-8
+"""Unit in the last place of bfloat16, relative to the number."""
 
 NUM_DEVICES = 3
 """Devices of the probe. A tensor without a batch axis rarely has a length that 3 divides, so such a tensor shows."""
@@ -60,11 +70,13 @@ class Measurement:
 
     paths: the fast paths to use. error: largest relative difference of gradients and logits between a run with all of
     `paths` and one without, which computes one sample at a time. rejected: path -> reason why it is not used.
+    tolerance: the largest error that is rounding on this base.
     """
 
     paths: FastPaths
     error: float
     rejected: dict[str, str]
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -126,15 +138,27 @@ def measure_paths(
             "that is trained or exported can be checked; use a base whose passes draw no random numbers"
         )
 
+    tolerance, texts_tell = TOLERANCE, True
+    if probe.backbone.coarse:
+        company = company_outputs(probe, factors, generate)
+        shaken = company_outputs(probe, shake(factors), generate)
+        changes = max_difference(company, reference), max_difference(shaken, reference)
+        tolerance = max(TOLERANCE, COARSE_FACTOR * max(changes))
+        texts_tell = company.texts == shaken.texts == reference.texts[:1]
+
     def error_of(paths: FastPaths) -> float:
         outputs = compute_outputs(probe, factors, paths, generate)
-        return max(max_difference(outputs, reference), float(outputs.texts != reference.texts))
+        return max(max_difference(outputs, reference), float(texts_tell and outputs.texts != reference.texts))
 
-    error, reason = try_paths(error_of, candidates)
-    return Measurement(candidates, error, {}) if reason is None else select_paths(error_of, candidates)
+    error, reason = try_paths(error_of, candidates, tolerance)
+    if reason is None:
+        return Measurement(candidates, error, {}, tolerance)
+    return select_paths(error_of, candidates, tolerance)
 
 
-def select_paths(error_of: Callable[[FastPaths], float], candidates: FastPaths) -> Measurement:
+def select_paths(
+    error_of: Callable[[FastPaths], float], candidates: FastPaths, tolerance: float = TOLERANCE
+) -> Measurement:
     """Add the candidates one after another; a path stays if all selected paths together are still correct."""
     paths, error, rejected = FastPaths(pad_left=candidates.pad_left), 0.0, dict[str, str]()
     for name in (name for name in DESCRIPTIONS if getattr(candidates, name)):
@@ -144,22 +168,24 @@ def select_paths(error_of: Callable[[FastPaths], float], candidates: FastPaths) 
         sides = (candidates.pad_left, not candidates.pad_left) if name == "batching" else (paths.pad_left,)
         for pad_left in sides:
             trial = replace(paths, **{name: True}, pad_left=pad_left)
-            trial_error, reason = try_paths(error_of, trial)
+            trial_error, reason = try_paths(error_of, trial, tolerance)
             if reason is None:
                 paths, error = trial, trial_error
                 rejected.pop(name, None)
                 break
             rejected.setdefault(name, reason)
-    return Measurement(paths, error, rejected)
+    return Measurement(paths, error, rejected, tolerance)
 
 
-def try_paths(error_of: Callable[[FastPaths], float], paths: FastPaths) -> tuple[float, str | None]:
+def try_paths(
+    error_of: Callable[[FastPaths], float], paths: FastPaths, tolerance: float = TOLERANCE
+) -> tuple[float, str | None]:
     """The error of some paths together, and the reason why they cannot be used; None where they can."""
     try:
         error = error_of(paths)
     except Exception as failure:  # a model may raise anything where it is called in an unexpected way
         return 0.0, _reason(failure)
-    return error, None if error <= TOLERANCE else f"off by {error:.1e}"
+    return error, None if error <= tolerance else f"off by {error:.1e}"
 
 
 def probe_clients(clients: Clients, prompts: Sequence[Encoding], tokens: int) -> Clients:
@@ -187,7 +213,9 @@ def probe_clients(clients: Clients, prompts: Sequence[Encoding], tokens: int) ->
         tuple(replace_targets(sample, number, filler, limit) for number, sample in enumerate(shard))
         for shard, limit in zip((first, second, third), limits, strict=True)
     ]
-    return replace(clients, shards=tuple(changed), task_of=task_of, batch_multiplier=(), autocast=False)
+    return replace(
+        clients, shards=tuple(changed), task_of=task_of, batch_multiplier=(), autocast=False, dropout=0.0, numbers=()
+    )
 
 
 def replace_targets(sample: Encoding, number: int, filler: Sequence[int], classes: int) -> Encoding:
@@ -238,9 +266,9 @@ def random_factors(clients: Clients) -> Factors:
         elif kind == "A":
             factors[key] = noise * (3 * noise.shape[2]) ** -0.5
         else:
-            weight = module.base.weight.detach().float()
-            deviation = float(weight.norm()) / weight.numel() ** 0.5
             rank, width = noise.shape[2], start[f"{layer}.A"].shape[2]
+            norm = weight_norm(module.base, DTYPES[backbone.precision.dtype], stream(0, "fast paths", layer))
+            deviation = norm / (noise.shape[1] * width) ** 0.5
             size = max(0.1 * deviation, 0.5 * width**-0.5)
             factors[key] = noise * size * (3 * width / rank) ** 0.5 / module.scale
     return {key: tensor.to(backbone.device) for key, tensor in factors.items()}
@@ -264,6 +292,43 @@ def compute_outputs(clients: Clients, factors: Factors, paths: FastPaths, genera
     prompts = [sample.ids for sample in samples[:2]]
     texts = complete(clients, first_device(factors), prompts, 3) if generate else []
     return Outputs(torch.cat(gradients).cpu(), first_device_scores(engine, factors, samples), texts)
+
+
+def shake(factors: Factors) -> Factors:
+    """Factors changed at random by at most half a unit in bfloat16's last place. Random: stream (0, "shaken")."""
+    rng = stream(0, "fast paths", "shaken")
+    return {
+        key: value * (1 + COARSE_EPS * (torch.rand(value.shape, generator=rng) - 0.5).to(value))
+        for key, value in sorted(factors.items())
+    }
+
+
+def company_outputs(clients: Clients, factors: Factors, generate: bool) -> Outputs:
+    """The outputs of the slow path, where every sample has another text of the same length beside it in the pass.
+
+    Nothing is padded, so whatever differs from one sample at a time is rounding. texts: the first completion alone.
+    """
+    backbone = clients.backbone.with_paths(FastPaths(batching=True))
+    gradients, scores, texts = [], [], list[str]()
+    for k, shard in enumerate(clients.shards):
+        leaves = {key: tensor[[k]].detach().requires_grad_() for key, tensor in factors.items()}
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for sample in shard:
+            pair = sample, replace(sample, ids=(*sample.ids[:1], *sample.ids[:0:-1]))
+            local = replace(
+                clients, backbone=backbone, cache=PrefixCache(backbone), shards=(pair,), task_of=clients.task_of[[k]]
+            )
+            loss, _ = row_losses(local, leaves, [0], [[0, 1]])
+            parts = torch.autograd.grad(
+                loss[0, 0] / len(shard), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+            total = [a + b for a, b in zip(total, parts, strict=True)]
+            scores.append(last_scores(local, first_device(factors), "probe", pair, [0, 1])[0])
+            if generate and not texts:
+                texts = complete(local, first_device(factors), [one.ids for one in pair], 3)[:1]
+        gradient = dict(zip(leaves, total, strict=True))
+        gradients.append(torch.cat([gradient[key].flatten(1) for key in sorted(gradient)], 1))
+    return Outputs(torch.cat(gradients).cpu(), torch.stack(scores).cpu(), texts)
 
 
 def first_device_scores(clients: Clients, factors: Factors, samples: Sequence[Encoding]) -> Float[Tensor, "n C"]:
@@ -307,25 +372,38 @@ def cache_key(
     """All that a measurement depends on. tokens: numbers of tokens of the shortest and the longest text."""
     backbone = clients.backbone
     parameter = next(iter(backbone.model.parameters()))
-    layers = {n: [*s, type(backbone.layers[n].base).__name__] for n, s in sorted(backbone.target_layers.items())}
+    layers = {n: [*s, kind_of(backbone.layers[n].base)] for n, s in sorted(backbone.target_layers.items())}
     package = Path(__file__).parent.parent
     files = sorted([*(package / "model").glob("*.py"), *(package / "devices").glob("*.py")])
     return {
         "base": base,
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
-        "versions": [version(name) for name in ("torch", "transformers", "peft")],
+        "versions": [version(name) for name in ("torch", "transformers", "peft", *quantisation_packages(backbone))],
         "layers": layers,
         "heads": {name: list(weight.shape) for name, weight in backbone.heads.items()},
         "entries": [[entry.layer, entry.kind, *entry.shape] for entry in clients.layout.entries],
         "classes": sorted(set(clients.classes)),
         "prefix": len(backbone.prefix),
         "dtype": str(parameter.dtype),
+        "precision": asdict(backbone.precision),
+        "checkpointing": backbone.checkpointing,
         "device": str(parameter.device),
         "threads": torch.get_num_threads(),
         "tokens": tokens,
         "candidates": asdict(candidates),
         "generate": generate,
     }
+
+
+def quantisation_packages(backbone: Backbone) -> list[str]:
+    """The installed packages that may compute a quantised base's layers."""
+    packages = sorted({row.package for row in QUANTISATIONS.values()}) if backbone.quantised else []
+    return [name for name in packages if find_spec(name) is not None]
+
+
+def kind_of(module: Any) -> str:
+    """A layer's class and the class of its weight, which tells a quantised layer."""
+    return f"{type(module).__name__}({type(module.weight).__name__})"
 
 
 def parse_measurement(text: str) -> Measurement:
@@ -335,25 +413,29 @@ def parse_measurement(text: str) -> Measurement:
     if any(type(getattr(paths, item.name)) is not bool for item in fields(FastPaths)):
         raise TypeError("a path is used or not")
     rejected = {str(name): str(reason) for name, reason in tree["rejected"].items()}
-    return Measurement(paths, float(tree["error"]), rejected)
+    return Measurement(paths, float(tree["error"]), rejected, float(tree["tolerance"]))
 
 
 def candidate_paths(backbone: Backbone, stacking: bool) -> FastPaths:
     """The fast paths to try on a base. stacking: whether the run computes several devices in a pass.
 
     Samples are packed end to end on a CPU only: on a GPU, many small products per layer (one per device) would cost
-    more than padding. Classifiers try the padding side of their tokenizer first.
+    more than padding. Classifiers try the padding side of their tokenizer first. A layer that is computed again in the
+    backward pass is computed whole.
     """
+    plain = [
+        plain_matrix(layer.base) is not None for layer in backbone.layers.values() if isinstance(layer, StackedLoRA)
+    ]
     cpu, causal = backbone.device.type == "cpu", backbone.causal
     return FastPaths(
         prefix=bool(backbone.prefix),
         packing=causal and cpu,
-        last_layer=True,
+        last_layer=not backbone.checkpointing,
         stacking=stacking,
         batching=True,
         pad_left=causal or getattr(backbone.tokenizer, "padding_side", "right") == "left",
         parallel=cpu,
-        fused=True,
+        fused=any(plain),
         decoding=causal,
     )
 

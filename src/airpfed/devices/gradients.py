@@ -1,13 +1,14 @@
 """Losses and gradients of many devices in one stacked pass over the model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from airpfed.core import memory
+from airpfed.core.rng import stream
 from airpfed.devices.clients import Clients, group_devices
 from airpfed.devices.parallel import run_parallel, worker_count
 from airpfed.devices.prefix_cache import stack
@@ -29,22 +30,24 @@ def gradients(
     devices_per_pass: int,
     active_columns: tuple[int, int] | None = None,
     proximal_mu: float = 0.0,
+    t: int = 0,
 ) -> tuple[Vectors, Float[Tensor, " K"]]:
     """Each device's gradient of its own loss at its own parameters, and its loss in the first local step (nats).
 
     plan: sample indices by device and local step (E steps). With E > 1 the result is the pseudo-gradient
     (W_start - W_end) / (E local_lr) of steps on the loss + proximal_mu/2 ||W - W_start||^2. devices_per_pass: devices
     computed together (`group_devices`). active_columns: first and last column of the `global` vector that local steps
-    may change; None for all columns. Methods with alternating factors need it when E > 1. Returns scope ->
-    (K, d_scope) and losses (K,); the matrices may lie in a temporary file (`core.memory`).
+    may change; None for all columns. Methods with alternating factors need it when E > 1. t: the round, for
+    the random stream of the dropout (`Dropout`). Returns scope -> (K, d_scope) and losses (K,); the matrices may lie in
+    a temporary file (`core.memory`).
     """
     results, losses = zero_gradients(clients), torch.zeros(len(clients.shards))
     for k, steps in enumerate(plan):
         clients.cache.fill(f"device {k}", clients.shards[k], [i for rows in steps for i in rows])
 
     def work(backbone: Backbone, devices: list[int]) -> None:
-        local = replace(clients, backbone=backbone)
-        group, loss = _local_steps(local, vectors, plan, devices, local_lr, active_columns, proximal_mu)
+        local = replace(clients, backbone=without_company(backbone) if clients.dropout else backbone)
+        group, loss = _local_steps(local, vectors, plan, devices, local_lr, active_columns, proximal_mu, t)
         index = torch.tensor(devices)
         losses[index] = loss.to(losses)
         for scope, matrix in results.items():
@@ -52,8 +55,34 @@ def gradients(
             memory.release_pages(matrix)
 
     workers = worker_count(clients.backbone, devices_per_pass)
-    run_parallel(clients.backbone, work, group_devices(clients, plan, devices_per_pass, workers), workers)
+    groups = [[k] for k in range(len(plan))]
+    groups = groups if clients.dropout else group_devices(clients, plan, devices_per_pass, workers)
+    run_parallel(clients.backbone, work, groups, workers)
     return results, losses
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The random numbers of the adapters' dropout in a local step.
+
+    A sample has a stream of its own, (seed, "dropout", t, device, step, position in the mini-batch), from which the
+    layers draw in the order in which they run. So samples are computed one at a time, and neither the devices of a pass
+    nor the machine of a device changes what is dropped.
+    """
+
+    seed: int
+    t: int
+    step: int
+
+    def stream(self, device: int, position: int) -> torch.Generator:
+        """The stream of a sample."""
+        return stream(self.seed, "dropout", self.t, device, self.step, position)
+
+
+def without_company(backbone: Backbone) -> Backbone:
+    """The backbone with the fast paths of samples that are computed one at a time, layer by layer."""
+    paths = replace(backbone.paths, stacking=False, batching=False, packing=False, last_layer=False, fused=False)
+    return backbone.with_paths(paths)
 
 
 def zero_gradients(clients: Clients) -> Vectors:
@@ -71,6 +100,7 @@ def _local_steps(
     local_lr: float,
     active_columns: tuple[int, int] | None,
     proximal_mu: float,
+    t: int,
 ) -> tuple[Vectors, Float[Tensor, " k"]]:
     """All local steps of some devices, computed together: mean gradients over the steps, losses of the first step.
 
@@ -84,7 +114,8 @@ def _local_steps(
     total: Factors = {}
     losses = []
     for step in range(steps):
-        loss, gradient = loss_gradient(clients, factors, devices, [plan[k][step] for k in devices])
+        dropout = Dropout(clients.seed, t, step) if clients.dropout else None
+        loss, gradient = loss_gradient(clients, factors, devices, [plan[k][step] for k in devices], dropout)
         losses.append(loss)
         if proximal_mu and step:
             gradient = {key: gradient[key] + proximal_mu * (factors[key] - origin[key]) for key in gradient}
@@ -115,7 +146,11 @@ def trainable_masks(clients: Clients, factors: Factors, active_columns: tuple[in
 
 
 def loss_gradient(
-    clients: Clients, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+    clients: Clients,
+    factors: Factors,
+    devices: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    dropout: Dropout | None = None,
 ) -> tuple[Float[Tensor, " K"], Factors]:
     """Losses of some devices on the given samples, and each device's gradient with respect to its own factors.
 
@@ -124,7 +159,7 @@ def loss_gradient(
     """
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in trained_factors(factors).items()}
     with torch.autocast(clients.backbone.device.type, torch.bfloat16, enabled=clients.autocast):
-        loss, weight = row_losses(clients, factors | leaves, devices, rows)
+        loss, weight = row_losses(clients, factors | leaves, devices, rows, dropout)
     device_losses = (loss * weight).sum(1)
     # A factor that no sample uses has gradient 0, for example the factors of an expert without tokens.
     inputs = list(leaves.values())
@@ -137,15 +172,20 @@ def loss_gradient(
 
 
 def row_losses(
-    clients: Clients, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+    clients: Clients,
+    factors: Factors,
+    devices: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    dropout: Dropout | None = None,
 ) -> tuple[Float[Tensor, "K b"], Float[Tensor, "K b"]]:
     """Losses of some devices' samples, and the weights of each device's mean loss.
 
     rows: sample indices by device, of unequal numbers; b is the largest number, and shorter rows have weight 0 at the
     end. The backbone's `FastPaths` decide how samples are computed: end to end in one row, in batches of similar
-    length, or one at a time.
+    length, or one at a time. dropout: for one device alone, and samples one at a time; None drops nothing.
     """
     paths = clients.backbone.paths
+    assert dropout is None or (len(devices) == 1 and not (paths.packing or paths.batching)), "a stream per sample"
     assert len(devices) == 1 or paths.stacking, "devices come one at a time where they may not be stacked"
     width = max(len(row) for row in rows)
     weight = torch.tensor([[(j < len(row)) / len(row) for j in range(width)] for row in rows])
@@ -162,7 +202,11 @@ def row_losses(
     else:
         cuts = [(column, column + 1) for column in range(width)]
     batches = [[[row[j] for j in o[a:b]] for row, o in zip(full, order, strict=True)] for a, b in cuts]
-    parts = [stacked_losses(clients, factors, devices, batch) for batch in batches]
+    streams: list[torch.Generator | None] = [None] * len(batches)
+    if dropout is not None:
+        number = clients.numbers[devices[0]] if clients.numbers else devices[0]
+        streams = [dropout.stream(number, position) for position in order[0]]
+    parts = [stacked_losses(clients, factors, devices, batch, rng) for batch, rng in zip(batches, streams, strict=True)]
     loss = torch.cat(parts, 1).gather(1, torch.tensor(order).argsort(1).to(parts[0].device))
     return loss, weight.to(loss)
 
@@ -182,13 +226,17 @@ def packed_losses(
 
 
 def stacked_losses(
-    clients: Clients, factors: Factors, devices: Sequence[int], rows: Sequence[Sequence[int]]
+    clients: Clients,
+    factors: Factors,
+    devices: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    rng: torch.Generator | None = None,
 ) -> Float[Tensor, "K b"]:
-    """Losses of equally many samples of each device, in one padded pass."""
+    """Losses of equally many samples of each device, in one padded pass. rng: stream of the dropout; None: none."""
     samples, states = _samples_and_states(clients, devices, rows)
     batch = collate(samples, clients.backbone.tokenizer.pad_token_id, clients.backbone.paths.pad_left)
     hidden = None if states is None else stack(states, clients.backbone.paths.pad_left)
-    with with_adapters(clients.backbone, factors):
+    with with_adapters(clients.backbone, factors, rng=rng):
         scores = logits(clients.backbone, batch.ids, batch.mask, batch.targets.shape[1], hidden)
     limits = [clients.classes[int(clients.task_of[k])] for k, row in zip(devices, rows, strict=True) for _ in row]
     return sample_losses(mask_classes(scores, limits), batch.targets).reshape(len(devices), -1)

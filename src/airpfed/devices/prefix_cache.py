@@ -4,6 +4,7 @@ Values lie in memory up to a limit and in a temporary file beyond it. The place 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -44,6 +45,7 @@ class PrefixCache:
         self._in_memory: dict[tuple[str, int], Tensor] = {}
         self._in_file: dict[tuple[str, int], tuple[int, torch.Size]] = {}
         self._file: TensorFile | None = None
+        self._dtype = torch.float32  # of the hidden states, as the model gives them
 
     def fresh(self) -> "PrefixCache":
         """An empty cache with the same backbone and options."""
@@ -55,6 +57,10 @@ class PrefixCache:
             other = PrefixCache(self._backbone.with_paths(paths), self._memory_gb, self._precision)
             vars(self).update(vars(other))
         return self._backbone
+
+    def use_tolerance(self, tolerance: float) -> None:
+        """Set what counts as rounding on this base (`Backbone.tolerance`)."""
+        self._backbone = replace(self._backbone, tolerance=tolerance)
 
     def rows(
         self, cache_key: str, samples: Sequence[Encoding], indices: Sequence[int]
@@ -77,17 +83,13 @@ class PrefixCache:
         tokenizer, paths = self._backbone.tokenizer, self._backbone.paths
         batch = collate([samples[i] for i in page], tokenizer.pad_token_id, paths.pad_left)
         hidden = prefix_output(self._backbone, batch.ids, batch.mask)
+        self._dtype = hidden.dtype
         for index, row, real in zip(page, hidden, batch.mask.to(hidden.device), strict=True):
             self._put((cache_key, index), row[real].to(self._stored_dtype))
 
     @property
-    def _model_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(iter(self._backbone.model.parameters())).dtype
-        return dtype
-
-    @property
     def _stored_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self._precision == "bfloat16" else self._model_dtype
+        return torch.bfloat16 if self._precision == "bfloat16" else self._dtype
 
     def _put(self, key: tuple[str, int], value: Tensor) -> None:
         if value.nbytes <= self._free_bytes:
@@ -99,10 +101,10 @@ class PrefixCache:
 
     def _get(self, key: tuple[str, int]) -> Tensor:
         if key in self._in_memory:
-            return self._in_memory[key].to(self._model_dtype)
+            return self._in_memory[key].to(self._dtype)
         assert self._file is not None
         value = self._file.get(self._in_file[key], self._stored_dtype)
-        return value.to(self._backbone.device, self._model_dtype)
+        return value.to(self._backbone.device, self._dtype)
 
 
 def stack(rows: Sequence[Float[Tensor, "_ H"]], left: bool) -> Float[Tensor, "rows t H"]:

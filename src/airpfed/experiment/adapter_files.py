@@ -65,6 +65,8 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
         template=task.template,
         base=settings.model.base,
         base_revision=backbone.origin.revision,
+        base_dtype=backbone.precision.dtype,
+        base_quantization=backbone.precision.quantisation,
         base_sha256=backbone.origin.identity,
     )
 

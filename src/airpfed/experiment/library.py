@@ -21,7 +21,7 @@ from airpfed.core import run_files
 from airpfed.core.errors import UserError, hint
 from airpfed.core.run_files import AdapterTask, RoundRecord, Summary
 from airpfed.experiment import artifacts
-from airpfed.experiment.build import source_of
+from airpfed.experiment.build import precision_of, source_of
 from airpfed.experiment.console import open_console
 from airpfed.experiment.loggers import scalars
 from airpfed.experiment.predictor import Predictor, Texts, open_predictor, read_task
@@ -333,7 +333,8 @@ class Run:
         """
         folder = self._adapter(task, device)
         names = self._classes(task)
-        return export.load_adapter(self.settings.model.base, self._base_identity, folder, names, trust_remote_code)[0]
+        base, precision = self.settings.model.base, precision_of(self.settings)
+        return export.load_adapter(base, self._base_identity, folder, names, trust_remote_code, precision)[0]
 
     def predict(
         self, texts: Texts, task: str, device: int | None = None, *, trust_remote_code: bool = False
@@ -400,6 +401,8 @@ class Run:
             end_tokens=[],
             base=self.settings.model.base,
             base_revision=None,
+            base_dtype=self.settings.model.dtype,
+            base_quantization=self.settings.model.quantization,
             base_sha256=self._base_identity,
         )
 

@@ -15,6 +15,7 @@ from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.model import answers, export
 from airpfed.model.chat import chat_format
 from airpfed.model.compatibility import end_tokens
+from airpfed.model.precision import Precision
 from airpfed.model.tokens import cut_middle, encode_labels, strip_prompt, tokenize
 from airpfed.tasks.sources import Source, fill_template, messages_of, template_columns
 
@@ -165,7 +166,8 @@ def open_predictor(task: AdapterTask, folder: Path, base: str, trusted: bool) ->
     """Load the model of a folder for a task; on a GPU, if there is one."""
     names, causal = list(task.labels), task.label_score != "head"
     if (folder / "adapter_config.json").is_file():
-        model, tokenizer = export.load_adapter(base, task.base_sha256, folder, names, trusted)
+        precision = Precision(task.base_dtype, task.base_quantization)
+        model, tokenizer = export.load_adapter(base, task.base_sha256, folder, names, trusted, precision)
     elif (folder / "config.json").is_file():
         model, tokenizer = export.load_merged(folder, causal, names, trusted)
     else:

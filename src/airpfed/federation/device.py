@@ -95,7 +95,7 @@ def device_of(
     task = int(clients.task_of[number])
     local_clients = replace(
         clients, cache=clients.cache.fresh(), shards=(clients.shards[number],), task_of=torch.zeros(1).long(),
-        classes=(clients.classes[task],), batch_multiplier=(),
+        classes=(clients.classes[task],), batch_multiplier=(), numbers=(number,),
     )  # fmt: skip
     return Device(number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder, unsent)
 
@@ -147,6 +147,7 @@ def train(device: Device, packet: Packet) -> Packet:
         1,
         active_columns,
         local.proximal_mu,
+        t,
     )
     clipped = bool(local.max_norm and clip_gradients(found, local.max_norm, active_columns))
     memory = device_state.memory_at_start(state, t, counted, partial(unsent_vectors, device))

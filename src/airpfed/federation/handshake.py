@@ -37,6 +37,10 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         "run.seed": experiment.seed,
         "model.max_tokens": settings.model.max_tokens,
         "devices.precision": settings.devices.precision,
+        "model.dtype": settings.model.dtype,
+        "model.quantization": settings.model.quantization,
+        "adapters.dropout": settings.adapters.dropout,
+        "adapters.rslora": settings.adapters.rslora,
     }
     # Values that change nothing at their defaults are left out, so that devices of a version without them agree.
     if experiment.server_step.has_schedule:

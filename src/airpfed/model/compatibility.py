@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from airpfed.core.errors import UserError, first_line
+from airpfed.model.precision import is_coarse
 from airpfed.model.tokens import affix_ids, control_ids
 
 SHORT = 5
@@ -19,7 +20,10 @@ LONG = 2048
 """Tokens of the longest sample that is run to test a length. Of longer samples only the last position is run."""
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to the largest logit, between passes that should agree."""
+"""Largest difference of logits, relative to the largest logit, between passes that should agree (float32)."""
+
+COARSE_TOLERANCE = 0.1
+"""The same where products are rounded to 16 or 8 bits."""
 
 NO_TOKENIZER = "no tokenizer in its folder; tokenizer.json, or what the model came with, should lie beside config.json"
 
@@ -27,7 +31,8 @@ NO_TOKENIZER = "no tokenizer in its folder; tokenizer.json, or what the model ca
 def is_causal(config: Any, kind: str, base: str) -> bool:
     """Whether a base model is a causal LM; otherwise it is a classifier. kind: the setting `model.kind`.
 
-    Raises UserError for a model that is neither a decoder nor an encoder of text alone.
+    Raises UserError for a model that is neither a decoder nor an encoder of text, nor a decoder of images and text,
+    whose text layers then get the adapters.
     """
     name = f'model.base = "{base}"'
     if getattr(config, "is_encoder_decoder", False):
@@ -35,13 +40,29 @@ def is_causal(config: Any, kind: str, base: str) -> bool:
             f"{name}: an encoder-decoder ({config.model_type}); a decoder (causal LM) or an encoder (classifier) fits"
         )
     if config.get_text_config() is not config:
-        raise UserError(
-            f"{name}: a model of more than text ({config.model_type}); a decoder or an encoder of text alone fits"
-        )
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise UserError(
+                f"{name}: a model of more than text ({config.model_type}); a decoder or an encoder of text, or a "
+                "decoder of images and text fits"
+            )
+        if kind == "classifier":
+            raise UserError(f'{name}: a decoder of images and text; model.kind = "causal" fits')
+        return True
     if kind != "auto":
         return kind == "causal"
     architectures: list[str] = config.architectures or []
     return any(architecture.endswith(("ForCausalLM", "LMHeadModel")) for architecture in architectures)
+
+
+def auto_class(config: Any, causal: bool) -> Any:
+    """The class of transformers that loads a base: a causal LM, one of images and text, or a classifier."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+
+    if not causal:
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
 
 
 def check_weights(model: Any, missing: Iterable[str], heads: Sequence[str], base: str) -> None:
@@ -57,6 +78,8 @@ def check_weights(model: Any, missing: Iterable[str], heads: Sequence[str], base
             "among them; a whole model should be there"
         )
     for name, weight in model.named_parameters():
+        if type(weight) is not nn.Parameter:
+            continue  # quantised; a damaged weight shows in the logits
         if weight.is_floating_point() and weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise UserError(f'model.base = "{base}": its weight {name} holds NaN or infinite values; the file is bad')
 
@@ -99,7 +122,7 @@ def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """
     control = control_ids(tokenizer)
     candidates = [tokenizer.eos_token_id]
-    for config in (getattr(model, "generation_config", None), model.config):
+    for config in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
         declared = getattr(config, "eos_token_id", None)
         declared = declared if isinstance(declared, list | tuple) else [declared]
         candidates += [token for token in declared if token in control]
@@ -122,7 +145,8 @@ def set_padding(tokenizer: Any, model: Any, causal: bool) -> None:
     free += [token for token in sorted(tokenizer.get_vocab().values(), reverse=True) if token < size][:1]
     if free[0] != tokenizer.pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def vocabulary_size(model: Any) -> int:
@@ -135,7 +159,7 @@ def vocabulary_size(model: Any) -> int:
 
 def sample_logits(model: Any, ids: Sequence[int], causal: bool) -> Float[Tensor, "1 t C"]:
     """Logits of one sample; t = 1 for a classifier."""
-    tokens = torch.tensor([ids])
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)
     with torch.no_grad():
         out: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **no_cache_option(model)).logits
     return out if causal else out[:, None]
@@ -149,6 +173,11 @@ def no_cache_option(model: Any) -> dict[str, bool]:
     outer, inner = signature(model.forward).parameters, signature(model.base_model.forward).parameters
     passed_on = "use_cache" in inner and any(item.kind is item.VAR_KEYWORD for item in outer.values())
     return {"use_cache": False} if "use_cache" in outer or passed_on else {}
+
+
+def tolerance_of(model: Any) -> float:
+    """Largest difference of logits, relative to the largest logit, that is rounding on this model."""
+    return COARSE_TOLERANCE if is_coarse(model) else TOLERANCE
 
 
 def relative_difference(logits: Tensor, reference: Tensor) -> float:
@@ -183,7 +212,7 @@ def check_passes(model: Any, tokenizer: Any, causal: bool, base: str) -> None:
     if not causal:
         return
     changed_end = sample_logits(model, [*ids[:-1], other], causal)
-    if relative_difference(changed_end[:, :-1], logits[:, :-1]) > TOLERANCE:
+    if relative_difference(changed_end[:, :-1], logits[:, :-1]) > tolerance_of(model):
         raise UserError(
             f'{name}: its predictions read what comes later, so it is no causal LM; model.kind = "classifier" fits'
         )
@@ -197,7 +226,7 @@ def check_length(
     padding: the padding token of the base's own config. tokens: the setting `model.max_tokens`. answer: the largest of
     the settings `tasks.*.max_new_tokens`. Raises UserError that names the base's limit.
     """
-    declared = getattr(model.config, "max_position_embeddings", None)
+    declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     declared = declared if isinstance(declared, int) and declared > 0 else None
     total = tokens + max(0, answer - 1)  # the last token of an answer is not read
     if declared is not None and total < declared - padding:  # some models count positions from the padding token's id
@@ -248,7 +277,7 @@ def first_position(model: Any, token: int, padding: int) -> int:
     with torch.no_grad():
         default = model(**fields).logits
         counted = model(**fields, position_ids=torch.arange(SHORT, device=tokens.device)[None]).logits
-    return 0 if relative_difference(counted, default) <= TOLERANCE else padding + 1
+    return 0 if relative_difference(counted, default) <= tolerance_of(model) else padding + 1
 
 
 def last_true(holds: Callable[[int], bool], low: int, high: int) -> int:
@@ -263,7 +292,7 @@ def frozen_stacks(layers: nn.ModuleList) -> str | None:
     """A line where layers hold stacked matrices, for example of routed experts, which take no adapter; else None."""
     plain = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
     stacks = [
-        f"{name}.{key}".removeprefix("0.")
+        f"{name.partition('.')[2]}.{key}"
         for name, module in layers.named_modules()
         if not isinstance(module, plain)
         for key, weight in module.named_parameters(recurse=False)
@@ -272,8 +301,8 @@ def frozen_stacks(layers: nn.ModuleList) -> str | None:
     if not stacks:
         return None
     return (
-        f"{len(stacks)} stacked weights of the layers ({stacks[0]} and alike) are no nn.Linear: they take no adapter "
-        "and stay frozen, as routed experts do"
+        f"{len(stacks)} stacked weights of the layers ({', '.join(dict.fromkeys(stacks))}) are no nn.Linear: they take "
+        "no adapter and stay frozen, as routed experts do"
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import accumulate
 from math import inf, isfinite
@@ -18,11 +18,12 @@ from torch import Tensor
 from airpfed.core import files
 from airpfed.core.errors import UserError, first_line
 from airpfed.model import origin
-from airpfed.model.backbone import Backbone
-from airpfed.model.compatibility import end_tokens, no_cache_option, set_padding
+from airpfed.model.backbone import Backbone, empty_model, whole_modules
+from airpfed.model.compatibility import auto_class, end_tokens, no_cache_option, set_padding
 from airpfed.model.forward import logits, with_adapters
-from airpfed.model.layers import StackedLoRA
+from airpfed.model.layers import StackedLoRA, is_transposed, linear_shape
 from airpfed.model.layout import Factors
+from airpfed.model.precision import DTYPES, FLOAT32, Precision, is_quantised, set_for_training
 from airpfed.model.tokens import Encoding, collate
 from airpfed.model.zoo import quiet_transformers
 
@@ -52,7 +53,7 @@ def peft_tensors(backbone: Backbone, factors: Factors, classes: int) -> dict[str
         last = list(heads)[-1]  # the layer whose rows are classes
         heads[last] = heads[last][:classes]
     for name, weight in heads.items():
-        width = backbone.layers[name].base.in_features
+        width = linear_shape(backbone.layers[name].base)[1]
         tensors[f"{PREFIX}{name}.weight"] = weight[:, :width]
         if weight.shape[1] > width:
             tensors[f"{PREFIX}{name}.bias"] = weight[:, -1]
@@ -75,6 +76,8 @@ def lora_config(backbone: Backbone, rank: int, alpha: float) -> Any:
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
+        use_rslora=backbone.rslora,
+        fan_in_fan_out=any(is_transposed(backbone.layers[name].base) for name in backbone.target_layers),
         target_modules=sorted(backbone.target_layers),
         modules_to_save=saved_modules(backbone) or None,
         task_type=TaskType.CAUSAL_LM if backbone.causal else TaskType.SEQ_CLS,
@@ -139,15 +142,16 @@ def write_adapter(backbone: Backbone, factors: Factors, classes: int, alpha: flo
 
 def fresh_base(backbone: Backbone, classes: int) -> Any:
     """The base model loaded again, as a user of PEFT would load it. Raises UserError where its files have changed."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     if backbone.origin.identity:
         origin.check_base_unchanged(backbone.origin)
-    auto = AutoModelForCausalLM if backbone.causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if backbone.causal else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():
-        base = auto.from_pretrained(backbone.folder, dtype=torch.float32, **backbone.origin.options, **extra)
-    base.config.pad_token_id = backbone.tokenizer.pad_token_id  # a classifier finds the last token by it
+        config = origin.read_config(backbone.origin, backbone.folder)
+        auto = auto_class(config, backbone.causal)
+        options = backbone.precision.options(config, str(backbone.device), whole_modules(backbone.meta_model))
+        base = auto.from_pretrained(backbone.folder, **options, **backbone.origin.options, **extra)
+    for part in (base.config, base.config.get_text_config()):  # a classifier finds the last token by it
+        part.pad_token_id = backbone.tokenizer.pad_token_id
     return base
 
 
@@ -156,7 +160,9 @@ def reload_adapter(base: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     with quiet_transformers():
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+    set_for_training(model)  # quantised layers: as they were in the run
+    return model
 
 
 def logit_difference(
@@ -176,8 +182,9 @@ def logit_difference(
                 parts.append(logits(backbone, batch.ids, batch.mask, 1)[:, -1].cpu())
         ours = torch.cat(parts)
         option = no_cache_option(backbone.model)
-        rows = [reloaded(input_ids=torch.tensor([sample.ids]), **option).logits for sample in samples]
-        theirs = torch.cat([row[:, -1] if backbone.causal else row for row in rows])
+        device = next(reloaded.parameters()).device
+        rows = [reloaded(input_ids=torch.tensor([sample.ids], device=device), **option).logits for sample in samples]
+        theirs = torch.cat([row[:, -1] if backbone.causal else row for row in rows]).cpu()
     ours = ours if backbone.causal else ours[:, :classes]
     difference = float((ours - theirs).abs().max() / ours.abs().max())
     return difference if isfinite(difference) else inf
@@ -202,7 +209,7 @@ def export_adapter(
         write_adapter(backbone, factors, classes, alpha, work)
         reloaded = reload_adapter(base, work)
         difference = logit_difference(backbone, factors, classes, reloaded, samples)
-        check_difference(folder, "the reloaded adapter's", difference)
+        check_difference(folder, "the reloaded adapter's", difference, backbone.tolerance)
         write_documents(backbone.tokenizer, documents, work)
     return reloaded
 
@@ -215,12 +222,12 @@ def write_documents(tokenizer: Any, documents: Mapping[str, str], folder: Path) 
         files.write_atomic(folder / name, text)
 
 
-def check_difference(folder: Path, label: str, difference: float) -> None:
-    """Raise UserError where a difference of logits exceeds `TOLERANCE`. label: the model, in the possessive form."""
+def check_difference(folder: Path, label: str, difference: float, tolerance: float = TOLERANCE) -> None:
+    """Raise UserError where a difference of logits exceeds the tolerance. label: the model, in the possessive form."""
     if not isfinite(difference):
         raise UserError(f"{folder}: {label} logits are no numbers, training has diverged; try a smaller server.lr")
-    if not difference < TOLERANCE:
-        raise UserError(f"{folder}: {label} logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})")
+    if not difference < tolerance:
+        raise UserError(f"{folder}: {label} logits differ by {difference:.1e} (allowed {tolerance:.0e})")
 
 
 def merge_weights(backbone: Backbone, factors: Factors, classes: int, base: Any) -> Any:
@@ -231,7 +238,7 @@ def merge_weights(backbone: Backbone, factors: Factors, classes: int, base: Any)
             layer = backbone.layers[name]
             assert isinstance(layer, StackedLoRA)
             change = layer.scale * factors[f"{name}.B"][0] @ factors[f"{name}.A"][0] + factors[f"{name}.W"]
-            weights[f"{name}.weight"] += change.cpu()
+            weights[f"{name}.weight"] += (change.T if is_transposed(layer.base) else change).cpu()
         for key, tensor in peft_tensors(backbone, factors, classes).items():
             plain = key.removeprefix(PREFIX)
             if plain in weights:  # heads
@@ -240,7 +247,15 @@ def merge_weights(backbone: Backbone, factors: Factors, classes: int, base: Any)
 
 
 def merge_adapter(reloaded: Any) -> Any:
-    """The base model of a model that PEFT loaded, with the adapter in its weights."""
+    """The base model of a model that PEFT loaded, with the adapter in its weights.
+
+    Raises UserError for a quantised base: merged weights would be rounded anew, so the model would be another one.
+    """
+    if is_quantised(reloaded.get_base_model()):
+        raise UserError(
+            "model.quantization: the base is quantised, and merged weights rounded to so few bits would be another "
+            "model; serve base and adapter, or merge the adapter into the base's plain weights and score it again"
+        )
     with quiet_transformers():
         return reloaded.merge_and_unload()
 
@@ -269,9 +284,9 @@ def export_merged(
             model.save_pretrained(str(work))
             write_documents(backbone.tokenizer, documents, work)
             options = {"trust_remote_code": backbone.origin.trusted}
-            reloaded = auto.from_pretrained(str(work), dtype=torch.float32, **options).eval()
+            reloaded = auto.from_pretrained(str(work), dtype=DTYPES[backbone.precision.dtype], **options).eval()
         difference = logit_difference(backbone, factors, len(names), reloaded, samples)
-        check_difference(folder, "the merged weights'", difference)
+        check_difference(folder, "the merged weights'", difference, backbone.tolerance)
 
 
 def set_classes(config: Any, names: Sequence[str]) -> None:
@@ -281,42 +296,67 @@ def set_classes(config: Any, names: Sequence[str]) -> None:
 
 
 def load_adapter(
-    base: str, identity: str, folder: Path, names: Sequence[str] = (), trusted: bool = False
+    base: str,
+    identity: str,
+    folder: Path,
+    names: Sequence[str] = (),
+    trusted: bool = False,
+    precision: Precision = FLOAT32,
 ) -> tuple[Any, Any]:
-    """A base model with an exported adapter, in float32 and ready to answer, and its tokenizer.
+    """A base model with an exported adapter, ready to answer on the CPU, and its tokenizer.
 
     base: the setting `model.base`. identity: hash of its files when the adapter was trained. folder: the adapter's.
-    names: the classes of a classifier. trusted: whether the base's own Python code may run. Raises UserError where the
-    base is not there, is another one, or needs code that is not trusted.
+    names: the classes of a classifier. trusted: whether the base's own Python code may run. precision: how the base's
+    weights are held. Raises UserError where the base is not there, is another one, or needs code that is not trusted.
     """
     source = origin.origin_of(base, trusted)
     if source.identity != identity:
         raise UserError(f'{folder}: model.base = "{base}" has other files than when this adapter was trained')
     causal = check_adapter_config(folder) == "CAUSAL_LM"
-    model, tokenizer = _load(source.folder, source.options, f'model.base = "{base}"', causal, names)
+
+    def weights(extra: Mapping[str, Any]) -> Any:
+        config = origin.read_config(source, base)
+        auto = auto_class(config, causal)
+        precision.check(base, config)
+        empty = None if precision.quantisation == "none" else empty_model(auto, config, source, dict(extra))
+        options = precision.options(config, "cpu", whole_modules(empty))
+        return auto.from_pretrained(source.folder, **options, **source.options, **extra)
+
+    model, tokenizer = _load(weights, source.folder, source.options, f'model.base = "{base}"', causal, names)
     return reload_adapter(model, folder), tokenizer
 
 
 def load_merged(folder: Path, causal: bool, names: Sequence[str] = (), trusted: bool = False) -> tuple[Any, Any]:
     """Merged weights, in float32 and ready to answer, and their tokenizer; arguments as in `load_adapter`."""
-    model, tokenizer = _load(str(folder), {"trust_remote_code": trusted}, str(folder), causal, names)
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto, options = (
+        AutoModelForCausalLM if causal else AutoModelForSequenceClassification,
+        {"trust_remote_code": trusted},
+    )
+
+    def weights(extra: Mapping[str, Any]) -> Any:
+        return auto.from_pretrained(str(folder), dtype=torch.float32, **options, **extra)
+
+    model, tokenizer = _load(weights, str(folder), options, str(folder), causal, names)
     return model.eval(), tokenizer
 
 
-def _load(folder: str, options: Mapping[str, Any], label: str, causal: bool, names: Sequence[str]) -> tuple[Any, Any]:
-    """A model ready to answer, and its tokenizer. label: what messages call it."""
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        GenerationConfig,
-    )
+def _load(
+    weights: Callable[[Mapping[str, Any]], Any],
+    folder: str,
+    options: Mapping[str, Any],
+    label: str,
+    causal: bool,
+    names: Sequence[str],
+) -> tuple[Any, Any]:
+    """A model ready to answer, and its tokenizer. weights: loads the model. label: what messages call it."""
+    from transformers import AutoTokenizer, GenerationConfig
 
-    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {} if causal else {"num_labels": len(names) or 1, "ignore_mismatched_sizes": True}
     with quiet_transformers(), torch.random.fork_rng():
         try:
-            model = auto.from_pretrained(folder, dtype=torch.float32, **options, **extra)
+            model = weights(extra)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:  # transformers raises many types of exceptions
             reason = origin.needs_code(error) or f"cannot be loaded: {first_line(error)}"

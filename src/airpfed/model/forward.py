@@ -22,17 +22,22 @@ class _CapturedError(Exception):
 
 @contextmanager
 def with_adapters(
-    backbone: Backbone, factors: Factors | None, tokens_per_device: Sequence[int] | None = None
+    backbone: Backbone,
+    factors: Factors | None,
+    tokens_per_device: Sequence[int] | None = None,
+    rng: torch.Generator | None = None,
 ) -> Iterator[None]:
     """The model with the factors of K devices in its layers; rows of a batch then come device by device.
 
     factors: factors of K models; None for the base model. tokens_per_device: tokens of each device, where these differ.
+    rng: stream of the adapters' dropout, which layers draw from in the order in which they run; None drops nothing.
     """
     for name, layer in (backbone.layers if factors is not None else {}).items():
         assert factors is not None
         if isinstance(layer, StackedLoRA):
             layer.a, layer.b, layer.added = factors[f"{name}.A"], factors[f"{name}.B"], factors.get(f"{name}.W")
             layer.counts, layer.fused = tokens_per_device, backbone.paths.fused
+            layer.rng = rng
         else:
             layer.weight = factors[f"{name}.head"]
     try:
@@ -40,7 +45,7 @@ def with_adapters(
     finally:
         for layer in backbone.layers.values():
             if isinstance(layer, StackedLoRA):
-                layer.a = layer.b = layer.added = layer.counts = None
+                layer.a = layer.b = layer.added = layer.counts = layer.rng = None
             else:
                 layer.weight = None
 

@@ -1,12 +1,71 @@
 """Layers of the adapted model: linear layers with the adapters of many devices, task heads, skippable layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D, a linear layer whose weight is stored as (Q, L)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: an nn.Linear, a quantised one among them, or transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(L, Q), outputs and inputs of a linear layer. A quantised weight need not have this shape."""
+    if is_transposed(module):
+        inputs, outputs = module.weight.shape  # type: ignore[misc]
+        return int(outputs), int(inputs)
+    linear: Any = module
+    return int(linear.out_features), int(linear.in_features)
+
+
+def plain_matrix(module: nn.Module) -> Float[Tensor, "L Q"] | None:
+    """The weight of a linear layer that is one product of float32 (or float64) matrices; None for all others.
+
+    A quantised weight, of whatever library, is a tensor of another type.
+    """
+    weight: Any = getattr(module, "weight", None)
+    if type(weight) not in (Tensor, nn.Parameter) or weight.dtype not in (torch.float32, torch.float64):
+        return None
+    if isinstance(module, nn.Linear):
+        return module.weight
+    matrix: Tensor | None = weight.T if is_transposed(module) else None
+    return matrix
+
+
+def weight_norm(module: nn.Module, dtype: torch.dtype, rng: torch.Generator) -> float:
+    """The Frobenius norm of a linear layer's weight; of a quantised one an estimate, within some percent.
+
+    dtype: of the layer's inputs. Random: `rng`, for a quantised weight, of which only products are known: the mean of
+    ||W x||^2 over 32 standard normal x.
+    """
+    weight: Any = module.weight
+    if type(weight) is nn.Parameter and weight.is_floating_point():
+        norm: float = weight.detach().float().norm().item()
+        return norm
+    x = torch.randn(32, linear_shape(module)[1], generator=rng).to(weight.device, dtype)
+    with torch.no_grad():
+        product = module(x) - module(torch.zeros_like(x[:1]))
+    return float(product.float().norm()) / len(x) ** 0.5
+
+
+def drop_entries(x: Float[Tensor, "*t Q"], rate: float, rng: torch.Generator) -> Float[Tensor, "*t Q"]:
+    """Dropout: each entry is 0 with probability `rate`, else divided by 1 - rate. Random: `rng`, on the CPU."""
+    kept = torch.rand(x.shape, generator=rng) >= rate
+    return x * (kept.to(x) / (1 - rate))
 
 
 def product(x: Float[Tensor, "T n"], w: Float[Tensor, "K n m"], counts: list[int] | None) -> Float[Tensor, "T m"]:
@@ -76,11 +135,16 @@ class StackedLoRA(nn.Module):
     Rows come device by device. All devices have equally many, x is (K*b, ..., Q), unless `counts` gives each device's
     number of flattened rows. `a` (K, R, Q) and `b` (K, L, R) hold all blocks side by side; the layer is its base while
     they are None. With B = 0 the output equals the base's exactly. `added` (L, Q) is what a server has added to W0, or
-    None. `fused`: compute with `LowRank`, for bases that are a plain matrix product.
+    None. `fused`: compute with `LowRank` where the base is a plain matrix product (`plain_matrix`). Other bases
+    (bfloat16, quantised) are called as they are; adapters then work in their own type, float32, and the sum has the
+    type of the base's output, as in PEFT. `dropout`: rate of the dropout before A; `rng`: its stream, or None where
+    nothing is dropped.
     """
 
-    def __init__(self, base: nn.Linear, scale: float) -> None:
-        """Wrap `base`; `scale` is c = alpha / (R_s + R_p)."""
+    dropout = 0.0
+
+    def __init__(self, base: nn.Module, scale: float) -> None:
+        """Wrap `base`, a linear layer; `scale` is c, alpha / (R_s + R_p) or alpha over its square root."""
         super().__init__()
         self.base = base
         self.scale = scale
@@ -89,6 +153,7 @@ class StackedLoRA(nn.Module):
         self.added: Tensor | None = None
         self.counts: Sequence[int] | None = None
         self.fused = False
+        self.rng: torch.Generator | None = None
 
     def __getattr__(self, name: str) -> Any:
         """The base's attributes, which models read from their linear layers (weight, bias, in_features)."""
@@ -100,12 +165,15 @@ class StackedLoRA(nn.Module):
             base: Tensor = self.base(x)
             return base
         counts = list(self.counts) if self.counts is not None and len(set(self.counts)) > 1 else None
-        if not self.fused:  # operation by operation as in PEFT: the base, then A, then B
+        weight = plain_matrix(self.base) if self.fused and self.rng is None else None
+        if weight is None:  # operation by operation as in PEFT: the base, then A, then B
             y: Tensor = self.base(x)
-            low = product(product(x.reshape(-1, x.shape[-1]), self.a.mT, counts), self.b.mT, counts)
-            y = y + self.scale * low.reshape(y.shape)
+            wide = x.to(self.a.dtype)
+            wide = wide if self.rng is None else drop_entries(wide, self.dropout, self.rng)
+            low = product(product(wide.reshape(-1, x.shape[-1]), self.a.mT, counts), self.b.mT, counts)
+            y = (y + self.scale * low.reshape(y.shape)).to(y.dtype)
         else:
-            weight, bias, device = self.base.weight, self.base.bias, x.device.type
+            bias, device = self.base.bias, x.device.type
             up = (self.scale * self.b).mT.contiguous()
             tensors = x.reshape(-1, x.shape[-1]), weight, bias, self.a, up
             if torch.is_autocast_enabled(device):
@@ -113,7 +181,9 @@ class StackedLoRA(nn.Module):
                 tensors = tuple(t if t is None else t.to(dtype) for t in tensors)  # type: ignore[assignment]
             out: Tensor = LowRank.apply(*tensors, counts)  # type: ignore[no-untyped-call]
             y = out.reshape(*x.shape[:-1], -1)
-        return y if self.added is None else y + nn.functional.linear(x, self.added)
+        if self.added is None:
+            return y
+        return (y + nn.functional.linear(x.to(self.added.dtype), self.added)).to(y.dtype)
 
 
 def base_attribute(wrapper: nn.Module, name: str) -> Any:
@@ -191,9 +261,10 @@ class StackedHead(nn.Module):
 
     @property
     def start(self) -> Float[Tensor, "C H"]:
-        """Weight and bias of the base as one matrix, the bias its last column."""
+        """Weight and bias of the base as one matrix of float32 (or float64), the bias its last column."""
         weight, bias = self.base.weight, self.base.bias
-        return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+        matrix = weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+        return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
 
     def forward(self, x: Float[Tensor, "rows *t H"]) -> Float[Tensor, "rows *t C"]:
         """W x + bias, each row with its own device's head."""
@@ -201,11 +272,12 @@ class StackedHead(nn.Module):
         if self.weight is None:
             return y
         update = self.weight - self.start
-        rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
+        rows = x.to(update.dtype).reshape(self.weight.shape[0], -1, x.shape[-1])
         change = torch.bmm(rows, update[:, :, : x.shape[-1]].transpose(1, 2))
         if self.base.bias is not None:
             change = change + update[:, None, :, -1]
-        return y + change.reshape(y.shape)
+        out = y + change.reshape(y.shape)
+        return out if self.base.weight.dtype in (torch.float32, torch.float64) else out.to(y.dtype)
 
 
 class SkippableLayer(nn.Module):
@@ -239,3 +311,74 @@ class SkippableLayer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """The wrapped layer's attributes, which models read from their layers (an attention type, for example)."""
         return base_attribute(self, name)
+
+
+class RecomputedLayer(nn.Module):
+    """A transformer layer whose inner values are not kept for the backward pass, but computed again there.
+
+    The backward pass may come after the adapters have left the layer, or when others are in it. So the layer is
+    computed again with what it had in the forward pass: factors, stream of the dropout, attention function.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Wrap `layer`."""
+        super().__init__()
+        self.base = layer
+
+    def __getattr__(self, name: str) -> Any:
+        """The wrapped layer's attributes, which models read from their layers (an attention type, for example)."""
+        return base_attribute(self, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output."""
+        adapted: list[Any] = [m for m in self.base.modules() if isinstance(m, StackedLoRA | StackedHead)]
+        if not torch.is_grad_enabled() or not any(isinstance(m, StackedLoRA) and m.a is not None for m in adapted):
+            return self.base(*args, **kwargs)
+        values = [{key: getattr(module, key) for key in _STATE if key in vars(module)} for module in adapted]
+        streams = {id(rng): (rng, rng.get_state()) for value in values if (rng := value.get("rng")) is not None}
+        configs = {id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}
+        attention = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation")]
+        first = True
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            if first:  # the forward pass itself
+                first = False
+                return self.base(*args, **kwargs)
+            with _restored(list(zip(adapted, values, strict=True)), list(streams.values()), attention):
+                return self.base(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+_STATE = ("a", "b", "added", "counts", "fused", "rng", "weight")
+"""Attributes of adapted layers that `forward.with_adapters` sets."""
+
+
+@contextmanager
+def _restored(
+    modules: Sequence[tuple[Any, dict[str, Any]]],
+    streams: Sequence[tuple[torch.Generator, Tensor]],
+    attention: Sequence[tuple[Any, Any]],
+) -> Iterator[None]:
+    """Modules, random streams and attention functions as they were; afterwards as they are now."""
+    present = [{key: getattr(module, key) for key in values} for module, values in modules]
+    stream_states = [rng.get_state() for rng, _ in streams]
+    implementations = [config._attn_implementation for config, _ in attention]
+    try:
+        for module, values in modules:
+            for key, value in values.items():
+                setattr(module, key, value)
+        for rng, state in streams:
+            rng.set_state(state)
+        for config, implementation in attention:
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for (module, _), values in zip(modules, present, strict=True):
+            for key, value in values.items():
+                setattr(module, key, value)
+        for (rng, _), state in zip(streams, stream_states, strict=True):
+            rng.set_state(state)
+        for (config, _), implementation in zip(attention, implementations, strict=True):
+            config._attn_implementation = implementation

@@ -52,7 +52,8 @@ def local_gradients(
     clipped yet.
     """
     plan, cursors = draw_batches(clients, state.devices.cursors, local_training.batch_size, local_training.steps)
-    active_columns = clients.layout.active_columns(state.round + 1)
+    t = state.round + 1
+    active_columns = clients.layout.active_columns(t)
     rows, loss = gradients(
         clients,
         vectors(state),
@@ -61,6 +62,7 @@ def local_gradients(
         devices_per_pass,
         active_columns,
         local_training.proximal_mu,
+        t,
     )
     return rows, loss, cursors
 

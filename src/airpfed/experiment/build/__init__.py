@@ -25,6 +25,7 @@ from airpfed.experiment.build.model import (
     build_preparation,
     check_head_scope,
     load_backbone,
+    precision_of,
     preparation_key,
     torch_device,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "load_backbone",
     "load_tasks",
     "option_files",
+    "precision_of",
     "preparation_key",
     "sending_uplink",
     "shares_of",

@@ -32,6 +32,7 @@ from airpfed.experiment.build.uplink import (
 )
 from airpfed.model import layout, methods
 from airpfed.model.backbone import Backbone
+from airpfed.model.layers import linear_shape
 from airpfed.model.layout import Layout
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.sample import Task
@@ -73,6 +74,7 @@ def build_experiment(
         batch_multiplier,
         settings.devices.gradients_gb * 1e9,
         settings.devices.precision == "bfloat16",
+        settings.adapters.dropout,
     )
     check_device_memory(settings, clients)
     clients, notes = choose_fast_paths(settings, clients, preparation)
@@ -90,6 +92,13 @@ def build_experiment(
         raise UserError("devices.memory = true: the theory has no bound for gradients of several rounds in one")
     if monitored and (factor_averaging or order.alternating):
         raise UserError(f'adapters.method = "{settings.adapters.method.name}": the theory has no bound for it')
+    if monitored and clients.dropout:
+        raise UserError(f"adapters.dropout = {clients.dropout}: the theory's gradients drop nothing; 0 fits")
+    if monitored and base.coarse:
+        raise UserError(
+            "model: the theory measures differences that rounding to 16 or 8 bits would hide; model.dtype = "
+            '"float32" with model.quantization = "none" or "nf4" fits'
+        )
     monitor = build_monitor(settings, clients, side, chunk) if monitored else None
     row, downlink_bits = settings.adapters.method.row, settings.server.downlink_bits
     if monitored and downlink_bits is not None and not probing:
@@ -146,6 +155,7 @@ def choose_fast_paths(
     generate = any(task.kind != "classify" for task in preparation.views)
     stacking = settings.devices.chunk != 1 and len(clients.shards) > 1
     measurement = fast_paths.cached_measurement(clients, prompts, base_hash(preparation.base), stacking, generate)
+    clients.cache.use_tolerance(measurement.tolerance)
     backbone = clients.cache.use_paths(measurement.paths)
     return replace(clients, backbone=backbone), tuple(
         fast_paths.report_lines(f'model.base = "{settings.model.base}"', measurement)
@@ -355,8 +365,7 @@ def device_pass_bytes(settings: Settings, clients: Clients) -> int:
     4 bytes per input and output value of each linear layer, doubled to cover the activations between layers. The
     factors of a device are stored about four times (values, gradients, sums).
     """
-    layers = [layer.base for layer in clients.backbone.layers.values()]
-    widths = sum(linear.in_features + linear.out_features for linear in layers)
+    widths = sum(sum(linear_shape(layer.base)) for layer in clients.backbone.layers.values())
     tokens = settings.devices.batch_size * settings.model.max_tokens * max(clients.batch_multiplier, default=1)
     factors = sum((entry.stop - entry.start) for entry in clients.layout.entries)
     return int(8 * widths * tokens + 16 * factors)

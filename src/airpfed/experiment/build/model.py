@@ -21,6 +21,7 @@ from airpfed.experiment.build.data import base_hash, option_files
 from airpfed.model import backbone, chat, compatibility, export, tokens, zoo
 from airpfed.model.backbone import Backbone
 from airpfed.model.chat import ChatFormat, Replies, TurnEnd
+from airpfed.model.precision import FLOAT32, Precision
 from airpfed.model.tokens import Encoding
 from airpfed.tasks.metrics import Metric, import_package
 from airpfed.tasks.sample import Kind, Sample, Task
@@ -45,7 +46,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
         max((len(task.labels) for task in tasks), default=1) or 1,
         adapters.target_modules,
         adapters.layers,
-        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+        adapters.scale,
         torch_device(settings.run.device),
         stream(settings.run.seed, "head"),
         settings.model.max_tokens,
@@ -58,12 +59,26 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
             default=0,
         ),
         settings.model.trust_remote_code,
+        precision=precision_of(settings),
+        checkpointing=settings.model.checkpointing,
+        rslora=adapters.rslora,
+        dropout=adapters.dropout,
     )
+    if adapters.method.row.averages and base.quantised:
+        raise UserError(
+            f'adapters.method = "{adapters.method.name}": adds to the base\'s weights, and these are quantised; '
+            'model.quantization = "none" fits'
+        )
     if any(task.kind != "classify" for task in tasks):
         check_generation(base, settings.model.base)
     if not adapters.method.row.averages:
         export.check_adapter(base, adapters.rank_shared + adapters.rank_personal, adapters.alpha)
     return replace(base, notes=(*base.notes, *control_token_notes(base, settings.tasks)))
+
+
+def precision_of(settings: Settings) -> Precision:
+    """Return how the base's weights are held."""
+    return Precision(settings.model.dtype, settings.model.quantization)
 
 
 def control_token_notes(base: Backbone, tasks: Sequence[TaskSettings]) -> list[str]:
@@ -130,11 +145,12 @@ class Preparation:
 
 def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparation:
     """Load the base model with adapters, and tokenise the tasks. Sets the threads and the heap of the process."""
-    keep_freed_memory()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     with without_garbage_collection():
         base = load_backbone(settings, tasks)
+    if not base.quantised:  # dequantised weights are large and short-lived, and would leave holes in a kept heap
+        keep_freed_memory()
     max_tokens = settings.model.max_tokens
     tokenized = [
         tokenize_task(base, task, max_tokens, task_settings)
@@ -156,6 +172,8 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
     parts: list[Any] = [base_hash(base), [weight.tolist() for weight in base.heads.values()], test_views]
     if code := metric_code(settings):
         parts.append(code)
+    if base.precision != FLOAT32:  # keys of older runs had no precision
+        parts.append(asdict(base.precision))
     return Preparation(
         tasks,
         base,
@@ -194,7 +212,8 @@ def preparation_key(settings: Settings) -> str:
     layers = [
         adapters.target_modules,
         adapters.layers,
-        adapters.alpha / (adapters.rank_shared + adapters.rank_personal),
+        adapters.scale,
+        adapters.dropout,
         settings.devices.cache_precision,
     ]
     return json.dumps([parts, layers, metric_code(settings)])
