@@ -241,6 +241,15 @@ def inputs(cache: Path) -> Path:
     return path
 
 
+def with_old_defaults(text: str) -> str:
+    """A settings file with the defaults that have moved since the old commit."""
+    lines = text.splitlines()
+    if "[radio]" not in lines:
+        lines += ["", "[radio]"]
+    index = lines.index("[radio]") + 1
+    return "\n".join([*lines[:index], 'mixing = "none"', 'power_over = "slot"', *lines[index:]]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="names, joined by commas; default: all")
@@ -275,6 +284,7 @@ def main() -> None:
         shutil.copytree(work / "old" / "experiments", work / "upgraded")
         for file in sorted((work / "upgraded").glob("*.toml")):
             upgrade_file(file)
+            file.write_text(with_old_defaults(file.read_text()))
         old = Side(work / "old", work / "old" / "experiments", 0)
         present = Side(ROOT, work / "upgraded", 1)
 

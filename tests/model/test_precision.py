@@ -119,7 +119,7 @@ def test_logits_and_gradients_are_pefts_on_the_same_base(
     folder = request.getfixturevalue(family)
     targets = ("q_proj", "down_proj") if family == "llama" else ("c_attn", "mlp.c_proj")
     base = built(folder, targets, precision=Precision(dtype, quantisation), rslora=True)
-    assert base.quantised == (quantisation != "none") and base.coarse == (dtype == "bfloat16")
+    assert base.has_quantised_weights == (quantisation != "none") and base.coarse == (dtype == "bfloat16")
     factors = factors_of(base)
     scores, gradient = our_gradient(base, factors)
     right_scores, right = peft_gradient(base, factors, alpha=4.0)  # 4 / sqrt(4) is the scale
@@ -201,7 +201,7 @@ def test_a_quantised_base_is_not_quantised_again_and_needs_no_setting(
     stored.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     base = built(tmp_path, ("q_proj",))
-    assert base.quantised and not base.coarse
+    assert base.has_quantised_weights and not base.coarse
     export.check_adapter(base, 4, 8.0)
     factors = factors_of(base)
     scores, gradient = our_gradient(base, factors)

@@ -19,12 +19,12 @@ class Interference:
     """The interferers of a single cell, with Rayleigh fading that is new in every coherence block.
 
     power: Q_j, mean power at an antenna while interferer j sends, watts. load: probability that it sends in a block.
-    is_covariance_known: whether the receiver knows R of each block, or only its mean (sigma2 + sum_j load_j Q_j) I.
+    has_covariance: whether the receiver knows R of each block, or only its mean (sigma2 + sum_j load_j Q_j) I.
     """
 
     power: Float[Tensor, " J"]
     load: Float[Tensor, " J"]
-    is_covariance_known: bool = True
+    has_covariance: bool = True
 
     @property
     def mean_power(self) -> float:
@@ -72,7 +72,7 @@ def whiten(
     """
     values, vectors = torch.linalg.eigh(R)
     h_est, h = vectors.mH @ channels.h_est, vectors.mH @ channels.h
-    if not interference.is_covariance_known:
+    if not interference.has_covariance:
         return ReceivedChannels(h_est, h, channels.csi_variance, values)
     scale = noise / values
     variance = channels.csi_variance.reshape(-1, channels.csi_variance.shape[-1])[:1] * scale[..., None]

@@ -14,6 +14,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air.alternating_factors import alternating_phases
+from airpfed.air.blockwise import BlockRanges
 from airpfed.air.channels.fading import cyclic_prefix
 from airpfed.air.distortion import amplify_segment, turning_factors
 from airpfed.air.grid import ResourceGrid
@@ -22,7 +23,7 @@ from airpfed.air.mixing import GroupMixing
 from airpfed.air.problem import Transceiver
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Updates, Uplink, schedule
-from airpfed.air.segments import BlockRanges, Segment, antennas_of, block_ranges_of, split_slots
+from airpfed.air.segments import Segment, antennas_of, block_ranges_of, split_slots
 from airpfed.air.superposition import receiver_noise
 from airpfed.air.symbols import Packing, pack_symbols, unpack_symbols, zero_tail
 from airpfed.air.transceivers import design

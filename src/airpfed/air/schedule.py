@@ -231,7 +231,7 @@ class Uplink:
     @property
     def assumed_noise(self) -> float:
         """The noise power that receivers assume at each antenna, or at each combination that whitens interference."""
-        if self.interference is None or self.interference.is_covariance_known:
+        if self.interference is None or self.interference.has_covariance:
             return self.noise
         return self.noise + self.interference.mean_power
 

@@ -49,9 +49,9 @@ class Segment:
     estimates. entry_share: share of each target's entries in
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
     assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
-    name of the segment's random generators. positions: of its uses on the grid. mixing: of the entries, undone after the
-    backhaul. largest_symbol: power of each stream's largest OFDM symbol. antenna_noise: true noise
-    power at each antenna, where it is not the same for all.
+    name of the segment's random generators. positions: of its uses on the grid. mixing: of the entries, undone after
+    the backhaul. largest_symbol: power of each stream's largest OFDM symbol. antenna_noise: true noise power at each
+    antenna, where it is not the same for all.
     """
 
     slot: SlotPlan

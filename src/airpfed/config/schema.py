@@ -506,12 +506,12 @@ class RadioSettings(Section):
         20.0, ge=-200, le=200, description="transmit power limit of a device, dBm, over what `power_over` says"
     )
     power_over: Literal["symbol", "slot"] = Field(
-        "slot",
+        "symbol",
         description="the power limit holds for the mean of every OFDM symbol, or for the mean over a slot, which "
         "single symbols of gradients may exceed by more than 10 dB",
     )
     mixing: Literal["full", "permutation", "none"] = Field(
-        "none",
+        "full",
         description="mixing of the entries before they are sent: full: permutation, signs, Hadamard blocks, "
         "permutation; permutation; none. Only full mixing makes all OFDM symbols nearly alike and signals Gaussian",
     )

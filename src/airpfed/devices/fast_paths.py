@@ -397,7 +397,7 @@ def cache_key(
 
 def quantisation_packages(backbone: Backbone) -> list[str]:
     """The installed packages that may compute a quantised base's layers."""
-    packages = sorted({row.package for row in QUANTISATIONS.values()}) if backbone.quantised else []
+    packages = sorted({row.package for row in QUANTISATIONS.values()}) if backbone.has_quantised_weights else []
     return [name for name in packages if find_spec(name) is not None]
 
 

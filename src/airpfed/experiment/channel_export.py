@@ -16,6 +16,7 @@ from airpfed.core.errors import UserError
 from airpfed.core.memory import check_memory
 from airpfed.core.rows import label_of
 from airpfed.experiment import build
+from airpfed.experiment.build.blocks import block_shape
 from airpfed.experiment.build.uplink import build_network
 
 UNITS = "h: amplitudes, sqrt of a power gain; gain, scattered: linear power gains; stations, devices: metres"
@@ -68,13 +69,14 @@ def network_of(settings: Settings, blocks: int | None) -> tuple[Network, int]:
 def metadata_of(settings: Settings) -> dict[str, np.ndarray]:
     """The numbers of the settings that a channel file is held to, and what a reader may want to know."""
     radio = settings.radio
+    groups, length = block_shape(radio)
     numbers = {
         "carrier_hz": radio.carrier_hz,
         "bandwidth_hz": radio.bandwidth_hz,
         "subcarriers": radio.subcarriers,
-        "subcarrier_groups": radio.subcarrier_groups,
-        "coherence_s": radio.subcarrier_groups * radio.coherence_symbols / radio.bandwidth_hz,
-        "coherence_symbols": radio.coherence_symbols,
+        "subcarrier_groups": groups,
+        "coherence_s": groups * length / radio.bandwidth_hz,
+        "coherence_symbols": length,
         "seed": settings.run.seed,
         "drop": radio.drop,
     }

@@ -125,7 +125,7 @@ class Backbone:
         return is_coarse(self.model)
 
     @property
-    def quantised(self) -> bool:
+    def has_quantised_weights(self) -> bool:
         """Whether some weights are quantised."""
         return is_quantised(self.model)
 

@@ -13,8 +13,8 @@ is a local optimum.
 
 One target: with b_k eliminated, F(m) = sum_k (w_k - sqrt(P_k) |m^H h_k|)_+^2 + sigma2 ||m||^2 is minimised by
 Gauss-Newton while sigma2 falls to its value (`single_target.py`). Several targets: accelerated alternation from several
-starts (`alternating.py`), and for real symbols widely linear receivers (`widely_linear.py`). The result is never worse
-than `uniform_forcing`, block by block. Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit
+starts (`alternating.py`), for real symbols widely linear receivers (`widely_linear.py`), and with fewer antennas than
+streams `naive_ao`. The result is never worse than `uniform_forcing`, nor there than `naive_ao`, block by block. Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit
 factors (B, K), for B coherence blocks, K devices and T targets.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from airpfed.air.designs.alternating import (
     accelerated_alternation,
+    naive_ao,
     one_slot,
     singular_start,
     transmit_factors,
@@ -69,7 +70,10 @@ def mmse(
     transceiver = multi_target_mmse(normalized, forcing)
     if problem.real:
         transceiver = keep_better(problem, transceiver, widely_linear_mmse(normalized, transceiver))
-    return keep_better(problem, forcing, transceiver)
+    transceiver = keep_better(problem, forcing, transceiver)
+    if problem.h.shape[1] < problem.h.shape[2]:  # fewer antennas than streams: plain alternation may end elsewhere
+        transceiver = keep_better(problem, transceiver, naive_ao(problem))
+    return transceiver
 
 
 def single_target_mmse(problem: TransceiverProblem, normalized: NormalizedProblem, starts: int) -> Transceiver:

@@ -64,7 +64,7 @@ def load_backbone(settings: Settings, tasks: tuple[Task, ...]) -> Backbone:
         rslora=adapters.rslora,
         dropout=adapters.dropout,
     )
-    if adapters.method.row.averages and base.quantised:
+    if adapters.method.row.averages and base.has_quantised_weights:
         raise UserError(
             f'adapters.method = "{adapters.method.name}": adds to the base\'s weights, and these are quantised; '
             'model.quantization = "none" fits'
@@ -149,7 +149,9 @@ def build_preparation(settings: Settings, tasks: tuple[Task, ...]) -> Preparatio
         torch.set_num_threads(settings.run.threads)
     with without_garbage_collection():
         base = load_backbone(settings, tasks)
-    if not base.quantised:  # dequantised weights are large and short-lived, and would leave holes in a kept heap
+    if (
+        not base.has_quantised_weights
+    ):  # dequantised weights are large and short-lived, and would leave holes in a kept heap
         keep_freed_memory()
     max_tokens = settings.model.max_tokens
     tokenized = [
