@@ -115,7 +115,8 @@ def test_the_summary_has_the_promised_keys(finished):
     assert (summary["method"], summary["rounds"], summary["exit"]) == ("airpfed", ROUNDS, "completed")
     assert set(summary["tasks"]) == {"colours", "moods"}
     for task in summary["tasks"].values():
-        assert set(task) == {"metric", "base", "final", "samples", "base_balanced", "final_balanced", "dev", "others"}
+        keys = {"metric", "base", "final", "samples", "base_balanced", "final_balanced", "dev", "others"}
+        assert set(task) == keys | {"larger_is_better", "base_metrics", "final_metrics"}
         assert task["samples"] == 12
     assert summary["average"] == pytest.approx(sum(task["final"] for task in summary["tasks"].values()) / 2)
 

@@ -164,6 +164,9 @@ def test_positions_that_leave_out_spaces_lose_no_token() -> None:
     assert trimmed(" 7  bad", return_offsets_mapping=True).offset_mapping == [(0, 0), (1, 2), (3, 3), (4, 7)]
     messages = (("user", "one"), ("assistant", "7   film  two"))
     assert read_text(chat_format(trimmed, "", "x"), messages=messages)[0] == " 7   film  two</s>"
+    spaces = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
+    trimmed.chat_template = spaces + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    assert read_text(chat_format(trimmed, "", "x", (2,)), "last")[0] == " three </s>"  # the last space ends the turn
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from airpfed import testing
+from airpfed.tasks import packages
 from airpfed.tasks.sources import SOURCES
 
 ROWS = [{"text": f"text {n}", "label": ("good", "bad")[n % 2], "year": 2000 + n} for n in range(10)]
@@ -31,7 +32,13 @@ def test_a_users_function(source, options):
 def test_a_row_of_the_dict_goes_by_its_name(monkeypatch):
     monkeypatch.setitem(SOURCES.data, "years", years)
     assert testing.check_source("years", since=2003).results[0].detail == "7 rows"
-    assert all(testing.check_source(name).ok for name in SOURCES)
+
+
+def test_our_source_keeps_the_contract(monkeypatch):
+    table = b"text,label\na good day,good\na bad day,bad\n"
+    monkeypatch.setattr(packages, "read_member", lambda wheel, member: table)
+    report = testing.check_source("package", wheel="p", version="1.0", sha256="0" * 64, member="p/data.csv")
+    assert report.ok and set(SOURCES) == {"package"}, str(report)
 
 
 ONCE = iter(ROWS)

@@ -420,6 +420,8 @@ def with_defaults(source: Source) -> Source:
         group_column=None if source.group_column is None else normalize("NFC", source.group_column),
         messages_column=None if source.messages_column is None else normalize("NFC", source.messages_column),
     )
+    if source.messages_column is not None:
+        source = replace(source, form=replace(source.form, nested=(source.messages_column,)))
     if is_external(source.source):
         kind = source.kind or "classify"
         cue = {"classify": "\nLabel:", "generate": "\nAnswer:", "chat": ""}[kind]

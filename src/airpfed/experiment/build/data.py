@@ -58,7 +58,7 @@ def source_of(task: TaskSettings) -> Source:
         classes=task.classes,
         max_empty_share=task.max_empty_share,
         group_column=task.group or None,
-        form=TextForm(task.delimiter, task.encoding, (task.messages,) if task.messages else ()),
+        form=TextForm(task.delimiter, task.encoding),
         streaming=task.streaming,
         messages_column=task.messages or None,
         system=task.system,
