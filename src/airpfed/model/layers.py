@@ -59,7 +59,7 @@ def weight_norm(module: nn.Module, dtype: torch.dtype, rng: torch.Generator) -> 
     x = torch.randn(32, linear_shape(module)[1], generator=rng).to(weight.device, dtype)
     with torch.no_grad():
         product = module(x) - module(torch.zeros_like(x[:1]))
-    size = float(product.float().norm())
+    size: float = product.float().norm().item()
     return size / len(x) ** 0.5
 
 
