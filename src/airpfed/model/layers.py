@@ -59,8 +59,8 @@ def weight_norm(module: nn.Module, dtype: torch.dtype, rng: torch.Generator) -> 
     x = torch.randn(32, linear_shape(module)[1], generator=rng).to(weight.device, dtype)
     with torch.no_grad():
         product = module(x) - module(torch.zeros_like(x[:1]))
-    size: float = product.float().norm().item()
-    return size / len(x) ** 0.5
+    norm = float(product.float().norm())
+    return norm / float(len(x)) ** 0.5
 
 
 def drop_entries(x: Float[Tensor, "*t Q"], rate: float, rng: torch.Generator) -> Float[Tensor, "*t Q"]:

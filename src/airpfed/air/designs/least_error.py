@@ -13,9 +13,10 @@ is a local optimum.
 
 One target: with b_k eliminated, F(m) = sum_k (w_k - sqrt(P_k) |m^H h_k|)_+^2 + sigma2 ||m||^2 is minimised by
 Gauss-Newton while sigma2 falls to its value (`single_target.py`). Several targets: accelerated alternation from several
-starts (`alternating.py`), for real symbols widely linear receivers (`widely_linear.py`), and with fewer antennas than
-streams `naive_ao`. The result is never worse than `uniform_forcing`, nor there than `naive_ao`, block by block. Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit
-factors (B, K), for B coherence blocks, K devices and T targets.
+starts (`alternating.py`), for real symbols widely linear receivers (`widely_linear.py`), and `naive_ao` where antennas
+are fewer than streams. The result is never worse than `uniform_forcing`, nor there than `naive_ao`, block by block.
+Shapes: h (B, M, K), weights (T, K) or (B, 1, K), receivers (B, M, T), transmit factors (B, K), for B coherence blocks,
+K devices and T targets.
 """
 
 from dataclasses import replace
