@@ -1,5 +1,6 @@
 """Layers of the adapted model: linear layers with the adapters of many devices, task heads, skippable layers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -60,7 +61,7 @@ def weight_norm(module: nn.Module, dtype: torch.dtype, rng: torch.Generator) -> 
     with torch.no_grad():
         product = module(x) - module(torch.zeros_like(x[:1]))
     norm = float(product.float().norm())
-    return norm / float(len(x)) ** 0.5
+    return norm / math.sqrt(len(x))
 
 
 def drop_entries(x: Float[Tensor, "*t Q"], rate: float, rng: torch.Generator) -> Float[Tensor, "*t Q"]:
