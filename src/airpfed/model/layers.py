@@ -58,8 +58,9 @@ def weight_norm(module: nn.Module, dtype: torch.dtype, rng: torch.Generator) -> 
         return norm
     x = torch.randn(32, linear_shape(module)[1], generator=rng).to(weight.device, dtype)
     with torch.no_grad():
-        product = module(x) - module(torch.zeros_like(x[:1]))
-    return float(product.float().norm()) / len(x) ** 0.5
+        outputs: Tensor = module(x) - module(torch.zeros_like(x[:1]))
+    root_mean: float = outputs.float().norm().item() / len(x) ** 0.5
+    return root_mean
 
 
 def drop_entries(x: Float[Tensor, "*t Q"], rate: float, rng: torch.Generator) -> Float[Tensor, "*t Q"]:
