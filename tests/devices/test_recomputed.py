@@ -64,7 +64,12 @@ def test_a_pass_keeps_few_values(small_settings: Path) -> None:
         factors = gather(values, clients.layout, clients.task_of, torch.tensor(devices))
         leaves = {key: value.requires_grad_() for key, value in factors.items()}
         kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x):
+
+        def keep(x: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(x.nbytes)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             row_losses(clients, leaves, devices, [[0, 1, 2]] * len(devices))
         sizes.append(sum(kept))
     assert sizes[1] < sizes[0] / 4

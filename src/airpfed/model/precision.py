@@ -47,7 +47,7 @@ def int8(dtype: torch.dtype, skipped: list[str]) -> Any:
 
 def torchao_int8(dtype: torch.dtype, skipped: list[str]) -> Any:
     """8-bit weights of torchao with a scale per output; activations stay as they are."""
-    from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-not-found, unused-ignore]
+    from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
