@@ -693,7 +693,7 @@ def count_wrong_answers(experiment: TrainingSetup, vectors: Vectors, plain: Plai
     plain.put(factors)
     samples = [s for k in range(3) for s in clients.shards[k]]
     samples = [Encoding(sample.ids, (0,)) for sample in samples]
-    choices = list(experiment.tasks[0].words if hasattr(experiment.tasks[0], "words") else range(3))
+    choices = list(experiment.tasks[0].choices)
     our_answers = classify(with_fresh_cache(experiment).clients, factors, "answers", samples, choices)
     wrong = 0
     with torch.no_grad():
