@@ -100,7 +100,10 @@ def test_a_record_has_the_promised_keys(finished):
     keys = {"round", "loss", "accuracy", "mse", "pi", "ledger", "seconds"}
     parts = {"claimed", "measured", "claimed_genie", "bias", "variance"}
     for row in rows:
-        assert set(row) == keys | {"pi_claimed", "correlation", "absent", "theory"} and row["theory"] is None
+        assert (
+            set(row) == keys | {"pi_claimed", "correlation", "absent", "late", "lr", "clipped", "theory"}
+            and row["theory"] is None
+        )
         assert set(row["loss"]) == set(row["mse"]["p"]) == {"colours", "moods"}
         assert set(row["seconds"]) == {"gradients", "air", "evaluate"}
         for error in (row["mse"]["s"], *row["mse"]["p"].values()):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -99,6 +100,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the settings files that the documents speak of."""
     monkeypatch.chdir(tmp_path)
     starter.write_starter(tmp_path)
+    shutil.copytree(ROOT / "docs" / "tables", tmp_path / "docs" / "tables")
     (tmp_path / OWN_FILE).write_text(fenced(text_of("docs/first_run.md"), "toml")[0])
     return tmp_path
 

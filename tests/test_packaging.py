@@ -77,6 +77,7 @@ def test_messages_name_extras_that_exist_and_no_extra_is_without_one() -> None:
     """Each extra is for a library that some code imports, and tells its name where the library is missing."""
     texts = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
     messages = {name for text in texts for name in re.findall(r"airpfed\[([a-z,]+)\]", text)}
+    messages |= {name for text in texts for name in re.findall(r'import_tracker\(.*"([a-z]+)"\)', text)}
     assert messages == set(PROJECT["optional-dependencies"]) - {"dev", "tensorboard"}
 
 

@@ -282,7 +282,7 @@ def test_a_run_is_not_resumed_with_another_plug_in(change, stopped, tmp_path):
 def test_a_run_is_not_resumed_with_another_file_in_an_option(stopped):
     folder, words = stopped
     (folder / "codebook.csv").write_text("1,3\n")
-    one_line(command(*words), "checkpoint")
+    one_line(command(*words), "radio.design.table", "has changed")
     (folder / "codebook.csv").write_text("1,2\n")
     good(command(*words))
 

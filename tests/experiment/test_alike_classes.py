@@ -35,7 +35,7 @@ def test_classes_that_begin_alike_are_learnt_over_the_air(tmp_path: Path) -> Non
     task = {"name": "cities", "source": str(tmp_path / "x.jsonl"), "devices": 2, "samples_per_device": 32}
     task |= {"dev_samples": 0, "test_samples": 36}
     tree = {"model": {"base": str(tmp_path / "base")}, "tasks": [task], "devices": {"batch_size": 16}}
-    tree |= {"server": {"rounds": 40, "lr": 0.04}, "radio": {"snr_db": 15.0}, "run": {"threads": 1}}
+    tree |= {"server": {"rounds": 60, "lr": 0.04}, "radio": {"snr_db": 15.0}, "run": {"threads": 1}}
     experiment = ap.Experiment.from_dict(tree)
     assert sorted(map(len, experiment.setup.tasks[0].words)) == [2, 2, 2, 2, 2, 2]
     result = experiment.run(tmp_path / "run").summary.tasks["cities"]

@@ -36,7 +36,6 @@ def test_the_hook_that_checks_shapes_is_on() -> None:
         ("adapters.layers=[0, 12]", ("adapters.layers", "12", "from 0 to 11")),
         ("model.kind=causl", ("model.kind", "causl")),
         ("model.base=/no/such/model", ("model.base", "/no/such/model")),
-        ("tasks.moods.labels={good=' good', bad=' bad', it=' good it'}", ("tasks.moods.labels", "start with the same")),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(
@@ -52,7 +51,7 @@ def test_wrong_settings_are_told_in_one_line(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("radio.clipping_db=3.0",), "clipping amplifier"),
+        (("radio.clipping_db=3.0", "radio.mixing=none"), "clipping amplifier"),
         (("radio.access=superposed", "radio.design=mmse"), "a number for radio.correlation"),
         (("radio.topology=two_hop", "radio.design=mmse"), "a number for radio.correlation"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +33,29 @@ class RunFacts:
     command: str = ""
     summary: run_files.Summary | None = None
     per_device: bool = False
+
+
+def public_command(command: str) -> str:
+    """A command line for a model card: without folders of this machine, and the same after a resume.
+
+    >>> public_command("airpfed run /home/me/mine.toml --out /tmp/x --resume --set server.rounds=3")
+    'airpfed run mine.toml --set server.rounds=3'
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    public: list[str] = []
+    skip = False
+    for word in words:
+        if skip or word == "--resume" or word.startswith("--out="):
+            skip = False
+        elif word == "--out":
+            skip = True
+        else:
+            path = Path(word)
+            public.append(path.name if path.is_absolute() or word.endswith(".toml") else word)
+    return shlex.join(public)
 
 
 def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Backbone) -> AdapterTask:

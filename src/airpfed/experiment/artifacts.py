@@ -19,7 +19,7 @@ from airpfed.config.settings_file import write_settings
 from airpfed.config.user_rows import user_functions
 from airpfed.core import files, run_files, units
 from airpfed.core.errors import UserError
-from airpfed.experiment.adapter_files import RunFacts, adapter_documents, adapter_task
+from airpfed.experiment.adapter_files import RunFacts, adapter_documents, adapter_task, public_command
 from airpfed.experiment.build import base_hash, fixed_functions, option_files
 from airpfed.experiment.build.uplink import build_network
 from airpfed.model import export, gguf_adapter
@@ -404,7 +404,7 @@ def run_facts(out: Path) -> RunFacts:
         summary = run_files.read_json(out / "summary.json", run_files.Summary)
     except UserError:  # damaged; a resumed run writes it again
         summary = None
-    return RunFacts(str(environment_of(out).get("command") or ""), summary)
+    return RunFacts(public_command(str(environment_of(out).get("command") or "")), summary)
 
 
 def reason_without_adapter(settings: Settings) -> str | None:
