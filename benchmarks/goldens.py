@@ -28,7 +28,6 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,11 @@ def content(path: Path) -> dict[str, Any]:
         return flat([json.loads(line) for line in path.read_text().splitlines()])
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            return flat([{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)])
+            rows = [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        if rows and "measure" in rows[0]:  # a table that may have further measures between its rows
+            names = list(rows[0])[: list(rows[0]).index("measure") + 1]
+            return flat({" ".join(str(row[name]) for name in names): row for row in rows})
+        return flat(rows)
     return {}
 
 
@@ -165,16 +168,18 @@ def relative_difference(old: Any, new: Any) -> float:
 
 
 def compare(old: Path, new: Path, names: dict[str, str], tolerance: float) -> tuple[int, str]:
-    """(values compared, the first difference of two sides in words; empty where there is none)."""
+    """(values compared, the first difference of two sides in words; empty where there is none).
+
+    Every file and value of the old side should be in the new one, which may have more.
+    """
     left, right = files_of(old), files_of(new)
-    for a, b in zip_longest(left, right, fillvalue="no further file"):
-        if a != b:
-            return 0, f"names of files: {a} is now {b}"
+    for missing in [name for name in left if name not in right]:
+        return 0, f"names of files: {missing} is missing"
     count, first, worst, differ = 0, "", 0.0, 0
     for name, path in sorted(left.items(), key=lambda item: not item[0].endswith("records.jsonl")):  # by rounds
         before, now = content(path), content(right[name])
         renames = {".".join(names.get(part, part) for part in key.split(".")): key for key in before}
-        for key in dict.fromkeys([*renames, *now]):
+        for key in renames:
             a, b = before.get(renames.get(key, key), "absent"), now.get(key, "absent")
             if isinstance(a, torch.Tensor) and b == "absent" and not bool(a.any()):
                 continue  # moments of an optimizer that has none: zeros then, and not stored now

@@ -125,6 +125,8 @@ def print_peaks(settings: Settings, experiment: TrainingSetup, options: argparse
             largest, above, count = 0.0, 0, 0
             for segment in split_slots(link, slots, t, [INDEPENDENT] * len(initial_statistics(link))):
                 x = pack_symbols(segment.group.entries[:], link.packing)
+                if x.shape[1] < subcarriers:
+                    continue  # less than a symbol
                 whole = x[:, : x.shape[1] // subcarriers * subcarriers].reshape(len(x), -1, subcarriers)
                 largest = max(largest, float(whole.abs().square().mean(2).max()))
                 power = torch.fft.ifft(whole, norm="ortho").abs().square()
