@@ -24,7 +24,7 @@ from airpfed.air.schedule import Uplink, reason_without_claim
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
 from support.networks import flat
-from support.uplinks import as_scheme, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
+from support.uplinks import alike, as_scheme, drawn, everyone, excess, large_air, make_air, rounds, send, slots, z_of
 
 KEYS = ("measured", "claimed")
 
@@ -287,3 +287,13 @@ def test_an_outage_of_all_devices_is_silence():
     errors: list[SlotError] = slots(send(link, 1, *drawn(link, 0), everyone(link)))
     for error in errors:
         assert error.measured > 0.1 * error.silence and math.isfinite(error.claimed)
+
+
+@pytest.mark.parametrize("packing", ["iq", "real"])
+def test_correlated_symbols_add_up_at_the_converters(packing, monkeypatch):
+    """With the true Gram matrix the claim knows the power at the antennas; the variance contains it, too."""
+    link = large_air("uniform_forcing", packing=packing, impairments=Impairments(adc_noise=ADC_NOISE[2]), d=400)
+    link = replace(link, noise=1e-3 * link.noise, mixing="full", coherence_symbols=40)
+    rows = list(rounds(link, 12, monkeypatch, of=alike))
+    assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
+    assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5

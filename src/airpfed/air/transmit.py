@@ -78,6 +78,10 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, superposed.ideal)
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
+    if superposed.antenna_power is not None:
+        true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power)
+        noise_power = noise_power + true_noise
+        genie = genie + energies(true_noise - independent)
     mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
     power = square_sums(link, segment, received) / entries
     unmixed = delivered if segment.mixing is None else segment.mixing.undo(delivered, group.num_entries)
@@ -165,6 +169,21 @@ def superpose_segment(
         energy=torch.cat(norms, 1).square(),
         antenna_power=None if at_antennas is None else by_block(mean, at_antennas.abs().square(), segment.block_ranges),
     )
+
+
+def converter_powers(
+    segment: Segment, transceiver: Transceiver, distortion: Distortion, antenna_power: Float[Tensor, "B M"]
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """The noise of the receivers' ADC from the streams after each receiver: of the true power at the antennas, and of
+    independent symbols over the estimated channels, which `incoherent_noise` contains.
+    """
+    problem = segment.problem
+    share = 0.5 * distortion.adc if problem.real else distortion.adc
+    squares = transceiver.receiver.abs().square()
+    radiated = transceiver.transmit_factors.abs().square() * distortion.power
+    arriving = problem.h.abs().square() * radiated[:, None, :]  # (B, M, K)
+    independent = torch.einsum("bmk,btk,bmt->bt", arriving, segment.symbol_power, squares)
+    return share * torch.einsum("bm,bmt->bt", antenna_power, squares), share * independent
 
 
 def relative_turns(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
