@@ -150,7 +150,7 @@ def test_a_card_says_what_the_run_says(tmp_path: Path) -> None:
     assert result["metrics"][0] == {"type": "accuracy", "value": pytest.approx(scores.final, abs=1e-6)}
     assert f"| accuracy | {scores.base:.3f} | {scores.final:.3f} |" in text
     assert f"{scores.samples} samples, one run with seed 3:" in text
-    assert "- command: `` airpfed run `tiny`.toml ``" in text
+    assert "- command: `` airpfed run '`tiny`.toml' ``" in text
     environment = json.loads((out / "environment.json").read_text())
     assert f"`{environment['base_sha256']}`" in text
     assert '"good": " good"' in text and "{text} Label :" in text
