@@ -33,7 +33,7 @@ settings = {
         {"name": name, "devices": 3, "samples_per_device": 12, "dev_samples": 0, "test_samples": 20}
         for name in ("trec", "sms")
     ],
-    "server": {"optimizer": "sgd", "lr": "theory", "rounds": 18},
+    "server": {"optimizer": "sgd", "lr": "theory", "rounds": 9},
     "radio": {"design": "uniform_forcing", "antennas": 16, "power_dbm": 10.0},
     "theory": {"meter_every": 3, "hessian_samples": 4, "lanczos_steps": 6, "pilot_rounds": 4, "draws": 20},
 }
