@@ -24,14 +24,12 @@ print("figures", len(plt.get_fignums()))
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs_and_shows_pictures(path):
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(airpfed.__file__).parent.parent)}
-    begin, before = time.perf_counter(), os.times()
+    begin = time.perf_counter()
     process = subprocess.run(
         [sys.executable, "-c", RUN, str(path)], env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
-    wall, after = time.perf_counter() - begin, os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    assert 1 < min(wall, cpu) < 60, (wall, cpu)  # other work may hold the cores, and two threads count twice
+    assert time.perf_counter() - begin < 60
     assert int(process.stdout.split()[-1]) >= path.read_text(encoding="utf-8").count("plt.show()") > 0
 
 

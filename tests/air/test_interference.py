@@ -22,7 +22,7 @@ def whitened(power: float, count: int, antennas: int = 4, csi: float = 0.0) -> t
     rng = torch.Generator().manual_seed(2)
     h = torch.randn(20, antennas, 3, dtype=torch.complex128, generator=rng)
     interference = jammer(power, count)
-    R = covariance(interference, 0.1, antennas, 5, 1, range(20))
+    R = covariance(interference, 0.1, antennas, 5, ("interference", 1), range(20))
     variance = torch.full((1, 3), csi, dtype=torch.float64)
     return whiten(interference, 0.1, R, ReceivedChannels(h, h, variance)), torch.linalg.inv(R) @ h
 
@@ -43,7 +43,7 @@ def test_one_strong_interferer_takes_one_antenna() -> None:
     received, _ = whitened(1e8, 1)
     rng = torch.Generator().manual_seed(2)
     h = torch.randn(20, 4, 3, dtype=torch.complex128, generator=rng)
-    R = covariance(jammer(1e8), 0.1, 4, 5, 1, range(20))
+    R = covariance(jammer(1e8), 0.1, 4, 5, ("interference", 1), range(20))
     clean = torch.linalg.eigh(R).eigenvectors[:, :, :3].mH @ h
     errors = [mse(problem, mmse(problem)) for problem in (
         TransceiverProblem.from_channels(received.h, noise=0.1), TransceiverProblem.from_channels(clean, noise=0.1)
@@ -54,7 +54,7 @@ def test_one_strong_interferer_takes_one_antenna() -> None:
 def test_csi_errors_keep_their_law_at_the_transformed_antennas() -> None:
     """The covariance of W v for white v of variance c is diagonal, c sigma2 / lambda_a."""
     received, _ = whitened(3.0, 2, csi=0.2)
-    R = covariance(jammer(3.0, 2), 0.1, 4, 5, 1, range(20))
+    R = covariance(jammer(3.0, 2), 0.1, 4, 5, ("interference", 1), range(20))
     values, vectors = torch.linalg.eigh(R)
     W = (0.1 / values).sqrt()[..., None] * vectors.mH
     covariances = 0.2 * W @ W.mH
@@ -87,3 +87,14 @@ def test_where_only_the_mean_is_known_the_claim_is_right_on_average() -> None:
     known = replace(link, interference=jammer(5 * link.noise, 2), coherence_symbols=40)
     better = [send(replace(known, seed=seed), 1, *drawn(link, seed), everyone(link)) for seed in range(10)]
     assert sum(slots(row)[0].measured for row in better) < 0.7 * sum(slots(row)[0].measured for row in errors[:10])
+
+
+def test_every_drop_has_interference_of_its_own() -> None:
+    link = large_air("uniform_forcing", d=400)
+    link = replace(link, interference=jammer(30 * link.noise))
+    link = replace(link, csi_error=0.1)
+    first, again, other = (  # the variances of CSI errors show the eigenvalues of the covariance
+        replace(link, network=replace(link.network, names=names)).received_channels(0, 2).csi_variance
+        for names in ((), (), ("drop", 2))
+    )
+    assert torch.equal(first, again) and float((first / other - 1).abs().max()) > 0.01

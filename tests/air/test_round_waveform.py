@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from airpfed.air import round_waveform as waveforms
+from airpfed.air.channels.fading import exponential_profile
+from airpfed.air.coherence import BlockChange, Scattering
 from airpfed.air.correlation import Correlation
 from airpfed.air.grouping import round_blocks
 from airpfed.air.impairments import NONE, Impairments
@@ -34,6 +36,10 @@ LINKS: dict[str, dict[str, Any]] = {
     "impaired": {"csi_error": 0.1, "impairments": Impairments(0.3, 2.0, 0.1, None)},
     "mixed": {"mixing": "full", "power_over": "symbol", "access": "concurrent"},
     "turned": {"mixing": "full", "impairments": Impairments(carrier_offset_hz=3e4, timing_drift=0.2, clipping=1.0)},
+    "changing": {
+        "change": BlockChange(Scattering(exponential_profile(3e-7, 2e7, 4), 0.02, 16), 16, 40, 40),
+        "coherence_symbols": 40,
+    },
     "joint": {"topology": "joint", "network": TWO_STATIONS, "access": "concurrent"},
     "two_hop": {"topology": "two_hop", "network": TWO_STATIONS, "subcarrier_groups": 2},
     "alternating": {"alternating": ((0, 20), (20, 41))},

@@ -379,6 +379,7 @@ def test_json_and_the_table_show_the_same_means(
     for point in shown["points"]:
         average = point["measures"]["average"]
         assert f"{average['mean']:.3f}" in text and average["low"] <= average["mean"] <= average["high"]
+        assert f"{average['mean']:.3f} [" not in text, "two seeds give no interval in a table"
         assert (average["difference"] is None) == (point["set"]["adapters.method"] == "fedit")
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from airpfed.air.channels.fading import exponential_profile
+from airpfed.air.channels.fading import cyclic_prefix, exponential_profile
 from airpfed.core.units import SPEED_OF_LIGHT
 
 MAX_SYMBOLS = 100_000
@@ -97,8 +97,13 @@ def scattering(
     delay_spread_s: float, speed_mps: float, carrier_hz: float, bandwidth_hz: float, subcarriers: int, symbol_s: float
 ) -> Scattering:
     """The scattering of an exponential profile, as `channels.fading` draws it. symbol_s: seconds of an OFDM symbol."""
-    profile = exponential_profile(delay_spread_s, bandwidth_hz, max(1, subcarriers // 14))
+    profile = exponential_profile(delay_spread_s, bandwidth_hz, cyclic_prefix(subcarriers))
     return Scattering(profile, doppler_hz(speed_mps, carrier_hz) * symbol_s, subcarriers)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a number, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def largest_block(scattered: Scattering, error: float) -> tuple[int, int]:
@@ -108,8 +113,7 @@ def largest_block(scattered: Scattering, error: float) -> tuple[int, int]:
     use costs nothing, so that there always is one.
     """
     subcarriers = scattered.subcarriers
-    divisors = [groups for groups in range(1, subcarriers + 1) if subcarriers % groups == 0]
-    blocks = [(groups, scattered.longest(subcarriers // groups, error)) for groups in divisors]
+    blocks = [(groups, scattered.longest(subcarriers // groups, error)) for groups in divisors(subcarriers)]
     return max(blocks, key=lambda block: (subcarriers // block[0] * block[1], -block[0]))
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from airpfed.air import resources
 from airpfed.air.impairments import clipped_statistics
-from airpfed.air.interference import ReceivedChannels, covariance, whiten
 from airpfed.air.quantizers import DEFAULT_SHARE, QUANTIZERS, QuantizedVectors, coded_bits
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Uplink
@@ -338,13 +337,9 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
 
 def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float[Tensor, "*B M K"]]:
     """Estimates of the channels of BLOCKS blocks, and the variances of their errors, with interference whitened."""
-    h_est, h = link.estimates(t, range(BLOCKS))
-    variance = link.csi_variance.expand(h_est.shape[1], -1)
-    if link.interference is None:
-        return h_est, variance
-    R = covariance(link.interference, link.noise, h.shape[1], link.seed, t, range(BLOCKS))
-    received = whiten(link.interference, link.noise, R, ReceivedChannels(h_est, h, variance))
-    return received.h_est, received.csi_variance
+    channels = link.whiten(t, BLOCKS, *link.estimates(t, range(BLOCKS)))
+    h_est, variance = channels.h_est, channels.csi_variance
+    return h_est, variance if variance.dim() == 3 else variance.expand(h_est.shape[1], -1)
 
 
 def efficiency(link: Uplink, ratio: Float[Tensor, "B *G"]) -> Float[Tensor, "*G"]:

@@ -1,7 +1,8 @@
-"""What a segment's symbols meet on their way: amplifiers, carrier offset and timing; their statistics, and themselves.
+"""What a segment's symbols meet on their way, amplifiers, carrier offset and timing, and the statistics.
 
-An amplifier acts on the time samples of whole OFDM symbols, an offset on each use of a block; the statistics are for
-Gaussian signals, as full mixing makes them.
+`arriving_symbols` applies them, and `distortion_of` has their statistics for claims. An amplifier acts on the time
+samples of whole OFDM symbols, an offset on each use of a block; the statistics are for Gaussian signals, as full
+mixing makes them.
 """
 
 import math
@@ -28,13 +29,16 @@ from airpfed.air.schedule import Uplink
 from airpfed.air.segments import Segment
 from airpfed.core.rng import stream
 
+BLOCK_MEAN = partial(torch.mean, dim=-1)
+"""For `by_block`: the mean over a block."""
+
 
 def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> Distortion:
     """The statistics of the factors by which a segment's streams arrive in each block."""
     impairments = link.impairments
     distortion = replace(steady_distortion(impairments), adc=adc_share(impairments))
     if link.is_varying:
-        first, power, second, spread = turning_statistics(link, segment)
+        first, power, second, spread = rotation_statistics(link, segment)
         distortion = replace(
             distortion,
             mean=distortion.mean * first,
@@ -51,6 +55,19 @@ def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> D
             pseudo=distortion.pseudo * power,
         )
     return distortion
+
+
+def arriving_symbols(
+    link: Uplink, segment: Segment, transceiver: Transceiver, rows: slice, x: Complex[Tensor, "k uses"], t: int
+) -> tuple[Complex[Tensor, "k uses"], Complex[Tensor, "k uses"]]:
+    """The symbols x of some streams after their amplifiers, and after the rotation of carrier offset and timing.
+
+    A factor that all streams share, the channels' change within a block, is not part of them (`change_factors`).
+    Random: see `amplify_segment` and `rotation_factors`.
+    """
+    impairments = link.impairments
+    sent = x if impairments.clipping is None else amplify_segment(link, segment, transceiver, rows, x, t)
+    return sent, sent * rotation_factors(link, segment, t, rows) if impairments.rotates else sent
 
 
 # Carrier offset and timing: a phase that changes from use to use
@@ -80,38 +97,44 @@ def change_factors(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
     return link.change.correlation(symbol, positions.subcarrier, span) / link.change.mean
 
 
-def mean_turns(link: Uplink, segment: Segment, multiple: int = 1) -> Float[Tensor, " uses"]:
-    """E[c^m e^{j m phi}] of each use for Gaussian offsets, c^m exp(-(m std phi)^2 / 2), with c of `change_factors`.
+def rotation_moments(
+    link: Uplink, segment: Segment
+) -> tuple[Float[Tensor, " uses"], Float[Tensor, " uses"], Float[Tensor, " uses"]]:
+    """E xi, E|xi|^2 and E xi^2 of each use for xi = c e^{j phi}, c of `change_factors` and phi Gaussian.
 
-    multiple: m.
+    They are c exp(-var phi / 2), c^2 and c^2 exp(-2 var phi).
     """
     by_hertz, by_sample = offset_angles(link, segment)
     variance = (by_hertz * link.impairments.carrier_offset_hz).square()
     variance = variance + (by_sample * link.impairments.timing_drift).square()
-    return change_factors(link, segment).pow(multiple) * torch.exp(-(multiple**2) * variance / 2)
+    change = change_factors(link, segment)
+    return change * torch.exp(-variance / 2), change.square(), change.square() * torch.exp(-2 * variance)
 
 
-def turning_statistics(
+def rotation_statistics(
     link: Uplink, segment: Segment
 ) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
-    """The means over each block's uses of E xi, E|xi|^2 and E xi^2, and the relative variance of E xi.
-
-    xi = c e^{j phi}, with c of `change_factors`.
-    """
-    first, second, change = mean_turns(link, segment), mean_turns(link, segment, 2), change_factors(link, segment)
-    values = torch.stack([first, first.square(), second, change.square()])
-    means = by_block(partial(torch.mean, dim=-1), values, segment.block_ranges)
+    """The means of `rotation_moments` over each block's uses, and the relative variance of E xi."""
+    first, power, second = rotation_moments(link, segment)
+    means = by_block(BLOCK_MEAN, torch.stack([first, first.square(), second, power]), segment.block_ranges)
     mean, square, pseudo, power = means.T[:, :, None]
     return mean, power, pseudo, (square / mean.square().clamp_min(1e-300) - 1).clamp_min(0.0)
 
 
-def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "K uses"]:
-    """Draw the factor e^{j phi} of each stream and use.
+def relative_rotation(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
+    """E xi of each use over its mean in the block, which the assumed gains contain."""
+    first, _, _ = rotation_moments(link, segment)
+    means = by_block(BLOCK_MEAN, first, segment.block_ranges)
+    return first / over_uses(means, segment.block_ranges).clamp_min(1e-300)
+
+
+def rotation_factors(link: Uplink, segment: Segment, t: int, rows: slice) -> Complex[Tensor, "k uses"]:
+    """Draw the factor e^{j phi} of some streams at each use.
 
     A device's offsets are new in every coherence time. Random: streams (seed, "carrier offset", t, time) and (seed,
     "timing", t, time).
     """
-    devices, impairments = segment.slot.devices, link.impairments
+    devices, impairments = segment.slot.devices[rows], link.impairments
     by_hertz, by_sample = offset_angles(link, segment)
     angle = torch.zeros(len(devices), len(by_hertz), dtype=torch.float64)
     for time, (a, b) in zip(segment.positions.time.tolist(), segment.block_ranges, strict=True):
@@ -130,7 +153,7 @@ def turning_factors(link: Uplink, segment: Segment, t: int) -> Complex[Tensor, "
 
 def symbol_fractions(segment: Segment) -> tuple[Float[Tensor, "S B"], Float[Tensor, "B S"]]:
     """Of each OFDM symbol's uses in the segment, the fraction in each block; and of each block's, on each symbol."""
-    index = segment.positions.symbol - segment.positions.symbol.min()
+    index = segment.positions.symbol_index
     count = torch.zeros(len(segment.block_ranges), int(index.max()) + 1, dtype=torch.float64)
     for block, (a, b) in enumerate(segment.block_ranges):
         count[block] = torch.bincount(index[a:b], minlength=count.shape[1])
@@ -163,7 +186,7 @@ def segment_amplifiers(
     gain, _ = amplifier_statistics(level, smoothness)
     orders = distortion_orders(level, smoothness)
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power
-    positions, index = segment.positions, segment.positions.symbol - segment.positions.symbol.min()
+    positions, index = segment.positions, segment.positions.symbol_index
     by_use = over_uses(sent, segment.block_ranges)
     distortion = torch.zeros_like(sent)
     for k in range(sent.shape[1]):
@@ -178,7 +201,7 @@ def segment_amplifiers(
             correlation = correlation * square
             spread += orders[:, k, n, None] * torch.fft.fft(correlation).real
         powers = (power[:, k, None] * spread)[index, positions.subcarrier]
-        distortion[:, k] = by_block(partial(torch.mean, dim=-1), powers, segment.block_ranges)
+        distortion[:, k] = by_block(BLOCK_MEAN, powers, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
     return per_block @ gain, per_block @ gain.square() + relative
 
@@ -194,7 +217,7 @@ def amplify_segment(
     """
     positions, factors = segment.positions, transceiver.transmit_factors[:, rows]
     factor = over_uses(factors, segment.block_ranges)
-    index = positions.symbol - positions.symbol.min()
+    index = positions.symbol_index
     power = symbol_powers(segment, transceiver)[:, rows].T
     dtype = torch.float64 if link.packing == "real" else torch.complex128
     first, last, _ = rows.indices(transceiver.transmit_factors.shape[1])

@@ -24,6 +24,11 @@ class GridPositions:
     time: Int[Tensor, " B"]
     first_symbol: Int[Tensor, " B"]
 
+    @property
+    def symbol_index(self) -> Int[Tensor, " uses"]:
+        """The OFDM symbol of each use, counted from the first one that has a use."""
+        return self.symbol - self.symbol.min()
+
 
 @dataclass(frozen=True)
 class ResourceGrid:

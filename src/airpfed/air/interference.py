@@ -47,12 +47,12 @@ class ReceivedChannels:
 
 
 def covariance(
-    interference: Interference, noise: float, antennas: int, seed: int, t: int, blocks: range
+    interference: Interference, noise: float, antennas: int, seed: int, names: tuple[str | int, ...], blocks: range
 ) -> Complex[Tensor, "B M M"]:
-    """Draw R of a round's coherence blocks. Random: stream (seed, "interference", t, block)."""
+    """Draw R of a round's coherence blocks. Random: stream (seed, names, block)."""
     rows = []
     for block in blocks:
-        rng = stream(seed, "interference", t, block)
+        rng = stream(seed, *names, block)
         g = torch.randn(antennas, len(interference.power), dtype=torch.complex128, generator=rng)
         active: Bool[Tensor, " J"] = torch.rand(len(interference.load), generator=rng).double() < interference.load
         g = g * (interference.power * active).sqrt()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.error_bound import lower_bound
-from airpfed.air.grid import GridPositions, ResourceGrid
+from airpfed.air.grid import GridPositions
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
@@ -74,17 +74,16 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
         task_of=link.task_of[slot.devices],
         name=slot.name,
         positions=drop_positions(link, blocks, uses),
-        largest_symbol=largest,
         antenna_noise=drops.antenna_noise,
     )
 
 
 def drop_positions(link: Uplink, drops: int, uses: int) -> GridPositions:
     """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
-    grid = ResourceGrid(link.coherence_symbols, link.subcarrier_groups, link.subcarriers)
     whole = max(uses, link.coherence_symbols)
+    grid = replace(link.grid, coherence_symbols=whole)
     chosen = torch.arange(uses) * whole // uses if link.is_varying else torch.arange(uses)
-    symbol, subcarrier = (place[chosen] for place in replace(grid, coherence_symbols=whole).positions(0, whole))
+    symbol, subcarrier = (place[chosen] for place in grid.positions(0, whole))
     drop = torch.arange(drops)
     first = drop * (int(symbol.max()) + 1)
     return GridPositions((first[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, first)

@@ -74,17 +74,23 @@ class EntryMixing:
         return torch.empty_like(y).index_copy_(1, self.first, x)
 
 
-def hadamard_blocks(entries: int) -> list[tuple[int, int, int]]:
-    """The Hadamard blocks of a row as (first entry, blocks, size): blocks of BLOCK, then smaller powers of two.
+def hadamard_blocks(
+    entries: int, max_size: int = BLOCK, min_size: int = SMALLEST, padded: bool = False
+) -> list[tuple[int, int, int]]:
+    """The Hadamard blocks of a row as (first entry, blocks, size): blocks of `max_size`, then smaller powers of two.
 
-    Fewer than SMALLEST entries may remain without a transform.
+    padded: whether the end of the row is padded to a block of `min_size`; otherwise fewer than `min_size` entries may
+    remain without a transform.
 
     >>> hadamard_blocks(900)
     [(0, 3, 256), (768, 1, 128)]
+    >>> hadamard_blocks(900, padded=True)
+    [(0, 3, 256), (768, 1, 128), (896, 1, 64)]
     """
-    parts, first, size = [], 0, BLOCK
-    while size >= SMALLEST:
-        if count := (entries - first) // size:
+    parts, first, size = [], 0, max_size
+    while size >= min_size:
+        remaining = entries - first
+        if count := -(-remaining // size) if padded and size == min_size else remaining // size:
             parts.append((first, count, size))
             first += count * size
         size //= 2

@@ -26,7 +26,7 @@ def stochastic_codes(
 ) -> tuple[Float[Tensor, "R d"], Float[Tensor, "R d"], Float[Tensor, "R d"]]:
     """As `round_stochastically`, with the number of each entry's level, 0 to 2^bits - 1, in front."""
     width = values.shape[1]
-    buckets = torch.nn.functional.pad(values, (0, -width % BUCKET)).reshape(len(values), -1, BUCKET)
+    buckets = in_buckets(values)
     top = buckets.abs().amax(-1, keepdim=True)
     spacing = 2 * top / (2**bits - 1)
     level = (buckets + top) / torch.where(spacing > 0, spacing, 1.0)
@@ -39,6 +39,12 @@ def stochastic_codes(
     return code.flatten(1)[:, :width], rounded.flatten(1)[:, :width], variance.flatten(1)[:, :width]
 
 
+def in_buckets(values: Float[Tensor, "R d"]) -> Float[Tensor, "R buckets 512"]:
+    """The buckets of each row, the last one padded with zeros."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % BUCKET))
+    return padded.reshape(len(values), -1, BUCKET)
+
+
 def round_to_nearest(values: Float[Tensor, "R d"], bits: int) -> Float[Tensor, "R d"]:
     """Round values to the nearest of 2^bits levels from -s to s, with s the largest magnitude of the bucket.
 
@@ -47,7 +53,7 @@ def round_to_nearest(values: Float[Tensor, "R d"], bits: int) -> Float[Tensor, "
     the largest magnitude. Returns float32.
     """
     width = values.shape[1]
-    buckets = torch.nn.functional.pad(values.float(), (0, -width % BUCKET)).reshape(len(values), -1, BUCKET)
+    buckets = in_buckets(values.float())
     top = buckets.abs().amax(-1, keepdim=True).bfloat16().float()
     steps = 2**bits - 1
     level = ((buckets / torch.where(top > 0, top, 1.0) + 1) * (steps / 2)).round().clamp(0, steps)

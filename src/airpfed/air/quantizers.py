@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from airpfed.air.mixing import hadamard
-from airpfed.air.quantization import BUCKET, SCALE_BITS, bits_of, stochastic_codes
+from airpfed.air.mixing import hadamard, hadamard_blocks
+from airpfed.air.quantization import BUCKET, SCALE_BITS, bits_of, in_buckets, stochastic_codes
 from airpfed.air.symbols import zero_tail
 
 SCALAR_BITS = 32
@@ -123,14 +123,7 @@ def rotation_blocks(entries: int) -> list[tuple[int, int, int]]:
     >>> rotation_blocks(5000)  # the last 8 entries are padded to 64
     [(0, 1, 4096), (4096, 1, 512), (4608, 1, 256), (4864, 1, 128), (4992, 1, 64)]
     """
-    parts, first, size = [], 0, ROTATION
-    while size >= SMALLEST_ROTATION:
-        remaining = max(0, entries - first)
-        if count := -(-remaining // size) if size == SMALLEST_ROTATION else remaining // size:
-            parts.append((first, count, size))
-            first += count * size
-        size //= 2
-    return parts
+    return hadamard_blocks(entries, ROTATION, SMALLEST_ROTATION, padded=True)
 
 
 @cache
@@ -220,7 +213,7 @@ def sign(
     The scale is that of signSGD with error feedback (Karimireddy et al., ICML 2019). Not random.
     """
     width = vectors.shape[1]
-    buckets = torch.nn.functional.pad(vectors, (0, -width % BUCKET)).reshape(len(vectors), -1, BUCKET)
+    buckets = in_buckets(vectors)
     starts = torch.arange(0, width, BUCKET)
     counts = (lengths[:, None] - starts).clamp(1, BUCKET)
     scale = (buckets.abs().sum(2) / counts).bfloat16().to(vectors.dtype)

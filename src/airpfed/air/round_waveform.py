@@ -16,7 +16,7 @@ from torch import Tensor
 from airpfed.air.alternating_factors import alternating_phases
 from airpfed.air.blockwise import BlockRanges
 from airpfed.air.channels.fading import cyclic_prefix
-from airpfed.air.distortion import amplify_segment, turning_factors
+from airpfed.air.distortion import arriving_symbols, change_factors
 from airpfed.air.grid import ResourceGrid
 from airpfed.air.grouping import round_grouping
 from airpfed.air.mixing import GroupMixing
@@ -166,18 +166,16 @@ def antenna_signals(
     t: int,
 ) -> Complex[Tensor, "M uses"]:
     """The sum of a segment's streams at the antennas, sum_k h_k b_k s_k x_k. h: of the segment's blocks and later."""
-    impairments = link.impairments
-    turns = turning_factors(link, segment, t) if impairments.rotates else None
     slot, shape = segment.slot, segment.group.entries.shape
     received = torch.zeros(h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
     for rows in row_chunks(*shape):
         factors = transceiver.transmit_factors[:, rows]
         x = pack_symbols(segment.group.entries[rows], link.packing)
-        x = x if impairments.clipping is None else amplify_segment(link, segment, transceiver, rows, x, t)
-        x = x * signs[slot.target_of[rows]] if turns is None else x * signs[slot.target_of[rows]] * turns[rows]
+        _, arriving = arriving_symbols(link, segment, transceiver, rows, x, t)
+        x = arriving * signs[slot.target_of[rows]]
         for block, (a, b) in enumerate(segment.block_ranges):
             received[:, a:b] += (h[block][:, slot.devices[rows]] * factors[block]) @ x[:, a:b]
-    return received
+    return received if link.change is None else received * change_factors(link, segment)
 
 
 def antenna_noise(

@@ -221,11 +221,17 @@ class Uplink:
 
     def received_channels(self, t: int, blocks: int) -> ReceivedChannels:
         """Draw the channels of `channels` as receivers meet them: with interference, at antennas that whiten it."""
-        channels = ReceivedChannels(*self.channels(t, blocks), self.csi_variance)
+        return self.whiten(t, blocks, *self.channels(t, blocks))
+
+    def whiten(
+        self, t: int, blocks: int, h_est: Complex[Tensor, "B M K"], h: Complex[Tensor, "B M K"]
+    ) -> ReceivedChannels:
+        """The channels of the first blocks of round t, at antennas that whiten the interference if there is any."""
+        channels = ReceivedChannels(h_est, h, self.csi_variance)
         if self.interference is None:
             return channels
-        antennas = channels.h.shape[1]
-        R = covariance(self.interference, self.noise, antennas, self.seed, t, range(blocks))
+        names = (*self.network.names, "interference", t)
+        R = covariance(self.interference, self.noise, h.shape[1], self.seed, names, range(blocks))
         return whiten(self.interference, self.noise, R, channels)
 
     @property

@@ -49,9 +49,8 @@ class Segment:
     estimates. entry_share: share of each target's entries in
     each block. symbol_power: mean power of each stream's symbols over the entries of a target in a block.
     assumed_correlation: the correlation that receivers assume. task_of: task of each stream. name: the
-    name of the segment's random generators. positions: of its uses on the grid. mixing: of the entries, undone after
-    the backhaul. largest_symbol: power of each stream's largest OFDM symbol. antenna_noise: true noise power at each
-    antenna, where it is not the same for all.
+    name of the segment's random generators. positions: of its uses on the grid. antenna_noise: true
+    noise power at each antenna, where it is not the same for all.
     """
 
     slot: SlotPlan
@@ -65,9 +64,12 @@ class Segment:
     task_of: Int[Tensor, " K"]
     name: str
     positions: GridPositions
-    mixing: GroupMixing | None = None
-    largest_symbol: Float[Tensor, " K"] | None = None
     antenna_noise: Float[Tensor, "B M"] | None = None
+
+    @property
+    def mixing(self) -> GroupMixing | None:
+        """The maps that have mixed the entries, to be undone after the backhaul; None without mixing."""
+        return self.group.entries.mixing if isinstance(self.group.entries, Entries) else None
 
     @cached_property
     def pairs(self) -> CorrelatedPairs:
@@ -98,7 +100,7 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
             blocks, block_ranges = block_ranges_of(first_use, uses, link.coherence_symbols)
             group = normalise_group(slot.vectors, slot.lengths, slot.weights, sigma, columns)
             name = f"{slot.name}/{columns[0]}"
-            group, mixing = mix_group(link, slot, group, columns[0], t)
+            group = mix_group(link, slot, group, columns[0], t)
             positions = link.grid.grid_positions(first_use, uses, blocks)
             largest, inside = largest_symbols(link, slot, group, positions), slice(blocks.start, blocks.stop)
             entry_share, symbol_power = block_statistics(group, slot.target_of, block_ranges, link.packing)
@@ -122,8 +124,6 @@ def split_slots(link: Uplink, slots: Sequence[SlotPlan], t: int, assumed: Sequen
                     task_of=link.task_of[slot.devices],
                     name=name,
                     positions=positions,
-                    mixing=mixing,
-                    largest_symbol=largest,
                     antenna_noise=None if channels.antenna_noise is None else channels.antenna_noise[inside],
                 )
             )
@@ -136,17 +136,12 @@ def of_blocks(variance: Float[Tensor, "... K"], blocks: slice) -> Float[Tensor, 
     return variance[blocks] if variance.dim() == 3 else variance
 
 
-def mix_group(
-    link: Uplink, slot: SlotPlan, group: NormalizedGroup, first_column: int, t: int
-) -> tuple[NormalizedGroup, GroupMixing | None]:
-    """Mix the entries of a group; returns the group as it is sent, and the maps, None without mixing.
-
-    Random: stream (seed, "mixing", t, slot, first column).
-    """
+def mix_group(link: Uplink, slot: SlotPlan, group: NormalizedGroup, first_column: int, t: int) -> NormalizedGroup:
+    """Mix the entries of a group as `link.mixing` says. Random: stream (seed, "mixing", t, slot, first column)."""
     assert isinstance(group.entries, Entries)
     rng = stream(link.seed, "mixing", t, slot.name, first_column)
     mixing = GroupMixing.draw(group.entries.lengths, link.mixing, rng)
-    return replace(group, entries=replace(group.entries, mixing=mixing)), mixing
+    return replace(group, entries=replace(group.entries, mixing=mixing))
 
 
 def largest_symbols(
@@ -160,7 +155,7 @@ def largest_symbols(
     """
     if link.power_over == "slot":
         return None
-    index = positions.symbol - positions.symbol.min()
+    index = positions.symbol_index
     count = torch.bincount(index).clamp(min=1).double()
     device = device_of_stream(slot.devices)
     largest, entries = torch.ones(len(slot.devices), dtype=torch.float64), group.entries

@@ -20,7 +20,7 @@ from torch import Tensor
 from airpfed.air import resources
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import expected_power, incoherent_noise, mismatch_error, normal_equations, power_terms
-from airpfed.air.distortion import amplify_segment, change_factors, distortion_of, mean_turns, turning_factors
+from airpfed.air.distortion import BLOCK_MEAN, arriving_symbols, change_factors, distortion_of, relative_rotation
 from airpfed.air.impairments import NONE, Distortion, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.quantization import round_stochastically
@@ -128,15 +128,13 @@ def superpose_segment(
 
     Random: what the devices' offsets and amplifiers draw, in round t.
     """
-    impairments = link.impairments
     targets, shape = len(segment.slot.weights), segment.group.entries.shape
     gain, assumed_gain = gains(segment.h, transceiver), None
-    if not link.is_csi_exact or impairments != NONE:
+    if not link.is_csi_exact or link.impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
-    turns = turning_factors(link, segment, t) if impairments.rotates else None
-    assumed_turns = relative_turns(link, segment) if link.is_varying else 1.0
+    assumed_rotation = relative_rotation(link, segment) if link.is_varying else 1.0
     at_antennas = None
-    if impairments.adc_noise:
+    if link.impairments.adc_noise:
         at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
     streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
@@ -145,8 +143,7 @@ def superpose_segment(
     for rows in row_chunks(*shape):
         x = pack_symbols(segment.group.entries[rows], link.packing)
         streams = target_streams(segment.slot.target_of[rows], targets)
-        sent = x if impairments.clipping is None else amplify_segment(link, segment, transceiver, rows, x, t)
-        arriving = sent if turns is None else sent * turns[rows]
+        sent, arriving = arriving_symbols(link, segment, transceiver, rows, x, t)
         ideal += torch.view_as_complex((segment.group.weights[:, rows] @ real_view(x)).reshape(targets, -1, 2))
         streams_of_targets += superpose_blocks(gain[:, :, rows], arriving, segment.block_ranges, streams)
         if assumed_streams is not None and assumed_gain is not None:
@@ -161,13 +158,14 @@ def superpose_segment(
         change = change_factors(link, segment)
         streams_of_targets = streams_of_targets * change
         at_antennas = None if at_antennas is None else at_antennas * change
-    mean = partial(torch.mean, dim=-1)
     return SuperposedSegment(
         ideal=ideal,
         parts=streams_of_targets,
-        assumed_parts=None if assumed_streams is None else assumed_streams * assumed_turns,
+        assumed_parts=None if assumed_streams is None else assumed_streams * assumed_rotation,
         energy=torch.cat(norms, 1).square(),
-        antenna_power=None if at_antennas is None else by_block(mean, at_antennas.abs().square(), segment.block_ranges),
+        antenna_power=None
+        if at_antennas is None
+        else by_block(BLOCK_MEAN, at_antennas.abs().square(), segment.block_ranges),
     )
 
 
@@ -184,13 +182,6 @@ def converter_powers(
     arriving = problem.h.abs().square() * radiated[:, None, :]  # (B, M, K)
     independent = torch.einsum("bmk,btk,bmt->bt", arriving, segment.symbol_power, squares)
     return share * torch.einsum("bm,bmt->bt", antenna_power, squares), share * independent
-
-
-def relative_turns(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
-    """The mean factor of each use's offsets over that of its block, whose mean the assumed gains contain."""
-    turns = mean_turns(link, segment)
-    means = by_block(partial(torch.mean, dim=-1), turns, segment.block_ranges)
-    return turns / over_uses(means, segment.block_ranges).clamp_min(1e-300)
 
 
 def superpose_blocks(

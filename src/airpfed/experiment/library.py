@@ -24,7 +24,7 @@ from airpfed.experiment import artifacts
 from airpfed.experiment.build import precision_of, source_of
 from airpfed.experiment.console import open_console
 from airpfed.experiment.loggers import scalars
-from airpfed.experiment.predictor import Predictor, Texts, open_predictor, read_task
+from airpfed.experiment.predictor import Predictor, Texts, check_texts, open_predictor, read_task
 from airpfed.experiment.run import load_experiment, run_settings
 from airpfed.model import export
 from airpfed.report import page
@@ -344,9 +344,7 @@ class Run:
         texts: each a text, or a dict with the columns that the task's prompt names. The other arguments are those of
         `predictor`, which is loaded at every call.
         """
-        if isinstance(texts, str):
-            raise UserError(f"predict: texts should be a list of texts, not the text {texts[:40]!r}")
-        if not texts:
+        if not check_texts(texts):
             return []
         return self.predictor(task, device, trust_remote_code=trust_remote_code).predict(texts)
 

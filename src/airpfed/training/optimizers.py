@@ -25,17 +25,19 @@ Update = Callable[
 ]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+FirstDecay = Annotated[Decay, Field(description="decay of the mean of the gradients")]
+SecondDecay = Annotated[Decay, Field(description="decay of the mean of their squares")]
+Epsilon = Annotated[
+    float, Field(gt=0, le=1, description="added to the root mean square; LoRA gradients can be smaller than 1e-8")
+]
 
 
 def adam(
     lr: float,
     *,
-    beta1: Annotated[Decay, Field(description="decay of the mean of the gradients")] = 0.9,
-    beta2: Annotated[Decay, Field(description="decay of the mean of their squares")] = 0.999,
-    epsilon: Annotated[
-        float,
-        Field(gt=0, le=1, description="added to the root mean square; LoRA gradients can be smaller than 1e-8"),
-    ] = 1e-12,
+    beta1: FirstDecay = 0.9,
+    beta2: SecondDecay = 0.999,
+    epsilon: Epsilon = 1e-12,
 ) -> tuple[Init, Update]:
     """Adam with bias correction, on the received gradient (Kingma and Ba, ICLR 2015)."""
 
@@ -55,12 +57,9 @@ def adam(
 def adamw(
     lr: float,
     *,
-    beta1: Annotated[Decay, Field(description="decay of the mean of the gradients")] = 0.9,
-    beta2: Annotated[Decay, Field(description="decay of the mean of their squares")] = 0.999,
-    epsilon: Annotated[
-        float,
-        Field(gt=0, le=1, description="added to the root mean square; LoRA gradients can be smaller than 1e-8"),
-    ] = 1e-12,
+    beta1: FirstDecay = 0.9,
+    beta2: SecondDecay = 0.999,
+    epsilon: Epsilon = 1e-12,
     weight_decay: Annotated[
         float, Field(ge=0, le=1, description="every update also takes lr weight_decay of each parameter away")
     ] = 0.01,

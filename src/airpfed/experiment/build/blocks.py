@@ -6,7 +6,15 @@ from functools import lru_cache
 import torch
 
 from airpfed.air import resources
-from airpfed.air.coherence import BlockChange, Scattering, doppler_hz, largest_block, scattering, time_correlation
+from airpfed.air.coherence import (
+    BlockChange,
+    Scattering,
+    divisors,
+    doppler_hz,
+    largest_block,
+    scattering,
+    time_correlation,
+)
 from airpfed.air.network import Estimation
 from airpfed.config.schema import RadioSettings
 from airpfed.core import units
@@ -76,11 +84,6 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
         return best, length
     groups, symbols = _largest(scattered, error)
     return groups, subcarriers // groups * symbols
-
-
-def divisors(number: int) -> list[int]:
-    """Return the divisors of a number, ascending."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def is_changing(radio: RadioSettings) -> bool:
