@@ -10,15 +10,14 @@ import argparse
 import statistics
 
 import torch
-from links import link_of
+from links import gradients_of_rounds, link_of
 
-from airpfed.air.schedule import Updates, Uplink
+from airpfed.air.schedule import Uplink
 from airpfed.air.uplink import Aggregate, initial_statistics, pi_of, uplink
 from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.round import local_gradients, round_step
 from airpfed.training.setup import TrainingSetup
 
 CASES = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inversion", "naive_ao")
@@ -26,9 +25,9 @@ CASES = [(design, belief) for design in ("uniform_forcing", "mmse", "channel_inv
 
 
 def uplinks(settings: Settings, experiment: TrainingSetup, snr_db: float | None) -> dict[tuple[str, str], Uplink]:
-    """The radio side of every case, and of the error-free link."""
+    """The radio side of every case."""
     result = {}
-    for case in [("error_free", "none"), *CASES]:
+    for case in CASES:
         changes = {"correlation": case[1]} | ({} if snr_db is None else {"snr_db": snr_db})
         result[case] = link_of(settings, experiment.clients, case[0], **changes)
     return result
@@ -55,21 +54,12 @@ def main() -> None:
         (snr, case): initial_statistics(link) for snr, by_case in links.items() for case, link in by_case.items()
     }
     rows: dict[tuple[float, tuple[str, str]], list[tuple[float, float, float]]] = {key: [] for key in estimates}
-    state = experiment.initial
-    exact = next(iter(links.values()))["error_free", "none"]
-    for t in range(1, options.rounds + 1):
-        gradients, _, cursors = local_gradients(
-            experiment.clients, state, experiment.local_training, experiment.devices_per_pass
-        )
-        state, _, present = round_step(
-            state, gradients, cursors, lambda *given: uplink(exact, *given), experiment.server_step
-        )
+    for t, updates in gradients_of_rounds(settings, experiment, options.rounds):
         for snr, by_case in links.items():
             for case in CASES:
-                updates = Updates(gradients["global"], gradients["task"], present)
                 received = uplink(by_case[case], t, updates, estimates[snr, case])
                 estimates[snr, case] = received.correlation_statistics
-                rows[snr, case].append(ratios(by_case[case], received, gradients["global"].shape[1]))
+                rows[snr, case].append(ratios(by_case[case], received, updates.shared.shape[1]))
         print(f"round {t} of {options.rounds}", flush=True)
     print("\n| SNR dB | design | correlation | claimed / measured | min to max | genie / measured | measured Pi |")
     print("|---|---|---|---|---|---|---|")

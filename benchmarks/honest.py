@@ -11,10 +11,9 @@ symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 
 
 import argparse
 import math
-from collections.abc import Iterator
 
 import torch
-from links import link_of
+from links import gradients_of_rounds, link_of
 
 from airpfed.air.correlation import INDEPENDENT
 from airpfed.air.grouping import round_grouping
@@ -26,7 +25,6 @@ from airpfed.config import settings_file
 from airpfed.config.experiment_files import settings_path
 from airpfed.config.schema import Settings
 from airpfed.experiment import build
-from airpfed.training.round import local_gradients, round_step
 from airpfed.training.setup import TrainingSetup
 
 COMMON = {"mixing": "full", "power_over": "symbol", "coherence_symbols": 500}
@@ -46,19 +44,6 @@ CASES = {
 }
 """Impairment -> its keys of the radio."""
 DESIGNS = ("uniform_forcing", "mmse")
-
-
-def gradients_of_rounds(settings: Settings, experiment: TrainingSetup, rounds: int) -> Iterator[tuple[int, Updates]]:
-    """The gradients of each round of a run over the error-free link."""
-    exact, state = link_of(settings, experiment.clients, "error_free"), experiment.initial
-    for t in range(1, rounds + 1):
-        gradients, _, cursors = local_gradients(
-            experiment.clients, state, experiment.local_training, experiment.devices_per_pass
-        )
-        state, _, present = round_step(
-            state, gradients, cursors, lambda *given: uplink(exact, *given), experiment.server_step
-        )
-        yield t, Updates(gradients["global"], gradients["task"], present)
 
 
 def ratio(claimed: torch.Tensor, measured: torch.Tensor) -> tuple[float, float]:
