@@ -367,6 +367,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HOME / "runs/study", help="where the sweeps are")
     parser.add_argument("--workers", type=int, default=0, help="trials at once; 0: one for each core")
     parser.add_argument("--check", action="store_true", help="repeat one trial of each table")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="of a check: every N-th table, from the I-th on")
     parser.add_argument("--commands", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--page", action="store_true", help="write the page from the stored results, run nothing")
     options = parser.parse_args()
@@ -379,7 +380,9 @@ def main() -> int:
             print(shlex.join(["airpfed", *study.arguments(options.out / name, options.workers)]))
         return 0
     if options.check:
-        stored = {name: study for name, study in studies.items() if (RESULTS / name / "cells.csv").is_file()}
+        first, step = map(int, options.part.split("/"))
+        names = [name for name in studies if (RESULTS / name / "cells.csv").is_file()][first - 1 :: step]
+        stored = {name: studies[name] for name in names}
         with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
             messages = list(pool.map(check, stored, stored.values()))
         return 1 if any(messages) else 0

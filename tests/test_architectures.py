@@ -24,7 +24,7 @@ def rows_of(*models: str, held: Sequence[str] = ()) -> list[Row]:
     architectures.preload()
     todo = [case for case in cases() if case.model in models]
     assert len(todo) == len(models)
-    return list(run_cases(todo, jobs=2, seconds=120, gigabytes=16.0, held=held))
+    return list(run_cases(todo, jobs=2, seconds=120, gigabytes=16.0, held=lambda _: held))
 
 
 @pytest.mark.parametrize("name", HANDFUL)
@@ -144,7 +144,7 @@ def test_a_child_that_hangs_is_ended() -> None:
     architectures.check_case = spins
     architectures.preload()
     todo = [case for case in cases() if case.model == "LlamaForCausalLM"]
-    [row] = list(run_cases(todo, jobs=1, seconds=1, gigabytes=16.0))
+    [row] = list(run_cases(todo, jobs=1, seconds=1, gigabytes=16.0, held=lambda _: ()))
     assert row.result == "TRACEBACK" and row.note.startswith("ended by ")
 
 

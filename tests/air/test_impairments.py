@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from airpfed.air.correlation import INDEPENDENT
+from airpfed.air.distortion import amplifier_gains, equalise_amplifiers
+from airpfed.air.grouping import round_grouping
 from airpfed.air.impairments import (
     ADC_NOISE,
     NONE,
@@ -20,7 +23,11 @@ from airpfed.air.impairments import (
     silence_faint_devices,
     steady_distortion,
 )
-from airpfed.air.schedule import Uplink, reason_without_claim
+from airpfed.air.problem import gains
+from airpfed.air.schedule import Updates, Uplink, reason_without_claim, schedule
+from airpfed.air.segments import split_slots
+from airpfed.air.transceivers import design_separately
+from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
 from support.networks import flat
@@ -89,7 +96,7 @@ def test_the_own_signal_s_error_is_its_theory(impairments, factor, monkeypatch):
 
 @pytest.mark.parametrize(("level", "smoothness"), [(2.0, math.inf), (0.7, math.inf), (1.5, 2.0)])
 def test_an_amplified_signal_s_error_is_bussgang_s(level, smoothness, monkeypatch):
-    """(1 - alpha)^2 + the distortion's power, alpha and power of a signal of each device's own share of its limit."""
+    """The distortion's power over alpha^2, alpha and power of a signal of each device's own share of its limit."""
     harm = Impairments(clipping=level, smoothness=smoothness)
     link = quiet_air(impairments=harm, subcarriers=50, mixing="full", normalizer="per_device")
     link = replace(link, coherence_symbols=400)
@@ -102,7 +109,7 @@ def test_an_amplified_signal_s_error_is_bussgang_s(level, smoothness, monkeypatc
 
 
 def test_a_forced_signal_s_amplifier_error_by_hand(monkeypatch):
-    """One device, which sends at its limit: E|alpha - 1|^2 + power - alpha^2 of a signal at the level of the limit."""
+    """One device, which sends at its limit: the receivers divide by alpha, and (power - alpha^2) / alpha^2 is left."""
     link = quiet_air(impairments=Impairments(clipping=1.2), subcarriers=50, mixing="full", antennas=1)
     link = replace(link, coherence_symbols=400, normalizer="per_device", noise=0.0)
     only = torch.tensor([True, False, False, False, False])
@@ -111,10 +118,52 @@ def test_a_forced_signal_s_amplifier_error_by_hand(monkeypatch):
     for t in range(1, 30):
         shared, personal = drawn(link, t)
         error = send(link, t, shared, personal, only).mse.s
-        assert error is not None and error.claimed == pytest.approx((1 - gain) ** 2 + power - gain**2, rel=1e-9)
+        assert error is not None and error.claimed == pytest.approx(power / gain**2 - 1, rel=1e-9)
         values.append(error.measured)
     ratio = torch.tensor(values) / error.claimed - 1
     assert abs(z_of(ratio[:, None])) < 5 and float(ratio.std()) / len(ratio) ** 0.5 < 0.02
+
+
+@pytest.mark.parametrize(
+    ("impairments", "rho"),
+    [
+        (Impairments(carrier_offset_hz=500.0), 0.9),
+        (Impairments(adc_noise=ADC_NOISE[2]), 0.9),
+        (Impairments(clipping=1.2), 0.4),  # two amplifiers' distortions, which no claim adds up, correlate by rho^3
+    ],
+    ids=["carrier", "adc", "amplifier"],
+)
+def test_the_first_round_s_claims_need_no_correlation(impairments, rho):
+    """Symbols that nearly agree, which nobody knows before round 1; claims take what adds up from received power."""
+    link = large_air("uniform_forcing", impairments=impairments, d=400, subcarriers=80, mixing="full")
+    link = replace(link, coherence_symbols=40, bandwidth_hz=3e5)
+    rows = [slots(send(link, t, *alike(link, t, rho), everyone(link))) for t in range(1, 25)]
+    claimed, measured = (torch.tensor([[getattr(e, key) for e in row] for row in rows]).sum(1) for key in KEYS[::-1])
+    ratio = float(claimed.mean() / measured.mean())
+    deviation = float((claimed - ratio * measured).std() / len(rows) ** 0.5 / measured.mean())
+    assert abs(ratio - 1) < 0.03 + 3 * deviation and deviation < 0.06
+
+
+@pytest.mark.parametrize("smoothness", [math.inf, 2.0])
+def test_amplifiers_leave_the_gains_of_a_design_as_they_are(smoothness):
+    """The mean gains are the design's, all times one, and no device sends more than before."""
+    link = large_air(
+        "uniform_forcing",
+        impairments=Impairments(clipping=1.0, smoothness=smoothness),
+        d=400,
+        subcarriers=80,
+        mixing="full",
+    )
+    link = replace(link, coherence_symbols=40, bandwidth_hz=3e5)
+    updates = Updates(*drawn(link, 0), everyone(link))
+    plan = schedule(link, updates, round_grouping(link, 1, everyone(link)))
+    for segment in split_slots(link, plan, 1, [INDEPENDENT] * len(initial_statistics(link))):
+        wanted = design_separately(link, [segment])[0]
+        found = equalise_amplifiers(link, segment, wanted)
+        effective = amplifier_gains(link, segment, found)[:, None, :] * gains(segment.problem.h, found)
+        torch.testing.assert_close(effective, gains(segment.problem.h, wanted), rtol=1e-6, atol=1e-9)
+        assert (found.transmit_factors.abs() <= wanted.transmit_factors.abs()).all()
+        assert (amplifier_gains(link, segment, wanted).amin(1) < 0.95).all(), "amplifiers that matter"
 
 
 def test_truncation_silences_as_many_as_the_gamma_law_says():

@@ -19,7 +19,7 @@ from airpfed.model.forward import logits, with_adapters
 from airpfed.model.layers import linear_shape, plain_matrix, weight_norm
 from airpfed.model.layout import Factors
 from airpfed.model.methods import blocks_of
-from airpfed.model.precision import QUANTISATIONS, Precision, is_coarse, set_for_training
+from airpfed.model.precision import QUANTISATIONS, Precision, in_float32, is_coarse, set_for_training
 from airpfed.model.tokens import Encoding, collate
 from support.models import save_llama, save_tokenizer, sizes
 
@@ -231,6 +231,20 @@ def test_what_is_rounded_to_few_digits_is_coarse() -> None:
     model[1].bfloat16()
     assert is_coarse(model)
     assert linear_shape(nn.Linear(3, 5)) == (5, 3)
+
+
+@pytest.mark.parametrize("memory", [1e12, 1.0])
+def test_a_narrow_model_is_in_float32_for_a_while_if_it_fits(memory: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airpfed.model.precision.available_memory", lambda: memory)
+    model = nn.Sequential(nn.Linear(2, 2).bfloat16(), nn.LayerNorm(2))
+    model.register_buffer("table", torch.randn(3).half())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(KeyError), in_float32(model) as fits:
+        assert fits == (memory > 1)
+        assert is_coarse(model) != fits and (model.table.dtype == torch.float32) == fits
+        raise KeyError
+    for key, value in model.state_dict().items():
+        assert value.dtype == before[key].dtype and torch.equal(value, before[key])
 
 
 def test_an_exports_config_tells_how_weights_lie_and_adapters_are_scaled(gpt2: Path, llama: Path) -> None:

@@ -165,9 +165,22 @@ def mismatch_error(
 ) -> Float[Tensor, "B T"]:
     """The first term of `claimed_mse`: the error of gains that differ from the weights."""
     v = distortion.mean_gains(gains(problem.h, transceiver))
-    error = _coherent_power((v - problem.weights) * symbol_power.sqrt(), R, problem.real)
+    error = coherent_power((v - problem.weights) * symbol_power.sqrt(), R, problem.real)
+    return error + fluctuation_error(problem, transceiver, R, symbol_power, distortion)
+
+
+def fluctuation_error(
+    problem: TransceiverProblem,
+    transceiver: Transceiver,
+    R: SymbolCorrelation,
+    symbol_power: Float[Tensor, "... K"],
+    distortion: Distortion,
+) -> Float[Tensor, "B T"]:
+    """The errors that grow with the power of the sum: of gains that change within a block, and of the ADC."""
+    v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()
+    error = torch.zeros_like(v.real[..., 0])
     if bool(distortion.spread.any()):
-        error = error + distortion.spread * _coherent_power(v * symbol_power.sqrt(), R, problem.real)
+        error = error + distortion.spread * coherent_power(v, R, problem.real)
     if distortion.adc:
         error = error + converter_noise(problem, transceiver, R, symbol_power, distortion)
     return error
@@ -252,7 +265,7 @@ def scale_receivers(
     """
     root = symbol_power.sqrt()
     v, w = distortion.mean_gains(gains(problem.h, transceiver)) * root, problem.weights * root
-    coherent = (1 + distortion.spread) * _coherent_power(v, R, problem.real)
+    coherent = (1 + distortion.spread) * coherent_power(v, R, problem.real)
     if distortion.adc:
         coherent = coherent + converter_noise(problem, transceiver, R, symbol_power, distortion)
     power = coherent + incoherent_noise(problem, transceiver, symbol_power, distortion)
@@ -355,7 +368,7 @@ def _times(v: Float[Tensor, "*S K"], R: SymbolCorrelation) -> Float[Tensor, "*S 
     return R.times(v) if isinstance(R, CorrelationOperator) else v @ R
 
 
-def _coherent_power(v: Complex[Tensor, "B T K"], R: SymbolCorrelation, real: bool) -> Float[Tensor, "B T"]:
+def coherent_power(v: Complex[Tensor, "B T K"], R: SymbolCorrelation, real: bool) -> Float[Tensor, "B T"]:
     """Compute v_i R v_i^H; with R real and symmetric, the real and the imaginary parts add up without a cross term."""
     parts = _real_parts(v, real)
     return (_times(parts, R) * parts).sum((0, -1))

@@ -29,6 +29,9 @@ from airpfed.air.schedule import Uplink
 from airpfed.air.segments import Segment
 from airpfed.core.rng import stream
 
+EQUALISING_STEPS, EQUALISED = 50, 1e-9
+"""Of the iteration of `equalise_amplifiers`: the most steps, and the change of a factor at which it ends."""
+
 BLOCK_MEAN = partial(torch.mean, dim=-1)
 """For `by_block`: the mean over a block."""
 
@@ -172,6 +175,40 @@ def saturation_powers(link: Uplink, segment: Segment) -> Float[Tensor, " K"]:
     return link.impairments.clipping * link.power_limit[segment.slot.devices]
 
 
+def amplifier_gains(link: Uplink, segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B K"]:
+    """The amplifiers' mean gain in each block."""
+    return symbol_fractions(segment)[1] @ amplifier_statistics(*saturation_levels(link, segment, transceiver))[0]
+
+
+def saturation_levels(link: Uplink, segment: Segment, transceiver: Transceiver) -> tuple[Float[Tensor, "S K"], float]:
+    """The arguments of `amplifier_statistics` for each stream in each OFDM symbol."""
+    power = symbol_powers(segment, transceiver)
+    level = (saturation_powers(link, segment) / power.clamp_min(1e-300)).clamp(max=1e6)
+    return level, link.impairments.smoothness
+
+
+def equalise_amplifiers(link: Uplink, segment: Segment, transceiver: Transceiver) -> Transceiver:
+    """Undo the amplifiers' mean gains, so that the gains of a design stay what they are under them.
+
+    An amplifier near saturation has less gain. Every device therefore drives its own less, until all streams of a block
+    have the gain of the weakest one, s, and the receivers divide by s. f_k = s / gain_k(f_k b_k) is iterated from
+    f = 1; it falls, and each step is smaller than the one before, as the gain rises with less drive.
+    """
+    if link.impairments.clipping is None:
+        return transceiver
+    factors = transceiver.transmit_factors
+    lowest = torch.where(factors != 0, amplifier_gains(link, segment, transceiver), 1.0).amin(1, keepdim=True)
+    drive = torch.ones_like(factors.real)
+    for _ in range(EQUALISING_STEPS):
+        driven = replace(transceiver, transmit_factors=drive * factors)
+        before, drive = drive, lowest / amplifier_gains(link, segment, driven)
+        if float((before - drive).abs().max()) < EQUALISED:
+            break
+    return replace(
+        transceiver, receiver=transceiver.receiver / lowest[:, :, None], transmit_factors=drive.clamp(max=1.0) * factors
+    )
+
+
 def segment_amplifiers(
     link: Uplink, segment: Segment, transceiver: Transceiver
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
@@ -181,8 +218,7 @@ def segment_amplifiers(
     differs between the blocks of a symbol, spreads by the orders of the amplifier (`distortion_orders`).
     """
     _, per_block = symbol_fractions(segment)
-    power, smoothness = symbol_powers(segment, transceiver), link.impairments.smoothness
-    level = (saturation_powers(link, segment) / power.clamp_min(1e-300)).clamp(max=1e6)
+    power, (level, smoothness) = symbol_powers(segment, transceiver), saturation_levels(link, segment, transceiver)
     gain, _ = amplifier_statistics(level, smoothness)
     orders = distortion_orders(level, smoothness)
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power

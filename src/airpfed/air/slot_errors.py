@@ -25,8 +25,9 @@ from airpfed.core.errors import UserError
 class SlotErrors:
     """Error energies of U sums by cause: squared errors, added up over entries; by coherence block or in total.
 
-    claimed: the error that the receivers can compute before the round, NaN where they can compute none. claimed_genie:
-    the same with the Gram matrix of the true symbols, and the assumed noise. measured: the error of the round's sums.
+    claimed: the error that the receivers can compute before the round, or from the power that arrives; NaN where
+    they can compute none. claimed_genie: the same with the Gram matrix of the true symbols, and the assumed noise.
+    measured: the error of the round's sums.
     bias: the error of the mean over noise and scrambling. variance: the part of the error around that mean; its noise
     part uses the assumed noise. The assumed noise is `TransceiverProblem.noise`. zero_estimate_error: the error if
     nothing were sent. scale: sigma^2 times the number of entries. The last two are for a whole segment or slot.

@@ -11,7 +11,7 @@ from torch import Tensor
 from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import scale_receivers
 from airpfed.air.designs.batching import in_batches
-from airpfed.air.distortion import distortion_of
+from airpfed.air.distortion import distortion_of, equalise_amplifiers
 from airpfed.air.feedback import HEADROOM_DB, round_factors
 from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
 from airpfed.air.row_chunks import row_chunks
@@ -102,20 +102,23 @@ def design_separately(link: Uplink, segments: Sequence[Segment]) -> list[Transce
 def round_and_rescale(
     link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]
 ) -> list[Transceiver]:
-    """Round the transmit factors if feedback has few bits, then scale the receivers, which know the rounded factors."""
-    if link.feedback_bits is None:
-        return rescale(link, segments, transceivers)
-    headroom_db = 0.0 if link.refine is None else HEADROOM_DB
-    rounded = [
-        replace(
-            transceiver,
-            transmit_factors=round_factors(
-                transceiver.transmit_factors, segment.problem.power_limit, link.feedback_bits, headroom_db
-            ),
-        )
-        for segment, transceiver in zip(segments, transceivers, strict=True)
-    ]
-    return rescale(link, segments, rounded)
+    """Round the transmit factors if feedback has few bits; undo the amplifiers' gains; then scale the receivers.
+
+    Receivers know the rounded factors, and the devices their own amplifiers.
+    """
+    if link.feedback_bits is not None:
+        headroom_db = 0.0 if link.refine is None else HEADROOM_DB
+        transceivers = [
+            replace(
+                transceiver,
+                transmit_factors=round_factors(
+                    transceiver.transmit_factors, segment.problem.power_limit, link.feedback_bits, headroom_db
+                ),
+            )
+            for segment, transceiver in zip(segments, transceivers, strict=True)
+        ]
+    driven = [equalise_amplifiers(link, *pair) for pair in zip(segments, transceivers, strict=True)]
+    return rescale(link, segments, driven)
 
 
 def rescale(link: Uplink, segments: Sequence[Segment], transceivers: Sequence[Transceiver]) -> list[Transceiver]:

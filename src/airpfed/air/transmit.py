@@ -19,7 +19,15 @@ from torch import Tensor
 
 from airpfed.air import resources
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
-from airpfed.air.correlation import expected_power, incoherent_noise, mismatch_error, normal_equations, power_terms
+from airpfed.air.correlation import (
+    coherent_power,
+    expected_power,
+    fluctuation_error,
+    incoherent_noise,
+    mismatch_error,
+    normal_equations,
+    power_terms,
+)
 from airpfed.air.distortion import BLOCK_MEAN, arriving_symbols, change_factors, distortion_of, relative_rotation
 from airpfed.air.impairments import NONE, Distortion, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
@@ -43,10 +51,15 @@ from airpfed.air.superposition import ReceivedSignal, receive, receiver_noise, s
 from airpfed.air.symbols import entries_per_use, pack_symbols, zero_tail
 from airpfed.core.rng import stream
 
+MIN_SHARE = 0.3
+"""The smallest share mu of a target's weights from whose power `measured_mismatch` concludes on the rest."""
+
 
 def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> ReceivedSums:
     """Send a segment with the transceivers of its blocks.
 
+    Under impairments receivers claim the errors that grow with the power of the sum from the power that they measure,
+    as gain control does (`measured_mismatch`), because the correlation that they assume may be wrong.
     Random: noise, scrambling, and rounding of the backhaul, with streams named by round and segment.
     """
     slot, group, problem = segment.slot, segment.group, segment.problem
@@ -78,12 +91,18 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         assumed_bias, assumed_crosstalk = mean_signal_error(link, segment, assumed_signal, superposed.ideal)
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
+    converted: float | Float[Tensor, "B T"] = 0.0
     if superposed.antenna_power is not None:
         true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power)
         noise_power = noise_power + true_noise
-        genie = genie + energies(true_noise - independent)
-    mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
+        converted = true_noise - independent
+        genie = genie + energies(converted)
     power = square_sums(link, segment, received) / entries
+    mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
+    if link.impairments != NONE or link.is_varying:
+        coherent = (power - incoherent - converted) / (1 + distortion.spread)
+        mismatch = measured_mismatch(segment, transceiver, distortion, coherent, mismatch, converted)
+        mismatch = torch.maximum(mismatch, -incoherent)  # a power measured over few entries may be far too small
     unmixed = delivered if segment.mixing is None else segment.mixing.undo(delivered, group.num_entries)
     return ReceivedSums(
         sums=combine_targets(slot, unmixed),
@@ -102,6 +121,30 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         * resources.use_seconds(link.bandwidth_hz),
         normal_equations=(normal_equations(terms, power, entries, segment.assumed_correlation),),
     )
+
+
+def measured_mismatch(
+    segment: Segment,
+    transceiver: Transceiver,
+    distortion: Distortion,
+    coherent: Float[Tensor, "B T"],
+    mismatch: Float[Tensor, "B T"],
+    converted: float | Float[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """`mismatch_error` of the power that arrived, where the assumed correlation predicts another one.
+
+    coherent: the measured v R v^H of the mean gains v. mismatch: the predicted error. converted: the measured part of
+    the ADC's noise that is due to correlated symbols. Gains that change in a block cost spread v R v^H. Of the mean
+    gains, the part mu w that is proportional to the weights costs (1 - mu)^2 w R w^T, the share ((1 - mu) / mu)^2 of
+    the power that it brings; all of the difference in power is ascribed to it.
+    """
+    problem, p = segment.problem, segment.symbol_power
+    v, w = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt(), problem.weights * p.sqrt()
+    mu = ((v.real * w).sum(-1) / w.square().sum(-1).clamp_min(1e-300)).clamp_min(MIN_SHARE)
+    predicted = coherent_power(v, segment.R, problem.real)
+    fluctuation = fluctuation_error(problem, transceiver, segment.R, p, distortion)
+    change = ((1 - mu) / mu).square() * (coherent - predicted) + distortion.spread * coherent + converted - fluctuation
+    return mismatch + change
 
 
 @dataclass(frozen=True)

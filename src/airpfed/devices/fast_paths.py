@@ -28,7 +28,7 @@ from airpfed.devices.prefix_cache import PrefixCache
 from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.layers import StackedLoRA, plain_matrix, weight_norm
 from airpfed.model.layout import Factors, gather, initial_vectors, trained_factors
-from airpfed.model.precision import DTYPES, QUANTISATIONS
+from airpfed.model.precision import DTYPES, QUANTISATIONS, in_float32
 from airpfed.model.tokens import Encoding
 
 TOLERANCE = 1e-4
@@ -117,9 +117,23 @@ def measure_paths(
     """Find the fast paths that give correct numbers on the clients' base.
 
     tokens: length of the longest sample. candidates: the paths to try, and the side for padding to try first. The rest
-    as in `cached_measurement`. Raises UserError where the base cannot compute one sample at a time, has no finite
-    numbers, or has no gradients.
+    as in `cached_measurement`. Where products are rounded to few digits, rounding hides faults of some percent: the
+    same numbers are then tried in float32 first, if these fit into memory. Raises UserError where the base cannot
+    compute one sample at a time, has no finite numbers, or has no gradients.
     """
+    exact = Measurement(candidates, 0.0, {})
+    if clients.backbone.coarse:
+        with in_float32(clients.backbone.model) as fits, suppress(UserError):
+            if fits:
+                exact = measure_as_held(clients, prompts, tokens, candidates, generate)
+    held = measure_as_held(clients, prompts, tokens, exact.paths, generate)
+    return replace(held, rejected=exact.rejected | held.rejected)
+
+
+def measure_as_held(
+    clients: Clients, prompts: Sequence[Encoding], tokens: int, candidates: FastPaths, generate: bool
+) -> Measurement:
+    """`measure_paths` with the base as it is."""
     probe = probe_clients(clients, prompts, tokens)
     factors = random_factors(probe)
     try:

@@ -1,6 +1,7 @@
 """Checks before round 1 that a base model can be trained: by its config, its weights, and a few short passes."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from airpfed.core.errors import UserError, first_line
-from airpfed.model.precision import is_coarse
+from airpfed.model.precision import in_float32, is_coarse
 from airpfed.model.tokens import affix_ids, control_ids
 
 SHORT = 5
@@ -175,9 +176,14 @@ def no_cache_option(model: Any) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in outer or passed_on else {}
 
 
-def tolerance_of(model: Any) -> float:
-    """Largest difference of logits, relative to the largest logit, that is rounding on this model."""
-    return COARSE_TOLERANCE if is_coarse(model) else TOLERANCE
+def differ(model: Any, compute: Callable[[], tuple[Tensor, Tensor]]) -> bool:
+    """Whether two tensors of logits differ by more than rounding, in float32 where the model can be held so.
+
+    compute: a function that computes both.
+    """
+    with in_float32(model), suppress(Exception):  # a model may have a type in its code
+        return relative_difference(*compute()) > (COARSE_TOLERANCE if is_coarse(model) else TOLERANCE)
+    return relative_difference(*compute()) > COARSE_TOLERANCE
 
 
 def relative_difference(logits: Tensor, reference: Tensor) -> float:
@@ -211,8 +217,12 @@ def check_passes(model: Any, tokenizer: Any, causal: bool, base: str) -> None:
             )
     if not causal:
         return
-    changed_end = sample_logits(model, [*ids[:-1], other], causal)
-    if relative_difference(changed_end[:, :-1], logits[:, :-1]) > tolerance_of(model):
+
+    def before_the_end() -> tuple[Tensor, Tensor]:
+        changed, logits = (sample_logits(model, sample, causal) for sample in ([*ids[:-1], other], ids))
+        return changed[:, :-1], logits[:, :-1]
+
+    if differ(model, before_the_end):
         raise UserError(
             f'{name}: its predictions read what comes later, so it is no causal LM; model.kind = "classifier" fits'
         )
@@ -274,10 +284,13 @@ def first_position(model: Any, token: int, padding: int) -> int:
     """Position that a model gives a text's first token by itself: 0, or one more than the padding token's id."""
     tokens = torch.full((1, SHORT), token, device=next(model.parameters()).device)
     fields = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)} | no_cache_option(model)
-    with torch.no_grad():
-        default = model(**fields).logits
-        counted = model(**fields, position_ids=torch.arange(SHORT, device=tokens.device)[None]).logits
-    return 0 if relative_difference(counted, default) <= tolerance_of(model) else padding + 1
+
+    def both() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            counted = model(**fields, position_ids=torch.arange(SHORT, device=tokens.device)[None]).logits
+            return counted, model(**fields).logits
+
+    return padding + 1 if differ(model, both) else 0
 
 
 def last_true(holds: Callable[[int], bool], low: int, high: int) -> int:

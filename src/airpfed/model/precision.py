@@ -1,6 +1,7 @@
 """The numbers of a base model's weights: their type, and their quantisation by bitsandbytes or torchao."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from airpfed.core.errors import UserError
+from airpfed.core.memory import available_memory
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Setting `model.dtype` -> type of the weights that are not quantised, of activations and of products."""
@@ -144,20 +146,54 @@ def set_for_training(model: nn.Module) -> None:
             module.training = True  # of this module alone: it has no other use for the flag
 
 
+NARROW = (torch.bfloat16, torch.float16)
+"""Types with fewer digits than float32's."""
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[bool]:
+    """The model with all its plain numbers and products in float32, if that fits into half of the memory.
+
+    Every narrower number is a float32 number, so the model comes back as it was, to the bit. Yields False, and changes
+    nothing, where the memory is too small, or where 8-bit layers multiply rounded activations.
+    """
+    tensors = [item for item in (*model.parameters(), *model.buffers()) if item.dtype in NARROW]
+    states = [(item, item.dtype) for item in tensors]
+    layers = [(module, module.compute_dtype) for module in model.modules() if computes_narrowly(module)]
+    if 8 * sum(item.numel() for item in tensors) > available_memory() or any(map(rounds_inputs, model.modules())):
+        yield False
+        return
+    try:
+        for item in tensors:
+            item.data = item.data.float()
+        for module, _ in layers:
+            module.compute_dtype = torch.float32
+        yield True
+    finally:
+        for item, dtype in states:
+            item.data = item.data.to(dtype)
+        for module, dtype in layers:
+            module.compute_dtype = dtype
+
+
+def computes_narrowly(module: Any) -> bool:
+    """Whether a module is a 4-bit layer of bitsandbytes whose products have few digits."""
+    return getattr(module, "compute_dtype", None) in NARROW and "4bit" in type(module).__name__
+
+
+def rounds_inputs(module: Any) -> bool:
+    """Whether a module is an 8-bit layer of bitsandbytes on a GPU, where LLM.int8() rounds activations as well."""
+    return any(kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__) and module.weight.device.type != "cpu"
+
+
 def is_coarse(model: nn.Module) -> bool:
     """Whether a model's products are rounded to fewer digits than float32's, so that the order of sums shows.
 
-    Weights of 4 or 8 bits alone do not make it so: what is multiplied are float32 numbers, always the same. On a GPU,
-    LLM.int8() rounds activations as well.
+    Weights of 4 or 8 bits alone do not make it so: what is multiplied are float32 numbers, always the same.
     """
-    narrow = (torch.bfloat16, torch.float16)
-    for module in model.modules():
-        if any(item.dtype in narrow for item in module.parameters(recurse=False)):
-            return True
-        if getattr(module, "compute_dtype", None) in narrow and "4bit" in type(module).__name__:
-            return True
-        if any(kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__):
-            weight: Any = module.weight
-            if weight.device.type != "cpu":
-                return True
-    return False
+    return any(
+        computes_narrowly(module)
+        or rounds_inputs(module)
+        or any(item.dtype in NARROW for item in module.parameters(recurse=False))
+        for module in model.modules()
+    )
