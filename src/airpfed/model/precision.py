@@ -159,7 +159,8 @@ def in_float32(model: nn.Module) -> Iterator[bool]:
     """
     tensors = [item for item in (*model.parameters(), *model.buffers()) if item.dtype in NARROW]
     states = [(item, item.dtype) for item in tensors]
-    layers = [(module, module.compute_dtype) for module in model.modules() if computes_narrowly(module)]
+    modules: list[Any] = [module for module in model.modules() if computes_narrowly(module)]
+    layers = [(module, module.compute_dtype) for module in modules]
     if 8 * sum(item.numel() for item in tensors) > available_memory() or any(map(rounds_inputs, model.modules())):
         yield False
         return
