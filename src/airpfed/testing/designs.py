@@ -171,8 +171,9 @@ class DesignTrial:
         largest = 0.0
         for name, problem, transceiver in self.solutions():
             share = power_share(problem, transceiver)
-            block, number = divmod(int(share.argmax()), share.shape[1])
             largest = max(largest, float(share.max()))
+            first = int((share.flatten() >= share.max() * (1 - 1e-9)).int().argmax())  # the first of equal ones
+            block, number = divmod(first, share.shape[1])
             require(
                 largest <= 1 + 1e-9,
                 f'"{name}": stream {number} in block {block} sends {largest:.6g} times the power limit of its device',
