@@ -10,6 +10,7 @@ anything but a line for the user comes out.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -34,6 +35,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that wait by spinning cost most of the time
 
 import torch
+from harness import take_part
 from shrink import END, SCALES, SPECIAL, shrink_config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -85,6 +87,7 @@ PLAIN: dict[str, Any] = {}
 OTHER = "refused by design"
 RESULTS = ("right and fast", "right and slow", "refused", OTHER, "WRONG", "TRACEBACK", "not built")
 FAULTS = ("WRONG", "TRACEBACK")
+"""Results that are faults of ours: they are printed for every setting, and end the command with exit code 1."""
 SPACE = "\u0120"
 """How byte-level tokenizers write a space."""
 
@@ -587,7 +590,7 @@ def check_layers(
         theirs = peft_gradients(plain, experiment, vectors)
         unused = unused_paths(experiment)
         right = "right and slow" if unused else "right and fast"
-        rounding: float | None = None
+        noise = cache(partial(peft_rounding, plain, experiment, vectors, theirs))
         for mode, (chunk, threads) in PASSES.items():
             try:
                 error = relative_error(
@@ -599,11 +602,9 @@ def check_layers(
             except Exception as failure:
                 put(mode, "TRACEBACK", 0.0, describe(failure))
             else:
-                if error > REPORTED and rounding is None:
-                    rounding = peft_rounding(plain, experiment, vectors, theirs)
-                noise = (rounding or 0.0) if error > REPORTED else 0.0
-                note = f"PEFT's own rounding: {noise:.0e}" if noise > REPORTED else ""
-                fine = error <= max(WRONG, 3 * noise)
+                rounding = 0.0 if error <= REPORTED else noise()
+                note = f"PEFT's own rounding: {rounding:.0e}" if rounding > REPORTED else ""
+                fine = error <= max(WRONG, 3 * rounding)
                 put(mode, right if fine else "WRONG", error, "; ".join(filter(None, (note, unused))))
         step = "answers"
         wrong, total = count_wrong_answers(experiment, vectors, plain)
@@ -629,12 +630,17 @@ def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, the
     A float32 weight is known to half a unit in its last place; what such a change of all weights does to the gradient
     is rounding, too, and no arithmetic is nearer than that.
     """
-    twins: list[Callable[[], nn.Module]] = [lambda: plain.model, lambda: deepcopy(plain.model).double()]
-    twins += [partial(rounded_anew, plain.model, seed) for seed in range(3)]
+    weights, buffers = list(plain.model.parameters()), list(plain.model.buffers())
+    changes: list[tuple[list[Any], Callable[[Tensor], Tensor]]] = [
+        ([], torch.clone),
+        (weights + buffers, Tensor.double),
+    ]
+    changes += [(weights, partial(rounded_anew, rng=torch.Generator().manual_seed(seed))) for seed in range(3)]
     errors = [0.0]
-    for twin in twins:
+    for tensors, change in changes:
         try:
-            repeated = peft_gradients(replace(plain, model=twin()), experiment, vectors)
+            with with_numbers(tensors, change):
+                repeated = peft_gradients(plain, experiment, vectors)
         except (RuntimeError, ValueError, AttributeError):  # a model that has a type in its code
             continue
         errors.append(
@@ -643,18 +649,25 @@ def peft_rounding(plain: Plain, experiment: TrainingSetup, vectors: Vectors, the
     return max(errors)
 
 
-def rounded_anew(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose weights are changed at random by about half a unit in the last place of their type."""
-    twin = deepcopy(model)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in twin.parameters():
-            if value.dtype in (torch.float32, torch.bfloat16) and type(value) is nn.Parameter:
-                change = torch.finfo(value.dtype).eps * (
-                    torch.rand(value.shape, generator=rng, dtype=torch.double) - 0.5
-                )
-                value.copy_(value.double() * (1 + change))
-    return twin
+@contextlib.contextmanager
+def with_numbers(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """A model's tensors of plain numbers, changed in place, because some models cannot be copied after a pass."""
+    before = [
+        (item, item.data) for item in tensors if item.is_floating_point() and type(item) in (Tensor, nn.Parameter)
+    ]
+    try:
+        for item, data in before:
+            item.data = change(data)
+        yield
+    finally:
+        for item, data in before:
+            item.data = data
+
+
+def rounded_anew(value: Tensor, rng: torch.Generator) -> Tensor:
+    """Numbers changed at random by at most half a unit in the last place of their type."""
+    change = torch.finfo(value.dtype).eps * (torch.rand(value.shape, generator=rng, dtype=torch.double) - 0.5)
+    return (value.double() * (1 + change)).to(value.dtype)
 
 
 def check_refusal(
@@ -921,9 +934,7 @@ def format_error(row: Row) -> str:
 
 def select_cases(part: str, selection: Sequence[str]) -> list[Case]:
     """Every N-th case from the I-th on, for "I/N"; of these the ones named, if any are."""
-    first, step = map(int, part.split("/"))
-    todo = cases()[first - 1 :: step]
-    return [case for case in todo if not selection or {case.name, case.model} & set(selection)]
+    return [case for case in take_part(cases(), part) if not selection or {case.name, case.model} & set(selection)]
 
 
 def can_hold(name: str) -> bool:

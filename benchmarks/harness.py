@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item")
 
 DRAWS = 4000
 """Bootstrap draws of an interval."""
@@ -33,6 +36,14 @@ class Ratio:
     median: float
     low: float
     high: float
+
+
+def take_part(items: Sequence[Item], part: str) -> Sequence[Item]:
+    """Every N-th item from the I-th on, for part "I/N". Raises SystemExit unless 1 <= I <= N."""
+    first, _, step = part.partition("/")
+    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+        raise SystemExit(f'--part {part}: should be I/N with 1 <= I <= N, such as "2/10"')
+    return items[int(first) - 1 :: int(step)]
 
 
 def spent(work: Callable[[], object], cpu: Callable[[], float] = time.process_time) -> Spent:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import take_part
 from tables import around, table
 
 from airpfed.sweeps.tables import t_interval
@@ -380,8 +381,7 @@ def main() -> int:
             print(shlex.join(["airpfed", *study.arguments(options.out / name, options.workers)]))
         return 0
     if options.check:
-        first, step = map(int, options.part.split("/"))
-        names = [name for name in studies if (RESULTS / name / "cells.csv").is_file()][first - 1 :: step]
+        names = take_part([name for name in studies if (RESULTS / name / "cells.csv").is_file()], options.part)
         stored = {name: studies[name] for name in names}
         with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
             messages = list(pool.map(check, stored, stored.values()))

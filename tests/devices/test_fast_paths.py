@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from architectures import randomise
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
@@ -43,7 +44,7 @@ BASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
                "num_attention_heads": 4, "intermediate_size": 24, "is_decoder": True}),
     "biased by distance": ("bloom", ["query_key_value", "dense"], {"hidden_size": 16, "n_layer": 4, "n_head": 4}),
     "positions from the left": ("electra", ["query", "value"], {"hidden_size": 32, "embedding_size": 32,
-               "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}),
+               "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 64}),
     "all fast": ("llama", ["q_proj", "down_proj"], {"hidden_size": 16, "num_hidden_layers": 4,
                  "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}),
 }  # fmt: skip
@@ -52,15 +53,21 @@ SILENT = ("tuples", "positions from the left")
 """Bases on which nothing is slow, or only at some sizes."""
 
 
-def base(folder: Path, name: str) -> Path:
+def base(folder: Path, name: str, *, hard: bool = False) -> Path:
+    """A settings file for a small base; hard: with weights that amplify rounding, and a tokenizer that pads left."""
     kind, modules, more = BASES[name]
     shared = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 4}
     long = {} if kind in ("xlnet", "bloom") else {"max_position_embeddings": 64}
     config = AutoConfig.for_model(kind, **shared, **long, **more)
     torch.manual_seed(3)
     auto = AutoModelForCausalLM if kind in CAUSAL else AutoModel
-    auto.from_config(config).save_pretrained(folder / kind)
+    model = auto.from_config(config)
+    if hard:
+        randomise(model)
+    model.save_pretrained(folder / kind)
     save_tokenizer(folder / kind)
+    if hard:
+        AutoTokenizer.from_pretrained(folder / kind, padding_side="left").save_pretrained(folder / kind)
     file = make_settings(folder, folder / kind, causal=kind in CAUSAL)
     names = ", ".join(f'"{module}"' for module in modules)
     text = file.read_text()
@@ -232,7 +239,7 @@ def test_in_bfloat16_rounding_is_told_from_faults(tmp_path: Path) -> None:
     paths = {}
     for name in ("all fast", "a tensor without a batch", "positions from the longest", "positions from the left"):
         (tmp_path / name).mkdir()
-        made = made_of(base(tmp_path / name, name), "model.dtype=bfloat16")
+        made = made_of(base(tmp_path / name, name, hard=name.endswith("left")), "model.dtype=bfloat16")
         backbone = made.clients.backbone
         paths[name] = backbone.paths
         assert backbone.coarse and fast_paths.TOLERANCE < backbone.tolerance < 0.5

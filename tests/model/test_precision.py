@@ -247,6 +247,16 @@ def test_a_narrow_model_is_in_float32_for_a_while_if_it_fits(memory: float, monk
         assert value.dtype == before[key].dtype and torch.equal(value, before[key])
 
 
+def test_a_narrow_type_that_holds_no_plain_numbers_is_left_alone() -> None:
+    class Packed(torch.Tensor):
+        """Four-bit numbers in the bytes of bfloat16, say."""
+
+    model = nn.Linear(2, 2).bfloat16()
+    model.register_buffer("packed", torch.zeros(3, dtype=torch.bfloat16).as_subclass(Packed))
+    with in_float32(model) as fits:
+        assert not fits and model.weight.dtype == torch.bfloat16
+
+
 def test_an_exports_config_tells_how_weights_lie_and_adapters_are_scaled(gpt2: Path, llama: Path) -> None:
     transposed = export.lora_config(built(gpt2, ("c_fc",), rslora=True), 4, 8.0)
     plain = export.lora_config(built(llama, ("q_proj",)), 4, 8.0)

@@ -163,7 +163,7 @@ def mismatch_error(
     symbol_power: Float[Tensor, "... K"],
     distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
-    """The first term of `claimed_mse`: the error of gains that differ from the weights."""
+    """The first term of `claimed_mse`: the error of gains that differ from the weights, and `fluctuation_error`."""
     v = distortion.mean_gains(gains(problem.h, transceiver))
     error = coherent_power((v - problem.weights) * symbol_power.sqrt(), R, problem.real)
     return error + fluctuation_error(problem, transceiver, R, symbol_power, distortion)
@@ -177,9 +177,9 @@ def fluctuation_error(
     distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
     """The errors that grow with the power of the sum: of gains that change within a block, and of the ADC."""
-    v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()
-    error = torch.zeros_like(v.real[..., 0])
+    error = torch.zeros(len(problem.h), len(problem.weights), dtype=torch.float64, device=problem.h.device)
     if bool(distortion.spread.any()):
+        v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()
         error = error + distortion.spread * coherent_power(v, R, problem.real)
     if distortion.adc:
         error = error + converter_noise(problem, transceiver, R, symbol_power, distortion)
@@ -265,9 +265,7 @@ def scale_receivers(
     """
     root = symbol_power.sqrt()
     v, w = distortion.mean_gains(gains(problem.h, transceiver)) * root, problem.weights * root
-    coherent = (1 + distortion.spread) * coherent_power(v, R, problem.real)
-    if distortion.adc:
-        coherent = coherent + converter_noise(problem, transceiver, R, symbol_power, distortion)
+    coherent = coherent_power(v, R, problem.real) + fluctuation_error(problem, transceiver, R, symbol_power, distortion)
     power = coherent + incoherent_noise(problem, transceiver, symbol_power, distortion)
     incoherent = _real_parts(v, problem.real).square().sum((0, -1))
     gamma = torch.where(power > ROUNDING * incoherent, (_times(v.real, R) * w).sum(-1) / power, 1.0)

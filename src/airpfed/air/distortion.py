@@ -30,7 +30,7 @@ from airpfed.air.segments import Segment
 from airpfed.core.rng import stream
 
 EQUALISING_STEPS, EQUALISED = 50, 1e-9
-"""Of the iteration of `equalise_amplifiers`: the most steps, and the change of a factor at which it ends."""
+"""The iteration of `equalise_amplifiers`: its largest number of steps, and the change of a factor at which it ends."""
 
 BLOCK_MEAN = partial(torch.mean, dim=-1)
 """For `by_block`: the mean over a block."""
@@ -154,18 +154,9 @@ def rotation_factors(link: Uplink, segment: Segment, t: int, rows: slice) -> Com
 # Amplifiers: whole OFDM symbols in time
 
 
-def symbol_fractions(segment: Segment) -> tuple[Float[Tensor, "S B"], Float[Tensor, "B S"]]:
-    """Of each OFDM symbol's uses in the segment, the fraction in each block; and of each block's, on each symbol."""
-    index = segment.positions.symbol_index
-    count = torch.zeros(len(segment.block_ranges), int(index.max()) + 1, dtype=torch.float64)
-    for block, (a, b) in enumerate(segment.block_ranges):
-        count[block] = torch.bincount(index[a:b], minlength=count.shape[1])
-    return (count / count.sum(0).clamp(min=1)).T, count / count.sum(1, keepdim=True).clamp(min=1)
-
-
 def symbol_powers(segment: Segment, transceiver: Transceiver) -> Float[Tensor, "S K"]:
     """The mean power of each stream in each OFDM symbol, before its amplifier."""
-    per_symbol, _ = symbol_fractions(segment)
+    per_symbol, _ = segment.symbol_fractions
     return per_symbol @ (transceiver.transmit_factors.abs().square() * segment.group.symbol_power)
 
 
@@ -177,22 +168,23 @@ def saturation_powers(link: Uplink, segment: Segment) -> Float[Tensor, " K"]:
 
 def amplifier_gains(link: Uplink, segment: Segment, transceiver: Transceiver) -> Float[Tensor, "B K"]:
     """The amplifiers' mean gain in each block."""
-    return symbol_fractions(segment)[1] @ amplifier_statistics(*saturation_levels(link, segment, transceiver))[0]
+    level = saturation_levels(link, segment, symbol_powers(segment, transceiver))
+    gain, _ = amplifier_statistics(level, link.impairments.smoothness)
+    return segment.symbol_fractions[1] @ gain
 
 
-def saturation_levels(link: Uplink, segment: Segment, transceiver: Transceiver) -> tuple[Float[Tensor, "S K"], float]:
-    """The arguments of `amplifier_statistics` for each stream in each OFDM symbol."""
-    power = symbol_powers(segment, transceiver)
-    level = (saturation_powers(link, segment) / power.clamp_min(1e-300)).clamp(max=1e6)
-    return level, link.impairments.smoothness
+def saturation_levels(link: Uplink, segment: Segment, power: Float[Tensor, "S K"]) -> Float[Tensor, "S K"]:
+    """The saturation power of each stream's amplifier over its mean power in each OFDM symbol (`symbol_powers`)."""
+    return (saturation_powers(link, segment) / power.clamp_min(1e-300)).clamp(max=1e6)
 
 
 def equalise_amplifiers(link: Uplink, segment: Segment, transceiver: Transceiver) -> Transceiver:
-    """Undo the amplifiers' mean gains, so that the gains of a design stay what they are under them.
+    """Choose drives and receivers under which the streams' mean gains, amplifiers included, are those of the design.
 
-    An amplifier near saturation has less gain. Every device therefore drives its own less, until all streams of a block
-    have the gain of the weakest one, s, and the receivers divide by s. f_k = s / gain_k(f_k b_k) is iterated from
-    f = 1; it falls, and each step is smaller than the one before, as the gain rises with less drive.
+    An amplifier near saturation has a smaller gain. With s the smallest one in a block, every other device backs off by
+    a factor f_k, so that f_k gain_k(f_k b_k) = s, and the receivers divide by s. f_k = s / gain_k(f_k b_k) is iterated
+    from f_k = 1. In deep saturation, where more drive gives no more signal, the last step leaves gains off by up to
+    1 %.
     """
     if link.impairments.clipping is None:
         return transceiver
@@ -217,8 +209,9 @@ def segment_amplifiers(
     The gain is that of the OFDM symbol. Its distortion falls on the subcarriers as the spectrum of the signal, which
     differs between the blocks of a symbol, spreads by the orders of the amplifier (`distortion_orders`).
     """
-    _, per_block = symbol_fractions(segment)
-    power, (level, smoothness) = symbol_powers(segment, transceiver), saturation_levels(link, segment, transceiver)
+    _, per_block = segment.symbol_fractions
+    power, smoothness = symbol_powers(segment, transceiver), link.impairments.smoothness
+    level = saturation_levels(link, segment, power)
     gain, _ = amplifier_statistics(level, smoothness)
     orders = distortion_orders(level, smoothness)
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power

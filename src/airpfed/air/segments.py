@@ -76,6 +76,15 @@ class Segment:
         """The pairs of streams that correlate; the targets of a slot are scrambled against one another."""
         return correlated_pairs(self.task_of, self.slot.target_of, len(self.slot.weights) > 1)
 
+    @cached_property
+    def symbol_fractions(self) -> tuple[Float[Tensor, "S B"], Float[Tensor, "B S"]]:
+        """Of each OFDM symbol's uses in the segment, the fraction in each block; of each block's, on each symbol."""
+        index = self.positions.symbol_index
+        count = torch.zeros(len(self.block_ranges), int(index.max()) + 1, dtype=torch.float64)
+        for block, (a, b) in enumerate(self.block_ranges):
+            count[block] = torch.bincount(index[a:b], minlength=count.shape[1])
+        return (count / count.sum(0).clamp(min=1)).T, count / count.sum(1, keepdim=True).clamp(min=1)
+
     @property
     def R(self) -> CorrelationOperator:  # noqa: N802
         """The correlation of the symbols that receivers assume."""

@@ -22,7 +22,6 @@ from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
     coherent_power,
     expected_power,
-    fluctuation_error,
     incoherent_noise,
     mismatch_error,
     normal_equations,
@@ -52,14 +51,14 @@ from airpfed.air.symbols import entries_per_use, pack_symbols, zero_tail
 from airpfed.core.rng import stream
 
 MIN_SHARE = 0.3
-"""The smallest share mu of a target's weights from whose power `measured_mismatch` concludes on the rest."""
+"""The lower limit of mu in `measured_mismatch`: with smaller gains, ((1 - mu) / mu)^2 would magnify noise."""
 
 
 def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> ReceivedSums:
     """Send a segment with the transceivers of its blocks.
 
-    Under impairments receivers claim the errors that grow with the power of the sum from the power that they measure,
-    as gain control does (`measured_mismatch`), because the correlation that they assume may be wrong.
+    Under impairments some errors grow with the power of the sum. Receivers claim these from the power that they
+    measure, as gain control does, because the correlation that they assume may be wrong (`measured_mismatch`).
     Random: noise, scrambling, and rounding of the backhaul, with streams named by round and segment.
     """
     slot, group, problem = segment.slot, segment.group, segment.problem
@@ -98,11 +97,12 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         converted = true_noise - independent
         genie = genie + energies(converted)
     power = square_sums(link, segment, received) / entries
-    mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
     if link.impairments != NONE or link.is_varying:
         coherent = (power - incoherent - converted) / (1 + distortion.spread)
-        mismatch = measured_mismatch(segment, transceiver, distortion, coherent, mismatch, converted)
+        mismatch = measured_mismatch(segment, transceiver, distortion, coherent, converted)
         mismatch = torch.maximum(mismatch, -incoherent)  # a power measured over few entries may be far too small
+    else:
+        mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
     unmixed = delivered if segment.mixing is None else segment.mixing.undo(delivered, group.num_entries)
     return ReceivedSums(
         sums=combine_targets(slot, unmixed),
@@ -128,23 +128,20 @@ def measured_mismatch(
     transceiver: Transceiver,
     distortion: Distortion,
     coherent: Float[Tensor, "B T"],
-    mismatch: Float[Tensor, "B T"],
     converted: float | Float[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
-    """`mismatch_error` of the power that arrived, where the assumed correlation predicts another one.
+    """`mismatch_error`, where the power that the receivers measured says more than the assumed correlation.
 
-    coherent: the measured v R v^H of the mean gains v. mismatch: the predicted error. converted: the measured part of
-    the ADC's noise that is due to correlated symbols. Gains that change in a block cost spread v R v^H. Of the mean
-    gains, the part mu w that is proportional to the weights costs (1 - mu)^2 w R w^T, the share ((1 - mu) / mu)^2 of
-    the power that it brings; all of the difference in power is ascribed to it.
+    coherent: the measured v R v^H of the mean gains v. converted: the measured part of the ADC's noise that is due to
+    correlated symbols. Gains that change in a block cost spread v R v^H. With mu w the projection of v on the weights,
+    a mean gain below 1 costs (1 - mu)^2 w R w^T, and mu^2 w R w^T is its share of the power; so the difference between
+    measured and predicted power, ascribed to this part alone, enters with ((1 - mu) / mu)^2.
     """
     problem, p = segment.problem, segment.symbol_power
     v, w = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt(), problem.weights * p.sqrt()
     mu = ((v.real * w).sum(-1) / w.square().sum(-1).clamp_min(1e-300)).clamp_min(MIN_SHARE)
-    predicted = coherent_power(v, segment.R, problem.real)
-    fluctuation = fluctuation_error(problem, transceiver, segment.R, p, distortion)
-    change = ((1 - mu) / mu).square() * (coherent - predicted) + distortion.spread * coherent + converted - fluctuation
-    return mismatch + change
+    of_gains, predicted = (coherent_power(x, segment.R, problem.real) for x in (v - w, v))
+    return of_gains + ((1 - mu) / mu).square() * (coherent - predicted) + distortion.spread * coherent + converted
 
 
 @dataclass(frozen=True)

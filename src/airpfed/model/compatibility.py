@@ -181,9 +181,13 @@ def differ(model: Any, compute: Callable[[], tuple[Tensor, Tensor]]) -> bool:
 
     compute: a function that computes both.
     """
-    with in_float32(model), suppress(Exception):  # a model may have a type in its code
+
+    def off() -> bool:
         return relative_difference(*compute()) > (COARSE_TOLERANCE if is_coarse(model) else TOLERANCE)
-    return relative_difference(*compute()) > COARSE_TOLERANCE
+
+    with in_float32(model), suppress(Exception):  # a model may have a type in its code
+        return off()
+    return off()
 
 
 def relative_difference(logits: Tensor, reference: Tensor) -> float:

@@ -155,13 +155,16 @@ def in_float32(model: nn.Module) -> Iterator[bool]:
     """The model with all its plain numbers and products in float32, if that fits into half of the memory.
 
     Every narrower number is a float32 number, so the model comes back as it was, to the bit. Yields False, and changes
-    nothing, where the memory is too small, or where 8-bit layers multiply rounded activations.
+    nothing, where the memory is too small, where 8-bit layers multiply rounded activations, or where a narrow type
+    holds something else than numbers, as that of a quantised weight may.
     """
     tensors = [item for item in (*model.parameters(), *model.buffers()) if item.dtype in NARROW]
+    plain = all(type(item) in (torch.Tensor, nn.Parameter) for item in tensors)
     states = [(item, item.dtype) for item in tensors]
     modules: list[Any] = [module for module in model.modules() if computes_narrowly(module)]
     layers = [(module, module.compute_dtype) for module in modules]
-    if 8 * sum(item.numel() for item in tensors) > available_memory() or any(map(rounds_inputs, model.modules())):
+    too_large = 8 * sum(item.numel() for item in tensors) > memory_of(tensors)
+    if too_large or not plain or any(map(rounds_inputs, model.modules())):
         yield False
         return
     try:
@@ -175,6 +178,12 @@ def in_float32(model: nn.Module) -> Iterator[bool]:
             item.data = item.data.to(dtype)
         for module, dtype in layers:
             module.compute_dtype = dtype
+
+
+def memory_of(tensors: Sequence[torch.Tensor]) -> float:
+    """The memory of the machine, or of the GPU where the tensors are, in bytes."""
+    gpu = next((item.device for item in tensors if item.is_cuda), None)
+    return available_memory() if gpu is None else float(torch.cuda.mem_get_info(gpu)[1])
 
 
 def computes_narrowly(module: Any) -> bool:
