@@ -374,6 +374,13 @@ def test_a_table_gives_the_same_samples_from_every_kind_of_file(
     assert len({repr(one) for one in found.values()}) == 1, found
 
 
+@pytest.mark.parametrize("ending", READERS)
+def test_a_row_of_empty_fields_is_a_row(ending: str, tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "", "label": ""}, {"text": "b", "label": "y"}]
+    counts = load_source(Source("mine", str(write(tmp_path / f"t{ending}", rows)), max_empty_share=1.0), 0).counts
+    assert (counts.rows, counts.skipped) == (3, 1)
+
+
 def test_a_csv_of_a_data_set_is_read_as_it_is_written(hub: Path) -> None:
     (hub / "train.csv").write_text("text,label\n01,NA\n2020-01-01,None\n1.50,nan\nTRUE,NA\n")
     found = load_source(Source("mine", f"hf:{hub}"), 0)

@@ -32,6 +32,9 @@ from airpfed.core.rng import stream
 EQUALISING_STEPS, EQUALISED = 50, 1e-9
 """The iteration of `equalise_amplifiers`: its largest number of steps, and the change of a factor at which it ends."""
 
+SYMBOLS_AT_ONCE = 64
+"""The OFDM symbols that are amplified at once, which fit into a processor's cache."""
+
 BLOCK_MEAN = partial(torch.mean, dim=-1)
 """For `by_block`: the mean over a block."""
 
@@ -223,12 +226,12 @@ def segment_amplifiers(
             continue
         spectrum = power[:, k, None].repeat(1, link.subcarriers)
         spectrum[index, positions.subcarrier] = by_use[k]
-        spectrum = spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-300)
-        correlation = torch.fft.ifft(spectrum)
-        square, spread = correlation.abs().square(), torch.zeros_like(spectrum)
-        for n in range(orders.shape[-1]):
-            correlation = correlation * square
-            spread += orders[:, k, n, None] * torch.fft.fft(correlation).real
+        correlation = torch.fft.ihfft(spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-300))
+        square = correlation.abs().square()
+        factor = torch.zeros_like(square)
+        for n in reversed(range(orders.shape[-1])):
+            factor = square * (orders[:, k, n, None] + factor)
+        spread = torch.fft.hfft(correlation * factor, link.subcarriers)
         powers = (power[:, k, None] * spread)[index, positions.subcarrier]
         distortion[:, k] = by_block(BLOCK_MEAN, powers, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
@@ -250,13 +253,16 @@ def amplify_segment(
     power = symbol_powers(segment, transceiver)[:, rows].T
     dtype = torch.float64 if link.packing == "real" else torch.complex128
     first, last, _ = rows.indices(transceiver.transmit_factors.shape[1])
-    generators = (stream(link.seed, "amplifier", t, segment.name, row) for row in range(first, last))
-    shape = (power.shape[1], link.subcarriers)
-    filling = torch.stack([torch.randn(shape, dtype=dtype, generator=rng) for rng in generators])
-    grid = filling * power.sqrt().to(torch.complex128)[:, :, None]
-    grid[:, index, positions.subcarrier] = factor * x
-    saturation = saturation_powers(link, segment)[rows, None, None].expand(-1, power.shape[1], 1)
-    signal = torch.fft.ifft(grid, norm="ortho")
-    sent = torch.fft.fft(amplify(signal, saturation, link.impairments.smoothness), norm="ortho")
-    received: Tensor = sent[:, index, positions.subcarrier]
+    saturation = saturation_powers(link, segment)
+    received = torch.empty_like(x)
+    for row, device in enumerate(range(first, last)):
+        rng = stream(link.seed, "amplifier", t, segment.name, device)
+        filling = torch.randn(power.shape[1], link.subcarriers, dtype=dtype, generator=rng)
+        grid = filling * power[row, :, None].sqrt().to(torch.complex128)
+        grid[index, positions.subcarrier] = factor[row] * x[row]
+        for symbols in torch.split(grid, SYMBOLS_AT_ONCE):
+            signal = torch.fft.ifft(symbols, norm="ortho")
+            amplified = amplify(signal, saturation[device], link.impairments.smoothness)
+            symbols.copy_(torch.fft.fft(amplified, norm="ortho"))
+        received[row] = grid[index, positions.subcarrier]
     return torch.where(factor != 0, received / torch.where(factor != 0, factor, 1.0), 0.0)

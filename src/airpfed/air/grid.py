@@ -5,6 +5,7 @@ Power limits, amplifiers, offsets of carrier and timing, channels and waveforms 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -24,10 +25,11 @@ class GridPositions:
     time: Int[Tensor, " B"]
     first_symbol: Int[Tensor, " B"]
 
-    @property
+    @cached_property
     def symbol_index(self) -> Int[Tensor, " uses"]:
-        """The OFDM symbol of each use, counted from the first one that has a use."""
-        return self.symbol - self.symbol.min()
+        """The OFDM symbol of each use, numbered from 0 among those that have a use."""
+        index: Tensor = torch.unique(self.symbol, return_inverse=True)[1]
+        return index
 
 
 @dataclass(frozen=True)

@@ -147,24 +147,24 @@ def distortion_orders(level: Float[Tensor, "*S"], smoothness: float, orders: int
     last order holds the power of all higher ones.
     """
     u, weight = exponential_grid()
-    amplitude = (u * amplified_power(u, level.unsqueeze(-1), smoothness)).sqrt() * weight
-    gain, power = amplifier_statistics(level, smoothness)
+    distinct, place = torch.unique(level, return_inverse=True)  # most OFDM symbols of a block are alike
+    amplitude = (u * amplified_power(u, distinct[:, None], smoothness)).sqrt() * weight
+    gain, power = amplifier_statistics(distinct, smoothness)
     before, polynomial = torch.ones_like(u), 2 - u  # L_0 and L_1
     squares = []
     for n in range(1, orders):
         squares.append((amplitude @ polynomial).square() / (n + 1))
         before, polynomial = polynomial, ((2 * n + 2 - u) * polynomial - (n + 1) * before) / (n + 1)
     remaining = (power - gain.square() - sum(squares, torch.zeros_like(gain))).clamp_min(0.0)
-    return torch.stack([*squares, remaining], -1)
+    by_level: Tensor = torch.stack([*squares, remaining], -1)
+    return by_level[place]
 
 
-def amplify(
-    signal: Complex[Tensor, "*S N"], saturation: Float[Tensor, "*S 1"], smoothness: float
-) -> Complex[Tensor, "*S N"]:
-    """Amplify time samples. saturation: saturation power of each row, watts. smoothness: see `amplifier_statistics`."""
+def amplify(signal: Complex[Tensor, "*S"], saturation: Float[Tensor, "*R"], smoothness: float) -> Complex[Tensor, "*S"]:
+    """Amplify time samples. saturation: saturation powers, watts. smoothness: see `amplifier_statistics`."""
     magnitude, limit = signal.abs(), saturation.sqrt()
     if smoothness == math.inf:
-        return torch.where(magnitude > limit, signal * (limit / magnitude.clamp_min(1e-300)), signal)
+        return signal * (limit / torch.maximum(magnitude, limit).clamp_min(1e-300))
     power = magnitude.square().clamp_min(1e-300)
     return signal * (amplified_power(power, saturation, smoothness) / power).sqrt()
 

@@ -21,6 +21,9 @@ from airpfed.air.transceivers import design_separately, round_and_rescale
 from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
+SYMBOLS = 32
+"""The OFDM symbols that stand for a block within which channels or phases change, if it has as many."""
+
 
 @dataclass(frozen=True)
 class Drops:
@@ -79,14 +82,26 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
 
 
 def drop_positions(link: Uplink, drops: int, uses: int) -> GridPositions:
-    """The places of `uses` uses of each drop: evenly over the first coherence block of a round of its own."""
+    """The places of `uses` uses of each drop: the first of a coherence block, or what stands for all of it.
+
+    Where the channel or the phase changes within a block, the uses lie evenly in time and frequency: in `SYMBOLS` OFDM
+    symbols of the block, or as many as they fill, in the middles of equal parts.
+    """
     whole = max(uses, link.coherence_symbols)
     grid = replace(link.grid, coherence_symbols=whole)
-    chosen = torch.arange(uses) * whole // uses if link.is_varying else torch.arange(uses)
-    symbol, subcarrier = (place[chosen] for place in grid.positions(0, whole))
+    use, width = torch.arange(uses), grid.width
+    if link.is_varying:
+        count = max(1, min(whole // width, max(SYMBOLS, -(-uses // width))))
+        part = use * count // uses
+        first, after = (-(-each * uses // count) for each in (part, part + 1))
+        start = (2 * part + 1) * whole // (2 * count) // width * width
+        room = (whole - start).clamp(max=width)
+        if bool((after - first <= room).all()):  # else the block is nearly full
+            use = start + (2 * (use - first) + 1) * room // (2 * (after - first))
+    symbol, subcarrier = (place[use] for place in grid.positions(0, whole))
     drop = torch.arange(drops)
-    first = drop * (int(symbol.max()) + 1)
-    return GridPositions((first[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, first)
+    start = drop * (int(symbol.max()) + 1)
+    return GridPositions((start[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, start)
 
 
 def median_largest_symbol(uses: int, subcarriers: int) -> float:

@@ -220,11 +220,12 @@ def _tabbed(text: str) -> Iterator[Mapping[str, Any]]:
     """Rows of fields that tabs separate.
 
     Most such files quote nothing, and a stray quotation mark would swallow the lines that follow it. So where every
-    line has as many tabs as the header, a line is a row, and a field is unquoted only if it is quoted from end to end.
+    line has as many tabs as the header, a line is a row (one of tabs alone, too: its fields are empty), and a field is
+    unquoted only if it is quoted from end to end.
     Other texts, whose fields may have line ends, are read as CSV.
     """
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in lines if line.strip(" ")]
     if len({line.count("\t") for line in lines}) > 1:
         yield from _delimited(text, "\t")
         return
