@@ -72,8 +72,9 @@ def test_type_checkers_see_the_same_names():
 
 def test_a_type_checker_outside_sees_types(tmp_path):
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    config = Path(__file__).parent.parent / "pyproject.toml"  # strict, and without the sources of large libraries
-    arguments = ("--config-file", str(config), "--cache-dir", "cache", "outside.py")
+    root = Path(__file__).parent.parent
+    config = root / "pyproject.toml"  # strict, and without the sources of large libraries
+    arguments = ("--config-file", str(config), "--cache-dir", str(root / ".mypy_cache"), "outside.py")
     lines = python("-m", "mypy", *arguments, cwd=tmp_path).stdout
     assert 'Revealed type is "airpfed.air.problem.TransceiverProblem"' in lines
     assert 'Revealed type is "airpfed.air.problem.Transceiver"' in lines
