@@ -64,17 +64,19 @@ def case(base: str, overrides: Sequence[str], rounds: int, seed: int) -> dict[st
     setup = experiment.setup
     built, built_mb = time.perf_counter() - begin, peak_mb()
     scores: dict[str, float] = {}
-    seconds, state = [], setup.initial
+    seconds, busy, state = [], [], setup.initial
     before = experiment.scores(state)
-    turn = time.perf_counter()
+    turn, used = time.perf_counter(), time.process_time()
     for last, _ in experiment.rounds():
         state = last
         seconds.append(time.perf_counter() - turn)
-        turn = time.perf_counter()
+        busy.append(time.process_time() - used)
+        turn, used = time.perf_counter(), time.process_time()
     scores = experiment.scores(state)
-    counted = seconds[1:] or seconds  # the first fills the cache of the layers below the adapters
+    first = min(1, len(seconds) - 1)  # round 1 fills the cache of the layers below the adapters
     return {
-        "build_s": built, "built_mb": built_mb, "round_s": median(counted), "peak_mb": peak_mb(),
+        "build_s": built, "built_mb": built_mb, "round_s": median(seconds[first:]),
+        "round_cpu_s": median(busy[first:]), "peak_mb": peak_mb(),
         "base": mean(before.values()), "final": mean(scores.values()),
         "unused": [note for note in setup.notes if "without" in note],
     }  # fmt: skip
@@ -97,10 +99,11 @@ def table(
                 continue
             finals = [run["final"] for run in runs]
             spread = stdev(finals) if seeds > 1 else float("nan")
+            wall, busy = (median(run[key] for run in runs) for key in ("round_s", "round_cpu_s"))
+            memory = max(run["peak_mb"] for run in runs)
             print(
-                f"| {name}{', recomputed' * recomputed} | {max(run['peak_mb'] for run in runs):,.0f} MB | "
-                f"{median(run['round_s'] for run in runs):.2f} s | {mean(run['base'] for run in runs):.3f} | "
-                f"{mean(finals):.3f} +- {spread:.3f} |",
+                f"| {name}{', recomputed' * recomputed} | {memory:,.0f} MB | {wall:.2f} s, "
+                f"{busy:.2f} s of CPU | {mean(run['base'] for run in runs):.3f} | {mean(finals):.3f} +- {spread:.3f} |",
                 flush=True,
             )
     return rows

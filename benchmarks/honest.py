@@ -159,7 +159,7 @@ PRICES = {
     "ADC of 4 bits": {"adc_bits": 4},
     "two interferers, covariance known": {"interferers": JAMMERS},
     "two interferers, mean known": {"interferers": JAMMERS, "interference": "mean"},
-    "all of it": PHYSICAL
+    "these six together": PHYSICAL
     | {
         "power_over": "symbol",
         "mixing": "full",

@@ -12,22 +12,44 @@ from support.uplinks import large_air
 
 @pytest.mark.parametrize(
     ("uses", "block", "groups", "subcarriers"),
-    [(2000, 100_000, 32, 1024), (2000, 20_000, 1, 1024), (640, 3000, 2, 64), (300, 500, 1, 1024), (70, 80, 1, 40)],
+    [
+        (2000, 100_000, 32, 1024),
+        (2000, 20_000, 1, 1024),
+        (640, 3000, 2, 64),
+        (300, 500, 1, 1024),
+        (70, 80, 1, 40),
+        (32, 100_352, 1, 1024),
+        (64, 100_352, 1, 1024),
+        (17_312, 34_332, 1, 1024),
+        (500, 626, 32, 1024),
+        (500, 1900, 1, 1024),
+    ],
 )
 def test_the_uses_of_a_drop_lie_evenly_in_a_block_that_changes(uses, block, groups, subcarriers):
-    """Each on a place of its own; means and mean squares over time and frequency are those of the whole block, to a symbol."""
+    """Each on a place of its own; means and spreads over time and frequency are those of the whole block."""
     link = large_air("uniform_forcing", impairments=Impairments(carrier_offset_hz=10.0), subcarriers=subcarriers)
     link = replace(link, coherence_symbols=block, subcarrier_groups=groups)
     places, width = drop_positions(link, 2, uses), subcarriers // groups
     symbol, subcarrier = (each.reshape(2, uses) for each in (places.symbol, places.subcarrier))
     assert len(set(zip(places.symbol.tolist(), places.subcarrier.tolist(), strict=True))) == 2 * uses
     assert torch.equal(symbol[1] - symbol[0], (places.first_symbol[1] - places.first_symbol[0]).expand(uses))
-    assert torch.equal(subcarrier[0], subcarrier[1])
+    assert torch.equal(subcarrier[0] % width, subcarrier[1] % width)
+    assert all(len(set((row // width).tolist())) == 1 for row in subcarrier), "a block is of one group"
     every = torch.arange(block)
-    for chosen, whole in ((symbol[0], every // width), (subcarrier[0], every % width)):
-        for power in (1, 2):
-            mean, expected = ((each + 0.5).pow(power).mean() for each in (chosen, whole))
-            assert abs(mean / expected - 1) < 0.05
+    for chosen, whole in ((symbol[0], every // width), (subcarrier[0] % width, every % width)):
+        (mean, expected), (spread, right) = (
+            (f((chosen + 0.5).double()), f((whole + 0.5).double())) for f in (torch.mean, torch.var)
+        )
+        assert abs(mean / expected - 1) < 0.05 and abs(spread - right) <= 0.1 * right
+
+
+def test_drops_cover_the_band():
+    """Timing errors grow towards the edges: with all drops in one group of subcarriers they would be another's."""
+    link = large_air("uniform_forcing", impairments=Impairments(timing_drift=0.1), subcarriers=64)
+    link = replace(link, coherence_symbols=400, subcarrier_groups=8)
+    groups = drop_positions(link, 40, 200).subcarrier.reshape(40, 200)[:, 0] // 8
+    count = torch.bincount(groups, minlength=8)
+    assert int(count.min()) >= 4 and int(count.max()) <= 6
 
 
 def test_the_uses_of_a_drop_are_the_first_ones_where_nothing_changes():

@@ -16,7 +16,7 @@ from airpfed.core.rng import stream
 from airpfed.model import backbone, export, layout
 from airpfed.model.backbone import Backbone, FastPaths
 from airpfed.model.forward import logits, with_adapters
-from airpfed.model.layers import linear_shape, plain_matrix, weight_norm
+from airpfed.model.layers import OutputLayer, StackedHead, StackedLoRA, linear_shape, plain_matrix, weight_norm
 from airpfed.model.layout import Factors
 from airpfed.model.methods import blocks_of
 from airpfed.model.precision import QUANTISATIONS, Precision, in_float32, is_coarse, set_for_training
@@ -262,3 +262,23 @@ def test_an_exports_config_tells_how_weights_lie_and_adapters_are_scaled(gpt2: P
     plain = export.lora_config(built(llama, ("q_proj",)), 4, 8.0)
     assert (transposed.fan_in_fan_out, transposed.use_rslora) == (True, True)
     assert (plain.fan_in_fan_out, plain.use_rslora) == (False, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_slices_of_narrow_numbers_are_multiplied_in_one_piece(dtype: torch.dtype) -> None:
+    """A CPU may multiply slices of bfloat16 a thousand times as slowly; float32 is left as it is, to the bit."""
+    seen: list[bool] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.is_contiguous())
+            return super().forward(x)
+
+    base = Watched(8, 4).to(dtype).requires_grad_(False)
+    adapted = StackedLoRA(base, 1.0)
+    adapted.a, adapted.b = torch.randn(1, 2, 8), torch.randn(1, 4, 2)
+    x = torch.randn(3, 5, 8).to(dtype)[:, -2:]
+    for layer in (OutputLayer(base), StackedHead(base), StackedLoRA(base, 1.0), adapted):
+        whole = layer(x.contiguous())
+        assert torch.allclose(layer(x).float(), whole.float(), atol=1e-2)
+    assert seen == [True, dtype == torch.bfloat16] * 4

@@ -381,6 +381,23 @@ def test_a_row_of_empty_fields_is_a_row(ending: str, tmp_path: Path) -> None:
     assert (counts.rows, counts.skipped) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("text\n\t\nb\n", ["b"]),
+        ('text\tlabel\na "q\tx\n\t\t\t\nb\ty\n', ['a "q', "b"]),
+        ('text\tlabel\tc\n"1\tx\ty\n\t\n', ['"1']),
+        ("\t\ntext\tlabel\na\tx\n", ["a"]),
+        ("text\tlabel\na\tx\n\x0c\n", ["a"]),
+        ("text\tlabel\r\na\tx\r\n\r\n", ["a"]),
+    ],
+)
+def test_lines_of_white_space_in_a_file_of_tabs_are_no_rows(text: str, expected: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text(text, newline="")
+    assert [row["text"] for row in read_file(path)] == expected
+
+
 def test_a_csv_of_a_data_set_is_read_as_it_is_written(hub: Path) -> None:
     (hub / "train.csv").write_text("text,label\n01,NA\n2020-01-01,None\n1.50,nan\nTRUE,NA\n")
     found = load_source(Source("mine", f"hf:{hub}"), 0)

@@ -187,7 +187,7 @@ def equalise_amplifiers(link: Uplink, segment: Segment, transceiver: Transceiver
     An amplifier near saturation has a smaller gain. With s the smallest one in a block, every other device backs off by
     a factor f_k, so that f_k gain_k(f_k b_k) = s, and the receivers divide by s. f_k = s / gain_k(f_k b_k) is iterated
     from f_k = 1. In deep saturation, where more drive gives no more signal, the last step leaves gains off by up to
-    1 %.
+    2 %.
     """
     if link.impairments.clipping is None:
         return transceiver

@@ -121,8 +121,9 @@ def amplifier_statistics(
         lost = torch.exp(-level)
         return 1 - lost + math.sqrt(math.pi) / 2 * root * torch.erfc(root), 1 - lost
     u, weight = exponential_grid()
-    amplified = amplified_power(u, level.unsqueeze(-1), smoothness)
-    return (u * amplified).sqrt() @ weight, amplified @ weight
+    distinct, place = torch.unique(level, return_inverse=True)  # most OFDM symbols of a block are alike
+    amplified = amplified_power(u, distinct[:, None], smoothness)
+    return ((u * amplified).sqrt() @ weight)[place], (amplified @ weight)[place]
 
 
 def exponential_grid() -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -147,7 +148,7 @@ def distortion_orders(level: Float[Tensor, "*S"], smoothness: float, orders: int
     last order holds the power of all higher ones.
     """
     u, weight = exponential_grid()
-    distinct, place = torch.unique(level, return_inverse=True)  # most OFDM symbols of a block are alike
+    distinct, place = torch.unique(level, return_inverse=True)
     amplitude = (u * amplified_power(u, distinct[:, None], smoothness)).sqrt() * weight
     gain, power = amplifier_statistics(distinct, smoothness)
     before, polynomial = torch.ones_like(u), 2 - u  # L_0 and L_1

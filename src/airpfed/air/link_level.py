@@ -16,13 +16,14 @@ from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
 from airpfed.air.slot_errors import SlotErrors
-from airpfed.air.symbols import NormalizedGroup, uses_of
+from airpfed.air.symbols import NormalizedGroup, entries_per_use, uses_of
 from airpfed.air.transceivers import design_separately, round_and_rescale
 from airpfed.air.transmit import transmit
 from airpfed.core.rng import stream
 
-SYMBOLS = 32
-"""The OFDM symbols that stand for a block within which channels or phases change, if it has as many."""
+SYMBOLS, LEAST_SYMBOLS = 32, 4
+"""The OFDM symbols that stand for a block within which channels or phases change, and the fewest that can."""
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
     on the power of every OFDM symbol costs what it costs in the median for Gaussian symbols (`median_largest_symbol`).
     Random: symbols, fixed by seed, slot and drop.
     """
+    if link.is_varying:  # no more than a block holds, because phases turn from its start
+        entries = min(entries, link.coherence_symbols * entries_per_use(link.packing))
     blocks, uses = len(drops.h_est), uses_of(entries, link.packing)
     symbols = [draw_symbols(slot, entries, rho, stream(link.seed, "link", slot.name, block)) for block in range(blocks)]
     ones = torch.ones(len(slot.weights), dtype=torch.float64)
@@ -85,23 +88,28 @@ def drop_positions(link: Uplink, drops: int, uses: int) -> GridPositions:
     """The places of `uses` uses of each drop: the first of a coherence block, or what stands for all of it.
 
     Where the channel or the phase changes within a block, the uses lie evenly in time and frequency: in `SYMBOLS` OFDM
-    symbols of the block, or as many as they fill, in the middles of equal parts.
+    symbols of the block (or as many as they fill; at least 8 uses in each), in the middles of equal parts. Drops lie in
+    different groups of subcarriers, by the golden ratio, so that they cover the band.
     """
-    whole = max(uses, link.coherence_symbols)
-    grid = replace(link.grid, coherence_symbols=whole)
-    use, width = torch.arange(uses), grid.width
+    whole, width = max(uses, link.coherence_symbols), link.grid.width
+    use = torch.arange(uses)
     if link.is_varying:
-        count = max(1, min(whole // width, max(SYMBOLS, -(-uses // width))))
-        part = use * count // uses
-        first, after = (-(-each * uses // count) for each in (part, part + 1))
-        start = (2 * part + 1) * whole // (2 * count) // width * width
+        count = min(whole // width, max(min(SYMBOLS, uses // 8), -(-uses // width)))
+        part = use * max(count, 1) // uses
+        first, after = (-(-each * uses // max(count, 1)) for each in (part, part + 1))
+        start = (2 * part + 1) * whole // (2 * max(count, 1)) // width * width
         room = (whole - start).clamp(max=width)
-        if bool((after - first <= room).all()):  # else the block is nearly full
+        if count >= LEAST_SYMBOLS and bool((after - first <= room).all()):
             use = start + (2 * (use - first) + 1) * room // (2 * (after - first))
-    symbol, subcarrier = (place[use] for place in grid.positions(0, whole))
+        else:
+            use = use * whole // uses
+    symbol, subcarrier = use // width, use % width
     drop = torch.arange(drops)
     start = drop * (int(symbol.max()) + 1)
-    return GridPositions((start[:, None] + symbol).flatten(), subcarrier.repeat(drops), drop, start)
+    group = ((drop + 0.5) * GOLDEN % 1 * link.grid.groups).long()
+    return GridPositions(
+        (start[:, None] + symbol).flatten(), (group[:, None] * width + subcarrier).flatten(), drop, start
+    )
 
 
 def median_largest_symbol(uses: int, subcarriers: int) -> float:

@@ -130,12 +130,12 @@ def measured_mismatch(
     coherent: Float[Tensor, "B T"],
     converted: float | Float[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
-    """`mismatch_error`, where the power that the receivers measured says more than the assumed correlation.
+    """`mismatch_error` of the power that the receivers measured, which may be another than the correlation predicts.
 
     coherent: the measured v R v^H of the mean gains v. converted: the measured part of the ADC's noise that is due to
     correlated symbols. Gains that change in a block cost spread v R v^H. With mu w the projection of v on the weights,
-    a mean gain below 1 costs (1 - mu)^2 w R w^T, and mu^2 w R w^T is its share of the power; so the difference between
-    measured and predicted power, ascribed to this part alone, enters with ((1 - mu) / mu)^2.
+    a mean gain other than 1 costs (1 - mu)^2 w R w^T, and mu^2 w R w^T is its share of the power; so the difference
+    between measured and predicted power, ascribed to this part alone, enters with ((1 - mu) / mu)^2.
     """
     problem, p = segment.problem, segment.symbol_power
     v, w = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt(), problem.weights * p.sqrt()

@@ -220,12 +220,14 @@ def _tabbed(text: str) -> Iterator[Mapping[str, Any]]:
     """Rows of fields that tabs separate.
 
     Most such files quote nothing, and a stray quotation mark would swallow the lines that follow it. So where every
-    line has as many tabs as the header, a line is a row (one of tabs alone, too: its fields are empty), and a field is
-    unquoted only if it is quoted from end to end.
+    line has as many tabs as the header, a line is a row (one of as many tabs and nothing else, too), and a field is
+    unquoted only if it is quoted from end to end. Other lines of white space are no rows.
     Other texts, whose fields may have line ends, are read as CSV.
     """
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    lines = [line for line in lines if line.strip(" ")]
+    header = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
+    tabs = lines[header].count("\t") if header < len(lines) else 0
+    lines = [line for line in lines[header:] if line.strip() or (tabs and line.count("\t") == tabs)]
     if len({line.count("\t") for line in lines}) > 1:
         yield from _delimited(text, "\t")
         return
