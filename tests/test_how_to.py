@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("shared_bases")
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 FILES = "channel_file"
 """The page about channels and waveforms in files, which brings no row of the reader's own."""
-SHARED = ("README", "check-your-row", "serve", FILES)
+SHARED = ("README", "base", "check-your-row", "serve", FILES)
 """Pages that are about no single kind of row."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -302,10 +302,19 @@ def test_there_is_a_page_for_every_kind_of_row():
     assert pages == set(ROWS)
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     index = (HOW_TO / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\(([a-z_-]+)\.md\)", index)) == pages | {"check-your-row", "serve", FILES}
+    assert set(re.findall(r"\(([a-z_-]+)\.md\)", index)) == pages | {"base", "check-your-row", "serve", FILES}
     for page in pages:
         links = re.findall(r"\]\(([^)]+\.md)\)", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"))
         assert all((HOW_TO / link).is_file() for link in links)
+
+
+def test_settings_of_the_page_about_bases_are_settings(tmp_path):
+    blocks = [tomllib.loads(text) for language, text in blocks_of("base") if language == "toml"]
+    assert len(blocks) == 2
+    for own in blocks:
+        (tmp_path / "own.toml").write_text(tomlkit.dumps({**own, "tasks": [{"name": "sms"}]}))
+        settings = read_settings(tmp_path / "own.toml").model_dump()
+        assert all(settings[section][key] == value for section, keys in own.items() for key, value in keys.items())
 
 
 @pytest.mark.parametrize("name", ROWS)
