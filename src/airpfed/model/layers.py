@@ -70,7 +70,7 @@ def drop_entries(x: Float[Tensor, "*t Q"], rate: float, rng: torch.Generator) ->
     return x * (kept.to(x) / (1 - rate))
 
 
-def in_one_piece(x: Float[Tensor, "*t Q"]) -> Float[Tensor, "*t Q"]:
+def contiguous_if_narrow(x: Float[Tensor, "*t Q"]) -> Float[Tensor, "*t Q"]:
     """The input of a frozen layer, copied where it is a slice of numbers of 16 bits.
 
     A CPU without instructions for such numbers multiplies slices by slow code that copies the weight for every row: for
@@ -173,12 +173,12 @@ class StackedLoRA(nn.Module):
     def forward(self, x: Float[Tensor, "rows *t Q"]) -> Float[Tensor, "rows *t L"]:
         """W0 x + c B A x, each row with its own device's factors."""
         if self.a is None or self.b is None:
-            base: Tensor = self.base(in_one_piece(x))
+            base: Tensor = self.base(contiguous_if_narrow(x))
             return base
         counts = list(self.counts) if self.counts is not None and len(set(self.counts)) > 1 else None
         weight = plain_matrix(self.base) if self.fused and self.rng is None else None
         if weight is None:  # operation by operation as in PEFT: the base, then A, then B
-            y: Tensor = self.base(in_one_piece(x))
+            y: Tensor = self.base(contiguous_if_narrow(x))
             wide = x.to(self.a.dtype)
             wide = wide if self.rng is None else drop_entries(wide, self.dropout, self.rng)
             low = product(product(wide.reshape(-1, x.shape[-1]), self.a.mT, counts), self.b.mT, counts)
@@ -245,7 +245,7 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "*t H"]) -> Float[Tensor, "*t V"]:
         """W x + bias."""
-        x = in_one_piece(x)
+        x = contiguous_if_narrow(x)
         if torch.is_autocast_enabled(x.device.type) or not x.requires_grad:
             y: Tensor = self.base(x)
             return y
@@ -280,7 +280,7 @@ class StackedHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "rows *t H"]) -> Float[Tensor, "rows *t C"]:
         """W x + bias, each row with its own device's head."""
-        y: Tensor = self.base(in_one_piece(x))
+        y: Tensor = self.base(contiguous_if_narrow(x))
         if self.weight is None:
             return y
         update = self.weight - self.start
