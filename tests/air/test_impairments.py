@@ -139,10 +139,10 @@ def test_the_first_round_s_claims_need_no_correlation(impairments, rho):
     """Symbols that nearly agree, which nobody knows before round 1; claims take what adds up from received power."""
     link = large_air("uniform_forcing", impairments=impairments, d=400, subcarriers=80, mixing="full")
     link = replace(link, coherence_symbols=40, bandwidth_hz=3e5)
-    rows = [slots(send(link, t, *alike(link, t, rho), everyone(link))) for t in range(1, 25)]
+    rows = [slots(send(link, t, *alike(link, t, rho), everyone(link))) for t in range(1, 41)]
     keys = ("claimed", "measured", "claimed_genie")
     claimed, measured, genie = (torch.tensor([[getattr(e, key) for e in row] for row in rows]).sum(1) for key in keys)
-    for truth, slack, most in ((measured, 0.03, 0.1), (genie, 0.01, 0.01)):
+    for truth, slack, most in ((measured, 0.03, 0.06), (genie, 0.01, 0.01)):
         ratio = float(claimed.mean() / truth.mean())
         deviation = float((claimed - ratio * truth).std() / len(rows) ** 0.5 / truth.mean())
         assert abs(ratio - 1) < slack + 3 * deviation and deviation < most

@@ -6,8 +6,24 @@ import pytest
 import torch
 
 from airpfed.air.impairments import Impairments
-from airpfed.air.link_level import drop_positions
+from airpfed.air.link_level import draw_segment, drop_positions
+from airpfed.config.settings_file import read_settings
+from airpfed.planning.channel_study import schedule_full_round
+from airpfed.planning.link_study import draw_drops, link_of
 from support.uplinks import large_air
+
+SHORT_BLOCKS = """
+[[tasks]]
+name = "a"
+devices = 3
+
+[radio]
+antennas = 4
+subcarriers = 64
+subcarrier_groups = 2
+coherence_symbols = 96
+carrier_offset_hz = 100.0
+"""
 
 
 @pytest.mark.parametrize(
@@ -57,3 +73,14 @@ def test_the_uses_of_a_drop_are_the_first_ones_where_nothing_changes():
     places = drop_positions(link, 2, 100)
     assert places.symbol.tolist()[:100] == [use // 64 for use in range(100)]
     assert places.subcarrier.tolist()[100:] == [use % 64 for use in range(100)]
+
+
+def test_a_drop_ends_with_its_block(tmp_path):
+    """Phases turn from the start of a block: a drop longer than a block would have those of no block."""
+    (tmp_path / "link.toml").write_text(SHORT_BLOCKS)
+    settings = read_settings(tmp_path / "link.toml")
+    drops, link = draw_drops(settings, link_of(settings), 3)
+    for slot in schedule_full_round(link, drops):
+        segment = draw_segment(link, slot, drops, 1000, 0.0)
+        assert [end - begin for begin, end in segment.block_ranges] == [96] * 3
+        assert int((segment.positions.symbol.reshape(3, -1) - segment.positions.first_symbol[:, None]).max()) == 2

@@ -265,8 +265,8 @@ def test_an_exports_config_tells_how_weights_lie_and_adapters_are_scaled(gpt2: P
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_slices_of_narrow_numbers_are_multiplied_contiguous_if_narrow(dtype: torch.dtype) -> None:
-    """A CPU may multiply slices of bfloat16 a thousand times as slowly; float32 is left as it is, to the bit."""
+def test_frozen_layers_get_slices_of_narrow_numbers_as_copies(dtype: torch.dtype) -> None:
+    """torch multiplies slices of bfloat16 by slow code; float32 is left as it is, to the bit."""
     seen: list[bool] = []
 
     class Watched(nn.Linear):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from scipy.stats import gamma
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from airpfed.core.rng import stream
 SYMBOLS, LEAST_SYMBOLS = 32, 4
 """The OFDM symbols that stand for a block within which channels or phases change, and the fewest that can."""
 GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio's fraction, whose multiples are spread evenly over [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Drops:
 def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: float) -> Segment:
     """Draw `entries` random real entries of a slot for each of B channels, each channel a drop of its own.
 
+    Where the channel or the phase changes within a block, a drop has no more entries than a block holds.
     rho: correlation of the devices' symbols. Receivers assume it, unless `link.correlation` is another number. A limit
     on the power of every OFDM symbol costs what it costs in the median for Gaussian symbols (`median_largest_symbol`).
     Random: symbols, fixed by seed, slot and drop.
     """
-    if link.is_varying:  # no more than a block holds, because phases turn from its start
+    if link.is_varying:
         entries = min(entries, link.coherence_symbols * entries_per_use(link.packing))
     blocks, uses = len(drops.h_est), uses_of(entries, link.packing)
     symbols = [draw_symbols(slot, entries, rho, stream(link.seed, "link", slot.name, block)) for block in range(blocks)]
@@ -85,31 +87,40 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
 
 
 def drop_positions(link: Uplink, drops: int, uses: int) -> GridPositions:
-    """The places of `uses` uses of each drop: the first of a coherence block, or what stands for all of it.
+    """The places of `uses` uses of each drop in a coherence block of its own.
 
-    Where the channel or the phase changes within a block, the uses lie evenly in time and frequency: in `SYMBOLS` OFDM
-    symbols of the block (or as many as they fill; at least 8 uses in each), in the middles of equal parts. Drops lie in
-    different groups of subcarriers, by the golden ratio, so that they cover the band.
+    They are the block's first uses, or spread over it where the channel or the phase changes inside (`spread_uses`).
+    Drops lie in different groups of subcarriers, by multiples of the golden ratio, which cover the band for any number
+    of drops.
     """
-    whole, width = max(uses, link.coherence_symbols), link.grid.width
-    use = torch.arange(uses)
-    if link.is_varying:
-        count = min(whole // width, max(min(SYMBOLS, uses // 8), -(-uses // width)))
-        part = use * max(count, 1) // uses
-        first, after = (-(-each * uses // max(count, 1)) for each in (part, part + 1))
-        start = (2 * part + 1) * whole // (2 * max(count, 1)) // width * width
-        room = (whole - start).clamp(max=width)
-        if count >= LEAST_SYMBOLS and bool((after - first <= room).all()):
-            use = start + (2 * (use - first) + 1) * room // (2 * (after - first))
-        else:
-            use = use * whole // uses
+    block, width = max(uses, link.coherence_symbols), link.grid.width
+    use = spread_uses(uses, block, width) if link.is_varying else torch.arange(uses)
     symbol, subcarrier = use // width, use % width
     drop = torch.arange(drops)
-    start = drop * (int(symbol.max()) + 1)
+    first = drop * (int(symbol.max()) + 1)
     group = ((drop + 0.5) * GOLDEN % 1 * link.grid.groups).long()
     return GridPositions(
-        (start[:, None] + symbol).flatten(), (group[:, None] * width + subcarrier).flatten(), drop, start
+        (first[:, None] + symbol).flatten(), (group[:, None] * width + subcarrier).flatten(), drop, first
     )
+
+
+def spread_uses(uses: int, block: int, width: int) -> Int[Tensor, " uses"]:
+    """The numbers of `uses` uses that stand for all `block` uses of a block, of which an OFDM symbol holds `width`.
+
+    They lie in few OFDM symbols, because amplifiers are computed by whole symbols: in `SYMBOLS` of them, or as many as
+    the uses fill, with at least 8 in each, in the middles of equal parts of the time and the band. In blocks of few
+    symbols, and in nearly full ones, they are equally spaced.
+    """
+    use = torch.arange(uses)
+    symbols = min(block // width, max(min(SYMBOLS, uses // 8), -(-uses // width)))
+    if symbols >= LEAST_SYMBOLS:
+        part = use * symbols // uses
+        first, after = (-(-each * uses // symbols) for each in (part, part + 1))
+        start = (2 * part + 1) * block // (2 * symbols) // width * width
+        room = (block - start).clamp(max=width)
+        if bool((after - first <= room).all()):
+            return start + (2 * (use - first) + 1) * room // (2 * (after - first))
+    return use * block // uses
 
 
 def median_largest_symbol(uses: int, subcarriers: int) -> float:
