@@ -131,7 +131,7 @@ def test_a_forced_signal_s_amplifier_error_by_hand(monkeypatch):
         (Impairments(carrier_offset_hz=1000.0), 0.9),
         (Impairments(timing_drift=0.3), 0.9),
         (Impairments(adc_noise=ADC_NOISE[2]), 0.9),
-        (Impairments(clipping=1.2), 0.4),  # two amplifiers' distortions, which no claim adds up, correlate by rho^3
+        (Impairments(clipping=1.2), 0.9),
     ],
     ids=["carrier", "much carrier", "timing", "adc", "amplifier"],
 )
@@ -146,6 +146,23 @@ def test_the_first_round_s_claims_need_no_correlation(impairments, rho):
         ratio = float(claimed.mean() / truth.mean())
         deviation = float((claimed - ratio * truth).std() / len(rows) ** 0.5 / truth.mean())
         assert abs(ratio - 1) < slack + 3 * deviation and deviation < most
+
+
+@pytest.mark.parametrize("block", [60, 120, 240], ids=["half a symbol", "a symbol", "two symbols"])
+@pytest.mark.parametrize("rho", [0.5, 0.95])
+def test_amplifiers_of_correlated_symbols_distort_alike(block, rho):
+    """Distortions of two devices correlate by rho^3, rho^5, ..., as far as the block fills its OFDM symbols."""
+    harm = Impairments(clipping=0.8)
+    link = large_air(
+        "uniform_forcing", impairments=harm, d=960, subcarriers=120, mixing="full", normalizer="per_device"
+    )
+    link = replace(link, coherence_symbols=block, noise=1e-6 * link.noise)
+    received = [send(link, t, *alike(link, t, rho), everyone(link)).mse.s for t in range(1, 31)]
+    for key, slack in (("claimed_genie", 0.02), ("claimed", 0.05)):
+        claimed, measured = (torch.tensor([getattr(error, name) for error in received]) for name in (key, "measured"))
+        ratio = float(claimed.mean() / measured.mean())
+        deviation = float((claimed - ratio * measured).std() / len(received) ** 0.5 / measured.mean())
+        assert abs(ratio - 1) < slack + 3 * deviation and deviation < 0.02, (key, ratio, deviation)
 
 
 @pytest.mark.parametrize("smoothness", [math.inf, 2.0])

@@ -176,14 +176,38 @@ def fluctuation_error(
     symbol_power: Float[Tensor, "... K"],
     distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
-    """The errors that grow with the power of the sum: of gains that change within a block, and of the ADC."""
+    """The errors that grow with the power of the sum: of gains that change in a block, of the ADC, and of amplifiers."""
     error = torch.zeros(len(problem.h), len(problem.weights), dtype=torch.float64, device=problem.h.device)
     if bool(distortion.spread.any()):
         v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()
         error = error + distortion.spread * coherent_power(v, R, problem.real)
     if distortion.adc:
         error = error + converter_noise(problem, transceiver, R, symbol_power, distortion)
+    if distortion.by_order is not None:
+        error = error + correlated_distortion(problem, transceiver, R, symbol_power, distortion).sum(-1)
     return error
+
+
+def correlated_distortion(
+    problem: TransceiverProblem,
+    transceiver: Transceiver,
+    R: SymbolCorrelation,
+    symbol_power: Float[Tensor, "... K"],
+    distortion: Distortion,
+) -> Float[Tensor, "B T orders"]:
+    """What the distortions of several amplifiers add up to beyond the sum of their powers, by order n = 1, 2, ...
+
+    The parts of order n of two Gaussian signals of correlation rho correlate by rho |rho|^2n, like the signals'
+    Hermite polynomials (Blachman 1968). Their single powers are part of `Distortion.scattered_power`.
+    """
+    v = gains(problem.h, transceiver) * symbol_power.sqrt()
+    if distortion.by_order is None:
+        return v.real.new_zeros(*v.shape[:2], 0)
+    orders = []
+    for n, deviation in enumerate(distortion.by_order.unbind(-1), start=1):
+        parts = _real_parts(v * deviation[:, None], problem.real)
+        orders.append((1 + distortion.spread) * ((_times(parts, _raised(R, 2 * n + 1)) - parts) * parts).sum((0, -1)))
+    return torch.stack(orders, -1)
 
 
 def converter_noise(
@@ -364,6 +388,14 @@ def _real_parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T
 def _times(v: Float[Tensor, "*S K"], R: SymbolCorrelation) -> Float[Tensor, "*S K"]:
     """Multiply v by R."""
     return R.times(v) if isinstance(R, CorrelationOperator) else v @ R
+
+
+def _raised(R: SymbolCorrelation, power: int) -> SymbolCorrelation:
+    """R with every correlation raised to a power."""
+    if not isinstance(R, CorrelationOperator):
+        return R**power
+    raised = Correlation(R.correlation.within_task**power, R.correlation.between_tasks**power)
+    return CorrelationOperator(raised, R.pairs)
 
 
 def coherent_power(v: Complex[Tensor, "B T K"], R: SymbolCorrelation, real: bool) -> Float[Tensor, "B T"]:

@@ -53,12 +53,14 @@ def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> D
             spread=spread,
         )
     if impairments.clipping is not None:
-        gain, power = segment_amplifiers(link, segment, transceiver)
+        gain, power, by_order = segment_amplifiers(link, segment, transceiver)
+        shares = coherent_share(link, segment)[:, None, None] ** torch.arange(1, by_order.shape[-1] + 1)
         distortion = replace(
             distortion,
             mean=distortion.mean * gain,
             power=distortion.power * power,
             pseudo=distortion.pseudo * power,
+            by_order=distortion.mean[..., None] * (by_order * shares).sqrt(),
         )
     return distortion
 
@@ -206,11 +208,12 @@ def equalise_amplifiers(link: Uplink, segment: Segment, transceiver: Transceiver
 
 def segment_amplifiers(
     link: Uplink, segment: Segment, transceiver: Transceiver
-) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
-    """The amplifiers' mean gain in each block, and the power that is left over that which was sent.
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"], Float[Tensor, "B K orders"]]:
+    """The amplifiers' mean gain in each block, the power that is left, and the power of their distortion by order.
 
-    The gain is that of the OFDM symbol. Its distortion falls on the subcarriers as the spectrum of the signal, which
-    differs between the blocks of a symbol, spreads by the orders of the amplifier (`distortion_orders`).
+    Powers are relative to that which was sent. The gain is that of the OFDM symbol. Its distortion falls on the
+    subcarriers as the spectrum of the signal, which differs between the blocks of a symbol, spreads by the orders of
+    the amplifier (`distortion_orders`); over the orders it is shared out as over the whole symbol.
     """
     _, per_block = segment.symbol_fractions
     power, smoothness = symbol_powers(segment, transceiver), link.impairments.smoothness
@@ -235,7 +238,32 @@ def segment_amplifiers(
         powers = (power[:, k, None] * spread)[index, positions.subcarrier]
         distortion[:, k] = by_block(BLOCK_MEAN, powers, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
-    return per_block @ gain, per_block @ gain.square() + relative
+    share = torch.einsum("bs,skn->bkn", per_block, orders / orders.sum(-1, keepdim=True).clamp_min(1e-300))
+    return per_block @ gain, per_block @ gain.square() + relative, relative[..., None] * share
+
+
+def coherent_share(link: Uplink, segment: Segment) -> Float[Tensor, " B"]:
+    """The share of the amplifiers' distortion of the first order that the symbols of a block itself cause.
+
+    As far as they do, the distortions of several devices correlate (`correlated_distortion`). The other uses of an OFDM
+    symbol hold Gaussian filling, or other blocks, at whose transmit factors the devices' phases are unrelated to this
+    block's. With c_g the inverse transform of block g's subcarriers, the share is the mean over the block's uses of
+    the transform of c_g (|c_g|^2 + 2 sum over the other blocks of |c|^2). It is 1 for a block that fills its symbols.
+    """
+    positions, index, count = segment.positions, segment.positions.symbol_index, len(segment.block_ranges)
+    block = torch.arange(count).repeat_interleave(torch.tensor([last - first for first, last in segment.block_ranges]))
+    share = torch.empty(len(index), dtype=torch.float64)
+    for uses in torch.split(torch.argsort(index, stable=True), SYMBOLS_AT_ONCE * link.subcarriers):
+        pairs, pair = torch.unique(index[uses] * count + block[uses], return_inverse=True)
+        symbol = torch.unique(pairs // count, return_inverse=True)[1]
+        occupied = torch.zeros(len(pairs), link.subcarriers, dtype=torch.float64)
+        occupied[pair, positions.subcarrier[uses]] = 1.0
+        c = torch.fft.ihfft(occupied)
+        square = c.abs().square()
+        in_symbol = torch.zeros(int(symbol.max()) + 1, c.shape[1], dtype=torch.float64).index_add(0, symbol, square)
+        caused = torch.fft.hfft(c * (2 * in_symbol[symbol] - square), link.subcarriers)
+        share[uses] = caused[pair, positions.subcarrier[uses]]
+    return by_block(BLOCK_MEAN, share, segment.block_ranges)
 
 
 def amplify_segment(

@@ -53,7 +53,9 @@ class Distortion:
     """The statistics of the factors xi_k by which streams arrive, for B blocks or one for all, and K streams or one.
 
     mean: E xi, the mean over a block's uses. power: E|xi|^2. pseudo: E xi^2, for real symbols. spread: the variance of
-    E xi over a block's uses, relative to `mean` squared; the same for all streams. adc: see `adc_share`.
+    E xi over a block's uses, relative to `mean` squared; the same for all streams. adc: see `adc_share`. by_order: root
+    mean square of the amplifiers' distortion by order (`distortion_orders`), relative to the stream, times E xi of the
+    other impairments; None for ideal amplifiers. `power` contains it as if it were independent between streams.
     """
 
     mean: Float[Tensor, "_b _k"]
@@ -61,6 +63,7 @@ class Distortion:
     pseudo: Float[Tensor, "_b _k"]
     spread: Float[Tensor, "_b 1"]
     adc: float = 0.0
+    by_order: Float[Tensor, "B K orders"] | None = None
 
     def mean_gains(self, v: Complex[Tensor, "B T K"]) -> Complex[Tensor, "B T K"]:
         """The mean gains of streams whose gains are v."""

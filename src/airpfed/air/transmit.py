@@ -10,7 +10,7 @@ device and target. `superposition.antenna_by_antenna` is the model with antennas
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 from airpfed.air import resources
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
+    Correlation,
     coherent_power,
+    correlated_distortion,
     expected_power,
     incoherent_noise,
     mismatch_error,
@@ -52,6 +54,12 @@ from airpfed.core.rng import stream
 
 MIN_SHARE = 0.3
 """The lower limit of mu in `measured_mismatch`: with smaller gains, ((1 - mu) / mu)^2 would magnify noise."""
+
+DISTORTION_STEPS = 5
+"""Steps of the iteration of `measured_distortion`; each leaves a few per cent of the error."""
+
+SAMPLE = 1 << 14
+"""Entries of each device whose products `sample_correlation` averages."""
 
 
 def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> ReceivedSums:
@@ -97,9 +105,16 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         converted = true_noise - independent
         genie = genie + energies(converted)
     power = square_sums(link, segment, received) / entries
+    if distortion.by_order is not None:
+        true_R = sample_correlation(segment)
+        of_true_R = correlated_distortion(problem, transceiver, true_R, segment.symbol_power, distortion)
+        genie = genie + energies(of_true_R.sum(-1))
     if link.impairments != NONE or link.is_varying:
-        coherent = (power - incoherent - converted) / (1 + distortion.spread)
-        mismatch = measured_mismatch(segment, transceiver, distortion, coherent, converted)
+        coherent = power - incoherent - converted
+        distorted = measured_distortion(segment, transceiver, distortion, coherent)
+        power = power - distorted
+        coherent = (coherent - distorted) / (1 + distortion.spread)
+        mismatch = distorted + measured_mismatch(segment, transceiver, distortion, coherent, converted)
         mismatch = torch.maximum(mismatch, -incoherent)  # a power measured over few entries may be far too small
     else:
         mismatch = mismatch_error(problem, transceiver, segment.R, segment.symbol_power, distortion)
@@ -142,6 +157,40 @@ def measured_mismatch(
     mu = ((v.real * w).sum(-1) / w.square().sum(-1).clamp_min(1e-300)).clamp_min(MIN_SHARE)
     of_gains, predicted = (coherent_power(x, segment.R, problem.real) for x in (v - w, v))
     return of_gains + ((1 - mu) / mu).square() * (coherent - predicted) + distortion.spread * coherent + converted
+
+
+def measured_distortion(
+    segment: Segment, transceiver: Transceiver, distortion: Distortion, coherent: Float[Tensor, "B T"]
+) -> float | Float[Tensor, "B T"]:
+    """The part of the measured coherent power that is `correlated_distortion`, 0 without amplifiers.
+
+    The measured power tells by which factor x all correlations differ from the assumed ones, or from 1 where none is
+    assumed yet: x solves coherent = power of single symbols + x of pairs + sum over n of x^(2n+1) distortion_n.
+    """
+    if distortion.by_order is None:
+        return 0.0
+    problem, p, R = segment.problem, segment.symbol_power, segment.R
+    if R.correlation.within_task == 0:
+        R = replace(R, correlation=Correlation(1.0, 1.0))
+    v = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt()
+    single = (1 + distortion.spread) * coherent_power(v, torch.eye(v.shape[-1], dtype=torch.float64), problem.real)
+    pairs = (1 + distortion.spread) * coherent_power(v, R, problem.real) - single
+    by_order = correlated_distortion(problem, transceiver, R, p, distortion)
+    exponents = 2 * torch.arange(1, by_order.shape[-1] + 1) + 1
+    distorted = torch.zeros_like(coherent)
+    for _ in range(DISTORTION_STEPS):
+        x = torch.where(pairs > 0, (coherent - single - distorted) / pairs, 1.0)
+        distorted = (x.clamp(0.0, 1 / R.correlation.within_task)[..., None] ** exponents * by_order).sum(-1)
+    return distorted
+
+
+def sample_correlation(segment: Segment) -> Float[Tensor, "K K"]:
+    """The true correlation of a segment's symbols at its receivers, from the first SAMPLE of its mixed entries."""
+    entries = segment.group.entries
+    sample = torch.cat([entries[rows][:, :SAMPLE] for rows in row_chunks(*entries.shape)])
+    sample = sample / torch.linalg.vector_norm(sample, dim=1, keepdim=True).clamp_min(1e-300)
+    same_signs = segment.pairs.sequence[:, None] == segment.pairs.sequence[None, :]
+    return torch.where(same_signs, sample @ sample.T, 0.0)
 
 
 @dataclass(frozen=True)
