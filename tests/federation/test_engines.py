@@ -21,6 +21,7 @@ SMALL = ("server.rounds=2", "tasks.*.test_samples=4", "devices.chunk=1")
 CASES = {
     "both scopes, over the air": (),
     "ideal link, rounded at random to 8 bits": ("radio.scheme=error_free", "federation.payload=int8"),
+    "a rounded broadcast": ("server.downlink_bits=4",),
     "a late device": ("devices.hertz=[2e9,2e9,2e9,1e5,2e9]", "server.deadline_seconds=0.5"),
     "a schedule, decay, FedProx and clipping": (
         "adapters.method=feddpa",

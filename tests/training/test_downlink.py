@@ -11,7 +11,6 @@ from airpfed.config import settings_file
 from airpfed.core.errors import UserError
 from airpfed.core.rng import stream
 from airpfed.experiment import build
-from airpfed.federation.addresses import check_federable
 from airpfed.training.checkpoint import load_state, save_state
 from airpfed.training.downlink import broadcast, send
 from airpfed.training.loop import play_round
@@ -129,8 +128,6 @@ def test_where_it_is_refused(small_settings: Path) -> None:
     bits = "server.downlink_bits=4"
     with pytest.raises(UserError, match=r"server.downlink_bits = 4: the theory has no bound"):
         experiment(small_settings, bits, "theory.meter_every=1", "server.optimizer=sgd")
-    with pytest.raises(UserError, match=r"server.downlink_bits = 4: not possible in a federation"):
-        check_federable(settings_file.read_settings(small_settings, [bits]))
     settings = settings_file.read_settings(small_settings, [bits, "server.optimizer=sgd"])
     probing = build.build_experiment(settings, build.load_tasks(settings), probing=True)
     assert probing.initial.server.copies is None, "a probe's pilot rounds have an exact downlink"

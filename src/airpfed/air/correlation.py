@@ -176,7 +176,7 @@ def fluctuation_error(
     symbol_power: Float[Tensor, "... K"],
     distortion: Distortion,
 ) -> Float[Tensor, "B T"]:
-    """The errors that grow with the power of the sum: of gains that change in a block, of the ADC, and of amplifiers."""
+    """The errors that grow with the power of the sum: of a change within a block, of the ADC, and of amplifiers."""
     error = torch.zeros(len(problem.h), len(problem.weights), dtype=torch.float64, device=problem.h.device)
     if bool(distortion.spread.any()):
         v = distortion.mean_gains(gains(problem.h, transceiver)) * symbol_power.sqrt()

@@ -25,7 +25,6 @@ def check_federable(settings: Settings) -> None:
         f"theory.meter_every = {settings.theory.meter_every}": settings.theory.meter_every > 0,
         'server.lr = "theory"': settings.server.lr == "theory",
         "run.cross_eval = true": settings.run.cross_eval,
-        f"server.downlink_bits = {settings.server.downlink_bits}": settings.server.downlink_bits is not None,
     }
     if any("device" in (block.a, block.b) for block in blocks) or adapters.head == "device":
         # A device with a model of its own is asked for answers and does not get to see the right ones.

@@ -28,7 +28,7 @@ from airpfed.model.layout import Vectors
 from airpfed.training.evaluate import Score, mean_score, score_answers
 from airpfed.training.round import Aggregator
 from airpfed.training.setup import RoundGradients, TrainingSetup, simulate_score
-from airpfed.training.state import State
+from airpfed.training.state import State, vectors
 
 Which = Literal["dev", "test"]
 
@@ -194,7 +194,8 @@ class Federation:
         """A request to a device with its parameters: the shared ones and its task's."""
         task = self.registry.task_of[device]
         wanted = vector_lengths(experiment.clients.layout, task)
-        values = {"global": state.server.shared.value[0], "task": state.server.personal.value[task, : wanted["task"]]}
+        held = vectors(state)
+        values = {"global": held["global"][0], "task": held["task"][task, : wanted["task"]]}
         facts = {
             "run": self.run,
             "round": state.round + 1,
