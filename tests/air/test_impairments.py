@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from airpfed.air.correlation import INDEPENDENT
-from airpfed.air.distortion import amplifier_gains, equalise_amplifiers
+from airpfed.air.correlation import INDEPENDENT, correlated_distortion
+from airpfed.air.distortion import amplifier_gains, coherent_share, equalise_amplifiers
+from airpfed.air.grid import ResourceGrid
 from airpfed.air.grouping import round_grouping
 from airpfed.air.impairments import (
     ADC_NOISE,
@@ -19,14 +21,16 @@ from airpfed.air.impairments import (
     amplifier_statistics,
     amplify,
     clipped_statistics,
+    distortion_orders,
     impairment_factors,
     silence_faint_devices,
     steady_distortion,
 )
-from airpfed.air.problem import gains
+from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.schedule import Updates, Uplink, reason_without_claim, schedule
-from airpfed.air.segments import split_slots
+from airpfed.air.segments import block_ranges_of, split_slots
 from airpfed.air.transceivers import design_separately
+from airpfed.air.transmit import correlation_of_power, powers_of
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
@@ -163,6 +167,78 @@ def test_amplifiers_of_correlated_symbols_distort_alike(block, rho):
         ratio = float(claimed.mean() / measured.mean())
         deviation = float((claimed - ratio * measured).std() / len(received) ** 0.5 / measured.mean())
         assert abs(ratio - 1) < slack + 3 * deviation and deviation < 0.02, (key, ratio, deviation)
+
+
+@pytest.mark.parametrize("levels", [(0.8, 0.8), (0.8, 3.0)], ids=["alike", "unlike"])
+def test_two_distortions_correlate_by_their_orders(levels):
+    """The mean product of two clipped signals' distortions, from signals; orders have signs, which depend on levels."""
+    rng, rho, count = stream(3, "signals"), 0.9, 1_000_000
+    own = [torch.randn(count, generator=rng, dtype=torch.complex128) for _ in range(3)]
+    signals = [rho**0.5 * own[0] + (1 - rho) ** 0.5 * one for one in own[1:]]
+    distortions, orders = [], []
+    for signal, level in zip(signals, levels, strict=True):
+        gain, _ = clipped_statistics(level)
+        distortions.append(amplify(signal, torch.tensor(level), math.inf) - gain * signal)
+        orders.append(distortion_orders(torch.tensor([level], dtype=torch.float64), math.inf)[0])
+    product = (distortions[0].conj() * distortions[1]).real
+    problem = TransceiverProblem.from_channels(torch.ones(1, 1, 2, dtype=torch.complex128), power_limit=1.0)
+    one = torch.ones(1, 1, dtype=torch.complex128)
+    transceiver = Transceiver(torch.tensor([[[0.5 + 0j]]]).to(one), torch.ones(1, 2, dtype=torch.complex128))
+    spread, mean = 0.25, 0.8
+    distortion = replace(
+        steady_distortion(NONE), spread=torch.full((1, 1), spread), by_order=mean * torch.stack(orders)[None]
+    )
+    R = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
+    found = correlated_distortion(problem, transceiver, R, torch.ones(1, 1, 2), distortion).sum(-1).double()
+    # 2 for both orders of the pair; 0.5^2 for the receiver.
+    expected = (1 + spread) * mean**2 * 2 * 0.25 * float(product.mean())
+    assert float(found) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("pairs", [4.0, 0.5, -0.4])
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.95, 1.0])
+def test_the_correlation_that_explains_a_power_is_found(pairs, rho):
+    """Distortions as large as the signal, as of an amplifier in deep saturation, too."""
+    by_order = torch.tensor([[[0.9, 0.3, 0.2]]]) * abs(pairs)
+    power = rho * pairs + powers_of(torch.tensor([[rho]]), by_order).sum(-1)
+    if pairs > 0:
+        assert float(correlation_of_power(power, torch.tensor([[pairs]]), by_order)) == pytest.approx(rho, abs=1e-5)
+    else:
+        found = correlation_of_power(torch.tensor([[rho * pairs]]), torch.tensor([[pairs]]), 0 * by_order)
+        assert float(found) == pytest.approx(rho, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("subcarriers", "groups", "block", "first", "uses"),
+    [(8, 1, 8, 0, 24), (7, 1, 5, 3, 40), (12, 3, 10, 4, 100), (15, 3, 13, 0, 77), (1, 1, 3, 0, 9), (16, 1, 16, 4, 1996),
+     (120, 1, 120, 60, 9000), (64, 64, 8, 0, 512), (300, 300, 2, 0, 600)],
+)  # fmt: skip
+def test_the_coherent_share_is_the_transform_of_each_symbol(subcarriers, groups, block, first, uses):
+    blocks, ranges = block_ranges_of(first, uses, block)
+    positions = ResourceGrid(block, groups, subcarriers).grid_positions(first, uses, blocks)
+    of_use = torch.tensor([number for number, (a, b) in enumerate(ranges) for _ in range(b - a)])
+    expected = torch.zeros(uses, dtype=torch.float64)
+    for symbol in positions.symbol.unique():
+        inside = positions.symbol == symbol
+        occupied = {
+            int(g): torch.zeros(subcarriers).index_fill_(0, positions.subcarrier[inside & (of_use == g)], 1.0)
+            for g in of_use[inside].unique()
+        }
+        c = {g: torch.fft.ifft(one.double()) for g, one in occupied.items()}
+        power = sum(one.abs().square() for one in c.values())
+        for g, one in c.items():
+            caused = torch.fft.fft(one * (2 * power - one.abs().square())).real
+            expected[inside & (of_use == g)] = caused[positions.subcarrier[inside & (of_use == g)]]
+    segment = SimpleNamespace(positions=positions, block_ranges=ranges)
+    found = coherent_share(SimpleNamespace(subcarriers=subcarriers), segment)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.stack([expected[a:b].mean() for a, b in ranges]))
+
+
+def test_p_sums_of_different_lengths_are_claimed_at_once():
+    """A block that holds no entry of the shorter vector has no power, and is no reason to claim nothing."""
+    link = large_air("uniform_forcing", lengths=(800, 100), access="concurrent", impairments=Impairments(phase_rad=0.2))
+    personal = send(link, 1, *drawn(link, 0), everyone(link)).mse.p
+    assert len(personal) == 2 and all(error.claimed is not None and error.claimed > 0 for error in personal.values())
 
 
 @pytest.mark.parametrize("smoothness", [math.inf, 2.0])

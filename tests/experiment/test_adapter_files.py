@@ -19,6 +19,7 @@ from airpfed.core import run_files
 from airpfed.experiment import adapter_files, artifacts
 from airpfed.experiment import run as run_module
 from airpfed.model import origin, zoo
+from airpfed.model.chat import TEMPLATES
 from airpfed.training.evaluate import model_of, predict_answers
 from airpfed.training.state import vectors
 from support.commands import command, good
@@ -205,18 +206,35 @@ def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert artifacts.environment_of(run.folder)["command"] == "airpfed.Experiment.run"
 
 
-def test_a_chat_answers_from_its_folder_as_in_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_a_chat_answers_from_its_folder_as_in_its_run(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By texts, and by conversations of a file."""
     file = save_settings(tmp_path, False)
     tree = settings_file.read_tree(file)
-    tree["tasks"][1] |= {"kind": "chat", "max_new_tokens": 3, "template": "plain", "prompt": "{text}"}
+    tree["tasks"][1] |= {
+        "kind": "chat",
+        "max_new_tokens": 3,
+        "template": template,
+        "prompt": "Say {text}",
+        "system": "ba",
+        "max_chars": 8,
+    }
     del tree["tasks"][1]["labels"]
     run = ap.Experiment.from_dict(tree, {"server.rounds": 1, "server.lr": 0.3}).run(tmp_path / "run")
     folder = Path(shutil.copytree(run.adapters["moods"], tmp_path / "alone"))
     texts = ["ba be bi", "ka ke ki ko", "ba be bi"]
     replies = run.predict(texts, "moods")
     assert ap.predict(folder, texts) == replies and replies[0] == replies[2]
-    assert "AutoPeftModelForCausalLM" in card_code(folder) and "def predict" not in card_code(folder)
+    code = card_code(folder)
+    assert "airpfed" not in code and len(code.partition("folder =")[2].strip().splitlines()) <= 30
+    monkeypatch.chdir(folder)
+    space: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), space)
+    assert [space["predict"](text) for text in texts] == replies
+    task = json.loads((folder / "task.json").read_text())
+    assert task["turn_end"] or set(task["end_tokens"]), "something ends a reply"
     (tmp_path / "in.txt").write_text("\n".join(texts))
     out = good(command("predict", folder, tmp_path / "in.txt", "--json")).out.splitlines()
     assert [json.loads(line)["prediction"] for line in out] == replies

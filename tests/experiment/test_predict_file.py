@@ -181,7 +181,7 @@ def test_faults_are_one_line(run: ap.Run, tmp_path: Path, monkeypatch: pytest.Mo
         ((folder, tmp_path / "d.txt", *task), "not UTF-8 text"),
         ((folder, tmp_path / "e.doc", *task), "no known ending"),
         ((folder, tmp_path / "none.txt", *task), "no such file"),
-        ((folder, tmp_path / "none.csv", *task), "No such file"),
+        ((folder, tmp_path / "none.csv", *task), "no such file"),
         ((tmp_path, tmp_path / "a.csv"), "neither a run"),
         ((run.adapters["moods"], tmp_path / "a.csv", "--task", "colours"), "is the model of task moods"),
         ((run.adapters["moods"], tmp_path / "a.csv", "--device", 0), "leave --device out"),
@@ -267,3 +267,48 @@ def test_generated_text_and_several_columns(tmp_path: Path) -> None:
         run.predict_proba(rows, "moods")
     (tmp_path / "in.txt").write_text("ba be\n")
     one_line(command("predict", run.folder, tmp_path / "in.txt", "--task", "moods"), "needs the columns text, label")
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ap.Run:
+    """A run whose task moods replies to conversations of the column `talk`."""
+    folder = tmp_path_factory.mktemp("chat")
+    tree = settings_file.read_tree(save_settings(folder, False))
+    rows = rows_of((folder / "moods.csv").read_text())
+    talks = [[{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}] for row in rows]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"talk": talk}) + "\n" for talk in talks))
+    kept = {key: tree["tasks"][1][key] for key in ("name", "devices", "samples_per_device") if key in tree["tasks"][1]}
+    tree["tasks"][1] = kept | {
+        "source": str(folder / "talks.jsonl"), "kind": "chat", "messages": "talk", "template": "plain",
+        "max_new_tokens": 2, "dev_samples": 2, "test_samples": 4,
+    }  # fmt: skip
+    return ap.Experiment.from_dict(tree, {"server.rounds": 1}).run(folder / "run")
+
+
+def test_conversations_of_a_file_are_answered(chat: ap.Run, tmp_path: Path) -> None:
+    """Cells of JSON come back as they were; what is too long is counted, and what cannot be answered names its row."""
+    talk = [{"role": "user", "content": "ba be bi"}]
+    rows = [{"talk": talk, "id": 1, "ok": True, "none": None}, {"talk": "", "id": 2, "ok": False, "none": None}]
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = good(command("predict", chat.folder, file, "--task", "moods", "--json"))
+    out = [json.loads(line) for line in done.out.splitlines()]
+    assert [row | {"prediction": None} for row in out] == [row | {"prediction": None} for row in rows]
+    assert out[0]["prediction"] == chat.predict([talk], "moods")[0] and out[1]["prediction"] is None
+    assert done.err == "1 of 2 rows have no text, and no answer\n"
+    long = [{"role": role, "content": "ba be bi bo " * 4} for _ in range(4) for role in ("user", "assistant")][:-1]
+    file.write_text(json.dumps({"said": long}) + "\n")
+    done = good(command("predict", chat.folder, file, "--task", "moods", "--column", "said"))
+    assert "1 of 1 conversations exceed the task's" in done.err
+    for wrong, words in (
+        ([*talk, {"role": "assistant", "content": "x"}], "row 1 ends with a message of assistant"),
+        ([{"role": "oracle", "content": "x"}], "row 1 holds a message of 'oracle'"),
+        ([["user"]], "row 1 holds list in place of a message"),
+    ):
+        file.write_text(json.dumps({"talk": wrong}) + "\n")
+        one_line(command("predict", chat.folder, file, "--task", "moods"), str(file), words)
+    file.write_text(json.dumps({"chat": talk}) + "\n")
+    one_line(
+        command("predict", chat.folder, file, "--task", "moods"), "no column 'text'", "nor 'talk'", "or the messages"
+    )
+    one_line(command("predict", chat.folder, file, "--out", tmp_path / "no" / "o.csv"), "there is no folder")

@@ -78,6 +78,8 @@ def test_simulator_and_federation_end_in_the_same_bits(case: str, llama_settings
     assert rows(tmp_path / "sim")[0] == rows(tmp_path / "fed")[0]
     for computed, counted in rows(tmp_path / "fed")[1]:  # a head of at most 500 bytes a message beside the payload
         assert 0 < counted - computed < 500 * len(devices)
+    for adapter in (tmp_path / "devices").rglob("adapter_model.safetensors"):
+        assert (adapter.parent / "task.json").is_file(), "a device can use its model"
     left, right = (run_files.load_summary(tmp_path / run / "summary.json") for run in ("sim", "fed"))
     assert left.tasks == right.tasks and right.exit == "completed"
     nowhere = tmp_path / "none"

@@ -1,6 +1,7 @@
 """`airpfed federate init`: what it makes fits together, and its checks see what does not."""
 
 import datetime
+import json
 import os
 import shutil
 import stat
@@ -72,6 +73,16 @@ def test_dealt_devices_hold_what_the_simulator_gives_them(site: Path, file: Path
         assert [len(shard) > 0 for one in own for shard in one.train] == [other == device for other in range(5)]
         assert [provisioning.plain(s) for s in own[n].train[k]] == [provisioning.plain(s) for s in tasks[n].train[k]]
         assert [task.labels for task in own] == [task.labels for task in tasks]
+
+
+@pytest.mark.parametrize("prompt", ["{text}\nLabel: ", "\n{text}\nLabel:", " {text} : \n"])
+def test_white_space_around_a_dealt_prompt_stays(prompt: str, file: Path) -> None:
+    settings = settings_file.read_settings(file, [f"tasks.*.prompt={json.dumps(prompt)}"])
+    task = build.load_tasks(settings)[1]
+    words = provisioning.labels_of(settings.tasks[1], task)
+    dealt = provisioning.local_task_settings(settings.tasks[1], task, words, True).prompt
+    sample = task.train[0][0].prompt
+    assert dealt.format(prompt=sample.strip()) == sample != sample.strip()
 
 
 def test_the_servers_settings_are_the_experiments_with_a_federation(site: Path, file: Path) -> None:

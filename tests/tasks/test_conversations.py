@@ -47,7 +47,7 @@ def test_every_form_is_the_same_conversation(form: str) -> None:
         ([{"role": "user", "content": {"a": 1}}], "whose content is no text"),
         ([{"role": "user", "content": "x"}, 3], "holds int in place of a message"),
         (json.dumps(json.dumps(json.dumps(json.dumps(json.dumps(json.dumps([])))))), "nested too deeply"),
-        ([OPENAI[0], {"role": "system", "content": "late"}, OPENAI[1]], "a system message stands after other messages"),
+        ([OPENAI[0], {"role": "system", "content": "late"}, OPENAI[1]], "has a system message after other messages"),
     ],
 )
 def test_another_form_is_refused_in_words(value: Any, words: str) -> None:
@@ -120,14 +120,18 @@ def test_pairs_of_columns_are_a_message_and_its_reply(tmp_path: Path) -> None:
     data = load_source(Source("x", file, kind="chat", system="be kind", device_column="who"), 0)
     assert data.samples[0].messages == (("system", "be kind"), ("user", "hi {you}"), ("assistant", "hello"))
     assert [sample.device for sample in data.samples] == ["ann", "bob"]
-    data = load_source(Source("x", file, kind="chat", prompt="Say: {text}", max_chars=2), 0)
-    assert data.samples[0].messages == (("user", "Sa"), ("assistant", "hello"))
+    short = Source("x", file, kind="chat", prompt="Say: {text}", system="be kind", max_chars=2)
+    data = load_source(short, 0)
+    assert data.samples[0].messages == (("system", "be kind"), ("user", "Say: hi"), ("assistant", "hello")), (
+        "the column"
+    )
+    assert messages_of({"text": "hi {you}"}, with_defaults(short)) == list(data.samples[0].messages[:2])
 
 
 @pytest.mark.parametrize(
     ("text", "changes", "words"),
     [
-        ('{"chat": [{"role": "oracle", "content": "x"}]}', {}, "tasks.x.messages: a row of column 'chat' of"),
+        ('{"chat": [{"role": "oracle", "content": "x"}]}', {}, "tasks.x.messages: row 1 of"),
         ('{"chat": [{"role": "user", "content": "x"}]}', {}, "1 of the 1 rows"),
         ('{"talk": []}', {}, "tasks.x.messages names 'chat', but"),
         ('{"chat": 3}', {}, "is no list of messages"),
@@ -151,8 +155,55 @@ def test_a_model_is_asked_with_a_text_columns_or_messages() -> None:
     source = with_defaults(Source("x", "x.csv", kind="chat", messages_column="chat", system="be kind"))
     assert messages_of("hi", source) == [("system", "be kind"), ("user", "hi")]
     assert messages_of({"chat": OPENAI[:3]}, source) == [("system", "be kind"), *TURNS[:3]]
-    with pytest.raises(ValueError, match="ends with a message of assistant"):
-        messages_of({"chat": OPENAI}, source)
+    assert messages_of(OPENAI[:3], source) == [("system", "be kind"), *TURNS[:3]]
+    for wrong, words in (
+        ({"chat": OPENAI}, "ends with a message of assistant"),
+        ({"talk": OPENAI}, "has no column 'text', or 'chat' with its messages"),
+        ({"text": 3}, "has no text in column 'text': 3"),
+        (3, "is no list of messages"),
+        ([{"role": "system", "content": "be kind"}], "holds no message of a user"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            messages_of(wrong, source)  # type: ignore[arg-type]
+
+
+def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.mark.parametrize("max_chars", [None, 5])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("user", "I am in Chad."), ("user", "Its capital?")],
+        [("assistant", "Welcome!"), ("user", "Capital of Chad?")],
+        [("system", " "), ("user", "Capital of Chad?")],
+        [("system", "a"), ("system", "b"), ("user", "Capital of Chad?")],
+        [("user", "a"), ("assistant", "b"), ("user", " "), ("user", "Capital?")],
+        [("user", "Four is"), ("assistant", "a number"), ("user", "x")],
+    ],
+)
+def test_a_model_is_asked_what_it_was_trained_on(turns: list[tuple[str, str]], max_chars: int | None) -> None:
+    source = with_defaults(
+        Source("x", "x.csv", kind="chat", messages_column="chat", system="be kind", max_chars=max_chars)
+    )
+    trained = read_conversation(say(*turns, ("assistant", "N'Djamena")), "be kind", max_chars)
+    assert trained is not None
+    assert messages_of({"chat": say(*turns)}, source) == list(trained.messages[:-1])
+
+
+def test_pairs_of_a_role_and_a_content_are_messages() -> None:
+    read = read_conversation([["user", "Capital of Italy?"], ["Assistant", "Rome."]])
+    assert read is not None and read.messages == (("user", "Capital of Italy?"), ("assistant", "Rome."))
+    read = read_conversation([["user", "a person"], ["who?", "me"]])
+    assert read is not None and read.messages[0] == ("user", "user"), "a message and its reply"
+
+
+def test_a_call_of_a_tool_is_refused() -> None:
+    called = [*OPENAI[:1], {"role": "assistant", "content": "Let me look.", "tool_calls": [{"id": "x"}]}]
+    with pytest.raises(ValueError, match="holds a message with tool_calls"):
+        read_conversation(called)
+    assert read_conversation([*OPENAI[:1], {"role": "assistant", "content": "hello", "tool_calls": None}]) is not None
 
 
 def test_chats_of_the_catalogue_are_known_without_loading_it() -> None:

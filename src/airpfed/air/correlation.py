@@ -5,7 +5,7 @@ R_jk sqrt(p_j p_k), with R real and of unit diagonal, one correlation within a t
 vector e then costs e^H R e, and the shrinkage of a design for R = I adds up coherently.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -19,6 +19,10 @@ MAX_CORRELATION = 0.99
 
 ROUNDING = 1e-12
 """Share of the incoherent power below which a coherent sum v R v^H is rounding, as for v in the null space of R."""
+
+
+PAIRS_AT_ONCE = 1 << 22
+"""Pairs of devices whose correlations `SampleCorrelation` has in memory at once, 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,39 @@ class CorrelationOperator:
         within, between = self.correlation.within_task, self.correlation.between_tasks
         return v + within * self.pairs.times_within(v) + between * self.pairs.times_between(v)
 
+    def raised(self, power: int) -> "CorrelationOperator":
+        """The operator of R with every correlation raised to a power."""
+        rho = self.correlation
+        return replace(self, correlation=Correlation(rho.within_task**power, rho.between_tasks**power))
 
-SymbolCorrelation = CorrelationOperator | Float[Tensor, "... K K"]
+
+@dataclass(frozen=True)
+class SampleCorrelation:
+    """R of symbols whose entries are known, as a product with vectors; R itself need not fit into memory.
+
+    sample: some entries of each device, rows of norm 1, or 0 for a silent device. sequence: label of the devices that
+    share scrambling signs; others do not correlate. power: of every correlation.
+    """
+
+    sample: Float[Tensor, "K n"]
+    sequence: Int[Tensor, " K"]
+    power: int = 1
+
+    def times(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """Multiply v by R."""
+        products = []
+        for rows in torch.split(torch.arange(len(self.sample)), max(1, PAIRS_AT_ONCE // len(self.sample))):
+            R = (self.sample @ self.sample[rows].T) ** self.power
+            R = torch.where(self.sequence[:, None] == self.sequence[rows], R, 0.0)
+            products.append(v @ R)
+        return torch.cat(products, -1)
+
+    def raised(self, power: int) -> "SampleCorrelation":
+        """R with every correlation raised to a power."""
+        return replace(self, power=self.power * power)
+
+
+SymbolCorrelation = CorrelationOperator | SampleCorrelation | Float[Tensor, "... K K"]
 """R as an operator, or as a matrix: one for all blocks, or one a block."""
 
 
@@ -197,16 +232,18 @@ def correlated_distortion(
 ) -> Float[Tensor, "B T orders"]:
     """What the distortions of several amplifiers add up to beyond the sum of their powers, by order n = 1, 2, ...
 
-    The parts of order n of two Gaussian signals of correlation rho correlate by rho |rho|^2n, like the signals'
-    Hermite polynomials (Blachman 1968). Their single powers are part of `Distortion.scattered_power`.
+    The distortions of order n of two Gaussian signals of correlation rho correlate by rho |rho|^2n (Blachman 1968).
+    Returned are the cross terms v_j conj(v_k) rho^(2n+1) of all pairs of devices, per normalised entry, with v the
+    amplitude of the distortion after the receiver. Single powers are part of `Distortion.scattered_power`.
     """
     v = gains(problem.h, transceiver) * symbol_power.sqrt()
     if distortion.by_order is None:
         return v.real.new_zeros(*v.shape[:2], 0)
     orders = []
     for n, deviation in enumerate(distortion.by_order.unbind(-1), start=1):
-        parts = _real_parts(v * deviation[:, None], problem.real)
-        orders.append((1 + distortion.spread) * ((_times(parts, _raised(R, 2 * n + 1)) - parts) * parts).sum((0, -1)))
+        parts, power = _real_parts(v * deviation[:, None], problem.real), 2 * n + 1
+        raised = R**power if isinstance(R, Tensor) else R.raised(power)
+        orders.append((1 + distortion.spread) * ((_times(parts, raised) - parts) * parts).sum((0, -1)))
     return torch.stack(orders, -1)
 
 
@@ -387,15 +424,7 @@ def _real_parts(v: Complex[Tensor, "B T K"], real: bool) -> Float[Tensor, "_ B T
 
 def _times(v: Float[Tensor, "*S K"], R: SymbolCorrelation) -> Float[Tensor, "*S K"]:
     """Multiply v by R."""
-    return R.times(v) if isinstance(R, CorrelationOperator) else v @ R
-
-
-def _raised(R: SymbolCorrelation, power: int) -> SymbolCorrelation:
-    """R with every correlation raised to a power."""
-    if not isinstance(R, CorrelationOperator):
-        return R**power
-    raised = Correlation(R.correlation.within_task**power, R.correlation.between_tasks**power)
-    return CorrelationOperator(raised, R.pairs)
+    return v @ R if isinstance(R, Tensor) else R.times(v)
 
 
 def coherent_power(v: Complex[Tensor, "B T K"], R: SymbolCorrelation, real: bool) -> Float[Tensor, "B T"]:

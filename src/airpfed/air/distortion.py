@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
@@ -35,6 +35,9 @@ EQUALISING_STEPS, EQUALISED = 50, 1e-9
 SYMBOLS_AT_ONCE = 64
 """The OFDM symbols that are amplified at once, which fit into a processor's cache."""
 
+BLOCKS_AT_ONCE = 256
+"""The blocks of an OFDM symbol that `coherent_share` transforms at once."""
+
 BLOCK_MEAN = partial(torch.mean, dim=-1)
 """For `by_block`: the mean over a block."""
 
@@ -54,13 +57,13 @@ def distortion_of(link: Uplink, segment: Segment, transceiver: Transceiver) -> D
         )
     if impairments.clipping is not None:
         gain, power, by_order = segment_amplifiers(link, segment, transceiver)
-        shares = coherent_share(link, segment)[:, None, None] ** torch.arange(1, by_order.shape[-1] + 1)
+        shares = coherent_share(link, segment)[:, None, None] ** (0.5 * torch.arange(1, by_order.shape[-1] + 1))
         distortion = replace(
             distortion,
             mean=distortion.mean * gain,
             power=distortion.power * power,
             pseudo=distortion.pseudo * power,
-            by_order=distortion.mean[..., None] * (by_order * shares).sqrt(),
+            by_order=distortion.mean[..., None] * by_order * shares,
         )
     return distortion
 
@@ -209,9 +212,9 @@ def equalise_amplifiers(link: Uplink, segment: Segment, transceiver: Transceiver
 def segment_amplifiers(
     link: Uplink, segment: Segment, transceiver: Transceiver
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"], Float[Tensor, "B K orders"]]:
-    """The amplifiers' mean gain in each block, the power that is left, and the power of their distortion by order.
+    """The amplifiers' mean gain in each block, the power that is left, and the amplitude of their distortion by order.
 
-    Powers are relative to that which was sent. The gain is that of the OFDM symbol. Its distortion falls on the
+    Both are relative to what was sent. The gain is that of the OFDM symbol. Its distortion falls on the
     subcarriers as the spectrum of the signal, which differs between the blocks of a symbol, spreads by the orders of
     the amplifier (`distortion_orders`); over the orders it is shared out as over the whole symbol.
     """
@@ -220,6 +223,7 @@ def segment_amplifiers(
     level = saturation_levels(link, segment, power)
     gain, _ = amplifier_statistics(level, smoothness)
     orders = distortion_orders(level, smoothness)
+    powers = orders.square()
     sent = transceiver.transmit_factors.abs().square() * segment.group.symbol_power
     positions, index = segment.positions, segment.positions.symbol_index
     by_use = over_uses(sent, segment.block_ranges)
@@ -233,37 +237,53 @@ def segment_amplifiers(
         square = correlation.abs().square()
         factor = torch.zeros_like(square)
         for n in reversed(range(orders.shape[-1])):
-            factor = square * (orders[:, k, n, None] + factor)
+            factor = square * (powers[:, k, n, None] + factor)
         spread = torch.fft.hfft(correlation * factor, link.subcarriers)
-        powers = (power[:, k, None] * spread)[index, positions.subcarrier]
-        distortion[:, k] = by_block(BLOCK_MEAN, powers, segment.block_ranges)
+        of_use = (power[:, k, None] * spread)[index, positions.subcarrier]
+        distortion[:, k] = by_block(BLOCK_MEAN, of_use, segment.block_ranges)
     relative = torch.where(sent > 0, distortion / torch.where(sent > 0, sent, 1.0), 0.0)
-    share = torch.einsum("bs,skn->bkn", per_block, orders / orders.sum(-1, keepdim=True).clamp_min(1e-300))
-    return per_block @ gain, per_block @ gain.square() + relative, relative[..., None] * share
+    share = torch.einsum("bs,skn->bkn", per_block, powers / powers.sum(-1, keepdim=True).clamp_min(1e-300))
+    sign = torch.einsum("bs,skn->bkn", per_block, orders).sign()
+    return per_block @ gain, per_block @ gain.square() + relative, sign * (relative[..., None] * share).sqrt()
 
 
 def coherent_share(link: Uplink, segment: Segment) -> Float[Tensor, " B"]:
-    """The share of the amplifiers' distortion of the first order that the symbols of a block itself cause.
+    """The share of the first-order distortion on a block's uses that is coherent between devices.
 
-    As far as they do, the distortions of several devices correlate (`correlated_distortion`). The other uses of an OFDM
-    symbol hold Gaussian filling, or other blocks, at whose transmit factors the devices' phases are unrelated to this
-    block's. With c_g the inverse transform of block g's subcarriers, the share is the mean over the block's uses of
-    the transform of c_g (|c_g|^2 + 2 sum over the other blocks of |c|^2). It is 1 for a block that fills its symbols.
+    It is 1 where the block fills its OFDM symbols, and less where other blocks share them, at whose transmit factors
+    the devices' phases are unrelated to this block's, or Gaussian filling. With c_g the inverse transform of block g's
+    subcarriers, 1 on each, it is the mean over the block's uses of the transform of c_g (|c_g|^2 + 2 sum over the other
+    blocks of |c|^2). Order n has about this share to the power n.
     """
-    positions, index, count = segment.positions, segment.positions.symbol_index, len(segment.block_ranges)
-    block = torch.arange(count).repeat_interleave(torch.tensor([last - first for first, last in segment.block_ranges]))
-    share = torch.empty(len(index), dtype=torch.float64)
-    for uses in torch.split(torch.argsort(index, stable=True), SYMBOLS_AT_ONCE * link.subcarriers):
-        pairs, pair = torch.unique(index[uses] * count + block[uses], return_inverse=True)
-        symbol = torch.unique(pairs // count, return_inverse=True)[1]
-        occupied = torch.zeros(len(pairs), link.subcarriers, dtype=torch.float64)
-        occupied[pair, positions.subcarrier[uses]] = 1.0
-        c = torch.fft.ihfft(occupied)
-        square = c.abs().square()
-        in_symbol = torch.zeros(int(symbol.max()) + 1, c.shape[1], dtype=torch.float64).index_add(0, symbol, square)
-        caused = torch.fft.hfft(c * (2 * in_symbol[symbol] - square), link.subcarriers)
-        share[uses] = caused[pair, positions.subcarrier[uses]]
-    return by_block(BLOCK_MEAN, share, segment.block_ranges)
+    positions, index = segment.positions, segment.positions.symbol_index
+    counts = torch.tensor([last - first for first, last in segment.block_ranges])
+    block = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
+    most = torch.iinfo(torch.int32).max
+    grid = torch.full((int(index.max()) + 1, link.subcarriers), most, dtype=torch.int32)
+    grid[index, positions.subcarrier] = block
+    free = grid == most
+    grid = torch.where(free, -1, grid - grid.amin(1, keepdim=True))  # alike in symbols that are divided alike
+    layouts, layout = torch.unique(grid, dim=0, return_inverse=True)
+    share = torch.stack([_coherent_in_symbol(one) for one in layouts])
+    return by_block(BLOCK_MEAN, share[layout[index], positions.subcarrier], segment.block_ranges)
+
+
+def _coherent_in_symbol(block: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The share that is coherent on each subcarrier of a symbol. block: number of its block, -1 if it is filled."""
+    numbers, group = torch.unique(block, return_inverse=True)
+    groups = torch.split(torch.arange(len(numbers))[numbers >= 0], BLOCKS_AT_ONCE)
+
+    def inverse(some: Int[Tensor, " g"]) -> Complex[Tensor, "g _half"]:
+        transformed: Tensor = torch.fft.ihfft((group == some[:, None]).double())
+        return transformed
+
+    everything = sum(inverse(some).abs().square().sum(0) for some in groups)
+    share = torch.zeros(len(block), dtype=torch.float64)
+    for some in groups:
+        c = inverse(some)
+        caused = torch.fft.hfft(c * (2 * everything - c.abs().square()), len(block))
+        share += torch.where(group == some[:, None], caused, 0.0).sum(0)
+    return share
 
 
 def amplify_segment(

@@ -53,9 +53,10 @@ class Distortion:
     """The statistics of the factors xi_k by which streams arrive, for B blocks or one for all, and K streams or one.
 
     mean: E xi, the mean over a block's uses. power: E|xi|^2. pseudo: E xi^2, for real symbols. spread: the variance of
-    E xi over a block's uses, relative to `mean` squared; the same for all streams. adc: see `adc_share`. by_order: root
-    mean square of the amplifiers' distortion by order (`distortion_orders`), relative to the stream, times E xi of the
-    other impairments; None for ideal amplifiers. `power` contains it as if it were independent between streams.
+    E xi over a block's uses, relative to `mean` squared; the same for all streams. adc: see `adc_share`. by_order:
+    amplitude of the amplifiers' distortion of order n = 1, 2, ... (`distortion_orders`) that is coherent between
+    devices, over that of the stream as sent, times E xi of the other impairments; None for ideal amplifiers. Its
+    square is part of `power`.
     """
 
     mean: Float[Tensor, "_b _k"]
@@ -144,23 +145,23 @@ def amplified_power(u: Float[Tensor, "*S"], level: Float[Tensor, "*R"], smoothne
 
 
 def distortion_orders(level: Float[Tensor, "*S"], smoothness: float, orders: int = 6) -> Float[Tensor, "*S {orders}"]:
-    """The power of a Gaussian signal's distortion by order n = 1..orders, for a signal of unit power.
+    """The amplitude b_n of a Gaussian signal's distortion by order n = 1..orders, for a signal of unit power.
 
     The amplified signal has the autocorrelation sum_n b_n^2 rho |rho|^2n with b_n = E[f(sqrt u) sqrt u L_n^(1)(u)] /
     sqrt(n + 1), L_n^(1) the associated Laguerre polynomials and f the amplifier: b_0 is its gain (Blachman 1968). The
-    last order holds the power of all higher ones.
+    sign of b_n depends on the level. The last order is the root of the power of all higher ones.
     """
     u, weight = exponential_grid()
     distinct, place = torch.unique(level, return_inverse=True)
     amplitude = (u * amplified_power(u, distinct[:, None], smoothness)).sqrt() * weight
     gain, power = amplifier_statistics(distinct, smoothness)
     before, polynomial = torch.ones_like(u), 2 - u  # L_0 and L_1
-    squares = []
+    amplitudes = []
     for n in range(1, orders):
-        squares.append((amplitude @ polynomial).square() / (n + 1))
+        amplitudes.append((amplitude @ polynomial) / math.sqrt(n + 1))
         before, polynomial = polynomial, ((2 * n + 2 - u) * polynomial - (n + 1) * before) / (n + 1)
-    remaining = (power - gain.square() - sum(squares, torch.zeros_like(gain))).clamp_min(0.0)
-    by_level: Tensor = torch.stack([*squares, remaining], -1)
+    remaining = (power - gain.square() - sum((b.square() for b in amplitudes), torch.zeros_like(gain))).clamp_min(0.0)
+    by_level: Tensor = torch.stack([*amplitudes, remaining.sqrt()], -1)
     return by_level[place]
 
 

@@ -297,6 +297,8 @@ def reason_without_any_claim(link: Uplink) -> str:
         return "the spectrum of an amplifier's distortion is not known for real symbols"
     if link.access == "superposed":
         return "the effect of a clipping amplifier on several streams of a device cannot be predicted"
+    if link.topology == "two_hop":
+        return "no law is built in for the distortions of one device's amplifier and another's at different edges"
     return ""
 
 

@@ -10,7 +10,7 @@ device and target. `superposition.antenna_by_antenna` is the model with antennas
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +20,10 @@ from torch import Tensor
 from airpfed.air import resources
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
+    INDEPENDENT,
     Correlation,
+    CorrelationOperator,
+    SampleCorrelation,
     coherent_power,
     correlated_distortion,
     expected_power,
@@ -34,7 +37,7 @@ from airpfed.air.impairments import NONE, Distortion, adc_share, impulses
 from airpfed.air.problem import Transceiver, gains
 from airpfed.air.quantization import round_stochastically
 from airpfed.air.row_chunks import row_chunks
-from airpfed.air.schedule import SlotPlan, Uplink, over_backhaul
+from airpfed.air.schedule import SlotPlan, Uplink, over_backhaul, reason_without_any_claim
 from airpfed.air.segments import Segment
 from airpfed.air.slot_errors import (
     ReceivedSums,
@@ -55,11 +58,14 @@ from airpfed.core.rng import stream
 MIN_SHARE = 0.3
 """The lower limit of mu in `measured_mismatch`: with smaller gains, ((1 - mu) / mu)^2 would magnify noise."""
 
-DISTORTION_STEPS = 5
-"""Steps of the iteration of `measured_distortion`; each leaves a few per cent of the error."""
+NEWTON_STEPS = 12
+"""Steps of `correlation_of_power`; near the root each doubles the digits."""
 
-SAMPLE = 1 << 14
-"""Entries of each device whose products `sample_correlation` averages."""
+FAINT_PAIRS = 1e-3
+"""The share of the power of single symbols below which that of pairs tells nothing of a correlation."""
+
+SAMPLE, MIN_SAMPLE, MAX_SAMPLE = 1 << 21, 256, 1 << 14
+"""Entries that `sample_correlation` reads: of all devices together, and at least and at most of each."""
 
 
 def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -> ReceivedSums:
@@ -104,8 +110,8 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         noise_power = noise_power + true_noise
         converted = true_noise - independent
         genie = genie + energies(converted)
-    power = square_sums(link, segment, received) / entries
-    if distortion.by_order is not None:
+    power = square_sums(link, segment, received) / torch.where(entries > 0, entries, 1.0)
+    if distortion.by_order is not None and not reason_without_any_claim(link):
         true_R = sample_correlation(segment)
         of_true_R = correlated_distortion(problem, transceiver, true_R, segment.symbol_power, distortion)
         genie = genie + energies(of_true_R.sum(-1))
@@ -164,33 +170,56 @@ def measured_distortion(
 ) -> float | Float[Tensor, "B T"]:
     """The part of the measured coherent power that is `correlated_distortion`, 0 without amplifiers.
 
-    The measured power tells by which factor x all correlations differ from the assumed ones, or from 1 where none is
-    assumed yet: x solves coherent = power of single symbols + x of pairs + sum over n of x^(2n+1) distortion_n.
+    Receivers do not know how far symbols correlate. They take the correlation of all devices of a task as x, and that
+    between tasks as x times the ratio of the assumed ones (1 if none is assumed yet), and find x from the power:
+    coherent = single + x pairs + sum over n of x^(2n+1) distortion_n, with the signal's power of single symbols and of
+    pairs. Where pairs hardly add up, x is the assumed correlation.
     """
     if distortion.by_order is None:
         return 0.0
-    problem, p, R = segment.problem, segment.symbol_power, segment.R
-    if R.correlation.within_task == 0:
-        R = replace(R, correlation=Correlation(1.0, 1.0))
+    problem, p, assumed = segment.problem, segment.symbol_power, segment.assumed_correlation
+    ratio = assumed.between_tasks / assumed.within_task if assumed.within_task else 1.0
+    R = CorrelationOperator(Correlation(1.0, ratio), segment.pairs)
     v = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt()
-    single = (1 + distortion.spread) * coherent_power(v, torch.eye(v.shape[-1], dtype=torch.float64), problem.real)
-    pairs = (1 + distortion.spread) * coherent_power(v, R, problem.real) - single
+    alone = CorrelationOperator(INDEPENDENT, segment.pairs)
+    single, both = ((1 + distortion.spread) * coherent_power(v, one, problem.real) for one in (alone, R))
     by_order = correlated_distortion(problem, transceiver, R, p, distortion)
+    x = correlation_of_power(coherent - single, both - single, by_order)
+    x = torch.where((both - single).abs() > FAINT_PAIRS * single, x, assumed.within_task)
+    return powers_of(x, by_order).sum(-1)
+
+
+def correlation_of_power(
+    power: Float[Tensor, "B T"], pairs: Float[Tensor, "B T"], by_order: Float[Tensor, "B T orders"]
+) -> Float[Tensor, "B T"]:
+    """Solve power = x pairs + sum over n of x^(2n+1) by_order_n for x from 0 to 1, by Newton's method from x = 1.
+
+    For by_order >= 0 and pairs > 0 the right side is convex in x, so that the steps only descend.
+    """
     exponents = 2 * torch.arange(1, by_order.shape[-1] + 1) + 1
-    distorted = torch.zeros_like(coherent)
-    for _ in range(DISTORTION_STEPS):
-        x = torch.where(pairs > 0, (coherent - single - distorted) / pairs, 1.0)
-        distorted = (x.clamp(0.0, 1 / R.correlation.within_task)[..., None] ** exponents * by_order).sum(-1)
-    return distorted
+    x = torch.ones_like(power)
+    for _ in range(NEWTON_STEPS):
+        slope = pairs + (exponents * powers_of(x, by_order)).sum(-1) / x.clamp_min(1e-9)
+        error = x * pairs + powers_of(x, by_order).sum(-1) - power
+        x = (x - error / torch.where(slope == 0, 1.0, slope)).clamp(0.0, 1.0)
+    return x
 
 
-def sample_correlation(segment: Segment) -> Float[Tensor, "K K"]:
-    """The true correlation of a segment's symbols at its receivers, from the first SAMPLE of its mixed entries."""
+def powers_of(x: Float[Tensor, "B T"], by_order: Float[Tensor, "B T orders"]) -> Float[Tensor, "B T orders"]:
+    """x^(2n+1) by_order_n for n = 1, 2, ..."""
+    return x[..., None] ** (2 * torch.arange(1, by_order.shape[-1] + 1) + 1) * by_order
+
+
+def sample_correlation(segment: Segment) -> SampleCorrelation:
+    """The true correlation of a segment's symbols at its receivers, from the first of each device's mixed entries.
+
+    Symbols that scrambling separates count as uncorrelated.
+    """
     entries = segment.group.entries
-    sample = torch.cat([entries[rows][:, :SAMPLE] for rows in row_chunks(*entries.shape)])
+    count = max(MIN_SAMPLE, min(MAX_SAMPLE, SAMPLE // max(1, entries.shape[0])))
+    sample = torch.cat([entries[rows][:, :count].clone() for rows in row_chunks(*entries.shape)])
     sample = sample / torch.linalg.vector_norm(sample, dim=1, keepdim=True).clamp_min(1e-300)
-    same_signs = segment.pairs.sequence[:, None] == segment.pairs.sequence[None, :]
-    return torch.where(same_signs, sample @ sample.T, 0.0)
+    return SampleCorrelation(sample, segment.pairs.sequence)
 
 
 @dataclass(frozen=True)

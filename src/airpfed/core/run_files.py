@@ -402,7 +402,9 @@ class AdapterTask(Record):
         "braces"
     )
     text_column: str = Field(description="the template's column that a bare text is for")
-    max_chars: int | None = Field(description="characters at which a column's text is cut; null: it is not cut")
+    max_chars: int | None = Field(
+        description="characters at which a column's text is cut, or a message that is no reply; null: it is not cut"
+    )
     max_tokens: int = Field(
         ge=1, description="longer prompts lose their middle: the last max_tokens // 3 tokens and the first ones stay"
     )
@@ -424,6 +426,7 @@ class AdapterTask(Record):
     messages: str | None = Field(None, description="column of a conversation (chat)")
     system: str = Field("", description="system message before conversations that have none (chat)")
     template: str = Field("", description="form of conversations (chat); empty: the tokenizer's own")
+    turn_end: str = Field("", description="text that ends a reply where no token of its own does (chat)")
     base: str = Field(description="model.base")
     base_dtype: str = Field("float32", description="model.dtype")
     base_quantization: str = Field("none", description="model.quantization")

@@ -15,12 +15,15 @@ from airpfed.core.run_files import AdapterTask
 from airpfed.experiment.build import source_of
 from airpfed.model import origin
 from airpfed.model.backbone import Backbone
+from airpfed.model.chat import chat_format, exported_template
 from airpfed.model.tokens import affix_ids, shared_length, tokenize
 from airpfed.tasks.sources import fill_template, template_columns, with_defaults
 from airpfed.training.evaluate import TaskView
 
 TASK_FILE = "task.json"
 CARD = "README.md"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers looks for a tokenizer's chat template."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
     names = list(view.names) if len(set(view.names)) == len(words) else [word.strip() for word in words]
     generates = view.kind != "classify"
     prompt = source.prompt or ""
+    chat = None
+    if view.kind == "chat":
+        chat = chat_format(backbone.tokenizer, task.template, task.name, backbone.end_tokens)
+    stops = chat.turn_end.tokens if chat else ()
     score = "" if generates else "words" if view.words else "first_token" if backbone.causal else "head"
     if backbone.causal and words and not view.words:
         words = spelled_words(backbone.tokenizer, example_prompt(prompt, source.max_chars), words, view.choices)
@@ -84,10 +91,11 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
         id2label={str(index): name for index, name in enumerate(names)},
         label2id={name: index for index, name in enumerate(names)},
         max_new_tokens=task.max_new_tokens if generates else None,
-        end_tokens=list(backbone.end_tokens) if backbone.causal else [],
+        end_tokens=list(dict.fromkeys((*backbone.end_tokens, *stops))) if backbone.causal else [],
         messages=source.messages_column,
         system=source.system,
         template=task.template,
+        turn_end=chat.turn_end.text if chat and not stops else "",
         base=settings.model.base,
         base_revision=backbone.origin.revision,
         base_dtype=backbone.precision.dtype,
@@ -117,9 +125,15 @@ def spelled_words(tokenizer: Any, prompt: str, words: Sequence[str], choices: Se
 def adapter_documents(
     settings: Settings, number: int, view: TaskView, backbone: Backbone, facts: RunFacts, merged: bool = False
 ) -> dict[str, str]:
-    """The files task.json and README.md of a task's folder, by name. merged: whether weights lie there, no adapter."""
+    """The files task.json and README.md of a task's folder, by name, and the template of a chat that names one.
+
+    merged: whether weights lie there, no adapter.
+    """
     task = adapter_task(settings, number, view, backbone)
-    return {
+    template = {}
+    if task.template:  # the base's tokenizer has another one, or none
+        template[CHAT_TEMPLATE] = exported_template(chat_format(backbone.tokenizer, task.template, task.name))
+    return template | {
         TASK_FILE: json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n",
         CARD: model_card(settings, number, task, backbone, facts, merged),
     }
@@ -157,9 +171,8 @@ def model_card(
         "## Task",
         "",
         f"- kind: {task.kind}",
-        "- prompt:",
-        "",
-        *fence(task.prompt, "text"),
+        *chat_lines(task),
+        *([] if task.messages else ["- prompt:", "", *fence(task.prompt, "text")]),
         "",
     ]
     if task.labels:
@@ -194,6 +207,19 @@ def model_card(
         "",
     ]
     return f"---\n{card_head(task, base, backbone.causal, facts.summary, merged)}\n---\n\n" + "\n".join(lines)
+
+
+def chat_lines(task: AdapterTask) -> list[str]:
+    """What a card says about a chat's conversations; nothing for other tasks."""
+    if task.kind != "chat":
+        return []
+    template = f"the template {task.template}" if task.template else "the base's own template"
+    lines = [f"- conversations are written by {template} (`{CHAT_TEMPLATE}`, or in the tokenizer's config)"]
+    if task.messages:
+        lines.append(f"- read from the column {code_span(task.messages)}: messages with role and content")
+    if task.system:
+        lines += ["- system message of conversations that have none:", "", *fence(task.system, "text"), ""]
+    return lines
 
 
 def card_head(
@@ -250,10 +276,7 @@ def score_lines(task: AdapterTask, facts: RunFacts, seed: int) -> list[str]:
 
 
 def usage_code(task: AdapterTask, backbone: Backbone, merged: bool) -> str:
-    """Python that answers texts with PEFT or transformers alone, from the folder that holds this card.
-
-    For a chat: that loads the model, whose tokenizer writes conversations.
-    """
+    """Python that answers texts, or conversations, with PEFT or transformers alone, from the folder of this card."""
     kind = "CausalLM" if backbone.causal else "SequenceClassification"
     auto = f"AutoModelFor{kind}" if merged else f"AutoPeftModelFor{kind}"
     argument, prompt = prompt_code(task.prompt)
@@ -321,7 +344,22 @@ def usage_code(task: AdapterTask, backbone: Backbone, merged: bool) -> str:
             "return tokenizer.decode(out[0, shown.shape[1] :], skip_special_tokens=True)",
         ]
     if task.kind == "chat":
-        return "\n".join(head)
+        body = [
+            'if task["system"] and messages[0]["role"] != "system":',
+            '    messages = [{"role": "system", "content": task["system"]}, *messages]',
+            "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+            'ids = tokenizer(text.rstrip(" "), add_special_tokens=False).input_ids',
+            *cut,
+            'out = model.generate(input_ids=shown, max_new_tokens=task["max_new_tokens"])',
+            "reply = tokenizer.decode(out[0, shown.shape[1] :], skip_special_tokens=True)",
+            *(['return reply.partition(task["turn_end"])[0]'] if task.turn_end else ["return reply"]),
+        ]
+        reply = ["", "", "def reply(messages):", *(f"    {line}" for line in body)]
+        if task.messages:
+            return "\n".join([*head, *reply])
+        whole = f"({prompt}).strip()"
+        ask = f"    return reply([{{'role': 'user', 'content': {whole}}}])"
+        return "\n".join([*head, *reply, "", "", f"def predict({argument}):", ask])
     return "\n".join([*head, "", "", f"def predict({argument}):", *(f"    {line}" for line in body)])
 
 

@@ -373,13 +373,15 @@ def export_adapters(
         documents, merged_documents = (
             adapter_documents(settings, number, task, backbone, facts, merged=value) for value in (False, True)
         )
-        names = list(adapter_task(settings, number, task, backbone).labels)[:classes]
+        described = adapter_task(settings, number, task, backbone)
+        names = list(described.labels)[:classes]
         for device, parts in models_of(experiment, number):
             factors = model_of(clients, values, number, device)
             base = export.fresh_base(backbone, classes)
             if reason:
                 folder = path_below(out, "merged", *parts)
                 plain = export.merge_weights(backbone, factors, classes, base)
+                export.set_end_tokens(plain, described.end_tokens)
                 export.export_merged(backbone, factors, plain, names, samples, folder, merged_documents)
                 folders.append(folder)
                 continue
@@ -392,6 +394,7 @@ def export_adapters(
                 )
             if merged:
                 plain = export.merge_adapter(loaded)
+                export.set_end_tokens(plain, described.end_tokens)
                 target = path_below(out, "merged", *parts)
                 export.export_merged(backbone, factors, plain, names, samples, target, merged_documents)
             folders.append(folder)

@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from airpfed.core import files
 from airpfed.core.errors import UserError, hint
 from airpfed.core.paths import MAX_BYTES
 from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.experiment.library import load_run
-from airpfed.experiment.predictor import Predictor, load_predictor
-from airpfed.tasks.sources import template_columns
-from airpfed.tasks.table_files import READERS, NotText, Row, TextForm, read_as
+from airpfed.experiment.predictor import Predictor, chat_source, load_predictor
+from airpfed.tasks.sources import messages_of, template_columns
+from airpfed.tasks.table_files import READERS, NotText, Row, TextForm, json_values, read_as
 from airpfed.tasks.text import is_blank
 
 LINES = "lines"
@@ -59,21 +60,47 @@ def answer_file(request: PredictRequest, out: Path | None, as_json: bool) -> Out
     """
     if out is not None and (out.suffix not in (".csv", ".jsonl") or out.is_dir()):
         raise UserError(f"--out {out}: should be a file that ends in .csv or .jsonl")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if request.file != STDIN and not Path(request.file).exists():
+        raise UserError(f"{request.file}: no such file")
     predictor = predictor_of(request)
-    nested = (predictor.task.messages,) if predictor.task.messages else ()
-    rows = read_input(request, TextForm(nested=nested))
+    as_json = as_json if out is None else out.suffix == ".jsonl"
+    nested = tuple(name for name in (predictor.task.messages, request.column) if predictor.task.messages and name)
+    rows, values = read_input(request, TextForm(nested=nested))
     texts = prompt_rows(request, predictor, rows)
     filled = [index for index, text in enumerate(texts) if not any(map(is_blank, text.values()))]
     results: list[Answer | None] = [None] * len(rows)
-    for index, answer in zip(filled, answer_texts(predictor, [texts[index] for index in filled]), strict=True):
+    asked = [texts[index] for index in filled]
+    notes = []
+    if predictor.task.kind == "chat":
+        check_conversations(request, predictor, texts, filled)
+        if cut := predictor.too_long(asked):
+            notes.append(
+                f"{cut:,} of {len(asked):,} conversations exceed the task's {predictor.task.max_tokens} tokens; their "
+                "first exchanges, or the middle, are not read"
+            )
+    for index, answer in zip(filled, answer_texts(predictor, asked), strict=True):
         results[index] = answer
-    skipped = len(rows) - len(filled)
-    notes = (f"{skipped:,} of {len(rows):,} rows have no text, and no answer",) if skipped else ()
-    text = output_text(predictor, rows, results, as_json if out is None else out.suffix == ".jsonl")
+    if skipped := len(rows) - len(filled):
+        notes.append(f"{skipped:,} of {len(rows):,} rows have no text, and no answer")
+    text = output_text(predictor, values if as_json and values else rows, results, as_json)
     if out is None:
-        return Output(text, notes)
+        return Output(text, tuple(notes))
     files.write_atomic(out, text)
-    return Output(f"{out}: {len(filled):,} answers\n", notes)
+    return Output(f"{out}: {len(filled):,} answers\n", tuple(notes))
+
+
+def check_conversations(
+    request: PredictRequest, predictor: Predictor, texts: Sequence[Mapping[str, str]], filled: Sequence[int]
+) -> None:
+    """Raise UserError that names the file and the first of the rows `filled` whose messages cannot be answered."""
+    source, file = chat_source(predictor.task), "standard input" if request.file == STDIN else request.file
+    for index in filled:
+        try:
+            messages_of(texts[index], source)
+        except ValueError as error:
+            raise UserError(f"{file}: row {index + 1:,} {error}") from None
 
 
 def predictor_of(request: PredictRequest) -> Predictor:
@@ -100,25 +127,32 @@ def predictor_of(request: PredictRequest) -> Predictor:
 # Input
 
 
-def read_input(request: PredictRequest, form: TextForm) -> list[Row]:
-    """The rows of a file or of standard input. A text a line becomes rows of one column with the empty name.
+def read_input(request: PredictRequest, form: TextForm) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The rows of a file or of standard input, and those of JSON also with the values as they are there.
 
-    form: how a file's text is written.
+    A text a line becomes rows of one column with the empty name. form: how a file's text is written.
     """
     kind = request.format or format_of(request.file)
     if kind not in FORMATS:
         raise UserError(f"--format {kind}: should be one of {', '.join(FORMATS)}{hint(kind, FORMATS)}")
     if request.file != STDIN:
-        path = Path(request.file)
-        return read_lines(path) if kind == LINES else read_as(path, f".{kind}", form)
+        return read_path(Path(request.file), kind, form)
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     with tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
         path = Path(folder) / "stdin"
         path.write_bytes(data)
         try:
-            return read_lines(path) if kind == LINES else read_as(path, f".{kind}", form)
+            return read_path(path, kind, form)
         except UserError as error:
             raise UserError(str(error).replace(str(path), "standard input")) from None
+
+
+def read_path(path: Path, kind: str, form: TextForm) -> tuple[list[Row], list[dict[str, Any]]]:
+    """`read_input` of a file. kind: one of FORMATS."""
+    if kind == LINES:
+        return read_lines(path), []
+    rows = read_as(path, f".{kind}", form)
+    return rows, json_values(path, f".{kind}") if kind in ("json", "jsonl") else []
 
 
 def format_of(file: str) -> str:
@@ -154,6 +188,8 @@ def prompt_rows(request: PredictRequest, predictor: Predictor, rows: Sequence[Ro
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if task.messages in columns:
         needed = [task.messages]
+    elif task.messages and request.column in columns and any(row.get(request.column, "")[:1] in "[{" for row in rows):
+        return [{task.messages: row.get(request.column, "")} for row in rows]
     sources = {column: column for column in needed}
     if columns == [""]:
         if request.column:
@@ -168,7 +204,9 @@ def prompt_rows(request: PredictRequest, predictor: Predictor, rows: Sequence[Ro
         known = ", ".join(columns[:20])
         raise UserError(
             f"{request.file}: has no column {missing[0]!r}, but {known}{hint(missing[0], columns)}"
+            + (f", nor {task.messages!r}" if task.messages else "")
             + ("" if request.column else "; --column NAME chooses another for the text")
+            + (" or the messages" if task.messages and not request.column else "")
         )
     for number, row in enumerate(rows, 1):
         for column in sources.values():
@@ -212,7 +250,9 @@ def output_columns(predictor: Predictor, inputs: Sequence[str], as_json: bool) -
     return columns[len(inputs) :]
 
 
-def output_text(predictor: Predictor, rows: Sequence[Row], answers: Sequence[Answer | None], as_json: bool) -> str:
+def output_text(
+    predictor: Predictor, rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer | None], as_json: bool
+) -> str:
     """The input's rows with their answers, as CSV or as an object a line. A text a line is the column `text`.
 
     answers: None for a row without text, whose cells are empty, or null.

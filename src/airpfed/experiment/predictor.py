@@ -1,5 +1,6 @@
 """A task's model that answers texts: from a run, or from the folder of an adapter or of merged weights alone."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,18 @@ from airpfed.core.errors import UserError
 from airpfed.core.run_files import AdapterTask
 from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.model import answers, export
-from airpfed.model.chat import chat_format
+from airpfed.model.chat import ChatFormat, chat_format, conversation_prompt
 from airpfed.model.compatibility import end_tokens
 from airpfed.model.precision import Precision
 from airpfed.model.tokens import cut_middle, encode_labels, strip_prompt, tokenize
+from airpfed.tasks.sample import Message
 from airpfed.tasks.sources import Source, fill_template, messages_of, template_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Texts = Sequence[str | Mapping[str, Any]]
-"""Texts, or dicts with the columns that the task's prompt names."""
+Texts = Sequence[str | Mapping[str, Any] | Sequence[Any]]
+"""Texts, or dicts with the columns that the task's prompt names; of a chat task also lists of messages."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ class Predictor:
     def predict(self, texts: Texts) -> list[str]:
         """Answer texts: the name of a class each, or the generated text.
 
-        texts: each a text, or a dict with the columns that the task's prompt names; of a chat task also a dict with the
-        column of its messages, as JSON or as a list, up to the user's last. Raises UserError for other texts.
+        texts: each a text, or a dict with the columns that the task's prompt names; of a chat task also messages up to
+        the user's last, as a list, or as a list or JSON in a dict under the column of the task's messages. Raises
+        UserError for other texts.
         """
         if self.task.kind == "chat":
-            return self._reply(texts)
+            task, conversations = self.task, self.conversations(texts)
+            chat = self._chat_format()
+            return answers.reply(self.model, chat, conversations, task.max_tokens, task.max_new_tokens or 1)
         prompts = self._prompts(texts)
         if self.task.kind == "generate":
             ids = tokenize(self.tokenizer, [strip_prompt(prompt) for prompt in prompts])
@@ -73,25 +78,34 @@ class Predictor:
         scores = self._scores(self._prompts(texts))
         return pd.DataFrame(scores.double().softmax(1).numpy(), columns=list(self.task.labels))
 
-    def _reply(self, texts: Texts) -> list[str]:
-        task = self.task
-        source = Source(
-            task.name, task.base, "chat", task.prompt, task.text_column, max_chars=task.max_chars,
-            messages_column=task.messages, system=task.system,
-        )  # fmt: skip
-        try:
-            conversations = [messages_of(text, source) for text in check_texts(texts)]
-        except (KeyError, ValueError) as error:
-            raise UserError(f"predict: a conversation of {task.name} {error}") from None
+    def conversations(self, texts: Texts) -> list[list[Message]]:
+        """The messages of a chat task's texts, prepared as those that it trained on. Raises UserError as `predict`."""
+        source = chat_source(self.task)
+        found = []
+        for number, text in enumerate(check_texts(texts), 1):
+            try:
+                found.append(messages_of(text, source))
+            except ValueError as error:
+                raise UserError(f"predict: conversation {number:,} of {self.task.name} {error}") from None
+        return found
+
+    def too_long(self, texts: Texts) -> int:
+        """How many of a chat task's conversations exceed its `max_tokens`, so that a part of them is not read."""
+        chat, limit = self._chat_format(), self.task.max_tokens
+        lengths = (len(conversation_prompt(chat, messages, sys.maxsize)) for messages in self.conversations(texts))
+        return sum(length > limit for length in lengths)
+
+    def _chat_format(self) -> ChatFormat:
         ends = end_tokens(self.tokenizer, answers.plain_model(self.model))
-        chat = chat_format(self.tokenizer, task.template, task.name, ends)
-        return answers.reply(self.model, chat, conversations, task.max_tokens, task.max_new_tokens or 1)
+        return chat_format(self.tokenizer, self.task.template, self.task.name, ends)
 
     def _prompts(self, texts: Texts) -> list[str]:
         return [self._prompt(text, number) for number, text in enumerate(check_texts(texts), 1)]
 
-    def _prompt(self, text: str | Mapping[str, Any], number: int) -> str:
+    def _prompt(self, text: str | Mapping[str, Any] | Sequence[Any], number: int) -> str:
         task = self.task
+        if not isinstance(text, str | Mapping):
+            raise UserError(f"predict: text {number} should be a text, or a dict of columns, not {text!r:.60}")
         row = {task.text_column: text} if isinstance(text, str) else dict(text)
         for column in template_columns(task.prompt):
             if column not in row:
@@ -129,6 +143,14 @@ class Predictor:
         if () in rows:
             raise UserError(f"predict: the base's tokenizer makes no token of text {rows.index(()) + 1}")
         return [cut_middle(row, self.task.max_tokens - room) for row in rows]
+
+
+def chat_source(task: AdapterTask) -> Source:
+    """A chat task's source, as far as it says how messages are read."""
+    return Source(
+        task.name, task.base, "chat", task.prompt, task.text_column, max_chars=task.max_chars,
+        messages_column=task.messages, system=task.system,
+    )  # fmt: skip
 
 
 def check_texts(texts: Texts) -> Texts:

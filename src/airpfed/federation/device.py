@@ -97,7 +97,9 @@ def device_of(
         clients, cache=clients.cache.fresh(), shards=(clients.shards[number],), task_of=torch.zeros(1).long(),
         classes=(clients.classes[task],), batch_multiplier=(), numbers=(number,),
     )  # fmt: skip
-    return Device(number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder, unsent)
+    return Device(
+        number, experiment, clients, local_clients, task, alpha, agreement, max_norm, folder, unsent, documents
+    )
 
 
 def handle(device: Device, packet: Packet) -> Packet:

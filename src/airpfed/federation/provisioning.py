@@ -129,7 +129,10 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
         written = settings_file.read_settings(target / "device.toml", run_plugins=False)
         again = build_federation.node_tasks(written, device)[owner].train[position]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
-            raise UserError(f"tasks.{tasks[owner].name}: its samples read back from {DATA} differ")
+            raise UserError(
+                f"tasks.{tasks[owner].name}.max_chars: cuts a text at white space, which {DATA} does not keep at a "
+                "prompt's end; another length may do, or devices with data of their own (without --deal)"
+            )
 
 
 def write_share(samples: Sequence[Sample], target: Path) -> None:
@@ -201,8 +204,10 @@ def local_task_settings(
         return TaskSettings.model_validate({**common, **limits, **local, "messages": column})
     if with_shares:
         words = {word.strip(): word.strip() for word in task.labels}
+        template = source.prompt or ""  # white space around a column's text is not read
+        before, after = template[: len(template) - len(template.lstrip())], template[len(template.rstrip()) :]
         return TaskSettings.model_validate(
-            {**common, **limits, "prompt": "{prompt}", "label": "answer", "labels": words}
+            {**common, **limits, "prompt": f"{before}{{prompt}}{after}", "label": "answer", "labels": words}
         )
     system = {"system": task_settings.system} if task.kind == "chat" else {}
     columns = {

@@ -127,6 +127,12 @@ def chat_format(tokenizer: Any, template: str, task: str, end_tokens: Sequence[i
     return replace(bare, end=() if tail else tuple(end_tokens[:1]), turn_end=TurnEnd(tail, stops))
 
 
+def exported_template(chat: ChatFormat) -> str:
+    """The template with the tokens before a named template's text, as a tokenizer's own template writes them."""
+    begin = "".join(chat.tokenizer.convert_ids_to_tokens(list(chat.begin)))
+    return f"{{{{ {begin!r} }}}}{chat.jinja}" if begin else chat.jinja
+
+
 def render_chat(chat: ChatFormat, messages: Sequence[ChatMessage], with_cue: bool = False) -> str:
     """A conversation as the template writes it. with_cue: with the prompt for the assistant's next reply.
 

@@ -214,6 +214,14 @@ def export_adapter(
     return reloaded
 
 
+def set_end_tokens(model: Any, ends: Sequence[int]) -> None:
+    """Write the tokens that end an answer into a causal LM's generation config, if the base's are not all of them."""
+    config = getattr(model, "generation_config", None)
+    known = getattr(config, "eos_token_id", None)
+    if config is not None and not set(ends) <= {known, *(known if isinstance(known, list) else [])}:
+        config.eos_token_id = list(ends)
+
+
 def write_documents(tokenizer: Any, documents: Mapping[str, str], folder: Path) -> None:
     """Write a tokenizer and texts by file name into a folder."""
     with quiet_transformers():

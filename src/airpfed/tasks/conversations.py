@@ -1,8 +1,8 @@
 """Conversations from the forms in which data sets store them: messages of a role and a content, in turns.
 
 Known are lists of objects with role and content (OpenAI) or from and value (ShareGPT), an object with lists of roles
-and contents, lists of pairs of a message and its reply, and lists of texts by turns; each also inside an object, and as
-JSON in a text.
+and contents, lists of pairs of a role and a content or of a message and its reply, and lists of texts by turns; each
+also inside an object, and as JSON in a text.
 """
 
 import json
@@ -33,6 +33,9 @@ LIST_KEYS = ("messages", "conversations", "conversation", "dialog", "dialogue", 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
 
+CALL_KEYS = ("tool_calls", "function_call")
+"""Keys of what a message does beside its text."""
+
 MAX_DEPTH = 5
 """Objects and texts around a list of messages."""
 
@@ -50,15 +53,39 @@ class Conversation:
     dropped: int = 0
 
 
-def read_conversation(value: Any, system: str = "") -> Conversation | None:
+def read_conversation(value: Any, system: str = "", max_chars: int | None = None) -> Conversation | None:
     """Read a conversation; None where it has no reply to a user.
 
-    value: JSON text, or what it holds. system: a message before conversations that have no system message. Raises
-    ValueError, in a few words, where the form is not known.
+    value: JSON text, or what it holds. system: a message before conversations that have no system message. max_chars:
+    length at which every message but the assistant's is cut. Raises ValueError, in a few words, where the form is not
+    known.
     """
+    read = _read_turns(value, system, max_chars)
+    last = max((n for n, (role, _) in enumerate(read.messages) if role == "assistant"), default=-1)
+    if last < 0:
+        return None
+    return Conversation(read.messages[: last + 1], read.joined, read.dropped + len(read.messages) - 1 - last)
+
+
+def read_prompt(value: Any, system: str = "", max_chars: int | None = None) -> list[Message]:
+    """The messages up to the user's last, which a model is to answer, as `read_conversation` has them before a reply.
+
+    Arguments and errors as there; ValueError, too, where the user's message is not the last.
+    """
+    messages = _read_turns(value, system, max_chars).messages
+    if not any(role == "user" for role, _ in messages):
+        raise ValueError("holds no message of a user")
+    if messages[-1][0] != "user":
+        raise ValueError(f"ends with a message of {messages[-1][0]}; the user's should be the last")
+    return list(messages)
+
+
+def _read_turns(value: Any, system: str, max_chars: int | None) -> Conversation:
+    """The messages from the user's first on, after a system message if there is one; replies may follow or not."""
     messages: list[Message] = []
     joined = dropped = 0
-    for role, content in list_messages(value):
+    for role, whole in list_messages(value):
+        content = whole if role == "assistant" else whole[:max_chars].strip()
         if is_blank(content):
             dropped += 1
         elif messages and messages[-1][0] == role:
@@ -69,15 +96,11 @@ def read_conversation(value: Any, system: str = "") -> Conversation | None:
     heads = [message for message in messages if message[0] == "system"]
     turns = [message for message in messages if message[0] != "system"]
     first = next((n for n, (role, _) in enumerate(turns) if role == "user"), len(turns))
-    last = max((n for n, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
-    if last < first:
-        return None
-    if len(heads) > 1 or (heads and messages[0] != heads[0]):
-        raise ValueError("a system message stands after other messages; only the first message can be one")
+    if first < len(turns) and (len(heads) > 1 or (heads and messages[0] != heads[0])):
+        raise ValueError("has a system message after other messages; only the first message can be one")
     if not heads and system:
         heads = [("system", system)]
-    dropped += first + len(turns) - 1 - last
-    return Conversation((*heads, *turns[first : last + 1]), joined, dropped)
+    return Conversation((*heads, *turns[first:]), joined, dropped + first)
 
 
 def list_messages(value: Any, depth: int = 0) -> list[Message]:
@@ -106,6 +129,8 @@ def list_messages(value: Any, depth: int = 0) -> list[Message]:
     if all(isinstance(item, str) for item in value):
         return [(("user", "assistant")[n % 2], item.strip()) for n, item in enumerate(value)]
     if all(isinstance(item, list) and len(item) == 2 and all(isinstance(t, str) for t in item) for item in value):
+        if all(role.strip().lower() in ROLES for role, _ in value):
+            return [_read_message({"role": role.strip(), "content": content}) for role, content in value]
         return [(role, text.strip()) for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)]
     return [_read_message(item) for item in value]
 
@@ -120,6 +145,8 @@ def _read_message(item: Any) -> Message:
         raise ValueError(f"holds a message without a role ({', '.join(ROLE_KEYS)})")
     if role.lower() not in ROLES:
         raise ValueError(f"holds a message of {role[:40]!r}; known roles are {', '.join(ROLES)}")
+    if calls := [key for key in CALL_KEYS if item.get(key)]:
+        raise ValueError(f"holds a message with {calls[0]}, which no text says; leave such conversations out")
     return ROLES[role.lower()], _content_text(content).strip()
 
 

@@ -18,7 +18,7 @@ from airpfed.core.paths import HUB, TABLES
 from airpfed.core.rows import RowDict, parse_call
 from airpfed.core.wheels import cached_text
 from airpfed.tasks import catalog
-from airpfed.tasks.conversations import Conversation, dialogue_text, list_messages, read_conversation
+from airpfed.tasks.conversations import Conversation, dialogue_text, read_conversation, read_prompt
 from airpfed.tasks.hub import read_hub, stream_hub
 from airpfed.tasks.packages import package
 from airpfed.tasks.sample import Counts, Kind, Message, Sample
@@ -192,8 +192,9 @@ def _read_chat(source: Source, num_rows: int) -> SourceData:
     rows, skipped = _drop_empty(source, template, raw_rows)
     distinct: dict[str, tuple[Conversation, Row]] = {}
     duplicates = contradictions = unanswered = 0
+    numbers = {id(row): number for number, row in enumerate(raw_rows, 1)}
     for row in rows:
-        conversation = _conversation(source, template, row)
+        conversation = _conversation(source, template, numbers[id(row)], row)
         if conversation is None:
             unanswered += 1
             continue
@@ -238,41 +239,45 @@ def _read_chat(source: Source, num_rows: int) -> SourceData:
     return SourceData("chat", (), samples, sha256, (), counts)
 
 
-def _conversation(source: Source, template: str, row: Row) -> Conversation | None:
+def _conversation(source: Source, template: str, number: int, row: Row) -> Conversation | None:
     """The conversation of a row; None where it has no reply to a user. Raises UserError for other forms."""
     column = source.messages_column
-    if column is None:
-        prompt = fill_template(template, row, source.max_chars).strip()
-        value: Any = [[prompt, row[source.label_column]]]
-    else:
-        value = row[column]
     try:
-        conversation = read_conversation(value, source.system)
+        if column is not None:
+            return read_conversation(row[column], source.system, source.max_chars)
+        prompt = fill_template(template, row, source.max_chars)
+        return read_conversation(
+            [_message("user", prompt), _message("assistant", row[source.label_column])], source.system
+        )
     except ValueError as error:
         raise UserError(
-            f"tasks.{source.name}.messages: a row of column {source.messages_column!r} of {source.source!r} {error}"
+            f"tasks.{source.name}.messages: row {number:,} of {source.source!r} {error} (column {column!r})"
         ) from None
-    if conversation is None or source.max_chars is None:
-        return conversation
-    cut = [(role, text if role == "assistant" else text[: source.max_chars]) for role, text in conversation.messages]
-    return replace(conversation, messages=tuple(cut))
 
 
-def messages_of(text: str | Mapping[str, Any], source: Source) -> list[Message]:
+def messages_of(text: Any, source: Source) -> list[Message]:
     """The messages that a chat task's model replies to: those of a text, of columns, or of the column of messages.
 
-    source: with all defaults. Raises KeyError where a column is missing, ValueError where the messages have another
-    form or do not end with the user's.
+    They are prepared as those that the task trained on. text: a list is one of messages. source: with all defaults.
+    Raises ValueError, in a few words, where a column is missing, or the messages have another form or do not end with
+    the user's.
     """
+    if not isinstance(text, str | Mapping):
+        return read_prompt(text, source.system, source.max_chars)
     row = {source.text_column: text} if isinstance(text, str) else dict(text)
     if source.messages_column is not None and source.messages_column in row:
-        messages = list_messages(row[source.messages_column])
-    else:
-        messages = [("user", fill_template(source.prompt or "", row, source.max_chars).strip())]
-    if messages[-1][0] != "user":
-        raise ValueError(f"ends with a message of {messages[-1][0]}; the user's should be the last")
-    heads = [("system", source.system)] if source.system and messages[0][0] != "system" else []
-    return [*heads, *messages]
+        return read_prompt(row[source.messages_column], source.system, source.max_chars)
+    columns = template_columns(source.prompt or "")
+    if missing := [column for column in columns if column not in row]:
+        others = "" if source.messages_column is None else f", or {source.messages_column!r} with its messages"
+        raise ValueError(f"has no column {missing[0]!r}{others}")
+    if other := [column for column in columns if not isinstance(row[column], str)]:
+        raise ValueError(f"has no text in column {other[0]!r}: {row[other[0]]!r:.60}")
+    return read_prompt([_message("user", fill_template(source.prompt or "", row, source.max_chars))], source.system)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def fill_template(template: str, row: Row, max_chars: int | None) -> str:

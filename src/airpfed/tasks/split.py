@@ -302,7 +302,7 @@ def dirichlet(
     """
     labels = np.array([sample.label for sample in samples])
     if (labels < 0).any():
-        raise ValueError("needs classes, and a 'generate' task has none; take \"iid\"")
+        raise ValueError('needs classes, and a task that writes text has none; take "iid"')
     _, codes, totals = np.unique(labels, return_inverse=True, return_counts=True)
     stacks = [rng.permutation(np.flatnonzero(codes == code)).tolist() for code in range(len(totals))]
     proportions = rng.dirichlet(alpha * len(totals) * totals / len(labels), size=len(counts))

@@ -114,6 +114,12 @@ def parse_text(data: bytes, ending: str, form: TextForm, notes: list[str]) -> li
     return to_rows(TEXT_READERS[ending](decode_text(data, form.encoding, notes), form.delimiter, notes), form.nested)
 
 
+def json_values(path: Path, ending: str) -> list[dict[str, Any]]:
+    """The rows of a .json or .jsonl file that `read_as` reads, with the values as they are in the file."""
+    rows = TEXT_READERS[ending](decode_text(path.read_bytes()), "", [])
+    return [{_column_name(key): value for key, value in row.items()} for row in rows]
+
+
 def check_file(path: Path, ending: str) -> None:
     """Raise UserError unless a path is a regular file of a known kind and not too large."""
     if path.is_dir():
