@@ -273,16 +273,16 @@ def _coherent_in_symbol(block: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     numbers, group = torch.unique(block, return_inverse=True)
     groups = torch.split(torch.arange(len(numbers))[numbers >= 0], BLOCKS_AT_ONCE)
 
-    def inverse(some: Int[Tensor, " g"]) -> Complex[Tensor, "g _half"]:
-        transformed: Tensor = torch.fft.ihfft((group == some[:, None]).double())
+    def inverse(members: Int[Tensor, " g"]) -> Complex[Tensor, "g _half"]:
+        transformed: Tensor = torch.fft.ihfft((group == members[:, None]).double())
         return transformed
 
-    everything = sum(inverse(some).abs().square().sum(0) for some in groups)
+    everything = sum(inverse(members).abs().square().sum(0) for members in groups)
     share = torch.zeros(len(block), dtype=torch.float64)
-    for some in groups:
-        c = inverse(some)
+    for members in groups:
+        c = inverse(members)
         caused = torch.fft.hfft(c * (2 * everything - c.abs().square()), len(block))
-        share += torch.where(group == some[:, None], caused, 0.0).sum(0)
+        share += torch.where(group == members[:, None], caused, 0.0).sum(0)
     return share
 
 

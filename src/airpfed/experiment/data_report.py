@@ -22,27 +22,35 @@ MAX_CLASSES = 12
 
 def report_data(settings: Settings, tasks: Sequence[Task], experiment: TrainingSetup) -> dict[str, DataReport]:
     """Map each task to the report about its data. The server of a federation only has the dev and test splits."""
-    clients, max_tokens = experiment.clients, settings.model.max_tokens
-    task_of = clients.task_of.tolist()
+    clients, task_of = experiment.clients, experiment.clients.task_of.tolist()
+    shards = [
+        [sample for index, shard in zip(task_of, clients.shards, strict=True) if index == number for sample in shard]
+        for number in range(len(tasks))
+    ]
     reports: dict[str, DataReport] = {}
-    for number, (task, view) in enumerate(zip(tasks, experiment.tasks, strict=True)):
-        train = [
-            sample for index, shard in zip(task_of, clients.shards, strict=True) if index == number for sample in shard
-        ]
-        report = report_task(task, train, view, clients.backbone.tokenizer, max_tokens)
-        if view.words:
-            lengths = sorted(map(len, view.words))
-            tokens = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
-            line = f"a class is scored by all {tokens} tokens of its label word, not by the first alone"
-            report = report.model_copy(update={"notes": [*report.notes, line]})
-        if task.kind == "chat":
-            report = report_cuts(report, task, settings.tasks[number], clients.backbone, max_tokens)
-        min_samples = settings.tasks[number].samples_per_device
-        if train and settings.tasks[number].sizes == "equal" and report.samples_least < min_samples:
-            line = f"samples_per_device = {min_samples}, and there are fewer"
+    for number, task in enumerate(tasks):
+        report, asked = report_task(settings, number, task, shards[number], experiment), settings.tasks[number]
+        if shards[number] and asked.sizes == "equal" and report.samples_least < asked.samples_per_device:
+            line = f"samples_per_device = {asked.samples_per_device}, and there are fewer"
             report = report.model_copy(update={"notes": [*report.notes, line]})
         reports[task.name] = report
     return reports
+
+
+def report_task(
+    settings: Settings, number: int, task: Task, train: Sequence[Encoding], experiment: TrainingSetup
+) -> DataReport:
+    """The report about a task's data. number: of the task. train: tokens of the samples of `task.train`, in turn."""
+    view, backbone, max_tokens = experiment.tasks[number], experiment.clients.backbone, settings.model.max_tokens
+    report = count_data(task, train, view, backbone.tokenizer, max_tokens)
+    if view.words:
+        lengths = sorted(map(len, view.words))
+        tokens = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+        line = f"a class is scored by all {tokens} tokens of its label word, not by the first alone"
+        report = report.model_copy(update={"notes": [*report.notes, line]})
+    if task.kind == "chat":
+        report = report_cuts(report, task, settings.tasks[number], backbone, max_tokens)
+    return report
 
 
 def report_cuts(
@@ -88,8 +96,8 @@ def report_cuts(
     )
 
 
-def report_task(task: Task, train: Sequence[Encoding], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
-    """Report about a task's data. train: tokens of the training samples of all its devices, device by device."""
+def count_data(task: Task, train: Sequence[Encoding], view: TaskView, tokenizer: Any, max_tokens: int) -> DataReport:
+    """What is counted of any task's data. train: tokens of the samples of `task.train`, device by device."""
     shards = [sample for shard in task.train for sample in shard]
     pairs = [
         *zip(shards, train, strict=True),

@@ -147,7 +147,7 @@ def local_task(settings: Settings, task_settings: TaskSettings, position: int) -
     """The device's own task. Every distinct sample of its file is a training sample."""
     loaded = load_source(build.source_of(task_settings), task_settings.samples_per_device)
     train = tuple(loaded.samples if index == position else () for index in range(task_settings.devices))
-    return Task(task_settings.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256)
+    return Task(task_settings.name, loaded.kind, loaded.labels, train, (), (), loaded.sha256, counts=loaded.counts)
 
 
 def foreign_task(task_settings: TaskSettings) -> Task:

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from airpfed.config import settings_file
 from airpfed.core.errors import UserError
+from airpfed.experiment import data_report
 from airpfed.federation import build_federation
 from airpfed.federation.addresses import node_of
 from airpfed.federation.device import Device, handle
@@ -29,7 +31,14 @@ def device_at(file: Path) -> Device:
     settings = settings_file.read_settings(file)
     node = node_of(settings, file)
     tasks = build_federation.node_tasks(settings, node.device)
-    return build_federation.devices_of(settings, tasks, {node.device: file.parent / node.state / "runs"})[node.device]
+    folders = {node.device: file.parent / node.state / "runs"}
+    device = build_federation.devices_of(settings, tasks, folders)[node.device]
+    own = replace(tasks[device.task], train=tuple(shard for shard in tasks[device.task].train if shard))
+    shard = device.local_clients.shards[0]
+    report = data_report.report_task(settings, device.task, own, shard, device.experiment)
+    for line in data_report.data_lines({own.name: report}):
+        print(line, flush=True)
+    return device
 
 
 def answer_connection(device: Device, line: socket.socket) -> None:
