@@ -300,6 +300,16 @@ def test_conversations_of_a_file_are_answered(chat: ap.Run, tmp_path: Path) -> N
     file.write_text(json.dumps({"said": long}) + "\n")
     done = good(command("predict", chat.folder, file, "--task", "moods", "--column", "said"))
     assert "1 of 1 conversations exceed the task's" in done.err
+    file.write_text('{"talk": [{"role": "user", "content": " "}], "a": "\\ud800", "b": NaN}\n')
+    done = good(command("predict", chat.folder, file, "--task", "moods", "--json"))
+    assert done.err == "1 of 1 rows have no text, and no answer\n"
+    row = json.loads(done.out)
+    assert (row["a"], row["b"], row["prediction"]) == ("", "", None), "what JSON cannot write is text"
+    both = [{"talk": talk, "question": text} for text in ("[Note] ba be", "{ka}")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in both))
+    done = good(command("predict", chat.folder, file, "--task", "moods", "--column", "question", "--json"))
+    answers = [json.loads(line)["prediction"] for line in done.out.splitlines()]
+    assert answers == chat.predict([row["question"] for row in both], "moods"), "a column of texts"
     for wrong, words in (
         ([*talk, {"role": "assistant", "content": "x"}], "row 1 ends with a message of assistant"),
         ([{"role": "oracle", "content": "x"}], "row 1 holds a message of 'oracle'"),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,3 +232,14 @@ def test_weights_that_were_merged_wrongly_take_no_place(
     with pytest.raises(UserError, match="the merged weights' logits differ by"):
         artifacts.export_adapters(settings, made, state, tmp_path, merged=True)
     assert not list((tmp_path / "merged").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("known", "ends", "written"),
+    [(2, [2], 2), (2, [2, 5], [2, 5]), ([2, 5], [5, 2], [2, 5]), (None, [7], [7]), ([2, 3], [2, 3, 9], [2, 3, 9])],
+)
+def test_tokens_that_end_a_turn_are_added_to_a_generation_config(known: Any, ends: list[int], written: Any) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=known))
+    export.set_end_tokens(model, ends)
+    assert model.generation_config.eos_token_id == written
+    export.set_end_tokens(SimpleNamespace(), ends)  # a classifier has none

@@ -167,6 +167,16 @@ def test_a_model_is_asked_with_a_text_columns_or_messages() -> None:
             messages_of(wrong, source)  # type: ignore[arg-type]
 
 
+def test_a_text_is_a_message_though_the_messages_column_has_the_texts_name() -> None:
+    source = with_defaults(Source("x", "x.csv", kind="chat", messages_column="text"))
+    assert messages_of("hello", source) == [("user", "hello")]
+    assert messages_of({"text": OPENAI[:3]}, source) == list(TURNS[:3])
+
+
+def test_a_late_system_message_matters_only_where_a_reply_is_read() -> None:
+    assert read_conversation(say(("user", "a"), ("system", "b"))) is None
+
+
 def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 

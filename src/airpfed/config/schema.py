@@ -218,7 +218,8 @@ class TaskSettings(Section):
         0,
         ge=0,
         le=1_000_000_000,
-        description="largest number of characters of a column's text, or of a message that is not a reply; 0: the "
+        description="largest number of characters of a column's text, or of a message that is not a reply, before "
+        "messages of one role are joined; 0: the "
         "catalogue's limit, or none",
     )
     max_empty_share: float = Field(

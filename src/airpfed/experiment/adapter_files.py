@@ -15,7 +15,7 @@ from airpfed.core.run_files import AdapterTask
 from airpfed.experiment.build import source_of
 from airpfed.model import origin
 from airpfed.model.backbone import Backbone
-from airpfed.model.chat import chat_format, exported_template
+from airpfed.model.chat import chat_format, exported_template, is_export_exact
 from airpfed.model.tokens import affix_ids, shared_length, tokenize
 from airpfed.tasks.sources import fill_template, template_columns, with_defaults
 from airpfed.training.evaluate import TaskView
@@ -70,6 +70,7 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
     names = list(view.names) if len(set(view.names)) == len(words) else [word.strip() for word in words]
     generates = view.kind != "classify"
     prompt = source.prompt or ""
+    columns = template_columns(prompt)
     chat = None
     if view.kind == "chat":
         chat = chat_format(backbone.tokenizer, task.template, task.name, backbone.end_tokens)
@@ -81,7 +82,7 @@ def adapter_task(settings: Settings, number: int, view: TaskView, backbone: Back
         name=task.name,
         kind=view.kind,
         prompt=prompt,
-        text_column=source.text_column,
+        text_column=next((name for name in (source.text_column, *columns) if name in columns), source.text_column),
         max_chars=source.max_chars,
         max_tokens=settings.model.max_tokens,
         labels=dict(zip(names, words, strict=True)),
@@ -171,7 +172,7 @@ def model_card(
         "## Task",
         "",
         f"- kind: {task.kind}",
-        *chat_lines(task),
+        *chat_lines(task, backbone),
         *([] if task.messages else ["- prompt:", "", *fence(task.prompt, "text")]),
         "",
     ]
@@ -209,12 +210,17 @@ def model_card(
     return f"---\n{card_head(task, base, backbone.causal, facts.summary, merged)}\n---\n\n" + "\n".join(lines)
 
 
-def chat_lines(task: AdapterTask) -> list[str]:
+def chat_lines(task: AdapterTask, backbone: Backbone) -> list[str]:
     """What a card says about a chat's conversations; nothing for other tasks."""
     if task.kind != "chat":
         return []
     template = f"the template {task.template}" if task.template else "the base's own template"
     lines = [f"- conversations are written by {template} (`{CHAT_TEMPLATE}`, or in the tokenizer's config)"]
+    if task.template and not is_export_exact(chat_format(backbone.tokenizer, task.template, task.name)):
+        lines.append(
+            "- this base's tokenizer reads the first word after its begin token otherwise than training did, so that "
+            "answers of the code above may differ from the run's"
+        )
     if task.messages:
         lines.append(f"- read from the column {code_span(task.messages)}: messages with role and content")
     if task.system:

@@ -381,7 +381,8 @@ def export_adapters(
             if reason:
                 folder = path_below(out, "merged", *parts)
                 plain = export.merge_weights(backbone, factors, classes, base)
-                export.set_end_tokens(plain, described.end_tokens)
+                if task.kind == "chat":
+                    export.set_end_tokens(plain, described.end_tokens)
                 export.export_merged(backbone, factors, plain, names, samples, folder, merged_documents)
                 folders.append(folder)
                 continue
@@ -394,7 +395,8 @@ def export_adapters(
                 )
             if merged:
                 plain = export.merge_adapter(loaded)
-                export.set_end_tokens(plain, described.end_tokens)
+                if task.kind == "chat":
+                    export.set_end_tokens(plain, described.end_tokens)
                 target = path_below(out, "merged", *parts)
                 export.export_merged(backbone, factors, plain, names, samples, target, merged_documents)
             folders.append(folder)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from airpfed.core.paths import MAX_BYTES
 from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.experiment.library import load_run
 from airpfed.experiment.predictor import Predictor, chat_source, load_predictor
+from airpfed.tasks.conversations import NoMessageError
 from airpfed.tasks.sources import messages_of, template_columns
 from airpfed.tasks.table_files import READERS, NotText, Row, TextForm, json_values, read_as
 from airpfed.tasks.text import is_blank
@@ -67,14 +69,17 @@ def answer_file(request: PredictRequest, out: Path | None, as_json: bool) -> Out
     predictor = predictor_of(request)
     as_json = as_json if out is None else out.suffix == ".jsonl"
     nested = tuple(name for name in (predictor.task.messages, request.column) if predictor.task.messages and name)
-    rows, values = read_input(request, TextForm(nested=nested))
+    rows, values = read_input(request, TextForm(nested=nested), as_json)
     texts = prompt_rows(request, predictor, rows)
     filled = [index for index, text in enumerate(texts) if not any(map(is_blank, text.values()))]
     results: list[Answer | None] = [None] * len(rows)
-    asked = [texts[index] for index in filled]
     notes = []
+    asked: list[str | Mapping[str, str]] = [texts[index] for index in filled]
     if predictor.task.kind == "chat":
-        check_conversations(request, predictor, texts, filled)
+        if any("" in row for row in rows):  # a text a line, whatever the column of the messages is called
+            asked = [next(iter(texts[index].values())) for index in filled]
+        with_message = [has_message(request, predictor, *pair) for pair in zip(filled, asked, strict=True)]
+        filled, asked = list(compress(filled, with_message)), list(compress(asked, with_message))
         if cut := predictor.too_long(asked):
             notes.append(
                 f"{cut:,} of {len(asked):,} conversations exceed the task's {predictor.task.max_tokens} tokens; their "
@@ -84,23 +89,31 @@ def answer_file(request: PredictRequest, out: Path | None, as_json: bool) -> Out
         results[index] = answer
     if skipped := len(rows) - len(filled):
         notes.append(f"{skipped:,} of {len(rows):,} rows have no text, and no answer")
-    text = output_text(predictor, values if as_json and values else rows, results, as_json)
+    text = output_text(predictor, values or rows, results, as_json)
     if out is None:
         return Output(text, tuple(notes))
     files.write_atomic(out, text)
     return Output(f"{out}: {len(filled):,} answers\n", tuple(notes))
 
 
-def check_conversations(
-    request: PredictRequest, predictor: Predictor, texts: Sequence[Mapping[str, str]], filled: Sequence[int]
-) -> None:
-    """Raise UserError that names the file and the first of the rows `filled` whose messages cannot be answered."""
-    source, file = chat_source(predictor.task), "standard input" if request.file == STDIN else request.file
-    for index in filled:
-        try:
-            messages_of(texts[index], source)
-        except ValueError as error:
-            raise UserError(f"{file}: row {index + 1:,} {error}") from None
+def has_message(request: PredictRequest, predictor: Predictor, index: int, text: str | Mapping[str, str]) -> bool:
+    """Whether a row has a message to answer. Raises UserError that names file and row for another form."""
+    try:
+        messages_of(text, chat_source(predictor.task))
+    except NoMessageError:
+        return False
+    except ValueError as error:
+        file = "standard input" if request.file == STDIN else request.file
+        raise UserError(f"{file}: row {index + 1:,} {error}") from None
+    return True
+
+
+def are_messages(cells: Sequence[str]) -> bool:
+    """Whether all cells that are not blank hold a list or an object as JSON."""
+    try:
+        return all(isinstance(json.loads(cell), list | dict) for cell in cells if not is_blank(cell))
+    except (ValueError, RecursionError):
+        return False
 
 
 def predictor_of(request: PredictRequest) -> Predictor:
@@ -127,32 +140,33 @@ def predictor_of(request: PredictRequest) -> Predictor:
 # Input
 
 
-def read_input(request: PredictRequest, form: TextForm) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_input(request: PredictRequest, form: TextForm, with_values: bool) -> tuple[list[Row], list[dict[str, Any]]]:
     """The rows of a file or of standard input, and those of JSON also with the values as they are there.
 
-    A text a line becomes rows of one column with the empty name. form: how a file's text is written.
+    A text a line becomes rows of one column with the empty name. form: how a file's text is written. with_values:
+    whether the second is asked for.
     """
     kind = request.format or format_of(request.file)
     if kind not in FORMATS:
         raise UserError(f"--format {kind}: should be one of {', '.join(FORMATS)}{hint(kind, FORMATS)}")
     if request.file != STDIN:
-        return read_path(Path(request.file), kind, form)
+        return read_path(Path(request.file), kind, form, with_values)
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     with tempfile.TemporaryDirectory(prefix="airpfed-") as folder:
         path = Path(folder) / "stdin"
         path.write_bytes(data)
         try:
-            return read_path(path, kind, form)
+            return read_path(path, kind, form, with_values)
         except UserError as error:
             raise UserError(str(error).replace(str(path), "standard input")) from None
 
 
-def read_path(path: Path, kind: str, form: TextForm) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_path(path: Path, kind: str, form: TextForm, with_values: bool) -> tuple[list[Row], list[dict[str, Any]]]:
     """`read_input` of a file. kind: one of FORMATS."""
     if kind == LINES:
         return read_lines(path), []
     rows = read_as(path, f".{kind}", form)
-    return rows, json_values(path, f".{kind}") if kind in ("json", "jsonl") else []
+    return rows, json_values(path, f".{kind}") if with_values and kind in ("json", "jsonl") else []
 
 
 def format_of(file: str) -> str:
@@ -186,10 +200,9 @@ def prompt_rows(request: PredictRequest, predictor: Predictor, rows: Sequence[Ro
     task = predictor.task
     needed = template_columns(task.prompt)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    if task.messages in columns:
+    given = [row.get(request.column, "") for row in rows] if request.column in columns else []
+    if task.messages and (are_messages(given) if given else not request.column and task.messages in columns):
         needed = [task.messages]
-    elif task.messages and request.column in columns and any(row.get(request.column, "")[:1] in "[{" for row in rows):
-        return [{task.messages: row.get(request.column, "")} for row in rows]
     sources = {column: column for column in needed}
     if columns == [""]:
         if request.column:
@@ -226,8 +239,8 @@ class Answer:
     probabilities: Mapping[str, float]
 
 
-def answer_texts(predictor: Predictor, texts: Sequence[Mapping[str, str]]) -> list[Answer]:
-    """Answer texts, each a dict with the columns of the prompt."""
+def answer_texts(predictor: Predictor, texts: Sequence[str | Mapping[str, str]]) -> list[Answer]:
+    """Answer texts, each a text or a dict with the columns of the prompt."""
     if predictor.task.kind != "classify":
         return [Answer(text, {}) for text in predictor.predict(texts)]
     rows = predictor.predict_proba(texts).to_dict("records") if texts else []

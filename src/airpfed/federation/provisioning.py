@@ -130,8 +130,8 @@ def _found_device(folder: Path, device: int, settings: Settings, tasks: tuple[Ta
         again = build_federation.node_tasks(written, device)[owner].train[position]
         if [plain(sample) for sample in again] != [plain(sample) for sample in tasks[owner].train[position]]:
             raise UserError(
-                f"tasks.{tasks[owner].name}.max_chars: cuts a text at white space, which {DATA} does not keep at a "
-                "prompt's end; another length may do, or devices with data of their own (without --deal)"
+                f"tasks.{tasks[owner].name}: its samples read back from {DATA} differ; where max_chars cuts a text at "
+                "white space, another length may do; else give devices data of their own (without --deal)"
             )
 
 
@@ -200,7 +200,8 @@ def local_task_settings(
             limits[key] = getattr(task_settings, key)
     if task.kind == "chat" and (with_shares or task_settings.messages):
         column = "messages" if with_shares else task_settings.messages
-        local = {} if with_shares else {"system": task_settings.system, "max_chars": source.max_chars or 0}
+        local: dict[str, Any] = {"system": task_settings.system}
+        local |= {} if with_shares else {"max_chars": source.max_chars or 0}  # dealt messages are cut already
         return TaskSettings.model_validate({**common, **limits, **local, "messages": column})
     if with_shares:
         words = {word.strip(): word.strip() for word in task.labels}

@@ -133,6 +133,17 @@ def exported_template(chat: ChatFormat) -> str:
     return f"{{{{ {begin!r} }}}}{chat.jinja}" if begin else chat.jinja
 
 
+def is_export_exact(chat: ChatFormat) -> bool:
+    """Whether a text of `exported_template` gives the tokens that training read.
+
+    A tokenizer may read the first word after a begin token otherwise where both are in one text.
+    """
+    text = render_chat(chat, PROBE)
+    plain = (*chat.begin, *chat.tokenizer(text, add_special_tokens=False).input_ids)
+    begin = "".join(chat.tokenizer.convert_ids_to_tokens(list(chat.begin)))
+    return tuple(chat.tokenizer(begin + text, add_special_tokens=False).input_ids) == plain
+
+
 def render_chat(chat: ChatFormat, messages: Sequence[ChatMessage], with_cue: bool = False) -> str:
     """A conversation as the template writes it. with_cue: with the prompt for the assistant's next reply.
 

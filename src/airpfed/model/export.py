@@ -218,7 +218,7 @@ def set_end_tokens(model: Any, ends: Sequence[int]) -> None:
     """Write the tokens that end an answer into a causal LM's generation config, if the base's are not all of them."""
     config = getattr(model, "generation_config", None)
     known = getattr(config, "eos_token_id", None)
-    if config is not None and not set(ends) <= {known, *(known if isinstance(known, list) else [])}:
+    if config is not None and not set(ends) <= set(known if isinstance(known, list | tuple) else [known]):
         config.eos_token_id = list(ends)
 
 

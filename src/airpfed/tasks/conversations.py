@@ -40,6 +40,13 @@ MAX_DEPTH = 5
 """Objects and texts around a list of messages."""
 
 
+LATE = "has a system message after other messages; only the first message can be one"
+
+
+class NoMessageError(ValueError):
+    """A conversation has no message of a user that is not blank."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """A conversation that begins with a system message or the user and ends with a reply of the assistant.
@@ -60,28 +67,37 @@ def read_conversation(value: Any, system: str = "", max_chars: int | None = None
     length at which every message but the assistant's is cut. Raises ValueError, in a few words, where the form is not
     known.
     """
-    read = _read_turns(value, system, max_chars)
+    read, late = _read_turns(value, system, max_chars)
     last = max((n for n, (role, _) in enumerate(read.messages) if role == "assistant"), default=-1)
     if last < 0:
         return None
+    if late:
+        raise ValueError(LATE)
     return Conversation(read.messages[: last + 1], read.joined, read.dropped + len(read.messages) - 1 - last)
 
 
 def read_prompt(value: Any, system: str = "", max_chars: int | None = None) -> list[Message]:
     """The messages up to the user's last, which a model is to answer, as `read_conversation` has them before a reply.
 
-    Arguments and errors as there; ValueError, too, where the user's message is not the last.
+    Arguments and errors as there; ValueError, too, where the user's message is not the last, and `NoMessageError` where
+    there is none.
     """
-    messages = _read_turns(value, system, max_chars).messages
+    read, late = _read_turns(value, system, max_chars)
+    messages = read.messages
     if not any(role == "user" for role, _ in messages):
-        raise ValueError("holds no message of a user")
+        raise NoMessageError("holds no message of a user")
+    if late:
+        raise ValueError(LATE)
     if messages[-1][0] != "user":
         raise ValueError(f"ends with a message of {messages[-1][0]}; the user's should be the last")
     return list(messages)
 
 
-def _read_turns(value: Any, system: str, max_chars: int | None) -> Conversation:
-    """The messages from the user's first on, after a system message if there is one; replies may follow or not."""
+def _read_turns(value: Any, system: str, max_chars: int | None) -> tuple[Conversation, bool]:
+    """The messages from the user's first on, after a system message if there is one; replies may follow or not.
+
+    Also returned is whether a system message stands after other messages.
+    """
     messages: list[Message] = []
     joined = dropped = 0
     for role, whole in list_messages(value):
@@ -96,11 +112,10 @@ def _read_turns(value: Any, system: str, max_chars: int | None) -> Conversation:
     heads = [message for message in messages if message[0] == "system"]
     turns = [message for message in messages if message[0] != "system"]
     first = next((n for n, (role, _) in enumerate(turns) if role == "user"), len(turns))
-    if first < len(turns) and (len(heads) > 1 or (heads and messages[0] != heads[0])):
-        raise ValueError("has a system message after other messages; only the first message can be one")
+    late = len(heads) > 1 or (len(heads) == 1 and messages[0] != heads[0])
     if not heads and system:
         heads = [("system", system)]
-    return Conversation((*heads, *turns[first:]), joined, dropped + first)
+    return Conversation((*heads, *turns[first:]), joined, dropped + first), late
 
 
 def list_messages(value: Any, depth: int = 0) -> list[Message]:

@@ -265,7 +265,7 @@ def messages_of(text: Any, source: Source) -> list[Message]:
     if not isinstance(text, str | Mapping):
         return read_prompt(text, source.system, source.max_chars)
     row = {source.text_column: text} if isinstance(text, str) else dict(text)
-    if source.messages_column is not None and source.messages_column in row:
+    if source.messages_column is not None and source.messages_column in row and not isinstance(text, str):
         return read_prompt(row[source.messages_column], source.system, source.max_chars)
     columns = template_columns(source.prompt or "")
     if missing := [column for column in columns if column not in row]:

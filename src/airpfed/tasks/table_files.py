@@ -115,9 +115,20 @@ def parse_text(data: bytes, ending: str, form: TextForm, notes: list[str]) -> li
 
 
 def json_values(path: Path, ending: str) -> list[dict[str, Any]]:
-    """The rows of a .json or .jsonl file that `read_as` reads, with the values as they are in the file."""
+    """The rows of a .json or .jsonl file that `read_as` reads, with the values as they are in the file.
+
+    A value that JSON cannot write, such as NaN, is its text.
+    """
     rows = TEXT_READERS[ending](decode_text(path.read_bytes()), "", [])
-    return [{_column_name(key): value for key, value in row.items()} for row in rows]
+    return [{_column_name(key): _json_value(value) for key, value in row.items()} for row in rows]
+
+
+def _json_value(value: Any) -> Any:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:  # also half a surrogate pair
+        return str(_to_text(value))
+    return value
 
 
 def check_file(path: Path, ending: str) -> None:
