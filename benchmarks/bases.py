@@ -100,9 +100,10 @@ def table(
             finals = [run["final"] for run in runs]
             spread = stdev(finals) if seeds > 1 else float("nan")
             wall, busy = (median(run[key] for run in runs) for key in ("round_s", "round_cpu_s"))
-            memory = max(run["peak_mb"] for run in runs)
+            peaks = sorted(round(run["peak_mb"]) for run in runs)
+            memory = f"{peaks[0]:,}" + (f" to {peaks[-1]:,}" if seeds > 1 else "")
             print(
-                f"| {name}{', recomputed' * recomputed} | {memory:,.0f} MB | {wall:.2f} s, "
+                f"| {name}{', recomputed' * recomputed} | {memory} MB | {wall:.2f} s, "
                 f"{busy:.2f} s of CPU | {mean(run['base'] for run in runs):.3f} | {mean(finals):.3f} +- {spread:.3f} |",
                 flush=True,
             )
