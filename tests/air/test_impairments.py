@@ -27,7 +27,7 @@ from airpfed.air.impairments import (
     steady_distortion,
 )
 from airpfed.air.problem import Transceiver, TransceiverProblem, gains
-from airpfed.air.schedule import Updates, Uplink, reason_without_claim, schedule
+from airpfed.air.schedule import Updates, Uplink, reason_without_any_claim, reason_without_claim, schedule
 from airpfed.air.segments import block_ranges_of, split_slots
 from airpfed.air.transceivers import design_separately
 from airpfed.air.transmit import correlation_of_power, powers_of
@@ -352,6 +352,15 @@ def test_nothing_is_claimed_of_amplified_signals_without_a_law(design, access, m
     got = send(link, 1, *drawn(link, 0), everyone(link))
     assert reason_without_claim(link) and got.pi is not None and got.pi_claimed is None
     assert all(e.claimed is None and e.claimed_genie is None and e.measured > 0 for e in slots(got))
+
+
+def test_nothing_is_claimed_of_amplified_signals_at_several_edges():
+    """Claims were half of the error there, for symbols that agree: distortions add up over the edges, too."""
+    link = large_air("uniform_forcing", mixing="full", impairments=Impairments(clipping=2.0))
+    edges = replace(link, topology="two_hop")
+    assert reason_without_any_claim(edges) and reason_without_claim(edges)
+    assert not reason_without_any_claim(link)
+    assert not reason_without_any_claim(replace(edges, impairments=NONE))
 
 
 @pytest.mark.parametrize("exact", [as_scheme("error_free"), as_scheme("digital")])

@@ -20,7 +20,6 @@ MAX_CORRELATION = 0.99
 ROUNDING = 1e-12
 """Share of the incoherent power below which a coherent sum v R v^H is rounding, as for v in the null space of R."""
 
-
 PAIRS_AT_ONCE = 1 << 22
 """Pairs of devices whose correlations `SampleCorrelation` has in memory at once, 32 MB."""
 
@@ -236,9 +235,8 @@ def correlated_distortion(
     Returned are the cross terms v_j conj(v_k) rho^(2n+1) of all pairs of devices, per normalised entry, with v the
     amplitude of the distortion after the receiver. Single powers are part of `Distortion.scattered_power`.
     """
+    assert distortion.by_order is not None, "amplifiers distort"
     v = gains(problem.h, transceiver) * symbol_power.sqrt()
-    if distortion.by_order is None:
-        return v.real.new_zeros(*v.shape[:2], 0)
     orders = []
     for n, deviation in enumerate(distortion.by_order.unbind(-1), start=1):
         parts, power = _real_parts(v * deviation[:, None], problem.real), 2 * n + 1

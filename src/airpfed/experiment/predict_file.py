@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from airpfed.experiment.adapter_files import TASK_FILE
 from airpfed.experiment.library import load_run
 from airpfed.experiment.predictor import Predictor, chat_source, load_predictor
 from airpfed.tasks.conversations import NoMessageError
+from airpfed.tasks.sample import Message
 from airpfed.tasks.sources import messages_of, template_columns
 from airpfed.tasks.table_files import READERS, NotText, Row, TextForm, json_values, read_as
 from airpfed.tasks.text import is_blank
@@ -71,41 +71,51 @@ def answer_file(request: PredictRequest, out: Path | None, as_json: bool) -> Out
     nested = tuple(name for name in (predictor.task.messages, request.column) if predictor.task.messages and name)
     rows, values = read_input(request, TextForm(nested=nested), as_json)
     texts = prompt_rows(request, predictor, rows)
-    filled = [index for index, text in enumerate(texts) if not any(map(is_blank, text.values()))]
-    results: list[Answer | None] = [None] * len(rows)
-    notes = []
-    asked: list[str | Mapping[str, str]] = [texts[index] for index in filled]
-    if predictor.task.kind == "chat":
-        if any("" in row for row in rows):  # a text a line, whatever the column of the messages is called
-            asked = [next(iter(texts[index].values())) for index in filled]
-        with_message = [has_message(request, predictor, *pair) for pair in zip(filled, asked, strict=True)]
-        filled, asked = list(compress(filled, with_message)), list(compress(asked, with_message))
-        if cut := predictor.too_long(asked):
-            notes.append(
-                f"{cut:,} of {len(asked):,} conversations exceed the task's {predictor.task.max_tokens} tokens; their "
-                "first exchanges, or the middle, are not read"
-            )
-    for index, answer in zip(filled, answer_texts(predictor, asked), strict=True):
-        results[index] = answer
-    if skipped := len(rows) - len(filled):
+    results, notes = answer_rows(request, predictor, rows, texts)
+    if skipped := results.count(None):
         notes.append(f"{skipped:,} of {len(rows):,} rows have no text, and no answer")
     text = output_text(predictor, values or rows, results, as_json)
     if out is None:
         return Output(text, tuple(notes))
     files.write_atomic(out, text)
-    return Output(f"{out}: {len(filled):,} answers\n", tuple(notes))
+    return Output(f"{out}: {len(rows) - skipped:,} answers\n", tuple(notes))
 
 
-def has_message(request: PredictRequest, predictor: Predictor, index: int, text: str | Mapping[str, str]) -> bool:
-    """Whether a row has a message to answer. Raises UserError that names file and row for another form."""
+def answer_rows(
+    request: PredictRequest, predictor: Predictor, rows: Sequence[Row], texts: Sequence[Mapping[str, str]]
+) -> "tuple[list[Answer | None], list[str]]":
+    """The answers to the rows, None where one has no text, and lines for the user. texts: see `prompt_rows`."""
+    filled = [index for index, text in enumerate(texts) if not any(map(is_blank, text.values()))]
+    results: list[Answer | None] = [None] * len(rows)
+    if predictor.task.kind != "chat":
+        for index, answer in zip(filled, answer_texts(predictor, [texts[index] for index in filled]), strict=True):
+            results[index] = answer
+        return results, []
+    lines = any("" in row for row in rows)  # a text a line, whatever the column of the messages is called
+    asked = {index: next(iter(texts[index].values())) if lines else texts[index] for index in filled}
+    read = {index: messages_at(request, predictor, index, text) for index, text in asked.items()}
+    conversations = {index: messages for index, messages in read.items() if messages is not None}
+    for index, reply in zip(conversations, predictor.reply([*conversations.values()]), strict=True):
+        results[index] = Answer(reply, {})
+    cut = predictor.too_long([*conversations.values()])
+    note = (
+        f"{cut:,} of {len(conversations):,} conversations exceed the task's {predictor.task.max_tokens} tokens; their "
+        "first exchanges, or the middle, are not read"
+    )
+    return results, [note] if cut else []
+
+
+def messages_at(
+    request: PredictRequest, predictor: Predictor, index: int, text: str | Mapping[str, str]
+) -> list[Message] | None:
+    """A row's messages; None where no user says anything. Raises UserError that names file and row for other forms."""
     try:
-        messages_of(text, chat_source(predictor.task))
+        return messages_of(text, chat_source(predictor.task))
     except NoMessageError:
-        return False
+        return None
     except ValueError as error:
         file = "standard input" if request.file == STDIN else request.file
         raise UserError(f"{file}: row {index + 1:,} {error}") from None
-    return True
 
 
 def are_messages(cells: Sequence[str]) -> bool:
@@ -239,8 +249,8 @@ class Answer:
     probabilities: Mapping[str, float]
 
 
-def answer_texts(predictor: Predictor, texts: Sequence[str | Mapping[str, str]]) -> list[Answer]:
-    """Answer texts, each a text or a dict with the columns of the prompt."""
+def answer_texts(predictor: Predictor, texts: Sequence[Mapping[str, str]]) -> list[Answer]:
+    """Answer texts of a task that is no chat, each a dict with the columns of the prompt."""
     if predictor.task.kind != "classify":
         return [Answer(text, {}) for text in predictor.predict(texts)]
     rows = predictor.predict_proba(texts).to_dict("records") if texts else []

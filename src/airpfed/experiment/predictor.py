@@ -55,9 +55,7 @@ class Predictor:
         UserError for other texts.
         """
         if self.task.kind == "chat":
-            task, conversations = self.task, self.conversations(texts)
-            chat = self._chat_format()
-            return answers.reply(self.model, chat, conversations, task.max_tokens, task.max_new_tokens or 1)
+            return self.reply(self.conversations(texts))
         prompts = self._prompts(texts)
         if self.task.kind == "generate":
             ids = tokenize(self.tokenizer, [strip_prompt(prompt) for prompt in prompts])
@@ -89,10 +87,15 @@ class Predictor:
                 raise UserError(f"predict: conversation {number:,} of {self.task.name} {error}") from None
         return found
 
-    def too_long(self, texts: Texts) -> int:
+    def reply(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+        """A chat task's reply to each of its `conversations`."""
+        task = self.task
+        return answers.reply(self.model, self._chat_format(), conversations, task.max_tokens, task.max_new_tokens or 1)
+
+    def too_long(self, conversations: Sequence[Sequence[Message]]) -> int:
         """How many of a chat task's conversations exceed its `max_tokens`, so that a part of them is not read."""
         chat, limit = self._chat_format(), self.task.max_tokens
-        lengths = (len(conversation_prompt(chat, messages, sys.maxsize)) for messages in self.conversations(texts))
+        lengths = (len(conversation_prompt(chat, messages, sys.maxsize)) for messages in conversations)
         return sum(length > limit for length in lengths)
 
     def _chat_format(self) -> ChatFormat:

@@ -129,8 +129,12 @@ def chat_format(tokenizer: Any, template: str, task: str, end_tokens: Sequence[i
 
 def exported_template(chat: ChatFormat) -> str:
     """The template with the tokens before a named template's text, as a tokenizer's own template writes them."""
-    begin = "".join(chat.tokenizer.convert_ids_to_tokens(list(chat.begin)))
+    begin = _begin_text(chat)
     return f"{{{{ {begin!r} }}}}{chat.jinja}" if begin else chat.jinja
+
+
+def _begin_text(chat: ChatFormat) -> str:
+    return "".join(chat.tokenizer.convert_ids_to_tokens(list(chat.begin)))
 
 
 def is_export_exact(chat: ChatFormat) -> bool:
@@ -140,8 +144,7 @@ def is_export_exact(chat: ChatFormat) -> bool:
     """
     text = render_chat(chat, PROBE)
     plain = (*chat.begin, *chat.tokenizer(text, add_special_tokens=False).input_ids)
-    begin = "".join(chat.tokenizer.convert_ids_to_tokens(list(chat.begin)))
-    return tuple(chat.tokenizer(begin + text, add_special_tokens=False).input_ids) == plain
+    return tuple(chat.tokenizer(_begin_text(chat) + text, add_special_tokens=False).input_ids) == plain
 
 
 def render_chat(chat: ChatFormat, messages: Sequence[ChatMessage], with_cue: bool = False) -> str:

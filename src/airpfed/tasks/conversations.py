@@ -39,8 +39,8 @@ CALL_KEYS = ("tool_calls", "function_call")
 MAX_DEPTH = 5
 """Objects and texts around a list of messages."""
 
-
 LATE = "has a system message after other messages; only the first message can be one"
+"""What an error says of a conversation whose system message is not the first."""
 
 
 class NoMessageError(ValueError):
