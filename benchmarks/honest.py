@@ -30,7 +30,7 @@ from airpfed.config.schema import Settings
 from airpfed.experiment import build
 from airpfed.training.setup import TrainingSetup
 
-COMMON = {"mixing": "full", "power_over": "symbol", "coherence_symbols": 500}
+COMMON = {"mixing": "full", "power_over": "symbol", "coherence_symbols": 500, "pilots": "perfect"}
 JAMMERS = [{"x_m": 400.0, "y_m": 0.0}, {"x_m": -300.0, "y_m": 300.0, "load": 0.5}]
 CASES = {
     "none": {},

@@ -253,6 +253,22 @@ def test_the_gain_is_the_best_real_scalar(seed, packing, silence):
         assert (least <= claimed_mse(problem, other, R, power) * (1 + 1e-9) + 1e-12).all()
 
 
+def test_claim_and_gain_count_the_distortions_of_amplifiers_that_agree():
+    """Beside the error of gains: all of `correlated_distortion`, by hand for two devices that send the same."""
+    problem = TransceiverProblem.from_channels(torch.ones(1, 1, 2, dtype=torch.complex128), power_limit=1.0, noise=0.2)
+    ones, R = torch.ones(1, 2, dtype=torch.complex128), torch.ones(2, 2, dtype=torch.float64)
+    made, power = Transceiver(ones[:, :1, None], ones, 0), torch.ones(1, 1, 2, dtype=torch.float64)
+    orders = torch.tensor([[[0.3, 0.1], [0.2, -0.1]]], dtype=torch.float64)
+    amplified = replace(UNDISTORTED, by_order=orders)
+    cross = 2 * (0.3 * 0.2 - 0.1 * 0.1)
+    more = claimed_mse(problem, made, R, power, amplified) - claimed_mse(problem, made, R, power)
+    assert float(more) == pytest.approx(cross)
+    best = scale_receivers(problem, made, R, power, amplified)
+    noise = float(incoherent_noise(problem, made, power, amplified))
+    wanted = float((R.sum(0) * problem.weights[0]).sum()) / (4 + cross + noise)
+    assert float(best.receiver.real) == pytest.approx(wanted)
+
+
 def test_what_is_exact_stays():
     """No noise and a square channel inverted: nothing to shrink, whatever the correlation."""
     problem = replace(make(1, 10.0), noise=0.0)

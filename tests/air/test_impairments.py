@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from airpfed.air.correlation import INDEPENDENT, correlated_distortion
+from airpfed.air.correlation import INDEPENDENT, SampleCorrelation, correlated_distortion
 from airpfed.air.distortion import amplifier_gains, coherent_share, equalise_amplifiers
 from airpfed.air.grid import ResourceGrid
 from airpfed.air.grouping import round_grouping
@@ -193,6 +193,26 @@ def test_two_distortions_correlate_by_their_orders(levels):
     # 2 for both orders of the pair; 0.5^2 for the receiver.
     expected = (1 + spread) * mean**2 * 2 * 0.25 * float(product.mean())
     assert float(found) == pytest.approx(expected, rel=0.03)
+
+
+def test_the_correlation_is_learned_from_power_without_the_distortion():
+    """Amplifiers in saturation: their distortions add to the power of symbols that agree, and are no part of it."""
+    link = large_air("uniform_forcing", impairments=Impairments(clipping=0.5), d=960, subcarriers=120, mixing="full")
+    link = replace(link, coherence_symbols=120, noise=1e-6 * link.noise, correlation=None)
+    statistics = initial_statistics(link)
+    for t in range(1, 11):
+        received = send(link, t, *alike(link, t, 0.7), everyone(link), statistics)
+        statistics = received.correlation_statistics
+    within, _ = received.correlation[0]  # of the kind of entries that both slots have
+    assert within == pytest.approx(0.7, abs=0.02)
+
+
+def test_symbols_under_different_signs_count_as_uncorrelated():
+    """Every device sends the same; scrambling separates the tasks."""
+    sample, sequence = torch.ones(4, 9) / 3, torch.tensor([0, 0, 1, 1])
+    v = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    for R in (SampleCorrelation(sample, sequence), SampleCorrelation(sample, sequence).raised(3)):
+        torch.testing.assert_close(R.times(v), torch.tensor([3.0, 3.0, 12.0, 12.0]))
 
 
 @pytest.mark.parametrize("pairs", [4.0, 0.5, -0.4])

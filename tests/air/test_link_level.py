@@ -22,6 +22,7 @@ antennas = 4
 subcarriers = 64
 subcarrier_groups = 2
 coherence_symbols = 96
+pilots = "perfect"
 carrier_offset_hz = 100.0
 """
 

@@ -180,18 +180,24 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["radio.power_dbm=20.0", "tasks.*.power_dbm=1.0"],
         ["tasks.sst2.power_dbm="],
     ),
-    ("radio.pilot_contamination_db", "radio.pilots"): (["radio.pilot_contamination_db=0.0"], ["radio.pilots=2"]),
+    ("radio.pilot_contamination_db", "radio.pilots"): (
+        ["radio.pilot_contamination_db=0.0", "radio.pilots=perfect"],
+        ["radio.pilots=2"],
+    ),
     ("radio.feedback_delay_s", "radio.csi_age_correlation"): (
         ["radio.feedback_delay_s=1e-3", "radio.csi_age_correlation=0.9"],
         ["radio.csi_age_correlation="],
     ),
-    ("radio.speed_kmh", "radio.feedback_delay_s"): (["radio.speed_kmh=3.0"], ["radio.feedback_delay_s=1e-3"]),
+    ("radio.speed_kmh", "radio.feedback_delay_s"): (
+        ["radio.speed_kmh=3.0", "radio.coherence_symbols=100"],
+        ["radio.feedback_delay_s=1e-3"],
+    ),
     ("radio.speed_kmh", "radio.channel"): (
         ["radio.speed_kmh=3.0", "radio.feedback_delay_s=1e-3", "radio.channel=tdl_a(delay_spread_s=1e-7)"],
         ["radio.channel=rayleigh"],
     ),
     ("radio.coherence_error", "radio.coherence_symbols"): (
-        ["radio.coherence_error=0.01"],
+        ["radio.coherence_error=0.01", "radio.coherence_symbols=100"],
         ["radio.subcarrier_groups=derived"],
     ),
     ("radio.access_points", "radio.layout"): (["radio.access_points=400"], ["radio.layout=cell_free"]),

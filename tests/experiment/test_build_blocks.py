@@ -5,7 +5,7 @@ import torch
 
 import airpfed as ap
 from airpfed.air.coherence import time_correlation
-from airpfed.air.network import NO_PILOTS
+from airpfed.air.network import NO_PILOTS, Estimation
 from airpfed.config.schema import RadioSettings
 from airpfed.core.errors import UserError
 from airpfed.experiment.build.blocks import block_shape, estimate_age, plan_blocks
@@ -19,21 +19,45 @@ def radio(**changes) -> RadioSettings:
     return RadioSettings(**changes)
 
 
-def test_by_default_blocks_are_as_given_and_channels_known_and_constant():
-    plan = plan_blocks(radio(), 16)
+def test_given_blocks_are_flat_and_do_not_change():
+    plan = plan_blocks(radio(coherence_symbols=20_000, pilots="perfect"), 16)
     assert (plan.groups, plan.length, plan.data_uses) == (1, 20_000, 20_000)
     assert plan.estimation == NO_PILOTS and plan.change is None
+    assert block_shape(radio(subcarrier_groups=8)) == (8, 20_000)
+
+
+def test_pilots_by_default_are_a_tenth_of_any_block_unless_the_error_is_given():
+    assert plan_blocks(radio(coherence_symbols=500), 16).estimation.pilots == 3
+    for known in ({"csi_error": 0.0}, {"csi_error": 0.1}, {"scheme": "error_free"}):
+        assert plan_blocks(radio(**known), 16).estimation == NO_PILOTS
+
+
+def test_nothing_is_derived_for_a_link_without_a_channel():
+    plan = plan_blocks(radio(scheme="error_free"), 10**6)
+    assert (plan.groups, plan.length) == (1, 20_000) and plan.change is None
+
+
+def test_a_channel_without_a_delay_spread_has_the_default_blocks_and_is_constant_within():
+    def mine(site, t, blocks):
+        return site.antenna_gain.sqrt().to(torch.complex128).expand(len(blocks), -1, -1)
+
+    network = ap.single_cell(devices=[4], channel=mine, coherence_symbols=None, csi_error=None)
+    plan = plan_blocks(network.settings.radio, 16)
+    assert (plan.groups, plan.length, plan.change) == (32, 3936, None)
+    assert plan.estimation == Estimation(pilots=24, contamination=0.0, age=1.0)
 
 
 def test_the_honest_default():
     """32 groups of 32 subcarriers, 123 symbols; a tenth of 3,936 uses for 16 devices are 24 each."""
-    plan = plan_blocks(radio(**DERIVED, pilots="derived", feedback_delay_s=1e-3), 16)
+    plan = plan_blocks(radio(feedback_delay_s=1e-3), 16)
     assert (plan.groups, plan.length) == (32, 32 * 123)
     assert plan.estimation.pilots == 24 and plan.data_uses == 3936 - 16 * 24
     age = float(time_correlation(3 / 3.6 * 3.5e9 / 299_792_458, torch.tensor(1e-3)))
     assert plan.estimation.age == pytest.approx(age) and 0.99 < age < 1
     assert plan.change is not None and plan.change.data_uses == plan.data_uses
-    site = build_network(radio(**DERIVED), 0, torch.zeros(4, dtype=torch.long), 1)
+    asked = plan_blocks(radio(**DERIVED, pilots="derived", feedback_delay_s=1e-3), 16)
+    assert (asked.groups, asked.length, asked.estimation) == (plan.groups, plan.length, plan.estimation)
+    site = build_network(radio(), 0, torch.zeros(4, dtype=torch.long), 1)
     h, _ = site.channel_model(0, 1, range(64))
     assert not torch.allclose(h[0], h[1]) and not torch.allclose(h[0], h[32])
 
@@ -43,7 +67,8 @@ def test_the_honest_default():
     [("auto", True, True), ("auto", False, False), ("changing", False, True), ("constant", True, False)],
 )
 def test_whether_channels_change_within_a_block(within, derived, changes):
-    plan = plan_blocks(radio(**(DERIVED if derived else SELECTIVE), within_block=within), 4)
+    given = DERIVED if derived else {**SELECTIVE, "coherence_symbols": 500}
+    plan = plan_blocks(radio(**given, within_block=within), 4)
     assert (plan.change is not None) == changes
 
 
@@ -73,6 +98,7 @@ def test_the_speed_is_the_channel_s_own_if_it_has_one():
 REFUSED = {
     "pilots that do not fit": ({"coherence_symbols": 200, "pilots": 16}, 16, ["256", "200", "at most 12"]),
     "no room for one pilot": ({"coherence_symbols": 10, "pilots": "derived"}, 16, ["10 uses", "at least 17"]),
+    "so many devices": ({}, 4000, ['pilots = "auto"', "3936 uses", "4000 devices", 'pilots = "perfect"']),
     "a group that is too wide": ({**DERIVED, "subcarrier_groups": 1}, 4, ["subcarrier_groups = 1", "at least 32"]),
     "a block that is too long": (
         {**DERIVED, "coherence_symbols": 20_000},

@@ -34,6 +34,7 @@ seed = 3
 antennas = 6
 snr_db = 10.0
 csi_error = 0.1
+coherence_symbols = 20000
 drop = 5
 channel = { name = "rician", k_db = 3.0 }
 """

@@ -26,6 +26,8 @@ devices = 2
 
 [radio]
 antennas = 6
+coherence_symbols = 20000
+pilots = "perfect"
 """
 
 

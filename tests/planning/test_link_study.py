@@ -42,6 +42,8 @@ samples_per_device = 20
 [radio]
 antennas = 6
 snr_db = 10.0
+coherence_symbols = 20000
+pilots = "perfect"
 """
 
 

@@ -60,6 +60,7 @@ rounds = 4
 [radio]
 antennas = 8
 coherence_symbols = 100
+pilots = "perfect"
 snr_db = 10.0
 
 [run]

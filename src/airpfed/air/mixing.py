@@ -6,6 +6,7 @@ devices of a target use the same map, which therefore commutes with their sum, a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -116,6 +117,7 @@ def hadamard(x: Float[Tensor, "R n"]) -> Float[Tensor, "R n"]:
     return x
 
 
+@lru_cache(16)
 def hadamard_matrix(size: int, dtype: torch.dtype) -> Float[Tensor, "{size} {size}"]:
     """The normalised Hadamard matrix in Sylvester's order."""
     index = torch.arange(size)

@@ -82,8 +82,7 @@ def _uses_positions(settings: Settings, _: TaskSettings) -> bool:
 
 def _is_in_motion(settings: Settings, _: TaskSettings) -> bool:
     radio = settings.radio
-    derived = "derived" in (radio.coherence_symbols, radio.subcarrier_groups)
-    return derived or radio.within_block == "changing" or radio.feedback_delay_s > 0
+    return radio.has_derived_blocks or radio.within_block == "changing" or radio.feedback_delay_s > 0
 
 
 LINEAR_ONLY = (
@@ -312,7 +311,7 @@ RULES = (
     Rule(
         "radio.pilot_contamination_db",
         "radio.pilots",
-        lambda s, _: s.radio.pilots != "perfect",
+        lambda s, _: s.radio.has_pilots,
         "it is for pilots, give their number",
     ),
     Rule(
@@ -336,7 +335,7 @@ RULES = (
     Rule(
         "radio.coherence_error",
         "radio.coherence_symbols",
-        lambda s, _: "derived" in (s.radio.coherence_symbols, s.radio.subcarrier_groups),
+        lambda s, _: s.radio.has_derived_blocks,
         'it is for coherence_symbols or subcarrier_groups = "derived"',
         additional=("radio.subcarrier_groups",),
     ),

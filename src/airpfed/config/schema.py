@@ -495,10 +495,10 @@ class RadioSettings(Section):
         description="small-scale fading; umi, uma, rma have their own path loss and shadowing. Those, cdl_* and tdl_* "
         "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna]); file: channels from a file",
     )
-    subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["derived"] = Field(
-        1,
+    subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto", "derived"] = Field(
+        "auto",
         description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
-        "time. derived: as many as coherence_error asks for",
+        "time. derived: as many as coherence_error asks for. auto: as coherence_symbols says, or 1 where that is given",
     )
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
@@ -537,10 +537,11 @@ class RadioSettings(Section):
         le=200,
         description="median receive SNR per antenna, dB; if given, it sets the noise power instead of noise_dbm",
     )
-    coherence_symbols: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | Literal["derived"] = Field(
-        20_000,
-        description="complex channel uses of a coherence block, with the pilots if these are given. derived: as many "
-        "as coherence_error allows, from the channel's delay_spread_s and from speed_kmh",
+    coherence_symbols: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | Literal["auto", "derived"] = Field(
+        "auto",
+        description="complex channel uses of a coherence block, with its pilots. derived: as many as coherence_error "
+        "allows, from the channel's delay_spread_s and from speed_kmh. auto: derived, with 50 ns for a channel without "
+        "that option; those of the file for channels from a file; 20,000 if subcarrier_groups is given",
     )
     coherence_error: float = Field(
         0.01,
@@ -552,7 +553,7 @@ class RadioSettings(Section):
     within_block: Literal["auto", "constant", "changing"] = Field(
         "auto",
         description="whether channels change within a coherence block, with the channel's delay_spread_s and "
-        "speed_kmh; auto: where blocks are derived",
+        "speed_kmh; auto: where blocks are derived from these",
     )
     normalizer: Literal["common", "per_device"] = Field(
         "per_device",
@@ -564,14 +565,17 @@ class RadioSettings(Section):
         description="the power limit holds in every slot, or for the mean over a round's slots in which the device "
         "transmits (only mmse uses this)",
     )
-    csi_error: float = Field(
-        0.0, ge=0, lt=1, description="share of a channel's variance that the channel estimate lacks"
+    csi_error: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of a channel's variance that the channel estimate lacks; default: as pilots say",
     )
-    pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["perfect", "derived"] = Field(
-        "perfect",
+    pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["auto", "perfect", "derived"] = Field(
+        "auto",
         description="uses of a coherence block on which each device sends pilots; its channel estimate then has the "
         "error of these. derived: what takes a tenth of a block for all devices together, from 1 to 1000. perfect: "
-        "known channels (but for csi_error), charged as one",
+        "known channels (but for csi_error), charged as one. auto: derived, or perfect if csi_error is given",
     )
     pilot_contamination_db: float | Literal["off"] = Field(
         "off",
@@ -694,6 +698,21 @@ class RadioSettings(Section):
         """Whether channels come from a file, to which the positions of the settings mean nothing."""
         return bool(getattr(self.channel.find_row(), "recorded", False))
 
+    @property
+    def has_derived_blocks(self) -> bool:
+        """Whether the size of coherence blocks follows from delay spread and speed."""
+        sizes = (self.subcarrier_groups, self.coherence_symbols)
+        if sizes == ("auto", "auto"):
+            return self.scheme.name != "error_free" and not self.has_recorded_channel
+        return "derived" in sizes
+
+    @property
+    def has_pilots(self) -> bool:
+        """Whether channel estimates have the error of pilots; the error-free link needs none."""
+        if self.pilots == "auto":
+            return self.scheme.name != "error_free" and self.csi_error is None
+        return self.pilots != "perfect"
+
     @model_validator(mode="after")
     def _check_numbers(self) -> "RadioSettings":
         if self.min_distance_m >= self.cell_radius_m:
@@ -737,8 +756,8 @@ class RadioSettings(Section):
             f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
                 self.backhaul_bits is not None and self.topology != "two_hop"
             ),
-            f"csi_error = {self.csi_error:g}: is for known channels; pilots = {self.pilots} determine the error, leave "
-            "one of the two out": self.csi_error > 0 and self.pilots != "perfect",
+            f"csi_error = {self.csi_error or 0:g}: is for known channels; pilots = {self.pilots} determine the error, "
+            "leave one of the two out": bool(self.csi_error) and self.has_pilots,
             'interferers: need topology = "single_cell" and layout = "discs"': bool(self.interferers)
             and (self.topology != "single_cell" or self.layout != "discs"),
             'interferers: need noise, so noise_dbm other than "off"': bool(self.interferers)

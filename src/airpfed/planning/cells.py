@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from airpfed.air.network import FLAT_USES
 from airpfed.air.problem import TransceiverProblem
 from airpfed.air.schedule import Uplink, schedule
 from airpfed.air.segments import problem_of
@@ -182,7 +183,8 @@ def single_cell(
     power_dbm: Numbers = 20.0,
     samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: Number = 0.0,
+    csi_error: Number | None = 0.0,
+    coherence_symbols: Number | str | None = FLAT_USES,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -196,9 +198,11 @@ def single_cell(
     limit of a device, dBm: one for all, one a task, or a list a task with one a device. samples: D_k, samples of a
     device, in the same three forms; the weight of a device in a sum is its share of them. channel: a name of CHANNELS,
     such as "rayleigh" or "rician(k_db=5)", a pair ("rician", {"k_db": 5}), or a function (site, t, blocks, *, options)
-    -> channels (B, M, K). csi_error: share of a channel's variance that estimates lack. rank_shared, rank_personal:
-    ranks of the adapters, which weight s- and p-sums in Pi. seed, drop: each pair is another drop. radio: any other key
-    of the section [radio] of a settings file, such as cell_radius_m, noise_dbm or packing.
+    -> channels (B, M, K). csi_error: share of a channel's variance that estimates lack; None for the errors of pilots.
+    coherence_symbols: channel uses of a block, which is flat over the band and fades independently; None for the
+    default of a settings file, blocks that follow from speed and delay spread. rank_shared, rank_personal: ranks of the
+    adapters, which weight s- and p-sums in Pi. seed, drop: each pair is another drop. radio: any other key of the
+    section [radio] of a settings file, such as cell_radius_m, noise_dbm or packing.
 
     Raises UserError for unknown keys, with the nearest one, for wrong values, and for keys without effect.
 
@@ -206,7 +210,8 @@ def single_cell(
     >>> ap.single_cell(devices={"sms": 4, "news": 2}, antennas=8, channel=("rician", {"k_db": 5.0}), noise_dbm="off")
     RadioNetwork(6 devices of 2 tasks, 1 station of 8 antennas, rician(k_db=5.0), noise 0 W)
     """
-    radio = {**radio, "antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio["coherence_symbols"] = coherence_symbols
     _refuse_keys("single_cell", radio, {"topology": "multi_cell", "layout": "cell_free", "access_points": "cell_free"})
     return _network("single_cell", devices, power_dbm, samples, (rank_shared, rank_personal), seed, radio)
 
@@ -221,7 +226,8 @@ def multi_cell(
     power_dbm: Numbers = 20.0,
     samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: Number = 0.0,
+    csi_error: Number | None = 0.0,
+    coherence_symbols: Number | str | None = FLAT_USES,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -239,7 +245,8 @@ def multi_cell(
     >>> network.problem(blocks=5).h.shape, network.problem(blocks=5, target=2).h.shape
     (torch.Size([5, 24, 12]), torch.Size([5, 8, 4]))
     """
-    radio = {**radio, "antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio["coherence_symbols"] = coherence_symbols
     radio |= {"topology": topology, "edge_distance_m": edge_distance_m}
     _refuse_keys("multi_cell", radio, {"layout": "cell_free", "access_points": "cell_free"})
     if topology not in ("joint", "two_hop"):
@@ -257,7 +264,8 @@ def cell_free(
     power_dbm: Numbers = 20.0,
     samples: Numbers = 40,
     channel: Any = "rayleigh",
-    csi_error: Number = 0.0,
+    csi_error: Number | None = 0.0,
+    coherence_symbols: Number | str | None = FLAT_USES,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -273,7 +281,8 @@ def cell_free(
     >>> ap.cell_free(devices=[4, 4], access_points=16, snr_db=10).problem(blocks=5).h.shape
     torch.Size([5, 16, 8])
     """
-    radio = {**radio, "antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
+    radio["coherence_symbols"] = coherence_symbols
     radio |= {"layout": "cell_free", "access_points": access_points, "square_m": square_m}
     _refuse_keys("cell_free", radio, {"topology": "multi_cell"})
     return _network("cell_free", devices, power_dbm, samples, (rank_shared, rank_personal), seed, radio)

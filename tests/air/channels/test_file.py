@@ -12,7 +12,13 @@ from scipy.io import savemat
 from airpfed import testing
 from airpfed.air.channels import file as channel_file
 from airpfed.air.channels.fading import rayleigh_fading, rician_fading
-from airpfed.air.channels.file import channel_arrays, file_channels, load_channel_file, save_channel_file
+from airpfed.air.channels.file import (
+    blocks_of_file,
+    channel_arrays,
+    file_channels,
+    load_channel_file,
+    save_channel_file,
+)
 from airpfed.air.network import ChannelSite, Network, estimate_channels
 from airpfed.core.errors import UserError
 
@@ -131,7 +137,31 @@ def test_it_keeps_the_contract_of_channels(tmp_path):
     assert report.ok, str(report)
 
 
+def test_blocks_are_the_file_s(tmp_path):
+    assert blocks_of_file(20e6, 64, path=save(tmp_path)) == (1, 20_000)
+    given = save(tmp_path, subcarrier_groups=np.array(2), coherence_s=np.array(2 * 123 / 20e6))
+    assert blocks_of_file(20e6, 64, path=given) == (2, 123)
+    assert blocks_of_file(20e6, 64, path=save(tmp_path, subcarrier_groups=np.array(2))) == (2, 20_000)
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"subcarrier_groups": np.array(3)}, "subcarrier_groups = 3 should divide radio.subcarriers = 64"),
+        ({"subcarrier_groups": np.array(0)}, "subcarrier_groups should be a number above 0"),
+        ({"coherence_s": np.array(np.nan)}, "coherence_s should be a number above 0"),
+        ({"coherence_s": np.array([])}, "coherence_s should be a number above 0"),
+        ({"coherence_s": np.array("1 ms")}, "coherence_s should be a number above 0"),
+    ],
+)
+def test_numbers_that_give_no_blocks_are_one_line(arrays, words, tmp_path):
+    path = save(tmp_path, **arrays)
+    with pytest.raises(UserError) as caught:
+        blocks_of_file(20e6, 64, path=path)
+    assert str(caught.value).startswith(f"radio.channel.path: {path}: ") and words in str(caught.value)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -24,7 +24,8 @@ def made(channel: str, antennas: int = 4, seed: int = 3, **changes):
     options = {} if channel in ("umi", "uma", "rma") else {"delay_spread_s": 100e-9}
     if "speed_mps" in changes:
         options["speed_mps"] = changes.pop("speed_mps")
-    radio = RadioSettings(channel={"name": channel, **options}, antennas=antennas, min_distance_m=40.0, **changes)
+    changes = {"coherence_symbols": 20_000, "antennas": antennas, "min_distance_m": 40.0, **changes}
+    radio = RadioSettings(channel={"name": channel, **options}, **changes)
     return build_network(radio, seed, TASK_OF, 2)
 
 

@@ -24,6 +24,8 @@ class Channel:
     computes something once for the drop, or has mean gains of its own. has_path_loss: whether it has its own path loss,
     shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none. recorded:
     whether channels come from a file, whatever the positions and the seed, and end with its last round and block.
+    recorded_blocks: (bandwidth_hz, subcarriers, *, options) -> (groups of subcarriers, uses of a block) of recorded
+    channels.
 
     >>> import torch, airpfed as ap
     >>> def two_paths(site, t, blocks, *, second_db: float = -10.0):
@@ -40,6 +42,7 @@ class Channel:
     has_path_loss: bool = False
     standard: str = ""
     recorded: bool = False
+    recorded_blocks: Callable[..., tuple[int, int]] | None = None
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -93,7 +96,9 @@ CHANNELS: RowDict[Channel] = RowDict(
             name: Channel(prepare=partial(three_gpp.link_level_network, name), standard=STANDARD)
             for name in three_gpp.PROFILES
         },
-        "file": Channel(prepare=file.file_channels, has_path_loss=True, recorded=True),
+        "file": Channel(
+            prepare=file.file_channels, has_path_loss=True, recorded=True, recorded_blocks=file.blocks_of_file
+        ),
     },
     wrap=Channel,
     function=lambda row: row.function,

@@ -22,6 +22,9 @@ from airpfed.core.units import SPEED_OF_LIGHT, from_db
 FORGOTTEN = 1e-12
 """Correlation below which the past of a Gauss-Markov process is ignored."""
 
+DELAY_SPREAD_S = 50e-9
+"""The rms delay spread by default, also where a model without that option needs one for the size of its blocks."""
+
 TAIL = 1e-4
 """Power relative to the first tap below which taps are left out."""
 
@@ -68,6 +71,13 @@ def exponential_profile(delay_spread_s: float, bandwidth_hz: float, max_taps: in
     lags = torch.arange(min(count, max_taps), dtype=torch.float64)
     powers = torch.exp(-lags / samples) if samples > 0 else torch.ones(1, dtype=torch.float64)
     return powers / powers.sum()
+
+
+def tap_powers(delay_spread_s: float, bandwidth_hz: float, subcarriers: int, groups: int) -> Float[Tensor, " L"]:
+    """The powers of the taps that the channels of so many groups of subcarriers need: one group sees a single gain."""
+    if groups == 1:
+        return torch.ones(1, dtype=torch.float64)
+    return exponential_profile(delay_spread_s, bandwidth_hz, cyclic_prefix(subcarriers))
 
 
 def frequencies(groups: int, subcarriers: int) -> Float[Tensor, " G"]:
@@ -194,7 +204,7 @@ RoundCorrelation = Annotated[
 def rayleigh_fading(
     site: ChannelSite,
     *,
-    delay_spread_s: DelaySpread = 0.0,
+    delay_spread_s: DelaySpread = DELAY_SPREAD_S,
     time_correlation: TimeCorrelation = 0.0,
     round_correlation: RoundCorrelation = 0.0,
 ) -> Network:
@@ -208,7 +218,7 @@ def rician_fading(
     k_db: Annotated[
         float, Field(ge=-100, le=100, description="ratio of the line-of-sight power to the scattered power, dB")
     ] = 3.0,
-    delay_spread_s: DelaySpread = 0.0,
+    delay_spread_s: DelaySpread = DELAY_SPREAD_S,
     time_correlation: TimeCorrelation = 0.0,
     round_correlation: RoundCorrelation = 0.0,
 ) -> Network:
@@ -225,7 +235,7 @@ def _fading(
         gain=site.gain / (1 + k_factor),
         antennas=site.antennas,
         los=line_of_sight(site.gain, apart, site.antennas, k_factor, site.carrier_hz),
-        profile=exponential_profile(delay_spread_s, site.bandwidth_hz, cyclic_prefix(site.subcarriers)),
+        profile=tap_powers(delay_spread_s, site.bandwidth_hz, site.subcarriers, site.subcarrier_groups),
         centres=frequencies(site.subcarrier_groups, site.subcarriers),
         time_correlation=time_correlation,
         round_correlation=round_correlation,

@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from pydantic import Field
 from torch import Tensor
 
-from airpfed.air.network import ChannelSite, Network
+from airpfed.air.network import FLAT_USES, ChannelSite, Network
 from airpfed.core.errors import UserError, first_line
 from airpfed.core.files import write_atomic
 from airpfed.core.memory import check_memory
@@ -96,6 +96,26 @@ def file_channels(
         scattered=torch.from_numpy(gain if scattered is None else scattered),
         channel_model=partial(stored_channels, file, repeat, site.seed, site.names, drop),
     )
+
+
+def blocks_of_file(bandwidth_hz: float, subcarriers: int, *, path: str, repeat: bool = False) -> tuple[int, int]:
+    """Return (groups of subcarriers, channel uses of a block) of a channel file: 1 and FLAT_USES if it has no numbers.
+
+    Raises UserError for a file that cannot be read, and for numbers that give no blocks.
+    """
+    file = load_channel_file(path)
+    numbers = {key: file.arrays[key].reshape(-1) for key in ("subcarrier_groups", "coherence_s") if key in file.arrays}
+    for key, value in numbers.items():
+        if value.size == 0 or value.dtype.kind not in "fiu" or not 0 < value[0] < 1e15:
+            raise UserError(f"{file.source}: {key} should be a number above 0")
+    groups = float(numbers["subcarrier_groups"][0]) if "subcarrier_groups" in numbers else 1.0
+    if subcarriers % groups:
+        raise UserError(
+            f"{file.source}: subcarrier_groups = {groups:g} should divide radio.subcarriers = {subcarriers}"
+        )
+    if "coherence_s" not in numbers:
+        return int(groups), FLAT_USES
+    return int(groups), max(1, round(float(numbers["coherence_s"][0]) * bandwidth_hz / groups))
 
 
 def stored_channels(

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 
 from airpfed.air import resources
+from airpfed.air.channels.fading import DELAY_SPREAD_S
 from airpfed.air.coherence import (
     BlockChange,
     Scattering,
@@ -15,7 +16,7 @@ from airpfed.air.coherence import (
     scattering,
     time_correlation,
 )
-from airpfed.air.network import Estimation
+from airpfed.air.network import FLAT_USES, Estimation
 from airpfed.config.schema import RadioSettings
 from airpfed.core import units
 from airpfed.core.errors import UserError
@@ -59,8 +60,14 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
     Raises UserError if a given number leaves no block that changes by at most `coherence_error`.
     """
     groups, length = radio.subcarrier_groups, radio.coherence_symbols
-    if isinstance(groups, int) and isinstance(length, int):
-        return groups, length
+    if not radio.has_derived_blocks:
+        row = radio.channel.find_row()
+        if groups == length == "auto" and radio.has_recorded_channel and row.recorded_blocks is not None:
+            recorded: tuple[int, int] = row.recorded_blocks(
+                radio.bandwidth_hz, radio.subcarriers, **radio.channel.options
+            )
+            return recorded
+        return groups if isinstance(groups, int) else 1, length if isinstance(length, int) else FLAT_USES
     scattered, error, subcarriers = scattering_of(radio), radio.coherence_error, radio.subcarriers
     if isinstance(groups, int):
         width = subcarriers // groups
@@ -87,34 +94,42 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
 
 
 def is_changing(radio: RadioSettings) -> bool:
-    """Whether channels change within a block: if the settings say so, or by default where blocks are derived."""
+    """Whether channels change within a block: if the settings say so, or by default where blocks are derived from the
+    channel's own delay spread, or asked to be.
+    """
     if radio.within_block == "auto":
-        return "derived" in (radio.subcarrier_groups, radio.coherence_symbols)
+        own = "delay_spread_s" in radio.channel.options
+        return radio.has_derived_blocks and (own or bool(_asked_to_derive(radio)))
     return radio.within_block == "changing"
 
 
 def scattering_of(radio: RadioSettings) -> Scattering:
     """Return the scattering of the channel: its delay spread and the devices' speed.
 
-    Raises UserError if the channel has no delay spread of its own.
+    Raises UserError if the channel has no delay spread of its own, and the settings ask for what follows from it.
     """
     options = radio.channel.options
-    if "delay_spread_s" not in options:
-        derived = [key for key in ("coherence_symbols", "subcarrier_groups") if getattr(radio, key) == "derived"]
-        key = next(iter(derived), "within_block")
+    asked = [*_asked_to_derive(radio), *(["within_block"] if radio.within_block == "changing" else [])]
+    if "delay_spread_s" not in options and asked:
+        key = asked[0]
         raise UserError(
             f'radio.{key} = "{getattr(radio, key)}": channel = "{radio.channel.name}" has no option delay_spread_s '
             'to derive it from; give numbers, and within_block = "constant"'
         )
     symbol_s = radio.subcarriers * resources.use_seconds(radio.bandwidth_hz)
     return _scattering(
-        float(options["delay_spread_s"]),
+        float(options.get("delay_spread_s", DELAY_SPREAD_S)),
         speed_mps(radio),
         radio.carrier_hz,
         radio.bandwidth_hz,
         radio.subcarriers,
         symbol_s,
     )
+
+
+def _asked_to_derive(radio: RadioSettings) -> list[str]:
+    """Return the keys of blocks that the settings ask to derive, other than by default."""
+    return [key for key in ("coherence_symbols", "subcarrier_groups") if getattr(radio, key) == "derived"]
 
 
 _scattering = lru_cache(64)(scattering)
@@ -149,15 +164,16 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
 
     Raises UserError if the pilots of all devices leave no use for data.
     """
-    if radio.pilots == "perfect":
+    if not radio.has_pilots:
         return None
     most = (length - 1) // devices
     if most == 0:
         raise UserError(
             f"radio.pilots = {format_count(radio.pilots)}: a coherence block of {length} uses has no room for one "
-            f"pilot of each of {devices} devices; needs fewer devices, or blocks of at least {devices + 1} uses"
+            f"pilot of each of {devices} devices; needs fewer devices, blocks of at least {devices + 1} uses, or "
+            'pilots = "perfect"'
         )
-    if radio.pilots == "derived":
+    if not isinstance(radio.pilots, int):
         return min(max(1, int(PILOT_SHARE * length) // devices), MOST_PILOTS)
     if radio.pilots > most:
         raise UserError(

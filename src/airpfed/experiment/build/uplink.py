@@ -65,7 +65,7 @@ def build_uplink(
         network=network,
         power_limit=power,
         noise=noise_power(radio, network.gain, power),
-        csi_error=radio.csi_error,
+        csi_error=radio.csi_error or 0.0,
         estimation=plan.estimation,
         change=plan.change,
         feedback_bits=None if radio.feedback_bits == "exact" else radio.feedback_bits,
@@ -99,7 +99,7 @@ def check_channel_memory(radio: RadioSettings, devices: int, tasks: int, blocks:
     """
     stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
     delay_spread_s = radio.channel.options.get("delay_spread_s", 0.0)
-    taps = len(fading.exponential_profile(delay_spread_s, radio.bandwidth_hz, fading.cyclic_prefix(radio.subcarriers)))
+    taps = len(fading.tap_powers(delay_spread_s, radio.bandwidth_hz, radio.subcarriers, block_shape(radio)[0]))
     links = 16 * stations * devices
     size = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
     count = f"{stations} x {radio.antennas} antennas, {devices} devices and {blocks} coherence blocks"
