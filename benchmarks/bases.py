@@ -204,7 +204,7 @@ def large_round(folder: str, devices: int, batch: int, tokens: int, chunk: int, 
         "tasks": [task],
         "devices": {"batch_size": batch, "chunk": chunk, "gradients_gb": 0.2},
         "server": {"rounds": 1},
-        "radio": {"antennas": 16, "coherence_symbols": 100_000},
+        "radio": {"antennas": 16, "coherence_symbols": 100_000, "pilots": "perfect"},
     }
     begin = time.perf_counter()
     experiment = ap.Experiment.from_dict(settings)

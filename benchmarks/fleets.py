@@ -35,6 +35,7 @@ def random_tokens(
         "model": {"base": base, "max_tokens": max(tokens, 4)},
         "adapters": {"target_modules": MODULES.get(base, ("q_proj", "v_proj"))},
         "devices": {"batch_size": batch},
+        "radio": {"coherence_symbols": 20_000, "pilots": "perfect"},  # 10,000 devices' pilots fit into no derived block
     }
     for name, section in sections.items():
         made[name] = made.get(name, {}) | dict(section)

@@ -252,7 +252,9 @@ def with_old_defaults(text: str) -> str:
     if "[radio]" not in lines:
         lines += ["", "[radio]"]
     index = lines.index("[radio]") + 1
-    return "\n".join([*lines[:index], 'mixing = "none"', 'power_over = "slot"', *lines[index:]]) + "\n"
+    former = {"mixing": '"none"', "power_over": '"slot"', "coherence_symbols": "20000", "pilots": '"perfect"'}
+    added = [f"{key} = {value}" for key, value in former.items() if not any(line.startswith(key) for line in lines)]
+    return "\n".join([*lines[:index], *added, *lines[index:]]) + "\n"
 
 
 def main() -> None:

@@ -34,7 +34,13 @@ settings = {
         for name in ("trec", "sms")
     ],
     "server": {"optimizer": "sgd", "lr": "theory", "rounds": 9},
-    "radio": {"design": "uniform_forcing", "antennas": 16, "power_dbm": 10.0},
+    "radio": {
+        "design": "uniform_forcing",
+        "antennas": 16,
+        "power_dbm": 10.0,
+        "coherence_symbols": 20_000,  # a flat band for a millisecond, and known channels: sums without bias
+        "pilots": "perfect",
+    },
     "theory": {"meter_every": 3, "hessian_samples": 4, "lanczos_steps": 6, "pilot_rounds": 4, "draws": 20},
 }
 run = ap.Experiment.from_dict(settings).run(runs / "unbiased")

@@ -47,7 +47,7 @@ print(exp)
 # all parameters, a record the round's numbers: losses, and Pi, the squared error of the sums over the air relative to
 # the power of the gradients.
 #
-# **Look at** Pi: with 16 antennas at 10 dB it is about 1e-3, so the sums are off by three per cent.
+# **Look at** Pi: with 16 antennas at 10 dB it is about 2.5e-3, so the sums are off by five per cent.
 
 # %%
 for state, record in exp.rounds():
@@ -81,7 +81,7 @@ print(f"time on air {run.summary.ledger.air_seconds * 1e3:.1f} ms in all")
 # is set like any other key. The run keeps the function's name and a hash of its source: going on with
 # `run(..., resume=True)` needs the same function again, reading the run does not.
 #
-# **Look at** the figure: the squared error is a hundred times larger, and the losses still fall, a little later.
+# **Look at** the figure: the squared error is twenty to forty times larger, and the losses still fall, a little later.
 
 
 # %%

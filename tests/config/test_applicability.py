@@ -188,9 +188,9 @@ EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
         ["radio.feedback_delay_s=1e-3", "radio.csi_age_correlation=0.9"],
         ["radio.csi_age_correlation="],
     ),
-    ("radio.speed_kmh", "radio.feedback_delay_s"): (
+    ("radio.speed_kmh", "radio.coherence_symbols"): (
         ["radio.speed_kmh=3.0", "radio.coherence_symbols=100"],
-        ["radio.feedback_delay_s=1e-3"],
+        ["radio.coherence_symbols=derived"],
     ),
     ("radio.speed_kmh", "radio.channel"): (
         ["radio.speed_kmh=3.0", "radio.feedback_delay_s=1e-3", "radio.channel=tdl_a(delay_spread_s=1e-7)"],
@@ -256,6 +256,11 @@ MORE = {
     ("radio.energy=per_round", "radio.design=naive_ao"): "energy",
     ("radio.path_loss_exponent=3.0", "radio.channel=rma"): "path_loss_exponent",
     ("radio.edge_distance_m=400.0", "radio.topology=single_cell"): "edge_distance_m",
+    **{("radio.speed_kmh=30.0", f"radio.{key}"): "speed_kmh" for key in ("scheme=error_free", "coherence_symbols=500")},
+    ("radio.speed_kmh=30.0", "radio.channel=file(path=h.npz)"): "speed_kmh",
+    ("radio.coherence_error=0.02", "radio.scheme=error_free"): "coherence_error",
+    ("radio.pilot_contamination_db=-20.0", "radio.scheme=error_free"): "pilot_contamination_db",
+    ("radio.pilot_contamination_db=-20.0", "radio.csi_error=0.1"): "pilot_contamination_db",
     ("tasks.sst2.sizes_sigma=0.5", "tasks.sst2.sizes=equal"): "sizes_sigma",
     ("tasks.sst2.max_new_tokens=4", "tasks.sst2.kind=classify"): "max_new_tokens",
 }

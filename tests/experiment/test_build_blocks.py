@@ -6,9 +6,10 @@ import torch
 import airpfed as ap
 from airpfed.air.coherence import time_correlation
 from airpfed.air.network import NO_PILOTS, Estimation
-from airpfed.config.schema import RadioSettings
+from airpfed.config.schema import RadioSettings, Settings
+from airpfed.config.settings_file import spelled_out
 from airpfed.core.errors import UserError
-from airpfed.experiment.build.blocks import block_shape, estimate_age, plan_blocks
+from airpfed.experiment.build.blocks import block_shape, estimate_age, pilot_notes, plan_blocks
 from airpfed.experiment.build.uplink import build_network
 
 SELECTIVE = {"channel": {"name": "rayleigh", "delay_spread_s": 50e-9}}
@@ -44,6 +45,7 @@ def test_a_channel_without_a_delay_spread_has_the_default_blocks_and_is_constant
     network = ap.single_cell(devices=[4], channel=mine, coherence_symbols=None, csi_error=None)
     plan = plan_blocks(network.settings.radio, 16)
     assert (plan.groups, plan.length, plan.change) == (32, 3936, None)
+    assert network.settings.radio.delay_spread_s is None
     assert plan.estimation == Estimation(pilots=24, contamination=0.0, age=1.0)
 
 
@@ -90,7 +92,9 @@ def test_the_speed_is_the_channel_s_own_if_it_has_one():
     def of(**changes):
         return radio(channel={"name": "tdl_a", "delay_spread_s": 1e-7, **changes}, feedback_delay_s=1e-3)
 
-    assert estimate_age(of()) == 1.0  # the channel's default is a speed of 0
+    assert estimate_age(of(speed_mps=0.0)) == 1.0
+    assert estimate_age(of()) == pytest.approx(estimate_age(radio(feedback_delay_s=1e-3)), abs=1e-4)  # 3 km/h
+    assert block_shape(of()) != block_shape(of(speed_mps=20.0))
     assert estimate_age(of(speed_mps=20.0)) < 0.9
     assert estimate_age(radio(csi_age_correlation=0.7)) == 0.7
 
@@ -98,17 +102,12 @@ def test_the_speed_is_the_channel_s_own_if_it_has_one():
 REFUSED = {
     "pilots that do not fit": ({"coherence_symbols": 200, "pilots": 16}, 16, ["256", "200", "at most 12"]),
     "no room for one pilot": ({"coherence_symbols": 10, "pilots": "derived"}, 16, ["10 uses", "at least 17"]),
-    "so many devices": ({}, 4000, ['pilots = "auto"', "3936 uses", "4000 devices", 'pilots = "perfect"']),
+    "so many devices": ({}, 4000, ['pilots = "derived"', "3936 uses", "4000 devices", 'pilots = "perfect"']),
     "a group that is too wide": ({**DERIVED, "subcarrier_groups": 1}, 4, ["subcarrier_groups = 1", "at least 32"]),
     "a block that is too long": (
         {**DERIVED, "coherence_symbols": 20_000},
         4,
         ["coherence_symbols = 20000", "at most 3936"],
-    ),
-    "a channel without a delay spread": (
-        {"coherence_symbols": "derived", "channel": "umi"},
-        4,
-        ['coherence_symbols = "derived"', "umi", "delay_spread_s"],
     ),
     "change of such a channel": (
         {"within_block": "changing", "channel": "umi"},
@@ -125,6 +124,47 @@ def test_what_cannot_be_is_refused_in_a_line_that_says_what_could(case):
         plan_blocks(radio(**changes), devices)
     line = str(error.value)
     assert "\n" not in line and all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("value", ["slow", (1e-8, 2e-8), -1.0, True])
+def test_a_delay_spread_of_an_own_channel_is_checked(value):
+    def mine(site, t, blocks, *, delay_spread_s=value):
+        return site.antenna_gain.to(torch.complex128).expand(len(blocks), -1, -1)
+
+    mine.__annotations__ = {"delay_spread_s": tuple[float, ...] if isinstance(value, tuple) else type(value)}
+    with pytest.raises(UserError, match=r"radio.channel.delay_spread_s = .* should be seconds"):
+        ap.single_cell(devices=[4], channel=mine, coherence_symbols=None)
+
+
+def test_defaults_that_depend_on_others_are_written_out_and_equal_when_read():
+    for given in (
+        {},
+        {"coherence_symbols": 500},
+        {"scheme": "error_free"},
+        {"csi_error": 0.1},
+        {"channel": "file(path=a.npz)"},
+    ):
+        one = radio(**given)
+        assert RadioSettings.model_validate(one.model_dump(exclude_none=True)) == one
+    assert radio().csi_error == 0.0 and radio().coherence_symbols == "derived"
+    file = radio(channel={"name": "file", "path": "a.npz"})
+    assert (file.subcarrier_groups, file.coherence_symbols, file.pilots) == ("recorded", "recorded", "derived")
+    with pytest.raises(ValueError, match="recorded"):
+        radio(subcarrier_groups="recorded")
+
+
+def test_much_of_a_block_for_pilots_is_told():
+    assert pilot_notes(radio(), 300) == pilot_notes(radio(pilots=50), 70) == []
+    (line,) = pilot_notes(radio(), 2000)
+    assert "2000 devices takes 51% of a coherence block of 3936 uses" in line
+
+
+@pytest.mark.parametrize("speed", [30.0, 60.0, 500.0])
+def test_blocks_of_single_symbols_change_by_what_they_may(speed):
+    """Pilots take a part of the only symbol: the rest lies in its middle, not beyond it."""
+    plan = plan_blocks(radio(speed_kmh=speed, carrier_hz=60e9), 8)
+    assert plan.change is not None and plan.data_uses < plan.length
+    assert 2 * (1 - plan.change.mean) < 0.011
 
 
 def test_pilots_and_csi_error_are_alternatives():
@@ -154,3 +194,13 @@ def test_a_network_is_built_with_all_of_it():
     study = ap.link_study("uniform_forcing", network, draws=20, gap=False)
     known = ap.link_study("uniform_forcing", network.replace(pilots="perfect", pilot_contamination_db=None), draws=20)
     assert study.select_dtypes("number").notna().any().any() and len(study) == len(known) == 1
+
+
+@pytest.mark.parametrize("given", [{"coherence_symbols": 5000, "pilots": "perfect"}, {"scheme": "error_free"}])
+def test_what_means_the_former_defaults_is_written_as_they_were(given):
+    """So that the fingerprints of older runs are those of today."""
+    settings = spelled_out(Settings.model_validate({"tasks": [{"name": "sst2"}], "radio": given}))
+    found = settings.radio.model_dump(mode="json")
+    assert (found["subcarrier_groups"], found["csi_error"], found["pilots"]) == (1, 0.0, "perfect")
+    assert found["coherence_symbols"] in (5000, 20_000)
+    assert next(iter(settings.radio.channel.options.items())) == ("delay_spread_s", 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import airpfed as ap
+from airpfed.air.digital import rate_blocks, rate_channels
 from airpfed.config.settings_file import read_settings
 from airpfed.experiment.build.uplink import build_network
 from airpfed.planning.channel_study import draw_channels, schedule_full_round
@@ -145,6 +146,31 @@ def test_a_function_is_a_channel():
     turned = network.replace(channel=(line, {"turns": 0.5})).channels(0, 1)
     assert turned.real[0, 0].allclose(network.gain[0].sqrt() * torch.tensor([1.0, -1.0, 1.0]))
     assert "line(turns=0.5)" in repr(network.replace(channel=(line, {"turns": 0.5})))
+
+
+def test_draws_of_a_plan_are_independent_where_blocks_are_neighbours_in_the_band():
+    link = ap.single_cell(devices=[8], antennas=16, snr_db=10, coherence_symbols=None, csi_error=None).link
+    assert link.subcarrier_groups == 32
+    h = draw_channels(link, [(link.network, 1.0)], 6).h.flatten(1)
+    h = h / h.abs().square().sum(1, keepdim=True).sqrt()
+    products = (h @ h.mH).abs() - torch.eye(6)
+    assert products.max() < 0.4  # of neighbours: above 0.9
+    neighbours = link.channels(0, 6)[1].flatten(1)
+    assert (neighbours[0].conj() * neighbours[1]).sum().abs() / neighbours[:2].abs().square().sum(1).prod().sqrt() > 0.9
+
+
+def test_the_rates_of_bits_are_means_over_the_whole_band():
+    link = ap.single_cell(devices=[2], antennas=2, coherence_symbols=None).link
+    assert len(rate_channels(link, 1)[0]) == rate_blocks(link) == 32
+    assert rate_blocks(ap.single_cell(devices=[2], antennas=2).link) == 8
+
+
+def test_a_file_of_channels_gives_a_cell_its_blocks(tmp_path):
+    rng = np.random.default_rng(0)
+    h = 1e-5 * (rng.standard_normal((2, 64, 4, 3)) + 1j * rng.standard_normal((2, 64, 4, 3)))
+    np.savez(tmp_path / "h.npz", h=h, subcarrier_groups=32, coherence_s=32 * 100 / 20e6)
+    link = ap.single_cell(devices=[3], antennas=4, channel=("file", {"path": str(tmp_path / "h.npz")})).link
+    assert (link.subcarrier_groups, link.coherence_symbols) == (32, 100)
 
 
 def test_replace_keeps_what_it_is_not_given():

@@ -139,7 +139,7 @@ class BlockChange:
         symbols of the block's data, if these uses stand for a block on a longer grid.
         """
         symbols = self.length / self.width
-        position = (symbol + 0.5) / max(self.data_uses / self.width, span) * symbols
+        position = (symbol + 0.5) / max(-(-self.data_uses // self.width), span) * symbols
         in_time = self.scattered.over_symbols(position - symbols / 2)
         return self.scattered.over_subcarriers(self.width)[subcarrier % self.width] * in_time
 

@@ -25,7 +25,7 @@ from airpfed.air.transmit import pass_backhaul
 from airpfed.core.rng import stream
 
 BLOCKS = 8
-"""Number of coherence blocks of a round over which rates are averaged."""
+"""Coherence blocks of a round over which rates are averaged; all groups of subcarriers once, if these are more."""
 
 
 SECTIONS, SECTION_STEPS = 64, 4
@@ -335,9 +335,15 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
     return rates
 
 
+def rate_blocks(link: Uplink) -> int:
+    """The number of coherence blocks over which rates are averaged."""
+    return max(BLOCKS, link.subcarrier_groups)
+
+
 def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float[Tensor, "*B M K"]]:
-    """Estimates of the channels of BLOCKS blocks, and the variances of their errors, with interference whitened."""
-    channels = link.whiten(t, BLOCKS, *link.estimates(t, range(BLOCKS)))
+    """Estimates of the channels of a round's first blocks, and their errors' variances, with interference whitened."""
+    blocks = rate_blocks(link)
+    channels = link.whiten(t, blocks, *link.estimates(t, range(blocks)))
     h_est, variance = channels.h_est, channels.csi_variance
     return h_est, variance if variance.dim() == 3 else variance.expand(h_est.shape[1], -1)
 

@@ -11,8 +11,6 @@ from airpfed.core.rng import complex_normals, stream
 
 ChannelModel = Callable[[int, int, range], tuple[Tensor, Tensor]]
 """(seed, t, blocks) -> channels (B, M, K), and their part that needs no estimation: the line of sight, or 0."""
-FLAT_USES = 20_000
-"""Channel uses of a coherence block that is flat over the band, where nothing gives another: 1 ms at 20 MHz."""
 
 
 @dataclass(frozen=True)

@@ -311,8 +311,9 @@ RULES = (
     Rule(
         "radio.pilot_contamination_db",
         "radio.pilots",
-        lambda s, _: s.radio.has_pilots,
+        lambda s, _: s.radio.pilots != "perfect",
         "it is for pilots, give their number",
+        additional=("radio.csi_error", "radio.scheme"),
     ),
     Rule(
         "radio.feedback_delay_s",
@@ -322,9 +323,13 @@ RULES = (
     ),
     Rule(
         "radio.speed_kmh",
-        "radio.feedback_delay_s",
+        "radio.coherence_symbols",
         _is_in_motion,
         "it is for a delay above 0, for derived blocks and for channels that change within a block",
+        additional=(
+            *("radio.feedback_delay_s", "radio.subcarrier_groups", "radio.within_block", "radio.channel"),
+            "radio.scheme",
+        ),
     ),
     Rule(
         "radio.speed_kmh",
@@ -337,7 +342,7 @@ RULES = (
         "radio.coherence_symbols",
         lambda s, _: s.radio.has_derived_blocks,
         'it is for coherence_symbols or subcarrier_groups = "derived"',
-        additional=("radio.subcarrier_groups",),
+        additional=("radio.subcarrier_groups", "radio.channel", "radio.scheme"),
     ),
     Rule("radio.noise_figure_db", "radio.snr_db", lambda s, _: s.radio.snr_db is None, "it is for thermal noise"),
     Rule(
@@ -427,7 +432,7 @@ def ineffective_keys(settings: Settings, written: bool = True, training: bool = 
             value = getattr(table, key)
             if written and (key not in table.model_fields_set or _is_nothing(key, value)):
                 continue
-            reason = _condition(settings, rule.condition, task, name)
+            reason = _condition(settings, _deciding_key(settings, rule), task, name)
             line = f"{name}.{key} = {format_value(value)}: does nothing with {reason}; {rule.remedy}"
             yield IneffectiveKey((*path, key), line, (rule.condition, *rule.additional))
     # If a column decides how many devices a task has, the number is not known yet.
@@ -450,6 +455,17 @@ def _tables(settings: Settings, section: str) -> list[tuple[tuple[str, ...], str
     if section != "tasks":
         return [((section,), section, settings.tasks[0])]
     return [(("tasks", str(n)), f"tasks.{task.name}", task) for n, task in enumerate(settings.tasks)]
+
+
+def _deciding_key(settings: Settings, rule: Rule) -> str:
+    """Return the key to name in a message: of those that decide, the first that the user wrote."""
+    if "radio.scheme" in rule.additional and settings.radio.scheme.name == "error_free":
+        return "radio.scheme"
+    for key in (rule.condition, *rule.additional):
+        section, _, last = key.partition(".")
+        if section == "radio" and last in settings.radio.model_fields_set:
+            return key
+    return rule.condition
 
 
 def _condition(settings: Settings, key: str, task: TaskSettings, name: str) -> str:
@@ -566,7 +582,7 @@ def default_keys_without_effect(settings: Settings) -> list[tuple[str, ...]]:
         table = table[int(inner[0])] if inner else table
         value = getattr(table, key)
         value = value.label if isinstance(value, Choice) else value
-        if value == type(table).model_fields[key].default:
+        if key not in table.model_fields_set or value == type(table).model_fields[key].default:
             paths.append(ineffective.path)
     return paths
 

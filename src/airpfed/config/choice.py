@@ -94,6 +94,12 @@ class Choice:
         """The row's function with these options set."""
         return KINDS[self.kind].rows.bind(self.name, self.options, self.given_row)
 
+    def option(self, name: str) -> Any:
+        """An option's value: as given, or its default where a stored choice leaves it out; ... if there is none."""
+        row, rows = self.find_row(), KINDS[self.kind].rows
+        defaults = {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
+        return self.options.get(name, defaults.get(name, ...))
+
     @property
     def label(self) -> str:
         """The name, with the options that differ from their defaults: `mmse(starts=4)`."""

@@ -16,6 +16,10 @@ Words = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
+FLAT_USES = 20_000
+"""Channel uses of a coherence block that is flat over the band, unless another number is given: 1 ms at 20 MHz."""
+DELAY_SPREAD_S = 50e-9
+"""The rms delay spread of channels by default, and that of derived blocks where a channel has no such option."""
 MAX_GENERATED = 1_000_000
 """Samples of a task that is generated. All of them are held in memory."""
 Payload = Literal["float32", "bfloat16", "int8", "int4"]
@@ -495,10 +499,11 @@ class RadioSettings(Section):
         description="small-scale fading; umi, uma, rma have their own path loss and shadowing. Those, cdl_* and tdl_* "
         "are models of 3GPP TR 38.901 through Sionna (the extra airpfed[sionna]); file: channels from a file",
     )
-    subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto", "derived"] = Field(
-        "auto",
+    subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["derived", "recorded"] | None = Field(
+        None,
         description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
-        "time. derived: as many as coherence_error asks for. auto: as coherence_symbols says, or 1 where that is given",
+        "time. derived: as many as coherence_error asks for; recorded: as the file of the channel says. Default: as "
+        "coherence_symbols, or 1 if that is a number",
     )
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
@@ -537,11 +542,12 @@ class RadioSettings(Section):
         le=200,
         description="median receive SNR per antenna, dB; if given, it sets the noise power instead of noise_dbm",
     )
-    coherence_symbols: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | Literal["auto", "derived"] = Field(
-        "auto",
+    coherence_symbols: Annotated[int, Field(ge=1, le=10**12)] | Literal["derived", "recorded"] | None = Field(
+        None,
         description="complex channel uses of a coherence block, with its pilots. derived: as many as coherence_error "
-        "allows, from the channel's delay_spread_s and from speed_kmh. auto: derived, with 50 ns for a channel without "
-        "that option; those of the file for channels from a file; 20,000 if subcarrier_groups is given",
+        "allows, from the speed of the devices and the channel's delay_spread_s (50 ns for a channel without that "
+        "option); recorded: as the file of the channel says. Default: recorded for channels from a file; derived for "
+        "others; 20,000 if subcarrier_groups is a number, and for an error-free link",
     )
     coherence_error: float = Field(
         0.01,
@@ -552,8 +558,8 @@ class RadioSettings(Section):
     )
     within_block: Literal["auto", "constant", "changing"] = Field(
         "auto",
-        description="whether channels change within a coherence block, with the channel's delay_spread_s and "
-        "speed_kmh; auto: where blocks are derived from these",
+        description="whether channels change within a coherence block, with the channel's delay_spread_s and the "
+        "speed; auto: where blocks are derived from these",
     )
     normalizer: Literal["common", "per_device"] = Field(
         "per_device",
@@ -569,13 +575,14 @@ class RadioSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="share of a channel's variance that the channel estimate lacks; default: as pilots say",
+        description="share of a channel's variance that the channel estimate lacks, in place of the error of pilots",
     )
-    pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["auto", "perfect", "derived"] = Field(
-        "auto",
+    pilots: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["perfect", "derived"] | None = Field(
+        None,
         description="uses of a coherence block on which each device sends pilots; its channel estimate then has the "
-        "error of these. derived: what takes a tenth of a block for all devices together, from 1 to 1000. perfect: "
-        "known channels (but for csi_error), charged as one. auto: derived, or perfect if csi_error is given",
+        "error of these. derived: what takes a tenth of a block for all devices together, from 1 (for many devices "
+        "more than a tenth) to 1000. perfect: known channels (but for csi_error), charged as one. Default: derived; "
+        "perfect if csi_error is given (0, too), and for an error-free link",
     )
     pilot_contamination_db: float | Literal["off"] = Field(
         "off",
@@ -701,17 +708,37 @@ class RadioSettings(Section):
     @property
     def has_derived_blocks(self) -> bool:
         """Whether the size of coherence blocks follows from delay spread and speed."""
-        sizes = (self.subcarrier_groups, self.coherence_symbols)
-        if sizes == ("auto", "auto"):
-            return self.scheme.name != "error_free" and not self.has_recorded_channel
-        return "derived" in sizes
+        return "derived" in (self.subcarrier_groups, self.coherence_symbols)
 
     @property
-    def has_pilots(self) -> bool:
-        """Whether channel estimates have the error of pilots; the error-free link needs none."""
-        if self.pilots == "auto":
-            return self.scheme.name != "error_free" and self.csi_error is None
-        return self.pilots != "perfect"
+    def delay_spread_s(self) -> Any:
+        """The channel's delay spread, seconds: its option, or the default where blocks are not flat over the band.
+
+        None for a channel without that option.
+        """
+        value = self.channel.option("delay_spread_s")
+        if value is ...:
+            return None
+        flat = self.subcarrier_groups == 1 and not self.has_derived_blocks and self.within_block != "changing"
+        return (0.0 if flat else DELAY_SPREAD_S) if value is None else value
+
+    @model_validator(mode="after")
+    def _resolve_defaults(self) -> "RadioSettings":
+        """Set the sizes of blocks and the pilots where they are not given, because they depend on other keys."""
+        ideal = self.scheme.name == "error_free"
+        unknown: Any = "recorded" if self.has_recorded_channel else "derived"
+        groups, length = self.subcarrier_groups, self.coherence_symbols
+        if groups is None:
+            groups = 1 if ideal or (isinstance(length, int) and unknown == "derived") else unknown
+        if length is None:
+            length = FLAT_USES if ideal or (isinstance(groups, int) and unknown == "derived") else unknown
+        resolved: dict[str, Any] = {"subcarrier_groups": groups, "coherence_symbols": length}
+        resolved["csi_error"] = self.csi_error or 0.0
+        if self.pilots is None:
+            resolved["pilots"] = "perfect" if ideal or self.csi_error is not None else "derived"
+        for key, value in resolved.items():
+            object.__setattr__(self, key, value)
+        return self
 
     @model_validator(mode="after")
     def _check_numbers(self) -> "RadioSettings":
@@ -756,8 +783,12 @@ class RadioSettings(Section):
             f'backhaul_bits = {self.backhaul_bits}: is for topology = "two_hop", not "{self.topology}"': (
                 self.backhaul_bits is not None and self.topology != "two_hop"
             ),
-            f"csi_error = {self.csi_error or 0:g}: is for known channels; pilots = {self.pilots} determine the error, "
-            "leave one of the two out": bool(self.csi_error) and self.has_pilots,
+            f"csi_error = {self.csi_error:g}: is for known channels; pilots = {self.pilots} determine the error, leave "
+            "one of the two out": bool(self.csi_error) and self.pilots != "perfect",
+            'subcarrier_groups and coherence_symbols = "recorded": are for a channel from a file, not '
+            f'"{channel}"': "recorded" in (self.subcarrier_groups, self.coherence_symbols)
+            and not self.has_recorded_channel
+            and self.channel.find_row() is not None,
             'interferers: need topology = "single_cell" and layout = "discs"': bool(self.interferers)
             and (self.topology != "single_cell" or self.layout != "discs"),
             'interferers: need noise, so noise_dbm other than "off"': bool(self.interferers)

@@ -227,6 +227,8 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
     always left out.
     """
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+    if not defaults and "radio" in tree:  # defaults that depend on other keys
+        tree["radio"] = {key: value for key, value in tree["radio"].items() if key in settings.radio.model_fields_set}
     if plugins := [Path(plugin) for plugin in tree.pop("plugins", ())]:
         inside = [path.parent.absolute(), path.parent.resolve()]
         names = [
@@ -283,10 +285,20 @@ def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[s
     return {key: column for key, column in columns.items() if len(set(column)) > 1}
 
 
+def spelled_out(settings: Settings) -> Settings:
+    """Settings with the channel's delay spread written out, so that those of the same meaning are equal."""
+    radio = settings.radio
+    if radio.delay_spread_s is None:
+        return settings
+    channel = replace(radio.channel, options={**radio.channel.options, "delay_spread_s": radio.delay_spread_s})
+    return settings.model_copy(update={"radio": radio.model_copy(update={"channel": channel})})
+
+
 def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any]) -> list[str]:
     """List `section.key = current (was previous)` for every key that differs, without the ignored ones."""
     old, new = (
-        flatten_settings(settings.model_dump(mode="json", exclude=dict(ignored))) for settings in (previous, current)
+        flatten_settings(spelled_out(settings).model_dump(mode="json", exclude=dict(ignored)))
+        for settings in (previous, current)
     )
     return [
         f"{key} = {format_value(new.get(key))} (was {format_value(old.get(key))})"

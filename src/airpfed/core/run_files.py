@@ -83,7 +83,7 @@ class Ledger(Record):
     """
 
     channel_uses: Count = Field(0, description="complex channel uses that carry gradients")
-    pilot_uses: Count = Field(0, description="channel uses of pilots, one per device and coherence block")
+    pilot_uses: Count = Field(0, description="channel uses of pilots of all devices in their coherence blocks")
     ofdm_symbols: Count = Field(0, description="OFDM symbols of gradients and pilots")
     air_seconds: Number = Field(
         0.0, description="seconds on air: OFDM symbols with cyclic prefix, side information, feedback"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from airpfed.air.channels.file import channel_arrays, count, save_channel_file
-from airpfed.air.digital import BLOCKS
+from airpfed.air.digital import rate_blocks
 from airpfed.air.grouping import round_blocks
 from airpfed.air.network import Network
 from airpfed.config.schema import Settings
@@ -63,7 +63,7 @@ def network_of(settings: Settings, blocks: int | None) -> tuple[Network, int]:
     clients = build.build_experiment(settings, build.load_tasks(settings)).clients
     link = build.sending_uplink(settings, clients, build.client_uplink(settings, clients))
     # A scheme of bits averages its rates over some blocks.
-    return link.network, blocks or max(round_blocks(link), BLOCKS if link.design is None else 1)
+    return link.network, blocks or max(round_blocks(link), rate_blocks(link) if link.design is None else 1)
 
 
 def metadata_of(settings: Settings) -> dict[str, np.ndarray]:

@@ -11,13 +11,12 @@ from typing import Any, Literal
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from airpfed.air.network import FLAT_USES
 from airpfed.air.problem import TransceiverProblem
 from airpfed.air.schedule import Uplink, schedule
 from airpfed.air.segments import problem_of
 from airpfed.config.applicability import refuse_ineffective
 from airpfed.config.grid import check_count
-from airpfed.config.schema import Settings
+from airpfed.config.schema import FLAT_USES, Settings
 from airpfed.config.settings_file import parse_settings
 from airpfed.core.errors import UserError, hint
 from airpfed.experiment.build.uplink import check_channel_memory
@@ -200,7 +199,8 @@ def single_cell(
     such as "rayleigh" or "rician(k_db=5)", a pair ("rician", {"k_db": 5}), or a function (site, t, blocks, *, options)
     -> channels (B, M, K). csi_error: share of a channel's variance that estimates lack; None for the errors of pilots.
     coherence_symbols: channel uses of a block, which is flat over the band and fades independently; None for the
-    default of a settings file, blocks that follow from speed and delay spread. rank_shared, rank_personal: ranks of the
+    default of a settings file, blocks that follow from speed and delay spread, of which the first ones of a round are
+    neighbours in the band. rank_shared, rank_personal: ranks of the
     adapters, which weight s- and p-sums in Pi. seed, drop: each pair is another drop. radio: any other key of the
     section [radio] of a settings file, such as cell_radius_m, noise_dbm or packing.
 
@@ -333,6 +333,8 @@ def _network(
     adapters = {"rank_shared": plain_value(ranks[0]), "rank_personal": plain_value(ranks[1])}
     tree = {"tasks": tasks, "adapters": adapters, "run": {"seed": plain_value(seed)}, "radio": _without_none(radio)}
     settings = parse_settings(tree, source)
+    if settings.radio.has_recorded_channel and radio["coherence_symbols"] == FLAT_USES:  # the file has its own
+        settings = parse_settings(tree | {"radio": _without_none(radio | {"coherence_symbols": None})}, source)
     refuse_ineffective(source, [settings], training=False)
     each = tuple(float(n) for n in _each_device(source, sizes, counts)) if by_device else None
     network = RadioNetwork(settings, each)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from airpfed.config import settings_file
 from airpfed.config.applicability import refuse_ineffective
 from airpfed.config.grid import Point, name_grid_point, overrides_of
 from airpfed.config.schema import Settings
+
+APART = 1_000_003
+"""Seeds of draws that should be independent lie so far apart."""
 
 
 def read_points(
@@ -40,23 +44,26 @@ def read_points(
 def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], blocks: int) -> Drops:
     """Draw the channels of `blocks` coherence blocks in each network, in the round before the first.
 
-    networks: (network, factor of its mean power gains). Random: fading and estimation errors, fixed by the link's seed
-    and the network's drop.
+    networks: (network, factor of its mean power gains). The first blocks of a round lie beside each other in the band
+    where there are several groups of subcarriers; then every block is the first one of a seed of its own. Random:
+    fading and estimation errors, fixed by the link's seed and the network's drop.
     """
+    together = blocks if link.subcarrier_groups == 1 else 1
+    seeds = [link.seed + number * APART for number in range(blocks // together)]
     estimates, channels, variances, gains, noise = [], [], [], [], []
-    for network, scale in networks:
+    for (network, scale), seed in product(networks, seeds):
         # Pilots see the scaled gains at the link's noise: these gains at less noise.
-        drop = replace(link, network=network, noise=link.noise / scale)
+        drop = replace(link, network=network, noise=link.noise / scale, seed=seed)
         if link.interference is not None:
             scaled = replace(link.interference, power=link.interference.power / scale)
             drop = replace(drop, interference=scaled)
-        received = drop.received_channels(0, blocks)
+        received = drop.received_channels(0, together)
         estimates.append(scale**0.5 * received.h_est)
         channels.append(scale**0.5 * received.h)
-        variances.append((scale * received.csi_variance).expand(blocks, -1, -1))
+        variances.append((scale * received.csi_variance).expand(together, -1, -1))
         if received.antenna_noise is not None:
             noise.append(scale * received.antenna_noise)
-        gains.append((scale * network.gain).expand(blocks, -1, -1))
+        gains.append((scale * network.gain).expand(together, -1, -1))
     return Drops(
         h_est=torch.cat(estimates),
         h=torch.cat(channels),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from airpfed.air.schedule import Uplink
 from airpfed.config.applicability import settings_notes
 from airpfed.config.schema import Settings, choices_of
 from airpfed.config.settings_file import read_new_settings
@@ -41,6 +42,18 @@ def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
     yield from experiment_lines(settings, experiment)
 
 
+def blocks_line(link: Uplink) -> str:
+    """Write what a coherence block of a link is, and what pilots take of it."""
+    devices, pilots = len(link.samples), link.estimation.pilots
+    length = link.coherence_symbols + devices * (pilots or 0)
+    groups = (
+        "the whole band" if link.subcarrier_groups == 1 else f"one of {link.subcarrier_groups} groups of subcarriers"
+    )
+    change = "constant" if link.change is None else "changing"
+    share = f"{devices * (pilots or 0) / length:.0%} for {pilots} pilots a device" if pilots else "known channels"
+    return f"blocks: {length:,} uses of {groups}, {change} inside; {share}"
+
+
 def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[str]:
     """Write lines about the sizes of an experiment: adapters, channel, memory and time."""
     layout, clients = experiment.clients.layout, experiment.clients
@@ -57,6 +70,7 @@ def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[
     if link.noise > 0 and settings.radio.scheme.name != "error_free":
         low, middle, high = (to_db(float(gains[k])) for k in (0, (len(gains) - 1) // 2, -1))
         yield f"channel: SNR at one antenna: {low:.1f} to {high:.1f} dB over the devices, median {middle:.1f} dB"
+        yield blocks_line(link)
     yield f"memory: about {memory_gb(settings, experiment):.2f} GB for the base model and one pass"
     seconds, rounds = round_seconds(experiment), settings.server.rounds
     yield f"time: {seconds:.2f} s for a round here, {seconds * rounds:.0f} s for {rounds}"

@@ -76,7 +76,7 @@ def _training_key(settings: Settings) -> str:
 
 def folder_name(point: Point, seed: int, settings: Settings) -> str:
     """A readable name, and eight digits of the resolved settings' sha256, because the name may be incomplete."""
-    tree: Any = settings.model_dump(mode="json", exclude={**NOT_TRAINED, "plugins": True})
+    tree: Any = settings_file.spelled_out(settings).model_dump(mode="json", exclude={**NOT_TRAINED, "plugins": True})
     if code := code_hashes(settings):
         tree = [tree, code]
     digest = hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:8]

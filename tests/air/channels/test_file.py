@@ -138,10 +138,18 @@ def test_it_keeps_the_contract_of_channels(tmp_path):
 
 
 def test_blocks_are_the_file_s(tmp_path):
-    assert blocks_of_file(20e6, 64, path=save(tmp_path)) == (1, 20_000)
+    assert blocks_of_file(20e6, 64, path=save(tmp_path)) == (None, None)
     given = save(tmp_path, subcarrier_groups=np.array(2), coherence_s=np.array(2 * 123 / 20e6))
     assert blocks_of_file(20e6, 64, path=given) == (2, 123)
-    assert blocks_of_file(20e6, 64, path=save(tmp_path, subcarrier_groups=np.array(2))) == (2, 20_000)
+    assert blocks_of_file(20e6, 64, path=save(tmp_path, subcarrier_groups=np.array(2))) == (2, None)
+
+
+def test_a_time_is_rounded_to_uses(tmp_path):
+    path = save(tmp_path, subcarrier_groups=np.array(2), coherence_s=np.array(1e-3 / 3))
+    groups, length = blocks_of_file(20e6, 64, path=path)
+    network_of(path, coherence_s=groups * length / 20e6)
+    with pytest.raises(UserError, match="coherence_s"):
+        network_of(path, coherence_s=groups * (length + 1) / 20e6)
 
 
 # What is refused

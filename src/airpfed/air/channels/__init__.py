@@ -25,7 +25,7 @@ class Channel:
     shadowing and heights. standard: the standard that limits its frequencies and distances; empty for none. recorded:
     whether channels come from a file, whatever the positions and the seed, and end with its last round and block.
     recorded_blocks: (bandwidth_hz, subcarriers, *, options) -> (groups of subcarriers, uses of a block) of recorded
-    channels.
+    channels, None for what the file does not say.
 
     >>> import torch, airpfed as ap
     >>> def two_paths(site, t, blocks, *, second_db: float = -10.0):
@@ -42,7 +42,7 @@ class Channel:
     has_path_loss: bool = False
     standard: str = ""
     recorded: bool = False
-    recorded_blocks: Callable[..., tuple[int, int]] | None = None
+    recorded_blocks: Callable[..., tuple[int | None, int | None]] | None = None
 
     @property
     def function(self) -> Callable[..., Any]:

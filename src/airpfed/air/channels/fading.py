@@ -23,7 +23,7 @@ FORGOTTEN = 1e-12
 """Correlation below which the past of a Gauss-Markov process is ignored."""
 
 DELAY_SPREAD_S = 50e-9
-"""The rms delay spread by default, also where a model without that option needs one for the size of its blocks."""
+"""The rms delay spread by default."""
 
 TAIL = 1e-4
 """Power relative to the first tap below which taps are left out."""
@@ -73,11 +73,15 @@ def exponential_profile(delay_spread_s: float, bandwidth_hz: float, max_taps: in
     return powers / powers.sum()
 
 
-def tap_powers(delay_spread_s: float, bandwidth_hz: float, subcarriers: int, groups: int) -> Float[Tensor, " L"]:
-    """The powers of the taps that the channels of so many groups of subcarriers need: one group sees a single gain."""
+def tap_powers(delay_spread_s: float | None, bandwidth_hz: float, subcarriers: int, groups: int) -> Float[Tensor, " L"]:
+    """The powers of the taps that the channels of so many groups of subcarriers need: one group sees a single gain.
+
+    delay_spread_s: None for DELAY_SPREAD_S.
+    """
     if groups == 1:
         return torch.ones(1, dtype=torch.float64)
-    return exponential_profile(delay_spread_s, bandwidth_hz, cyclic_prefix(subcarriers))
+    spread = DELAY_SPREAD_S if delay_spread_s is None else delay_spread_s
+    return exponential_profile(spread, bandwidth_hz, cyclic_prefix(subcarriers))
 
 
 def frequencies(groups: int, subcarriers: int) -> Float[Tensor, " G"]:
@@ -189,7 +193,13 @@ def line_of_sight(
 
 
 DelaySpread = Annotated[
-    float, Field(ge=0, le=1e-4, description="rms delay spread of an exponential profile, s; 0: flat fading")
+    float | None,
+    Field(
+        ge=0,
+        le=1e-4,
+        description="rms delay spread of an exponential profile, s; 0: flat fading. Default: 50 ns, or 0 where blocks "
+        "are flat over the band",
+    ),
 ]
 TimeCorrelation = Annotated[
     float,
@@ -204,7 +214,7 @@ RoundCorrelation = Annotated[
 def rayleigh_fading(
     site: ChannelSite,
     *,
-    delay_spread_s: DelaySpread = DELAY_SPREAD_S,
+    delay_spread_s: DelaySpread = None,
     time_correlation: TimeCorrelation = 0.0,
     round_correlation: RoundCorrelation = 0.0,
 ) -> Network:
@@ -218,7 +228,7 @@ def rician_fading(
     k_db: Annotated[
         float, Field(ge=-100, le=100, description="ratio of the line-of-sight power to the scattered power, dB")
     ] = 3.0,
-    delay_spread_s: DelaySpread = DELAY_SPREAD_S,
+    delay_spread_s: DelaySpread = None,
     time_correlation: TimeCorrelation = 0.0,
     round_correlation: RoundCorrelation = 0.0,
 ) -> Network:
@@ -227,7 +237,7 @@ def rician_fading(
 
 
 def _fading(
-    site: ChannelSite, k_factor: float, delay_spread_s: float, time_correlation: float, round_correlation: float
+    site: ChannelSite, k_factor: float, delay_spread_s: float | None, time_correlation: float, round_correlation: float
 ) -> Network:
     """A network with Rician fading of a linear K factor."""
     apart = geometry.offsets(site.stations, site.devices, site.wrap_m)

@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from pydantic import Field
 from torch import Tensor
 
-from airpfed.air.network import FLAT_USES, ChannelSite, Network
+from airpfed.air.network import ChannelSite, Network
 from airpfed.core.errors import UserError, first_line
 from airpfed.core.files import write_atomic
 from airpfed.core.memory import check_memory
@@ -98,24 +98,29 @@ def file_channels(
     )
 
 
-def blocks_of_file(bandwidth_hz: float, subcarriers: int, *, path: str, repeat: bool = False) -> tuple[int, int]:
-    """Return (groups of subcarriers, channel uses of a block) of a channel file: 1 and FLAT_USES if it has no numbers.
+def blocks_of_file(
+    bandwidth_hz: float, subcarriers: int, *, path: str, repeat: bool = False
+) -> tuple[int | None, int | None]:
+    """Return (groups of subcarriers, channel uses of a block) of a channel file, None for what it does not say.
 
     Raises UserError for a file that cannot be read, and for numbers that give no blocks.
     """
     file = load_channel_file(path)
-    numbers = {key: file.arrays[key].reshape(-1) for key in ("subcarrier_groups", "coherence_s") if key in file.arrays}
-    for key, value in numbers.items():
-        if value.size == 0 or value.dtype.kind not in "fiu" or not 0 < value[0] < 1e15:
-            raise UserError(f"{file.source}: {key} should be a number above 0")
-    groups = float(numbers["subcarrier_groups"][0]) if "subcarrier_groups" in numbers else 1.0
+    numbers: dict[str, float] = {}
+    for key in ("subcarrier_groups", "coherence_s"):
+        value = file.arrays.get(key, np.zeros(0)).reshape(-1)
+        if key in file.arrays:
+            if value.size == 0 or value.dtype.kind not in "fiu" or not 0 < value[0] < 1e15:
+                raise UserError(f"{file.source}: {key} should be a number above 0")
+            numbers[key] = float(value[0])
+    groups = numbers.get("subcarrier_groups", 1.0)
     if subcarriers % groups:
         raise UserError(
             f"{file.source}: subcarrier_groups = {groups:g} should divide radio.subcarriers = {subcarriers}"
         )
-    if "coherence_s" not in numbers:
-        return int(groups), FLAT_USES
-    return int(groups), max(1, round(float(numbers["coherence_s"][0]) * bandwidth_hz / groups))
+    if "coherence_s" in numbers:
+        return int(groups), max(1, round(numbers["coherence_s"] * bandwidth_hz / groups))
+    return int(groups) if "subcarrier_groups" in numbers else None, None
 
 
 def stored_channels(
@@ -171,10 +176,15 @@ def check_site(file: ChannelFile, site: ChannelSite) -> None:
             f"({count(stations, 'station')} of radio.antennas = {site.antennas})"
         )
     for key in SITE_NUMBERS:
-        if key in file.arrays and (value := float(file.arrays[key].reshape(-1)[0])) != float(getattr(site, key)):
+        if key not in file.arrays:
+            continue
+        value, wanted = float(file.arrays[key].reshape(-1)[0]), float(getattr(site, key))
+        # A time is rounded to uses of every group.
+        slack = 0.5 * site.subcarrier_groups / site.bandwidth_hz if key == "coherence_s" else 0.0
+        if not abs(value - wanted) <= slack:
             raise UserError(
-                f"{file.source}: {key} is {value:g} in the file and {getattr(site, key):g} in the settings; make them "
-                "equal, or leave the key out of the file"
+                f"{file.source}: {key} is {value:g} in the file and {wanted:g} in the settings; make them equal, or "
+                "leave the key out of the file"
             )
 
 

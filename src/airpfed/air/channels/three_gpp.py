@@ -51,6 +51,8 @@ def sampling_of(site: ChannelSite) -> Sampling:
     return Sampling(centres, site.coherence_s, site.names)
 
 
+WALKING_MPS = 0.83
+"""3 km/h, the speed of `radio.speed_kmh` by default."""
 Speed = Annotated[float, Field(ge=0, le=200, description="speed of the devices, m/s")]
 
 
@@ -83,7 +85,7 @@ def antenna_array(elements: int, carrier_hz: float) -> Any:
     )  # fmt: skip
 
 
-def system_level_network(name: str, site: ChannelSite, *, speed_mps: Speed = 0.0) -> Network:
+def system_level_network(name: str, site: ChannelSite, *, speed_mps: Speed = WALKING_MPS) -> Network:
     """UMi, UMa or RMa of 3GPP TR 38.901 with the positions of `site` and the gains of the model, devices outdoors.
 
     Random: line-of-sight states and large-scale parameters from the stream (seed, names, "large scale"), the same in
@@ -118,7 +120,7 @@ def link_level_network(
     site: ChannelSite,
     *,
     delay_spread_s: Annotated[float, Field(gt=0, le=1e-4, description="rms delay spread, s")],
-    speed_mps: Speed = 0.0,
+    speed_mps: Speed = WALKING_MPS,
 ) -> Network:
     """CDL or TDL of 3GPP TR 38.901, one realisation a link, scaled to the site's mean gains.
 

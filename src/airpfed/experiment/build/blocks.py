@@ -6,7 +6,6 @@ from functools import lru_cache
 import torch
 
 from airpfed.air import resources
-from airpfed.air.channels.fading import DELAY_SPREAD_S
 from airpfed.air.coherence import (
     BlockChange,
     Scattering,
@@ -16,11 +15,13 @@ from airpfed.air.coherence import (
     scattering,
     time_correlation,
 )
-from airpfed.air.network import FLAT_USES, Estimation
-from airpfed.config.schema import RadioSettings
+from airpfed.air.network import Estimation
+from airpfed.config.schema import DELAY_SPREAD_S, FLAT_USES, RadioSettings
 from airpfed.core import units
 from airpfed.core.errors import UserError
 
+LARGE_SHARE = 0.25
+"""The share of a block above which derived pilots are told of."""
 PILOT_SHARE = 0.1
 """The share of a block that pilots = "derived" takes for all devices together."""
 MOST_PILOTS = 1000
@@ -60,14 +61,16 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
     Raises UserError if a given number leaves no block that changes by at most `coherence_error`.
     """
     groups, length = radio.subcarrier_groups, radio.coherence_symbols
-    if not radio.has_derived_blocks:
-        row = radio.channel.find_row()
-        if groups == length == "auto" and radio.has_recorded_channel and row.recorded_blocks is not None:
-            recorded: tuple[int, int] = row.recorded_blocks(
-                radio.bandwidth_hz, radio.subcarriers, **radio.channel.options
-            )
-            return recorded
-        return groups if isinstance(groups, int) else 1, length if isinstance(length, int) else FLAT_USES
+    if "recorded" in (groups, length):
+        recorded = radio.channel.row.recorded_blocks
+        options = radio.channel.options
+        found = recorded(radio.bandwidth_hz, radio.subcarriers, **options) if recorded else (None, None)
+        groups, length = (
+            default if given == "recorded" and value is None else value if given == "recorded" else given
+            for given, value, default in zip((groups, length), found, (1, FLAT_USES), strict=True)
+        )
+    if isinstance(groups, int) and isinstance(length, int):
+        return groups, length
     scattered, error, subcarriers = scattering_of(radio), radio.coherence_error, radio.subcarriers
     if isinstance(groups, int):
         width = subcarriers // groups
@@ -94,42 +97,35 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
 
 
 def is_changing(radio: RadioSettings) -> bool:
-    """Whether channels change within a block: if the settings say so, or by default where blocks are derived from the
-    channel's own delay spread, or asked to be.
-    """
+    """Whether channels change within a block: as the settings say, or where blocks are derived from the channel."""
     if radio.within_block == "auto":
-        own = "delay_spread_s" in radio.channel.options
-        return radio.has_derived_blocks and (own or bool(_asked_to_derive(radio)))
+        return radio.has_derived_blocks and radio.delay_spread_s is not None
     return radio.within_block == "changing"
 
 
 def scattering_of(radio: RadioSettings) -> Scattering:
-    """Return the scattering of the channel: its delay spread and the devices' speed.
+    """Return the scattering of the channel: its delay spread, or the default one, and the devices' speed.
 
-    Raises UserError if the channel has no delay spread of its own, and the settings ask for what follows from it.
+    Raises UserError if the channel should change within a block and has no delay spread of its own.
     """
-    options = radio.channel.options
-    asked = [*_asked_to_derive(radio), *(["within_block"] if radio.within_block == "changing" else [])]
-    if "delay_spread_s" not in options and asked:
-        key = asked[0]
+    spread = radio.delay_spread_s
+    if spread is None and radio.within_block == "changing":
         raise UserError(
-            f'radio.{key} = "{getattr(radio, key)}": channel = "{radio.channel.name}" has no option delay_spread_s '
-            'to derive it from; give numbers, and within_block = "constant"'
+            f'radio.within_block = "changing": channel = "{radio.channel.name}" has no option delay_spread_s to derive '
+            'it from; should be "constant"'
         )
+    spread = DELAY_SPREAD_S if spread is None else spread
+    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 1:
+        raise UserError(f"radio.channel.delay_spread_s = {spread!r}: should be seconds from 0 to 1, for derived blocks")
     symbol_s = radio.subcarriers * resources.use_seconds(radio.bandwidth_hz)
     return _scattering(
-        float(options.get("delay_spread_s", DELAY_SPREAD_S)),
+        float(spread),
         speed_mps(radio),
         radio.carrier_hz,
         radio.bandwidth_hz,
         radio.subcarriers,
         symbol_s,
     )
-
-
-def _asked_to_derive(radio: RadioSettings) -> list[str]:
-    """Return the keys of blocks that the settings ask to derive, other than by default."""
-    return [key for key in ("coherence_symbols", "subcarrier_groups") if getattr(radio, key) == "derived"]
 
 
 _scattering = lru_cache(64)(scattering)
@@ -164,7 +160,7 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
 
     Raises UserError if the pilots of all devices leave no use for data.
     """
-    if not radio.has_pilots:
+    if radio.pilots == "perfect":
         return None
     most = (length - 1) // devices
     if most == 0:
@@ -183,6 +179,20 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
     return radio.pilots
 
 
-def format_count(value: int | str) -> str:
+def pilot_notes(radio: RadioSettings, devices: int) -> list[str]:
+    """Return a line for the user if derived pilots take much of a block, because each device needs one."""
+    if radio.pilots != "derived":
+        return []
+    plan = plan_blocks(radio, devices)
+    share = 1 - plan.data_uses / plan.length
+    if share <= LARGE_SHARE:
+        return []
+    return [
+        f'radio.pilots = "derived": one pilot of each of {devices} devices takes {share:.0%} of a coherence block of '
+        f"{plan.length} uses"
+    ]
+
+
+def format_count(value: int | str | None) -> str:
     """Write a number as it is, and a word in quotes."""
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import Settings, TaskSettings, choices_of
+from airpfed.config.settings_file import spelled_out
 from airpfed.config.user_rows import user_functions
 from airpfed.core.errors import UserError
 from airpfed.model.backbone import Backbone
@@ -100,7 +101,9 @@ def fingerprint(settings: Settings, data: Sequence[str], base: str) -> str:
 
     data, base: hashes of the tasks' data and of the base model.
     """
-    parts: list[object] = [settings.model_dump(mode="json", exclude=changeable_on_resume(settings)), list(data), base]
+    parts: list[object] = [
+        spelled_out(settings).model_dump(mode="json", exclude=changeable_on_resume(settings)), list(data), base,
+    ]  # fmt: skip
     if code := {**code_hashes(settings), **option_files(settings)}:
         parts.append(code)
     if functions := fixed_functions(settings):

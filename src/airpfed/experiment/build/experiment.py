@@ -20,7 +20,7 @@ from airpfed.core.rng import stream
 from airpfed.devices import fast_paths
 from airpfed.devices.clients import Clients
 from airpfed.devices.compute import ComputeModel
-from airpfed.experiment.build.blocks import plan_blocks
+from airpfed.experiment.build.blocks import pilot_notes, plan_blocks
 from airpfed.experiment.build.data import base_hash, fingerprint
 from airpfed.experiment.build.model import Preparation, build_preparation
 from airpfed.experiment.build.uplink import (
@@ -143,7 +143,7 @@ def build_experiment(
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
-        notes=(*base.notes, *notes),
+        notes=(*base.notes, *notes, *pilot_notes(settings.radio, len(clients.shards))),
     )
 
 

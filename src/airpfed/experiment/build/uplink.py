@@ -98,8 +98,9 @@ def check_channel_memory(radio: RadioSettings, devices: int, tasks: int, blocks:
     true channels, and both per slot) with 16 bytes each, and the taps of a block.
     """
     stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
-    delay_spread_s = radio.channel.options.get("delay_spread_s", 0.0)
-    taps = len(fading.tap_powers(delay_spread_s, radio.bandwidth_hz, radio.subcarriers, block_shape(radio)[0]))
+    taps = len(
+        fading.tap_powers(radio.delay_spread_s or 0.0, radio.bandwidth_hz, radio.subcarriers, block_shape(radio)[0])
+    )
     links = 16 * stations * devices
     size = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
     count = f"{stations} x {radio.antennas} antennas, {devices} devices and {blocks} coherence blocks"
