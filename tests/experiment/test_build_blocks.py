@@ -7,7 +7,7 @@ import airpfed as ap
 from airpfed.air.coherence import time_correlation
 from airpfed.air.network import NO_PILOTS, Estimation
 from airpfed.config.schema import RadioSettings, Settings
-from airpfed.config.settings_file import spelled_out
+from airpfed.config.settings_file import differences, read_settings, read_stored, spelled_out, write_settings
 from airpfed.core.errors import UserError
 from airpfed.experiment.build.blocks import block_shape, estimate_age, pilot_notes, plan_blocks
 from airpfed.experiment.build.uplink import build_network
@@ -42,7 +42,7 @@ def test_a_channel_without_a_delay_spread_has_the_default_blocks_and_is_constant
     def mine(site, t, blocks):
         return site.antenna_gain.sqrt().to(torch.complex128).expand(len(blocks), -1, -1)
 
-    network = ap.single_cell(devices=[4], channel=mine, coherence_symbols=None, csi_error=None)
+    network = ap.single_cell(devices=[4], channel=mine, coherence_symbols="derived", csi_error=None)
     plan = plan_blocks(network.settings.radio, 16)
     assert (plan.groups, plan.length, plan.change) == (32, 3936, None)
     assert network.settings.radio.delay_spread_s is None
@@ -133,7 +133,7 @@ def test_a_delay_spread_of_an_own_channel_is_checked(value):
 
     mine.__annotations__ = {"delay_spread_s": tuple[float, ...] if isinstance(value, tuple) else type(value)}
     with pytest.raises(UserError, match=r"radio.channel.delay_spread_s = .* should be seconds"):
-        ap.single_cell(devices=[4], channel=mine, coherence_symbols=None)
+        ap.single_cell(devices=[4], channel=mine, coherence_symbols="derived")
 
 
 def test_defaults_that_depend_on_others_are_written_out_and_equal_when_read():
@@ -154,9 +154,12 @@ def test_defaults_that_depend_on_others_are_written_out_and_equal_when_read():
 
 
 def test_much_of_a_block_for_pilots_is_told():
-    assert pilot_notes(radio(), 300) == pilot_notes(radio(pilots=50), 70) == []
-    (line,) = pilot_notes(radio(), 2000)
-    assert "2000 devices takes 51% of a coherence block of 3936 uses" in line
+    def notes(devices: int, **changes) -> list[str]:
+        network = ap.single_cell(devices=[devices], csi_error=None, coherence_symbols="derived", **changes)
+        return pilot_notes(network.settings.radio, network.link)
+
+    assert notes(300) == notes(70, pilots=50) == []
+    assert "2000 devices takes 51% of a coherence block" in "".join(notes(2000))
 
 
 @pytest.mark.parametrize("speed", [30.0, 60.0, 500.0])
@@ -194,6 +197,20 @@ def test_a_network_is_built_with_all_of_it():
     study = ap.link_study("uniform_forcing", network, draws=20, gap=False)
     known = ap.link_study("uniform_forcing", network.replace(pilots="perfect", pilot_contamination_db=None), draws=20)
     assert study.select_dtypes("number").notna().any().any() and len(study) == len(known) == 1
+
+
+@pytest.mark.parametrize("name", ["rayleigh", "rician"])
+@pytest.mark.parametrize("pilots", ["", "pilots = 3"])
+def test_a_stored_run_is_the_run(name, pilots, tmp_path):
+    """Also with options beside the delay spread, whose place among them is the row's."""
+    file, stored = tmp_path / "a.toml", tmp_path / "experiment.toml"
+    file.write_text(
+        f'[[tasks]]\nname = "sst2"\n[radio]\nchannel = {{ name = "{name}", time_correlation = 0.5 }}\n{pilots}\n'
+    )
+    settings = read_settings(file)
+    write_settings(settings, stored)
+    assert differences(read_stored(stored), settings, {}) == []
+    assert read_settings(stored, ["radio.pilots="]).radio.pilots == "derived"
 
 
 @pytest.mark.parametrize("given", [{"coherence_symbols": 5000, "pilots": "perfect"}, {"scheme": "error_free"}])

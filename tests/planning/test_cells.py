@@ -149,7 +149,7 @@ def test_a_function_is_a_channel():
 
 
 def test_draws_of_a_plan_are_independent_where_blocks_are_neighbours_in_the_band():
-    link = ap.single_cell(devices=[8], antennas=16, snr_db=10, coherence_symbols=None, csi_error=None).link
+    link = ap.single_cell(devices=[8], antennas=16, snr_db=10, coherence_symbols="derived", csi_error=None).link
     assert link.subcarrier_groups == 32
     h = draw_channels(link, [(link.network, 1.0)], 6).h.flatten(1)
     h = h / h.abs().square().sum(1, keepdim=True).sqrt()
@@ -159,8 +159,17 @@ def test_draws_of_a_plan_are_independent_where_blocks_are_neighbours_in_the_band
     assert (neighbours[0].conj() * neighbours[1]).sum().abs() / neighbours[:2].abs().square().sum(1).prod().sqrt() > 0.9
 
 
+def test_draws_of_a_plan_over_a_file_are_those_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    h = 1e-5 * (rng.standard_normal((3, 8, 4, 3)) + 1j * rng.standard_normal((3, 8, 4, 3)))
+    np.savez(tmp_path / "h.npz", h=h, subcarrier_groups=4)
+    link = ap.single_cell(devices=[3], antennas=4, channel=("file", {"path": str(tmp_path / "h.npz")})).link
+    drawn = draw_channels(link, [(link.network, 1.0)], 20, recorded=True).h
+    assert link.subcarrier_groups == 4 and len(torch.unique(drawn.flatten(1).real, dim=0)) == 20
+
+
 def test_the_rates_of_bits_are_means_over_the_whole_band():
-    link = ap.single_cell(devices=[2], antennas=2, coherence_symbols=None).link
+    link = ap.single_cell(devices=[2], antennas=2, coherence_symbols="derived").link
     assert len(rate_channels(link, 1)[0]) == rate_blocks(link) == 32
     assert rate_blocks(ap.single_cell(devices=[2], antennas=2).link) == 8
 
@@ -171,6 +180,10 @@ def test_a_file_of_channels_gives_a_cell_its_blocks(tmp_path):
     np.savez(tmp_path / "h.npz", h=h, subcarrier_groups=32, coherence_s=32 * 100 / 20e6)
     link = ap.single_cell(devices=[3], antennas=4, channel=("file", {"path": str(tmp_path / "h.npz")})).link
     assert (link.subcarrier_groups, link.coherence_symbols) == (32, 100)
+    flat = ap.single_cell(devices=[3], antennas=4)
+    there = flat.replace(channel=("file", {"path": str(tmp_path / "h.npz")}))
+    assert there.link.coherence_symbols == 100 and there.replace(channel="rayleigh").link.coherence_symbols == 20_000
+    assert flat.replace(subcarrier_groups="derived").link.coherence_symbols == 3936
 
 
 def test_replace_keeps_what_it_is_not_given():

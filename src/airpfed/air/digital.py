@@ -25,7 +25,7 @@ from airpfed.air.transmit import pass_backhaul
 from airpfed.core.rng import stream
 
 BLOCKS = 8
-"""Coherence blocks of a round over which rates are averaged; all groups of subcarriers once, if these are more."""
+"""The least coherence blocks of a round over which rates are averaged."""
 
 
 SECTIONS, SECTION_STEPS = 64, 4
@@ -336,8 +336,8 @@ def rates_of(link: Uplink, t: int, groups: list[Int[Tensor, " _G"]]) -> Float[Te
 
 
 def rate_blocks(link: Uplink) -> int:
-    """The number of coherence blocks over which rates are averaged."""
-    return max(BLOCKS, link.subcarrier_groups)
+    """The number of coherence blocks over which rates are averaged: every group of subcarriers equally often."""
+    return -(-BLOCKS // link.subcarrier_groups) * link.subcarrier_groups
 
 
 def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float[Tensor, "*B M K"]]:

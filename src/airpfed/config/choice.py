@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -94,17 +94,21 @@ class Choice:
         """The row's function with these options set."""
         return KINDS[self.kind].rows.bind(self.name, self.options, self.given_row)
 
-    def option(self, name: str) -> Any:
-        """An option's value: as given, or its default where a stored choice leaves it out; ... if there is none."""
-        row, rows = self.find_row(), KINDS[self.kind].rows
-        defaults = {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
-        return self.options.get(name, defaults.get(name, ...))
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The row's options in its order, with their defaults; empty for a choice read unchecked without its row."""
+        rows, row = KINDS[self.kind].rows, self.find_row()
+        return {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
+
+    def with_option(self, name: str, value: Any) -> "Choice":
+        """The choice with another value of an option, its options in the row's order."""
+        options = {**self.options, name: value}
+        return replace(self, options={key: options[key] for key in [*self.defaults, *options] if key in options})
 
     @property
     def label(self) -> str:
         """The name, with the options that differ from their defaults: `mmse(starts=4)`."""
-        rows, row = KINDS[self.kind].rows, self.find_row()
-        defaults = {} if row is None else {option.name: option.default for option in rows.options(self.name, row)}
+        defaults = self.defaults
         return label_of({"name": self.name, **{k: v for k, v in self.options.items() if defaults.get(k, ...) != v}})
 
     def __str__(self) -> str:

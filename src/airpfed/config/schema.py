@@ -502,8 +502,9 @@ class RadioSettings(Section):
     subcarrier_groups: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["derived", "recorded"] | None = Field(
         None,
         description="groups of subcarriers with different channels; a coherence block is one group for one coherence "
-        "time. derived: as many as coherence_error asks for; recorded: as the file of the channel says. Default: as "
-        "coherence_symbols, or 1 if that is a number",
+        "time. derived: as many as coherence_error asks for; recorded: as the file of the channel says. Default: "
+        "recorded for channels from a file; for others 1 if coherence_symbols is a number, else derived; 1 for an "
+        "error-free link",
     )
     antennas: int = Field(16, ge=1, le=1_000_000, description="M, receive antennas of a station")
     carrier_hz: float = Field(3.5e9, ge=1e6, le=1e13, description="carrier frequency, Hz")
@@ -544,10 +545,11 @@ class RadioSettings(Section):
     )
     coherence_symbols: Annotated[int, Field(ge=1, le=10**12)] | Literal["derived", "recorded"] | None = Field(
         None,
-        description="complex channel uses of a coherence block, with its pilots. derived: as many as coherence_error "
-        "allows, from the speed of the devices and the channel's delay_spread_s (50 ns for a channel without that "
-        "option); recorded: as the file of the channel says. Default: recorded for channels from a file; derived for "
-        "others; 20,000 if subcarrier_groups is a number, and for an error-free link",
+        description="complex channel uses of a coherence block, those of pilots included (known channels are charged "
+        "one use a device on top). derived: as many as coherence_error allows, from the speed of the devices and the "
+        "channel's delay_spread_s (50 ns for a channel without that option); recorded: as the file of the channel "
+        "says. Default: recorded for channels from a file; for others derived, or 20,000 if subcarrier_groups is a "
+        "number; 20,000 for an error-free link",
     )
     coherence_error: float = Field(
         0.01,
@@ -559,7 +561,7 @@ class RadioSettings(Section):
     within_block: Literal["auto", "constant", "changing"] = Field(
         "auto",
         description="whether channels change within a coherence block, with the channel's delay_spread_s and the "
-        "speed; auto: where blocks are derived from these",
+        "speed; auto: changing if blocks are derived and the channel has an option delay_spread_s, else constant",
     )
     normalizer: Literal["common", "per_device"] = Field(
         "per_device",
@@ -716,15 +718,24 @@ class RadioSettings(Section):
 
         None for a channel without that option.
         """
-        value = self.channel.option("delay_spread_s")
+        value = self.channel.options.get("delay_spread_s", self.channel.defaults.get("delay_spread_s", ...))
         if value is ...:
             return None
         flat = self.subcarrier_groups == 1 and not self.has_derived_blocks and self.within_block != "changing"
         return (0.0 if flat else DELAY_SPREAD_S) if value is None else value
 
+    @property
+    def resolved_channel(self) -> Choice:
+        """The channel with its delay spread."""
+        spread = self.delay_spread_s
+        return self.channel if spread is None else self.channel.with_option("delay_spread_s", spread)
+
     @model_validator(mode="after")
     def _resolve_defaults(self) -> "RadioSettings":
-        """Set the sizes of blocks and the pilots where they are not given, because they depend on other keys."""
+        """Set the sizes of blocks, pilots and `csi_error` where they are not given, because they depend on other keys.
+
+        None of them is None afterwards.
+        """
         ideal = self.scheme.name == "error_free"
         unknown: Any = "recorded" if self.has_recorded_channel else "derived"
         groups, length = self.subcarrier_groups, self.coherence_symbols

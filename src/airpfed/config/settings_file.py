@@ -229,6 +229,8 @@ def write_settings(settings: Settings, path: Path, heading: str = "", defaults: 
     tree = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
     if not defaults and "radio" in tree:  # defaults that depend on other keys
         tree["radio"] = {key: value for key, value in tree["radio"].items() if key in settings.radio.model_fields_set}
+    if settings.radio.pilots != "perfect":  # the 0 of csi_error is not given, and would ask for known channels
+        tree.get("radio", {}).pop("csi_error", None)
     if plugins := [Path(plugin) for plugin in tree.pop("plugins", ())]:
         inside = [path.parent.absolute(), path.parent.resolve()]
         names = [
@@ -287,11 +289,8 @@ def varying_keys(rows: Sequence[Mapping[str, str]], absent: str = "-") -> dict[s
 
 def spelled_out(settings: Settings) -> Settings:
     """Settings with the channel's delay spread written out, so that those of the same meaning are equal."""
-    radio = settings.radio
-    if radio.delay_spread_s is None:
-        return settings
-    channel = replace(radio.channel, options={**radio.channel.options, "delay_spread_s": radio.delay_spread_s})
-    return settings.model_copy(update={"radio": radio.model_copy(update={"channel": channel})})
+    radio = settings.radio.model_copy(update={"channel": settings.radio.resolved_channel})
+    return settings.model_copy(update={"radio": radio})
 
 
 def differences(previous: Settings, current: Settings, ignored: Mapping[str, Any]) -> list[str]:

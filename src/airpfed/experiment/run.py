@@ -177,7 +177,8 @@ def check_same_settings(file: Path, settings: Settings, log: Callable[[str], Non
         return
     changed = settings_file.differences(previous, settings, build.changeable_on_resume(settings))
     if changed:
-        raise UserError(f"{file.parent}: cannot be resumed with {changed[0]}; resume as it was, or use another --out")
+        first = min(changed, key=lambda line: line.startswith("radio.channel"))  # its default depends on other keys
+        raise UserError(f"{file.parent}: cannot be resumed with {first}; resume as it was, or use another --out")
     for line in settings_file.differences(previous, settings, {"plugins": True}):  # the run's folder has copies
         log(f"resumed with {line}")
 

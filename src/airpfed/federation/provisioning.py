@@ -12,6 +12,7 @@ from typing import Any
 from airpfed.config import settings_file
 from airpfed.config.plugins import code_hashes
 from airpfed.config.schema import (
+    FLAT_USES,
     FederationSettings,
     NodeSettings,
     RadioSettings,
@@ -175,7 +176,9 @@ def device_settings(settings: Settings, tasks: tuple[Task, ...], device: int, pl
         tasks=tuple(others),
         devices=settings.devices,
         server=server,
-        radio=RadioSettings(scheme=settings.radio.scheme) if ideal else RadioSettings(),
+        radio=RadioSettings(scheme=settings.radio.scheme)
+        if ideal
+        else RadioSettings(coherence_symbols=FLAT_USES, csi_error=0.0),
         run=settings.run,
         federation=federation,
         node=node,

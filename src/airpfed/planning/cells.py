@@ -138,7 +138,7 @@ class RadioNetwork:
         >>> ap.single_cell(devices=[4], snr_db=10).replace(antennas=2).channels(0, 5).shape
         torch.Size([5, 2, 4])
         """
-        settings = change_radio(self.settings, "replace", radio)
+        settings = change_radio(self.settings, "replace", radio, flat=True)
         refuse_ineffective("replace", [settings], training=False)
         return replace(self, settings=settings)
 
@@ -183,7 +183,7 @@ def single_cell(
     samples: Numbers = 40,
     channel: Any = "rayleigh",
     csi_error: Number | None = 0.0,
-    coherence_symbols: Number | str | None = FLAT_USES,
+    coherence_symbols: Number | str | None = None,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -198,11 +198,11 @@ def single_cell(
     device, in the same three forms; the weight of a device in a sum is its share of them. channel: a name of CHANNELS,
     such as "rayleigh" or "rician(k_db=5)", a pair ("rician", {"k_db": 5}), or a function (site, t, blocks, *, options)
     -> channels (B, M, K). csi_error: share of a channel's variance that estimates lack; None for the errors of pilots.
-    coherence_symbols: channel uses of a block, which is flat over the band and fades independently; None for the
-    default of a settings file, blocks that follow from speed and delay spread, of which the first ones of a round are
-    neighbours in the band. rank_shared, rank_personal: ranks of the
-    adapters, which weight s- and p-sums in Pi. seed, drop: each pair is another drop. radio: any other key of the
-    section [radio] of a settings file, such as cell_radius_m, noise_dbm or packing.
+    coherence_symbols: channel uses of a block; "derived" from speed and delay spread, as in a settings file that says
+    nothing; None for 20,000, flat over the band, or the blocks of a channel file. Blocks fade independently, but for
+    those of several groups of subcarriers, of which the first ones of a round are neighbours in the band. rank_shared,
+    rank_personal: ranks of the adapters, which weight s- and p-sums in Pi. seed, drop: each pair is another drop.
+    radio: any other key of the section [radio] of a settings file, such as cell_radius_m, noise_dbm or packing.
 
     Raises UserError for unknown keys, with the nearest one, for wrong values, and for keys without effect.
 
@@ -211,7 +211,7 @@ def single_cell(
     RadioNetwork(6 devices of 2 tasks, 1 station of 8 antennas, rician(k_db=5.0), noise 0 W)
     """
     radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
-    radio["coherence_symbols"] = coherence_symbols
+    radio |= {"coherence_symbols": coherence_symbols}
     _refuse_keys("single_cell", radio, {"topology": "multi_cell", "layout": "cell_free", "access_points": "cell_free"})
     return _network("single_cell", devices, power_dbm, samples, (rank_shared, rank_personal), seed, radio)
 
@@ -227,7 +227,7 @@ def multi_cell(
     samples: Numbers = 40,
     channel: Any = "rayleigh",
     csi_error: Number | None = 0.0,
-    coherence_symbols: Number | str | None = FLAT_USES,
+    coherence_symbols: Number | str | None = None,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -246,7 +246,7 @@ def multi_cell(
     (torch.Size([5, 24, 12]), torch.Size([5, 8, 4]))
     """
     radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
-    radio["coherence_symbols"] = coherence_symbols
+    radio |= {"coherence_symbols": coherence_symbols}
     radio |= {"topology": topology, "edge_distance_m": edge_distance_m}
     _refuse_keys("multi_cell", radio, {"layout": "cell_free", "access_points": "cell_free"})
     if topology not in ("joint", "two_hop"):
@@ -265,7 +265,7 @@ def cell_free(
     samples: Numbers = 40,
     channel: Any = "rayleigh",
     csi_error: Number | None = 0.0,
-    coherence_symbols: Number | str | None = FLAT_USES,
+    coherence_symbols: Number | str | None = None,
     rank_shared: int = 4,
     rank_personal: int = 4,
     seed: int = 0,
@@ -282,18 +282,33 @@ def cell_free(
     torch.Size([5, 16, 8])
     """
     radio |= {"antennas": antennas, "snr_db": snr_db, "channel": channel, "csi_error": csi_error, "drop": drop}
-    radio["coherence_symbols"] = coherence_symbols
+    radio |= {"coherence_symbols": coherence_symbols}
     radio |= {"layout": "cell_free", "access_points": access_points, "square_m": square_m}
     _refuse_keys("cell_free", radio, {"topology": "multi_cell"})
     return _network("cell_free", devices, power_dbm, samples, (rank_shared, rank_personal), seed, radio)
 
 
-def change_radio(settings: Settings, source: str, changes: Mapping[str, Any]) -> Settings:
-    """Return settings with other keys of [radio]; None removes a key. source: what messages begin with."""
+def change_radio(settings: Settings, source: str, changes: Mapping[str, Any], flat: bool) -> Settings:
+    """Return settings with other keys of [radio]; None removes a key.
+
+    source: what messages begin with. flat: whether blocks are by default those of a network, not of a settings file.
+    """
     _refuse_keys(source, changes, {})
     tree = {key: getattr(settings, key) for key in settings.model_fields_set}
     radio = {key: getattr(settings.radio, key) for key in settings.radio.model_fields_set}
-    return parse_settings(tree | {"radio": _without_none({**radio, **changes})}, source)
+    if flat and radio.get("coherence_symbols") == FLAT_USES and "coherence_symbols" not in changes:
+        del radio["coherence_symbols"]  # the default, which may be another one after the changes
+    changed = tree | {"radio": _without_none({**radio, **changes})}
+    return _with_flat_blocks(changed, source) if flat else parse_settings(changed, source)
+
+
+def _with_flat_blocks(tree: Mapping[str, Any], source: str) -> Settings:
+    """Parse settings, with blocks of FLAT_USES where nothing is said of them and no file has its own."""
+    settings = parse_settings(tree, source)
+    radio = settings.radio
+    if radio.has_recorded_channel or {"coherence_symbols", "subcarrier_groups"} & radio.model_fields_set:
+        return settings
+    return parse_settings({**tree, "radio": {**tree["radio"], "coherence_symbols": FLAT_USES}}, source)
 
 
 def plain_value(value: Any) -> Any:
@@ -332,9 +347,7 @@ def _network(
         tasks = [task | {"samples_per_device": size} for task, size in zip(tasks, sizes, strict=True)]
     adapters = {"rank_shared": plain_value(ranks[0]), "rank_personal": plain_value(ranks[1])}
     tree = {"tasks": tasks, "adapters": adapters, "run": {"seed": plain_value(seed)}, "radio": _without_none(radio)}
-    settings = parse_settings(tree, source)
-    if settings.radio.has_recorded_channel and radio["coherence_symbols"] == FLAT_USES:  # the file has its own
-        settings = parse_settings(tree | {"radio": _without_none(radio | {"coherence_symbols": None})}, source)
+    settings = _with_flat_blocks(tree, source)
     refuse_ineffective(source, [settings], training=False)
     each = tuple(float(n) for n in _each_device(source, sizes, counts)) if by_device else None
     network = RadioNetwork(settings, each)

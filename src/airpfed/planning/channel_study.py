@@ -41,14 +41,17 @@ def read_points(
     return every_settings
 
 
-def draw_channels(link: Uplink, networks: Sequence[tuple[Network, float]], blocks: int) -> Drops:
+def draw_channels(
+    link: Uplink, networks: Sequence[tuple[Network, float]], blocks: int, recorded: bool = False
+) -> Drops:
     """Draw the channels of `blocks` coherence blocks in each network, in the round before the first.
 
-    networks: (network, factor of its mean power gains). The first blocks of a round lie beside each other in the band
-    where there are several groups of subcarriers; then every block is the first one of a seed of its own. Random:
+    networks: (network, factor of its mean power gains). recorded: whether channels come from a file, whose blocks are
+    draws in that round. The first blocks of other models lie beside each other in the band where there are several
+    groups of subcarriers; then every block is the first one of a seed of its own. Random:
     fading and estimation errors, fixed by the link's seed and the network's drop.
     """
-    together = blocks if link.subcarrier_groups == 1 else 1
+    together = blocks if recorded or link.subcarrier_groups == 1 else 1
     seeds = [link.seed + number * APART for number in range(blocks // together)]
     estimates, channels, variances, gains, noise = [], [], [], [], []
     for (network, scale), seed in product(networks, seeds):

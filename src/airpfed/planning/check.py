@@ -12,6 +12,7 @@ from airpfed.config.settings_file import read_new_settings
 from airpfed.core.rows import summary_line
 from airpfed.core.units import to_db
 from airpfed.experiment import build
+from airpfed.experiment.build.blocks import pilot_share
 from airpfed.experiment.data_report import data_lines, report_data
 from airpfed.model.methods import SCOPES
 from airpfed.planning.planner import memory_gb, round_seconds
@@ -44,13 +45,13 @@ def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
 
 def blocks_line(link: Uplink) -> str:
     """Write what a coherence block of a link is, and what pilots take of it."""
-    devices, pilots = len(link.samples), link.estimation.pilots
-    length = link.coherence_symbols + devices * (pilots or 0)
+    pilots = link.estimation.pilots
+    length = link.coherence_symbols + len(link.samples) * (pilots or 0)
     groups = (
         "the whole band" if link.subcarrier_groups == 1 else f"one of {link.subcarrier_groups} groups of subcarriers"
     )
     change = "constant" if link.change is None else "changing"
-    share = f"{devices * (pilots or 0) / length:.0%} for {pilots} pilots a device" if pilots else "known channels"
+    share = f"{pilot_share(link):.0%} for {pilots} pilots a device" if pilots else "known channels"
     return f"blocks: {length:,} uses of {groups}, {change} inside; {share}"
 
 

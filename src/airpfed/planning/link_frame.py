@@ -88,7 +88,8 @@ def link_study(
     settings, samples = settings_of(network)
     axes = {"snr_db": snr_db, **grid} if snr_db is not None else grid
     points = grid_of_values(axes)
-    every_settings = [change_radio(settings, "link_study", point) for point in points]
+    flat = isinstance(network, RadioNetwork)
+    every_settings = [change_radio(settings, "link_study", point, flat) for point in points]
     refuse_ineffective("link_study", every_settings, training=False)
     rows = []
     for point, at_point in zip(points, every_settings, strict=True):

@@ -84,7 +84,7 @@ def predict_candidate(
     kinds = order.kinds("global"), order.kinds("task")
     link = build_uplink(settings, clients.task_of, samples, kinds, order.task_lengths)
     check_channel_memory(settings.radio, len(samples), len(settings.tasks), draws)
-    drops = draw_channels(link, [(link.network, 1.0)], draws)
+    drops = draw_channels(link, [(link.network, 1.0)], draws, settings.radio.has_recorded_channel)
     variance = entry_variance(clients.layout, order, probe)
     parts, cost = study_round(link, schedule_full_round(link, drops), variance, probe, drops)
     unbiased = build.is_unbiased(settings)

@@ -84,7 +84,7 @@ def comparable_settings(settings: Settings) -> dict[str, str]:
 
     A key on whose value all tasks agree is `tasks.*.devices`.
     """
-    tree = settings.model_dump(
+    tree = settings_file.spelled_out(settings).model_dump(
         mode="json", exclude={**NOT_TRAINED, "tasks": True} | ({} if settings.node else {"node": True})
     )
     tree["run"].pop("seed")

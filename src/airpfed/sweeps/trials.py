@@ -69,7 +69,7 @@ def trials_of(
 
 def _training_key(settings: Settings) -> str:
     """The settings that affect training, as text; two points with the same text train the same model."""
-    tree = applicability.effective_tree(settings)
+    tree = applicability.effective_tree(settings_file.spelled_out(settings))
     applicability.remove_keys(tree, ((section, key) for section, keys in NOT_TRAINED.items() for key in keys))
     return json.dumps(tree)
 

@@ -22,9 +22,6 @@ from airpfed.core.units import SPEED_OF_LIGHT, from_db
 FORGOTTEN = 1e-12
 """Correlation below which the past of a Gauss-Markov process is ignored."""
 
-DELAY_SPREAD_S = 50e-9
-"""The rms delay spread by default."""
-
 TAIL = 1e-4
 """Power relative to the first tap below which taps are left out."""
 
@@ -71,17 +68,6 @@ def exponential_profile(delay_spread_s: float, bandwidth_hz: float, max_taps: in
     lags = torch.arange(min(count, max_taps), dtype=torch.float64)
     powers = torch.exp(-lags / samples) if samples > 0 else torch.ones(1, dtype=torch.float64)
     return powers / powers.sum()
-
-
-def tap_powers(delay_spread_s: float | None, bandwidth_hz: float, subcarriers: int, groups: int) -> Float[Tensor, " L"]:
-    """The powers of the taps that the channels of so many groups of subcarriers need: one group sees a single gain.
-
-    delay_spread_s: None for DELAY_SPREAD_S.
-    """
-    if groups == 1:
-        return torch.ones(1, dtype=torch.float64)
-    spread = DELAY_SPREAD_S if delay_spread_s is None else delay_spread_s
-    return exponential_profile(spread, bandwidth_hz, cyclic_prefix(subcarriers))
 
 
 def frequencies(groups: int, subcarriers: int) -> Float[Tensor, " G"]:
@@ -245,7 +231,7 @@ def _fading(
         gain=site.gain / (1 + k_factor),
         antennas=site.antennas,
         los=line_of_sight(site.gain, apart, site.antennas, k_factor, site.carrier_hz),
-        profile=tap_powers(delay_spread_s, site.bandwidth_hz, site.subcarriers, site.subcarrier_groups),
+        profile=exponential_profile(delay_spread_s or 0.0, site.bandwidth_hz, cyclic_prefix(site.subcarriers)),
         centres=frequencies(site.subcarrier_groups, site.subcarriers),
         time_correlation=time_correlation,
         round_correlation=round_correlation,

@@ -51,7 +51,7 @@ def sampling_of(site: ChannelSite) -> Sampling:
     return Sampling(centres, site.coherence_s, site.names)
 
 
-WALKING_MPS = 0.83
+WALKING_MPS = 3 / 3.6
 """3 km/h, the speed of `radio.speed_kmh` by default."""
 Speed = Annotated[float, Field(ge=0, le=200, description="speed of the devices, m/s")]
 

@@ -16,6 +16,7 @@ from airpfed.air.coherence import (
     time_correlation,
 )
 from airpfed.air.network import Estimation
+from airpfed.air.schedule import Uplink
 from airpfed.config.schema import DELAY_SPREAD_S, FLAT_USES, RadioSettings
 from airpfed.core import units
 from airpfed.core.errors import UserError
@@ -63,12 +64,9 @@ def block_shape(radio: RadioSettings) -> tuple[int, int]:
     groups, length = radio.subcarrier_groups, radio.coherence_symbols
     if "recorded" in (groups, length):
         recorded = radio.channel.row.recorded_blocks
-        options = radio.channel.options
-        found = recorded(radio.bandwidth_hz, radio.subcarriers, **options) if recorded else (None, None)
-        groups, length = (
-            default if given == "recorded" and value is None else value if given == "recorded" else given
-            for given, value, default in zip((groups, length), found, (1, FLAT_USES), strict=True)
-        )
+        found = recorded(radio.bandwidth_hz, radio.subcarriers, **radio.channel.options) if recorded else (None, None)
+        groups = (found[0] or 1) if groups == "recorded" else groups
+        length = (found[1] or FLAT_USES) if length == "recorded" else length
     if isinstance(groups, int) and isinstance(length, int):
         return groups, length
     scattered, error, subcarriers = scattering_of(radio), radio.coherence_error, radio.subcarriers
@@ -103,23 +101,29 @@ def is_changing(radio: RadioSettings) -> bool:
     return radio.within_block == "changing"
 
 
+def delay_spread_of(radio: RadioSettings) -> float | None:
+    """Return the channel's delay spread, seconds; None for a channel without one. Raises UserError if it is none."""
+    spread = radio.delay_spread_s
+    wrong = isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 1
+    if spread is not None and wrong:
+        raise UserError(f"radio.channel.delay_spread_s = {spread!r}: should be seconds from 0 to 1, for derived blocks")
+    return None if spread is None else float(spread)
+
+
 def scattering_of(radio: RadioSettings) -> Scattering:
     """Return the scattering of the channel: its delay spread, or the default one, and the devices' speed.
 
     Raises UserError if the channel should change within a block and has no delay spread of its own.
     """
-    spread = radio.delay_spread_s
+    spread = delay_spread_of(radio)
     if spread is None and radio.within_block == "changing":
         raise UserError(
             f'radio.within_block = "changing": channel = "{radio.channel.name}" has no option delay_spread_s to derive '
             'it from; should be "constant"'
         )
-    spread = DELAY_SPREAD_S if spread is None else spread
-    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 1:
-        raise UserError(f"radio.channel.delay_spread_s = {spread!r}: should be seconds from 0 to 1, for derived blocks")
     symbol_s = radio.subcarriers * resources.use_seconds(radio.bandwidth_hz)
     return _scattering(
-        float(spread),
+        DELAY_SPREAD_S if spread is None else spread,
         speed_mps(radio),
         radio.carrier_hz,
         radio.bandwidth_hz,
@@ -179,17 +183,20 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
     return radio.pilots
 
 
-def pilot_notes(radio: RadioSettings, devices: int) -> list[str]:
+def pilot_share(link: Uplink) -> float:
+    """Return the share of a coherence block that pilots of all devices take; 0 for channels that are known."""
+    pilots = len(link.samples) * (link.estimation.pilots or 0)
+    return pilots / (link.coherence_symbols + pilots)
+
+
+def pilot_notes(radio: RadioSettings, link: Uplink) -> list[str]:
     """Return a line for the user if derived pilots take much of a block, because each device needs one."""
-    if radio.pilots != "derived":
-        return []
-    plan = plan_blocks(radio, devices)
-    share = 1 - plan.data_uses / plan.length
-    if share <= LARGE_SHARE:
+    share = pilot_share(link)
+    if radio.pilots != "derived" or share <= LARGE_SHARE:
         return []
     return [
-        f'radio.pilots = "derived": one pilot of each of {devices} devices takes {share:.0%} of a coherence block of '
-        f"{plan.length} uses"
+        f'radio.pilots = "derived": one pilot of each of {len(link.samples)} devices takes {share:.0%} of a coherence '
+        "block"
     ]
 
 

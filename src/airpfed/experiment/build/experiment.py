@@ -143,7 +143,7 @@ def build_experiment(
         score=settings.run.score,
         cross_eval=settings.run.cross_eval,
         payload=settings.federation.payload,
-        notes=(*base.notes, *notes, *pilot_notes(settings.radio, len(clients.shards))),
+        notes=(*base.notes, *notes, *pilot_notes(settings.radio, side)),
     )
 
 
@@ -309,8 +309,9 @@ def client_uplink(settings: Settings, clients: Clients, samples: torch.Tensor | 
     order = clients.layout
     if settings.radio.scheme.name != "error_free":
         uses = (order.size("global") + sum(order.task_lengths)) // (2 if settings.radio.packing == "iq" else 1)
-        data_uses = plan_blocks(settings.radio, len(samples)).data_uses
-        check_channel_memory(settings.radio, len(samples), len(settings.tasks), -(-uses // data_uses))
+        plan = plan_blocks(settings.radio, len(samples))
+        blocks = max(-(-uses // plan.data_uses), plan.groups if not settings.radio.scheme.row.superposes else 1)
+        check_channel_memory(settings.radio, len(samples), len(settings.tasks), blocks)
     return build_uplink(
         settings, clients.task_of, samples, (order.kinds("global"), order.kinds("task")), order.task_lengths
     )

@@ -26,7 +26,7 @@ from airpfed.core import units
 from airpfed.core.errors import UserError
 from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
-from airpfed.experiment.build.blocks import block_shape, plan_blocks
+from airpfed.experiment.build.blocks import block_shape, delay_spread_of, plan_blocks
 
 FactorColumns = Mapping[str, tuple[int, int]]
 """Kind of factor -> its first column in a vector and the column after its last."""
@@ -98,9 +98,8 @@ def check_channel_memory(radio: RadioSettings, devices: int, tasks: int, blocks:
     true channels, and both per slot) with 16 bytes each, and the taps of a block.
     """
     stations = radio.access_points if radio.layout == "cell_free" else 1 if radio.topology == "single_cell" else tasks
-    taps = len(
-        fading.tap_powers(radio.delay_spread_s or 0.0, radio.bandwidth_hz, radio.subcarriers, block_shape(radio)[0])
-    )
+    prefix = fading.cyclic_prefix(radio.subcarriers)
+    taps = len(fading.exponential_profile(delay_spread_of(radio) or 0.0, radio.bandwidth_hz, prefix))
     links = 16 * stations * devices
     size = 4.0 * links + links * radio.antennas * (4 * blocks + 2 * taps)
     count = f"{stations} x {radio.antennas} antennas, {devices} devices and {blocks} coherence blocks"
@@ -143,7 +142,7 @@ def build_network(radio: RadioSettings, seed: int, task_of: Tensor, tasks: int) 
     )
     if radio.has_recorded_channel and radio.scheme.name == "error_free":
         return fading.rayleigh_fading(site)  # nothing is sent, and by other devices than the file's if they are pooled
-    return build_channel(radio.channel.name, radio.channel.row, radio.channel.bind(), site)
+    return build_channel(radio.channel.name, radio.channel.row, radio.resolved_channel.bind(), site)
 
 
 def check_recorded_channels(radio: RadioSettings, rounds: int, link: Uplink) -> None:
