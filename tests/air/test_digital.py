@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+import airpfed as ap
 from airpfed.air import resources
 from airpfed.air.digital import (
     SingleDeviceSnr,
@@ -18,6 +19,7 @@ from airpfed.air.digital import (
     rates_of,
     shared_band,
     sinr,
+    with_fastest_pilots,
 )
 from airpfed.air.impairments import Impairments
 from airpfed.air.network import estimate_channels
@@ -242,6 +244,25 @@ def equal_air(snr: float, devices: int = 5) -> Uplink:
     )
     link = make_air(power_limit=limit, noise=0.1 * 1e-10 / snr, coherence_symbols=10**9, samples=torch.ones(devices))
     return replace(digital(link), network=network, task_of=torch.zeros(devices, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("access", "senders"), [("orthogonal", 1), ("ofdma", 1), ("spatial", 4)])
+def test_derived_pilots_are_those_of_the_shortest_round(access, senders):
+    """Sixteen devices at -10 dB, of which few send in a block: not the few pilots for which all would have room."""
+    cell = ap.single_cell(devices=[16], antennas=4, snr_db=-10, csi_error=None, coherence_symbols="derived").link
+    link, bits = digital(cell, access=access), torch.full((16,), 8e4, dtype=torch.float64)
+    fast = with_fastest_pilots(link, 1, bits, access)
+    time = airtime(fast, 1, bits, access)
+    assert fast.estimation.uses > link.estimation.uses
+    for pilots in (1, link.estimation.uses, 2 * fast.estimation.uses, fast.estimation.uses // 2):
+        given = replace(link.estimation, pilots=pilots, derived=False)
+        fixed = replace(link, estimation=given, coherence_symbols=3936 - senders * pilots)
+        other = airtime(fixed, 1, bits, access)
+        assert time.uses + time.pilots <= other.uses + other.pilots
+        assert with_fastest_pilots(fixed, 1, bits, access) is fixed
+    given = replace(link, estimation=replace(link.estimation, derived=False))
+    ledgers = [send(each, 1, *gradients(each), everyone(each)).ledger for each in (link, given)]
+    assert ledgers[0].channel_uses + ledgers[0].pilot_uses < ledgers[1].channel_uses + ledgers[1].pilot_uses
 
 
 @pytest.mark.parametrize("snr_db", [-10, 0, 10, 30])

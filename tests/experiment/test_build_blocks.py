@@ -46,7 +46,7 @@ def test_a_channel_without_a_delay_spread_has_the_default_blocks_and_is_constant
     plan = plan_blocks(network.settings.radio, 16)
     assert (plan.groups, plan.length, plan.change) == (32, 3936, None)
     assert network.settings.radio.delay_spread_s is None
-    assert plan.estimation == Estimation(pilots=24, contamination=0.0, age=1.0)
+    assert plan.estimation == Estimation(pilots=24, derived=True)
 
 
 def test_the_honest_default():

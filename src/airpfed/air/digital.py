@@ -7,7 +7,7 @@ errors count as noise. A device sends at its full power limit.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -30,6 +30,8 @@ BLOCKS = 8
 
 SECTIONS, SECTION_STEPS = 64, 4
 """The time of a round with OFDMA is searched by dividing an interval into so many parts, so many times."""
+PILOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""The numbers of pilots among which a link with derived pilots chooses."""
 BISECTIONS = 30
 """Bisections of the share of the band that a device needs."""
 PILOT_SHARE = 0.01
@@ -172,6 +174,25 @@ def slot_bits(
         for rows, _, sent in quantise_slot(link, slot, t, bits, quantizer, share):
             fixed[rows] = coded_bits(sent, fixed[rows])
     return fixed
+
+
+def with_fastest_pilots(link: Uplink, t: int, bits: Float[Tensor, " K"], access: DigitalAccess) -> Uplink:
+    """The link with the derived number of pilots with which the round is the shortest; else as it is.
+
+    In a block only the devices of a group send pilots. More pilots cost uses, and fewer cost rate.
+    """
+    if not link.estimation.derived:
+        return link
+    length = link.coherence_symbols + len(link.samples) * link.estimation.uses
+    senders = min(len(link.samples), len(link.network.gain) * link.network.antennas) if access == "spatial" else 1
+    links = [
+        replace(link, estimation=replace(link.estimation, pilots=pilots), coherence_symbols=length - senders * pilots)
+        for pilots in PILOTS
+        if 2 * senders * pilots <= length
+    ]
+    times = [airtime(each, t, bits, access) for each in links]
+    shortest = min(range(len(links)), key=lambda number: times[number].uses + times[number].pilots, default=None)
+    return link if shortest is None else links[shortest]
 
 
 def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"], access: DigitalAccess) -> Airtime:

@@ -102,12 +102,15 @@ class Estimation:
     pilots: n, channel uses that every device sends pilots on in a block, at its power limit, while the other devices
     are silent; None for channels that are known but for `Uplink.csi_error`. contamination: power of foreign pilots on
     the same uses, for instance of a cell that reuses the sequences, relative to the mean power of the device's own
-    pilots at the antenna. age: r, correlation of the channel that the pilots saw with the one that is used.
+    pilots at the antenna. age: r, correlation of the channel that the pilots saw with the one that is used. derived:
+    whether pilots follow from the size of a block, so that a scheme in which fewer devices send at once may take
+    another number.
     """
 
     pilots: int | None = None
     contamination: float = 0.0
     age: float = 1.0
+    derived: bool = False
 
     @property
     def uses(self) -> int:

@@ -8,7 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from airpfed.air import resources
-from airpfed.air.digital import Bits, DigitalAccess, Entropy, QuantizerName, TopShare, airtime, slot_bits
+from airpfed.air.digital import (
+    Bits,
+    DigitalAccess,
+    Entropy,
+    QuantizerName,
+    TopShare,
+    airtime,
+    slot_bits,
+    with_fastest_pilots,
+)
 from airpfed.air.network import serving_gain
 from airpfed.air.quantization import bits_of
 from airpfed.air.quantizers import QUANTIZERS
@@ -113,6 +122,7 @@ def digital_ledger(
         device_bits.index_add_(0, slot.devices, slot_bits(link, slot, t, bits, quantizer, share, entropy))
         if QUANTIZERS[quantizer].unbiased:  # the variance of rounding, of which the others claim none
             scalars.index_add_(0, slot.devices, torch.ones(len(slot.devices), dtype=torch.float64))
+    link = with_fastest_pilots(link, t, device_bits, access)
     time, listening = airtime(link, t, device_bits, access), listening_seconds(link, d_s)
     traffic = resources.Traffic(
         slot_uses=(math.ceil(time.uses),),

@@ -53,7 +53,8 @@ def plan_blocks(radio: RadioSettings, devices: int) -> BlockPlan:
     change = None
     if is_changing(radio):
         change = BlockChange(scattering_of(radio), radio.subcarriers // groups, length, data_uses)
-    return BlockPlan(groups, length, data_uses, Estimation(pilots, contamination, estimate_age(radio)), change)
+    estimation = Estimation(pilots, contamination, estimate_age(radio), radio.pilots == "derived")
+    return BlockPlan(groups, length, data_uses, estimation, change)
 
 
 def block_shape(radio: RadioSettings) -> tuple[int, int]:
