@@ -583,8 +583,9 @@ class RadioSettings(Section):
         None,
         description="uses of a coherence block on which each device sends pilots; its channel estimate then has the "
         "error of these. derived: what takes a tenth of a block for all devices together, from 1 (for many devices "
-        "more than a tenth) to 1000; for schemes of bits what makes a round the shortest. perfect: known channels (but for csi_error), charged as one. Default: derived; "
-        "perfect if csi_error is given (0, too), and for an error-free link",
+        "more than a tenth) to 1000; for schemes of bits what makes a round the shortest. perfect: known channels (but "
+        "for csi_error), charged as one. Default: derived; perfect if csi_error is given (0, too), and for an "
+        "error-free link",
     )
     pilot_contamination_db: float | Literal["off"] = Field(
         "off",
