@@ -254,7 +254,7 @@ def test_derived_pilots_are_those_of_the_shortest_round(access, senders):
     fast = with_fastest_pilots(link, 1, bits, access)
     time = airtime(fast, 1, bits, access)
     assert fast.estimation.uses > link.estimation.uses
-    for pilots in (1, link.estimation.uses, 2 * fast.estimation.uses, fast.estimation.uses // 2):
+    for pilots in (1, link.estimation.uses, 4 * fast.estimation.uses, fast.estimation.uses // 4):
         given = replace(link.estimation, pilots=pilots, derived=False)
         fixed = replace(link, estimation=given, coherence_symbols=3936 - senders * pilots)
         other = airtime(fixed, 1, bits, access)

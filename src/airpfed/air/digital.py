@@ -30,7 +30,7 @@ BLOCKS = 8
 
 SECTIONS, SECTION_STEPS = 64, 4
 """The time of a round with OFDMA is searched by dividing an interval into so many parts, so many times."""
-PILOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PILOTS = (1, 4, 16, 64, 256)
 """The numbers of pilots among which a link with derived pilots chooses."""
 BISECTIONS = 30
 """Bisections of the share of the band that a device needs."""
@@ -179,20 +179,25 @@ def slot_bits(
 def with_fastest_pilots(link: Uplink, t: int, bits: Float[Tensor, " K"], access: DigitalAccess) -> Uplink:
     """The link with the derived number of pilots with which the round is the shortest; else as it is.
 
-    In a block only the devices of a group send pilots. More pilots cost uses, and fewer cost rate.
+    In a block only the devices of a group send pilots. More pilots cost uses and fewer cost rate, so that the first
+    number of PILOTS after which the round is longer is the best of them; OFDMA is judged with all devices at once.
     """
     if not link.estimation.derived:
         return link
     length = link.coherence_symbols + len(link.samples) * link.estimation.uses
     senders = min(len(link.samples), len(link.network.gain) * link.network.antennas) if access == "spatial" else 1
-    links = [
-        replace(link, estimation=replace(link.estimation, pilots=pilots), coherence_symbols=length - senders * pilots)
-        for pilots in PILOTS
-        if 2 * senders * pilots <= length
-    ]
-    times = [airtime(each, t, bits, access) for each in links]
-    shortest = min(range(len(links)), key=lambda number: times[number].uses + times[number].pilots, default=None)
-    return link if shortest is None else links[shortest]
+    everyone = (bits > 0).nonzero().flatten()
+    best, shortest = link, math.inf
+    for pilots in PILOTS:
+        if 2 * senders * pilots > length or not len(everyone):
+            break
+        estimation = replace(link.estimation, pilots=pilots)
+        each = replace(link, estimation=estimation, coherence_symbols=length - senders * pilots)
+        time = ofdma_airtime(each, t, bits, [everyone]) if access == "ofdma" else airtime(each, t, bits, access)
+        if time.uses + time.pilots >= shortest:
+            break
+        best, shortest = each, time.uses + time.pilots
+    return best
 
 
 def airtime(link: Uplink, t: int, bits: Float[Tensor, " K"], access: DigitalAccess) -> Airtime:
