@@ -184,7 +184,7 @@ def with_fastest_pilots(link: Uplink, t: int, bits: Float[Tensor, " K"], access:
     """
     if not link.estimation.derived:
         return link
-    length = link.coherence_symbols + len(link.samples) * link.estimation.uses
+    length = link.block_uses
     senders = min(len(link.samples), len(link.network.gain) * link.network.antennas) if access == "spatial" else 1
     everyone = (bits > 0).nonzero().flatten()
     best, shortest = link, math.inf

@@ -143,6 +143,11 @@ class Uplink:
     change: BlockChange | None = None
 
     @property
+    def block_uses(self) -> int:
+        """The channel uses of a coherence block, those of its pilots included."""
+        return self.coherence_symbols + len(self.samples) * (self.estimation.pilots or 0)
+
+    @property
     def grid(self) -> ResourceGrid:
         """The places of a round's channel uses on the OFDM symbols and subcarriers."""
         return ResourceGrid(self.coherence_symbols, self.subcarrier_groups, self.subcarriers)

@@ -797,7 +797,7 @@ class RadioSettings(Section):
             ),
             f"csi_error = {self.csi_error:g}: is for known channels; pilots = {self.pilots} determine the error, leave "
             "one of the two out": bool(self.csi_error) and self.pilots != "perfect",
-            'subcarrier_groups and coherence_symbols = "recorded": are for a channel from a file, not '
+            'subcarrier_groups, coherence_symbols: "recorded" is for a channel from a file, not '
             f'"{channel}"': "recorded" in (self.subcarrier_groups, self.coherence_symbols)
             and not self.has_recorded_channel
             and self.channel.find_row() is not None,

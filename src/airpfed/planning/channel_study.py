@@ -48,8 +48,8 @@ def draw_channels(
 
     networks: (network, factor of its mean power gains). recorded: whether channels come from a file, whose blocks are
     draws in that round. The first blocks of other models lie beside each other in the band where there are several
-    groups of subcarriers; then every block is the first one of a seed of its own. Random:
-    fading and estimation errors, fixed by the link's seed and the network's drop.
+    groups of subcarriers; then every block is the first one of a seed of its own. Random: fading and estimation errors,
+    fixed by the link's seed and the network's drop.
     """
     together = blocks if recorded or link.subcarrier_groups == 1 else 1
     seeds = [link.seed + number * APART for number in range(blocks // together)]

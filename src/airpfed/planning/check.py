@@ -12,7 +12,6 @@ from airpfed.config.settings_file import read_new_settings
 from airpfed.core.rows import summary_line
 from airpfed.core.units import to_db
 from airpfed.experiment import build
-from airpfed.experiment.build.blocks import pilot_share
 from airpfed.experiment.data_report import data_lines, report_data
 from airpfed.model.methods import SCOPES
 from airpfed.planning.planner import memory_gb, round_seconds
@@ -45,14 +44,15 @@ def check_settings(file: Path, overrides: list[str]) -> Iterator[str]:
 
 def blocks_line(link: Uplink) -> str:
     """Write what a coherence block of a link is, and what pilots take of it."""
-    pilots = link.estimation.pilots
-    length = link.coherence_symbols + len(link.samples) * (pilots or 0)
+    pilots, share = link.estimation.pilots, 1 - link.coherence_symbols / link.block_uses
     groups = (
         "the whole band" if link.subcarrier_groups == 1 else f"one of {link.subcarrier_groups} groups of subcarriers"
     )
     change = "constant" if link.change is None else "changing"
-    share = f"{pilot_share(link):.0%} for {pilots} pilots a device" if pilots else "known channels"
-    return f"blocks: {length:,} uses of {groups}, {change} inside; {share}"
+    knowledge = f"{share:.0%} for {pilots} pilots a device" if pilots else "known channels"
+    if link.estimation.derived and link.design is None:
+        knowledge = "pilots as the scheme chooses"
+    return f"blocks: {link.block_uses:,} uses of {groups}, {change} inside; {knowledge}"
 
 
 def experiment_lines(settings: Settings, experiment: TrainingSetup) -> Iterator[str]:

@@ -184,16 +184,13 @@ def pilot_uses(radio: RadioSettings, devices: int, length: int) -> int | None:
     return radio.pilots
 
 
-def pilot_share(link: Uplink) -> float:
-    """Return the share of a coherence block that pilots of all devices take; 0 for channels that are known."""
-    pilots = len(link.samples) * (link.estimation.pilots or 0)
-    return pilots / (link.coherence_symbols + pilots)
-
-
 def pilot_notes(radio: RadioSettings, link: Uplink) -> list[str]:
-    """Return a line for the user if derived pilots take much of a block, because each device needs one."""
-    share = pilot_share(link)
-    if radio.pilots != "derived" or share <= LARGE_SHARE:
+    """Return a line for the user if derived pilots take much of a block, because each device that superposes needs one.
+
+    A scheme without superposition chooses its pilots itself, as `with_fastest_pilots` does for bits.
+    """
+    share = 1 - link.coherence_symbols / link.block_uses
+    if radio.pilots != "derived" or link.design is None or share <= LARGE_SHARE:
         return []
     return [
         f'radio.pilots = "derived": one pilot of each of {len(link.samples)} devices takes {share:.0%} of a coherence '
