@@ -3,16 +3,21 @@
 Runs the file's experiment over the error-free link with adapters on the last layer, and sends the gradients of some of
 its rounds over the air `--draws` times, each time with new channels, mixing, noise and impairments. Prints the ratio of
 the means of claimed and measured Pi with its standard error: of the receivers' claim, and of the claim that knows the
-symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors.
+symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors. `--out FILE` keeps the
+rows as CSV.
 
+    python benchmarks/honest.py minilm --summary FILE    # the range over rounds of a file of --out
     python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols, before and after mixing
     python benchmarks/honest.py minilm --price      # what each assumption hides: decibels, and seconds of a round
     python benchmarks/honest.py minilm --cost       # CPU time of a round with blocks as set, and derived
 """
 
 import argparse
+import csv
 import math
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -56,24 +61,43 @@ def ratio(claimed: torch.Tensor, measured: torch.Tensor) -> tuple[float, float]:
     return value, float(deviation)
 
 
-def cell(link: Uplink, t: int, updates: Updates, statistics: torch.Tensor, draws: int) -> str:
-    """Both ratios of a round of a link, as text."""
+Ratio = tuple[float, float] | None
+"""The ratio of two means with its standard error; None where nothing is claimed."""
+CLAIMS = ("claimed", "claimed_genie")
+COLUMNS = (
+    "round",
+    "snr_db",
+    "impairment",
+    "design",
+    "draws",
+    *(f"{key}{end}" for key in CLAIMS for end in ("", "_error")),
+)
+"""Columns of the file of `--out`."""
+
+
+def ratios(link: Uplink, t: int, updates: Updates, statistics: torch.Tensor, draws: int) -> list[Ratio]:
+    """Each claim over the measured error in a round of a link."""
     received = uplink_over_seeds(link, range(1000, 1000 + draws), t, updates, statistics)
-    d_s, texts = updates.shared.shape[1], []
+    d_s, result = updates.shared.shape[1], []
     measured = torch.tensor([pi_of(link, each.mse, d_s, updates.present, "measured") for each in received])
-    for key in ("claimed", "claimed_genie"):
+    for key in CLAIMS:
         values = [pi_of(link, each.mse, d_s, updates.present, key) for each in received]
-        if any(value is None for value in values):
-            texts.append("none")
-            continue
-        value, deviation = ratio(torch.tensor(values), measured)
-        mark = "" if abs(value - 1) <= 0.03 + 3 * deviation else " (!)"
-        texts.append(f"{value:.3f} +- {deviation:.3f}{mark}")
-    return " / ".join(texts)
+        result.append(None if None in values else ratio(torch.tensor(values), measured))
+    return result
+
+
+def is_off(value: Ratio) -> bool:
+    """Whether a claim is off by more than 3 % plus 3 standard errors."""
+    return value is not None and abs(value[0] - 1) > 0.03 + 3 * value[1]
+
+
+def as_text(value: Ratio) -> str:
+    """A ratio, marked where it is off."""
+    return "none" if value is None else f"{value[0]:.3f} +- {value[1]:.3f}{' (!)' if is_off(value) else ''}"
 
 
 def print_claims(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
-    """The table of claims."""
+    """The table of claims; rows that the file of `--out` already has are not run again."""
     links = {
         (snr, case, design): link_of(settings, experiment.clients, design, snr_db=snr, **COMMON | changes)
         for snr in options.snr
@@ -81,17 +105,62 @@ def print_claims(settings: Settings, experiment: TrainingSetup, options: argpars
         for design in DESIGNS
         if not options.cases or case in options.cases
     }
+    done = {key for key, _ in rows_of(options.out)} if options.out and options.out.exists() else set()
     statistics = {key: initial_statistics(link) for key, link in links.items()}
     print(f"{options.draws} draws. claimed / measured, then the claim with the true correlation / measured.\n")
     print("| round | SNR dB | impairment | design | claimed / true correlation, over measured |")
     print("|---|---|---|---|---|")
     for t, updates in gradients_of_rounds(settings, experiment, max(options.rounds)):
         for (snr, case, design), link in links.items():
-            if t in options.rounds:
-                text = cell(link, t, updates, statistics[snr, case, design], options.draws)
+            if t in options.rounds and (t, snr, case, design) not in done:
+                values = ratios(link, t, updates, statistics[snr, case, design], options.draws)
+                text = " / ".join(as_text(value) for value in values)
                 print(f"| {t} | {snr:g} | {case} | {design} | {text} |", flush=True)
+                if options.out:
+                    append_row(options.out, [t, f"{snr:g}", case, design, options.draws], values)
             received = uplink(link, t, updates, statistics[snr, case, design])
             statistics[snr, case, design] = received.correlation_statistics
+
+
+def append_row(path: Path, begin: Sequence[object], values: Sequence[Ratio]) -> None:
+    """Add a row to the file of `--out`."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(COLUMNS)
+        writer.writerow([*begin, *(f"{x:.5f}" for value in values for x in value or (math.nan, math.nan))])
+
+
+def rows_of(path: Path) -> Iterator[tuple[tuple[int, float, str, str], list[Ratio]]]:
+    """(round, SNR, impairment, design) -> the ratios of `CLAIMS`, of each row of a file of `--out`."""
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            pairs = [(float(row[key]), float(row[f"{key}_error"])) for key in CLAIMS]
+            key = int(row["round"]), float(row["snr_db"]), row["impairment"], row["design"]
+            yield key, [None if math.isnan(pair[0]) else pair for pair in pairs]
+
+
+def print_summary(path: Path) -> None:
+    """The range over rounds of the ratios of a file of `--out`; after "!" the rounds in which the claim is off."""
+    rows = dict(rows_of(path))
+    levels = sorted({snr for _, snr, _, _ in rows})
+    print("| impairment | design | " + " | ".join(f"{snr:g} dB" for snr in levels) + " |")
+    print("|---|---|" + "---|" * len(levels))
+    for case in CASES:
+        for design in DESIGNS:
+            cells = []
+            for snr in levels:
+                of_rounds = {t: rows[t, snr, case, design] for t in range(1, 100) if (t, snr, case, design) in rows}
+                texts = []
+                for claim in range(len(CLAIMS)):
+                    known = {t: values[claim] for t, values in of_rounds.items() if values[claim] is not None}
+                    off = ", ".join(str(t) for t, value in known.items() if is_off(value))
+                    numbers = [value[0] for value in known.values() if value]
+                    text = f"{min(numbers):.3f} to {max(numbers):.3f}" if numbers else "none"
+                    texts.append(text + (f" **! {off}**" if off else ""))
+                cells.append("{} ({})".format(*texts))
+            print(f"| {case} | `{design}` | " + " | ".join(cells) + " |")
 
 
 def print_peaks(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
@@ -229,11 +298,16 @@ def main() -> None:
     parser.add_argument("--snr", type=float, nargs="+", default=[-10.0, 10.0, 30.0], help="median SNR, dB")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--cases", nargs="+", default=[])
+    parser.add_argument("--out", type=Path, help="CSV to which the claims are added; its rows are not run again")
+    parser.add_argument("--summary", type=Path, help="print the range over rounds of a file of --out")
     parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--price", action="store_true")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
+    if options.summary:
+        print_summary(options.summary)
+        return
     small = [] if options.peaks or options.price or options.cost else ["adapters.layers=last-1"]
     settings = settings_file.read_settings(options.file, [*small, *options.set])
     experiment = build.build_experiment(settings, build.load_tasks(settings))

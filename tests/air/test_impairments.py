@@ -30,7 +30,6 @@ from airpfed.air.problem import Transceiver, TransceiverProblem, gains
 from airpfed.air.schedule import Updates, Uplink, reason_without_any_claim, reason_without_claim, schedule
 from airpfed.air.segments import block_ranges_of, split_slots
 from airpfed.air.transceivers import design_separately
-from airpfed.air.transmit import correlation_of_power, powers_of
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from airpfed.core.run_files import SlotError
@@ -213,19 +212,6 @@ def test_symbols_under_different_signs_count_as_uncorrelated():
     v = torch.tensor([1.0, 2.0, 4.0, 8.0])
     for R in (SampleCorrelation(sample, sequence), SampleCorrelation(sample, sequence).raised(3)):
         torch.testing.assert_close(R.times(v), torch.tensor([3.0, 3.0, 12.0, 12.0]))
-
-
-@pytest.mark.parametrize("pairs", [4.0, 0.5, -0.4])
-@pytest.mark.parametrize("rho", [0.0, 0.3, 0.95, 1.0])
-def test_the_correlation_that_explains_a_power_is_found(pairs, rho):
-    """Distortions as large as the signal, as of an amplifier in deep saturation, too."""
-    by_order = torch.tensor([[[0.9, 0.3, 0.2]]]) * abs(pairs)
-    power = rho * pairs + powers_of(torch.tensor([[rho]]), by_order).sum(-1)
-    if pairs > 0:
-        assert float(correlation_of_power(power, torch.tensor([[pairs]]), by_order)) == pytest.approx(rho, abs=1e-5)
-    else:
-        found = correlation_of_power(torch.tensor([[rho * pairs]]), torch.tensor([[pairs]]), 0 * by_order)
-        assert float(found) == pytest.approx(rho, abs=1e-5)
 
 
 @pytest.mark.parametrize(

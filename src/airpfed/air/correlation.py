@@ -103,7 +103,32 @@ class SampleCorrelation:
         return replace(self, power=self.power * power)
 
 
-SymbolCorrelation = CorrelationOperator | SampleCorrelation | Float[Tensor, "... K K"]
+@dataclass(frozen=True)
+class CellCorrelation:
+    """R with one correlation for each pair of cells, as a product with vectors.
+
+    value: (C, C), of two devices of these cells. cell: of each device (see `CorrelatedPairs`).
+    """
+
+    value: Float[Tensor, "C C"]
+    cell: Int[Tensor, " K"]
+
+    def pairs_times(self, v: Tensor) -> Tensor:
+        """Multiply v, (..., K), by R without its diagonal."""
+        cells = self.value.shape[0]
+        pooled = v.new_zeros(*v.shape[:-1], cells).index_add(-1, self.cell, v)
+        return (pooled @ self.value.to(v.dtype))[..., self.cell] - v * self.value.diagonal()[self.cell]
+
+    def times(self, v: Tensor) -> Tensor:
+        """Multiply v, (..., K), by R."""
+        return v + self.pairs_times(v)
+
+    def raised(self, power: int) -> "CellCorrelation":
+        """R with every correlation raised to a power."""
+        return replace(self, value=self.value**power)
+
+
+SymbolCorrelation = CorrelationOperator | SampleCorrelation | CellCorrelation | Float[Tensor, "... K K"]
 """R as an operator, or as a matrix: one for all blocks, or one a block."""
 
 

@@ -18,11 +18,9 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
+from airpfed.air.antenna_correlation import antenna_covariance, cell_correlation
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
-    INDEPENDENT,
-    Correlation,
-    CorrelationOperator,
     SampleCorrelation,
     coherent_power,
     correlated_distortion,
@@ -51,18 +49,12 @@ from airpfed.air.slot_errors import (
     sum_scale,
     zero_estimate_energy,
 )
-from airpfed.air.superposition import ReceivedSignal, receive, receiver_noise, superpose, target_streams
+from airpfed.air.superposition import receive, receiver_noise, superpose, target_streams
 from airpfed.air.symbols import entries_per_use, pack_symbols, zero_tail
 from airpfed.core.rng import stream
 
 MIN_SHARE = 0.3
 """The lower limit of mu in `measured_mismatch`: with smaller gains, ((1 - mu) / mu)^2 would magnify noise."""
-
-NEWTON_STEPS = 12
-"""Steps of `correlation_of_power`; near the root each doubles the digits."""
-
-FAINT_PAIRS = 1e-3
-"""The share of the power of single symbols below which that of pairs tells nothing of a correlation."""
 
 SAMPLE, MIN_SAMPLE, MAX_SAMPLE = 1 << 21, 256, 1 << 14
 """Entries that `sample_correlation` reads: of all devices together, and at least and at most of each."""
@@ -78,7 +70,8 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
     slot, group, problem = segment.slot, segment.group, segment.problem
     distortion = distortion_of(link, segment, transceiver)
     superposed = superpose_segment(link, segment, transceiver, distortion, t)
-    signal = receive_segment(link, segment, transceiver, superposed, t)
+    noise = receivers_noise(link, segment, transceiver, superposed, t)
+    signal = receive(superposed.parts, noise, superposed.signs)
     received, ideal = segment_entries(link, segment, signal.received), segment_entries(link, segment, superposed.ideal)
     incoherent = incoherent_noise(problem, transceiver, segment.symbol_power, distortion)
     terms = power_terms(problem, transceiver, segment.pairs, segment.symbol_power, distortion, incoherent)
@@ -105,8 +98,8 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
     converted: float | Float[Tensor, "B T"] = 0.0
-    if superposed.antenna_power is not None:
-        true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power)
+    if link.impairments.adc_noise:
+        true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power(segment))
         noise_power = noise_power + true_noise
         converted = true_noise - independent
         genie = genie + energies(converted)
@@ -116,10 +109,9 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         of_true_R = correlated_distortion(problem, transceiver, true_R, segment.symbol_power, distortion)
         genie = genie + energies(of_true_R.sum(-1))
     if link.impairments != NONE or link.is_varying:
-        coherent = power - incoherent - converted
-        distorted = measured_distortion(segment, transceiver, distortion, coherent)
+        distorted = measured_distortion(link, segment, transceiver, distortion, superposed, noise, t)
         power = power - distorted
-        coherent = (coherent - distorted) / (1 + distortion.spread)
+        coherent = (power - incoherent - converted) / (1 + distortion.spread)
         mismatch = distorted + measured_mismatch(segment, transceiver, distortion, coherent, converted)
         mismatch = torch.maximum(mismatch, -incoherent)  # a power measured over few entries may be far too small
     else:
@@ -166,48 +158,24 @@ def measured_mismatch(
 
 
 def measured_distortion(
-    segment: Segment, transceiver: Transceiver, distortion: Distortion, coherent: Float[Tensor, "B T"]
+    link: Uplink,
+    segment: Segment,
+    transceiver: Transceiver,
+    distortion: Distortion,
+    superposed: "SuperposedSegment",
+    received_noise: Complex[Tensor, "T uses"],
+    t: int,
 ) -> float | Float[Tensor, "B T"]:
-    """The part of the measured coherent power that is `correlated_distortion`, 0 without amplifiers.
+    """What receivers claim of `correlated_distortion`, 0 without amplifiers.
 
-    Receivers do not know how far symbols correlate. They take the correlation of all devices of a task as x, and that
-    between tasks as x times the ratio of the assumed ones (1 if none is assumed yet), and find x from the power:
-    coherent = single + x pairs + sum over n of x^(2n+1) distortion_n, with the signal's power of single symbols and of
-    pairs. Where pairs hardly add up, x is the assumed correlation.
+    They do not know how far symbols correlate, and estimate it from their antennas (`cell_correlation`).
     """
-    if distortion.by_order is None:
+    if distortion.by_order is None or superposed.at_antennas is None:
         return 0.0
-    problem, p, assumed = segment.problem, segment.symbol_power, segment.assumed_correlation
-    ratio = assumed.between_tasks / assumed.within_task if assumed.within_task else 1.0
-    R = CorrelationOperator(Correlation(1.0, ratio), segment.pairs)
-    v = distortion.mean_gains(gains(problem.h, transceiver)) * p.sqrt()
-    alone = CorrelationOperator(INDEPENDENT, segment.pairs)
-    single, both = ((1 + distortion.spread) * coherent_power(v, one, problem.real) for one in (alone, R))
-    by_order = correlated_distortion(problem, transceiver, R, p, distortion)
-    x = correlation_of_power(coherent - single, both - single, by_order)
-    x = torch.where((both - single).abs() > FAINT_PAIRS * single, x, assumed.within_task)
-    return powers_of(x, by_order).sum(-1)
-
-
-def correlation_of_power(
-    power: Float[Tensor, "B T"], pairs: Float[Tensor, "B T"], by_order: Float[Tensor, "B T orders"]
-) -> Float[Tensor, "B T"]:
-    """Solve power = x pairs + sum over n of x^(2n+1) by_order_n for x from 0 to 1, by Newton's method from x = 1.
-
-    For by_order >= 0 and pairs > 0 the right side is convex in x, so that the steps only descend.
-    """
-    exponents = 2 * torch.arange(1, by_order.shape[-1] + 1) + 1
-    x = torch.ones_like(power)
-    for _ in range(NEWTON_STEPS):
-        slope = pairs + (exponents * powers_of(x, by_order)).sum(-1) / x.clamp_min(1e-9)
-        error = x * pairs + powers_of(x, by_order).sum(-1) - power
-        x = (x - error / torch.where(slope == 0, 1.0, slope)).clamp(0.0, 1.0)
-    return x
-
-
-def powers_of(x: Float[Tensor, "B T"], by_order: Float[Tensor, "B T orders"]) -> Float[Tensor, "B T orders"]:
-    """x^(2n+1) by_order_n for n = 1, 2, ..."""
-    return x[..., None] ** (2 * torch.arange(1, by_order.shape[-1] + 1) + 1) * by_order
+    noise = antenna_noise(link, segment, superposed)
+    covariance = antenna_covariance(link, segment, transceiver, superposed.at_antennas, noise, received_noise, t)
+    R = cell_correlation(segment, transceiver, distortion, covariance)
+    return correlated_distortion(segment.problem, transceiver, R, segment.symbol_power, distortion).sum(-1)
 
 
 def sample_correlation(segment: Segment) -> SampleCorrelation:
@@ -228,15 +196,21 @@ class SuperposedSegment:
 
     ideal: the targets, sum_k w_ik x_k. parts: [i, j] the streams of target j at receiver i. assumed_parts: the same
     with the mean gains that receivers assume; None if these are the true gains. energy: energy of each stream's symbols
-    in each block after its amplifier, divided by |b_k|^2. antenna_power: mean power of all streams at each antenna,
-    without noise; None if the receivers' ADC is ideal.
+    in each block after its amplifier, divided by |b_k|^2. signs: the targets' scrambling signs. at_antennas: all
+    streams, scrambled, at each antenna; None unless the ADC or amplifiers need it.
     """
 
     ideal: Complex[Tensor, "T uses"]
     parts: Complex[Tensor, "T T uses"]
     assumed_parts: Complex[Tensor, "T T uses"] | None
     energy: Float[Tensor, "B K"]
-    antenna_power: Float[Tensor, "B M"] | None = None
+    signs: Float[Tensor, "T uses"]
+    at_antennas: Complex[Tensor, "M uses"] | None = None
+
+    def antenna_power(self, segment: Segment) -> Float[Tensor, "B M"]:
+        """The mean power of all streams at each antenna in each block."""
+        assert self.at_antennas is not None
+        return by_block(BLOCK_MEAN, self.at_antennas.abs().square(), segment.block_ranges)
 
 
 def superpose_segment(
@@ -244,15 +218,16 @@ def superpose_segment(
 ) -> SuperposedSegment:
     """Superpose the streams of a segment, some at a time, so that memory holds sums and not K x d symbols.
 
-    Random: what the devices' offsets and amplifiers draw, in round t.
+    Random: what the devices' offsets and amplifiers draw, and the scrambling signs, in round t.
     """
     targets, shape = len(segment.slot.weights), segment.group.entries.shape
     gain, assumed_gain = gains(segment.h, transceiver), None
     if not link.is_csi_exact or link.impairments != NONE:
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     assumed_rotation = relative_rotation(link, segment) if link.is_varying else 1.0
+    signs = scrambling_signs(link, targets, segment.block_ranges[-1][1], t, segment.name)
     at_antennas = None
-    if link.impairments.adc_noise:
+    if link.impairments.adc_noise or (distortion.by_order is not None and not reason_without_any_claim(link)):
         at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
     streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
@@ -268,8 +243,9 @@ def superpose_segment(
             assumed_streams += superpose_blocks(assumed_gain[:, :, rows], x, segment.block_ranges, streams)
         if at_antennas is not None:
             arriving_gain = segment.h[:, :, rows] * transceiver.transmit_factors[:, None, rows]
-            everything = [slice(None)]
-            at_antennas += superpose_blocks(arriving_gain, arriving, segment.block_ranges, everything)[:, 0]
+            scrambled = arriving * signs[segment.slot.target_of[rows]]
+            for channel, (first, last) in zip(arriving_gain, segment.block_ranges, strict=True):
+                at_antennas[:, first:last] += channel @ scrambled[:, first:last]
         norm = partial(torch.linalg.vector_norm, dim=-1)
         norms.append(by_block(norm, real_view(sent), segment.block_ranges, 2))
     if link.change is not None:
@@ -281,9 +257,8 @@ def superpose_segment(
         parts=streams_of_targets,
         assumed_parts=None if assumed_streams is None else assumed_streams * assumed_rotation,
         energy=torch.cat(norms, 1).square(),
-        antenna_power=None
-        if at_antennas is None
-        else by_block(BLOCK_MEAN, at_antennas.abs().square(), segment.block_ranges),
+        signs=signs,
+        at_antennas=at_antennas,
     )
 
 
@@ -318,26 +293,32 @@ def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
     return torch.view_as_real(x).flatten(1)
 
 
-def receive_segment(
-    link: Uplink, segment: Segment, transceiver: Transceiver, superposed: SuperposedSegment, t: int
-) -> ReceivedSignal:
-    """Draw noise and scrambling signs, and add them to the superposed streams of a segment.
+def antenna_noise(link: Uplink, segment: Segment, superposed: SuperposedSegment) -> Float[Tensor, "B M"]:
+    """The noise power at each antenna; the receivers' ADC adds a share of the power there, noise included."""
+    blocks, antennas, _ = segment.h.shape
+    noise = torch.full((blocks, antennas), link.noise, dtype=torch.float64)
+    if segment.antenna_noise is not None:
+        noise = segment.antenna_noise
+    if link.impairments.adc_noise:
+        noise = noise + adc_share(link.impairments) * (noise + superposed.antenna_power(segment))
+    return noise
 
-    The receivers' ADC adds noise of a share of each antenna's power, noise included (`adc_share`).
-    """
+
+def receivers_noise(
+    link: Uplink, segment: Segment, transceiver: Transceiver, superposed: SuperposedSegment, t: int
+) -> Complex[Tensor, "T uses"]:
+    """Draw the noise m_i^H z after a segment's receivers, streams (seed, "noise" and "impulses", t, segment)."""
     rng = stream(link.seed, "noise", t, segment.name)
-    signs = scrambling_signs(link, len(segment.slot.weights), superposed.parts.shape[-1], t, segment.name)
-    noise: float | Float[Tensor, "B M"] = link.noise if segment.antenna_noise is None else segment.antenna_noise
-    if superposed.antenna_power is not None:
-        noise = noise + adc_share(link.impairments) * (noise + superposed.antenna_power)
-    noise_samples = [
-        receiver_noise(transceiver, block, noise if isinstance(noise, float) else noise[block], b - a, rng)
-        for block, (a, b) in enumerate(segment.block_ranges)
+    alike = segment.antenna_noise is None and not link.impairments.adc_noise
+    noise = [link.noise] * len(segment.h) if alike else antenna_noise(link, segment, superposed).unbind(0)
+    blocks = [
+        receiver_noise(transceiver, block, noise[block], last - first, rng)
+        for block, (first, last) in enumerate(segment.block_ranges)
     ]
-    samples = torch.cat(noise_samples, 1)
+    samples = torch.cat(blocks, 1)
     if link.noise_alpha < 2:
         samples = samples * impulses(link.noise_alpha, samples.shape[1], stream(link.seed, "impulses", t, segment.name))
-    return receive(superposed.parts, samples, signs)
+    return samples
 
 
 def clip_received(
