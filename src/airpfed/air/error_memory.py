@@ -5,7 +5,8 @@ block was sent. Of a scheme without superposition, the scheme's own function say
 loses, in noise or in an outage, no device knows, and nothing of it is kept (AirFL-Mem, Wen et al., arXiv 2310.16606).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -13,11 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from airpfed.air.blockwise import over_uses
+from airpfed.air.mixing import GroupMixing, Mixing
 from airpfed.air.problem import Transceiver
-from airpfed.air.row_chunks import row_chunks
+from airpfed.air.row_chunks import Rows, row_chunks
 from airpfed.air.schedule import SlotPlan, Updates, Uplink
-from airpfed.air.segments import Segment
-from airpfed.air.symbols import entries_per_use, zero_tail
+from airpfed.air.segments import Segment, mixing_stream
+from airpfed.air.symbols import Entries, entries_per_use, normalise_group, zero_tail
 from airpfed.core import memory
 
 UnsentScope = Literal["global", "task"]
@@ -62,26 +65,125 @@ def silent_entries(
     link: Uplink, segment: Segment, transceiver: Transceiver
 ) -> Iterator[tuple[slice, int, Float[Tensor, "k d"]]]:
     """Yield streams of a segment, their first column, and their entries in the blocks in which they were silent."""
-    group, per_use = segment.group, entries_per_use(link.packing)
-    entries = group.entries
-    assert not isinstance(entries, Tensor), "the entries of a round are read from its gradients"
-    # A stream that hardly varies has an infinite divisor and sends zeros, whatever its factor.
-    silent: Bool[Tensor, "B K"] = (transceiver.transmit_factors == 0) | entries.divisor.isinf()
+    entries, silent = entries_of(segment), silent_blocks(segment, transceiver)
     for rows in row_chunks(*entries.shape):
-        if not bool(silent[:, rows].any()):
-            continue
-        lengths = entries.lengths[rows]
-        deviation = entries.vectors.take(rows, entries.first, entries.last).sub_(entries.mean[rows, None])
-        deviation = zero_tail(deviation, lengths)
-        if entries.mixing is not None:  # what a block carries are mixed entries
-            deviation = entries.mixing.apply(deviation, lengths)
-        remaining = torch.zeros_like(deviation)
-        for block, (a, b) in enumerate(segment.block_ranges):
-            columns = slice(per_use * a, per_use * b)
-            remaining[:, columns] = torch.where(silent[block, rows, None], deviation[:, columns], 0.0)
-        if entries.mixing is not None:
-            remaining = entries.mixing.undo(remaining, lengths)
-        yield rows, entries.first, zero_tail(remaining, lengths)
+        if bool(silent[:, rows].any()):
+            where = over_uses(silent[:, rows], segment.block_ranges, entries_per_use(link.packing))
+            yield rows, entries.first, part_of(entries, rows, where[:, : entries.shape[1]])
+
+
+def entries_of(segment: Segment) -> Entries:
+    """The entries of a segment, which are read from the round's gradients."""
+    entries = segment.group.entries
+    assert not isinstance(entries, Tensor), "the entries of a round are read from its gradients"
+    return entries
+
+
+def silent_blocks(segment: Segment, transceiver: Transceiver) -> Bool[Tensor, "B K"]:
+    """Whether each stream sent nothing in a block: its factor is 0, or it hardly varies and sends zeros."""
+    return (transceiver.transmit_factors == 0) | entries_of(segment).divisor.isinf()
+
+
+def part_of(entries: Entries, rows: slice, silent: Bool[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """What some streams' vectors, less their means, hold in the silent entries; these are mixed ones if any are."""
+    lengths = entries.lengths[rows]
+    deviation = entries.vectors.take(rows, entries.first, entries.last).sub_(entries.mean[rows, None])
+    deviation = zero_tail(deviation, lengths)
+    if entries.mixing is not None:
+        deviation = entries.mixing.apply(deviation, lengths)
+    remaining = torch.where(silent, deviation, 0.0)
+    if entries.mixing is not None:
+        remaining = entries.mixing.undo(remaining, lengths)
+    return zero_tail(remaining, lengths)
+
+
+# What devices of a federation are told
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Where a device was silent in a group of a slot: what it knows by its transmit factors.
+
+    scope: of its vector. slot: name of the slot. first, last: columns of the group. lengths: numbers of entries that
+    streams of the slot have in it, from which the mixing is drawn. entries: ranges [first, last) of silent entries of
+    the group, in the order in which they are sent.
+    """
+
+    scope: UnsentScope
+    slot: str
+    first: int
+    last: int
+    lengths: tuple[int, ...]
+    entries: tuple[tuple[int, int], ...]
+
+
+def silences(
+    link: Uplink,
+    updates: Updates,
+    slots: Sequence[SlotPlan],
+    segments: Sequence[Segment],
+    transceivers: Sequence[Transceiver],
+) -> dict[int, tuple[Silence, ...]]:
+    """Where each present device was silent in a round."""
+    told: dict[int, tuple[Silence, ...]] = {int(device): () for device in updates.present.nonzero().flatten()}
+    per_use = entries_per_use(link.packing)
+    for segment, transceiver in zip(segments, transceivers, strict=True):
+        slot, entries, silent = segment.slot, entries_of(segment), silent_blocks(segment, transceiver)
+        lengths = tuple(torch.unique(entries.lengths).tolist())
+        for scope, streams, devices in stream_owners(slot, updates, slice(0, entries.shape[0])):
+            for row, device in zip(range(streams.start, streams.stop), devices.tolist(), strict=True):
+                ranges = joined_ranges(
+                    (per_use * first, min(per_use * last, entries.shape[1]))
+                    for block, (first, last) in enumerate(segment.block_ranges)
+                    if bool(silent[block, row])
+                )
+                if ranges and int(entries.lengths[row]):
+                    one = Silence(scope, slot.name, entries.first, entries.last, lengths, ranges)
+                    told[device] = (*told[device], one)
+    return told
+
+
+def joined_ranges(ranges: Iterator[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ascending ranges with those joined that touch."""
+    joined: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def unsent_in_silence(
+    vectors: Mapping[UnsentScope, Float[Tensor, "1 _d"]],
+    lengths: Mapping[UnsentScope, int],
+    told: Sequence[Silence],
+    t: int,
+    *,
+    seed: int,
+    mixing: Mixing,
+    centred: bool,
+) -> dict[UnsentScope, Float[Tensor, "1 _d"]]:
+    """What a device did not send of its vectors in round t, where it was silent: its row of `unsent_updates`.
+
+    lengths: entries of its vectors, zeros follow. seed, mixing: those of the link. centred: whether the normaliser is
+    the device's own, with a mean that it tells.
+    """
+    left: dict[UnsentScope, Tensor] = {scope: torch.zeros_like(vector) for scope, vector in vectors.items()}
+    for one in told:
+        rows = Rows(((vectors[one.scope], torch.zeros(1, dtype=torch.int64)),), one.last)
+        length, weights = torch.tensor([lengths[one.scope]]), torch.ones(1, 1, dtype=torch.float64)
+        columns = one.first, one.last
+        entries = normalise_group(rows, length, weights, None if centred else 1.0, columns).entries
+        assert isinstance(entries, Entries)
+        rng = mixing_stream(seed, t, one.slot, one.first)
+        entries = replace(entries, mixing=GroupMixing.draw(torch.tensor(one.lengths), mixing, rng))
+        silent = torch.zeros(entries.shape, dtype=torch.bool)
+        for first, last in one.entries:
+            silent[:, first:last] = True
+        target = left[one.scope][:, slice(*columns)]
+        target += part_of(entries, slice(0, 1), silent)[:, : target.shape[1]].to(target.dtype)
+    return left
 
 
 def stream_owners(slot: SlotPlan, updates: Updates, rows: slice) -> Iterator[tuple[UnsentScope, slice, Tensor]]:

@@ -88,7 +88,8 @@ class Uplink:
     sends all columns. colocated: whether senders and receivers are the same machine; then nothing is recorded or
     charged. unsent: the scheme's function for what it leaves out of the gradients; None if it leaves out nothing that
     devices know of. memory_bytes: None if devices forget what was not sent; otherwise each round gives it, in memory up
-    to this size and in a temporary file beyond (`air.error_memory`).
+    to this size and in a temporary file beyond (`air.error_memory`). tells_silence: whether each round says where every
+    device was silent, for devices that keep what was not sent themselves.
     downlink_bits: bits per entry of the broadcast of the adapters; None for 32 bits. station_power: watts of a
     station's broadcast; None for a downlink like the devices' own links (`round_cost.broadcast_rates`).
     amplifier_efficiency, circuit_watts: of the devices' radios, see `resources.RadioUse`.
@@ -139,6 +140,7 @@ class Uplink:
     circuit_watts: float = 0.1
     unsent: "UnsentFunction | None" = None
     memory_bytes: float | None = None
+    tells_silence: bool = False
     feedback_bits: int | None = None
     change: BlockChange | None = None
 

@@ -148,9 +148,14 @@ def of_blocks(variance: Float[Tensor, "... K"], blocks: slice) -> Float[Tensor, 
 def mix_group(link: Uplink, slot: SlotPlan, group: NormalizedGroup, first_column: int, t: int) -> NormalizedGroup:
     """Mix the entries of a group as `link.mixing` says. Random: stream (seed, "mixing", t, slot, first column)."""
     assert isinstance(group.entries, Entries)
-    rng = stream(link.seed, "mixing", t, slot.name, first_column)
+    rng = mixing_stream(link.seed, t, slot.name, first_column)
     mixing = GroupMixing.draw(group.entries.lengths, link.mixing, rng)
     return replace(group, entries=replace(group.entries, mixing=mixing))
+
+
+def mixing_stream(seed: int, t: int, slot: str, first_column: int) -> torch.Generator:
+    """The random stream of a group's mixing, which devices draw as the servers do."""
+    return stream(seed, "mixing", t, slot, first_column)
 
 
 def largest_symbols(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from airpfed.air.alternating_factors import alternating_phases
 from airpfed.air.correlation import Correlation, NormalEquations, discounted_sum, estimate_correlation
-from airpfed.air.error_memory import UnsentScope, unsent_updates
+from airpfed.air.error_memory import Silence, UnsentScope, silences, unsent_updates
 from airpfed.air.grouping import round_grouping
 from airpfed.air.problem import Transceiver
 from airpfed.air.round_cost import round_ledger
@@ -41,7 +41,8 @@ class Aggregate:
     correlation_statistics: normal equations of the correlation after the round, see `initial_statistics`.
     active_columns: with alternating factors (number, (first, last + 1)): the number of the phase and its columns of
     `shared`; otherwise None. unsent: scope -> (K, d_scope), float32, what every device knows that it did not send of
-    its gradient, in the active columns; empty unless `Uplink.memory_bytes` asks for it.
+    its gradient, in the active columns; empty unless `Uplink.memory_bytes` asks for it. silences: present device ->
+    where it was silent; empty unless `Uplink.tells_silence` asks for it.
     """
 
     shared: Float[Tensor, " d_s"]
@@ -55,6 +56,7 @@ class Aggregate:
     correlation_statistics: Float[Tensor, "G 7"]
     active_columns: tuple[int, tuple[int, int]] | None = None
     unsent: Mapping[UnsentScope, Float[Tensor, "K d"]] = field(default_factory=dict)
+    silences: Mapping[int, tuple[Silence, ...]] = field(default_factory=dict)
 
 
 def uplink(link: Uplink, t: int, updates: Updates, statistics: Float[Tensor, "G 7"]) -> Aggregate:
@@ -93,6 +95,8 @@ def uplink_over_seeds(
         if each.memory_bytes is not None:
             unsent = unsent_updates(each, each.memory_bytes, updates, slots, segments, transceivers)
             aggregate = replace(aggregate, unsent=unsent)
+        if each.tells_silence:
+            aggregate = replace(aggregate, silences=silences(each, updates, slots, segments, transceivers))
         aggregates.append(aggregate)
     return aggregates
 

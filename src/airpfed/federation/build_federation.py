@@ -6,28 +6,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from airpfed.air.error_memory import unsent_in_silence
 from airpfed.air.schedule import UnsentFunction
 from airpfed.air.uplink import uplink
 from airpfed.config.schema import Settings, TaskSettings
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
+from airpfed.devices.compression import UplinkScope
 from airpfed.experiment import build
 from airpfed.experiment.adapter_files import RunFacts, adapter_documents
 from airpfed.federation.addresses import task_of_devices
-from airpfed.federation.device import RUN, Device, device_of
+from airpfed.federation.device import RUN, Device, UnsentOfRound, device_of
 from airpfed.federation.handshake import Agreement, agreement
+from airpfed.federation.message import Packet
 from airpfed.federation.server import RoundTerms
+from airpfed.federation.silence import told_silence
 from airpfed.tasks import split
 from airpfed.tasks.sample import Task
 from airpfed.tasks.sources import load_source
 from airpfed.training.checkpoint import exists as rounds_exist
 from airpfed.training.round import Aggregator
 from airpfed.training.setup import TrainingSetup
-from airpfed.training.state import DeviceState, OptimizedParameters
+from airpfed.training.state import DeviceState, ErrorMemory, OptimizedParameters
 
 IDENTITY = "run.json"
 """The file beside a checkpoint that marks it as a federation's."""
@@ -61,31 +66,61 @@ def server(settings: Settings, tasks: tuple[Task, ...]) -> tuple[TrainingSetup, 
     return replace(experiment, initial=replace(experiment.initial, devices=empty)), agreements
 
 
-def device_unsent(settings: Settings, experiment: TrainingSetup) -> UnsentFunction | None:
-    """What the scheme leaves out of a device's vectors, if devices keep an error memory; None without one.
+def device_unsent(settings: Settings, experiment: TrainingSetup) -> UnsentOfRound | None:
+    """How devices with an error memory know what they did not send in a round; None without one.
 
-    Raises UserError where devices cannot know it from their vectors alone: no message tells them of their silence.
+    By the scheme's function of their vectors, or by what the server tells them of their silence.
+    Raises UserError where devices cannot know it.
     """
     if not settings.devices.memory:
         return None
     scheme, method = settings.radio.scheme, settings.adapters.method
-    if scheme.row.superposes or not scheme.row.leaves_unsent(scheme.options):
+    if not scheme.row.leaves_unsent(scheme.options):
         raise UserError(
-            f'devices.memory = true: devices of a federation are not told where radio.scheme = "{scheme}" silenced '
-            'them; should be false here, or radio.scheme = "digital(quantizer=top_k)"'
+            f'devices.memory = true: radio.scheme = "{scheme}" leaves nothing out that devices know of; should be '
+            'false here, or radio.scheme = "digital(quantizer=top_k)"'
         )
     if experiment.clients.layout.alternating:
         raise UserError(
             f'devices.memory = true: for adapters.method = "{method}", which sends some factors a round, it is only in '
             "`airpfed run`"
         )
-    unsent: UnsentFunction = partial(scheme.row.unsent, **scheme.options)
-    return unsent
+    if tells_silence(settings):
+        radio, seed = settings.radio, settings.run.seed
+        centred = radio.normalizer == "per_device"
+        return partial(unsent_where_silent, seed=seed, mixing=radio.mixing, centred=centred)
+    return partial(unsent_by_scheme, partial(scheme.row.unsent, **scheme.options))
+
+
+def tells_silence(settings: Settings) -> bool:
+    """Whether the server has to tell devices where they were silent, because a design gave them the factor 0."""
+    return settings.devices.memory and settings.radio.scheme.row.superposes
+
+
+def unsent_where_silent(
+    vectors: ErrorMemory, lengths: Mapping[UplinkScope, int], packet: Packet, t: int, **link: Any
+) -> ErrorMemory:
+    """See `UnsentOfRound`: by what the packet tells. link: options of `unsent_in_silence`."""
+    width = max(vector.shape[1] for vector in vectors.values())
+    return unsent_in_silence(vectors, lengths, told_silence(packet, t, width), t, **link)
+
+
+def unsent_by_scheme(
+    unsent: UnsentFunction, vectors: ErrorMemory, lengths: Mapping[UplinkScope, int], packet: Packet, t: int
+) -> ErrorMemory:
+    """See `UnsentOfRound`: by the scheme's function, which needs no more than the vectors."""
+    return {
+        scope: unsent(vector.double(), torch.tensor([lengths[scope]])).float()
+        if lengths[scope]
+        else torch.zeros_like(vector)
+        for scope, vector in vectors.items()
+    }
 
 
 def aggregator_of(settings: Settings, experiment: TrainingSetup, samples: Tensor) -> Aggregator:
     """The aggregator, with weights from the sample counts D_k that the devices report."""
     link, aggregator = build.client_uplink(settings, experiment.clients, samples), settings.server.aggregator
+    link = replace(link, tells_silence=tells_silence(settings))
     aggregate: Aggregator = aggregator.row.build(partial(uplink, link), link, aggregator.bind())
     return aggregate
 

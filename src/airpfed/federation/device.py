@@ -5,7 +5,7 @@ Only what these functions put into a packet leaves the device: no parameters of 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from airpfed.air.schedule import UnsentFunction
 from airpfed.core import files
 from airpfed.core.errors import UserError
 from airpfed.devices.clients import Clients, draw_samples
@@ -48,12 +47,16 @@ QUESTION_BYTES = 1 << 26
 """Bytes of the largest request beside the parameters: the token ids of a test split."""
 
 
+UnsentOfRound = Callable[[ErrorMemory, Mapping[UplinkScope, int], Packet, int], ErrorMemory]
+"""(vectors of scope -> (1, d), their lengths, the next round's packet, t) -> what of them was not sent in round t."""
+
+
 @dataclass(frozen=True)
 class Device:
     """One device.
 
     clients: all devices, with at least this device's data. local_clients: this device as a client set of size one.
-    unsent: (vectors, lengths) -> what the scheme leaves out of them, for an error memory; None without one.
+    unsent: for an error memory, see `UnsentOfRound`; None without one.
     documents: texts that are written beside its adapter, by file name.
     """
 
@@ -66,7 +69,7 @@ class Device:
     agreement: Agreement
     max_norm: float
     folder: Path
-    unsent: UnsentFunction | None = None
+    unsent: UnsentOfRound | None = None
     documents: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -87,7 +90,7 @@ def device_of(
     alpha: float,
     max_norm: float,
     folder: Path,
-    unsent: UnsentFunction | None,
+    unsent: UnsentOfRound | None,
     documents: Mapping[str, str],
 ) -> Device:
     """Device `number` of an experiment that holds its data. Its own state is kept in `folder`."""
@@ -152,7 +155,7 @@ def train(device: Device, packet: Packet) -> Packet:
         t,
     )
     clipped = bool(local.max_norm and clip_gradients(found, local.max_norm, active_columns))
-    memory = device_state.memory_at_start(state, t, counted, partial(unsent_vectors, device))
+    memory = device_state.memory_at_start(state, t, counted, partial(unsent_vectors, device, packet, state.round))
     carry_over(found, memory)
     norm = math.sqrt(sum(float(found[scope].double().square().sum()) for scope in UPLINK_SCOPES))
     good = bool(finite(found)) and bool(loss.isfinite().all()) and norm <= device.max_norm
@@ -179,15 +182,10 @@ def train(device: Device, packet: Packet) -> Packet:
     return Packet("done", facts, {scope: body.numpy().tobytes() for scope, body in data.items() if len(body)})
 
 
-def unsent_vectors(device: Device, transmitted: ErrorMemory) -> ErrorMemory:
-    """What the scheme leaves out of the vectors that arrive at the server, of each scope."""
+def unsent_vectors(device: Device, packet: Packet, t: int, transmitted: ErrorMemory) -> ErrorMemory:
+    """What was not sent in round t, the last one in which the device was counted, of the vectors that it sent then."""
     assert device.unsent is not None
-    left: dict[UplinkScope, Tensor] = {}
-    for scope, length in vector_lengths(device.clients.layout, device.task).items():
-        left[scope] = torch.zeros_like(transmitted[scope])
-        if length:
-            left[scope] += device.unsent(transmitted[scope].double(), torch.tensor([length])).float()
-    return left
+    return device.unsent(transmitted, vector_lengths(device.clients.layout, device.task), packet, t)
 
 
 def answer(device: Device, packet: Packet) -> Packet:

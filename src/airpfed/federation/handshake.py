@@ -52,6 +52,9 @@ def agreement(settings: Settings, experiment: TrainingSetup, tasks: tuple[Task, 
         work |= {key: value} if value else {}
     if settings.devices.memory:
         work["devices.memory, radio.scheme"] = settings.radio.scheme.label
+        if settings.radio.scheme.row.superposes:
+            work["devices.memory, radio.mixing"] = settings.radio.mixing
+            work["devices.memory, radio.normalizer"] = settings.radio.normalizer
     if code := code_hashes(settings, (*DEVICE_CODE, *(["radio.scheme"] if settings.devices.memory else []))):
         work["plugins"] = json.dumps(code, sort_keys=True)
     start = hashlib.sha256()

@@ -16,6 +16,7 @@ from airpfed.devices.compression import total_bytes, vector_lengths
 from airpfed.federation.mailbox import GRACE, POLL, Mailbox, Reply
 from airpfed.federation.message import Packet, safe_line
 from airpfed.federation.registry import Registry
+from airpfed.federation.silence import SilenceRecords
 from airpfed.federation.validate import (
     answers_of,
     flops_of,
@@ -53,6 +54,7 @@ class Federation:
     """Real devices behind Flower's grid.
 
     run: identifier under which devices keep their own state. aggregator_of: D_k -> the uplink with these weights.
+    silence: what devices with an error memory are to be told; None if they know what they did not send.
     """
 
     mailbox: Mailbox
@@ -61,6 +63,7 @@ class Federation:
     run: str
     aggregator_of: Callable[[Tensor], Aggregator]
     stopping: Callable[[], bool]
+    silence: SilenceRecords | None = None
     aggregate: Aggregator | None = field(default=None)
 
     def experiment(self, experiment: TrainingSetup) -> TrainingSetup:
@@ -69,7 +72,10 @@ class Federation:
 
     def _link(self, t: int, updates: Updates, statistics: Tensor) -> Aggregate:
         assert self.aggregate is not None
-        return self.aggregate(t, updates, statistics)
+        received = self.aggregate(t, updates, statistics)
+        if self.silence is not None:
+            self.silence.add(t, received.silences)
+        return received
 
     def collect(self, experiment: TrainingSetup, state: State) -> RoundGradients:
         """Collect a round's gradients from all connected devices that are free, until the deadline.
@@ -203,6 +209,8 @@ class Federation:
             "agreement": self.registry.agreements[task],
             "seconds": self.terms.deadline_seconds,
         }
+        if kind == "train" and self.silence is not None:
+            facts["silence"] = self.silence.fact(device, state.round)
         sent = {name: value.contiguous().numpy().tobytes() for name, value in values.items() if len(value)}
         return Packet(kind, facts, {**sent, **(bodies or {})})
 

@@ -24,6 +24,8 @@ from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
+from airpfed.federation.silence import FILE, SilenceRecords
+from airpfed.training.checkpoint import exists as rounds_exist
 from airpfed.training.loop import Outcome
 from airpfed.training.setup import TrainingSetup
 
@@ -36,10 +38,12 @@ def federation_of(
     device_of_node: Mapping[int, int] | None,
     log: Callable[[str], None],
     stopping: Callable[[], bool],
+    silence: SilenceRecords | None = None,
 ) -> Federation:
     """The devices of a run.
 
-    sides: the server's experiment, and one agreement per task. run: the run's identifier.
+    sides: the server's experiment, and one agreement per task. run: the run's identifier. silence: what devices are to
+    be told of their silence, if they have to be told.
     """
     experiment, agreements = sides
     # Text from devices is made printable where it enters, and every line about a device once more here.
@@ -50,7 +54,8 @@ def federation_of(
         lambda text: log(safe_line(text, 2 * LINE)),
     )
     aggregator_of = partial(build_federation.aggregator_of, settings, experiment)
-    return Federation(Mailbox(grid), registry, build_federation.terms_of(settings), run, aggregator_of, stopping)
+    terms = build_federation.terms_of(settings)
+    return Federation(Mailbox(grid), registry, terms, run, aggregator_of, stopping, silence)
 
 
 def serve(
@@ -72,7 +77,11 @@ def serve(
     tasks = build_federation.server_tasks(settings, deployed=device_of_node is not None)
     sides = build_federation.server(settings, tasks)
     run = build_federation.run_identity(out / "checkpoint", resume, device_of_node is not None)
-    federation = federation_of(grid, settings, sides, run, device_of_node, console.log, stopping)
+    silence = None
+    if build_federation.tells_silence(settings):
+        checkpoint = out / "checkpoint"
+        silence = SilenceRecords.open(checkpoint / FILE, resume and rounds_exist(checkpoint))
+    federation = federation_of(grid, settings, sides, run, device_of_node, console.log, stopping, silence)
     if 0 < settings.federation.min_devices < len(federation.registry.task_of):
         console.log(
             f"federation.min_devices = {settings.federation.min_devices} of {len(federation.registry.task_of)}: a "
