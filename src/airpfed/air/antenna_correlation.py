@@ -76,31 +76,45 @@ def cell_correlation(
     independent = independent_covariance(segment, arriving, sent.abs().square(), distortion)
     uses = torch.tensor([last - first for first, last in segment.block_ranges], dtype=torch.float64)
     matched = torch.linalg.solve(independent, gain).mH  # (B, K, M): g_k^H W^-1
-    deviations = distortion.by_order.unbind(-1)
-    distorted = [matched @ (arriving * (deviation * spread)[:, None, :]) for deviation in deviations]
-    linear = matched @ gain
-
-    def pooled(rows: Complex[Tensor, "B K n"], others: Complex[Tensor, "B K n"]) -> Float[Tensor, "C C"]:
-        """The sum of rows_j others_k^H over the pairs (j, k) of devices of two cells, and over all uses."""
-        weighted, shape = rows * uses[:, None, None], (len(rows), len(R.value), rows.shape[2])
-        one, other = (rows.new_zeros(shape).index_add(1, R.cell, each) for each in (weighted, others))
-        alone = torch.einsum("bkn,bkn->k", weighted, others.conj()).real
-        own = torch.zeros(len(R.value), dtype=torch.float64).index_add(0, R.cell, alone)
-        return torch.einsum("bcn,bdn->cd", one, other.conj()).real - torch.diag(own)
-
-    observed = pooled(matched @ (covariance - independent), matched)
+    # Of the signal and of each order of distortion: (1 + orders, B, K, K), g_j^H W^-1 times their gains.
+    amplitudes = torch.stack([distortion.mean.expand_as(sent.real), *distortion.by_order.unbind(-1)])
+    rows = matched @ (arriving * (amplitudes * spread)[:, :, None, :])
+    powers = 2 * torch.arange(len(rows)) + 1
+    observed = pooled(matched[None] @ (covariance - independent), matched[None], uses, R)[0]
     for kinds in [*levels[:1], *levels[:1], *levels]:  # the first one again: distortions are those of the R before
-        expected = pooled(R.pairs_times(linear), linear)
-        for n, rows in enumerate(distorted, start=1):
-            expected = expected + pooled(R.raised(2 * n + 1).pairs_times(rows), rows)
-        count = int(kinds.max()) + 1
-        units = [CellCorrelation((kinds == kind).double(), R.cell) for kind in range(count)]
-        information = [by_kind(pooled(unit.pairs_times(linear), linear), kinds) for unit in units]
-        matrix = torch.stack(information, -1) + torch.eye(count).double()
-        change = torch.linalg.solve(matrix, by_kind(observed - expected, kinds))
+        expected = pair_sums(R.value ** powers[:, None, None], rows, uses, R).sum(0)
+        units = (kinds == torch.arange(int(kinds.max()) + 1)[:, None, None]).double()
+        parts = torch.split(units, max(1, MAX_PAIRS // rows[0].numel()))
+        information = torch.cat([by_kind(pair_sums(part, rows[:1], uses, R), kinds) for part in parts])
+        residual = by_kind((observed - expected)[None], kinds)[0]
+        change = torch.linalg.solve(information.T + torch.eye(len(units)).double(), residual)
         value = R.value + torch.where(kinds >= 0, change[kinds.clamp(min=0)], 0.0)
         R = replace(R, value=value.clamp(-MAX_CORRELATION, MAX_CORRELATION))
     return R
+
+
+def pooled(
+    rows: Complex[Tensor, "Q B K n"], others: Complex[Tensor, "_Q B K n"], uses: Float[Tensor, " B"], R: CellCorrelation
+) -> Float[Tensor, "Q C C"]:
+    """The sum of rows_j others_k^H over the pairs (j, k) of devices of each two cells, and over all uses."""
+    cells, weighted = len(R.value), rows * uses[:, None, None]
+    one, other = (
+        each.new_zeros(*each.shape[:-2], cells, each.shape[-1]).index_add(-2, R.cell, each)
+        for each in (weighted, others)
+    )
+    alone = (weighted * others.conj()).real.sum((1, 3))
+    own = alone.new_zeros(len(alone), cells).index_add(1, R.cell, alone)
+    return (one @ other.mH).real.sum(1) - torch.diag_embed(own)
+
+
+def pair_sums(
+    value: Float[Tensor, "Q C C"], rows: Complex[Tensor, "_Q B K K"], uses: Float[Tensor, " B"], R: CellCorrelation
+) -> Float[Tensor, "Q C C"]:
+    """`pooled` of rows V and rows, V with these correlations of the pairs of cells and a diagonal of 0."""
+    by_cell = rows.new_zeros(*rows.shape[:-1], value.shape[-1]).index_add(-1, R.cell, rows)
+    diagonal = value.diagonal(dim1=1, dim2=2)[:, R.cell]
+    times = (by_cell @ value[:, None].to(rows.dtype))[..., R.cell] - rows * diagonal[:, None, None, :]
+    return pooled(times, rows, uses, R)
 
 
 def correlation_levels(
@@ -183,7 +197,7 @@ def mean_power(segment: Segment) -> Float[Tensor, "B K"]:
     return share[:, segment.slot.target_of] * segment.group.symbol_power
 
 
-def by_kind(values: Float[Tensor, "C C"], kinds: Int[Tensor, "C C"]) -> Float[Tensor, " _kinds"]:
+def by_kind(values: Float[Tensor, "Q C C"], kinds: Int[Tensor, "C C"]) -> Float[Tensor, "Q _kinds"]:
     """The sum of the values of the pairs of each kind."""
-    total = torch.zeros(int(kinds.max()) + 1, dtype=torch.float64)
-    return total.index_add(0, kinds[kinds >= 0], values[kinds >= 0])
+    total = values.new_zeros(len(values), int(kinds.max()) + 1)
+    return total.index_add(1, kinds[kinds >= 0], values[:, kinds >= 0])

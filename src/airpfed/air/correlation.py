@@ -113,15 +113,10 @@ class CellCorrelation:
     value: Float[Tensor, "C C"]
     cell: Int[Tensor, " K"]
 
-    def pairs_times(self, v: Tensor) -> Tensor:
-        """Multiply v, (..., K), by R without its diagonal."""
-        cells = self.value.shape[0]
-        pooled = v.new_zeros(*v.shape[:-1], cells).index_add(-1, self.cell, v)
-        return (pooled @ self.value.to(v.dtype))[..., self.cell] - v * self.value.diagonal()[self.cell]
-
-    def times(self, v: Tensor) -> Tensor:
-        """Multiply v, (..., K), by R."""
-        return v + self.pairs_times(v)
+    def times(self, v: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
+        """Multiply v by R."""
+        pooled = v.new_zeros(*v.shape[:-1], len(self.value)).index_add(-1, self.cell, v)
+        return (pooled @ self.value)[..., self.cell] + v * (1 - self.value.diagonal()[self.cell])
 
     def raised(self, power: int) -> "CellCorrelation":
         """R with every correlation raised to a power."""
