@@ -18,7 +18,9 @@ from airpfed.air.superposition import receive
 from airpfed.air.transceivers import design
 from airpfed.air.transmit import antenna_noise, receivers_noise, sample_correlation, superpose_segment
 from airpfed.air.uplink import initial_statistics
-from support.uplinks import drawn, everyone, large_air, send
+from airpfed.core.rng import stream
+from support.networks import flat
+from support.uplinks import alike, drawn, everyone, large_air, send
 
 RHO = 0.9
 
@@ -125,3 +127,48 @@ def test_few_blocks_tell_as_much(monkeypatch):
     for segment, R in estimates(link, Updates(*against(link, 0), everyone(link))):
         devices = torch.eye(len(segment.task_of), dtype=torch.float64)
         torch.testing.assert_close(R.times(devices), sample_correlation(segment).times(devices), atol=0.08, rtol=0)
+
+
+def test_faint_pairs_do_not_add_their_noise_to_the_claims():
+    """The cube of a noisy estimate is larger in the mean: 100 uses at 8 antennas tell little of 120 pairs."""
+    devices, d = 16, 200
+    link = loud_air(clipping=0.3, d=d, lengths=(0, 0), noise=10.0)
+    link = replace(
+        link,
+        task_of=torch.arange(devices) // 8,
+        samples=torch.ones(devices, dtype=torch.float64),
+        network=flat(link.network.gain[:, :1].expand(1, devices), 8),
+        power_limit=torch.full((devices,), 0.1, dtype=torch.float64),
+        personal_groups=(),
+        coherence_symbols=100,
+    )
+    statistics, rows = initial_statistics(link), []
+    for t in range(1, 25):
+        rng = stream(6, "agreeing", t)
+        shared = torch.randn(devices, d, generator=rng) + torch.randn(1, d, generator=rng)  # correlated by 0.5
+        received = send(link, t, shared, torch.zeros(devices, 0), everyone(link), statistics)
+        statistics = received.correlation_statistics
+        rows.append(received.mse.s)
+    claimed, genie = (sum(getattr(row, key) for row in rows if row) for key in ("claimed", "claimed_genie"))
+    assert claimed == pytest.approx(genie, rel=0.03)
+
+
+@pytest.mark.parametrize("adc", [0.0, 0.1])
+def test_slots_without_signal_or_noise_have_claims(adc):
+    link = loud_air(d=240)
+    link = replace(link, noise=0.0, impairments=replace(link.impairments, adc_noise=adc))
+    silent = torch.zeros(5, 240)
+    received = send(link, 1, silent, drawn(link, 0)[1], everyone(link))
+    assert received.mse.s is not None and received.mse.s.claimed == 0
+    assert all(error.claimed is not None and error.claimed >= 0 for error in received.mse.p.values())
+
+
+def test_where_nothing_is_claimed_the_distortion_is_no_part_of_the_correlation():
+    """Without mixing amplifiers have no claim; the assumed correlation tells what their distortions add."""
+    link = replace(loud_air(d=960), mixing="none")
+    statistics = initial_statistics(link)
+    for t in range(1, 13):
+        received = send(link, t, *alike(link, t, 0.7), everyone(link), statistics)
+        statistics = received.correlation_statistics
+    assert received.mse.s is not None and received.mse.s.claimed is None
+    assert received.correlation[0][0] == pytest.approx(0.7, abs=0.03)

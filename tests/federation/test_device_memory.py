@@ -127,16 +127,28 @@ def told(t: int, **changes) -> Packet:
 
 
 def test_only_what_fits_a_device_s_vectors_is_taken_for_its_silence() -> None:
-    (one,) = told_silence(told(3), 3, 8)
+    """Nor may a packet make a device draw many maps, or the same group again and again."""
+    sizes = {"lengths": {"global": 4, "task": 8}, "width": 8, "tasks": 2}
+    (one,) = told_silence(told(3), 3, **sizes)
     assert (one.scope, one.first, one.last, one.lengths, one.entries) == ("task", 2, 8, (6,), ((0, 3),))
     for packet in (Packet("train"), Packet("train", {"silence": None}), told(3, scope="device"), told(3, last=-1)):
         with pytest.raises(UserError, match=r"does not say where the device was silent"):
-            told_silence(packet, 3, 8)
+            told_silence(packet, 3, **sizes)
     with pytest.raises(UserError, match=r"silence in round 2, the device was last counted in 3"):
-        told_silence(told(2), 3, 8)
-    for changes in ({"last": 9}, {"first": 8}, {"entries": [[0, 7]]}, {"entries": [[3, 3]]}, {"lengths": [7]}):
+        told_silence(told(2), 3, **sizes)
+    twice = told(3)
+    twice.facts["silence"]["groups"] *= 2
+    wrong = [{"last": 9}, {"first": 8}, {"entries": [[0, 7]]}, {"entries": [[3, 3]]}, {"entries": [[2, 4], [3, 5]]}]
+    wrong += [{"lengths": [7]}, {"lengths": []}, {"lengths": [5]}, {"lengths": [6, 6]}, {"lengths": [2, 3, 4, 5, 6]}]
+    wrong += [{"scope": "global", "first": 4, "last": 8, "lengths": [4]}]
+    for packet in [twice, *(told(3, **changes) for changes in wrong)]:
         with pytest.raises(UserError, match=r"does not fit its vectors"):
-            told_silence(told(3, **changes), 3, 8)
+            told_silence(packet, 3, **sizes)
+
+
+def test_a_federation_that_ended_in_its_first_round_goes_on(tmp_path: Path) -> None:
+    SilenceRecords.open(tmp_path / "silence.json", resume=False)
+    assert SilenceRecords.open(tmp_path / "silence.json", resume=True).devices == {}
 
 
 def test_the_server_keeps_the_last_two_rounds_that_counted_a_device(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from airpfed.air.blockwise import BlockRanges
 from airpfed.air.correlation import MAX_CORRELATION, CellCorrelation, CorrelatedPairs, Correlation
 from airpfed.air.impairments import Distortion
 from airpfed.air.problem import Transceiver
@@ -22,30 +23,46 @@ MAX_CELLS = 16
 """Devices up to which each pair has a correlation of its own; tasks up to which each pair of tasks has one."""
 
 MAX_PAIRS = 1 << 20
-"""Pairs of devices over all blocks that are read: more blocks tell little more, and must not fill the memory."""
+"""Pairs of devices, or of antennas, over all blocks that are read: more blocks tell little more, and take memory."""
+
+PRECISION, FINER_PRECISION = 1.0, 100.0
+"""Of the R before, as an estimate of a level's correlations: deviations of 1, and of 0.1 for pairs of tasks or devices.
+
+The noise of an estimate has a cube, too; a correlation that its level's data hardly tell must stay where it was.
+"""
 
 RIDGE = 1e-9
 """Of the mean power at an antenna: added to the noise, which may be 0."""
+
+
+def has_pairs(segment: Segment) -> bool:
+    """Whether any two devices' symbols correlate at the receivers."""
+    return bool((torch.bincount(segment.pairs.sequence) > 1).any())
+
+
+def blocks_read(segment: Segment) -> BlockRanges:
+    """The first blocks of a segment, from which correlations are estimated."""
+    _, antennas, devices = segment.h.shape
+    return segment.block_ranges[: max(1, MAX_PAIRS // max(antennas, devices) ** 2)]
 
 
 def antenna_covariance(
     link: Uplink,
     segment: Segment,
     transceiver: Transceiver,
-    streams: Complex[Tensor, "M uses"],
+    streams: Complex[Tensor, "M _uses"],
     noise: Float[Tensor, "B M"],
     received_noise: Complex[Tensor, "T uses"],
     t: int,
 ) -> Complex[Tensor, "B M M"]:
-    """The mean of y y^H over each block's uses, y the streams at the antennas and their noise, of the first blocks.
+    """The mean of y y^H over each block's uses, y the streams at the antennas and their noise.
 
     noise: its power, watts. received_noise: m_i^H z of the receivers; the antennas' noise z is drawn given it.
     Random: stream (seed, "antenna noise", t, segment).
     """
     rng = stream(link.seed, "antenna noise", t, segment.name)
     blocks = []
-    count = max(1, MAX_PAIRS // len(segment.task_of) ** 2)
-    for block, (first, last) in enumerate(segment.block_ranges[:count]):
+    for block, (first, last) in enumerate(blocks_read(segment)):
         m, power = transceiver.receiver[block], noise[block]
         z = power.sqrt()[:, None] * torch.randn(len(streams), last - first, dtype=torch.complex128, generator=rng)
         weighted = power[:, None] * m
@@ -62,9 +79,9 @@ def cell_correlation(
     """Estimate the correlation of each pair of cells, from the assumed one, level by level (`correlation_levels`).
 
     With arriving gains g_k, the covariance is W + sum over pairs of R_jk g_j g_k^H, W that of independent symbols, plus
-    what amplifiers' distortions add, sum over n of R_jk^(2n+1) d_nj d_nk^H. Each level corrects the R before by least
-    squares over the blocks of `covariance`, weighted by W^-1 on both sides as for Gaussian signals. That R counts as an
-    estimate of standard deviation 1, so that it stays where antennas are too few, or too noisy, to tell pairs apart.
+    what amplifiers' distortions add, sum over n of R_jk^(2n+1) d_nj d_nk^H, plus the ADC's noise of these sums. Each
+    level corrects the R before by least squares over the blocks of `covariance`, weighted by W^-1 on both sides as for
+    Gaussian signals, with that R as its prior: it stays where antennas are too few, or too noisy, to tell pairs apart.
     """
     R, levels = correlation_levels(segment.pairs, segment.assumed_correlation)
     segment, transceiver, distortion = first_blocks(len(covariance), segment, transceiver, distortion)
@@ -72,29 +89,33 @@ def cell_correlation(
     spread = (1 + distortion.spread).sqrt()
     sent = transceiver.transmit_factors * mean_power(segment).sqrt()
     arriving = segment.problem.h * sent[:, None, :]
-    gain = arriving * (distortion.mean * spread)[:, None, :]
     independent = independent_covariance(segment, arriving, sent.abs().square(), distortion)
     uses = torch.tensor([last - first for first, last in segment.block_ranges], dtype=torch.float64)
-    matched = torch.linalg.solve(independent, gain).mH  # (B, K, M): g_k^H W^-1
-    # Of the signal and of each order of distortion: (1 + orders, B, K, K), g_j^H W^-1 times their gains.
     amplitudes = torch.stack([distortion.mean.expand_as(sent.real), *distortion.by_order.unbind(-1)])
-    rows = matched @ (arriving * (amplitudes * spread)[:, :, None, :])
-    powers = 2 * torch.arange(len(rows)) + 1
-    observed = pooled(matched[None] @ (covariance - independent), matched[None], uses, R)[0]
-    for kinds in [*levels[:1], *levels[:1], *levels]:  # the first one again: distortions are those of the R before
-        expected = pair_sums(R.value ** powers[:, None, None], rows, uses, R).sum(0)
+    gain = arriving * (amplitudes * spread)[:, :, None, :]  # of the signal and of each order, (1 + orders, B, M, K)
+    matched = torch.linalg.solve(independent, gain[0]).mH  # (B, K, M): g_k^H W^-1
+
+    def sums(at_antennas: Complex[Tensor, "Q B M M"]) -> Float[Tensor, "Q C C"]:
+        """The sum of g_j^H W^-1 X W^-1 g_k over the devices (j, k) of each two cells, over blocks and uses."""
+        return pooled(matched @ at_antennas, matched, uses, R)
+
+    observed = sums((covariance - independent)[None])[0]
+    powers = 2 * torch.arange(len(gain)) + 1
+    for level, kinds in enumerate([*levels[:1], *levels[:1], *levels]):  # the first again: it predicts distortions
+        expected = sums(pair_covariance(R.value ** powers[:, None, None], gain, R.cell, distortion.adc)).sum(0)
         units = (kinds == torch.arange(int(kinds.max()) + 1)[:, None, None]).double()
-        parts = torch.split(units, max(1, MAX_PAIRS // rows[0].numel()))
-        information = torch.cat([by_kind(pair_sums(part, rows[:1], uses, R), kinds) for part in parts])
+        parts = torch.split(units, max(1, MAX_PAIRS // gain[0].numel()))
+        information = [by_kind(sums(pair_covariance(part, gain[:1], R.cell, distortion.adc)), kinds) for part in parts]
+        precision = (PRECISION if level < 3 else FINER_PRECISION) * torch.eye(len(units), dtype=torch.float64)
         residual = by_kind((observed - expected)[None], kinds)[0]
-        change = torch.linalg.solve(information.T + torch.eye(len(units)).double(), residual)
+        change = torch.linalg.solve(torch.cat(information).T + precision, residual)
         value = R.value + torch.where(kinds >= 0, change[kinds.clamp(min=0)], 0.0)
         R = replace(R, value=value.clamp(-MAX_CORRELATION, MAX_CORRELATION))
     return R
 
 
 def pooled(
-    rows: Complex[Tensor, "Q B K n"], others: Complex[Tensor, "_Q B K n"], uses: Float[Tensor, " B"], R: CellCorrelation
+    rows: Complex[Tensor, "Q B K M"], others: Complex[Tensor, "B K M"], uses: Float[Tensor, " B"], R: CellCorrelation
 ) -> Float[Tensor, "Q C C"]:
     """The sum of rows_j others_k^H over the pairs (j, k) of devices of each two cells, and over all uses."""
     cells, weighted = len(R.value), rows * uses[:, None, None]
@@ -107,14 +128,20 @@ def pooled(
     return (one @ other.mH).real.sum(1) - torch.diag_embed(own)
 
 
-def pair_sums(
-    value: Float[Tensor, "Q C C"], rows: Complex[Tensor, "_Q B K K"], uses: Float[Tensor, " B"], R: CellCorrelation
-) -> Float[Tensor, "Q C C"]:
-    """`pooled` of rows V and rows, V with these correlations of the pairs of cells and a diagonal of 0."""
-    by_cell = rows.new_zeros(*rows.shape[:-1], value.shape[-1]).index_add(-1, R.cell, rows)
-    diagonal = value.diagonal(dim1=1, dim2=2)[:, R.cell]
-    times = (by_cell @ value[:, None].to(rows.dtype))[..., R.cell] - rows * diagonal[:, None, None, :]
-    return pooled(times, rows, uses, R)
+def pair_covariance(
+    value: Float[Tensor, "Q C C"], gain: Complex[Tensor, "_Q B M K"], cell: Int[Tensor, " K"], adc: float
+) -> Complex[Tensor, "Q B M M"]:
+    """What pairs of devices add to the covariance at the antennas, and the ADC's noise of that.
+
+    value: correlation of each pair of cells. gain: amplitudes at the antennas. adc: see `impairments.adc_share`.
+    """
+    by_cell = gain.new_zeros(*gain.shape[:-1], value.shape[-1]).index_add(-1, cell, gain)
+    diagonal = value.diagonal(dim1=1, dim2=2)[:, cell]
+    times = (by_cell @ value[:, None].to(gain.dtype))[..., cell] - gain * diagonal[:, None, None, :]
+    covariance = times @ gain.mH
+    if adc:
+        covariance = covariance + adc * torch.diag_embed(covariance.diagonal(dim1=2, dim2=3))
+    return covariance
 
 
 def correlation_levels(
@@ -186,6 +213,7 @@ def independent_covariance(
     noise = problem.noise + ((radiated * distortion.power)[:, None, :] @ csi.mT)[:, 0]
     covariance = (arriving * power) @ arriving.mH
     level = noise + RIDGE * covariance.diagonal(dim1=1, dim2=2).real.mean(1, keepdim=True)
+    level = torch.where(level > 0, level, 1.0)  # nothing arrives
     return covariance + torch.diag_embed(level.expand(covariance.shape[:2])).to(covariance.dtype)
 
 

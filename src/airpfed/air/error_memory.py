@@ -134,8 +134,8 @@ def silences(
             for row, device in zip(range(streams.start, streams.stop), devices.tolist(), strict=True):
                 ranges = joined_ranges(
                     (per_use * first, min(per_use * last, entries.shape[1]))
-                    for block, (first, last) in enumerate(segment.block_ranges)
-                    if bool(silent[block, row])
+                    for is_silent, (first, last) in zip(silent[:, row].tolist(), segment.block_ranges, strict=True)
+                    if is_silent
                 )
                 if ranges and int(entries.lengths[row]):
                     one = Silence(scope, slot.name, entries.first, entries.last, lengths, ranges)

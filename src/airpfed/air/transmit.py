@@ -3,9 +3,10 @@
 pack -> amplify -> superpose in the channel -> receive -> unpack -> denormalise -> backhaul -> combine the targets ->
 undo the mixing.
 
-The entries of a segment are normalised and mixed already (`segments.split_slots`). The signals h_k b_k x_k at the
-antennas are never formed: transmit factor b_k, channel h_k and receiver m_i act as one scalar gain m_i^H h_k b_k per
-device and target. `superposition.antenna_by_antenna` is the model with antennas, and the tests hold this file to it.
+The entries of a segment are normalised and mixed already (`segments.split_slots`). Transmit factor b_k, channel h_k and
+receiver m_i act as one scalar gain m_i^H h_k b_k per device and target. The sum of h_k b_k x_k at the antennas is
+formed only where an ADC or the claims of amplifiers need it. `superposition.antenna_by_antenna` is the model with
+antennas, and the tests hold this file to it.
 """
 
 import math
@@ -18,7 +19,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from airpfed.air import resources
-from airpfed.air.antenna_correlation import antenna_covariance, cell_correlation
+from airpfed.air.antenna_correlation import antenna_covariance, blocks_read, cell_correlation, has_pairs
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
     SampleCorrelation,
@@ -168,10 +169,13 @@ def measured_distortion(
 ) -> float | Float[Tensor, "B T"]:
     """What receivers claim of `correlated_distortion`, 0 without amplifiers.
 
-    They do not know how far symbols correlate, and estimate it from their antennas (`cell_correlation`).
+    They do not know how far symbols correlate, and estimate it from their antennas (`cell_correlation`), or take the
+    assumed correlation where they claim nothing.
     """
-    if distortion.by_order is None or superposed.at_antennas is None:
+    if distortion.by_order is None or not has_pairs(segment):
         return 0.0
+    if reason_without_any_claim(link) or superposed.at_antennas is None:
+        return correlated_distortion(segment.problem, transceiver, segment.R, segment.symbol_power, distortion).sum(-1)
     noise = antenna_noise(link, segment, superposed)
     covariance = antenna_covariance(link, segment, transceiver, superposed.at_antennas, noise, received_noise, t)
     R = cell_correlation(segment, transceiver, distortion, covariance)
@@ -205,7 +209,7 @@ class SuperposedSegment:
     assumed_parts: Complex[Tensor, "T T uses"] | None
     energy: Float[Tensor, "B K"]
     signs: Float[Tensor, "T uses"]
-    at_antennas: Complex[Tensor, "M uses"] | None = None
+    at_antennas: Complex[Tensor, "M _uses"] | None = None
 
     def antenna_power(self, segment: Segment) -> Float[Tensor, "B M"]:
         """The mean power of all streams at each antenna in each block."""
@@ -226,9 +230,10 @@ def superpose_segment(
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     assumed_rotation = relative_rotation(link, segment) if link.is_varying else 1.0
     signs = scrambling_signs(link, targets, segment.block_ranges[-1][1], t, segment.name)
-    at_antennas = None
-    if link.impairments.adc_noise or (distortion.by_order is not None and not reason_without_any_claim(link)):
-        at_antennas = torch.zeros(segment.h.shape[1], segment.block_ranges[-1][1], dtype=torch.complex128)
+    read, at_antennas = segment.block_ranges if link.impairments.adc_noise else blocks_read(segment), None
+    amplified = distortion.by_order is not None and has_pairs(segment) and not reason_without_any_claim(link)
+    if link.impairments.adc_noise or amplified:
+        at_antennas = torch.zeros(segment.h.shape[1], read[-1][1], dtype=torch.complex128)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
     streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
     assumed_streams = None if assumed_gain is None else torch.zeros_like(streams_of_targets)
@@ -244,14 +249,14 @@ def superpose_segment(
         if at_antennas is not None:
             arriving_gain = segment.h[:, :, rows] * transceiver.transmit_factors[:, None, rows]
             scrambled = arriving * signs[segment.slot.target_of[rows]]
-            for channel, (first, last) in zip(arriving_gain, segment.block_ranges, strict=True):
+            for channel, (first, last) in zip(arriving_gain[: len(read)], read, strict=True):
                 at_antennas[:, first:last] += channel @ scrambled[:, first:last]
         norm = partial(torch.linalg.vector_norm, dim=-1)
         norms.append(by_block(norm, real_view(sent), segment.block_ranges, 2))
     if link.change is not None:
         change = change_factors(link, segment)
         streams_of_targets = streams_of_targets * change
-        at_antennas = None if at_antennas is None else at_antennas * change
+        at_antennas = None if at_antennas is None else at_antennas * change[: at_antennas.shape[1]]
     return SuperposedSegment(
         ideal=ideal,
         parts=streams_of_targets,

@@ -88,7 +88,8 @@ def device_unsent(settings: Settings, experiment: TrainingSetup) -> UnsentOfRoun
     if tells_silence(settings):
         radio, seed = settings.radio, settings.run.seed
         centred = radio.normalizer == "per_device"
-        return partial(unsent_where_silent, seed=seed, mixing=radio.mixing, centred=centred)
+        tasks = len(settings.tasks)
+        return partial(unsent_where_silent, tasks, seed=seed, mixing=radio.mixing, centred=centred)
     return partial(unsent_by_scheme, partial(scheme.row.unsent, **scheme.options))
 
 
@@ -98,11 +99,11 @@ def tells_silence(settings: Settings) -> bool:
 
 
 def unsent_where_silent(
-    vectors: ErrorMemory, lengths: Mapping[UplinkScope, int], packet: Packet, t: int, **link: Any
+    tasks: int, vectors: ErrorMemory, lengths: Mapping[UplinkScope, int], packet: Packet, t: int, **link: Any
 ) -> ErrorMemory:
-    """See `UnsentOfRound`: by what the packet tells. link: options of `unsent_in_silence`."""
+    """See `UnsentOfRound`: by what the packet tells. tasks: their number. link: options of `unsent_in_silence`."""
     width = max(vector.shape[1] for vector in vectors.values())
-    return unsent_in_silence(vectors, lengths, told_silence(packet, t, width), t, **link)
+    return unsent_in_silence(vectors, lengths, told_silence(packet, t, lengths, width, tasks), t, **link)
 
 
 def unsent_by_scheme(

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from airpfed.air.error_memory import Silence
-from airpfed.core import run_files
+from airpfed.air.error_memory import Silence, UnsentScope
+from airpfed.core import files, run_files
 from airpfed.core.errors import UserError
 from airpfed.federation.message import Packet
 
@@ -56,9 +56,11 @@ class SilenceRecords:
 
     @classmethod
     def open(cls, path: Path, resume: bool) -> "SilenceRecords":
-        """The records of a new run, or those of the file. Raises UserError if a resumed run has none."""
+        """The records of a new run, which are written, or those of the file. Raises UserError if there is no file."""
         if not resume:
-            return cls(path)
+            records = cls(path)
+            records.write()
+            return records
         found = run_files.read_json(path, Records)
         if found is None:
             raise UserError(f"{path}: missing; restore it, or start a new run with another --out")
@@ -70,8 +72,12 @@ class SilenceRecords:
             told = Told(round=t, groups=[Group.model_validate(asdict(one)) for one in groups])
             earlier = [one for one in self.devices.get(device, []) if one.round < t]
             self.devices[device] = [*earlier[-1:], told]
+        self.write()
+
+    def write(self) -> None:
+        """Write the file atomically."""
         if self.path is not None:
-            run_files.write_json(self.path, Records(devices=self.devices))
+            files.write_atomic(self.path, Records(devices=self.devices).model_dump_json() + "\n")
 
     def fact(self, device: int, rounds: int) -> dict[str, Any] | None:
         """What a device is told after `rounds` rounds: of the last one that counted it; None before that."""
@@ -79,10 +85,13 @@ class SilenceRecords:
         return known[-1].model_dump(mode="json") if known else None
 
 
-def told_silence(packet: Packet, t: int, width: int) -> tuple[Silence, ...]:
+def told_silence(
+    packet: Packet, t: int, lengths: Mapping[UnsentScope, int], width: int, tasks: int
+) -> tuple[Silence, ...]:
     """Where the server says that the device was silent in round t, the last one in which it was counted.
 
-    width: entries of the longest vector of any device. Raises UserError if it does not say, or if that does not fit.
+    lengths: entries of the device's vectors. width: of the longest vector of any device. tasks: number of tasks, whose
+    vectors may have different lengths. Raises UserError if it does not say, or if that does not fit.
     """
     try:
         told = Told.model_validate(packet.facts.get("silence"))
@@ -90,11 +99,15 @@ def told_silence(packet: Packet, t: int, width: int) -> tuple[Silence, ...]:
         raise UserError("the message does not say where the device was silent (devices.memory)") from None
     if told.round != t:
         raise UserError(f"the server tells of the silence in round {told.round}, the device was last counted in {t}")
+    ends: dict[UnsentScope, int] = {}
     for one in told.groups:
-        size = one.last - one.first
-        ranges = all(first < last <= size for first, last in one.entries)
-        if not (size > 0 and one.last <= width and ranges and max(one.lengths, default=0) <= size):
+        size, own = one.last - one.first, min(lengths[one.scope], one.last) - one.first
+        fits = ends.get(one.scope, 0) <= one.first < one.last <= width and own in one.lengths and own > 0
+        fits = fits and one.lengths == sorted({*one.lengths}) and len(one.lengths) <= tasks + 2
+        ranges = [end for each in one.entries for end in each]
+        if not (fits and one.lengths[-1] <= size and ranges == sorted({*ranges}) and ranges[-1:] <= [size]):
             raise UserError("where the device was silent (devices.memory) does not fit its vectors")
+        ends[one.scope] = one.last
     return tuple(
         Silence(one.scope, one.slot, one.first, one.last, tuple(one.lengths), tuple(one.entries)) for one in told.groups
     )
