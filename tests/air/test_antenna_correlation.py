@@ -16,7 +16,7 @@ from airpfed.air.schedule import Updates, Uplink, schedule
 from airpfed.air.segments import Segment, split_slots
 from airpfed.air.superposition import receive
 from airpfed.air.transceivers import design
-from airpfed.air.transmit import antenna_noise, receivers_noise, sample_correlation, superpose_segment
+from airpfed.air.transmit import antenna_noise_power, receivers_noise, sample_correlation, superpose_segment
 from airpfed.air.uplink import initial_statistics
 from airpfed.core.rng import stream
 from support.networks import flat
@@ -58,7 +58,7 @@ def estimates(link: Uplink, updates: Updates) -> list[tuple[Segment, CellCorrela
         distortion = distortion_of(link, segment, transceiver)
         superposed = superpose_segment(link, segment, transceiver, distortion, 1)
         after = receivers_noise(link, segment, transceiver, superposed, 1)
-        noise, streams = antenna_noise(link, segment, superposed), superposed.at_antennas
+        noise, streams = antenna_noise_power(link, segment, superposed), superposed.at_antennas
         assert streams is not None
         covariance = antenna_covariance(link, segment, transceiver, streams, noise, after, 1)
         signal = receive(superposed.parts, after, superposed.signs).received * superposed.signs

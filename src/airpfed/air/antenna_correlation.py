@@ -97,7 +97,7 @@ def cell_correlation(
 
     def sums(at_antennas: Complex[Tensor, "Q B M M"]) -> Float[Tensor, "Q C C"]:
         """The sum of g_j^H W^-1 X W^-1 g_k over the devices (j, k) of each two cells, over blocks and uses."""
-        return pooled(matched @ at_antennas, matched, uses, R)
+        return cell_products(matched @ at_antennas, matched, uses, R)
 
     observed = sums((covariance - independent)[None])[0]
     powers = 2 * torch.arange(len(gain)) + 1
@@ -114,18 +114,18 @@ def cell_correlation(
     return R
 
 
-def pooled(
-    rows: Complex[Tensor, "Q B K M"], others: Complex[Tensor, "B K M"], uses: Float[Tensor, " B"], R: CellCorrelation
+def cell_products(
+    left: Complex[Tensor, "Q B K M"], right: Complex[Tensor, "B K M"], uses: Float[Tensor, " B"], R: CellCorrelation
 ) -> Float[Tensor, "Q C C"]:
-    """The sum of rows_j others_k^H over the pairs (j, k) of devices of each two cells, and over all uses."""
-    cells, weighted = len(R.value), rows * uses[:, None, None]
-    one, other = (
+    """The sum of left_j right_k^H over the pairs (j, k) of devices of each two cells, and over all uses."""
+    cells, weighted = len(R.value), left * uses[:, None, None]
+    first, second = (
         each.new_zeros(*each.shape[:-2], cells, each.shape[-1]).index_add(-2, R.cell, each)
-        for each in (weighted, others)
+        for each in (weighted, right)
     )
-    alone = (weighted * others.conj()).real.sum((1, 3))
+    alone = (weighted * right.conj()).real.sum((1, 3))
     own = alone.new_zeros(len(alone), cells).index_add(1, R.cell, alone)
-    return (one @ other.mH).real.sum(1) - torch.diag_embed(own)
+    return (first @ second.mH).real.sum(1) - torch.diag_embed(own)
 
 
 def pair_covariance(

@@ -65,14 +65,14 @@ def silent_entries(
     link: Uplink, segment: Segment, transceiver: Transceiver
 ) -> Iterator[tuple[slice, int, Float[Tensor, "k d"]]]:
     """Yield streams of a segment, their first column, and their entries in the blocks in which they were silent."""
-    entries, silent = entries_of(segment), silent_blocks(segment, transceiver)
+    entries, silent = normalised_entries(segment), silent_blocks(segment, transceiver)
     for rows in row_chunks(*entries.shape):
         if bool(silent[:, rows].any()):
             where = over_uses(silent[:, rows], segment.block_ranges, entries_per_use(link.packing))
             yield rows, entries.first, part_of(entries, rows, where[:, : entries.shape[1]])
 
 
-def entries_of(segment: Segment) -> Entries:
+def normalised_entries(segment: Segment) -> Entries:
     """The entries of a segment, which are read from the round's gradients."""
     entries = segment.group.entries
     assert not isinstance(entries, Tensor), "the entries of a round are read from its gradients"
@@ -81,7 +81,7 @@ def entries_of(segment: Segment) -> Entries:
 
 def silent_blocks(segment: Segment, transceiver: Transceiver) -> Bool[Tensor, "B K"]:
     """Whether each stream sent nothing in a block: its factor is 0, or it hardly varies and sends zeros."""
-    return (transceiver.transmit_factors == 0) | entries_of(segment).divisor.isinf()
+    return (transceiver.transmit_factors == 0) | normalised_entries(segment).divisor.isinf()
 
 
 def part_of(entries: Entries, rows: slice, silent: Bool[Tensor, "k d"]) -> Float[Tensor, "k d"]:
@@ -128,7 +128,7 @@ def silences(
     told: dict[int, tuple[Silence, ...]] = {int(device): () for device in updates.present.nonzero().flatten()}
     per_use = entries_per_use(link.packing)
     for segment, transceiver in zip(segments, transceivers, strict=True):
-        slot, entries, silent = segment.slot, entries_of(segment), silent_blocks(segment, transceiver)
+        slot, entries, silent = segment.slot, normalised_entries(segment), silent_blocks(segment, transceiver)
         lengths = tuple(torch.unique(entries.lengths).tolist())
         for scope, streams, devices in stream_owners(slot, updates, slice(0, entries.shape[0])):
             for row, device in zip(range(streams.start, streams.stop), devices.tolist(), strict=True):
@@ -157,7 +157,7 @@ def joined_ranges(ranges: Iterator[tuple[int, int]]) -> tuple[tuple[int, int], .
 def unsent_in_silence(
     vectors: Mapping[UnsentScope, Float[Tensor, "1 _d"]],
     lengths: Mapping[UnsentScope, int],
-    told: Sequence[Silence],
+    groups: Sequence[Silence],
     t: int,
     *,
     seed: int,
@@ -170,7 +170,7 @@ def unsent_in_silence(
     the device's own, with a mean that it tells.
     """
     left: dict[UnsentScope, Tensor] = {scope: torch.zeros_like(vector) for scope, vector in vectors.items()}
-    for one in told:
+    for one in groups:
         rows = Rows(((vectors[one.scope], torch.zeros(1, dtype=torch.int64)),), one.last)
         length, weights = torch.tensor([lengths[one.scope]]), torch.ones(1, 1, dtype=torch.float64)
         columns = one.first, one.last

@@ -176,7 +176,7 @@ def measured_distortion(
         return 0.0
     if reason_without_any_claim(link) or superposed.at_antennas is None:
         return correlated_distortion(segment.problem, transceiver, segment.R, segment.symbol_power, distortion).sum(-1)
-    noise = antenna_noise(link, segment, superposed)
+    noise = antenna_noise_power(link, segment, superposed)
     covariance = antenna_covariance(link, segment, transceiver, superposed.at_antennas, noise, received_noise, t)
     R = cell_correlation(segment, transceiver, distortion, covariance)
     return correlated_distortion(segment.problem, transceiver, R, segment.symbol_power, distortion).sum(-1)
@@ -298,7 +298,7 @@ def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
     return torch.view_as_real(x).flatten(1)
 
 
-def antenna_noise(link: Uplink, segment: Segment, superposed: SuperposedSegment) -> Float[Tensor, "B M"]:
+def antenna_noise_power(link: Uplink, segment: Segment, superposed: SuperposedSegment) -> Float[Tensor, "B M"]:
     """The noise power at each antenna; the receivers' ADC adds a share of the power there, noise included."""
     blocks, antennas, _ = segment.h.shape
     noise = torch.full((blocks, antennas), link.noise, dtype=torch.float64)
@@ -315,7 +315,7 @@ def receivers_noise(
     """Draw the noise m_i^H z after a segment's receivers, streams (seed, "noise" and "impulses", t, segment)."""
     rng = stream(link.seed, "noise", t, segment.name)
     alike = segment.antenna_noise is None and not link.impairments.adc_noise
-    noise = [link.noise] * len(segment.h) if alike else antenna_noise(link, segment, superposed).unbind(0)
+    noise = [link.noise] * len(segment.h) if alike else antenna_noise_power(link, segment, superposed).unbind(0)
     blocks = [
         receiver_noise(transceiver, block, noise[block], last - first, rng)
         for block, (first, last) in enumerate(segment.block_ranges)

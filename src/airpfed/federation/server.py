@@ -13,10 +13,10 @@ from airpfed.air.uplink import Aggregate
 from airpfed.core.errors import UserError
 from airpfed.core.run_files import Ledger
 from airpfed.devices.compression import total_bytes, vector_lengths
+from airpfed.federation.device_silence import SilenceRecords
 from airpfed.federation.mailbox import GRACE, POLL, Mailbox, Reply
 from airpfed.federation.message import Packet, safe_line
 from airpfed.federation.registry import Registry
-from airpfed.federation.silence import SilenceRecords
 from airpfed.federation.validate import (
     answers_of,
     flops_of,
@@ -54,7 +54,7 @@ class Federation:
     """Real devices behind Flower's grid.
 
     run: identifier under which devices keep their own state. aggregator_of: D_k -> the uplink with these weights.
-    silence: what devices with an error memory are to be told; None if they know what they did not send.
+    silence_records: what devices with an error memory are to be told; None if they know what they did not send.
     """
 
     mailbox: Mailbox
@@ -63,7 +63,7 @@ class Federation:
     run: str
     aggregator_of: Callable[[Tensor], Aggregator]
     stopping: Callable[[], bool]
-    silence: SilenceRecords | None = None
+    silence_records: SilenceRecords | None = None
     aggregate: Aggregator | None = field(default=None)
 
     def experiment(self, experiment: TrainingSetup) -> TrainingSetup:
@@ -73,8 +73,8 @@ class Federation:
     def _link(self, t: int, updates: Updates, statistics: Tensor) -> Aggregate:
         assert self.aggregate is not None
         received = self.aggregate(t, updates, statistics)
-        if self.silence is not None:
-            self.silence.add(t, received.silences)
+        if self.silence_records is not None:
+            self.silence_records.add(t, received.silences)
         return received
 
     def collect(self, experiment: TrainingSetup, state: State) -> RoundGradients:
@@ -209,8 +209,8 @@ class Federation:
             "agreement": self.registry.agreements[task],
             "seconds": self.terms.deadline_seconds,
         }
-        if kind == "train" and self.silence is not None:
-            facts["silence"] = self.silence.fact(device, state.round)
+        if kind == "train" and self.silence_records is not None:
+            facts["silence"] = self.silence_records.fact(device, state.round)
         sent = {name: value.contiguous().numpy().tobytes() for name, value in values.items() if len(value)}
         return Packet(kind, facts, {**sent, **(bodies or {})})
 

@@ -19,12 +19,12 @@ from airpfed.experiment.console import RunConsole, open_console
 from airpfed.experiment.loggers import open_tracker
 from airpfed.experiment.run import run_experiment
 from airpfed.federation import build_federation
+from airpfed.federation.device_silence import FILE, SilenceRecords
 from airpfed.federation.handshake import Agreement
 from airpfed.federation.mailbox import Grid, Mailbox
 from airpfed.federation.message import LINE, safe_line
 from airpfed.federation.registry import Registry
 from airpfed.federation.server import Federation
-from airpfed.federation.silence import FILE, SilenceRecords
 from airpfed.training.checkpoint import exists as rounds_exist
 from airpfed.training.loop import Outcome
 from airpfed.training.setup import TrainingSetup
@@ -38,12 +38,12 @@ def federation_of(
     device_of_node: Mapping[int, int] | None,
     log: Callable[[str], None],
     stopping: Callable[[], bool],
-    silence: SilenceRecords | None = None,
+    silence_records: SilenceRecords | None = None,
 ) -> Federation:
     """The devices of a run.
 
-    sides: the server's experiment, and one agreement per task. run: the run's identifier. silence: what devices are to
-    be told of their silence, if they have to be told.
+    sides: the server's experiment, and one agreement per task. run: the run's identifier. silence_records: what
+    devices are to be told of their silence, if they have to be told.
     """
     experiment, agreements = sides
     # Text from devices is made printable where it enters, and every line about a device once more here.
@@ -55,7 +55,7 @@ def federation_of(
     )
     aggregator_of = partial(build_federation.aggregator_of, settings, experiment)
     terms = build_federation.terms_of(settings)
-    return Federation(Mailbox(grid), registry, terms, run, aggregator_of, stopping, silence)
+    return Federation(Mailbox(grid), registry, terms, run, aggregator_of, stopping, silence_records)
 
 
 def serve(
@@ -77,11 +77,11 @@ def serve(
     tasks = build_federation.server_tasks(settings, deployed=device_of_node is not None)
     sides = build_federation.server(settings, tasks)
     run = build_federation.run_identity(out / "checkpoint", resume, device_of_node is not None)
-    silence = None
+    silence_records = None
     if build_federation.tells_silence(settings):
         checkpoint = out / "checkpoint"
-        silence = SilenceRecords.open(checkpoint / FILE, resume and rounds_exist(checkpoint))
-    federation = federation_of(grid, settings, sides, run, device_of_node, console.log, stopping, silence)
+        silence_records = SilenceRecords.open(checkpoint / FILE, resume and rounds_exist(checkpoint))
+    federation = federation_of(grid, settings, sides, run, device_of_node, console.log, stopping, silence_records)
     if 0 < settings.federation.min_devices < len(federation.registry.task_of):
         console.log(
             f"federation.min_devices = {settings.federation.min_devices} of {len(federation.registry.task_of)}: a "

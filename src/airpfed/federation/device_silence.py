@@ -18,7 +18,7 @@ from airpfed.core.errors import UserError
 from airpfed.federation.message import Packet
 
 FILE = "silence.json"
-"""The file beside a checkpoint with what devices have not been told yet."""
+"""The file beside a checkpoint with what devices have not been found yet."""
 
 Whole = Annotated[int, Field(ge=0, le=2**40)]
 
@@ -34,7 +34,7 @@ class Group(run_files.Record):
     entries: list[tuple[Whole, Whole]]
 
 
-class Told(run_files.Record):
+class SilentRound(run_files.Record):
     """Where a device was silent in a round in which it was counted."""
 
     round: Whole
@@ -44,7 +44,7 @@ class Told(run_files.Record):
 class Records(run_files.Record):
     """silence.json: device -> its last two rounds, because a killed server may play the last one again."""
 
-    devices: dict[int, list[Told]]
+    devices: dict[int, list[SilentRound]]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class SilenceRecords:
     """What the server keeps. path: of the file; None keeps it in memory only."""
 
     path: Path | None = None
-    devices: dict[int, list[Told]] = field(default_factory=dict)
+    devices: dict[int, list[SilentRound]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, resume: bool) -> "SilenceRecords":
@@ -69,9 +69,9 @@ class SilenceRecords:
     def add(self, t: int, silences: Mapping[int, tuple[Silence, ...]]) -> None:
         """Keep where the devices counted in round t were silent. It is on the disk before the round's checkpoint is."""
         for device, groups in silences.items():
-            told = Told(round=t, groups=[Group.model_validate(asdict(one)) for one in groups])
+            found = SilentRound(round=t, groups=[Group.model_validate(asdict(one)) for one in groups])
             earlier = [one for one in self.devices.get(device, []) if one.round < t]
-            self.devices[device] = [*earlier[-1:], told]
+            self.devices[device] = [*earlier[-1:], found]
         self.write()
 
     def write(self) -> None:
@@ -80,12 +80,12 @@ class SilenceRecords:
             files.write_atomic(self.path, Records(devices=self.devices).model_dump_json() + "\n")
 
     def fact(self, device: int, rounds: int) -> dict[str, Any] | None:
-        """What a device is told after `rounds` rounds: of the last one that counted it; None before that."""
+        """What a device is found after `rounds` rounds: of the last one that counted it; None before that."""
         known = [one for one in self.devices.get(device, []) if one.round <= rounds]
         return known[-1].model_dump(mode="json") if known else None
 
 
-def told_silence(
+def checked_silences(
     packet: Packet, t: int, lengths: Mapping[UnsentScope, int], width: int, tasks: int
 ) -> tuple[Silence, ...]:
     """Where the server says that the device was silent in round t, the last one in which it was counted.
@@ -94,13 +94,13 @@ def told_silence(
     vectors may have different lengths. Raises UserError if it does not say, or if that does not fit.
     """
     try:
-        told = Told.model_validate(packet.facts.get("silence"))
+        found = SilentRound.model_validate(packet.facts.get("silence"))
     except ValidationError:
         raise UserError("the message does not say where the device was silent (devices.memory)") from None
-    if told.round != t:
-        raise UserError(f"the server tells of the silence in round {told.round}, the device was last counted in {t}")
+    if found.round != t:
+        raise UserError(f"the server tells of the silence in round {found.round}, the device was last counted in {t}")
     ends: dict[UnsentScope, int] = {}
-    for one in told.groups:
+    for one in found.groups:
         size, own = one.last - one.first, min(lengths[one.scope], one.last) - one.first
         fits = ends.get(one.scope, 0) <= one.first < one.last <= width and own in one.lengths and own > 0
         fits = fits and one.lengths == sorted({*one.lengths}) and len(one.lengths) <= tasks + 2
@@ -109,5 +109,6 @@ def told_silence(
             raise UserError("where the device was silent (devices.memory) does not fit its vectors")
         ends[one.scope] = one.last
     return tuple(
-        Silence(one.scope, one.slot, one.first, one.last, tuple(one.lengths), tuple(one.entries)) for one in told.groups
+        Silence(each.scope, each.slot, each.first, each.last, tuple(each.lengths), tuple(each.entries))
+        for each in found.groups
     )
