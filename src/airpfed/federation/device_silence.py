@@ -80,12 +80,12 @@ class SilenceRecords:
             files.write_atomic(self.path, Records(devices=self.devices).model_dump_json() + "\n")
 
     def fact(self, device: int, rounds: int) -> dict[str, Any] | None:
-        """What a device is found after `rounds` rounds: of the last one that counted it; None before that."""
+        """What a device is told after `rounds` rounds: of the last one that counted it; None before that."""
         known = [one for one in self.devices.get(device, []) if one.round <= rounds]
         return known[-1].model_dump(mode="json") if known else None
 
 
-def checked_silences(
+def silent_groups(
     packet: Packet, t: int, lengths: Mapping[UnsentScope, int], width: int, tasks: int
 ) -> tuple[Silence, ...]:
     """Where the server says that the device was silent in round t, the last one in which it was counted.
