@@ -18,7 +18,7 @@ from airpfed.core.errors import UserError
 from airpfed.federation.message import Packet
 
 FILE = "silence.json"
-"""The file beside a checkpoint with what devices have not been found yet."""
+"""The file beside a checkpoint with what devices have not been told yet."""
 
 Whole = Annotated[int, Field(ge=0, le=2**40)]
 
@@ -85,7 +85,7 @@ class SilenceRecords:
         return known[-1].model_dump(mode="json") if known else None
 
 
-def silent_groups(
+def quiet_groups(
     packet: Packet, t: int, lengths: Mapping[UnsentScope, int], width: int, tasks: int
 ) -> tuple[Silence, ...]:
     """Where the server says that the device was silent in round t, the last one in which it was counted.
