@@ -6,7 +6,7 @@ the means of claimed and measured Pi with its standard error: of the receivers' 
 symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors. `--out FILE` keeps the
 rows as CSV.
 
-    python benchmarks/honest.py minilm --summary FILE    # the range over rounds of a file of --out
+    python benchmarks/honest.py minilm --summary FILE    # a file of --out as a table
     python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols, before and after mixing
     python benchmarks/honest.py minilm --price      # what each assumption hides: decibels, and seconds of a round
     python benchmarks/honest.py minilm --cost       # CPU time of a round with blocks as set, and derived
@@ -142,24 +142,19 @@ def rows_of(path: Path) -> Iterator[tuple[tuple[int, float, str, str], list[Rati
 
 
 def print_summary(path: Path) -> None:
-    """The range over rounds of the ratios of a file of `--out`; after "!" the rounds in which the claim is off."""
+    """The ratios of a file of `--out`, a column for each round and SNR; those with the true correlation in brackets."""
     rows = dict(rows_of(path))
-    levels = sorted({snr for _, snr, _, _ in rows})
-    print("| impairment | design | " + " | ".join(f"{snr:g} dB" for snr in levels) + " |")
-    print("|---|---|" + "---|" * len(levels))
+    columns = sorted({(t, snr) for t, snr, _, _ in rows})
+    print("| impairment | design | " + " | ".join(f"round {t}, {snr:g} dB" for t, snr in columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
     for case in CASES:
         for design in DESIGNS:
             cells = []
-            for snr in levels:
-                of_rounds = {t: rows[t, snr, case, design] for t in range(1, 100) if (t, snr, case, design) in rows}
-                texts = []
-                for claim in range(len(CLAIMS)):
-                    known = {t: values[claim] for t, values in of_rounds.items() if values[claim] is not None}
-                    off = ", ".join(str(t) for t, value in known.items() if is_off(value))
-                    numbers = [value[0] for value in known.values() if value]
-                    text = f"{min(numbers):.3f} to {max(numbers):.3f}" if numbers else "none"
-                    texts.append(text + (f" **! {off}**" if off else ""))
-                cells.append("{} ({})".format(*texts))
+            for column in columns:
+                claimed, true = rows.get((*column, case, design), (None, None))
+                mark = " **!**" if is_off(claimed) else ""
+                of_true = "" if true is None else f" ({true[0]:.3f}{' **!**' if is_off(true) else ''})"
+                cells.append("" if claimed is None else f"{claimed[0]:.3f} ± {claimed[1]:.3f}{mark}{of_true}")
             print(f"| {case} | `{design}` | " + " | ".join(cells) + " |")
 
 
@@ -299,7 +294,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--cases", nargs="+", default=[])
     parser.add_argument("--out", type=Path, help="CSV to which the claims are added; its rows are not run again")
-    parser.add_argument("--summary", type=Path, help="print the range over rounds of a file of --out")
+    parser.add_argument("--summary", type=Path, help="print a file of --out as a table")
     parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--price", action="store_true")
     parser.add_argument("--cost", action="store_true")
