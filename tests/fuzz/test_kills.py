@@ -15,8 +15,8 @@ from support.settings import save_settings
 @forked
 def test_killed_at_events_of_the_disk_every_program_ends_as_undisturbed() -> None:
     lines: list[str] = []
-    assert kills.main(3, lines.append) == 0, "\n".join(lines)
-    found = dict(re.findall(r"^(\w+): 3 of (\d+) events", "\n".join(lines), re.MULTILINE))
+    assert kills.main(4, lines.append) == 0, "\n".join(lines)
+    found = dict(re.findall(r"^(\w+): 4 of (\d+) events", "\n".join(lines), re.MULTILINE))
     assert lines[-1] == "0 failed" and found.keys() == {"run", "export", "report", "sweep"}
     assert int(found["run"]) > 60, "events are seen"
 

@@ -1,8 +1,8 @@
-"""How far the symbols of each pair of tasks correlate, estimated from what a slot's antennas receive.
+"""The correlation of the symbols of each pair of devices or tasks, estimated from what a slot's antennas receive.
 
-The power of a received sum tells the mean correlation of its devices only. What amplifiers add to the error grows with
-its powers: where tasks push a matrix in opposite directions, correlations of 0.9 and -0.9 have the mean 0, and so do
-their cubes, but the devices of a task still agree. The antennas' covariance tells the pairs apart.
+The power of a received sum tells the mean correlation of all pairs only. What amplifiers add to the error depends on
+the cubes of the correlations, and higher powers: where the gradients of two tasks are opposite, the mean over all pairs
+is small, but the distortions of each task's own devices still add up. The antennas' covariance tells the pairs apart.
 """
 
 from dataclasses import replace
@@ -14,9 +14,11 @@ from torch import Tensor
 from airpfed.air.blockwise import BlockRanges
 from airpfed.air.correlation import MAX_CORRELATION, CellCorrelation, CorrelatedPairs, Correlation
 from airpfed.air.impairments import Distortion
-from airpfed.air.problem import Transceiver
+from airpfed.air.problem import Transceiver, antenna_disturbance
 from airpfed.air.schedule import Uplink
-from airpfed.air.segments import Segment
+from airpfed.air.segments import Segment, of_blocks
+from airpfed.air.superposition import antenna_noise_of
+from airpfed.air.symbols import entries_per_use
 from airpfed.core.rng import stream
 
 MAX_CELLS = 16
@@ -63,11 +65,7 @@ def antenna_covariance(
     rng = stream(link.seed, "antenna noise", t, segment.name)
     blocks = []
     for block, (first, last) in enumerate(blocks_read(segment)):
-        m, power = transceiver.receiver[block], noise[block]
-        z = power.sqrt()[:, None] * torch.randn(len(streams), last - first, dtype=torch.complex128, generator=rng)
-        weighted = power[:, None] * m
-        known = torch.linalg.pinv(m.mH @ weighted, hermitian=True)
-        z = z + weighted @ (known @ (received_noise[:, first:last] - m.mH @ z))
+        z = antenna_noise_of(transceiver.receiver[block], received_noise[:, first:last], noise[block], rng)
         y = streams[:, first:last] + z
         blocks.append(y @ y.mH / (last - first))
     return torch.stack(blocks)
@@ -101,14 +99,16 @@ def cell_correlation(
 
     observed = sums((covariance - independent)[None])[0]
     powers = 2 * torch.arange(len(gain)) + 1
-    for level, kinds in enumerate([*levels[:1], *levels[:1], *levels]):  # the first again: it predicts distortions
+    # The first level three times, because the distortions that it subtracts are those of the R before.
+    steps = [*((kinds, PRECISION) for kinds in 3 * levels[:1]), *((kinds, FINER_PRECISION) for kinds in levels[1:])]
+    for kinds, precision in steps:
         expected = sums(pair_covariance(R.value ** powers[:, None, None], gain, R.cell, distortion.adc)).sum(0)
         units = (kinds == torch.arange(int(kinds.max()) + 1)[:, None, None]).double()
         parts = torch.split(units, max(1, MAX_PAIRS // gain[0].numel()))
         information = [by_kind(sums(pair_covariance(part, gain[:1], R.cell, distortion.adc)), kinds) for part in parts]
-        precision = (PRECISION if level < 3 else FINER_PRECISION) * torch.eye(len(units), dtype=torch.float64)
+        prior = precision * torch.eye(len(units), dtype=torch.float64)
         residual = by_kind((observed - expected)[None], kinds)[0]
-        change = torch.linalg.solve(torch.cat(information).T + precision, residual)
+        change = torch.linalg.solve(torch.cat(information).T + prior, residual)
         value = R.value + torch.where(kinds >= 0, change[kinds.clamp(min=0)], 0.0)
         R = replace(R, value=value.clamp(-MAX_CORRELATION, MAX_CORRELATION))
     return R
@@ -185,21 +185,20 @@ def first_blocks(
     count: int, segment: Segment, transceiver: Transceiver, distortion: Distortion
 ) -> tuple[Segment, Transceiver, Distortion]:
     """The first coherence blocks of a segment, with their transceivers and statistics."""
-    problem = segment.problem
-    csi = problem.csi_variance[:count] if problem.csi_variance.dim() == 3 else problem.csi_variance
+    problem, first = segment.problem, slice(count)
     part = replace(
         segment,
-        block_ranges=segment.block_ranges[:count],
-        entry_share=segment.entry_share[:count],
-        problem=replace(problem, h=problem.h[:count], csi_variance=csi),
+        block_ranges=segment.block_ranges[first],
+        entry_share=segment.entry_share[first],
+        problem=replace(problem, h=problem.h[first], csi_variance=of_blocks(problem.csi_variance, first)),
     )
-    sent = Transceiver(transceiver.receiver[:count], transceiver.transmit_factors[:count])
+    sent = Transceiver(transceiver.receiver[first], transceiver.transmit_factors[first])
     statistics = replace(
         distortion,
-        mean=distortion.mean[:count],
-        power=distortion.power[:count],
-        spread=distortion.spread[:count],
-        by_order=None if distortion.by_order is None else distortion.by_order[:count],
+        mean=distortion.mean[first],
+        power=distortion.power[first],
+        spread=distortion.spread[first],
+        by_order=None if distortion.by_order is None else distortion.by_order[first],
     )
     return part, sent, statistics
 
@@ -208,10 +207,8 @@ def independent_covariance(
     segment: Segment, arriving: Complex[Tensor, "B M K"], radiated: Float[Tensor, "B K"], distortion: Distortion
 ) -> Complex[Tensor, "B M M"]:
     """The covariance at the antennas that receivers expect of independent symbols."""
-    problem, power = segment.problem, distortion.power[:, None, :]
-    csi = problem.csi_variance if problem.csi_variance.dim() > 1 else problem.csi_variance[None]
-    noise = problem.noise + ((radiated * distortion.power)[:, None, :] @ csi.mT)[:, 0]
-    covariance = (arriving * power) @ arriving.mH
+    noise = antenna_disturbance(segment.problem, (radiated * distortion.power)[:, None, :])[:, :, 0]
+    covariance = (arriving * distortion.power[:, None, :]) @ arriving.mH
     level = noise + RIDGE * covariance.diagonal(dim1=1, dim2=2).real.mean(1, keepdim=True)
     level = torch.where(level > 0, level, 1.0)  # nothing arrives
     return covariance + torch.diag_embed(level.expand(covariance.shape[:2])).to(covariance.dtype)
@@ -219,7 +216,7 @@ def independent_covariance(
 
 def mean_power(segment: Segment) -> Float[Tensor, "B K"]:
     """The mean power of each stream's symbols over a block's uses; its target may have entries on a part of them."""
-    per_use = 1 if segment.problem.real else 2
+    per_use = entries_per_use("real" if segment.problem.real else "iq")
     uses = torch.tensor([last - first for first, last in segment.block_ranges], dtype=torch.float64)
     share = segment.entry_share * segment.group.num_entries / (per_use * uses[:, None])
     return share[:, segment.slot.target_of] * segment.group.symbol_power

@@ -107,7 +107,8 @@ class SampleCorrelation:
 class CellCorrelation:
     """R with one correlation for each pair of cells, as a product with vectors.
 
-    value: (C, C), of two devices of these cells. cell: of each device (see `CorrelatedPairs`).
+    value: (C, C), of two different devices of these cells, so that the diagonal of a device alone has no meaning. cell:
+    of each device, that of its task in the slot (`CorrelatedPairs`) or one of its own.
     """
 
     value: Float[Tensor, "C C"]

@@ -150,9 +150,14 @@ def disturbance(
     symbol_power: p_ik, the mean over target i's entries, (B, T, K) or (T, K), or p_k.
     """
     radiated = transceiver.transmit_factors.abs().square()[:, None, :] * symbol_power
-    squares = transceiver.receiver.abs().square()
+    power: Tensor = (antenna_disturbance(problem, radiated) * transceiver.receiver.abs().square()).sum(1)
+    return power
+
+
+def antenna_disturbance(problem: TransceiverProblem, radiated: Float[Tensor, "B T K"]) -> Float[Tensor, "B antennas T"]:
+    """The power of noise and CSI error at each antenna, or at any one if all are alike. radiated: p_ik |b_k|^2."""
     csi = problem.csi_variance if problem.csi_variance.dim() > 1 else problem.csi_variance[None]
-    power: Tensor = ((problem.noise + (radiated @ csi.mT).mT) * squares).sum(1)
+    power: Tensor = problem.noise + (radiated @ csi.mT).mT
     return power
 
 

@@ -24,10 +24,10 @@ from airpfed.air.problem import Transceiver
 from airpfed.air.row_chunks import row_chunks
 from airpfed.air.schedule import SlotPlan, Updates, Uplink, schedule
 from airpfed.air.segments import Segment, antennas_of, block_ranges_of, split_slots
-from airpfed.air.superposition import receiver_noise
+from airpfed.air.superposition import antenna_noise_of, receiver_noise
 from airpfed.air.symbols import Packing, pack_symbols, unpack_symbols, zero_tail
 from airpfed.air.transceivers import design
-from airpfed.air.transmit import scrambling_signs
+from airpfed.air.transmit import scrambling_signs, superpose_at_antennas
 from airpfed.air.uplink import assumed_correlation
 from airpfed.air.waveform import demodulate, modulate, place_uses, take_uses
 from airpfed.core.errors import UserError
@@ -173,26 +173,19 @@ def antenna_signals(
         x = pack_symbols(segment.group.entries[rows], link.packing)
         _, arriving = arriving_symbols(link, segment, transceiver, rows, x, t)
         x = arriving * signs[slot.target_of[rows]]
-        for block, (a, b) in enumerate(segment.block_ranges):
-            received[:, a:b] += (h[block][:, slot.devices[rows]] * factors[block]) @ x[:, a:b]
+        received += superpose_at_antennas(h[: len(factors), :, slot.devices[rows]], factors, x, segment.block_ranges)
     return received if link.change is None else received * change_factors(link, segment)
 
 
 def antenna_noise(
     link: Uplink, segment: Segment, transceiver: Transceiver, receiver: Complex[Tensor, "B M T"], t: int
 ) -> Complex[Tensor, "M uses"]:
-    """White noise z at the antennas whose combinations m_i^H z are the noise that `transmit` draws.
-
-    z = w + M^+H (n - M^H w), with n of `transmit` and w ~ CN(0, noise I): n has the covariance noise M^H M, so that z
-    has the covariance noise I.
-    """
+    """White noise z at the antennas whose combinations m_i^H z are the noise that `transmit` draws."""
     rng, other = stream(link.seed, "noise", t, segment.name), stream(link.seed, "waveform", t, segment.name)
-    parts = []
+    parts, power = [], torch.full((receiver.shape[1],), link.noise, dtype=torch.float64)
     for block, (a, b) in enumerate(segment.block_ranges):
         combined = receiver_noise(transceiver, block, link.noise, b - a, rng)
-        m = receiver[block]
-        w = sqrt(link.noise) * torch.randn(len(m), b - a, dtype=torch.complex128, generator=other)
-        parts.append(w + torch.linalg.pinv(m.mH) @ (combined - m.mH @ w))
+        parts.append(antenna_noise_of(receiver[block], combined, power, other))
     return torch.cat(parts, 1)
 
 

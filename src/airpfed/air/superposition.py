@@ -71,6 +71,21 @@ def receive(
     return ReceivedSignal(desired + scrambled + noise * signs, desired, crosstalk)
 
 
+def antenna_noise_of(
+    m: Complex[Tensor, "M T"], combined: Complex[Tensor, "T uses"], power: Float[Tensor, " M"], rng: torch.Generator
+) -> Complex[Tensor, "M uses"]:
+    """Draw noise z at the antennas whose combinations m_i^H z are those given.
+
+    z = w + S (S M)^+H (n - M^H w) with w ~ CN(0, diag(power)), n = M^H z as given, of covariance M^H diag(power) M, and
+    S the deviations over the largest one; z has the covariance diag(power). power: watts.
+    """
+    root = power.sqrt()[:, None]
+    w = root * torch.randn(len(m), combined.shape[1], dtype=torch.complex128, generator=rng)
+    relative = root / root.max().clamp_min(1e-300)
+    z: Tensor = w + relative * (torch.linalg.pinv((relative * m).mH) @ (combined - m.mH @ w))
+    return z
+
+
 def receiver_noise(
     transceiver: Transceiver, block: int, noise: float | Float[Tensor, " M"], uses: int, rng: torch.Generator
 ) -> Complex[Tensor, "T {uses}"]:

@@ -23,6 +23,7 @@ from airpfed.air.antenna_correlation import antenna_covariance, blocks_read, cel
 from airpfed.air.blockwise import BlockRanges, by_block, over_uses
 from airpfed.air.correlation import (
     SampleCorrelation,
+    SymbolCorrelation,
     coherent_power,
     correlated_distortion,
     expected_power,
@@ -99,8 +100,8 @@ def transmit(link: Uplink, segment: Segment, transceiver: Transceiver, t: int) -
         genie = assumed_bias + assumed_crosstalk
     noise_power = problem.noise * transceiver.receiver.abs().square().sum(1)
     converted: float | Float[Tensor, "B T"] = 0.0
-    if link.impairments.adc_noise:
-        true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power(segment))
+    if superposed.antenna_power is not None:
+        true_noise, independent = converter_powers(segment, transceiver, distortion, superposed.antenna_power)
         noise_power = noise_power + true_noise
         converted = true_noise - independent
         genie = genie + energies(converted)
@@ -172,13 +173,13 @@ def measured_distortion(
     They do not know how far symbols correlate, and estimate it from their antennas (`cell_correlation`), or take the
     assumed correlation where they claim nothing.
     """
-    if distortion.by_order is None or not has_pairs(segment):
+    if distortion.by_order is None:
         return 0.0
-    if reason_without_any_claim(link) or superposed.at_antennas is None:
-        return correlated_distortion(segment.problem, transceiver, segment.R, segment.symbol_power, distortion).sum(-1)
-    noise = antenna_noise_power(link, segment, superposed)
-    covariance = antenna_covariance(link, segment, transceiver, superposed.at_antennas, noise, received_noise, t)
-    R = cell_correlation(segment, transceiver, distortion, covariance)
+    R: SymbolCorrelation = segment.R
+    if superposed.at_antennas is not None:
+        noise = antenna_noise_power(link, segment, superposed)
+        covariance = antenna_covariance(link, segment, transceiver, superposed.at_antennas, noise, received_noise, t)
+        R = cell_correlation(segment, transceiver, distortion, covariance)
     return correlated_distortion(segment.problem, transceiver, R, segment.symbol_power, distortion).sum(-1)
 
 
@@ -200,8 +201,9 @@ class SuperposedSegment:
 
     ideal: the targets, sum_k w_ik x_k. parts: [i, j] the streams of target j at receiver i. assumed_parts: the same
     with the mean gains that receivers assume; None if these are the true gains. energy: energy of each stream's symbols
-    in each block after its amplifier, divided by |b_k|^2. signs: the targets' scrambling signs. at_antennas: all
-    streams, scrambled, at each antenna; None unless the ADC or amplifiers need it.
+    in each block after its amplifier, divided by |b_k|^2. signs: the targets' scrambling signs. antenna_power:
+    mean power of all streams at each antenna, without noise; None if the receivers' ADC is ideal. at_antennas: all
+    streams, scrambled, at each antenna in the blocks that `cell_correlation` reads; None if it reads none.
     """
 
     ideal: Complex[Tensor, "T uses"]
@@ -209,12 +211,8 @@ class SuperposedSegment:
     assumed_parts: Complex[Tensor, "T T uses"] | None
     energy: Float[Tensor, "B K"]
     signs: Float[Tensor, "T uses"]
+    antenna_power: Float[Tensor, "B M"] | None = None
     at_antennas: Complex[Tensor, "M _uses"] | None = None
-
-    def antenna_power(self, segment: Segment) -> Float[Tensor, "B M"]:
-        """The mean power of all streams at each antenna in each block."""
-        assert self.at_antennas is not None
-        return by_block(BLOCK_MEAN, self.at_antennas.abs().square(), segment.block_ranges)
 
 
 def superpose_segment(
@@ -230,9 +228,10 @@ def superpose_segment(
         assumed_gain = distortion.mean_gains(gains(segment.problem.h, transceiver))
     assumed_rotation = relative_rotation(link, segment) if link.is_varying else 1.0
     signs = scrambling_signs(link, targets, segment.block_ranges[-1][1], t, segment.name)
-    read, at_antennas = segment.block_ranges if link.impairments.adc_noise else blocks_read(segment), None
-    amplified = distortion.by_order is not None and has_pairs(segment) and not reason_without_any_claim(link)
-    if link.impairments.adc_noise or amplified:
+    converted = link.impairments.adc_noise > 0
+    read, at_antennas = segment.block_ranges if converted else blocks_read(segment), None
+    estimated = distortion.by_order is not None and has_pairs(segment) and not reason_without_any_claim(link)
+    if converted or estimated:
         at_antennas = torch.zeros(segment.h.shape[1], read[-1][1], dtype=torch.complex128)
     ideal = torch.zeros(targets, segment.block_ranges[-1][1], dtype=torch.complex128)
     streams_of_targets = ideal.new_zeros(targets, targets, ideal.shape[1])
@@ -247,10 +246,9 @@ def superpose_segment(
         if assumed_streams is not None and assumed_gain is not None:
             assumed_streams += superpose_blocks(assumed_gain[:, :, rows], x, segment.block_ranges, streams)
         if at_antennas is not None:
-            arriving_gain = segment.h[:, :, rows] * transceiver.transmit_factors[:, None, rows]
             scrambled = arriving * signs[segment.slot.target_of[rows]]
-            for channel, (first, last) in zip(arriving_gain[: len(read)], read, strict=True):
-                at_antennas[:, first:last] += channel @ scrambled[:, first:last]
+            factors = transceiver.transmit_factors[:, rows]
+            at_antennas += superpose_at_antennas(segment.h[:, :, rows], factors, scrambled, read)
         norm = partial(torch.linalg.vector_norm, dim=-1)
         norms.append(by_block(norm, real_view(sent), segment.block_ranges, 2))
     if link.change is not None:
@@ -263,7 +261,10 @@ def superpose_segment(
         assumed_parts=None if assumed_streams is None else assumed_streams * assumed_rotation,
         energy=torch.cat(norms, 1).square(),
         signs=signs,
-        at_antennas=at_antennas,
+        antenna_power=by_block(BLOCK_MEAN, at_antennas.abs().square(), segment.block_ranges)
+        if converted and at_antennas is not None
+        else None,
+        at_antennas=at_antennas if estimated else None,
     )
 
 
@@ -293,6 +294,15 @@ def superpose_blocks(
     return torch.cat([superpose(*pair, streams) for pair in zip(gain.unbind(0), symbols, strict=True)], -1)
 
 
+def superpose_at_antennas(
+    h: Complex[Tensor, "_B M K"], factors: Complex[Tensor, "_blocks K"], x: Complex[Tensor, "K _all"],
+    block_ranges: BlockRanges,
+) -> Complex[Tensor, "M uses"]:  # fmt: skip
+    """The streams at the antennas in the first blocks, sum_k h_k b_k x_k, side by side. factors: b_k, of each block."""
+    pairs = zip(h, factors, block_ranges, strict=False)
+    return torch.cat([(channel * b) @ x[:, first:last] for channel, b, (first, last) in pairs], 1)
+
+
 def real_view(x: Complex[Tensor, "K uses"]) -> Float[Tensor, "K _d"]:
     """Real and imaginary parts in turn; a view if the symbols of a row are contiguous."""
     return torch.view_as_real(x).flatten(1)
@@ -304,8 +314,8 @@ def antenna_noise_power(link: Uplink, segment: Segment, superposed: SuperposedSe
     noise = torch.full((blocks, antennas), link.noise, dtype=torch.float64)
     if segment.antenna_noise is not None:
         noise = segment.antenna_noise
-    if link.impairments.adc_noise:
-        noise = noise + adc_share(link.impairments) * (noise + superposed.antenna_power(segment))
+    if superposed.antenna_power is not None:
+        noise = noise + adc_share(link.impairments) * (noise + superposed.antenna_power)
     return noise
 
 
@@ -314,7 +324,7 @@ def receivers_noise(
 ) -> Complex[Tensor, "T uses"]:
     """Draw the noise m_i^H z after a segment's receivers, streams (seed, "noise" and "impulses", t, segment)."""
     rng = stream(link.seed, "noise", t, segment.name)
-    alike = segment.antenna_noise is None and not link.impairments.adc_noise
+    alike = segment.antenna_noise is None and superposed.antenna_power is None
     noise = [link.noise] * len(segment.h) if alike else antenna_noise_power(link, segment, superposed).unbind(0)
     blocks = [
         receiver_noise(transceiver, block, noise[block], last - first, rng)

@@ -22,7 +22,7 @@ from airpfed.experiment import build
 from airpfed.experiment.adapter_files import RunFacts, adapter_documents
 from airpfed.federation.addresses import task_of_devices
 from airpfed.federation.device import RUN, Device, UnsentOfRound, device_of
-from airpfed.federation.device_silence import quiet_groups
+from airpfed.federation.device_silence import checked_silences
 from airpfed.federation.handshake import Agreement, agreement
 from airpfed.federation.message import Packet
 from airpfed.federation.server import RoundTerms
@@ -103,7 +103,7 @@ def unsent_where_silent(
 ) -> ErrorMemory:
     """See `UnsentOfRound`: by what the packet tells. tasks: their number. link: options of `unsent_in_silence`."""
     width = max(vector.shape[1] for vector in vectors.values())
-    return unsent_in_silence(vectors, lengths, quiet_groups(packet, t, lengths, width, tasks), t, **link)
+    return unsent_in_silence(vectors, lengths, checked_silences(packet, t, lengths, width, tasks), t, **link)
 
 
 def unsent_by_scheme(

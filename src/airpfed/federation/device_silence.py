@@ -49,9 +49,9 @@ class Records(run_files.Record):
 
 @dataclass
 class SilenceRecords:
-    """What the server keeps. path: of the file; None keeps it in memory only."""
+    """What the server keeps, in a file at `path`."""
 
-    path: Path | None = None
+    path: Path
     devices: dict[int, list[SilentRound]] = field(default_factory=dict)
 
     @classmethod
@@ -76,8 +76,7 @@ class SilenceRecords:
 
     def write(self) -> None:
         """Write the file atomically."""
-        if self.path is not None:
-            files.write_atomic(self.path, Records(devices=self.devices).model_dump_json() + "\n")
+        files.write_atomic(self.path, Records(devices=self.devices).model_dump_json() + "\n")
 
     def fact(self, device: int, rounds: int) -> dict[str, Any] | None:
         """What a device is told after `rounds` rounds: of the last one that counted it; None before that."""
@@ -85,7 +84,7 @@ class SilenceRecords:
         return known[-1].model_dump(mode="json") if known else None
 
 
-def quiet_groups(
+def checked_silences(
     packet: Packet, t: int, lengths: Mapping[UnsentScope, int], width: int, tasks: int
 ) -> tuple[Silence, ...]:
     """Where the server says that the device was silent in round t, the last one in which it was counted.
