@@ -161,6 +161,12 @@ def antenna_disturbance(problem: TransceiverProblem, radiated: Float[Tensor, "B 
     return power
 
 
+def csi_of_blocks(problem: TransceiverProblem) -> Float[Tensor, "B antennas K"]:
+    """`csi_variance` of every block, at each antenna, or at any one if all are alike."""
+    csi = problem.csi_variance
+    return (csi if csi.dim() > 1 else csi[None]).expand(len(problem.h), -1, -1)
+
+
 def square_magnitude(problem: TransceiverProblem, mismatch: Complex[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:
     """The squared magnitude of gain errors, or the square of their real part with real symbols."""
     return mismatch.real.square() if problem.real else mismatch.abs().square()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import scale_receivers
-from airpfed.air.designs.batching import in_batches
+from airpfed.air.designs.batching import in_batches, in_unit_limits, in_watts, join_problems
 from airpfed.air.distortion import distortion_of, equalise_amplifiers
 from airpfed.air.feedback import HEADROOM_DB, round_factors
 from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
@@ -40,17 +40,20 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
 
 
 def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
-    """Design one segment for several seeds: their channels one after another as the blocks of one problem."""
+    """Design one segment for several seeds: their channels one after another as the blocks of one problem.
+
+    Mixing, and with it the largest symbol and the power limits, differs from seed to seed. A design of the package is
+    then asked in units of the limits; one of a plug-in is asked seed by seed.
+    """
     assert link.design is not None
     problems = [segment.problem for segment in segments]
-    if any(not torch.equal(problem.power_limit, problems[0].power_limit) for problem in problems):
-        return design_separately(link, segments)  # mixing, and with it the largest symbol, differs from seed to seed
-    csi = problems[0].csi_variance
-    if csi.dim() == 3:
-        csi = torch.cat([problem.csi_variance.expand(len(problem.h), -1, -1) for problem in problems])
-    problem = replace(problems[0], h=torch.cat([problem.h for problem in problems]), csi_variance=csi)
-    transceiver = link.design(problem) if link.batched else design_or_stay_silent(link.design, problem)
-    return check_power(problem, transceiver).split([len(problem.h) for problem in problems])
+    alike = all(torch.equal(problem.power_limit, problems[0].power_limit) for problem in problems)
+    if not alike and not link.batched:
+        return design_separately(link, segments)
+    joint = join_problems(problems if alike else [in_unit_limits(problem) for problem in problems])
+    transceiver = link.design(joint) if link.batched else design_or_stay_silent(link.design, joint)
+    parts = check_power(joint, transceiver).split([len(problem.h) for problem in problems])
+    return parts if alike else [in_watts(*pair) for pair in zip(problems, parts, strict=True)]
 
 
 def design_or_stay_silent(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:

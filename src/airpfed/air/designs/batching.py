@@ -1,10 +1,11 @@
 """One design call for all slots of equal shape, because the overhead of a call exceeds its arithmetic."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
-from airpfed.air.problem import Transceiver, TransceiverProblem
+from airpfed.air.problem import Transceiver, TransceiverProblem, csi_of_blocks
 
 
 def in_batches(
@@ -24,11 +25,11 @@ def in_batches(
             transceivers[indices[0]] = design(slots[indices[0]])
             continue
         members = [slots[index] for index in indices]
-        parts = design(concatenate_blocks(members)).split([len(problem.h) for problem in members])
+        parts = design(join_problems([in_unit_limits(problem) for problem in members])).split(
+            [len(problem.h) for problem in members]
+        )
         for index, problem, part in zip(indices, members, parts, strict=True):
-            transceivers[index] = Transceiver(
-                part.receiver, part.transmit_factors * problem.power_limit.sqrt(), part.iterations
-            )
+            transceivers[index] = in_watts(problem, part)
     return [transceivers[index] for index in range(len(slots))]
 
 
@@ -44,11 +45,34 @@ def batch_key(problem: TransceiverProblem) -> Hashable:
     return problem.h.shape[1:], problem.noise, problem.real
 
 
-def concatenate_blocks(slots: Sequence[TransceiverProblem]) -> TransceiverProblem:
-    """One slot of the blocks of all slots of a batch, with power limits of 1 and channels scaled by sqrt(P_k)."""
-    h = torch.cat([problem.h * problem.power_limit.sqrt() for problem in slots])
-    weights = torch.cat([problem.weights.expand(len(problem.h), -1, -1) for problem in slots])
-    ones = torch.ones_like(slots[0].power_limit)
-    return TransceiverProblem(
-        h, weights, torch.ones_like(slots[0].target_weight), ones, slots[0].noise, 0 * ones, real=slots[0].real
+def join_problems(problems: Sequence[TransceiverProblem]) -> TransceiverProblem:
+    """One problem of the blocks of all problems, with the limits and the noise of the first.
+
+    With one target the weights may differ; with several, those of the first hold.
+    """
+    first = problems[0]
+    weights, target_weight, csi = first.weights, first.target_weight, first.csi_variance
+    if weights.shape[-2] == 1:
+        target_weight = torch.ones_like(target_weight)
+        if any(not torch.equal(problem.weights, weights) for problem in problems):
+            weights = torch.cat([problem.weights.expand(len(problem.h), -1, -1) for problem in problems])
+    if csi.dim() == 3 or any(not torch.equal(problem.csi_variance, csi) for problem in problems):
+        csi = torch.cat([csi_of_blocks(problem) for problem in problems])
+    h = torch.cat([problem.h for problem in problems])
+    return replace(first, h=h, weights=weights, target_weight=target_weight, csi_variance=csi)
+
+
+def in_unit_limits(problem: TransceiverProblem) -> TransceiverProblem:
+    """The same problem with power limits of 1: channels times sqrt(P_k), variances of their errors times P_k."""
+    limit = problem.power_limit
+    return replace(
+        problem,
+        h=problem.h * limit.sqrt(),
+        csi_variance=problem.csi_variance * limit,
+        power_limit=torch.ones_like(limit),
     )
+
+
+def in_watts(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
+    """The transceiver of a problem from that of the problem `in_unit_limits`."""
+    return replace(transceiver, transmit_factors=transceiver.transmit_factors * problem.power_limit.sqrt())

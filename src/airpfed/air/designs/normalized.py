@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int, Num, Shaped
 from torch import Tensor
 
-from airpfed.air.problem import Transceiver, TransceiverProblem
+from airpfed.air.problem import Transceiver, TransceiverProblem, csi_of_blocks
 
 NOISE_FLOOR = 1e-10
 """Least noise of a regularised solve, in units of the typical channel power: noise = 0 stays well posed."""
@@ -66,9 +66,7 @@ def normalise_problem(problem: TransceiverProblem) -> NormalizedProblem:
     """Express a design problem in natural units."""
     index = None if problem.antenna_mask is None else antenna_indices(problem.antenna_mask)
     full = (problem.h * problem.power_limit.sqrt())[:, None]
-    csi = (problem.csi_variance if problem.csi_variance.dim() > 1 else problem.csi_variance[None]).expand(
-        len(full), -1, -1
-    )
+    csi = csi_of_blocks(problem)
     h, csi_mean = full, csi.mean(-2, keepdim=True)
     if index is not None:
         h, csi_mean = (
