@@ -1,13 +1,18 @@
 """Several channels of one round at once: what each of them gives alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from airpfed.air.impairments import Impairments
 from airpfed.air.schedule import Updates
 from airpfed.air.uplink import initial_statistics, uplink, uplink_over_seeds
 from support.uplinks import everyone, gradients, make_air
+
+MIXED = {"mixing": "full", "power_over": "symbol", "subcarriers": 8}
+"""Every seed mixes anew, so that the largest symbols, and with them the limits of the design, differ."""
 
 CASES = {
     "tdma": ("uniform_forcing", {}),
@@ -15,6 +20,11 @@ CASES = {
     "superposed": ("mmse", {"access": "superposed"}),
     "auto": ("mmse", {"access": "auto", "personal_slots": 2}),
     "error-free": ("error_free", {}),
+    "mixed": ("uniform_forcing", MIXED),
+    "mixed, mmse, wrong estimates": ("mmse", MIXED | {"csi_error": 0.05}),
+    "mixed, mmse, ADC": ("mmse", MIXED | {"impairments": Impairments(adc_noise=0.03), "csi_error": 0.05}),
+    "mixed, concurrent, mmse": ("mmse", MIXED | {"access": "concurrent", "csi_error": 0.05, "antennas": 16}),
+    "mixed, superposed": ("mmse", MIXED | {"access": "superposed"}),
 }
 SEEDS = (5, 2**61 + 1, 7)
 
@@ -42,9 +52,10 @@ def test_draws_are_those_of_the_link_with_other_seeds(case: str, monkeypatch: py
         assert not torch.equal(found[0].shared, found[1].shared)
 
 
-def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
+@pytest.mark.parametrize(("changes", "batched"), [({}, False), (MIXED, True)])
+def test_transceivers_of_all_draws_are_designed_in_one_call(changes: dict[str, Any], batched: bool) -> None:
     """As many designs as one round has, each for the channels of every draw."""
-    link = make_air("uniform_forcing")
+    link = make_air("mmse", csi_error=0.05, **changes)
     blocks: list[int] = []
     real = link.design
     assert real is not None
@@ -53,7 +64,7 @@ def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
         blocks.append(len(problem.h))
         return real(problem)
 
-    watched = replace(link, design=counted, batched=False)
+    watched = replace(link, design=counted, batched=batched)
     shared, personal = gradients(link)
     given = 3, Updates(shared, personal, everyone(link)), initial_statistics(link)
     uplink(watched, *given)
@@ -61,3 +72,23 @@ def test_transceivers_of_all_draws_are_designed_in_one_call() -> None:
     blocks.clear()
     uplink_over_seeds(watched, SEEDS, *given)
     assert blocks == [len(SEEDS) * count for count in single]
+
+
+def test_a_plugin_gets_every_seed_with_its_own_limits_in_watts() -> None:
+    link = make_air("uniform_forcing", **MIXED)
+    limits: list[torch.Tensor] = []
+    real = link.design
+    assert real is not None
+
+    def watching(problem):  # type: ignore[no-untyped-def]
+        limits.append(problem.power_limit)
+        return real(problem)
+
+    shared, personal = gradients(link)
+    given = 3, Updates(shared, personal, everyone(link)), initial_statistics(link)
+    watched = replace(link, design=watching, batched=False)
+    for seed in SEEDS:
+        uplink(replace(watched, seed=seed), *given)
+    alone, limits = list(limits), []
+    uplink_over_seeds(watched, SEEDS, *given)
+    assert {tuple(x.tolist()) for x in limits} == {tuple(x.tolist()) for x in alone}
