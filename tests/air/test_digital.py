@@ -147,6 +147,8 @@ def test_what_channels_lack_costs_rate():
     for name, changed in worse.items():
         assert (rates_of(changed, 1, each) < best).all(), name
     torch.testing.assert_close(rates_of(worse["outage"], 1, each), 0.7 * best)
+    smooth = replace(link, impairments=Impairments(clipping=0.5, smoothness=0.5))
+    assert (rates_of(smooth, 1, each) / rates_of(worse["clipping"], 1, each) - 1 > 0.1).all()  # deep in saturation
 
 
 def test_two_hop_serves_devices_by_their_own_edge():

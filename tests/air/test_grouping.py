@@ -1,8 +1,10 @@
 """Which tasks share a p-slot: partitions, the greedy merge, and what a limit on slots chooses."""
 
 import pytest
+import torch
 
-from airpfed.air.grouping import merge_greedily, partitions
+from airpfed.air.grouping import merge_greedily, partitions, round_grouping
+from support.uplinks import everyone, make_air, send
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,15 @@ def test_the_greedy_merge_puts_friends_together():
     assert len(found[0]) == 8 and len(found[-1]) == 1
     assert ((0, 2, 4, 6), (1, 3, 5, 7)) in found
     assert [len(one) for one in merge_greedily(tuple(range(8)), 2, cost)] == [2, 1]
+
+
+def test_without_anything_personal_there_is_no_p_slot():
+    """A method without p-adapters over `auto`: the round of `tdma`."""
+    received = []
+    for access in ("auto", "tdma"):
+        link = make_air("mmse", access=access, lengths=(0, 0), personal_groups=())
+        if access == "auto":
+            assert round_grouping(link, 1, everyone(link)) == ()
+        shared = torch.randn(5, 41, generator=torch.Generator().manual_seed(3))
+        received.append(send(link, 1, shared, torch.zeros(5, 0), everyone(link)))
+    assert torch.equal(received[0].shared, received[1].shared) and not received[0].mse.p

@@ -70,7 +70,7 @@ def test_what_scatters_is_the_variance_of_the_random_gain(real, phase):
         Impairments(phase_rad=phase, outage=0.2),
         torch.polar(torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([0.0, 0.8, 2.5]).double()),
     )
-    moved = torch.cat([impairment_factors(impairments, seed, 1, range(200), 3) for seed in range(200)]) * v
+    moved = torch.cat([impairment_factors(impairments, seed, (), 1, range(200), 3) for seed in range(200)]) * v
     distortion = steady_distortion(impairments)
     off = moved - distortion.mean * v
     square = off.real.square() if real else off.abs().square()
@@ -437,8 +437,8 @@ def test_an_amplifier_keeps_every_sample_below_its_level_and_its_phase():
 
 def test_factors_of_a_block_do_not_depend_on_which_blocks_are_asked_for():
     impairments = Impairments(phase_rad=0.4, outage=0.3)
-    every = impairment_factors(impairments, 1, 2, range(6), 5)
-    torch.testing.assert_close(impairment_factors(impairments, 1, 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
+    every = impairment_factors(impairments, 1, (), 2, range(6), 5)
+    torch.testing.assert_close(impairment_factors(impairments, 1, (), 2, range(2, 4), 5), every[2:4], rtol=0, atol=0)
     assert ((every == 0) | ((every.abs() - 1).abs() < 1e-12)).all()
 
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from airpfed.air import resources
 from airpfed.air.designs import mmse
 from airpfed.air.digital import sinr
-from airpfed.air.interference import Interference, ReceivedChannels, covariance, whiten
+from airpfed.air.interference import Interference, ReceivedChannels, covariance, least_snr_share, whiten
 from airpfed.air.network import Estimation
 from airpfed.air.problem import TransceiverProblem, mse
+from airpfed.air.round_cost import rates
 from support.uplinks import drawn, everyone, excess, large_air, send, slots, z_of
 
 
@@ -87,6 +89,41 @@ def test_where_only_the_mean_is_known_the_claim_is_right_on_average() -> None:
     known = replace(link, interference=jammer(5 * link.noise, 2), coherence_symbols=40)
     better = [send(replace(known, seed=seed), 1, *drawn(link, seed), everyone(link)) for seed in range(10)]
     assert sum(slots(row)[0].measured for row in better) < 0.7 * sum(slots(row)[0].measured for row in errors[:10])
+
+
+def test_overwhelming_interference_leaves_the_other_directions() -> None:
+    """Beyond double precision eigenvalues come out below the noise, or negative; channels stay finite."""
+    for power in (1e12, 1e16, 1e19):
+        received, _ = whitened(power, 2, csi=0.1)
+        assert bool(received.h.isfinite().all()) and bool((received.csi_variance <= 0.1 * (1 + 1e-9)).all())
+        assert float(received.h.abs().square().sum(1).mean()) > 1.0  # two of four antennas' worth
+
+
+@pytest.mark.parametrize(("power", "count", "load"), [(0.01, 2, 1.0), (0.3, 3, 0.5), (1e6, 2, 1.0), (1e6, 6, 1.0)])
+def test_scalars_are_charged_for_no_more_than_is_left(power, count, load) -> None:
+    """tr(sigma2 R^-1) / M in the mean over channels is at least what the ledger's rates count with."""
+    for known in (True, False):
+        interference = jammer(power, count, known, load)
+        R = covariance(interference, 0.1, 4, 5, ("interference", 1), range(2000))
+        left = float((0.1 * torch.linalg.inv(R)).diagonal(dim1=1, dim2=2).real.mean())
+        share = least_snr_share(interference, 0.1, 4)
+        assert share <= left * (1 + 1e-6)
+        assert not (known and count < 4) or power != 1e6 or share == pytest.approx(left, rel=1e-4)
+
+
+def test_the_ledger_s_scalars_meet_the_interference() -> None:
+    """Strong known interferers leave M - J antennas: side information and feedback take longer, data do not."""
+    link = large_air("uniform_forcing", d=400)
+    alone, jammed = (
+        send(replace(link, interference=interference), 1, *drawn(link, 0), everyone(link)).ledger
+        for interference in (None, jammer(1e6 * link.noise, 2))
+    )
+    assert jammed.air_seconds > alone.air_seconds and jammed.channel_uses == alone.channel_uses
+    rate = [float(rates(each).min()) for each in (link, replace(link, interference=jammer(1e6 * link.noise, 2)))]
+    gain = link.network.gain.sum(0) * link.power_limit / link.noise
+    antennas = link.network.antennas
+    expected = [resources.bits_per_use(float(gain.min()) * torch.tensor([m]).double()) for m in (antennas, antennas - 2)]
+    assert rate[1] / rate[0] == pytest.approx(float(expected[1] / expected[0]), rel=1e-6)
 
 
 def test_every_drop_has_interference_of_its_own() -> None:

@@ -49,6 +49,7 @@ RADIO = {
     "csi_age_correlation": "0.9",
     "within_block": "constant",
     "feedback_bits": "8",
+    "interferers": "[{x_m=300.0}]",
 }
 EXAMPLES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
     **{

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airpfed.config.grid import axes_of, grid_points, name_grid_point, overrides_of
+from airpfed.config.grid import axes_of, check_count, grid_points, name_grid_point, overrides_of
 from airpfed.core.errors import UserError
+from support import checks
 
 
 def test_values_are_taken_as_given() -> None:
@@ -83,3 +84,12 @@ def test_the_option_and_the_point_are_named() -> None:
         axes_of(["server.lr"], "--tune")
     with pytest.raises(UserError, match=r"^--grid at a.b=1 c.d=2: too much"), name_grid_point(("a.b=1", "c.d=2")):
         raise UserError("too much")
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"), [(2.0, "a whole number"), (True, "a whole number"), (0, "at least 1"), (10**6, "at most 100000")]
+)
+def test_a_count_is_a_whole_number(value, remedy) -> None:
+    checks.disarm("airpfed.config.grid", "check_count")
+    with pytest.raises(UserError, match=rf"^draws {value}: should be {remedy}$"):
+        check_count("draws", value)

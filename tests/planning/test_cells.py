@@ -231,6 +231,26 @@ def test_a_wrong_value_is_one_line(values, message):
         (lambda net: net.problem(target="task2"), "problem: target 'task2' should be one of s, p, s+p, task0, task1"),
         (lambda net: net.problem(target=2), "problem: target 2 should be one of s, p, s+p, task0, task1"),
         (lambda net: net.problem(blocks=0), "blocks 0: should be at least 1"),
+        (lambda net: net.replace(interferers={"x_m": 50.0}), "interferers = .*: should be a list of tables, such as"),
+        (lambda net: net.replace(interferers=[{"x_m": 0.5}]).problem(), "interferers: number 1 is 0.5 m from"),
+        (
+            lambda net: net.replace(interferers=[{"x_m": 50.0, "load": 0.0}, {"x_m": 9.0, "power_dbm": 150}]).problem(),
+            "interferers: number 2 arrives .* dB above the noise; should be at most 120 dB",
+        ),
+        *(
+            (lambda net, wrong=wrong: ap.TransceiverProblem.from_channels(torch.ones(1, 2, 3), **wrong), message)
+            for wrong, message in (
+                ({"power_limit": [1, 2]}, r"power_limit has the shape \(2,\): should be a number, or 3, one for each of"),
+                ({"power_limit": -1}, "power_limit has NaN, infinities or negative numbers"),
+                ({"csi_variance": [0, 0, -1]}, "csi_variance has NaN, infinities or negative numbers"),
+                ({"target_weight": [1, 2]}, r"target_weight has the shape \(2,\): should be a number$"),
+                ({"noise": [1, 2]}, r"noise has the shape \(2,\): should be a number$"),
+                ({"noise": math.nan}, "noise has NaN, infinities or negative numbers"),
+                ({"weights": [1, math.nan, 1]}, "weights have NaN, infinities or negative numbers"),
+            )
+        ),
+        (lambda net: ap.TransceiverProblem.from_channels(torch.ones(1, 2, 0)), r"h has the shape \(1, 2, 0\): should"),
+        (lambda net: ap.TransceiverProblem.from_channels(math.nan * torch.ones(1, 2, 3)), "h has NaN or infinities"),
         (lambda net: net.channels(0, 0), "blocks 0: should be at least 1"),
         (lambda net: net.replace(design="mmse"), "replace: no option 'design'"),
         (lambda net: net.replace(antenas=3), "replace: radio.antenas: unknown key; did you mean 'antennas'?"),
@@ -246,7 +266,8 @@ def test_a_wrong_value_is_one_line(values, message):
     ],
 )
 def test_a_wrong_call_is_one_line(call, message):
-    checks.disarm("airpfed.planning.cells", "multi_cell")
+    for name in ("multi_cell", "RadioNetwork.problem"):
+        checks.disarm("airpfed.planning.cells", name)
     with pytest.raises(ap.UserError, match=message.replace("+", r"\+").replace("(task", r"\(task")):
         call(ap.single_cell(devices=[4, 4]))
 
@@ -262,6 +283,21 @@ def test_a_problem_from_channels_has_the_error_of_that_of_the_network():
     )
     transceiver = ap.designs.mmse(problem)
     torch.testing.assert_close(ap.mse(given, transceiver), ap.mse(problem, transceiver), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("interference", ["known", "mean"])
+def test_a_problem_has_the_interference_of_a_round(interference):
+    """Of known covariance or mean: the channels and the noise that a round's designs get."""
+    network = cell(interferers=[{"x_m": 50.0}], interference=interference)
+    problem, clean, received = network.problem(), cell().problem(), network.link.received_channels(0, 8)
+    torch.testing.assert_close(problem.h, received.h_est, rtol=0, atol=0)
+    assert problem.noise == network.link.assumed_noise
+    errors = [float(ap.mse(each, ap.designs.mmse(each)).mean()) for each in (clean, problem)]
+    assert errors[1] > 1.1 * errors[0]
+
+
+def test_a_task_s_number_may_be_numpy_s():
+    assert torch.equal(cell().problem(target=np.int64(1)).weights, cell().problem(target=1).weights)
 
 
 def test_without_noise_forcing_is_exact_and_no_error_is_below_the_bound():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from airpfed import cli
 from airpfed.air.designs import DESIGNS
+from airpfed.air.impairments import steady_distortion
 from airpfed.cli import app
 from airpfed.config.grid import axes_of
 from airpfed.config.settings_file import read_settings
@@ -21,7 +22,7 @@ from airpfed.core.errors import UserError
 from airpfed.experiment.build.uplink import build_network
 from airpfed.planning import link_study
 from airpfed.planning.channel_study import draw_channels, schedule_full_round
-from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, link_of, study_grid
+from airpfed.planning.link_study import COLUMNS, columns_of, compare_designs, draw_drops, link_of, study_grid
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
@@ -291,6 +292,29 @@ def test_channels_of_several_networks_are_scaled_and_in_order(file: Path) -> Non
     assert float(variance[3:].mean() / networks[1].gain.mean()) == pytest.approx(
         4 * float(variance[:3].mean() / networks[0].gain.mean())
     )
+
+
+@pytest.mark.parametrize("change", ["radio.pilots=2", "radio.interferers=[{x_m=100.0}]"])
+def test_the_drop_of_a_run_does_not_matter_and_claims_hold(file: Path, change: str) -> None:
+    """Pilots and receivers meet the noise that data meets: that of drop 1, whatever `radio.drop` is."""
+    changes = [change, "radio.interference=mean"] if "interferers" in change else [change]
+    rows = [
+        compare_designs(read_settings(file, [*changes, f"radio.drop={drop}"]), 60, 0.0, ["uniform_forcing"])
+        for drop in (0, 1, 7)
+    ]
+    first, *others = (row["uniform_forcing"] for row in rows)
+    assert all(other.pi_db == first.pi_db for other in others)
+    assert first.claimed == pytest.approx(first.measured, rel=0.1)
+
+
+@pytest.mark.parametrize("change", ["radio.outage=0.2", "radio.phase_error_deg=20"])
+def test_drops_lose_devices_and_turn_phases_each_in_its_own_way(file: Path, change: str) -> None:
+    settings = read_settings(file, [change])
+    drops, link = draw_drops(settings, link_of(settings), 200)
+    factors = (drops.h / drops.h_est)[:, 0]
+    assert len({tuple(row) for row in factors.angle().add(2 * factors.abs()).round(decimals=6).tolist()}) > 20
+    statistics = steady_distortion(link.impairments)
+    assert float((factors.mean() - statistics.mean).abs()) < 0.03
 
 
 @pytest.mark.parametrize(("access", "names"), [("tdma", ["s", "p0", "p1"]), ("concurrent", ["s", "p0,1"])])

@@ -377,7 +377,7 @@ def rate_channels(link: Uplink, t: int) -> tuple[Complex[Tensor, "B M K"], Float
 def efficiency(link: Uplink, ratio: Float[Tensor, "B *G"]) -> Float[Tensor, "*G"]:
     """Bits a use, the mean over blocks, with the distortion of clipping as noise and repetition after an outage."""
     if link.impairments.clipping is not None:
-        gain, left = clipped_statistics(link.impairments.clipping)
+        gain, left = clipped_statistics(link.impairments.clipping, link.impairments.smoothness)
         ratio = 1 / (1 / ratio.clamp_min(1e-12) + (left - gain**2) / gain**2)
     return (1 - link.impairments.outage) * resources.bits_per_use(ratio).mean(0)
 

@@ -102,13 +102,13 @@ def steady_distortion(impairments: Impairments) -> Distortion:
     return constant_distortion(math.exp(-phase / 2) * received, received, math.exp(-2 * phase) * received)
 
 
-def clipped_statistics(level: float) -> tuple[float, float]:
-    """The gain and the remaining power of a complex Gaussian signal of unit power that is clipped at power `level`.
+def clipped_statistics(level: float, smoothness: float = math.inf) -> tuple[float, float]:
+    """The gain and the remaining power of a complex Gaussian signal of unit power that saturates at power `level`.
 
     Bussgang: clip(x) = gain x + distortion, uncorrelated, with gain = 1 - e^-c + sqrt(pi c)/2 erfc(sqrt c) and power
     1 - e^-c (Ochiai and Imai 2002). The signal is sampled at its bandwidth, so that all distortion falls in band.
     """
-    gain, power = amplifier_statistics(torch.tensor(level, dtype=torch.float64), math.inf)
+    gain, power = amplifier_statistics(torch.tensor(level, dtype=torch.float64), smoothness)
     return float(gain), float(power)
 
 
@@ -203,19 +203,20 @@ ADC_NOISE = {1: 0.3634, 2: 0.1188, 3: 0.0374, 4: 0.01154, 5: 0.003495, 6: 0.0010
 
 
 def impairment_factors(
-    impairments: Impairments, seed: int, t: int, blocks: range, devices: int
+    impairments: Impairments, seed: int, names: tuple[str | int, ...], t: int, blocks: range, devices: int
 ) -> Complex[Tensor, "B K"]:
     """Draw the part of xi that is constant in a block, of each device and block: e^{j phi}, or 0 in an outage.
 
-    Random: streams (seed, "phase", t, block) and (seed, "outage", t, block).
+    names: `Network.names`, so that every drop has draws of its own. Random: streams (seed, names, "phase", t, block)
+    and (seed, names, "outage", t, block).
     """
     factors = torch.ones(len(blocks), devices, dtype=torch.complex128)
     for row, block in enumerate(blocks):
         if impairments.phase_rad:
-            phase = torch.randn(devices, dtype=torch.float64, generator=stream(seed, "phase", t, block))
+            phase = torch.randn(devices, dtype=torch.float64, generator=stream(seed, *names, "phase", t, block))
             factors[row] = torch.polar(torch.ones_like(phase), impairments.phase_rad * phase)
         if impairments.outage:
-            uniform = torch.rand(devices, dtype=torch.float64, generator=stream(seed, "outage", t, block))
+            uniform = torch.rand(devices, dtype=torch.float64, generator=stream(seed, *names, "outage", t, block))
             factors[row] = factors[row] * (uniform >= impairments.outage)
     return factors
 

@@ -46,6 +46,17 @@ class ReceivedChannels:
     antenna_noise: Float[Tensor, "B M"] | None = None
 
 
+def least_snr_share(interference: Interference, noise: float, antennas: int) -> float:
+    """The share of the mean SNR of all antennas together that is left under interference, at least.
+
+    Receivers that know R have tr(sigma2 R^-1) / M of it. All but J of R's eigenvalues are sigma2, so that this is at
+    least 1 - J / M; and the mean of R^-1 is at least the inverse of the mean of R, so that it is at least sigma2 /
+    (sigma2 + sum_j load_j Q_j), which is what receivers have that know the mean only.
+    """
+    as_noise = noise / (noise + interference.mean_power)
+    return max(as_noise, 1 - len(interference.power) / antennas) if interference.has_covariance else as_noise
+
+
 def covariance(
     interference: Interference, noise: float, antennas: int, seed: int, names: tuple[str | int, ...], blocks: range
 ) -> Complex[Tensor, "B M M"]:
@@ -71,6 +82,7 @@ def whiten(
     is known the antennas are only rotated, which nobody sees, and the true noise at antenna a is lambda_a.
     """
     values, vectors = torch.linalg.eigh(R)
+    values = values.clamp_min(noise)  # no eigenvalue of R is smaller, but for rounding
     h_est, h = vectors.mH @ channels.h_est, vectors.mH @ channels.h
     if not interference.has_covariance:
         return ReceivedChannels(h_est, h, channels.csi_variance, values)

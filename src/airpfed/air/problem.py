@@ -64,11 +64,14 @@ class TransceiverProblem:
 
         h: channels (B, M, K), a tensor or what makes one, such as a NumPy array. weights: (T, K) or (K); default: the
         mean over the devices, w_k = 1/K. noise: watts. power_limit, csi_variance: one for all devices or one each.
-        target_weight: one for all targets or one each. Raises UserError for channels or weights of another shape.
+        target_weight: one for all targets or one each. Raises UserError for values of another shape, and for NaN,
+        infinities, and negative weights, powers or variances.
         """
         h = torch.as_tensor(h).to(torch.complex128)
-        if h.dim() != 3:
+        if h.dim() != 3 or 0 in h.shape:
             raise UserError(f"h has the shape {tuple(h.shape)}: should be (blocks, antennas, devices)")
+        if not bool(h.isfinite().all()):
+            raise UserError("h has NaN or infinities: should be amplitudes")
         devices = h.shape[-1]
         values = (
             torch.full((devices,), 1 / devices, dtype=torch.float64) if weights is None else torch.as_tensor(weights)
@@ -76,11 +79,24 @@ class TransceiverProblem:
         values = values.double()[None] if values.dim() == 1 else values.double()
         if values.dim() != 2 or values.shape[1] != devices:
             raise UserError(f"weights have the shape {tuple(values.shape)}: should be (targets, {devices})")
-        power, variance, targets = (
-            torch.as_tensor(value, dtype=torch.float64).expand(length).clone()
-            for value, length in ((power_limit, devices), (csi_variance, devices), (target_weight, len(values)))
-        )
-        return cls(h, values, targets, power, float(noise), variance, real=real)
+        if not bool(((values >= 0) & values.isfinite()).all()):
+            raise UserError("weights have NaN, infinities or negative numbers: should be at least 0")
+        power = _numbers("power_limit", power_limit, devices, "devices")
+        variance = _numbers("csi_variance", csi_variance, devices, "devices")
+        targets = _numbers("target_weight", target_weight, len(values), "targets")
+        variance_of_noise = float(_numbers("noise", noise, 1, "slot"))
+        return cls(h, values, targets, power, variance_of_noise, variance, real=real)
+
+
+def _numbers(name: str, values: Any, length: int, owners: str) -> Float[Tensor, " length"]:
+    """Numbers of at least 0, one for all or one each. Raises UserError, with the name, for others."""
+    numbers = torch.as_tensor(values, dtype=torch.float64)
+    if tuple(numbers.shape) not in ((), (1,), (length,)):
+        one_each = f", or {length}, one for each of the {owners}" if length > 1 else ""
+        raise UserError(f"{name} has the shape {tuple(numbers.shape)}: should be a number{one_each}")
+    if not bool(((numbers >= 0) & numbers.isfinite()).all()):
+        raise UserError(f"{name} has NaN, infinities or negative numbers: should be at least 0")
+    return numbers.expand(length).clone()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from airpfed.air.digital import (
     slot_bits,
     with_fastest_pilots,
 )
+from airpfed.air.interference import least_snr_share
 from airpfed.air.network import serving_gain
 from airpfed.air.quantization import bits_of
 from airpfed.air.quantizers import QUANTIZERS
@@ -243,6 +244,8 @@ def backhaul_bits(link: Uplink, slots: Sequence[SlotPlan]) -> int:
 
 
 def rates(link: Uplink) -> Float[Tensor, " K"]:
-    """The bits per second of each device alone on the band, for its mean gain over fading."""
+    """The bits per second of each device alone on the band, for its mean gain over fading, under interference."""
     gain = serving_gain(link.network, link.topology == "two_hop", link.task_of)
+    if link.interference is not None:
+        gain = gain * least_snr_share(link.interference, link.noise, link.network.antennas)
     return resources.digital_rate(gain, link.power_limit, link.noise, link.bandwidth_hz)

@@ -222,7 +222,8 @@ class Uplink:
         h_est, h = self.estimates(t, range(blocks))
         h_est = silence_faint_devices(h_est, self.network.antenna_gain, self.impairments.truncation)
         if self.impairments.phase_rad or self.impairments.outage:
-            factors = impairment_factors(self.impairments, self.seed, t, range(blocks), len(self.samples))
+            names, devices = self.network.names, len(self.samples)
+            factors = impairment_factors(self.impairments, self.seed, names, t, range(blocks), devices)
             h = h * factors[:, None, :]
         return h_est, h
 

@@ -105,7 +105,7 @@ LINEAR_ONLY = (
 """Keys of the radio that matter only where gradients are superposed in the channel."""
 OVER_THE_AIR = (
     *("csi_error", "clipping_db", "outage", "coherence_symbols", "subcarrier_groups"),
-    *("pilots", "feedback_delay_s", "csi_age_correlation", "within_block"),
+    *("pilots", "feedback_delay_s", "csi_age_correlation", "within_block", "interferers"),
 )
 """Keys of the radio that matter for every scheme but the error-free one."""
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from numbers import Integral
 
 from airpfed.core.errors import UserError
 from airpfed.core.rows import split_outside_brackets
@@ -69,7 +70,9 @@ def _expand(text: str, source: str) -> list[str]:
 
 
 def check_count(option: str, value: int) -> None:
-    """Raise UserError unless an option's count is from 1 to MAX_COUNT."""
+    """Raise UserError unless an option's count is a whole number from 1 to MAX_COUNT."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UserError(f"{option} {value!r}: should be a whole number")
     if value < 1:
         raise UserError(f"{option} {value}: should be at least 1")
     if value > MAX_COUNT:

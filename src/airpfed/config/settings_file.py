@@ -487,7 +487,8 @@ def _error_line(item: Any, tree: Mapping[str, Any]) -> str:
     if leaf == "tasks":
         return "tasks: should be written [[tasks]], in two brackets, once for each task"
     schema = model.model_json_schema()["properties"].get(leaf, {}) if field else {}
-    remedy = f"should be {describe_type(schema)} ({meaning})" if schema else "should be a table"
+    table = "a list of tables, such as [{ key = value }]" if item["type"] in ("tuple_type", "list_type") else "a table"
+    remedy = f"should be {describe_type(schema)} ({meaning})" if schema else f"should be {table}"
     return f"{name} = {format_value(item['input'])}: {remedy}"
 
 

@@ -6,7 +6,8 @@ Numbers are in dBm, ratios in dB and distances in metres here; everything that a
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from operator import index
+from typing import Any, Literal, SupportsIndex
 
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -101,12 +102,15 @@ class RadioNetwork:
         """
         return self._draw(t, blocks)[0]
 
-    def problem(self, round: int = 0, blocks: int = 8, target: str | int | None = None) -> TransceiverProblem:
+    def problem(
+        self, round: int = 0, blocks: int = 8, target: str | SupportsIndex | None = None
+    ) -> TransceiverProblem:
         """Return the design problem of a slot in which all devices take part, over the first blocks of a round.
 
         target: "s" (the default) for the sum of all devices; a task's name or number for the sum of its devices alone;
         "p" for the sums of all tasks in one slot; "s+p" for all sums in one slot. Weights are D_k over the samples of
-        the sum. The problem holds estimates, so that `mse` is the error that a design expects.
+        the sum. The problem holds estimates, so that `mse` is the error that a design expects. With interferers whose
+        covariance is known its antennas are the combinations that whiten them, not those of `channels`.
 
         >>> import airpfed as ap
         >>> network = ap.single_cell(devices=[4, 2], antennas=8, snr_db=10)
@@ -115,7 +119,8 @@ class RadioNetwork:
         >>> network.problem(blocks=5, target=1).h.shape
         torch.Size([5, 8, 2])
         """
-        h_est, _ = self._draw(round, blocks)
+        self._check_blocks(blocks)
+        channels = self.link.received_channels(round, blocks)
         groups = {"s": (), "p": (tuple(range(len(self.tasks))),), "s+p": (tuple(range(len(self.tasks))),)}
         grouping = groups.get("s" if target is None else str(target))
         if grouping is None:
@@ -127,7 +132,7 @@ class RadioNetwork:
             rank = "rank_personal" if grouping else "rank_shared"
             raise UserError(f"problem: {rank} = 0 leaves nothing to send for target {target or 's'!r}")
         slot = selected[0]
-        return problem_of(link, slot, slot.weights, h_est, link.csi_variance)
+        return problem_of(link, slot, slot.weights, channels.h_est, channels.csi_variance)
 
     def replace(self, **radio: Any) -> "RadioNetwork":
         """Return the network with other keys of the radio's settings; its seed and its devices stay.
@@ -154,15 +159,18 @@ class RadioNetwork:
         return f"RadioNetwork({', '.join(parts)})"
 
     def _draw(self, t: int, blocks: int) -> tuple[Tensor, Tensor]:
-        check_count("blocks", blocks)
-        check_channel_memory(self.settings.radio, len(self.devices), len(self.tasks), blocks)
+        self._check_blocks(blocks)
         return self.link.channels(t, blocks)
 
-    def _task_number(self, target: str | int | None) -> int:
+    def _check_blocks(self, blocks: int) -> None:
+        check_count("blocks", blocks)
+        check_channel_memory(self.settings.radio, len(self.devices), len(self.tasks), blocks)
+
+    def _task_number(self, target: str | SupportsIndex | None) -> int:
         if target in self.tasks:
             return self.tasks.index(str(target))
-        if isinstance(target, int) and 0 <= target < len(self.tasks):
-            return target
+        if isinstance(target, SupportsIndex) and 0 <= index(target) < len(self.tasks):
+            return index(target)
         names = ("s", "p", "s+p", *self.tasks)
         raise UserError(
             f"problem: target {target!r} should be one of {', '.join(names)}, or a task's number from 0 to "

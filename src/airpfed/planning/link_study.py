@@ -235,7 +235,7 @@ def adapter_blocks(settings: Settings) -> tuple[Block, ...]:
 
 
 def draw_drops(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Uplink]:
-    """Draw the channels of the drops 1, 2, ..., and set the radio side's noise to that of drop 1.
+    """Draw the channels of the drops 1, 2, ..., at the noise of drop 1, to which the radio side is set.
 
     With `radio.snr_db` the channels of every drop are scaled to the median gain of drop 1. Each drop then has exactly
     that median SNR, as the single drop of a run has.
@@ -248,8 +248,8 @@ def draw_drops(settings: Settings, link: Uplink, draws: int) -> tuple[Drops, Upl
     ]
     medians = [float((link.power_limit * network.gain.amax(0)).median()) for network in networks]
     scales = [1.0 if radio.snr_db is None else medians[0] / median for median in medians]
-    drops = draw_channels(link, list(zip(networks, scales, strict=True)), 1)
-    return drops, replace(link, noise=noise_power(radio, networks[0].gain, link.power_limit))
+    link = replace(link, noise=noise_power(radio, networks[0].gain, link.power_limit))
+    return draw_channels(link, list(zip(networks, scales, strict=True)), 1), link
 
 
 def summarise_design(

@@ -32,7 +32,14 @@ KEYS = ("h", "gain", "los", "scattered", "stations", "devices")
 SITE_NUMBERS = ("carrier_hz", "bandwidth_hz", "subcarriers", "subcarrier_groups", "coherence_s")
 """Numbers of a channel file that should be those of the settings, where the file has them."""
 MAX_SCALE_DB = 20.0
-"""Largest distance of the mean power of `h` from the file's mean gains."""
+"""Largest distance of the mean power of `h` from the file's mean gains, over all stations and devices."""
+ABOVE_DB, BELOW_DB = 20.0, 50.0
+"""How far a device's mean power may be above and below its mean gain: of one Rayleigh coefficient, the first has the
+probability exp(-100) and the second 1e-5."""
+MIN_GAIN = 1e-100
+"""A device's least mean power gain; squares of smaller ones vanish in double precision."""
+MAX_USES = 10**12
+"""The most channel uses of a block, as of `radio.coherence_symbols`."""
 NEAR_M = 0.1
 """A mean gain above that of free space over so many metres, and no key `gain`, are of channels without a scale."""
 
@@ -79,12 +86,18 @@ def file_channels(
         check_absolute_scale(file, site, measured)
     else:
         check_scale(file, measured, gain)
-    if bool((gain.sum(0) == 0).any()):
-        device = int((gain.sum(0) == 0).argmax())
-        raise UserError(f"{file.source}: device {device} has no channel but 0; leave it out of file and settings")
+    if bool((gain.sum(0) < MIN_GAIN).any()):
+        device = int((gain.sum(0) < MIN_GAIN).argmax())
+        raise UserError(
+            f"{file.source}: device {device} has no channel but 0, or less than {MIN_GAIN:g}; leave it out of file and "
+            "settings"
+        )
+    of_sight = file.los_power.reshape(stations, site.antennas, -1).mean(1)
+    check_devices(file, "h", measured.sum(0), "gain", gain.sum(0))
+    check_devices(file, "los", np.maximum(measured, of_sight).sum(0), "h", measured.sum(0))
     scattered = mean_gains(file, "scattered", measured)
     if scattered is None and file.los is not None:
-        scattered = (gain - file.los_power.reshape(stations, site.antennas, -1).mean(1)).clip(min=0.0)
+        scattered = (gain - of_sight).clip(min=0.0)
     positions = (position_of(file, "stations", stations), position_of(file, "devices", len(site.devices)))
     drop = next((name for name in site.names if isinstance(name, int)), 0)
     return Network(
@@ -108,18 +121,18 @@ def blocks_of_file(
     file = load_channel_file(path)
     numbers: dict[str, float] = {}
     for key in ("subcarrier_groups", "coherence_s"):
-        value = file.arrays.get(key, np.zeros(0)).reshape(-1)
         if key in file.arrays:
-            if value.size == 0 or value.dtype.kind not in "fiu" or not 0 < value[0] < 1e15:
-                raise UserError(f"{file.source}: {key} should be a number above 0")
-            numbers[key] = float(value[0])
+            numbers[key] = number_of(file, key)
     groups = numbers.get("subcarrier_groups", 1.0)
     if subcarriers % groups:
         raise UserError(
             f"{file.source}: subcarrier_groups = {groups:g} should divide radio.subcarriers = {subcarriers}"
         )
     if "coherence_s" in numbers:
-        return int(groups), max(1, round(numbers["coherence_s"] * bandwidth_hz / groups))
+        uses = max(1, round(numbers["coherence_s"] * bandwidth_hz / groups))
+        if uses > MAX_USES:
+            raise UserError(f"{file.source}: coherence_s gives blocks of {uses:.3g} uses; should be at most {MAX_USES:g}")
+        return int(groups), uses
     return int(groups) if "subcarrier_groups" in numbers else None, None
 
 
@@ -178,7 +191,7 @@ def check_site(file: ChannelFile, site: ChannelSite) -> None:
     for key in SITE_NUMBERS:
         if key not in file.arrays:
             continue
-        value, wanted = float(file.arrays[key].reshape(-1)[0]), float(getattr(site, key))
+        value, wanted = number_of(file, key), float(getattr(site, key))
         # A time is rounded to uses of every group.
         slack = 0.5 * site.subcarrier_groups / site.bandwidth_hz if key == "coherence_s" else 0.0
         if not abs(value - wanted) <= slack:
@@ -199,6 +212,28 @@ def mean_gains(file: ChannelFile, key: str, measured: Float[np.ndarray, "S K"]) 
     if gain.dtype.kind not in "fiu" or not np.isfinite(gain).all() or (gain < 0).any():
         raise UserError(f"{file.source}: {key} should hold linear power gains, finite and not below 0 (no decibels)")
     return np.array(gain, dtype=np.float64).reshape(measured.shape)
+
+
+def number_of(file: ChannelFile, key: str) -> float:
+    """A number of the file. Raises UserError for anything but one number above 0."""
+    value = file.arrays[key]
+    if value.size != 1 or value.dtype.kind not in "fiu" or not 0 < float(value.reshape(-1)[0]) < 1e15:
+        raise UserError(f"{file.source}: {key} should be a number above 0")
+    return float(value.reshape(-1)[0])
+
+
+def check_devices(
+    file: ChannelFile, key: str, power: Float[np.ndarray, " K"], against: str, expected: Float[np.ndarray, " K"]
+) -> None:
+    """Raise UserError if a device's power, over all stations, is far from the one that is expected of it."""
+    decibels = 10 * (np.log10(np.maximum(power, 1e-300)) - np.log10(np.maximum(expected, 1e-300)))
+    far = (decibels > ABOVE_DB) | (decibels < -BELOW_DB)
+    if far.any():
+        device = int(far.argmax())
+        raise UserError(
+            f"{file.source}: {key} of device {device} has a mean power of {to_db(float(power[device])):.1f} dB, and "
+            f"{against} of {to_db(float(expected[device])):.1f} dB; they should be power gains of the same size"
+        )
 
 
 def check_scale(file: ChannelFile, measured: Float[np.ndarray, "S K"], gain: Float[np.ndarray, "S K"]) -> None:

@@ -28,6 +28,11 @@ from airpfed.core.memory import check_memory
 from airpfed.core.rng import stream
 from airpfed.experiment.build.blocks import block_shape, delay_spread_of, plan_blocks
 
+NEAREST_INTERFERER_M = 1.0
+"""Least distance of an interferer from the station's antennas: path losses are those beyond a metre."""
+MAX_INTERFERENCE_DB = 120.0
+"""The most that an interferer may exceed the noise by: eigenvalues of its covariance are good to 1e-4 then."""
+
 FactorColumns = Mapping[str, tuple[int, int]]
 """Kind of factor -> its first column in a vector and the column after its last."""
 
@@ -50,6 +55,7 @@ def build_uplink(
     plan = plan_blocks(radio, len(task_of))
     network = build_network(radio, settings.run.seed, task_of, len(names))
     power = power_limits(settings, task_of)
+    noise = noise_power(radio, network.gain, power)
     return Uplink(
         **scheme_fields(radio),
         correlation=fixed_correlation(radio),
@@ -64,7 +70,7 @@ def build_uplink(
         samples=samples,
         network=network,
         power_limit=power,
-        noise=noise_power(radio, network.gain, power),
+        noise=noise,
         csi_error=radio.csi_error or 0.0,
         estimation=plan.estimation,
         change=plan.change,
@@ -77,7 +83,7 @@ def build_uplink(
         mixing=radio.mixing,
         power_over="slot" if radio.energy == "per_round" else radio.power_over,
         noise_alpha=radio.noise_alpha,
-        interference=interference_of(radio, network),
+        interference=interference_of(radio, network, noise),
         receive_clipping=math.inf if radio.receive_clipping == "off" else radio.receive_clipping,
         shared_groups=tuple(kinds[0].values()),
         personal_groups=tuple(kinds[1].values()),
@@ -185,16 +191,33 @@ def impairments_of(radio: RadioSettings) -> Impairments:
     )
 
 
-def interference_of(radio: RadioSettings, network: Network) -> Interference | None:
-    """Return the interferers with their mean powers at the station's antennas; None without any."""
+def interference_of(radio: RadioSettings, network: Network, noise: float) -> Interference | None:
+    """Return the interferers with their mean powers at the station's antennas; None without any.
+
+    A station without a place, of a channel file, is at (0, 0). Raises UserError for an interferer that is too near for
+    the path loss, or too strong beside the noise for double precision.
+    """
     if not radio.interferers:
         return None
     places = torch.tensor([[each.x_m, each.y_m] for each in radio.interferers], dtype=torch.float64)
-    distance = geometry.distances(network.stations[:1], places, radio.height_m, None)
+    distance = geometry.distances(network.stations[:1].nan_to_num(), places, radio.height_m, None)
+    if bool((distance < NEAREST_INTERFERER_M).any()):
+        raise UserError(
+            f"radio.interferers: number {int(distance.argmin()) + 1} is {float(distance.min()):g} m from the station's "
+            f"antennas; should be at least {NEAREST_INTERFERER_M:g} m"
+        )
     loss = None if radio.path_loss_1m_db == "free_space" else float(radio.path_loss_1m_db)
     gain = geometry.log_distance_gain(distance, radio.carrier_hz, radio.path_loss_exponent, loss)[0]
     power = torch.tensor([units.dbm_to_watts(each.power_dbm) for each in radio.interferers], dtype=torch.float64)
     load = torch.tensor([each.load for each in radio.interferers], dtype=torch.float64)
+    arriving = power * gain * (load > 0)
+    loudest = int(arriving.argmax())
+    above_db = units.to_db(float(arriving[loudest]) / noise)
+    if above_db > MAX_INTERFERENCE_DB:
+        raise UserError(
+            f"radio.interferers: number {loudest + 1} arrives {above_db:.0f} dB above the noise; should be at most "
+            f"{MAX_INTERFERENCE_DB:g} dB, with less power_dbm or further away"
+        )
     return Interference(power * gain, load, radio.interference == "known")
 
 
