@@ -33,6 +33,12 @@ def test_the_greedy_merge_puts_friends_together():
     assert [len(one) for one in merge_greedily(tuple(range(8)), 2, cost)] == [2, 1]
 
 
+def test_a_task_without_anything_personal_has_no_slot():
+    link = make_air("mmse", access="auto", lengths=(0, 37))
+    assert round_grouping(link, 1, everyone(link)) == ((1,),)
+    assert round_grouping(link, 1, link.task_of == 0) == ()
+
+
 def test_without_anything_personal_there_is_no_p_slot():
     """A method without p-adapters over `auto`: the round of `tdma`."""
     received = []

@@ -99,7 +99,9 @@ def test_overwhelming_interference_leaves_the_other_directions() -> None:
         assert float(received.h.abs().square().sum(1).mean()) > 1.0  # two of four antennas' worth
 
 
-@pytest.mark.parametrize(("power", "count", "load"), [(0.01, 2, 1.0), (0.3, 3, 0.5), (1e6, 2, 1.0), (1e6, 6, 1.0)])
+@pytest.mark.parametrize(
+    ("power", "count", "load"), [(0.01, 2, 1.0), (0.3, 3, 0.5), (1e6, 2, 1.0), (1e6, 6, 1.0), (1e6, 4, 0.1)]
+)
 def test_scalars_are_charged_for_no_more_than_is_left(power, count, load) -> None:
     """tr(sigma2 R^-1) / M in the mean over channels is at least what the ledger's rates count with."""
     for known in (True, False):
@@ -108,7 +110,8 @@ def test_scalars_are_charged_for_no_more_than_is_left(power, count, load) -> Non
         left = float((0.1 * torch.linalg.inv(R)).diagonal(dim1=1, dim2=2).real.mean())
         share = least_snr_share(interference, 0.1, 4)
         assert share <= left * (1 + 1e-6)
-        assert not (known and count < 4) or power != 1e6 or share == pytest.approx(left, rel=1e-4)
+        if known and power == 1e6 and count * load < 4:
+            assert share == pytest.approx(left, rel=0.02)
 
 
 def test_the_ledger_s_scalars_meet_the_interference() -> None:
@@ -122,7 +125,9 @@ def test_the_ledger_s_scalars_meet_the_interference() -> None:
     rate = [float(rates(each).min()) for each in (link, replace(link, interference=jammer(1e6 * link.noise, 2)))]
     gain = link.network.gain.sum(0) * link.power_limit / link.noise
     antennas = link.network.antennas
-    expected = [resources.bits_per_use(float(gain.min()) * torch.tensor([m]).double()) for m in (antennas, antennas - 2)]
+    expected = [
+        resources.bits_per_use(float(gain.min()) * torch.tensor([m]).double()) for m in (antennas, antennas - 2)
+    ]
     assert rate[1] / rate[0] == pytest.approx(float(expected[1] / expected[0]), rel=1e-6)
 
 

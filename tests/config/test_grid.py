@@ -87,7 +87,8 @@ def test_the_option_and_the_point_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "remedy"), [(2.0, "a whole number"), (True, "a whole number"), (0, "at least 1"), (10**6, "at most 100000")]
+    ("value", "remedy"),
+    [(2.0, "a whole number"), (True, "a whole number"), (0, "at least 1"), (10**6, "at most 100000")],
 )
 def test_a_count_is_a_whole_number(value, remedy) -> None:
     checks.disarm("airpfed.config.grid", "check_count")

@@ -240,12 +240,18 @@ def test_a_wrong_value_is_one_line(values, message):
         *(
             (lambda net, wrong=wrong: ap.TransceiverProblem.from_channels(torch.ones(1, 2, 3), **wrong), message)
             for wrong, message in (
-                ({"power_limit": [1, 2]}, r"power_limit has the shape \(2,\): should be a number, or 3, one for each of"),
+                (
+                    {"power_limit": [1, 2]},
+                    r"power_limit has the shape \(2,\): should be a number, or 3, one for each of",
+                ),
                 ({"power_limit": -1}, "power_limit has NaN, infinities or negative numbers"),
                 ({"csi_variance": [0, 0, -1]}, "csi_variance has NaN, infinities or negative numbers"),
                 ({"target_weight": [1, 2]}, r"target_weight has the shape \(2,\): should be a number$"),
                 ({"noise": [1, 2]}, r"noise has the shape \(2,\): should be a number$"),
                 ({"noise": math.nan}, "noise has NaN, infinities or negative numbers"),
+                ({"noise": "x"}, "noise is 'x': should be numbers"),
+                ({"weights": [1, 2, 3j]}, "weights are complex: should be real"),
+                ({"weights": torch.ones(0, 3)}, r"weights have the shape \(0, 3\): should be \(targets, 3\)"),
                 ({"weights": [1, math.nan, 1]}, "weights have NaN, infinities or negative numbers"),
             )
         ),
@@ -294,6 +300,19 @@ def test_a_problem_has_the_interference_of_a_round(interference):
     assert problem.noise == network.link.assumed_noise
     errors = [float(ap.mse(each, ap.designs.mmse(each)).mean()) for each in (clean, problem)]
     assert errors[1] > 1.1 * errors[0]
+
+
+def test_interferers_have_the_path_loss_of_the_settings(tmp_path):
+    """Also where devices have channels of their own, from a file."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "h.npz", h=1e-5 * (rng.standard_normal((4, 1, 6, 5)) + 1j * rng.standard_normal((4, 1, 6, 5))))
+    own = {"channel": ("file", {"path": str(tmp_path / "h.npz")}), "interferers": [{"x_m": 50.0}], "csi_error": None}
+    powers = []
+    for exponent in (2.0, 3.0):
+        interference = cell(**own, path_loss_exponent=exponent).link.interference
+        assert interference is not None
+        powers.append(interference.mean_power)
+    assert powers[0] / powers[1] == pytest.approx(50.0)
 
 
 def test_a_task_s_number_may_be_numpy_s():

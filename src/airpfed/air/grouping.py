@@ -65,8 +65,8 @@ def best_grouping(
 
     h_est: channel estimates of all devices in the blocks that are averaged over. A tie goes to fewer slots.
     """
-    tasks = tuple(sorted(set(link.task_of[present].tolist())))
-    if not tasks or not max(link.lengths):
+    tasks = tuple(n for n in sorted(set(link.task_of[present].tolist())) if link.lengths[n])
+    if not tasks:
         return ()  # nobody, or nothing personal to send
     costs: dict[Tasks, float] = {}
 

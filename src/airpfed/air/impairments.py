@@ -105,8 +105,9 @@ def steady_distortion(impairments: Impairments) -> Distortion:
 def clipped_statistics(level: float, smoothness: float = math.inf) -> tuple[float, float]:
     """The gain and the remaining power of a complex Gaussian signal of unit power that saturates at power `level`.
 
-    Bussgang: clip(x) = gain x + distortion, uncorrelated, with gain = 1 - e^-c + sqrt(pi c)/2 erfc(sqrt c) and power
-    1 - e^-c (Ochiai and Imai 2002). The signal is sampled at its bandwidth, so that all distortion falls in band.
+    Bussgang: f(x) = gain x + distortion, uncorrelated; for clipping gain = 1 - e^-c + sqrt(pi c)/2 erfc(sqrt c) and
+    power 1 - e^-c (Ochiai and Imai 2002). smoothness: as in `amplifier_statistics`. The signal is sampled at its
+    bandwidth, so that all distortion falls in band.
     """
     gain, power = amplifier_statistics(torch.tensor(level, dtype=torch.float64), smoothness)
     return float(gain), float(power)

@@ -49,12 +49,13 @@ class ReceivedChannels:
 def least_snr_share(interference: Interference, noise: float, antennas: int) -> float:
     """The share of the mean SNR of all antennas together that is left under interference, at least.
 
-    Receivers that know R have tr(sigma2 R^-1) / M of it. All but J of R's eigenvalues are sigma2, so that this is at
-    least 1 - J / M; and the mean of R^-1 is at least the inverse of the mean of R, so that it is at least sigma2 /
-    (sigma2 + sum_j load_j Q_j), which is what receivers have that know the mean only.
+    Receivers that know R have tr(sigma2 R^-1) / M of it. Where n interferers send, all but n of R's eigenvalues are
+    sigma2, so that this is at least 1 - sum_j load_j / M in the mean. And the mean of R^-1 is at least the inverse of
+    the mean of R, so that it is at least sigma2 / (sigma2 + sum_j load_j Q_j), which is what receivers have that know
+    the mean only.
     """
     as_noise = noise / (noise + interference.mean_power)
-    return max(as_noise, 1 - len(interference.power) / antennas) if interference.has_covariance else as_noise
+    return max(as_noise, 1 - float(interference.load.sum()) / antennas) if interference.has_covariance else as_noise
 
 
 def covariance(

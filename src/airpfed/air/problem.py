@@ -76,8 +76,10 @@ class TransceiverProblem:
         values = (
             torch.full((devices,), 1 / devices, dtype=torch.float64) if weights is None else torch.as_tensor(weights)
         )
+        if values.is_complex():
+            raise UserError("weights are complex: should be real")
         values = values.double()[None] if values.dim() == 1 else values.double()
-        if values.dim() != 2 or values.shape[1] != devices:
+        if values.dim() != 2 or values.shape[1] != devices or not len(values):
             raise UserError(f"weights have the shape {tuple(values.shape)}: should be (targets, {devices})")
         if not bool(((values >= 0) & values.isfinite()).all()):
             raise UserError("weights have NaN, infinities or negative numbers: should be at least 0")
@@ -90,7 +92,10 @@ class TransceiverProblem:
 
 def _numbers(name: str, values: Any, length: int, owners: str) -> Float[Tensor, " length"]:
     """Numbers of at least 0, one for all or one each. Raises UserError, with the name, for others."""
-    numbers = torch.as_tensor(values, dtype=torch.float64)
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name} is {values!r}: should be numbers") from None
     if tuple(numbers.shape) not in ((), (1,), (length,)):
         one_each = f", or {length}, one for each of the {owners}" if length > 1 else ""
         raise UserError(f"{name} has the shape {tuple(numbers.shape)}: should be a number{one_each}")

@@ -25,7 +25,8 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
 
     rounds: the segments of one round, or of the same round with several seeds. With several seeds, a segment's channels
     of all seeds are designed in one call; the design of a coherence block does not depend, but for rounding, on the
-    blocks of the same call. Where slots depend on the channels or share energy, the rounds are designed one by one.
+    blocks of the same call. (Where receivers of a slot depend on each other, as superposed ones can, rounding may flip
+    the sign of a part of the noise.) Where slots depend on the channels or share energy, rounds are designed one by one.
     Transmit factors are then rounded for the feedback, and receivers of a design that shrinks are finally scaled to the
     assumed correlation.
     """
@@ -42,8 +43,8 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
 def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver]:
     """Design one segment for several seeds: their channels one after another as the blocks of one problem.
 
-    Mixing, and with it the largest symbol and the power limits, differs from seed to seed. A design of the package is
-    then asked in units of the limits; one of a plug-in is asked seed by seed.
+    Mixing, and with it the largest symbol and the power limits, differs from seed to seed. A batched design is then
+    asked in units of the limits, and any other one seed by seed.
     """
     assert link.design is not None
     problems = [segment.problem for segment in segments]

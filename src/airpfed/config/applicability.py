@@ -73,7 +73,7 @@ def _is_in_discs(settings: Settings, _: TaskSettings) -> bool:
 
 
 def _uses_log_distance(settings: Settings, _: TaskSettings) -> bool:
-    return not settings.radio.has_path_loss
+    return not settings.radio.has_path_loss or bool(settings.radio.interferers)
 
 
 def _uses_positions(settings: Settings, _: TaskSettings) -> bool:

@@ -102,15 +102,13 @@ class RadioNetwork:
         """
         return self._draw(t, blocks)[0]
 
-    def problem(
-        self, round: int = 0, blocks: int = 8, target: str | SupportsIndex | None = None
-    ) -> TransceiverProblem:
+    def problem(self, round: int = 0, blocks: int = 8, target: str | SupportsIndex | None = None) -> TransceiverProblem:
         """Return the design problem of a slot in which all devices take part, over the first blocks of a round.
 
         target: "s" (the default) for the sum of all devices; a task's name or number for the sum of its devices alone;
         "p" for the sums of all tasks in one slot; "s+p" for all sums in one slot. Weights are D_k over the samples of
-        the sum. The problem holds estimates, so that `mse` is the error that a design expects. With interferers whose
-        covariance is known its antennas are the combinations that whiten them, not those of `channels`.
+        the sum. The problem holds estimates, so that `mse` is the error that a design expects. With interferers its
+        antennas are combinations of those of `channels`, which whiten interference of known covariance.
 
         >>> import airpfed as ap
         >>> network = ap.single_cell(devices=[4, 2], antennas=8, snr_db=10)

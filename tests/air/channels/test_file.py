@@ -188,6 +188,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a gain too low": ({"gain": GAIN * [1, 1e-6, 1]}, "h of device 1 has a mean power of"),
     "a faint device": ({"gain": GAIN, "h": channels() * [1, 1, 1e-3]}, "h of device 2 has a mean power of"),
     "a line of sight of amplitude 1": ({"los": np.ones((8, 3), complex)}, "los of device 0 has a mean power of"),
+    "a scattered power of 1": ({"scattered": np.ones((2, 3))}, "scattered of device 0 has a mean power of 3.0 dB"),
     "a carrier as text": ({"carrier_hz": np.array("3.5 GHz")}, "carrier_hz should be a number above 0"),
     "an empty carrier": ({"carrier_hz": np.zeros((0, 0))}, "carrier_hz should be a number above 0"),
     "a complex carrier": ({"carrier_hz": np.array(3.5e9 + 0j)}, "carrier_hz should be a number above 0"),

@@ -36,8 +36,11 @@ MAX_SCALE_DB = 20.0
 ABOVE_DB, BELOW_DB = 20.0, 50.0
 """How far a device's mean power may be above and below its mean gain: of one Rayleigh coefficient, the first has the
 probability exp(-100) and the second 1e-5."""
+LOS_ABOVE_DB = 50.0
+"""How far the power of a device's line of sight may be above that of its channel: scattered waves of equal power leave
+so little of one coefficient with a probability of 4e-6."""
 MIN_GAIN = 1e-100
-"""A device's least mean power gain; squares of smaller ones vanish in double precision."""
+"""A device's least mean power gain; products of a few smaller ones vanish in double precision."""
 MAX_USES = 10**12
 """The most channel uses of a block, as of `radio.coherence_symbols`."""
 NEAR_M = 0.1
@@ -93,10 +96,12 @@ def file_channels(
             "settings"
         )
     of_sight = file.los_power.reshape(stations, site.antennas, -1).mean(1)
-    check_devices(file, "h", measured.sum(0), "gain", gain.sum(0))
-    check_devices(file, "los", np.maximum(measured, of_sight).sum(0), "h", measured.sum(0))
+    check_devices(file, "h", measured.sum(0), "gain", gain.sum(0), (-BELOW_DB, ABOVE_DB))
+    check_devices(file, "los", of_sight.sum(0), "h", measured.sum(0), (-math.inf, LOS_ABOVE_DB))
     scattered = mean_gains(file, "scattered", measured)
-    if scattered is None and file.los is not None:
+    if scattered is not None:
+        check_devices(file, "scattered", scattered.sum(0), "gain", gain.sum(0), (-math.inf, ABOVE_DB))
+    elif file.los is not None:
         scattered = (gain - of_sight).clip(min=0.0)
     positions = (position_of(file, "stations", stations), position_of(file, "devices", len(site.devices)))
     drop = next((name for name in site.names if isinstance(name, int)), 0)
@@ -131,7 +136,9 @@ def blocks_of_file(
     if "coherence_s" in numbers:
         uses = max(1, round(numbers["coherence_s"] * bandwidth_hz / groups))
         if uses > MAX_USES:
-            raise UserError(f"{file.source}: coherence_s gives blocks of {uses:.3g} uses; should be at most {MAX_USES:g}")
+            raise UserError(
+                f"{file.source}: coherence_s gives blocks of {uses:.3g} uses; should be at most {MAX_USES:g}"
+            )
         return int(groups), uses
     return int(groups) if "subcarrier_groups" in numbers else None, None
 
@@ -223,16 +230,22 @@ def number_of(file: ChannelFile, key: str) -> float:
 
 
 def check_devices(
-    file: ChannelFile, key: str, power: Float[np.ndarray, " K"], against: str, expected: Float[np.ndarray, " K"]
+    file: ChannelFile,
+    key: str,
+    power: Float[np.ndarray, " K"],
+    against: str,
+    expected: Float[np.ndarray, " K"],
+    limits: tuple[float, float],
 ) -> None:
-    """Raise UserError if a device's power, over all stations, is far from the one that is expected of it."""
+    """Raise UserError if a device's power, over all stations, is out of limits, in dB, of the one to expect of it."""
     decibels = 10 * (np.log10(np.maximum(power, 1e-300)) - np.log10(np.maximum(expected, 1e-300)))
-    far = (decibels > ABOVE_DB) | (decibels < -BELOW_DB)
+    far = (decibels < limits[0]) | (decibels > limits[1])
     if far.any():
         device = int(far.argmax())
+        own, other = (to_db(max(float(values[device]), 1e-300)) for values in (power, expected))
         raise UserError(
-            f"{file.source}: {key} of device {device} has a mean power of {to_db(float(power[device])):.1f} dB, and "
-            f"{against} of {to_db(float(expected[device])):.1f} dB; they should be power gains of the same size"
+            f"{file.source}: {key} of device {device} has a mean power of {own:.1f} dB, and its {against} of "
+            f"{other:.1f} dB; they should be power gains of the same size"
         )
 
 

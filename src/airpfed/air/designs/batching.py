@@ -48,12 +48,14 @@ def batch_key(problem: TransceiverProblem) -> Hashable:
 def join_problems(problems: Sequence[TransceiverProblem]) -> TransceiverProblem:
     """One problem of the blocks of all problems, with the limits and the noise of the first.
 
-    With one target the weights may differ; with several, those of the first hold.
+    With one target the weights may differ, and its weight in the objective, which then is 1; with several targets,
+    those of the first hold.
     """
     first = problems[0]
     weights, target_weight, csi = first.weights, first.target_weight, first.csi_variance
     if weights.shape[-2] == 1:
-        target_weight = torch.ones_like(target_weight)
+        if any(not torch.equal(problem.target_weight, target_weight) for problem in problems):
+            target_weight = torch.ones_like(target_weight)
         if any(not torch.equal(problem.weights, weights) for problem in problems):
             weights = torch.cat([problem.weights.expand(len(problem.h), -1, -1) for problem in problems])
     if csi.dim() == 3 or any(not torch.equal(problem.csi_variance, csi) for problem in problems):

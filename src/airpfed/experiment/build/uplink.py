@@ -31,7 +31,7 @@ from airpfed.experiment.build.blocks import block_shape, delay_spread_of, plan_b
 NEAREST_INTERFERER_M = 1.0
 """Least distance of an interferer from the station's antennas: path losses are those beyond a metre."""
 MAX_INTERFERENCE_DB = 120.0
-"""The most that an interferer may exceed the noise by: eigenvalues of its covariance are good to 1e-4 then."""
+"""The most that an interferer may exceed the noise by: the SNR that whitening leaves is good to 1 % then."""
 
 FactorColumns = Mapping[str, tuple[int, int]]
 """Kind of factor -> its first column in a vector and the column after its last."""
