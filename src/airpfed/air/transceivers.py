@@ -26,7 +26,7 @@ def design(link: Uplink, rounds: Sequence[Sequence[Segment]]) -> list[list[Trans
     rounds: the segments of one round, or of the same round with several seeds. With several seeds, a segment's channels
     of all seeds are designed in one call; the design of a coherence block does not depend, but for rounding, on the
     blocks of the same call. (Where receivers of a slot depend on each other, as superposed ones can, rounding may flip
-    the sign of a part of the noise.) Where slots depend on the channels or share energy, rounds are designed one by one.
+    the sign of a part of the noise.) Where slots depend on the channels or share energy, rounds are designed alone.
     Transmit factors are then rounded for the feedback, and receivers of a design that shrinks are finally scaled to the
     assumed correlation.
     """
