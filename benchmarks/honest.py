@@ -6,7 +6,7 @@ the means of claimed and measured Pi with its standard error: of the receivers' 
 symbols' correlation. A ratio is marked where it is off by more than 3 % plus 3 standard errors. `--out FILE` keeps the
 rows as CSV.
 
-    python benchmarks/honest.py minilm --summary FILE    # a file of --out as a table
+    python benchmarks/honest.py minilm --summary FILE    # a file of --out as tables: ranges over rounds, each round
     python benchmarks/honest.py minilm --peaks      # the largest OFDM symbols, before and after mixing
     python benchmarks/honest.py minilm --price      # what each assumption hides: decibels, and seconds of a round
     python benchmarks/honest.py minilm --cost       # CPU time of a round with blocks as set, and derived
@@ -16,7 +16,7 @@ import argparse
 import csv
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -142,20 +142,41 @@ def rows_of(path: Path) -> Iterator[tuple[tuple[int, float, str, str], list[Rati
 
 
 def print_summary(path: Path) -> None:
-    """The ratios of a file of `--out`, a column for each round and SNR; those with the true correlation in brackets."""
+    """The ratios of a file of `--out`: least and largest over its rounds by SNR, then all of them, round by round."""
     rows = dict(rows_of(path))
-    columns = sorted({(t, snr) for t, snr, _, _ in rows})
-    print("| impairment | design | " + " | ".join(f"round {t}, {snr:g} dB" for t, snr in columns) + " |")
-    print("|---|---|" + "---|" * len(columns))
+    rounds, snrs = (sorted({key[i] for key in rows}) for i in (0, 1))
+    print_table(rows, [f"{snr:g} dB" for snr in snrs], [[(t, snr) for t in rounds] for snr in snrs])
+    for t in rounds:
+        print(f"\nRound {t}:\n")
+        print_table(rows, [f"{snr:g} dB" for snr in snrs], [[(t, snr)] for snr in snrs])
+
+
+def print_table(
+    rows: Mapping[tuple[int, float, str, str], Sequence[Ratio]],
+    heads: Sequence[str],
+    columns: Sequence[Sequence[tuple[int, float]]],
+) -> None:
+    """A row for each impairment and design, a column for each group of (round, SNR)."""
+    print("| impairment | design | " + " | ".join(heads) + " |")
+    print("|---|---|" + "---|" * len(heads))
     for case in CASES:
         for design in DESIGNS:
             cells = []
             for column in columns:
-                claimed, true = rows.get((*column, case, design), (None, None))
-                mark = " **!**" if is_off(claimed) else ""
-                of_true = "" if true is None else f" ({true[0]:.3f}{' **!**' if is_off(true) else ''})"
-                cells.append("" if claimed is None else f"{claimed[0]:.3f} ± {claimed[1]:.3f}{mark}{of_true}")
+                found = [rows[(*place, case, design)] for place in column if (*place, case, design) in rows]
+                own, true = ([pair[i] for pair in found if pair[i] is not None] for i in (0, 1))
+                cells.append(f"{ratios_text(own)} ({ratios_text(true)})" if own else "")
             print(f"| {case} | `{design}` | " + " | ".join(cells) + " |")
+
+
+def ratios_text(values: Sequence[Ratio]) -> str:
+    """A ratio with its standard error, or the range of several; marked with how many are off."""
+    pairs = sorted(value for value in values if value is not None)
+    off = sum(map(is_off, pairs))
+    if len(pairs) == 1:
+        return f"{pairs[0][0]:.3f} ± {pairs[0][1]:.3f}{' **!**' if off else ''}"
+    mark = f" **! in {off} of {len(pairs)}**" if off else ""
+    return f"{pairs[0][0]:.3f} to {pairs[-1][0]:.3f}{mark}"
 
 
 def print_peaks(settings: Settings, experiment: TrainingSetup, options: argparse.Namespace) -> None:
