@@ -90,14 +90,14 @@ class TransceiverProblem:
         return cls(h, values, targets, power, variance_of_noise, variance, real=real)
 
 
-def _numbers(name: str, values: Any, length: int, owners: str) -> Float[Tensor, " length"]:
+def _numbers(name: str, values: Any, length: int, nodes: str) -> Float[Tensor, " length"]:
     """Numbers of at least 0, one for all or one each. Raises UserError, with the name, for others."""
     try:
         numbers = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{name} is {values!r}: should be numbers") from None
     if tuple(numbers.shape) not in ((), (1,), (length,)):
-        one_each = f", or {length}, one for each of the {owners}" if length > 1 else ""
+        one_each = f", or {length}, one for each of the {nodes}" if length > 1 else ""
         raise UserError(f"{name} has the shape {tuple(numbers.shape)}: should be a number{one_each}")
     if not bool(((numbers >= 0) & numbers.isfinite()).all()):
         raise UserError(f"{name} has NaN, infinities or negative numbers: should be at least 0")

@@ -233,7 +233,7 @@ def check_devices(
     file: ChannelFile,
     key: str,
     power: Float[np.ndarray, " K"],
-    against: str,
+    reference: str,
     expected: Float[np.ndarray, " K"],
     limits: tuple[float, float],
 ) -> None:
@@ -244,7 +244,7 @@ def check_devices(
         device = int(far.argmax())
         own, other = (to_db(max(float(values[device]), 1e-300)) for values in (power, expected))
         raise UserError(
-            f"{file.source}: {key} of device {device} has a mean power of {own:.1f} dB, and its {against} of "
+            f"{file.source}: {key} of device {device} has a mean power of {own:.1f} dB, and its {reference} of "
             f"{other:.1f} dB; they should be power gains of the same size"
         )
 
