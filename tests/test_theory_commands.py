@@ -4,15 +4,21 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from airpfed import cli
 from airpfed.config import settings_file
 from airpfed.core import run_files
-from airpfed.planning import planner
+from airpfed.core.errors import UserError
+from airpfed.planning import planner, predict
+from airpfed.theory import predictions
 from airpfed.theory.verification import error_energy
 from airpfed.training.loop import play_round
+from support import checks
 from support.experiments import experiment_of
 from support.settings import make_settings
 
@@ -191,3 +197,42 @@ def test_a_plan_says_nothing_of_psi_where_nothing_is_proved(file: Path) -> None:
     assert stated(f"server.lr={1.1 * rule}") == (False, True)
     assert stated("devices.local_steps=2", f"server.lr={0.9 * rule}") == (False, False)
     assert stated("server.optimizer=adam", "server.lr=0.01") == (False, False)
+
+
+def test_a_plan_ends_with_the_budget_as_a_run_does(file: Path) -> None:
+    whole, short, all_costs = (
+        planner.make_plan(file, list(overrides), ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+        for overrides in ((), ("server.air_seconds=0.01",), ("server.seconds=0.1",))
+    )
+    for one, budget, key in ((short, 0.01, "air_seconds"), (all_costs, 0.1, "total_seconds")):
+        a_round = getattr(whole, key) / 4
+        rounds = min(4, max(1, int(budget / a_round)))
+        assert getattr(one, key) == pytest.approx(rounds * a_round)
+    assert short.channel == whole.channel
+
+
+def test_a_plan_of_two_hops_counts_each_edge_s_sum(file: Path) -> None:
+    one, other = (
+        planner.make_plan(file, [f"radio.topology={name}"], ["radio.snr_db=10"], ["2:2"], 0.5, 8).candidates[0]
+        for name in ("two_hop", "joint")
+    )
+    assert 0.2 < one.channel / other.channel < 50
+
+
+def test_a_plan_does_not_guess_the_peaks_of_gradients(file: Path) -> None:
+    with pytest.raises(UserError, match=r'^.*radio.mixing = "none": a plan knows the largest OFDM symbols of Gaussian'):
+        planner.make_plan(file, ["radio.mixing=none"], ["radio.snr_db=10"], ["2:2"], 0.5, 2)
+
+
+def test_entries_of_a_narrow_head_are_as_large_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energies are divided by each device's own entries, not by those of the widest head."""
+    checks.disarm("airpfed.planning.predict", "entry_variance")
+    kinds = {"global": {"A": (0, 10)}, "task": {"A": (0, 4), "head": (4, 24)}}
+    order: Any = SimpleNamespace(kinds=kinds.__getitem__, task_lengths=(24, 9))
+    energy = {"global.A": [[20.0, 30.0]], "task.A": [[8.0, 4.0]], "task.head": [[40.0, 5.0]]}
+    energy = {key: rows[0] for key, rows in energy.items()}
+    probe: Any = SimpleNamespace(points=[SimpleNamespace(energy=energy)], used=1)
+    monkeypatch.setattr(predictions, "mean_over_time", lambda points, row: row[0])
+    found = predict.entry_variance(order, order, probe, torch.tensor([0, 1]))
+    assert [variance.tolist() for _, variance in found["task"]] == [[2.0, 1.0], [2.0, 1.0]]
+    assert next(variance.tolist() for _, variance in found["global"]) == [2.0, 3.0]

@@ -458,3 +458,23 @@ def test_correlated_symbols_add_up_at_the_converters(packing, monkeypatch):
     rows = list(rounds(link, 12, monkeypatch, of=alike))
     assert abs(z_of(excess(rows, lambda e: e.claimed_genie))) < 5
     assert abs(z_of(excess(rows, lambda e: e.bias + e.variance))) < 5
+
+
+@pytest.mark.parametrize("name", ["carrier offset", "timing", "phase", "outage", "impulses"])
+def test_every_drop_has_draws_of_its_own(name, monkeypatch):
+    """Streams of a drop begin with its names, those of drop 0 as they are."""
+    every = Impairments(carrier_offset_hz=10.0, timing_drift=0.01, phase_rad=0.1, outage=0.1)
+    link = quiet_air(impairments=every, noise_alpha=1.8)
+    drawn_names: list[tuple[object, ...]] = []
+
+    def watched(seed, *names):  # type: ignore[no-untyped-def]
+        drawn_names.append(names)
+        return stream(seed, *names)
+
+    for module in ("impairments", "distortion", "transmit"):
+        monkeypatch.setattr(f"airpfed.air.{module}.stream", watched)
+    for names in ((), ("drop", 3)):
+        drawn_names.clear()
+        send(replace(link, network=replace(link.network, names=names)), 1, *drawn(link, 0), everyone(link))
+        found = [each for each in drawn_names if name in each]
+        assert found and all(each[: len(names) + 1] == (*names, name) for each in found)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from airpfed.air.grid import ResourceGrid
 from airpfed.air.impairments import Impairments
-from airpfed.air.link_level import draw_segment, drop_positions
+from airpfed.air.link_level import draw_segment, drop_positions, median_largest_symbol
 from airpfed.config.settings_file import read_settings
 from airpfed.planning.channel_study import schedule_full_round
 from airpfed.planning.link_study import draw_drops, link_of
@@ -58,6 +59,17 @@ def test_the_uses_of_a_drop_lie_evenly_in_a_block_that_changes(uses, block, grou
             (f((chosen + 0.5).double()), f((whole + 0.5).double())) for f in (torch.mean, torch.var)
         )
         assert abs(mean / expected - 1) < 0.05 and abs(spread - right) <= 0.1 * right
+
+
+@pytest.mark.parametrize(("uses", "block", "groups"), [(2000, 3552, 32), (10_000, 3552, 32), (10_000, 20_000, 1)])
+def test_the_largest_symbol_is_that_of_gaussian_signals_on_the_grid(uses, block, groups):
+    """A short slot over many groups fills a few uses of many symbols, whose means vary more."""
+    grid = ResourceGrid(block, groups, 1024)
+    index, rng = grid.positions(0, uses)[0], torch.Generator().manual_seed(4)
+    power = torch.empty(600, uses, dtype=torch.float64).exponential_(generator=rng)
+    count = torch.bincount(index).clamp(min=1)
+    means = torch.zeros(600, len(count), dtype=torch.float64).index_add_(1, index, power) / count
+    assert median_largest_symbol(grid, uses) == pytest.approx(float(means.amax(1).median()), rel=0.02)
 
 
 def test_drops_cover_the_band():

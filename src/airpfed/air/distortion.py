@@ -142,8 +142,8 @@ def relative_rotation(link: Uplink, segment: Segment) -> Float[Tensor, " uses"]:
 def rotation_factors(link: Uplink, segment: Segment, t: int, rows: slice) -> Complex[Tensor, "k uses"]:
     """Draw the factor e^{j phi} of some streams at each use.
 
-    A device's offsets are new in every coherence time. Random: streams (seed, "carrier offset", t, time) and (seed,
-    "timing", t, time).
+    A device's offsets are new in every coherence time. Random: streams (seed, names, "carrier offset", t, time) and
+    (seed, names, "timing", t, time) with the names of the drop.
     """
     devices, impairments = segment.slot.devices[rows], link.impairments
     by_hertz, by_sample = offset_angles(link, segment)
@@ -154,7 +154,8 @@ def rotation_factors(link: Uplink, segment: Segment, t: int, rows: slice) -> Com
             ("timing", impairments.timing_drift, by_sample),
         ):
             if deviation:
-                normal = torch.randn(len(link.samples), dtype=torch.float64, generator=stream(link.seed, name, t, time))
+                rng = stream(link.seed, *link.network.names, name, t, time)
+                normal = torch.randn(len(link.samples), dtype=torch.float64, generator=rng)
                 angle[:, a:b] += deviation * normal[devices, None] * by_unit[a:b]
     return torch.polar(torch.ones_like(angle), angle)
 

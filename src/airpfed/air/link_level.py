@@ -1,17 +1,19 @@
 """The link without learning: random symbols through random channels, with claimed and measured errors of a design."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
+from scipy.optimize import brentq
 from scipy.stats import gamma
 from torch import Tensor
 
 from airpfed.air.correlation import Correlation
 from airpfed.air.designs.error_bound import lower_bound
-from airpfed.air.grid import GridPositions
+from airpfed.air.grid import GridPositions, ResourceGrid
 from airpfed.air.problem import Transceiver, mse
 from airpfed.air.schedule import SlotPlan, Uplink, slot_uses
 from airpfed.air.segments import Segment, antennas_of, block_statistics, problem_of
@@ -68,7 +70,7 @@ def draw_segment(link: Uplink, slot: SlotPlan, drops: Drops, entries: int, rho: 
     assumed = rho if link.correlation is None else link.correlation
     largest = None
     if link.power_over == "symbol":
-        ratio = median_largest_symbol(slot_uses(link, slot), link.subcarriers)
+        ratio = median_largest_symbol(link.grid, slot_uses(link, slot))
         largest = torch.full((len(slot.devices),), ratio, dtype=torch.float64)
     return Segment(
         slot=slot,
@@ -123,15 +125,19 @@ def spread_uses(uses: int, block: int, width: int) -> Int[Tensor, " uses"]:
     return use * block // uses
 
 
-def median_largest_symbol(uses: int, subcarriers: int) -> float:
-    """The median over Gaussian signals of the largest OFDM symbol's power over the mean.
+def median_largest_symbol(grid: ResourceGrid, uses: int) -> float:
+    """The median over Gaussian signals of the largest OFDM symbol's power over the mean, in a slot of so many uses.
 
-    A symbol's power is the mean of `subcarriers` exponential variables; the largest of n has the median at the quantile
-    2^(-1/n) of one.
+    The power of a symbol with n uses is the mean of n exponential variables; the largest of all is at most x with the
+    product of their probabilities. A short slot over many groups of subcarriers fills a part of many symbols.
     """
-    symbols = -(-uses // subcarriers)
-    filled = min(uses, subcarriers)
-    return max(1.0, float(gamma.ppf(0.5 ** (1 / symbols), filled)) / filled)
+    counts, times = torch.unique(torch.bincount(grid.positions(0, uses)[0]), return_counts=True)
+    filled, times = counts[counts > 0].numpy(), times[counts > 0].numpy()
+
+    def excess(x: float) -> float:
+        return float((times * gamma.logcdf(filled * x, filled)).sum()) + math.log(2)
+
+    return float(brentq(excess, 1.0, 200.0)) if excess(1.0) < 0 else 1.0
 
 
 def draw_symbols(slot: SlotPlan, entries: int, rho: float, rng: torch.Generator) -> Float[Tensor, "K d"]:

@@ -332,7 +332,8 @@ def receivers_noise(
     ]
     samples = torch.cat(blocks, 1)
     if link.noise_alpha < 2:
-        samples = samples * impulses(link.noise_alpha, samples.shape[1], stream(link.seed, "impulses", t, segment.name))
+        rng = stream(link.seed, *link.network.names, "impulses", t, segment.name)
+        samples = samples * impulses(link.noise_alpha, samples.shape[1], rng)
     return samples
 
 

@@ -113,11 +113,21 @@ def read_candidates(
 
 
 def check_plan_settings(settings: Settings) -> None:
-    """Raise UserError if no error can be claimed for the link."""
+    """Raise UserError if no error can be claimed for the link, or its devices' power cannot be predicted."""
     if not settings.radio.scheme.row.superposes and settings.radio.scheme.name != "error_free":
         raise UserError(
             f'radio.scheme = "{settings.radio.scheme.label}": a plan does not model this scheme; use a design over the '
             "air"
+        )
+    radio = settings.radio
+    if (
+        radio.scheme.row.superposes
+        and radio.mixing == "none"
+        and (radio.power_over, radio.energy) == ("symbol", "per_slot")
+    ):
+        raise UserError(
+            'radio.mixing = "none": a plan knows the largest OFDM symbols of Gaussian signals only; use "full", or '
+            'power_over = "slot"'
         )
     if settings.radio.clipping_db != "off":
         raise UserError(

@@ -85,13 +85,13 @@ def predict_candidate(
     link = build_uplink(settings, clients.task_of, samples, kinds, order.task_lengths)
     check_channel_memory(settings.radio, len(samples), len(settings.tasks), draws)
     drops = draw_channels(link, [(link.network, 1.0)], draws, settings.radio.has_recorded_channel)
-    variance = entry_variance(clients.layout, order, probe)
+    variance = entry_variance(clients.layout, order, probe, clients.task_of)
     parts, cost = study_round(link, schedule_full_round(link, drops), variance, probe, drops)
     unbiased = build.is_unbiased(settings)
     bias = (1.0, 0.0) if unbiased else predictions.bias(parts)
     constants = planned_constants(settings, probe, base, bias)
     eta = bounds.step_size(constants) if isinstance(settings.server.lr, str) else settings.server.lr
-    energy, rounds = predictions.predicted_energy(parts), settings.server.rounds
+    energy, rounds = predictions.predicted_energy(parts), rounds_within(settings, cost + computing)
     arguments = eta, constants, probe.points[0].loss, rounds, energy
     psi = bounds.average_bound(*arguments) if unbiased and probe.plain and bounds.within_rule(eta, constants) else None
     psi_ours = bounds.average_bound_ours(*arguments) if probe.plain else None
@@ -114,6 +114,17 @@ def predict_candidate(
     )
 
 
+def rounds_within(settings: Settings, cost: Ledger) -> int:
+    """T, or the rounds of such a cost that fit into the run's budgets of seconds; the first is always run."""
+    server = settings.server
+    on_air = cost.air_seconds + (cost.downlink_seconds if server.air_seconds_of == "both" else 0.0)
+    rounds = server.rounds
+    for seconds, budget in ((on_air, server.air_seconds), (cost.total_seconds, server.seconds)):
+        if budget is not None and seconds > 0:
+            rounds = min(rounds, max(1, int(budget / seconds * (1 + 1e-12))))
+    return rounds
+
+
 def planned_constants(settings: Settings, probe: Probe, base: Settings, bias: tuple[float, float]) -> Constants:
     """The probe's constants at a candidate's split, with the (gain, deviation) of its design."""
     ranks, constants = settings.adapters, probe.constants
@@ -123,18 +134,20 @@ def planned_constants(settings: Settings, probe: Probe, base: Settings, bias: tu
     return constants.model_copy(update={"gain": bias[0], "deviation": probe.safety * bias[1]})
 
 
-def entry_variance(probed: layout.Layout, order: layout.Layout, probe: Probe) -> EntryVariance:
+def entry_variance(probed: layout.Layout, order: layout.Layout, probe: Probe, task_of: Tensor) -> EntryVariance:
     """The mean square of a gradient's entries by scope and kind of factor, in the columns of `order`.
 
-    The mean is over the pilot's time. Entries of a kind have the same variance whatever their scope: a kind that the
-    probe did not measure in a scope is taken from the other scope.
+    The mean is over the pilot's time, and over a device's own entries: a task's head may be narrower than the widest
+    one. Entries of a kind have the same variance whatever their scope: a kind that the probe did not measure in a scope
+    is taken from the other scope. task_of: task of each device, (K,).
     """
     points, measured = probe.points[: probe.used], dict[tuple[str, str], Tensor]()
     for scope, kinds in (("global", probed.kinds("global")), ("task", probed.kinds("task"))):
         for kind, (a, b) in kinds.items():
             rows = zip(*(point.energy[f"{scope}.{kind}"] for point in points), strict=True)
             means = [predictions.mean_over_time(points, row) for row in rows]
-            measured[scope, kind] = torch.tensor(means, dtype=torch.float64) / (b - a)
+            ends = torch.tensor(probed.task_lengths)[task_of].clamp(max=b) if scope == "task" else torch.tensor(b)
+            measured[scope, kind] = torch.tensor(means, dtype=torch.float64) / (ends - a).clamp(min=1)
     for kind in {kind for _, kind in measured}:
         for scope, other in (("global", "task"), ("task", "global")):
             if (scope, kind) not in measured:
@@ -240,7 +253,8 @@ def theory_parts(
 
 def stream_variance(slot: SlotPlan, variance: EntryVariance, first: int, last: int) -> Float[Tensor, " J"]:
     """The mean square of the entries of each stream in the columns from `first` to `last`."""
-    scopes = ["global" if slot.targets[i] is None else "task" for i in slot.target_of.tolist()]
+    sums = (slot.combining_matrix != 0).double().argmax(0)  # of each receiver; with two_hop several have one sum
+    scopes = ["global" if slot.targets[i] is None else "task" for i in sums[slot.target_of].tolist()]
     out = torch.zeros(len(scopes), dtype=torch.float64)
     for j, (scope, k) in enumerate(zip(scopes, slot.devices.tolist(), strict=True)):
         for (a, b), square in variance[scope]:
