@@ -165,14 +165,16 @@ def print_table(
             for column in columns:
                 found = [rows[(*place, case, design)] for place in column if (*place, case, design) in rows]
                 own, true = ([pair[i] for pair in found if pair[i] is not None] for i in (0, 1))
-                cells.append(f"{ratios_text(own)} ({ratios_text(true)})" if own else "")
+                cells.append(ratios_text(own) + (f" ({ratios_text(true)})" if true else ""))
             print(f"| {case} | `{design}` | " + " | ".join(cells) + " |")
 
 
-def ratios_text(values: Sequence[Ratio]) -> str:
-    """A ratio with its standard error, or the range of several; marked with how many are off."""
-    pairs = sorted(value for value in values if value is not None)
+def ratios_text(values: Sequence[tuple[float, float]]) -> str:
+    """A ratio with its standard error, or the range of several, marked with how many are off; empty for none."""
+    pairs = sorted(values)
     off = sum(map(is_off, pairs))
+    if not pairs:
+        return ""
     if len(pairs) == 1:
         return f"{pairs[0][0]:.3f} ± {pairs[0][1]:.3f}{' **!**' if off else ''}"
     mark = f" **! in {off} of {len(pairs)}**" if off else ""

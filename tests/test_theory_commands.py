@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from airpfed import cli
+from airpfed.air.schedule import Updates, schedule
 from airpfed.config import settings_file
 from airpfed.core import run_files
 from airpfed.core.errors import UserError
@@ -21,6 +22,7 @@ from airpfed.training.loop import play_round
 from support import checks
 from support.experiments import experiment_of
 from support.settings import make_settings
+from support.uplinks import everyone, gradients, make_air
 
 pytestmark = pytest.mark.usefixtures("shared_bases")
 
@@ -200,15 +202,17 @@ def test_a_plan_says_nothing_of_psi_where_nothing_is_proved(file: Path) -> None:
 
 
 def test_a_plan_ends_with_the_budget_as_a_run_does(file: Path) -> None:
-    whole, short, all_costs = (
-        planner.make_plan(file, list(overrides), ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
-        for overrides in ((), ("server.air_seconds=0.01",), ("server.seconds=0.1",))
-    )
-    for one, budget, key in ((short, 0.01, "air_seconds"), (all_costs, 0.1, "total_seconds")):
+    """Budgets of 2.5 rounds and of half a round: two rounds and the first one, of four."""
+
+    def planned(*overrides: str) -> predict.Candidate:
+        return planner.make_plan(file, overrides, ["radio.snr_db=10"], ["2:2"], 0.5, 2).candidates[0]
+
+    whole = planned()
+    for key, budget in (("air_seconds", "air_seconds"), ("total_seconds", "seconds")):
         a_round = getattr(whole, key) / 4
-        rounds = min(4, max(1, int(budget / a_round)))
-        assert getattr(one, key) == pytest.approx(rounds * a_round)
-    assert short.channel == whole.channel
+        for rounds, share in ((2, 2.5), (1, 0.5)):
+            one = planned(f"server.{budget}={share * a_round}")
+            assert getattr(one, key) == pytest.approx(rounds * a_round) and one.channel == whole.channel
 
 
 def test_a_plan_of_two_hops_counts_each_edge_s_sum(file: Path) -> None:
@@ -217,6 +221,11 @@ def test_a_plan_of_two_hops_counts_each_edge_s_sum(file: Path) -> None:
         for name in ("two_hop", "joint")
     )
     assert 0.2 < one.channel / other.channel < 50
+    link = make_air(topology="two_hop")
+    shared, personal = gradients(link)
+    slot, *_ = schedule(link, Updates(shared, personal, everyone(link)), ((0,), (1,)))
+    variance = {"global": [((0, 41), 2 * torch.ones(5).double())], "task": [((0, 41), torch.ones(5).double())]}
+    assert predict.stream_variance(slot, variance, 0, 41).tolist() == [2.0] * 5
 
 
 def test_a_plan_does_not_guess_the_peaks_of_gradients(file: Path) -> None:
@@ -229,8 +238,7 @@ def test_entries_of_a_narrow_head_are_as_large_as_they_are(monkeypatch: pytest.M
     checks.disarm("airpfed.planning.predict", "entry_variance")
     kinds = {"global": {"A": (0, 10)}, "task": {"A": (0, 4), "head": (4, 24)}}
     order: Any = SimpleNamespace(kinds=kinds.__getitem__, task_lengths=(24, 9))
-    energy = {"global.A": [[20.0, 30.0]], "task.A": [[8.0, 4.0]], "task.head": [[40.0, 5.0]]}
-    energy = {key: rows[0] for key, rows in energy.items()}
+    energy = {"global.A": [20.0, 30.0], "task.A": [8.0, 4.0], "task.head": [40.0, 5.0]}
     probe: Any = SimpleNamespace(points=[SimpleNamespace(energy=energy)], used=1)
     monkeypatch.setattr(predictions, "mean_over_time", lambda points, row: row[0])
     found = predict.entry_variance(order, order, probe, torch.tensor([0, 1]))

@@ -6,6 +6,7 @@ the uses of a block, a `Distortion`; `air/distortion.py` has those of the amplif
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float
@@ -102,6 +103,7 @@ def steady_distortion(impairments: Impairments) -> Distortion:
     return constant_distortion(math.exp(-phase / 2) * received, received, math.exp(-2 * phase) * received)
 
 
+@lru_cache(maxsize=16)
 def clipped_statistics(level: float, smoothness: float = math.inf) -> tuple[float, float]:
     """The gain and the remaining power of a complex Gaussian signal of unit power that saturates at power `level`.
 

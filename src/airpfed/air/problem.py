@@ -81,13 +81,11 @@ class TransceiverProblem:
         values = values.double()[None] if values.dim() == 1 else values.double()
         if values.dim() != 2 or values.shape[1] != devices or not len(values):
             raise UserError(f"weights have the shape {tuple(values.shape)}: should be (targets, {devices})")
-        if not bool(((values >= 0) & values.isfinite()).all()):
-            raise UserError("weights have NaN, infinities or negative numbers: should be at least 0")
+        _check_sign("weights", values)
         power = _numbers("power_limit", power_limit, devices, "devices")
         variance = _numbers("csi_variance", csi_variance, devices, "devices")
         targets = _numbers("target_weight", target_weight, len(values), "targets")
-        variance_of_noise = float(_numbers("noise", noise, 1, "slot"))
-        return cls(h, values, targets, power, variance_of_noise, variance, real=real)
+        return cls(h, values, targets, power, float(_numbers("noise", noise, 1, "slot")), variance, real=real)
 
 
 def _numbers(name: str, values: Any, length: int, nodes: str) -> Float[Tensor, " length"]:
@@ -99,9 +97,14 @@ def _numbers(name: str, values: Any, length: int, nodes: str) -> Float[Tensor, "
     if tuple(numbers.shape) not in ((), (1,), (length,)):
         one_each = f", or {length}, one for each of the {nodes}" if length > 1 else ""
         raise UserError(f"{name} has the shape {tuple(numbers.shape)}: should be a number{one_each}")
-    if not bool(((numbers >= 0) & numbers.isfinite()).all()):
-        raise UserError(f"{name} has NaN, infinities or negative numbers: should be at least 0")
+    _check_sign(name, numbers)
     return numbers.expand(length).clone()
+
+
+def _check_sign(name: str, numbers: Tensor) -> None:
+    if not bool(((numbers >= 0) & numbers.isfinite()).all()):
+        verb = "have" if name.endswith("s") else "has"
+        raise UserError(f"{name} {verb} NaN, infinities or negative numbers: should be at least 0")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from airpfed.air.blockwise import by_block
 from airpfed.air.correlation import scale_receivers
-from airpfed.air.designs.batching import in_batches, in_unit_limits, in_watts, join_problems
+from airpfed.air.designs.batching import design_jointly, in_batches, join_problems
 from airpfed.air.distortion import distortion_of, equalise_amplifiers
 from airpfed.air.feedback import HEADROOM_DB, round_factors
 from airpfed.air.problem import Transceiver, TransceiverProblem, check_power, join_blocks, silent
@@ -48,13 +48,13 @@ def _design_seeds(link: Uplink, segments: Sequence[Segment]) -> list[Transceiver
     """
     assert link.design is not None
     problems = [segment.problem for segment in segments]
-    alike = all(torch.equal(problem.power_limit, problems[0].power_limit) for problem in problems)
-    if not alike and not link.batched:
-        return design_separately(link, segments)
-    joint = join_problems(problems if alike else [in_unit_limits(problem) for problem in problems])
+    if any(not torch.equal(problem.power_limit, problems[0].power_limit) for problem in problems):
+        if not link.batched:
+            return design_separately(link, segments)
+        return [check_power(*pair) for pair in zip(problems, design_jointly(link.design, problems), strict=True)]
+    joint = join_problems(problems)
     transceiver = link.design(joint) if link.batched else design_or_stay_silent(link.design, joint)
-    parts = check_power(joint, transceiver).split([len(problem.h) for problem in problems])
-    return parts if alike else [in_watts(*pair) for pair in zip(problems, parts, strict=True)]
+    return check_power(joint, transceiver).split([len(problem.h) for problem in problems])
 
 
 def design_or_stay_silent(design: DesignFunction, problem: TransceiverProblem) -> Transceiver:

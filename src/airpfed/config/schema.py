@@ -709,6 +709,11 @@ class RadioSettings(Section):
         return bool(getattr(self.channel.find_row(), "recorded", False))
 
     @property
+    def has_symbol_limit(self) -> bool:
+        """Whether the power limit holds for every OFDM symbol; energy that slots share has a limit over the round."""
+        return self.power_over == "symbol" and self.energy == "per_slot"
+
+    @property
     def has_derived_blocks(self) -> bool:
         """Whether the size of coherence blocks follows from delay spread and speed."""
         return "derived" in (self.subcarrier_groups, self.coherence_symbols)

@@ -119,12 +119,7 @@ def check_plan_settings(settings: Settings) -> None:
             f'radio.scheme = "{settings.radio.scheme.label}": a plan does not model this scheme; use a design over the '
             "air"
         )
-    radio = settings.radio
-    if (
-        radio.scheme.row.superposes
-        and radio.mixing == "none"
-        and (radio.power_over, radio.energy) == ("symbol", "per_slot")
-    ):
+    if settings.radio.scheme.row.superposes and settings.radio.mixing == "none" and settings.radio.has_symbol_limit:
         raise UserError(
             'radio.mixing = "none": a plan knows the largest OFDM symbols of Gaussian signals only; use "full", or '
             'power_over = "slot"'

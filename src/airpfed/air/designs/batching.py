@@ -25,11 +25,7 @@ def in_batches(
             transceivers[indices[0]] = design(slots[indices[0]])
             continue
         members = [slots[index] for index in indices]
-        parts = design(join_problems([in_unit_limits(problem) for problem in members])).split(
-            [len(problem.h) for problem in members]
-        )
-        for index, problem, part in zip(indices, members, parts, strict=True):
-            transceivers[index] = in_watts(problem, part)
+        transceivers.update(zip(indices, design_jointly(design, members), strict=True))
     return [transceivers[index] for index in range(len(slots))]
 
 
@@ -43,6 +39,19 @@ def batch_key(problem: TransceiverProblem) -> Hashable:
     ):
         return None
     return problem.h.shape[1:], problem.noise, problem.real
+
+
+def design_jointly(
+    design: Callable[[TransceiverProblem], Transceiver], problems: Sequence[TransceiverProblem]
+) -> list[Transceiver]:
+    """Design the blocks of all problems in one call, in units of their power limits."""
+    parts = design(join_problems([in_unit_limits(problem) for problem in problems])).split(
+        [len(problem.h) for problem in problems]
+    )
+    return [
+        replace(part, transmit_factors=part.transmit_factors * problem.power_limit.sqrt())
+        for part, problem in zip(parts, problems, strict=True)
+    ]
 
 
 def join_problems(problems: Sequence[TransceiverProblem]) -> TransceiverProblem:
@@ -73,8 +82,3 @@ def in_unit_limits(problem: TransceiverProblem) -> TransceiverProblem:
         csi_variance=problem.csi_variance * limit,
         power_limit=torch.ones_like(limit),
     )
-
-
-def in_watts(problem: TransceiverProblem, transceiver: Transceiver) -> Transceiver:
-    """The transceiver of a problem from that of the problem `in_unit_limits`."""
-    return replace(transceiver, transmit_factors=transceiver.transmit_factors * problem.power_limit.sqrt())

@@ -81,7 +81,7 @@ def build_uplink(
         subcarriers=radio.subcarriers,
         subcarrier_groups=plan.groups,
         mixing=radio.mixing,
-        power_over="slot" if radio.energy == "per_round" else radio.power_over,
+        power_over="symbol" if radio.has_symbol_limit else "slot",
         noise_alpha=radio.noise_alpha,
         interference=interference_of(radio, network, noise),
         receive_clipping=math.inf if radio.receive_clipping == "off" else radio.receive_clipping,
